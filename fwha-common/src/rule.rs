@@ -1,0 +1,92 @@
+//! The compiled ruleset: what user space writes into `RULES`, one generation beside the other.
+
+/// Zone number of the firewall node itself.
+pub const ZONE_NODE: u8 = 0;
+/// Matches every zone in [`Rule::from`] and [`Rule::to`].
+pub const ZONE_ANY: u8 = 0xff;
+
+/// Rules of one generation at most. `RULES` holds two generations of this length.
+pub const MAX_RULES: usize = 256;
+
+/// What a rule does.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Silently drop; the default for what no rule matches.
+    Drop = 0,
+    /// Admit the flow.
+    Accept = 1,
+}
+
+/// An element of `RULES`. A config rule with several sources, destinations or services becomes
+/// several of these. The first that matches decides.
+///
+/// Addresses are as in a flow key; an IPv4 prefix of length n is a mapped prefix of length 96 + n.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rule {
+    /// Source network, network byte order as words; host bits are zero.
+    pub src: [u32; 4],
+    /// Mask of the source.
+    pub src_mask: [u32; 4],
+    /// Destination network.
+    pub dst: [u32; 4],
+    /// Mask of the destination.
+    pub dst_mask: [u32; 4],
+    /// Lowest destination port, host byte order.
+    pub port_min: u16,
+    /// Highest destination port, host byte order.
+    pub port_max: u16,
+    /// IP protocol; 0 is any.
+    pub proto: u8,
+    /// Zone the flow comes from, or [`ZONE_ANY`].
+    pub from: u8,
+    /// Zone the flow goes to, [`ZONE_NODE`] for the node itself, or [`ZONE_ANY`].
+    pub to: u8,
+    /// An [`Action`].
+    pub action: u8,
+    /// Hash of the rule's name, [`name_hash`].
+    pub name_hash: u32,
+    /// Number of the rule in the config file, from 0: index into `RULE_HITS`.
+    pub index: u32,
+}
+
+/// FNV-1a, 32 bits, of a rule's name: how a rule is named in flows and between nodes.
+pub const fn name_hash(name: &str) -> u32 {
+    let bytes = name.as_bytes();
+    let mut hash = 0x811c_9dc5u32;
+    let mut i = 0;
+    while i < bytes.len() {
+        hash = (hash ^ bytes[i] as u32).wrapping_mul(0x0100_0193);
+        i += 1;
+    }
+    hash
+}
+
+/// An element of the hash map `INTERFACES`, keyed by interface index (u32).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Interface {
+    /// The zone; [`Interface::NO_ZONE`] on a sync interface, where only probes are looked at.
+    pub zone: u8,
+    /// Always zero.
+    pub zero: [u8; 3],
+}
+
+impl Interface {
+    /// [`Interface::zone`] of an interface that is in no zone.
+    pub const NO_ZONE: u8 = 0xfe;
+}
+
+#[cfg(feature = "user")]
+mod pod {
+    // SAFETY: `repr(C)`, integers only, no padding (asserted below), valid for any bits.
+    unsafe impl aya::Pod for super::Rule {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Interface {}
+}
+
+const _: () = {
+    assert!(size_of::<Rule>() == 80);
+    assert!(size_of::<Interface>() == 4);
+};

@@ -1,0 +1,178 @@
+//! What user space tells the programs, and where it finds what they tell back.
+
+use crate::flow::{FLOW_STATES, TIMEOUT_CLASSES};
+
+/// The one element of the array map `SETTINGS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Key of the bucket hash, from the cluster key: the same on all nodes.
+    pub bucket_key: [u64; 2],
+    /// Key of probes, from the cluster key.
+    pub probe_key: [u64; 2],
+    /// First word of the cluster's id, as in every probe.
+    pub cluster: u32,
+    /// Low 32 bits of this daemon's boot epoch; goes into the identity of new flows.
+    pub epoch: u32,
+    /// Raised by user space with every change of a route, neighbour, address or link; next hops
+    /// cached under another number are looked up again. Never 0.
+    pub route_generation: u32,
+    /// Which half of `RULES` is in force: generation modulo 2. 0 means no ruleset: drop all.
+    pub ruleset_generation: u32,
+    /// Rules in that half.
+    pub rules: u32,
+    /// This node, 1 to [`crate::MAX_NODES`].
+    pub node: u8,
+    /// Always zero.
+    pub zero: [u8; 3],
+}
+
+/// The one element of the array map `TIMEOUTS`: ns by protocol class and state.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// `ns[class][state]`.
+    pub ns: [[u64; FLOW_STATES]; TIMEOUT_CLASSES],
+}
+
+impl Timeouts {
+    /// The kernel's defaults (net/netfilter/nf_conntrack_proto_tcp.c, _udp.c, _icmp.c,
+    /// _generic.c). A state that a protocol does not use has that protocol's shortest timeout.
+    pub const KERNEL: Self = {
+        const S: u64 = 1_000_000_000;
+        const fn class(unreplied: u64, replied: u64, assured: u64) -> [u64; FLOW_STATES] {
+            let mut t = [unreplied * S; FLOW_STATES];
+            t[crate::flow::FlowState::Replied as usize] = replied * S;
+            t[crate::flow::FlowState::Assured as usize] = assured * S;
+            t
+        }
+        Self {
+            ns: [
+                [
+                    10 * S,
+                    120 * S,     // syn-sent
+                    60 * S,      // syn-recv
+                    432_000 * S, // established
+                    120 * S,     // fin-wait
+                    60 * S,      // close-wait
+                    30 * S,      // last-ack
+                    120 * S,     // time-wait
+                    10 * S,      // close
+                    10 * S,
+                    10 * S,
+                    10 * S,
+                ],
+                class(30, 30, 120),
+                class(30, 30, 30),
+                class(600, 600, 600),
+            ],
+        }
+    };
+}
+
+/// Element counts of the per-CPU array map `COUNTERS`, which holds u64s.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counter {
+    /// Packets that entered at an interface.
+    PacketsIn = 0,
+    /// Packets forwarded by the programs.
+    Forwarded = 1,
+    /// Packets handed to the kernel's stack (for this node, own protocols, slow path).
+    Passed = 2,
+    /// Packets dropped; equals the sum of all drop reasons.
+    Dropped = 3,
+    /// Probes answered.
+    ProbesAnswered = 4,
+    /// Events that found no room in the ring buffer; by bucket in `EVENT_LOSS`.
+    EventsLost = 5,
+    /// Flows created in the main table.
+    FlowsCreated = 6,
+    /// Flows created in the embryonic table.
+    Embryonic = 7,
+    /// Forwarded packets whose next hop had to be looked up.
+    FibLookups = 8,
+}
+
+/// Number of [`Counter`]s.
+pub const COUNTERS: usize = 9;
+
+impl Counter {
+    /// All counters, in the order of their numbers.
+    pub const ALL: [Self; COUNTERS] = [
+        Self::PacketsIn,
+        Self::Forwarded,
+        Self::Passed,
+        Self::Dropped,
+        Self::ProbesAnswered,
+        Self::EventsLost,
+        Self::FlowsCreated,
+        Self::Embryonic,
+        Self::FibLookups,
+    ];
+
+    /// The name under which it is shown.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::PacketsIn => "packets_in",
+            Self::Forwarded => "forwarded",
+            Self::Passed => "passed",
+            Self::Dropped => "dropped",
+            Self::ProbesAnswered => "probes_answered",
+            Self::EventsLost => "events_lost",
+            Self::FlowsCreated => "flows_created",
+            Self::Embryonic => "embryonic",
+            Self::FibLookups => "fib_lookups",
+        }
+    }
+}
+
+/// Names of maps and programs in the object.
+pub mod name {
+    /// Main flow table: HASH, [`crate::flow::FlowKey`] to [`crate::flow::Flow`], replicated.
+    pub const FLOWS: &str = "FLOWS";
+    /// New flows without an answer: LRU_HASH, same types, not replicated.
+    pub const EMBRYONIC: &str = "EMBRYONIC";
+    /// Flows that begin or end at this node: LRU_HASH, same types, never replicated.
+    pub const NODE_FLOWS: &str = "NODE_FLOWS";
+    /// Flow events: RINGBUF of [`crate::flow::FlowEvent`].
+    pub const EVENTS: &str = "EVENTS";
+    /// Events lost by bucket: PERCPU_ARRAY of u64, [`crate::BUCKETS`] elements.
+    pub const EVENT_LOSS: &str = "EVENT_LOSS";
+    /// ARRAY of [`crate::group::Group`], [`crate::MAX_GROUPS`] elements.
+    pub const GROUPS: &str = "GROUPS";
+    /// ARRAY of u32: the group of each bucket, [`crate::BUCKETS`] elements.
+    pub const BUCKET_GROUP: &str = "BUCKET_GROUP";
+    /// ARRAY of [`crate::rule::Rule`], two generations of [`crate::rule::MAX_RULES`].
+    pub const RULES: &str = "RULES";
+    /// PERCPU_ARRAY of u64: hits by rule index, [`crate::rule::MAX_RULES`] elements.
+    pub const RULE_HITS: &str = "RULE_HITS";
+    /// HASH of u32 (interface index) to [`crate::rule::Interface`].
+    pub const INTERFACES: &str = "INTERFACES";
+    /// ARRAY of one [`super::Settings`].
+    pub const SETTINGS: &str = "SETTINGS";
+    /// ARRAY of one [`super::Timeouts`].
+    pub const TIMEOUTS: &str = "TIMEOUTS";
+    /// PERCPU_ARRAY of u64 by [`super::Counter`].
+    pub const COUNTERS: &str = "COUNTERS";
+    /// PERCPU_ARRAY of u64 by [`crate::drop::DropReason`].
+    pub const DROPS: &str = "DROPS";
+    /// The XDP program for zone interfaces.
+    pub const XDP_INGRESS: &str = "fwha_xdp";
+    /// The tc (TCX) ingress program for zone interfaces.
+    pub const TC_INGRESS: &str = "fwha_tc";
+    /// The tc (TCX) egress program for zone interfaces.
+    pub const TC_EGRESS: &str = "fwha_egress";
+    /// The tc (TCX) ingress program for sync interfaces: answers probes, passes everything else.
+    pub const SYNC_INGRESS: &str = "fwha_sync";
+}
+
+#[cfg(feature = "user")]
+mod pod {
+    // SAFETY: `repr(C)`, integers only, no padding (asserted below), valid for any bits.
+    unsafe impl aya::Pod for super::Settings {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Timeouts {}
+}
+
+const _: () = assert!(size_of::<Settings>() == 56);
