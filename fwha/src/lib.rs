@@ -1,1 +1,8 @@
-//! Placeholder.
+//! fwha.
+
+pub mod dataplane;
+pub mod netlink;
+pub mod socket;
+pub mod sys;
+#[cfg(test)]
+mod testing;
