@@ -43,7 +43,7 @@ mod tests;
 
 pub use attach::{Attach, AttachKind, AttachedInterface};
 pub use events::Events;
-pub use maps::Maps;
+pub use maps::{FlowMap, FlowWalk, Maps};
 
 use attach::{Hook, Links};
 use object::Programs;
