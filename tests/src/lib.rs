@@ -1,1 +1,13 @@
-//! Placeholder.
+//! The lab in which two real nodes run, the traffic that goes through them, and what tests share.
+//!
+//! * [`lab`]: client, fw1, fw2 and server in network namespaces, with cables that can be pulled.
+//! * [`traffic`]: the paced TCP copy and the 1 kHz UDP probe, run inside the namespaces by the program `fwha-traffic`.
+
+//! * [`root`]: how a test says that it needs root.
+//!
+//! The scenarios themselves are in `tests/tests/`, named by behaviour.
+
+pub mod lab;
+pub mod root;
+pub mod sys;
+pub mod traffic;
