@@ -2,7 +2,7 @@
 //!
 //! * [`lab`]: client, fw1, fw2 and server in network namespaces, with cables that can be pulled.
 //! * [`traffic`]: the paced TCP copy and the 1 kHz UDP probe, run inside the namespaces by the program `fwha-traffic`.
-
+//! * [`takeover`]: the main job as one scenario, for `cargo xtask demo` and the tests alike.
 //! * [`root`]: how a test says that it needs root.
 //!
 //! The scenarios themselves are in `tests/tests/`, named by behaviour.
@@ -10,4 +10,5 @@
 pub mod lab;
 pub mod root;
 pub mod sys;
+pub mod takeover;
 pub mod traffic;

@@ -53,11 +53,13 @@ pub struct CopyReport {
     pub expected: u64,
     /// SHA-256 of `bytes`, in hexadecimal.
     pub sha256: String,
-    /// From the first byte to the last.
+    /// From the start of the connection to the last byte.
     pub duration_ms: f64,
+    /// When the last byte moved.
+    pub ended_at_mono_ms: f64,
     /// Segments this end sent again.
     pub retransmissions: u32,
-    /// The longest time without progress, and when it began.
+    /// The longest time without progress.
     pub longest_gap_ms: f64,
     /// When the longest gap began.
     pub longest_gap_at_mono_ms: f64,
@@ -219,6 +221,7 @@ impl Meter {
             expected: self.expected,
             sha256,
             duration_ms: self.moved_ms - self.started_ms,
+            ended_at_mono_ms: self.moved_ms,
             retransmissions,
             longest_gap_ms: self.gap.0,
             longest_gap_at_mono_ms: self.gap.1,
