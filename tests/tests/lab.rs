@@ -1,11 +1,16 @@
 //! The lab itself, with the kernel's forwarding in the place of fwha: traffic arrives, loss is told, nothing is left.
 
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::Result;
 use fwha_tests::lab::{self, Cable, Host, INET_VIP, LAN_VIP, Lab, LabOptions, Node, SERVER};
 use fwha_tests::needs_root;
 use fwha_tests::traffic::{CopyEvent, CopyReport, ProbeEvent, ProbeReport};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -133,7 +138,7 @@ fn removal_ends_what_still_runs_and_leaves_nothing() {
         lab.traffic::<ProbeEvent>(Host::Server, &arguments("echo --listen 0.0.0.0:7")).expect("an echo");
     let event = echo.next(PATIENCE).expect("an event");
     assert!(matches!(event, Some(ProbeEvent::Listening)), "{event:?}");
-    assert_eq!(lab.pins().expect("pins"), Vec::<std::path::PathBuf>::new());
+    assert_eq!(lab.pins().expect("pins"), Vec::<PathBuf>::new());
 
     lab.remove().expect("a clean removal");
 
@@ -142,4 +147,73 @@ fn removal_ends_what_still_runs_and_leaves_nothing() {
     assert!(!String::from_utf8_lossy(&namespaces.stdout).contains(&id));
     assert!(!lab::clean_stale().expect("a clean-up").contains(&id));
     assert!(echo.next(PATIENCE).expect("the end of the output").is_none() && echo.ended());
+}
+
+/// Set in the process that plays the owner of a lab in the tests below.
+const OWNER: &str = "FWHA_TEST_LAB_OWNER";
+
+/// Runs the calling test once more in a process of its own that lays a lab and waits for its end there. Returns that
+/// process and the lab's name; in that process itself, does not return.
+fn owner_of_a_lab(test: &str) -> (Child, String) {
+    if std::env::var_os(OWNER).is_some() {
+        let lab = Lab::new(LabOptions::default()).expect("a lab");
+        println!("\n{}", lab.id());
+        loop {
+            std::thread::park();
+        }
+    }
+    let mut owner = Command::new(std::env::current_exe().expect("this program"))
+        .args(["--exact", test, "--nocapture"])
+        .env(OWNER, "")
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the owner");
+    let output = BufReader::new(owner.stdout.take().expect("its output"));
+    let id =
+        output.lines().map_while(Result::ok).find(|line| line.starts_with("fwha-")).expect("the lab's name");
+    assert!(namespaces().contains(&id));
+    (owner, id)
+}
+
+fn namespaces() -> String {
+    let output = Command::new("ip").args(["netns", "list"]).output().expect("ip netns list");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn a_signal_to_the_owner_removes_the_lab() {
+    needs_root!();
+    let (mut owner, id) = owner_of_a_lab("a_signal_to_the_owner_removes_the_lab");
+
+    kill(Pid::from_raw(owner.id().cast_signed()), Signal::SIGTERM).expect("SIGTERM");
+
+    assert_eq!(owner.wait().expect("its end").code(), Some(128 + Signal::SIGTERM as i32));
+    assert!(!namespaces().contains(&id) && !Path::new("/run/fwha-lab").join(&id).exists());
+}
+
+#[test]
+fn a_lab_whose_owner_was_killed_goes_before_the_next_is_laid() {
+    needs_root!();
+    let (mut owner, id) = owner_of_a_lab("a_lab_whose_owner_was_killed_goes_before_the_next_is_laid");
+    owner.kill().and_then(|()| owner.wait()).expect("its end");
+
+    let lab = Lab::new(LabOptions::default()).expect("another lab");
+
+    assert!(!namespaces().contains(&id) && !Path::new("/run/fwha-lab").join(&id).exists());
+    lab.remove().expect("a clean removal");
+}
+
+#[test]
+fn a_lab_left_standing_stays_until_it_is_asked_for() {
+    needs_root!();
+    let lab = Lab::new(LabOptions::default()).expect("a lab");
+    let id = lab.id().to_owned();
+    lab.keep().expect("a mark");
+    assert!(namespaces().contains(&id));
+
+    assert!(!lab::clean_stale().expect("a clean-up").contains(&id));
+    assert!(namespaces().contains(&id));
+
+    assert!(lab::clean_kept().expect("a clean-up").contains(&id));
+    assert!(!namespaces().contains(&id));
 }

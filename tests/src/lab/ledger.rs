@@ -147,7 +147,7 @@ pub fn remove_on_termination() -> Result<()> {
 ///
 /// Naming what could not be removed.
 pub fn clean_stale() -> Result<Vec<String>> {
-    clean(|id| !Path::new(ROOT).join(id).join("kept").exists())
+    clean(|id| !kept(id))
 }
 
 /// Removes also the labs that were left standing. Returns their names. Labs in use stay.
@@ -160,9 +160,13 @@ pub fn clean_kept() -> Result<Vec<String>> {
 }
 
 fn clean(removable: impl Fn(&str) -> bool) -> Result<Vec<String>> {
-    let ids: Vec<String> = ids()?.into_iter().filter(|id| !owned(id) && removable(id)).collect();
+    let ids: Vec<String> = ids()?.into_iter().filter(|id| !in_use(id) && removable(id)).collect();
     ids.iter().try_for_each(|id| remove_by_id(id))?;
     Ok(ids)
+}
+
+fn kept(id: &str) -> bool {
+    Path::new(ROOT).join(id).join("kept").exists()
 }
 
 /// Verifies that no process, namespace or file of a lab is left.
@@ -208,8 +212,12 @@ fn owner_of(id: &str) -> Option<u32> {
     hex.then(|| pid.parse().ok()).flatten()
 }
 
-/// Whether a lab's owner still runs: a process of that PID, and the same one if the lab noted its start.
-fn owned(id: &str) -> bool {
+/// Whether a lab's owner still runs and has not left it: a process of that PID, and the same one if the lab noted its
+/// start.
+fn in_use(id: &str) -> bool {
+    if kept(id) {
+        return false;
+    }
     let Some(running) = owner_of(id).and_then(|pid| owner_line(pid).ok()) else { return false };
     fs::read_to_string(Path::new(ROOT).join(id).join("owner")).map_or(true, |noted| noted == running)
 }
@@ -223,6 +231,7 @@ fn owner_line(pid: u32) -> Result<String> {
 }
 
 /// Ends every process in the lab's boxes, then removes boxes and files. Goes on after an error and returns the first.
+/// Another process may be removing the same stale lab: what is gone is gone.
 fn remove_by_id(id: &str) -> Result<()> {
     let namespaces: Vec<String> = Host::ALL
         .iter()
@@ -231,12 +240,12 @@ fn remove_by_id(id: &str) -> Result<()> {
         .collect();
     let mut result = end_processes(&namespaces);
     for name in &namespaces {
-        result = result.and(wiring::ip(&["netns", "delete", name], ""));
+        let deleted = wiring::ip(&["netns", "delete", name], "");
+        result = result.and(if netns_inode(name).is_some() { deleted } else { Ok(()) });
     }
     let dir = Path::new(ROOT).join(id);
-    if dir.exists() {
-        result = result.and(fs::remove_dir_all(&dir).with_context(|| format!("remove {}", dir.display())));
-    }
+    let removed = fs::remove_dir_all(&dir).with_context(|| format!("remove {}", dir.display()));
+    result = result.and(if dir.exists() { removed } else { Ok(()) });
     // Only when it was the last lab.
     let _ = fs::remove_dir(ROOT);
     result
