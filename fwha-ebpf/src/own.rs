@@ -4,7 +4,7 @@
 use fwha_common::flow::proto;
 
 use crate::{
-    packet::{ETH_LEN, Ipv6, Packet, read},
+    packet::{ETH_LEN, Packet, Window, window},
     parse::Ip,
 };
 
@@ -26,29 +26,28 @@ pub fn ipv4(ip: &Ip, multicast: bool) -> bool {
     }
 }
 
-/// Whether a frame is one of a link's own protocols: spanning tree, LLDP, LACP and whatever else
-/// goes to an address that no bridge forwards (IEEE 802.1Q, 8.6.3).
-#[inline(always)]
-pub fn link_local(dst: &[u8; 6]) -> bool {
-    dst[0] == 0x01 && dst[1] == 0x80 && dst[2] == 0xc2 && dst[3] == 0 && dst[4] == 0 && dst[5] < 0x10
-}
-
 /// Whether an IPv6 packet is neighbour discovery (RFC 4861, types 133 to 137, hop limit 255) or
 /// multicast listener discovery (RFC 3810 and 2710, hop limit 1, behind a hop-by-hop header).
 #[inline(always)]
 pub fn ipv6(packet: &impl Packet) -> bool {
-    let Ok(header) = read::<Ipv6>(packet, ETH_LEN) else {
+    // 0 version, class, flow  4 payload length  6 next header  7 hop limit  8 source  24 destination
+    let Ok(ip) = window::<40>(packet, ETH_LEN) else {
         return false;
     };
-    let after = ETH_LEN + size_of::<Ipv6>();
-    match header.next {
-        proto::ICMPV6 if header.hop_limit == 255 => {
-            matches!(read::<[u8; 4]>(packet, after), Ok([133..=137, ..]))
-        }
-        0 if header.hop_limit == 1 => {
-            // Next header and length of the hop-by-hop header: eight bytes, the router alert.
-            matches!(read::<[u8; 12]>(packet, after),
-                Ok([proto::ICMPV6, 0, _, _, _, _, _, _, 130 | 131 | 132 | 143, ..]))
+    let after = ETH_LEN + 40;
+    match (ip.u8::<6>(), ip.u8::<7>()) {
+        (proto::ICMPV6, 255) => match window::<4>(packet, after) {
+            Ok(icmp) => matches!(icmp.u8::<0>(), 133..=137),
+            Err(_) => false,
+        },
+        (0, 1) => {
+            // 0 next header  1 length beyond eight bytes  2 options  8 the ICMPv6 message
+            let Ok(hops): Result<Window<12>, _> = window(packet, after) else {
+                return false;
+            };
+            hops.u8::<0>() == proto::ICMPV6
+                && hops.u8::<1>() == 0
+                && matches!(hops.u8::<8>(), 130 | 131 | 132 | 143)
         }
         _ => false,
     }
@@ -86,12 +85,5 @@ mod tests {
         }
         let cut = icmpv6(1, true, 143);
         assert!(!ipv6(&Frame(cut.0[..cut.0.len() - 8].to_vec())));
-    }
-
-    #[test]
-    fn link_local_groups() {
-        assert!(link_local(&[1, 0x80, 0xc2, 0, 0, 0x0e]));
-        assert!(!link_local(&[1, 0x80, 0xc2, 0, 0, 0x10]));
-        assert!(!link_local(&[0, 0x80, 0xc2, 0, 0, 0]));
     }
 }

@@ -1,9 +1,6 @@
 //! Access to a packet: one trait, so that the engine is written once and runs at XDP and at tc.
 //!
-//! Headers are read as packed structs, whose references need no alignment, after one bounds check
-//! each. Fields in network byte order stay so unless the name says otherwise.
-
-use core::mem::size_of;
+//! Headers are read through a [`Window`], after one bounds check each.
 
 use fwha_common::{drop::DropReason, flow::NextHop};
 
@@ -26,6 +23,10 @@ pub trait Packet {
     fn segment_size(&self) -> u32;
     /// Whether the driver took a VLAN tag off the frame.
     fn tagged(&self) -> bool;
+    /// Notes the interface to leave by, for [`crate::Verdict::Forward`]. (Not part of the verdict: where
+    /// a verdict has no interface the compiler leaves there what it finds, and the verifier refuses
+    /// to see a pointer there.)
+    fn leave_by(&mut self, ifindex: u32);
     /// Looks up the next hop for `query`; fills in what it finds, but for the generation.
     fn route(&self, query: &RouteQuery, hop: &mut NextHop) -> RouteKind;
 }
@@ -60,160 +61,172 @@ pub enum RouteKind {
     None,
 }
 
-/// A header type that may lie at any address and holds any bits.
-///
-/// # Safety
-///
-/// The type has alignment 1 and every bit pattern is a valid value.
-pub unsafe trait Header: Copy {}
+/// A MAC address: its bytes in the low 48 bits, in the order of memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mac(u64);
 
-/// Ethernet header.
-#[repr(C, packed)]
+impl Mac {
+    /// From its bytes.
+    #[inline(always)]
+    pub const fn new(b: [u8; 6]) -> Self {
+        Self(u64::from_ne_bytes([b[0], b[1], b[2], b[3], b[4], b[5], 0, 0]))
+    }
+
+    /// Whether it stands for several stations: multicast or broadcast.
+    #[inline(always)]
+    pub const fn is_group(self) -> bool {
+        self.0 & 1 != 0
+    }
+
+    /// Whether it is one of those that no bridge forwards (IEEE 802.1Q, 8.6.3): 01:80:c2:00:00:0x.
+    #[inline(always)]
+    pub const fn is_link_local(self) -> bool {
+        self.0 & 0xf0ff_ffff_ffff == 0xc2_8001
+    }
+}
+
+const _: () = assert!(cfg!(target_endian = "little"), "`Mac` is written for little-endian");
+
+/// A window of `N` bytes of a packet, checked against its end once. What is read and written in it
+/// has a constant offset, checked by the compiler. Network byte order stays as it is.
+///
+/// Packets have no alignment. The compiler would take a field apart into bytes on this target,
+/// although the kernel loads it at once on every machine that matters, so for the kernel each access
+/// is the one instruction it should be.
+#[derive(Clone, Copy)]
+pub struct Window<const N: usize>(usize);
+
+/// The window of `N` bytes at `offset`.
+///
+/// # Errors
+///
+/// The packet ends before.
+#[inline(always)]
+pub fn window<const N: usize>(packet: &impl Packet, offset: usize) -> Result<Window<N>, DropReason> {
+    let at = packet.start() + offset;
+    if at + N > packet.end() { Err(DropReason::Truncated) } else { Ok(Window(at)) }
+}
+
+macro_rules! access {
+    ($($load:ident $store:ident $type:ident $kernel:literal;)+) => {$(
+        /// The field at `OFFSET`.
+        #[inline(always)]
+        pub fn $load<const OFFSET: usize>(self) -> $type {
+            const { assert!(OFFSET + size_of::<$type>() <= N) };
+            #[cfg(target_arch = "bpf")]
+            {
+                let value: u64;
+                // SAFETY: within the window, which was checked against the packet's end.
+                unsafe {
+                    core::arch::asm!(
+                        concat!("{value} = *(", $kernel, " *)({at} + {offset})"),
+                        value = out(reg) value,
+                        at = in(reg) self.0,
+                        offset = const OFFSET,
+                        options(readonly, nostack, preserves_flags),
+                    );
+                }
+                value as $type
+            }
+            #[cfg(not(target_arch = "bpf"))]
+            // SAFETY: as above.
+            unsafe {
+                ((self.0 + OFFSET) as *const $type).read_unaligned()
+            }
+        }
+
+        /// Writes the field at `OFFSET`.
+        #[inline(always)]
+        pub fn $store<const OFFSET: usize>(self, value: $type) {
+            const { assert!(OFFSET + size_of::<$type>() <= N) };
+            #[cfg(target_arch = "bpf")]
+            // SAFETY: within the window, which was checked against the packet's end.
+            unsafe {
+                core::arch::asm!(
+                    concat!("*(", $kernel, " *)({at} + {offset}) = {value}"),
+                    value = in(reg) value as u64,
+                    at = in(reg) self.0,
+                    offset = const OFFSET,
+                    options(nostack, preserves_flags),
+                );
+            }
+            #[cfg(not(target_arch = "bpf"))]
+            // SAFETY: as above.
+            unsafe {
+                ((self.0 + OFFSET) as *mut $type).write_unaligned(value)
+            }
+        }
+    )+};
+}
+
+impl<const N: usize> Window<N> {
+    access! {
+        u8 set_u8 u8 "u8";
+        u16 set_u16 u16 "u16";
+        u32 set_u32 u32 "u32";
+        u64 set_u64 u64 "u64";
+    }
+
+    /// The MAC address whose first four bytes are at `OFFSET` and last two at `LAST`, which is
+    /// `OFFSET + 4`.
+    #[inline(always)]
+    pub fn mac<const OFFSET: usize, const LAST: usize>(self) -> Mac {
+        const { assert!(LAST == OFFSET + 4) };
+        Mac(self.u32::<OFFSET>() as u64 | (self.u16::<LAST>() as u64) << 32)
+    }
+
+    /// Writes a MAC address there.
+    #[inline(always)]
+    pub fn set_mac<const OFFSET: usize, const LAST: usize>(self, mac: Mac) {
+        const { assert!(LAST == OFFSET + 4) };
+        self.set_u32::<OFFSET>(mac.0 as u32);
+        self.set_u16::<LAST>((mac.0 >> 32) as u16);
+    }
+}
+
+/// An Ethernet header.
 #[derive(Clone, Copy)]
 pub struct Eth {
     /// Destination.
-    pub dst: [u8; 6],
-    /// Source.
-    pub src: [u8; 6],
-    /// EtherType.
+    pub dst: Mac,
+    /// EtherType, network byte order.
     pub ethertype: u16,
 }
 
-/// IPv4 header without options (RFC 791).
-#[repr(C, packed)]
-#[derive(Clone, Copy)]
-pub struct Ipv4 {
-    /// Version (4 bits) and header length in words (4 bits).
-    pub version_ihl: u8,
-    /// Type of service.
-    pub tos: u8,
-    /// Length of header and data.
-    pub total_len: u16,
-    /// Identification.
-    pub id: u16,
-    /// Flags (3 bits) and fragment offset.
-    pub fragment: u16,
-    /// Time to live.
-    pub ttl: u8,
-    /// Protocol.
-    pub proto: u8,
-    /// Header checksum.
-    pub checksum: u16,
-    /// Source.
-    pub src: u32,
-    /// Destination.
-    pub dst: u32,
-}
+impl Eth {
+    /// The header of a frame.
+    ///
+    /// # Errors
+    ///
+    /// The frame is too short.
+    #[inline(always)]
+    pub fn read(packet: &impl Packet) -> Result<Self, DropReason> {
+        let eth = window::<ETH_LEN>(packet, 0)?;
+        Ok(Self { dst: eth.mac::<0, 4>(), ethertype: eth.u16::<12>() })
+    }
 
-/// IPv6 header (RFC 8200).
-#[repr(C, packed)]
-#[derive(Clone, Copy)]
-pub struct Ipv6 {
-    /// Version, traffic class, flow label.
-    pub version_flow: [u8; 4],
-    /// Length of what follows.
-    pub payload_len: u16,
-    /// Type of the next header.
-    pub next: u8,
-    /// Hop limit.
-    pub hop_limit: u8,
-    /// Source.
-    pub src: [u8; 16],
-    /// Destination.
-    pub dst: [u8; 16],
-}
+    /// Writes both addresses.
+    ///
+    /// # Errors
+    ///
+    /// The frame is too short.
+    #[inline(always)]
+    pub fn address(packet: &mut impl Packet, dst: Mac, src: Mac) -> Result<(), DropReason> {
+        let eth = window::<ETH_LEN>(packet, 0)?;
+        eth.set_mac::<0, 4>(dst);
+        eth.set_mac::<6, 10>(src);
+        Ok(())
+    }
 
-/// TCP header without options (RFC 9293).
-#[repr(C, packed)]
-#[derive(Clone, Copy)]
-pub struct Tcp {
-    /// Source port.
-    pub sport: u16,
-    /// Destination port.
-    pub dport: u16,
-    /// Sequence number.
-    pub seq: u32,
-    /// Acknowledgement number.
-    pub ack: u32,
-    /// Header length in words in the high 4 bits.
-    pub offset: u8,
-    /// Flags.
-    pub flags: u8,
-    /// Window.
-    pub window: u16,
-    /// Checksum.
-    pub checksum: u16,
-    /// Urgent pointer.
-    pub urgent: u16,
-}
-
-/// UDP header (RFC 768).
-#[repr(C, packed)]
-#[derive(Clone, Copy)]
-pub struct Udp {
-    /// Source port.
-    pub sport: u16,
-    /// Destination port.
-    pub dport: u16,
-    /// Length of header and data.
-    pub len: u16,
-    /// Checksum.
-    pub checksum: u16,
-}
-
-/// First eight bytes of an ICMP message (RFC 792).
-#[repr(C, packed)]
-#[derive(Clone, Copy)]
-pub struct Icmp {
-    /// Type.
-    pub kind: u8,
-    /// Code.
-    pub code: u8,
-    /// Checksum.
-    pub checksum: u16,
-    /// Identifier of an echo.
-    pub id: u16,
-    /// Sequence number of an echo.
-    pub seq: u16,
-}
-
-// SAFETY: packed and made of integers only; so are the following.
-unsafe impl Header for Eth {}
-// SAFETY: as above.
-unsafe impl Header for Ipv4 {}
-// SAFETY: as above.
-unsafe impl Header for Ipv6 {}
-// SAFETY: as above.
-unsafe impl Header for Tcp {}
-// SAFETY: as above.
-unsafe impl Header for Udp {}
-// SAFETY: as above.
-unsafe impl Header for Icmp {}
-// SAFETY: an array of bytes has alignment 1 and any bits.
-unsafe impl<const N: usize> Header for [u8; N] {}
-// SAFETY: made of byte arrays only, alignment 1 is asserted where it is defined.
-unsafe impl Header for fwha_common::probe::Probe {}
-
-/// A copy of the header at `offset`.
-#[inline(always)]
-pub fn read<T: Header>(packet: &impl Packet, offset: usize) -> Result<T, DropReason> {
-    let at = check::<T>(packet, offset)?;
-    // SAFETY: the bytes lie within the packet, `Header` needs no alignment and takes any bits.
-    Ok(unsafe { core::ptr::read_unaligned(at as *const T) })
-}
-
-/// The header at `offset`, to be changed in place.
-#[inline(always)]
-pub fn header_mut<T: Header>(packet: &mut impl Packet, offset: usize) -> Result<&mut T, DropReason> {
-    let at = check::<T>(packet, offset)?;
-    // SAFETY: as in `read`; the packet is borrowed for as long as the reference lives.
-    Ok(unsafe { &mut *(at as *mut T) })
-}
-
-#[inline(always)]
-fn check<T: Header>(packet: &impl Packet, offset: usize) -> Result<usize, DropReason> {
-    let at = packet.start() + offset;
-    if at + size_of::<T>() > packet.end() { Err(DropReason::Truncated) } else { Ok(at) }
+    /// The source address.
+    ///
+    /// # Errors
+    ///
+    /// The frame is too short.
+    #[inline(always)]
+    pub fn src(packet: &impl Packet) -> Result<Mac, DropReason> {
+        Ok(window::<ETH_LEN>(packet, 0)?.mac::<6, 10>())
+    }
 }
 
 /// A frame in memory, for unit tests.
@@ -243,7 +256,45 @@ impl Packet for Frame {
     fn tagged(&self) -> bool {
         false
     }
+    fn leave_by(&mut self, _: u32) {}
     fn route(&self, _: &RouteQuery, _: &mut NextHop) -> RouteKind {
         RouteKind::None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_never_reaches_beyond_the_packet() {
+        let frame = Frame((0..20).collect());
+        assert!(window::<20>(&frame, 0).is_ok());
+        assert!(window::<20>(&frame, 1).is_err());
+        assert!(window::<21>(&frame, 0).is_err());
+    }
+
+    #[test]
+    fn fields_are_where_they_are_said_to_be() {
+        let mut frame = Frame((0..20).collect());
+        let bytes = window::<20>(&frame, 0).unwrap();
+        assert_eq!(bytes.u8::<3>(), 3);
+        assert_eq!(bytes.u16::<1>(), u16::from_ne_bytes([1, 2]));
+        assert_eq!(bytes.u32::<5>(), u32::from_ne_bytes([5, 6, 7, 8]));
+        assert_eq!(bytes.u64::<9>(), u64::from_ne_bytes([9, 10, 11, 12, 13, 14, 15, 16]));
+        let (dst, src) = (Mac::new([2, 0, 0, 0, 0, 1]), Mac::new([2, 0, 0, 0, 0, 2]));
+        Eth::address(&mut frame, dst, src).unwrap();
+        assert_eq!(frame.0[..12], [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2]);
+        assert_eq!(Eth::read(&frame).unwrap().dst, dst);
+        assert_eq!(Eth::src(&frame).unwrap(), src);
+    }
+
+    #[test]
+    fn kinds_of_mac_addresses() {
+        assert!(Mac::new([0xff; 6]).is_group());
+        assert!(!Mac::new([2, 1, 1, 1, 1, 1]).is_group());
+        assert!(Mac::new([1, 0x80, 0xc2, 0, 0, 0x0e]).is_link_local());
+        assert!(!Mac::new([1, 0x80, 0xc2, 0, 0, 0x10]).is_link_local());
+        assert!(!Mac::new([0, 0x80, 0xc2, 0, 0, 0]).is_link_local());
     }
 }

@@ -5,7 +5,7 @@ use fwha_common::{
     flow::{FlowKey, proto},
 };
 
-use crate::packet::{Icmp, Ipv4, Packet, Tcp, Udp, read};
+use crate::packet::{Packet, Window, window};
 
 /// EtherTypes that the engine knows, in network byte order as they stand in the header.
 pub mod ethertype {
@@ -78,6 +78,40 @@ impl Ip {
 
 /// More fragments follow, or this one does not begin at 0 (RFC 791, flags and fragment offset).
 const FRAGMENT: u16 = 0x3fff;
+/// This fragment does not begin at 0.
+const LATER_FRAGMENT: u16 = 0x1fff;
+
+/// Reads the IPv4 header at `offset`, up to what it carries.
+///
+/// ```text
+///  0 version, length in words  1 TOS  2 total length  4 id  6 flags, fragment offset
+///  8 TTL  9 protocol  10 checksum  12 source  16 destination  20 options
+/// ```
+#[inline(always)]
+fn header(packet: &impl Packet, offset: usize, fragments: u16) -> Result<Ip, DropReason> {
+    let header: Window<20> = window(packet, offset)?;
+    let header_len = ((header.u8::<0>() & 0x0f) as u32) << 2;
+    if header.u8::<0>() >> 4 != 4 || header_len < 20 {
+        return Err(DropReason::Malformed);
+    }
+    if u16::from_be(header.u16::<6>()) & fragments != 0 {
+        return Err(DropReason::Fragment);
+    }
+    Ok(Ip {
+        src: header.u32::<12>(),
+        dst: header.u32::<16>(),
+        sport: 0,
+        dport: 0,
+        payload: Payload::Other,
+        len: u16::from_be(header.u16::<2>()) as u32,
+        header_len,
+        proto: header.u8::<9>(),
+        tcp_flags: 0,
+        ttl: header.u8::<8>(),
+        tos: header.u8::<1>(),
+        options: header_len != 20,
+    })
+}
 
 /// The IPv4 packet at `offset`. For TCP, UDP and ICMP the L4 header is looked into as well.
 ///
@@ -86,79 +120,61 @@ const FRAGMENT: u16 = 0x3fff;
 /// Truncated, malformed, a fragment, or TCP flags that no stack sends.
 #[inline(always)]
 pub fn ipv4(packet: &impl Packet, offset: usize) -> Result<Ip, DropReason> {
-    let header: Ipv4 = read(packet, offset)?;
-    let header_len = ((header.version_ihl & 0x0f) as u32) << 2;
-    if header.version_ihl >> 4 != 4 || header_len < 20 {
-        return Err(DropReason::Malformed);
-    }
+    let mut ip = header(packet, offset, FRAGMENT)?;
     let room = packet.len().wrapping_sub(offset as u32);
-    let mut len = u16::from_be(header.total_len) as u32;
-    if len == 0 && packet.segment_size() != 0 {
+    if ip.len == 0 && packet.segment_size() != 0 {
         // A super-packet of more than 64 KiB has no room to say so (BIG TCP).
-        len = room;
+        ip.len = room;
     }
-    if len < header_len {
+    if ip.len < ip.header_len {
         return Err(DropReason::Malformed);
     }
-    if len > room {
+    if ip.len > room {
         return Err(DropReason::Truncated);
     }
-    if u16::from_be(header.fragment) & FRAGMENT != 0 {
-        return Err(DropReason::Fragment);
-    }
-    let mut ip = Ip {
-        src: header.src,
-        dst: header.dst,
-        sport: 0,
-        dport: 0,
-        payload: Payload::Other,
-        len,
-        header_len,
-        proto: header.proto,
-        tcp_flags: 0,
-        ttl: header.ttl,
-        tos: header.tos,
-        options: header_len != 20,
-    };
-    let at = offset + header_len as usize;
-    let room = len - header_len;
+    let at = offset + ip.header_len as usize;
+    let room = ip.len - ip.header_len;
     match ip.proto {
         proto::TCP => {
-            let tcp: Tcp = read(packet, at)?;
-            let tcp_len = ((tcp.offset >> 4) as u32) << 2;
+            // 0 source port  2 destination port  4 sequence  8 acknowledgement
+            // 12 length in words (high 4 bits)  13 flags  14 window  16 checksum  18 urgent
+            let tcp: Window<20> = window(packet, at)?;
+            let tcp_len = ((tcp.u8::<12>() >> 4) as u32) << 2;
             if tcp_len < 20 || tcp_len > room {
                 return Err(DropReason::Malformed);
             }
-            if !crate::tcp::flags_valid(tcp.flags) {
+            if !crate::tcp::flags_valid(tcp.u8::<13>()) {
                 return Err(DropReason::TcpFlags);
             }
             ip.payload = Payload::Tcp;
-            ip.sport = tcp.sport;
-            ip.dport = tcp.dport;
-            ip.tcp_flags = tcp.flags;
+            ip.sport = tcp.u16::<0>();
+            ip.dport = tcp.u16::<2>();
+            ip.tcp_flags = tcp.u8::<13>();
             ip.header_len += tcp_len;
         }
         proto::UDP => {
-            let udp: Udp = read(packet, at)?;
-            let udp_len = u16::from_be(udp.len) as u32;
+            // 0 source port  2 destination port  4 length  6 checksum
+            let udp: Window<8> = window(packet, at)?;
+            let udp_len = u16::from_be(udp.u16::<4>()) as u32;
             if udp_len < 8 || udp_len > room {
                 return Err(DropReason::Malformed);
             }
             ip.payload = Payload::Udp;
-            ip.sport = udp.sport;
-            ip.dport = udp.dport;
+            ip.sport = udp.u16::<0>();
+            ip.dport = udp.u16::<2>();
             ip.header_len += 8;
         }
         proto::ICMP => {
-            let icmp: Icmp = read(packet, at)?;
+            // 0 type  1 code  2 checksum  4 identifier  6 sequence
+            let icmp: Window<8> = window(packet, at)?;
             if room < 8 {
                 return Err(DropReason::Malformed);
             }
-            ip.payload = icmp_payload(icmp.kind);
+            ip.payload = icmp_payload(icmp.u8::<0>());
             ip.header_len += 8;
             if matches!(ip.payload, Payload::EchoRequest | Payload::EchoReply) {
-                ip.sport = icmp.id;
-                ip.dport = icmp.id;
+                ip.sport = icmp.u16::<4>();
+                ip.dport = ip.sport;
             }
         }
         _ => {}
@@ -174,44 +190,23 @@ pub fn ipv4(packet: &impl Packet, offset: usize) -> Result<Ip, DropReason> {
 /// Truncated, malformed, or a later fragment.
 #[inline(always)]
 pub fn embedded(packet: &impl Packet, outer: &Ip, offset: usize) -> Result<Ip, DropReason> {
-    // `header_len` counts the error's own ICMP header.
+    // `header_len` counts the error's own ICMP header; at most 68. The mask shows it to the verifier.
     let at = offset + (outer.header_len & 0x7f) as usize;
-    let header: Ipv4 = read(packet, at)?;
-    let header_len = ((header.version_ihl & 0x0f) as u32) << 2;
-    if header.version_ihl >> 4 != 4 || header_len < 20 || outer.len < outer.header_len + header_len + 8 {
+    let mut ip = header(packet, at, LATER_FRAGMENT)?;
+    if outer.len < outer.header_len + ip.header_len + 8 {
         return Err(DropReason::Malformed);
     }
-    if u16::from_be(header.fragment) & 0x1fff != 0 {
-        return Err(DropReason::Fragment);
-    }
-    let mut ip = Ip {
-        src: header.src,
-        dst: header.dst,
-        sport: 0,
-        dport: 0,
-        payload: Payload::Other,
-        len: u16::from_be(header.total_len) as u32,
-        header_len,
-        proto: header.proto,
-        tcp_flags: 0,
-        ttl: header.ttl,
-        tos: header.tos,
-        options: header_len != 20,
-    };
-    let at = at + header_len as usize;
+    let l4: Window<8> = window(packet, at + ip.header_len as usize)?;
     match ip.proto {
         proto::TCP | proto::UDP => {
-            // Both begin with the ports.
-            let ports: Udp = read(packet, at)?;
             ip.payload = if ip.proto == proto::TCP { Payload::Tcp } else { Payload::Udp };
-            ip.sport = ports.sport;
-            ip.dport = ports.dport;
+            ip.sport = l4.u16::<0>();
+            ip.dport = l4.u16::<2>();
         }
         proto::ICMP => {
-            let icmp: Icmp = read(packet, at)?;
-            ip.payload = icmp_payload(icmp.kind);
-            ip.sport = icmp.id;
-            ip.dport = icmp.id;
+            ip.payload = icmp_payload(l4.u8::<0>());
+            ip.sport = l4.u16::<4>();
+            ip.dport = ip.sport;
         }
         _ => {}
     }

@@ -11,6 +11,7 @@ pub const FIN: u8 = 0x01;
 pub const SYN: u8 = 0x02;
 /// TCP flag: reset.
 pub const RST: u8 = 0x04;
+#[cfg(test)]
 /// TCP flag: push.
 pub const PSH: u8 = 0x08;
 /// TCP flag: the acknowledgement number counts.
