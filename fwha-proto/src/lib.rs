@@ -1,1 +1,15 @@
-//! Placeholder.
+//! The protocols of fwha, without I/O and without a clock.
+//!
+//! Every type here is a machine: inputs are method calls that carry `now`, outputs are drained. The
+//! same inputs at the same times give the same outputs, so a seed reproduces a run and a recorded
+//! run replays.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`time`] | the point in time that every call carries |
+//! | [`seal`] | keys, the sealed datagram, the handshake that opens a channel to a peer |
+pub mod seal;
+pub mod time;
+
+/// A node's number: its place in the cluster file, from 1.
+pub type NodeId = u8;
