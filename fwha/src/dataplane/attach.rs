@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::{
     DataplaneError, ZoneInterface,
@@ -175,6 +175,8 @@ impl Links {
                 self.hook(link, Hook::Xdp, programs)?;
                 return Ok((AttachKind::Xdp, "the configuration says so".into()));
             }
+            // Not again: a driver may reset the interface even for an attempt that fails.
+            Attach::Auto if let Some(reason) = self.refused_xdp(link) => reason,
             Attach::Auto => match driver(&link.name) {
                 Err(e) => format!("the driver is unknown ({e})"),
                 Ok(driver) if VIRTUAL.contains(&driver.as_str()) => {
@@ -195,6 +197,14 @@ impl Links {
         Ok((AttachKind::Tc, reason))
     }
 
+    /// Why tc was chosen for this interface before.
+    fn refused_xdp(&self, link: &Link) -> Option<String> {
+        self.attached
+            .iter()
+            .find(|a| a.name == link.name && a.ifindex == link.index && a.kind == AttachKind::Tc)
+            .map(|a| a.reason.clone())
+    }
+
     /// Another XDP program on an interface would see packets before fwha and could lead them around
     /// the filter; there is no way to stand in front of it.
     fn refuse_foreign_xdp(&self, link: &Link) -> Result<(), DataplaneError> {
@@ -207,7 +217,7 @@ impl Links {
     }
 
     fn path(&self, interface: &str, hook: Hook) -> PathBuf {
-        self.pins.links().join(format!("{}:{}", escape(interface), hook.name()))
+        self.pins.links().join(pin_name(interface, hook))
     }
 
     fn hook(&mut self, link: &Link, hook: Hook, programs: &Programs) -> Result<(), DataplaneError> {
@@ -281,11 +291,12 @@ impl Links {
     fn unpin(&mut self, path: &Path) -> Result<(), DataplaneError> {
         let Some(link) = self.find(path)? else { return Ok(()) };
         self.open.remove(path);
-        // The pin first, the last descriptor after it: that detaches before this returns, whereas the
-        // removal of a last pin detaches some time later (`bpf_link_put` in kernel/bpf/syscall.c).
-        let removed = remove_file(path);
-        drop(link);
-        removed
+        // Without this, it would stay until the last descriptor is closed and some time longer. An
+        // interface that is gone has nothing to detach from.
+        if let Err(e) = bpf::link_detach(link.as_fd()) {
+            debug!("{}: {e}", path.display());
+        }
+        remove_file(path)
     }
 
     /// From here on, what was attached stays.
@@ -311,6 +322,10 @@ impl Links {
         }
         result
     }
+}
+
+fn pin_name(interface: &str, hook: Hook) -> String {
+    format!("{}:{}", escape(interface), hook.name())
 }
 
 /// Whether a link is still on this very interface. Not by its index alone: pins are shared by
@@ -365,10 +380,9 @@ mod tests {
 
     #[test]
     fn pins_carry_names_with_dots() {
-        let links = Links::new(PinDir::existing(Path::new("/")).unwrap());
-        let path = links.path("eth0.100", Hook::Egress);
-        assert_eq!(file_name(&path), "eth0::100:egress");
-        let (interface, hook) = file_name(&path).rsplit_once(':').unwrap();
+        let name = pin_name("eth0.100", Hook::Egress);
+        assert_eq!(name, "eth0::100:egress");
+        let (interface, hook) = name.rsplit_once(':').unwrap();
         assert_eq!((unescape(interface).as_str(), hook), ("eth0.100", "egress"));
     }
 

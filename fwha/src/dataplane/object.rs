@@ -10,7 +10,7 @@ use aya::{
     maps::RingBuf,
     programs::{Program, ProgramError},
 };
-use aya_obj::{EbpfSectionKind, Object, generated::bpf_map_type::BPF_MAP_TYPE_RINGBUF};
+use aya_obj::{EbpfSectionKind, Object};
 use fwha_common::settings::name;
 use tracing::warn;
 
@@ -111,13 +111,7 @@ fn usable(pins: &PinDir, expected: &BTreeMap<&str, bpf::MapShape>) -> Result<boo
             }
             Err(e) => return Err(pin_error("open", &path, e)),
         };
-        let same_size = shape.max_entries == expected.max_entries
-            // Rounded up to whole pages and powers of two.
-            || expected.map_type == BPF_MAP_TYPE_RINGBUF as u32;
-        if (shape.map_type, shape.key_size, shape.value_size, shape.flags)
-            != (expected.map_type, expected.key_size, expected.value_size, expected.flags)
-            || !same_size
-        {
+        if shape != *expected {
             warn!(
                 "pinned map {name} has another shape: starting with empty maps; flows come back from the peer"
             );

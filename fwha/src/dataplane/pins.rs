@@ -23,21 +23,23 @@ impl PinDir {
         if path.starts_with(BPFFS) {
             ensure_bpffs(Path::new(BPFFS)).map_err(DataplaneError::Mount)?;
         }
-        let pins = Self(path.into());
+        // Before anything is made or removed there.
+        let Some(pins) = Self::on_bpffs(path) else { return Err(DataplaneError::NotBpffs(path.into())) };
         for dir in [pins.maps(), pins.links(), pins.restore()] {
             make_dir(&dir)?;
         }
-        if is_bpffs(path).map_err(|e| pin_error("look at", path, e))? {
-            Ok(pins)
-        } else {
-            let _ = pins.remove();
-            Err(DataplaneError::NotBpffs(path.into()))
-        }
+        Ok(pins)
     }
 
     /// The directory, if it exists.
     pub fn existing(path: &Path) -> Option<Self> {
-        path.is_dir().then(|| Self(path.into()))
+        if path.is_dir() { Self::on_bpffs(path) } else { None }
+    }
+
+    /// The directory, if it is or would be on a BPF file system: elsewhere nothing is ours to remove.
+    fn on_bpffs(path: &Path) -> Option<Self> {
+        let there = path.ancestors().find(|p| p.exists())?;
+        is_bpffs(there).is_ok_and(|yes| yes).then(|| Self(path.into()))
     }
 
     /// Maps of this version of the layouts.

@@ -4,10 +4,13 @@ use std::{io, net::Ipv4Addr};
 
 use socket2::Socket;
 
-use crate::sys::socket::packet_socket;
+use crate::sys::socket::{packet_socket, set_option};
 
 /// Length of an ARP packet for IPv4 with its Ethernet header.
 const FRAME_LEN: usize = 42;
+
+/// Bytes that the kernel keeps for unsent frames: room for a thousand VIPs in one go.
+const BUFFER: i32 = 1 << 20;
 
 /// Announces VIPs on one interface. The socket stays open, so that an announcement costs no more
 /// than the frames; when and how often to repeat is the caller's to decide.
@@ -22,9 +25,11 @@ impl Garp {
     ///
     /// # Errors
     ///
-    /// `EPERM` without `CAP_NET_RAW`; `ENODEV` if there is no such interface.
+    /// `EPERM` without `CAP_NET_RAW` and `CAP_NET_ADMIN`; `ENODEV` if there is no such interface.
     pub fn open(ifindex: u32, mac: [u8; 6]) -> io::Result<Self> {
-        Ok(Self { socket: packet_socket(ifindex, 0)?, mac })
+        let socket = packet_socket(ifindex, 0)?;
+        set_option(&socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, BUFFER)?;
+        Ok(Self { socket, mac })
     }
 
     /// Sends one announcement for each VIP and returns how many left; fewer if the interface's queue

@@ -181,6 +181,38 @@ fn changes_are_seen_and_noise_is_not() {
 }
 
 #[test]
+fn lost_events_are_told_and_the_state_is_read_anew() {
+    if !root() {
+        return;
+    }
+    let (a, _b) = Net::pair();
+    a.ip("link add idle type veth peer name idle-peer");
+    let flood: String = (0..20_000u32)
+        .map(|n| format!("neigh replace 10.9.0.77 lladdr 02:00:00:00:00:{:02x} dev near\n", n % 2))
+        .collect();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), flood).unwrap();
+    a.within(|| {
+        block_on(async {
+            let (mut monitor, _) = Monitor::start().await.unwrap();
+            // Nothing is read meanwhile: this runtime has one thread, and it waits for `ip`.
+            a.ip(&format!("-batch {}", file.path().display()));
+            a.ip("link del idle");
+            until(&mut monitor, |e| *e == NetworkEvent::EventsLost).await;
+            let mut removed = false;
+            loop {
+                match next(&mut monitor).await {
+                    NetworkEvent::LinkRemoved(link) => removed |= link.name == "idle",
+                    NetworkEvent::RouteChanged => break,
+                    _ => {}
+                }
+            }
+            assert!(removed, "the difference to the state before");
+        });
+    });
+}
+
+#[test]
 fn a_port_that_leaves_its_bridge_is_not_gone() {
     if !root() {
         return;

@@ -494,6 +494,19 @@ pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
     unsafe { bpf(bpf_cmd::BPF_LINK_UPDATE, &mut attr).map(drop) }
 }
 
+/// Takes a link's program off its interface, at once and whoever else holds the link open (a child
+/// process between fork and exec does).
+///
+/// # Errors
+///
+/// Those of `BPF_LINK_DETACH` (Linux 5.9).
+pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = zeroed_attr();
+    attr.link_detach.link_fd = fd_number(link);
+    // SAFETY: no addresses in the attribute.
+    unsafe { bpf(bpf_cmd::BPF_LINK_DETACH, &mut attr).map(drop) }
+}
+
 /// Ids of the links on a TCX hook of an interface of this network namespace.
 ///
 /// # Errors

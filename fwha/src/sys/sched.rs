@@ -75,3 +75,24 @@ pub fn raise_limits() -> Vec<Denied> {
     })
     .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::root;
+
+    #[test]
+    fn limits_rise_or_say_why_not() {
+        if !root() {
+            return;
+        }
+        let denied = raise_limits();
+        let (open_files, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        assert!(open_files >= OPEN_FILES || denied.iter().any(|d| d.to_string().contains("open files")));
+    }
+
+    #[test]
+    fn an_impossible_priority_is_an_error() {
+        assert_eq!(run_realtime(100).unwrap_err().raw_os_error(), Some(libc::EINVAL));
+    }
+}
