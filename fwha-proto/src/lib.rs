@@ -7,7 +7,9 @@
 //! | module | holds |
 //! |---|---|
 //! | [`time`] | the point in time that every call carries |
+//! | [`replication`] | the flow table on both sides: sessions, acknowledgement, bulk, digests |
 //! | [`seal`] | keys, the sealed datagram, the handshake that opens a channel to a peer |
+pub mod replication;
 pub mod seal;
 pub mod time;
 
