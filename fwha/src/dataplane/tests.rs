@@ -1,14 +1,14 @@
 //! The data plane in a namespace of its own, with a BPF file system of its own.
 
-use std::{collections::HashSet, fs, path::Path};
+use std::{collections::HashSet, fs, net::UdpSocket, path::Path, time::Duration};
 
 use fwha_common::{
     BUCKETS, MAX_GROUPS,
     drop::DROP_REASONS,
-    flow::{Flow, FlowKey},
+    flow::{Flow, FlowEventKind, FlowKey},
     group::Group,
-    rule::{Interface, MAX_RULES, Rule},
-    settings::{COUNTERS, Timeouts},
+    rule::{Action, Interface, MAX_RULES, Rule},
+    settings::{COUNTERS, Counter, Timeouts},
 };
 
 use super::{
@@ -16,8 +16,11 @@ use super::{
 };
 use crate::{
     netlink::links::links,
-    sys::bpf::{AttachType, Write, tcx_links},
-    testing::{Net, root},
+    sys::{
+        bpf::{AttachType, Write, tcx_links},
+        clock::KernelClock,
+    },
+    testing::{Net, await_readable, root},
 };
 
 const NODE: &str = "near";
@@ -452,5 +455,61 @@ fn an_interface_of_another_namespace_with_the_same_index_is_another() {
             assert_eq!(b.within(|| hooks("near")), (vec![], vec![], None));
             dataplane.close().unwrap();
         }
+    });
+}
+
+#[test]
+fn a_forwarded_flow_is_told_and_counted() {
+    if !root() {
+        return;
+    }
+    let (client, node, server) = (Net::new(), Net::new(), Net::new());
+    node.cable("lan", "eth", &client);
+    node.cable("wan", "eth", &server);
+    node.ip("address add 10.1.0.1/24 dev lan");
+    node.ip("address add 10.2.0.1/24 dev wan");
+    client.ip("address add 10.1.0.2/24 dev eth");
+    client.ip("route add default via 10.1.0.1");
+    server.ip("address add 10.2.0.2/24 dev eth");
+    server.ip("route add default via 10.2.0.1");
+    node.with_bpffs(|| {
+        let mut wanted = options(&[("lan", Attach::Tc), ("wan", Attach::Tc)]);
+        wanted.interfaces[1].zone = 2;
+        let (dataplane, mut events) = open(wanted);
+        let maps = dataplane.maps();
+        let now = KernelClock::new().unwrap().now_ns();
+        maps.set_timeouts(&Timeouts::KERNEL).unwrap();
+        maps.update_settings(|s| (s.node, s.epoch, s.route_generation) = (1, 5, 1)).unwrap();
+        let rule =
+            Rule { from: 1, to: 2, port_max: u16::MAX, action: Action::Accept as u8, ..Rule::default() };
+        maps.load_rules(&[rule]).unwrap();
+        let owned =
+            Group { lease_until_ns: now + 600_000_000_000, since_ns: now, role: Group::ACTIVE, term: 1 };
+        maps.write_group(0, &owned).unwrap();
+
+        let far = server.within(|| UdpSocket::bind("10.2.0.2:0").unwrap());
+        let near = client.within(|| UdpSocket::bind("10.1.0.2:0").unwrap());
+        for socket in [&near, &far] {
+            socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        }
+        let mut buffer = [0; 16];
+        near.send_to(b"ask", far.local_addr().unwrap()).unwrap();
+        let (_, from) = far.recv_from(&mut buffer).unwrap();
+        assert_eq!(maps.embryonic_count().unwrap(), 1, "not answered yet");
+        assert_eq!(events.drain(10, |_| ()), 0);
+        far.send_to(b"answer", from).unwrap();
+        near.recv_from(&mut buffer).unwrap();
+
+        await_readable(&events);
+        let mut told = Vec::new();
+        assert_eq!(events.drain(1, |event| told.push(*event)), 1);
+        assert_eq!(told[0].kind, FlowEventKind::Created as u32);
+        assert_eq!((told[0].flow.id.node, told[0].flow.id.epoch), (1, 5));
+        let flow = maps.flows().lookup(&told[0].key).unwrap().unwrap();
+        assert_eq!(flow.packets, [1, 1]);
+        assert_eq!(maps.counters().unwrap()[Counter::FlowsCreated as usize], 1);
+        assert_eq!(maps.rule_hits().unwrap()[0], 1);
+        assert_eq!(events.malformed(), 0);
+        dataplane.close().unwrap();
     });
 }
