@@ -148,6 +148,8 @@ wire_enum! {
         Shutdown = 13, "shutdown";
         /// It did not run for longer than its own lease.
         LeaseLapsed = 14, "own lease lapsed";
+        /// The node that it was offered to, or that is preferred, is Active.
+        HandedOver = 15, "handed over to another node";
     }
 }
 
@@ -407,11 +409,7 @@ mod tests {
                 ),
                 (
                     Via::Zone(1),
-                    Interface {
-                        mac: [2, 0, 0, 0, 0, 2],
-                        address: Ipv4Addr::UNSPECIFIED,
-                        carrier: false,
-                    },
+                    Interface { mac: [2, 0, 0, 0, 0, 2], address: Ipv4Addr::UNSPECIFIED, carrier: false },
                 ),
             ],
         }
@@ -448,7 +446,9 @@ mod tests {
 
     #[test]
     fn states_and_numbers_out_of_range_are_malformed() {
-        for (at, value) in [(8, 0), (8, 9), (10, 7), (HEAD_LEN + 2, 32), (HEAD_LEN + 3, 5), (HEAD_LEN + 22, 3)] {
+        for (at, value) in
+            [(8, 0), (8, 9), (10, 7), (HEAD_LEN + 2, 32), (HEAD_LEN + 3, 5), (HEAD_LEN + 22, 3)]
+        {
             let mut bytes = sample().write();
             bytes[at] = value;
             assert_eq!(Heartbeat::parse(&bytes), Err(Malformed), "byte {at}");

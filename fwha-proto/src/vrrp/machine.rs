@@ -46,6 +46,9 @@ pub struct Machine {
     /// Adver_Timer; counts in Active.
     adver: Time,
     heard: Option<Time>,
+    /// Since when the present state lasts.
+    since: Time,
+    advertised: Option<Time>,
 }
 
 /// `n` centiseconds.
@@ -78,6 +81,8 @@ impl Machine {
             active_down: now + active_down_interval(priority, interval_cs),
             adver: Time::NEVER,
             heard: None,
+            since: now,
+            advertised: None,
         }
     }
 
@@ -95,7 +100,8 @@ impl Machine {
         if self.active {
             return if release {
                 Want::Advertise
-            } else if advert.priority > self.priority || (advert.priority == self.priority && sender_is_greater)
+            } else if advert.priority > self.priority
+                || (advert.priority == self.priority && sender_is_greater)
             {
                 Want::Backup
             } else {
@@ -132,6 +138,7 @@ impl Machine {
 
     /// An advertisement was sent: the next is due one interval later.
     pub fn advertised(&mut self, now: Time) {
+        self.advertised = Some(now);
         if self.active {
             self.adver = now + centiseconds(self.interval_cs);
         }
@@ -140,6 +147,7 @@ impl Machine {
     /// The role is taken; the first advertisement is sent now.
     pub fn become_active(&mut self, now: Time) {
         self.active = true;
+        self.since = now;
         self.heard = None;
         self.advertised(now);
     }
@@ -148,6 +156,7 @@ impl Machine {
     /// interval `learned_cs` if one is known.
     pub fn become_backup(&mut self, now: Time, learned_cs: Option<u16>) {
         self.active = false;
+        self.since = now;
         self.heard = learned_cs.map(|_| now);
         self.learned_cs = learned_cs.unwrap_or(self.interval_cs);
         self.active_down = now + active_down_interval(self.priority, self.learned_cs);
@@ -159,6 +168,15 @@ impl Machine {
         let shorter = interval_cs < self.interval_cs;
         self.interval_cs = interval_cs;
         self.active && shorter
+    }
+
+    /// Active: an advertisement is due now, or `at_least` after the last: a flood of losing ones is
+    /// not answered one by one.
+    pub fn hasten(&mut self, now: Time, at_least: Duration) {
+        if self.active {
+            let soonest = self.advertised.map_or(now, |at| now.max(at + at_least));
+            self.adver = self.adver.min(soonest);
+        }
     }
 
     /// Own interval, centiseconds.
@@ -179,7 +197,7 @@ impl Machine {
     /// Backup: when the Active's silence lasts Active_Down_Interval, reckoned with at most
     /// `interval_cs` and from no earlier than `from`.
     pub fn silent_at(&self, from: Time, interval_cs: u16) -> Time {
-        let start = self.heard.map_or(from, |heard| heard.max(from));
+        let start = from.max(self.since).max(self.heard.unwrap_or(Time::ZERO));
         self.active_down.min(start + active_down_interval(self.priority, self.learned_cs.min(interval_cs)))
     }
 }
@@ -329,6 +347,16 @@ mod tests {
         assert!(m.set_interval(10));
         assert!(!m.set_interval(100));
         assert!(!backup(100).set_interval(10));
+    }
+
+    #[test]
+    fn a_hastened_advert_is_due_at_once_and_in_a_flood_at_a_bounded_rate() {
+        let mut m = active(100);
+        m.hasten(T + ms(500), ms(10));
+        assert_eq!(m.next(), T + ms(500));
+        m.advertised(T + ms(500));
+        m.hasten(T + ms(501), ms(10));
+        assert_eq!(m.next(), T + ms(510));
     }
 
     #[test]

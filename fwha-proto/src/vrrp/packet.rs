@@ -227,7 +227,8 @@ impl Advert {
         if envelope.src.is_ipv4() && fold(message) == 0xffff {
             return Some(Checksum::Message);
         }
-        (fold(message + pseudo_header_sum(envelope, payload.len())) == 0xffff).then_some(Checksum::PseudoHeader)
+        (fold(message + pseudo_header_sum(envelope, payload.len())) == 0xffff)
+            .then_some(Checksum::PseudoHeader)
     }
 }
 
