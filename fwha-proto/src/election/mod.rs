@@ -509,7 +509,7 @@ impl Election {
             for (via, mac) in paths {
                 self.nonce = self.nonce.wrapping_add(1);
                 let peer = &mut self.peers[p];
-                let probe = peer.probe(&self.config, via, self.nonce);
+                let probe = peer.probe(now, &self.config, via, self.nonce);
                 self.out.push_back(Output::Probe { peer: peer.node, via, mac, probe });
                 self.counters.count("probe_tx", "requests");
             }

@@ -56,7 +56,8 @@ pub(super) struct Peer {
     pub deaf: bool,
     /// The config hash that was reported as different.
     pub other_config: Option<u64>,
-    probes: VecDeque<(u64, Via, u64)>,
+    /// Nonce, interface, round and time of probes whose answers are awaited.
+    probes: VecDeque<(u64, Via, u64, Time)>,
 }
 
 impl Peer {
@@ -185,11 +186,11 @@ impl Peer {
     }
 
     /// A probe for the present round.
-    pub fn probe(&mut self, config: &Config, via: Via, nonce: u64) -> Probe {
+    pub fn probe(&mut self, now: Time, config: &Config, via: Via, nonce: u64) -> Probe {
         if self.probes.len() == PROBES_MAX {
             self.probes.pop_front();
         }
-        self.probes.push_back((nonce, via, self.suspicion.round()));
+        self.probes.push_back((nonce, via, self.suspicion.round(), now));
         let me = config.identity;
         Probe::request(&config.probe_key, me.cluster, me.node, self.node, nonce)
     }
@@ -205,12 +206,12 @@ impl Peer {
         let Some(at) = self.probes.iter().position(|p| (p.0, p.1) == (nonce, via)).filter(|_| meant) else {
             return false;
         };
-        let Some((_, _, round)) = self.probes.remove(at) else {
+        let Some((_, _, round, sent)) = self.probes.remove(at) else {
             return false;
         };
         let lease = Duration::from_millis(u32::from_le_bytes(reply.lease_ms).into());
         let lease = (reply.flags & Probe::OWNS != 0 && !lease.is_zero()).then_some(lease);
-        self.suspicion.answer(now, Answer { round, via, lease });
+        self.suspicion.answer(now, Answer { round, via, trip: now.since(sent), lease });
         true
     }
 }

@@ -31,6 +31,9 @@ const UNANSWERED: Duration = Duration::from_millis(50);
 /// An interface whose last answer is older proves nothing by its silence: two lost and some slack.
 const TRUST: Duration = Duration::from_millis(3200);
 
+/// The longest wait for an answer, however slow the network was.
+const PATIENCE_MAX: Duration = Duration::from_millis(100);
+
 /// What VRRP can say about whether a peer lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Adverts {
@@ -49,6 +52,8 @@ pub struct Answer {
     pub round: u64,
     /// Where it came in.
     pub via: Via,
+    /// How long it took.
+    pub trip: Duration,
     /// How long the longest lease of the peer still runs; `None` if it owns nothing.
     pub lease: Option<Duration>,
 }
@@ -60,6 +65,8 @@ pub struct Suspicion {
     since: Time,
     heartbeat: Duration,
     probe: Duration,
+    /// Smoothed round trip of probes and its mean deviation (RFC 6298).
+    trip: Option<(Duration, Duration)>,
     heard: Option<Time>,
     /// When the peer's lease has surely ended, as far as known.
     owned_until: Time,
@@ -84,6 +91,7 @@ impl Suspicion {
             heartbeat,
             // 3 ms at the default of 10 ms.
             probe: (heartbeat * 3 / 10).clamp(Duration::from_millis(1), Duration::from_millis(10)),
+            trip: None,
             heard: None,
             owned_until: Time::ZERO,
             renewing: false,
@@ -136,6 +144,10 @@ impl Suspicion {
 
     /// A probe was answered.
     pub fn answer(&mut self, now: Time, answer: Answer) {
+        let trip = answer.trip;
+        self.trip = Some(self.trip.map_or((trip, trip / 2), |(mean, deviation)| {
+            ((mean * 7 + trip) / 8, (deviation * 3 + mean.abs_diff(trip)) / 4)
+        }));
         let class = match answer.via {
             Via::Sync(_) => 0,
             Via::Zone(_) if self.state == PeerState::Suspect => 1,
@@ -237,12 +249,19 @@ impl Suspicion {
         let unanswered = self.round - last.map_or(self.burst.saturating_sub(1), |&round| round);
         // The round just sent cannot be answered yet.
         match (self.state, unanswered) {
-            (PeerState::Silent, 0..=1) => self.heartbeat,
+            (PeerState::Suspect, _) if self.round + 1 < self.burst + ROUNDS => self.probe,
+            (PeerState::Silent, 0..=1) => self.heartbeat.max(self.patience()),
             (PeerState::SyncLost, 0..=1) => SYNC_LOST,
             (PeerState::SyncLost, n) if n > ROUNDS => UNANSWERED,
-            (PeerState::Suspect | PeerState::Silent | PeerState::SyncLost, _) => self.probe,
+            (PeerState::Suspect | PeerState::Silent | PeerState::SyncLost, _) => self.patience(),
             _ => SLOW,
         }
+    }
+
+    /// How long an answer may take: RFC 6298's reckoning, within bounds of our own.
+    fn patience(&self) -> Duration {
+        let usual = self.trip.map_or(Duration::ZERO, |(mean, deviation)| mean + deviation * 4);
+        usual.clamp(self.probe, PATIENCE_MAX)
     }
 
     fn enter(&mut self, now: Time, state: PeerState) {

@@ -133,6 +133,37 @@ fn faster_heartbeats_make_faster_takeovers() {
 }
 
 #[test]
+fn a_network_that_loses_and_reorders_moves_nothing() {
+    for seed in 0..5 {
+        let mut rig = Rig::pair(seed);
+        rig.loss_permille = 200;
+        rig.jitter = ms(20);
+        rig.run(ms(30_000));
+        assert_eq!(rig.actives(0), [1], "seed {seed}");
+        assert_eq!(rig.node(2).takeovers, [], "seed {seed}");
+    }
+}
+
+#[test]
+fn daemons_that_stall_again_and_again_move_nothing() {
+    for seed in 0..5 {
+        let mut rig = Rig::pair(seed);
+        rig.stamps = seed % 2 == 0;
+        for _ in 0..200 {
+            let n = 1 + rig.rng.below(2) as u8;
+            rig.hang(n);
+            let stall = rig.rng.below(150);
+            rig.run(ms(stall));
+            rig.resume(n);
+            let rest = rig.rng.below(30);
+            rig.run(ms(rest));
+        }
+        assert_eq!(rig.actives(0), [1], "seed {seed}");
+        assert_eq!(rig.node(2).takeovers, [], "seed {seed}");
+    }
+}
+
+#[test]
 fn a_dead_backup_changes_nothing() {
     let mut rig = Rig::pair(1);
     let then = rig.now;
@@ -678,4 +709,130 @@ fn round_trips_are_measured() {
     let rtt = status.peers[0].links[0].rtt.expect("measured");
     assert!(rtt >= Duration::from_micros(200) && rtt <= Duration::from_micros(401), "{rtt:?}");
     assert!(status.peers[0].links[0].up);
+}
+
+// ---- any schedule ----
+
+/// Nodes that can hear each other sort out two Actives within this time, losses included.
+const SETTLE_LIMIT: Duration = ms(500);
+/// After the last fault one node is Active within this time: a cold start, where nobody can be asked.
+const HEAL_LIMIT: Duration = ms(5000);
+
+/// Runs a random schedule of faults, then heals everything.
+fn any_schedule(seed: u64) {
+    let mut draw = super::rig::Rng(seed);
+    let nodes = 2 + draw.below(2) as u8;
+    let preempt = draw.chance(300);
+    let mut rig = Rig::new(nodes, seed, move |_, c| c.groups[0].preempt = preempt);
+    rig.stamps = draw.chance(500);
+    rig.loss_permille = [0, 0, 20, 100][draw.below(4) as usize];
+    rig.jitter = [Duration::from_micros(100), ms(3), ms(15)][draw.below(3) as usize];
+    if draw.chance(100) {
+        rig.no_probes = [Via::Zone(1), LAN].into();
+    }
+    for n in rig.ids() {
+        rig.start(n);
+        rig.run(ms(draw.below(300)));
+    }
+    let mut overlap = Overlap::default();
+    overlap.watch(&mut rig, ms(draw.below(8000)), seed);
+    let vias = [SYNC, SYNC, Via::Zone(1), LAN];
+    for _ in 0..draw.below(12) {
+        let n = 1 + draw.below(nodes.into()) as u8;
+        let other = 1 + (u64::from(n) + draw.below(u64::from(nodes) - 1)) as u8 % nodes;
+        let via = vias[draw.below(4) as usize];
+        let runs = rig.node(n).election.is_some() && !rig.node(n).hung;
+        match draw.below(12) {
+            0 => rig.kill(n),
+            1 if runs => rig.kill_daemon(n),
+            2 => rig.hang(n),
+            3 if rig.node(n).hung => rig.resume(n),
+            4 | 5 if rig.node(n).election.is_none() => rig.start(n),
+            6 => rig.cut(n, other, via),
+            7 => rig.cut_both(via),
+            8 => rig.isolate(n),
+            9 => rig.heal(),
+            10 if runs => {
+                let _ = rig.command(n, |e, now| e.switchover(now, 0, None));
+            }
+            11 if runs => {
+                let up = draw.chance(500);
+                rig.carrier(n, via, up);
+            }
+            _ => {}
+        }
+        let span = [5, 20, 60, 400, 1500, 4000][draw.below(6) as usize];
+        overlap.watch(&mut rig, ms(draw.below(span)), seed);
+    }
+    // Everything is mended; whatever happened, the cluster finds together.
+    rig.heal();
+    for n in rig.ids() {
+        if rig.node(n).hung {
+            rig.resume(n);
+        }
+        if rig.node(n).election.is_none() {
+            rig.start(n);
+        }
+        for via in [SYNC, Via::Zone(1), LAN] {
+            rig.carrier(n, via, true);
+        }
+    }
+    overlap.watch(&mut rig, HEAL_LIMIT, seed);
+    if preempt {
+        overlap.watch(&mut rig, ms(11_000), seed);
+    }
+    let active = rig.actives(0);
+    assert_eq!(active.len(), 1, "seed {seed}: one Active after everything healed, not {active:?}");
+    if rig.loss_permille == 0 && rig.jitter < ms(10) {
+        let before: usize = rig.ids().iter().map(|&n| rig.node(n).takeovers.len()).sum();
+        overlap.watch(&mut rig, ms(3000), seed);
+        let after: usize = rig.ids().iter().map(|&n| rig.node(n).takeovers.len()).sum();
+        assert_eq!((rig.actives(0), after), (active, before), "seed {seed}: and it stays");
+    }
+}
+
+/// Measures for how long two nodes own the group although all nodes run and hear each other.
+#[derive(Default)]
+struct Overlap(Option<Time>);
+
+impl Overlap {
+    fn watch(&mut self, rig: &mut Rig, span: Duration, seed: u64) {
+        let end = rig.now + span;
+        loop {
+            if rig.whole() && rig.actives(0).len() > 1 {
+                let since = *self.0.get_or_insert(rig.now);
+                let lasts = rig.now.since(since);
+                assert!(lasts < SETTLE_LIMIT, "seed {seed}: two owners for {lasts:?} within earshot");
+            } else {
+                self.0 = None;
+            }
+            if !rig.step(end) {
+                return;
+            }
+        }
+    }
+}
+
+#[test]
+fn any_schedule_of_faults_is_survived() {
+    // One seed by name: FWHA_SEED=7 cargo test any_schedule
+    if let Some(seed) = std::env::var("FWHA_SEED").ok().and_then(|s| s.parse().ok()) {
+        return any_schedule(seed);
+    }
+    let count = std::env::var("FWHA_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(60);
+    for seed in 0..count {
+        any_schedule(seed);
+    }
+}
+
+#[test]
+fn the_same_seed_is_the_same_run() {
+    let run = |seed| {
+        let mut rig = Rig::pair(seed);
+        rig.loss_permille = 100;
+        rig.kill(1);
+        rig.run(ms(2000));
+        rig.nodes.iter().map(|m| format!("{:?}", m.events)).collect::<String>()
+    };
+    assert_eq!(run(5), run(5));
 }
