@@ -6,10 +6,12 @@
 //! | [`config`] | the config file: reading, checking, resolving |
 //! | [`check`] | `fwha check` |
 //! | [`daemon`] | `fwha run` |
+//! | [`ctl`] | the verbs of `fwhactl` |
 //! | [`api`] | what the daemon and its clients say to each other |
 
 pub mod api;
 pub mod args;
 pub mod check;
 pub mod config;
+pub mod ctl;
 pub mod daemon;
