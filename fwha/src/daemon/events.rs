@@ -20,12 +20,13 @@ pub struct EventLog {
     followers: broadcast::Sender<Event>,
 }
 
-impl EventLog {
-    /// An empty log.
-    pub fn new() -> Self {
-        Self { history: Mutex::new(VecDeque::new()), followers: broadcast::channel(FOLLOWER_LAG).0 }
+impl Default for EventLog {
+    fn default() -> Self {
+        Self { history: Mutex::default(), followers: broadcast::channel(FOLLOWER_LAG).0 }
     }
+}
 
+impl EventLog {
     /// Records that something happened at `at`, and writes it to the daemon's log.
     pub fn record(&self, at: Time, kind: &str, group: Option<&str>, text: String, steps: Vec<Step>) {
         tracing::info!(kind, group, "{text}{}", StepList(&steps));

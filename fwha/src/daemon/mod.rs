@@ -56,7 +56,6 @@ use fwha_proto::vrrp::packet::Checksum;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
-use zeroize::Zeroizing;
 
 use self::events::EventLog;
 use self::lock::RunDir;
@@ -239,7 +238,7 @@ impl Running {
     ) -> Result<Self> {
         let clock = KernelClock::new()?;
         let now = Time::from_nanos(clock.now_ns());
-        let key = ClusterKey::new(*Zeroizing::new(*config.key.bytes()));
+        let key = config.key.clone();
         let identity =
             Identity { cluster: config.cluster.id, node: node.id, epoch: random::random_u64()?.max(1) };
         let maps = dataplane.maps();
@@ -248,7 +247,7 @@ impl Running {
         let owned_since = set_up_dataplane(config, &maps, &key, identity, &bucket_group, now)?;
         let found = Found::look(config, node, links).await?;
         let names = Arc::new(Names::new(config, node.id));
-        let events = Arc::new(EventLog::new());
+        let events = Arc::new(EventLog::default());
         let owned = Arc::new(OwnedGroups::default());
         let (election_mailbox, election_letters) = mailbox::mailbox()?;
         let (replication_mailbox, replication_letters) = mailbox::mailbox()?;
