@@ -5,8 +5,8 @@ use std::{
     time::Duration,
 };
 
+use fwha_proto::seal::cluster_id;
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 use toml::Spanned;
 
 use super::{
@@ -29,8 +29,7 @@ pub enum Mode {
 pub struct Cluster {
     /// Its name.
     pub name: String,
-    /// What frames and datagrams carry instead of the name: the first 4 bytes, little-endian, of the
-    /// SHA-256 of `"fwha cluster\0"` and the name.
+    /// What frames and datagrams carry instead of the name ([`cluster_id`]).
     pub id: u32,
     /// How groups share the flows.
     pub mode: Mode,
@@ -128,7 +127,7 @@ fn read_cluster(mut section: Section<'_>, read: &mut Read, config: &Path, mistak
     if let Some(name) = section.required_string("name", mistakes) {
         match value::name(name.get_ref()) {
             Ok(name) => {
-                cluster.id = id(&name);
+                cluster.id = cluster_id(&name);
                 cluster.name = name;
             }
             Err(problem) => {
@@ -180,10 +179,4 @@ fn read_cluster(mut section: Section<'_>, read: &mut Read, config: &Path, mistak
             .remedy(format!("set lease to {} or more", value::show_duration(least)));
     }
     section.finish(mistakes);
-}
-
-/// The id of the cluster of this name.
-fn id(name: &str) -> u32 {
-    let digest = Sha256::new().chain_update(b"fwha cluster\0").chain_update(name).finalize();
-    u32::from_le_bytes([digest[0], digest[1], digest[2], digest[3]])
 }

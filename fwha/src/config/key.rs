@@ -7,45 +7,17 @@
 //! ```
 
 use std::{
-    fmt,
     fs::{File, OpenOptions},
     io::{Read, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::Path,
 };
 
-use zeroize::{Zeroize, Zeroizing};
+use fwha_proto::seal::ClusterKey;
+use zeroize::Zeroizing;
 
 /// Bytes of a key.
-pub const KEY_LEN: usize = 32;
-
-/// The key that all nodes of a cluster share. Wiped when dropped; `Debug` does not show it.
-#[derive(Clone, PartialEq, Eq)]
-pub struct ClusterKey([u8; KEY_LEN]);
-
-impl ClusterKey {
-    /// A key of these bytes.
-    pub const fn new(bytes: [u8; KEY_LEN]) -> Self {
-        Self(bytes)
-    }
-
-    /// The bytes.
-    pub const fn bytes(&self) -> &[u8; KEY_LEN] {
-        &self.0
-    }
-}
-
-impl Drop for ClusterKey {
-    fn drop(&mut self) {
-        self.0.zeroize();
-    }
-}
-
-impl fmt::Debug for ClusterKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ClusterKey(..)")
-    }
-}
+const KEY_LEN: usize = 32;
 
 /// Why a key file cannot be used or made. The texts follow the name of the file.
 #[derive(Debug, thiserror::Error)]
@@ -131,12 +103,12 @@ fn parse(bytes: &[u8]) -> Result<ClusterKey, KeyError> {
     if digits.len() > 2 * KEY_LEN {
         return Err(KeyError::Malformed);
     }
-    let mut key = ClusterKey([0; KEY_LEN]);
-    for (byte, pair) in key.0.iter_mut().zip(digits.as_bytes().chunks_exact(2)) {
+    let mut key = Zeroizing::new([0; KEY_LEN]);
+    for (byte, pair) in key.iter_mut().zip(digits.as_bytes().chunks_exact(2)) {
         let nibble = |digit: u8| (digit as char).to_digit(16).unwrap_or(0) as u8;
         *byte = nibble(pair[0]) << 4 | nibble(pair[1]);
     }
-    Ok(key)
+    Ok(ClusterKey::new(*key))
 }
 
 /// Makes a new key and writes it to a new file at `path`, readable by its owner only.
@@ -160,11 +132,11 @@ pub fn generate(path: &Path) -> Result<(), KeyError> {
 }
 
 fn write_key(file: &mut File) -> Result<(), KeyError> {
-    let mut key = ClusterKey([0; KEY_LEN]);
-    getrandom::fill(&mut key.0).map_err(|e| KeyError::Io(std::io::Error::other(e.to_string())))?;
+    let mut key = Zeroizing::new([0; KEY_LEN]);
+    getrandom::fill(&mut *key).map_err(|e| KeyError::Io(std::io::Error::other(e.to_string())))?;
     let mut text = Zeroizing::new(String::with_capacity(256));
     text.push_str("# fwha cluster key: the same file on every node, readable by root only\n");
-    for byte in key.0 {
+    for byte in *key {
         for nibble in [byte >> 4, byte & 15] {
             text.push(char::from_digit(nibble.into(), 16).unwrap_or('0'));
         }
@@ -188,10 +160,7 @@ mod tests {
         generate(&a).unwrap();
         generate(&b).unwrap();
         assert_eq!(std::fs::metadata(&a).unwrap().permissions().mode() & 0o7777, 0o600);
-        let key = read(&a).unwrap();
-        assert_ne!(key.bytes(), &[0; KEY_LEN]);
-        assert_ne!(key, read(&b).unwrap());
-        assert_eq!(format!("{key:?}"), "ClusterKey(..)");
+        assert_ne!(read(&a).unwrap().id(), read(&b).unwrap().id());
         let before = std::fs::read(&a).unwrap();
         assert!(matches!(generate(&a), Err(KeyError::Exists)));
         assert_eq!(std::fs::read(&a).unwrap(), before);
@@ -201,8 +170,9 @@ mod tests {
     fn only_one_line_of_64_digits_is_a_key() {
         let digits = "0123456789abcdefABCDEF0123456789".repeat(2);
         let key = parse(format!("# a comment\n\n  {digits}\r\n").as_bytes()).unwrap();
-        assert_eq!(&key.bytes()[..3], &[0x01, 0x23, 0x45]);
-        assert_eq!(key.bytes()[8..11], [0xab, 0xcd, 0xef]);
+        let half = 0x0123_4567_89ab_cdef_abcd_ef01_2345_6789u128.to_be_bytes();
+        let bytes: [u8; KEY_LEN] = [half, half].concat().try_into().unwrap();
+        assert_eq!(key.id(), ClusterKey::new(bytes).id());
         assert!(matches!(parse(&digits.as_bytes()[..63]), Err(KeyError::TooShort(63))));
         assert!(matches!(parse(b""), Err(KeyError::TooShort(0))));
         assert!(matches!(parse(format!("{digits}0").as_bytes()), Err(KeyError::Malformed)));

@@ -34,13 +34,14 @@ use std::{
 };
 
 use fwha_common::{rule, settings::Timeouts};
+pub use fwha_proto::{NodeId, seal::ClusterKey};
 use sha2::{Digest, Sha256};
 use toml::de::DeTable;
 
 pub use self::{
     cluster::{Cluster, Mode, Replication, Sync},
     groups::{Group, Vip},
-    key::{ClusterKey, KeyError},
+    key::KeyError,
     nodes::{Node, NodeError, SyncLink},
     rules::{Rule, Service},
     source::{ConfigErrors, Mistake, Source, Span},
@@ -48,8 +49,6 @@ pub use self::{
 };
 use self::{section::Section, source::Mistakes};
 
-/// Number of a node: its place in the file, from 1.
-pub type NodeId = u8;
 /// Number of a zone: its place in the file, from 1; [`rule::ZONE_NODE`] is the node itself.
 pub type ZoneId = u8;
 /// Number of a group: its place in the file, from 0.

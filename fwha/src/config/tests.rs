@@ -90,7 +90,7 @@ fn the_documented_example_resolves() {
     assert_eq!((config.sync.heartbeat_port(), config.sync.replication_port()), (4761, 4762));
     assert!(config.replication.enabled);
     assert_eq!(config.timeouts, Timeouts::KERNEL);
-    assert_eq!(config.key.bytes(), &[7; 32]);
+    assert_eq!(config.key.id(), ClusterKey::new([7; 32]).id());
 
     let [fw1, fw2] = &config.nodes[..] else { panic!("two nodes") };
     assert_eq!((fw1.id, fw1.name.as_str(), fw2.id, fw2.name.as_str()), (1, "fw1", 2, "fw2"));
