@@ -21,15 +21,10 @@
 //!   packet for the whole timeout.
 //! - Promotion: deleting the embryonic element is atomic, so one CPU wins and makes the flow.
 
-use aya_ebpf::{
-    bindings::BPF_ANY,
-    helpers::generated::bpf_get_smp_processor_id,
-};
+use aya_ebpf::{bindings::BPF_ANY, helpers::generated::bpf_get_smp_processor_id};
 use fwha_common::{
     drop::DropReason,
-    flow::{
-        FLOW_STATES, Flow, FlowEvent, FlowEventKind, FlowId, FlowKey, FlowState, TimeoutClass, proto,
-    },
+    flow::{FLOW_STATES, Flow, FlowEvent, FlowEventKind, FlowId, FlowKey, FlowState, TimeoutClass, proto},
     group::Group,
     settings::{Counter, Settings},
 };
@@ -121,11 +116,9 @@ fn step(flow: FlowRef, ip: &Ip, state: u32, reply: bool, now: u64) -> Result<Ste
             Step::Stay
         }),
         Payload::EchoRequest if !reply => Ok(Step::Stay),
-        Payload::EchoReply if reply => Ok(if state == FlowState::Unreplied as u32 {
-            Step::To(FlowState::Replied)
-        } else {
-            Step::Stay
-        }),
+        Payload::EchoReply if reply => {
+            Ok(if state == FlowState::Unreplied as u32 { Step::To(FlowState::Replied) } else { Step::Stay })
+        }
         _ => Err(DropReason::Icmp),
     }
 }

@@ -77,14 +77,7 @@ pub fn send(
 /// What to ask of the routing table for a packet.
 #[inline(always)]
 pub fn query(ip: &Ip) -> RouteQuery {
-    RouteQuery {
-        src: ip.src,
-        dst: ip.dst,
-        tos: ip.tos,
-        proto: ip.proto,
-        sport: ip.sport,
-        dport: ip.dport,
-    }
+    RouteQuery { src: ip.src, dst: ip.dst, tos: ip.tos, proto: ip.proto, sport: ip.sport, dport: ip.dport }
 }
 
 /// The header checksum (network byte order) after the TTL went down by one: its word, TTL and

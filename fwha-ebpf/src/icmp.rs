@@ -4,7 +4,7 @@ use fwha_common::{drop::DropReason, settings::Settings};
 
 use crate::{
     Verdict,
-    flow::{self, Found, FlowRef},
+    flow::{self, FlowRef, Found},
     forward, maps,
     packet::{ETH_LEN, Packet},
     parse::{self, Ip, Payload},

@@ -165,18 +165,8 @@ mod tests {
                 (true, FIN | ACK),
                 (false, ACK),
             ]),
-            [
-                SynSent,
-                SynRecv,
-                Established,
-                Established,
-                Established,
-                FinWait,
-                CloseWait,
-                LastAck,
-                TimeWait
-            ]
-            .map(Ok)
+            [SynSent, SynRecv, Established, Established, Established, FinWait, CloseWait, LastAck, TimeWait]
+                .map(Ok)
         );
     }
 
@@ -220,17 +210,7 @@ mod tests {
         let valid: Vec<u8> = (0..0x40u8).filter(|&f| f & PSH == 0 && flags_valid(f)).collect();
         assert_eq!(
             valid,
-            [
-                SYN,
-                RST,
-                ACK,
-                FIN | ACK,
-                SYN | ACK,
-                RST | ACK,
-                SYN | URG,
-                ACK | URG,
-                FIN | ACK | URG
-            ]
+            [SYN, RST, ACK, FIN | ACK, SYN | ACK, RST | ACK, SYN | URG, ACK | URG, FIN | ACK | URG]
         );
         assert!(flags_valid(SYN | ACK | 0x40) && flags_valid(SYN | 0xc0), "ECN");
     }
