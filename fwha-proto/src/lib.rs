@@ -11,8 +11,10 @@
 //! | [`heartbeat`] | what nodes tell each other some hundred times a second |
 //! | [`election`] | who is Active for each group |
 //! | [`seal`] | keys, the sealed datagram, the handshake that opens a channel to a peer |
+//! | [`replication`] | flow state, from the node that owns it to those that may have to take over |
 pub mod election;
 pub mod heartbeat;
+pub mod replication;
 pub mod seal;
 pub mod time;
 pub mod vrrp;

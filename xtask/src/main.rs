@@ -1,0 +1,27 @@
+//! Chores of the project: `cargo xtask VERB`. One verb, one file.
+
+mod cargo;
+mod demo;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "chores of the project")]
+enum Command {
+    Demo(demo::Args),
+    Test(test::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Command::parse() {
+        Command::Demo(args) => demo::run(&args),
+        Command::Test(args) => test::run(&args),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
