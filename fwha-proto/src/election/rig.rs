@@ -88,6 +88,9 @@ pub struct Machine {
     highest: BTreeMap<GroupId, u32>,
 }
 
+/// Changes a node's config before it starts.
+type Shape = Box<dyn Fn(NodeId, &mut Config)>;
+
 pub struct Rig {
     pub now: Time,
     pub rng: Rng,
@@ -106,7 +109,7 @@ pub struct Rig {
     queue: BinaryHeap<Reverse<(Time, u64, NodeId, Packet)>>,
     order: u64,
     vias: Vec<Via>,
-    shape: Box<dyn Fn(NodeId, &mut Config)>,
+    shape: Shape,
 }
 
 pub fn key() -> ClusterKey {

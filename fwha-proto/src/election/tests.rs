@@ -302,6 +302,12 @@ fn an_active_that_hangs_after_the_sync_link_is_replaced_when_its_lease_has_ended
         assert!(rig.actives(0).len() < 2);
     }
     assert_eq!(rig.actives(0), [2]);
+    // It wakes up with the higher priority and hears of nothing but a lower one.
+    rig.resume(1);
+    let end = rig.now + ms(10_000);
+    while rig.step(end) {
+        assert_eq!(rig.actives(0), [2], "who slept past its lease has lost the role");
+    }
 }
 
 #[test]
