@@ -105,7 +105,8 @@ pub fn run(options: RunOptions) -> Result<()> {
     let node = config.node_for(options.node.as_deref(), &hostname.to_string_lossy())?.clone();
     let run_dir = RunDir::take(&options.run_dir)?;
     for denied in sched::raise_limits() {
-        tracing::warn!("{denied}");
+        // Kernels since 5.11 do not hold maps against these limits.
+        tracing::debug!("{denied}");
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let ended = runtime.block_on(run_node(&config, &node, &run_dir));
@@ -116,7 +117,8 @@ pub fn run(options: RunOptions) -> Result<()> {
 fn init_log() {
     use tracing_subscriber::EnvFilter;
     let filter = EnvFilter::try_from_env("FWHA_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
+    let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_ansi(colours);
     // Only the first daemon of a process can set it, and there is but one.
     let _ = log.with_writer(std::io::stderr).try_init();
 }
