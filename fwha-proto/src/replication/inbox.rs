@@ -356,6 +356,7 @@ impl Inbox {
             let b = usize::from(bucket);
             let owner = core.owners[b];
             let comparable = (owner.node, owner.term) == (self.peer, w.place.term)
+                && self.claims.contains(bucket)
                 && self.touched[b] <= w.place.seq
                 && !core.reconciling.contains(bucket)
                 && !self.wanted.contains(bucket);

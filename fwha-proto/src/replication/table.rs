@@ -47,6 +47,8 @@ pub(super) struct Slot {
     pub(super) awaiting: Peers,
     /// The node that told of the last change; 0 is this node's data plane.
     pub(super) source: NodeId,
+    /// This node's data plane has changed it since its owner, a peer, spoke of it.
+    pub(super) strayed: bool,
     pub(super) live: bool,
     /// Dead: kept against messages that are older than the deletion.
     pub(super) held: bool,
@@ -135,6 +137,7 @@ impl Table {
             owed: 0,
             awaiting: 0,
             source: 0,
+            strayed: false,
             live: false,
             held: false,
         };
