@@ -64,6 +64,7 @@ pub(super) struct Core {
 #[derive(Clone, Copy)]
 pub(super) struct Origin {
     pub(super) peer: NodeId,
+    pub(super) term: u32,
     /// Place in the peer's stream, over all its sessions.
     pub(super) stamp: u64,
     /// An older record may still come.
@@ -275,7 +276,7 @@ impl Core {
         };
         let slot = self.table.at_mut(i);
         if slot.source == from.peer {
-            let known = slot.live && !slot.strayed && slot.entry.id == entry.id;
+            let known = slot.live && !slot.strayed && slot.term == from.term && slot.entry.id == entry.id;
             let regress = known && entry.version < slot.entry.version;
             if from.stamp < slot.stamp || regress {
                 counters.rejected_old += 1;
@@ -305,6 +306,7 @@ impl Core {
     fn mirror(&mut self, i: u32, from: Origin, write: bool) {
         let slot = self.table.at_mut(i);
         slot.source = from.peer;
+        slot.term = from.term;
         slot.stamp = from.stamp;
         slot.strayed = false;
         slot.pass = self.pass;

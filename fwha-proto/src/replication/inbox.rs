@@ -183,6 +183,7 @@ impl Inbox {
         self.touched[b] = self.touched[b].max(place.seq);
         Some(Origin {
             peer: self.peer,
+            term: place.term,
             stamp: self.base + place.seq,
             hold: self.arrivals.older_may_come(place.seq),
         })

@@ -31,6 +31,8 @@ pub(super) struct Slot {
     pub(super) entry: Entry,
     /// Place in the stream of `source`: what it says later has a higher stamp.
     pub(super) stamp: u64,
+    /// The term in which `source` said it.
+    pub(super) term: u32,
     /// Number of the last change of any kind, unique over all slots.
     pub(super) change: u32,
     prev: u32,
@@ -128,6 +130,7 @@ impl Table {
             key,
             entry,
             stamp: 0,
+            term: 0,
             change: 0,
             prev: NONE,
             next: NONE,
