@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use fwha_common::BUCKETS;
-use fwha_common::flow::{FlowId, FlowKey, FlowState};
+use fwha_common::flow::{Flow, FlowId, FlowKey, FlowState};
 
 use super::buckets::Buckets;
 use super::entry::Entry;
@@ -44,10 +44,11 @@ pub(super) struct Core {
     pub(super) options: Options,
     pub(super) table: Table,
     pub(super) owners: [Owner; BUCKETS],
-    /// Buckets that this node owns, as far as it has been told.
+    /// Buckets that this node owns. One that a peer claims in a higher term is out of it at once: to
+    /// speak on would be to speak of what the new owner says.
     pub(super) owned: Buckets,
-    /// And the terms in which it does. A peer may have got one since, in a higher term.
-    pub(super) terms: [u32; BUCKETS],
+    /// Buckets that have just been lost in this way.
+    pub(super) superseded: Buckets,
     /// Buckets whose flows are being compared with the kernel map.
     pub(super) reconciling: Buckets,
     pub(super) outputs: VecDeque<Output>,
@@ -63,6 +64,7 @@ pub(super) struct Core {
 #[derive(Clone, Copy)]
 pub(super) struct Origin {
     pub(super) peer: NodeId,
+    pub(super) term: u32,
     /// Place in the peer's stream, over all its sessions.
     pub(super) stamp: u64,
     /// An older record may still come.
@@ -85,7 +87,7 @@ impl Core {
             table: Table::new(seeds, options.max_flows),
             owners: [Owner::default(); BUCKETS],
             owned: Buckets::EMPTY,
-            terms: [0; BUCKETS],
+            superseded: Buckets::EMPTY,
             reconciling: Buckets::EMPTY,
             outputs: VecDeque::new(),
             counters: LocalCounters::default(),
@@ -96,9 +98,9 @@ impl Core {
         }
     }
 
-    /// The term in which this node owns a bucket.
+    /// The highest term known of a bucket: if this node owns it, its own.
     pub(super) const fn term(&self, bucket: u8) -> u32 {
-        self.terms[bucket as usize]
+        self.owners[bucket as usize].term
     }
 
     /// Whether no more tombstones should be kept than must be.
@@ -115,6 +117,11 @@ impl Core {
             self.counters.events_invalid += 1;
             return None;
         }
+        // A flow that outlived a restart proves that its term has been: no earlier owner counts.
+        let owner = &mut self.owners[usize::from(entry.bucket)];
+        if !self.owned.contains(entry.bucket) && owner.term < Flow::term(entry.version) {
+            *owner = Owner { term: Flow::term(entry.version), node: 0 };
+        }
         let Some(i) = self.table.find(key) else {
             if self.table.live() >= self.options.max_flows {
                 self.counters.events_full += 1;
@@ -125,8 +132,6 @@ impl Core {
         };
         let slot = self.table.at_mut(i);
         let old = slot.entry;
-        // What a peer told about a bucket that is not ours counts more than a late event.
-        let foreign = slot.live && slot.source != 0 && !self.owned.contains(old.bucket);
         let newer = if old.id == entry.id {
             slot.live && entry.version > old.version
         } else {
@@ -135,7 +140,7 @@ impl Core {
         if slot.live && old.id == entry.id {
             slot.pass = self.pass;
         }
-        if foreign || !newer {
+        if !newer {
             self.counters.events_old += 1;
             return None;
         }
@@ -167,8 +172,13 @@ impl Core {
 
     fn own(&mut self, i: u32) -> u32 {
         let slot = self.table.at_mut(i);
-        slot.source = 0;
-        slot.stamp = 0;
+        if slot.live && self.owners[usize::from(slot.entry.bucket)].node != self.options.identity.node {
+            // Its owner has mentioned it, and will set it right.
+            slot.strayed = true;
+        } else {
+            slot.source = 0;
+            slot.stamp = 0;
+        }
         slot.pass = self.pass;
         self.changes += 1;
         i
@@ -229,12 +239,11 @@ impl Core {
         counters: &mut Counters,
     ) -> Option<Admission> {
         let owner = &mut self.owners[usize::from(bucket)];
-        if self.owned.contains(bucket) {
-            if term <= owner.term {
-                counters.rejected_owned += 1;
-                return None;
-            }
-        } else if term < owner.term {
+        if self.owned.contains(bucket) && term <= owner.term {
+            counters.rejected_owned += 1;
+            return None;
+        }
+        if term < owner.term {
             counters.rejected_stale += 1;
             return None;
         }
@@ -242,6 +251,9 @@ impl Core {
             return Some(Admission::Owner);
         }
         *owner = Owner { term, node: peer };
+        if self.owned.remove(bucket) {
+            self.superseded.insert(bucket);
+        }
         Some(Admission::NewTerm)
     }
 
@@ -264,7 +276,8 @@ impl Core {
         };
         let slot = self.table.at_mut(i);
         if slot.source == from.peer {
-            let regress = slot.live && slot.entry.id == entry.id && entry.version < slot.entry.version;
+            let known = slot.live && !slot.strayed && slot.term == from.term && slot.entry.id == entry.id;
+            let regress = known && entry.version < slot.entry.version;
             if from.stamp < slot.stamp || regress {
                 counters.rejected_old += 1;
                 return;
@@ -293,7 +306,9 @@ impl Core {
     fn mirror(&mut self, i: u32, from: Origin, write: bool) {
         let slot = self.table.at_mut(i);
         slot.source = from.peer;
+        slot.term = from.term;
         slot.stamp = from.stamp;
+        slot.strayed = false;
         slot.pass = self.pass;
         // What the other peers have is not known: a deletion must reach them.
         slot.has = !0;

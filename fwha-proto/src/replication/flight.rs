@@ -134,6 +134,11 @@ impl Flight {
         self.sent.iter().flatten().filter_map(|s| s.since).min()
     }
 
+    /// All flows in flight.
+    pub(super) fn carried(&self) -> impl Iterator<Item = &Carried> {
+        self.sent.iter().flatten().flat_map(|s| &s.flows)
+    }
+
     /// An empty list of flows.
     pub(super) fn list(&mut self) -> Vec<Carried> {
         self.spare.pop().unwrap_or_default()

@@ -183,6 +183,7 @@ impl Inbox {
         self.touched[b] = self.touched[b].max(place.seq);
         Some(Origin {
             peer: self.peer,
+            term: place.term,
             stamp: self.base + place.seq,
             hold: self.arrivals.older_may_come(place.seq),
         })
@@ -356,6 +357,7 @@ impl Inbox {
             let b = usize::from(bucket);
             let owner = core.owners[b];
             let comparable = (owner.node, owner.term) == (self.peer, w.place.term)
+                && self.claims.contains(bucket)
                 && self.touched[b] <= w.place.seq
                 && !core.reconciling.contains(bucket)
                 && !self.wanted.contains(bucket);

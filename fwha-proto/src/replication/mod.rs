@@ -223,32 +223,42 @@ impl Replication {
     // ---- Roles -------------------------------------------------------------------------------
 
     /// This node has got or lost these buckets. Costs the same whatever they hold.
-    pub fn set_ownership(&mut self, now: Time, buckets: Buckets, ownership: Ownership) {
+    ///
+    /// The answer is those that cannot be owned, because a peer has claimed them in a higher term;
+    /// the election will hear of that, too. Likewise a bucket that is owned here and that a peer
+    /// claims in a higher term counts as lost at once.
+    pub fn set_ownership(&mut self, now: Time, buckets: Buckets, ownership: Ownership) -> Buckets {
+        let mut refused = Buckets::EMPTY;
         match ownership {
             Ownership::Owned { term } => {
                 let node = self.core.options.identity.node;
                 let mut gained = Buckets::EMPTY;
                 for bucket in buckets.iter() {
-                    let own = &mut self.core.terms[usize::from(bucket)];
-                    if self.core.owned.insert(bucket) || *own != term {
-                        *own = term;
-                        gained.insert(bucket);
-                    }
                     let owner = &mut self.core.owners[usize::from(bucket)];
-                    if owner.term <= term {
+                    if owner.term > term {
+                        refused.insert(bucket);
+                    } else if self.core.owned.insert(bucket) || owner.term != term {
                         *owner = Owner { term, node };
+                        gained.insert(bucket);
                     }
                 }
                 for peer in &mut self.peers {
-                    peer.gain(now, gained);
+                    peer.gain(&mut self.core, now, gained);
                 }
             }
             Ownership::NotOwned => {
                 let lost = buckets & self.core.owned;
                 self.core.owned = self.core.owned - lost;
-                for peer in &mut self.peers {
-                    peer.give_up(&mut self.core, lost);
-                }
+                self.give_up(lost);
+            }
+        }
+        refused
+    }
+
+    fn give_up(&mut self, lost: Buckets) {
+        if !lost.is_empty() {
+            for peer in &mut self.peers {
+                peer.give_up(&mut self.core, lost);
             }
         }
     }
@@ -283,6 +293,8 @@ impl Replication {
             Some(peer) => peer.receive(&mut self.core, now, link, datagram),
             None => self.core.counters.unknown_peer += 1,
         }
+        let lost = std::mem::take(&mut self.core.superseded);
+        self.give_up(lost);
     }
 
     /// Lets time pass and makes the datagrams that are due.

@@ -250,8 +250,14 @@ impl Outbox {
         self.asked = self.asked - self.agreed;
     }
 
-    /// This node has got these buckets.
-    pub(super) fn gain(&mut self, now: Time, buckets: Buckets) {
+    /// This node has got these buckets, or has got them anew.
+    pub(super) fn gain(&mut self, core: &mut Core, now: Time, buckets: Buckets) {
+        // What is on its way in an earlier term may arrive after the new one is known, and is
+        // refused then, though acknowledged.
+        let on_its_way: Buckets = self.flight.carried().map(|c| c.bucket).collect();
+        let again = (on_its_way | self.active) & buckets;
+        self.cancel(core, again);
+        self.want(core, again);
         for bucket in buckets.iter() {
             self.gained[usize::from(bucket)] = self.flight.next();
         }
@@ -263,21 +269,22 @@ impl Outbox {
 
     /// This node has lost these buckets.
     pub(super) fn give_up(&mut self, core: &mut Core, buckets: Buckets) {
+        self.cancel(core, buckets);
+        for set in [&mut self.wanted, &mut self.agreed, &mut self.asked] {
+            *set = *set - buckets;
+        }
+        self.claims_due = true;
+    }
+
+    /// Stops the bulk of these buckets.
+    fn cancel(&mut self, core: &mut Core, buckets: Buckets) {
         if self.walking.is_some_and(|b| buckets.contains(b)) {
             self.walking = None;
             core.table.stop(self.peer);
         }
-        for set in [
-            &mut self.wanted,
-            &mut self.walked,
-            &mut self.ended,
-            &mut self.active,
-            &mut self.agreed,
-            &mut self.asked,
-        ] {
+        for set in [&mut self.walked, &mut self.ended, &mut self.active] {
             *set = *set - buckets;
         }
-        self.claims_due = true;
     }
 
     // ---- What became of what was sent ----------------------------------------------------------

@@ -80,9 +80,9 @@ impl Peer {
         }
     }
 
-    pub(super) fn gain(&mut self, now: Time, buckets: Buckets) {
+    pub(super) fn gain(&mut self, core: &mut Core, now: Time, buckets: Buckets) {
         if let Some(session) = &mut self.session {
-            session.outbox.gain(now, buckets);
+            session.outbox.gain(core, now, buckets);
             // What a former owner is asked for does not matter any more.
             session.inbox.wanted = session.inbox.wanted - buckets;
         }

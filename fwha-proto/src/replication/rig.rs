@@ -1,6 +1,8 @@
 //! The test rig: nodes with a model of their kernel map each, a network with seeded faults, virtual
 //! time. [`Rig::pair`] is the two-node cluster.
 //!
+//! A failing run names its seed; with `FWHA_TRACE` set, a run tells every step it takes.
+//!
 //! Safety is checked with every write to a kernel map: under one owner an identity's version never
 //! goes back, and an identity that its owner has deleted never comes back.
 
@@ -76,6 +78,7 @@ pub(super) struct Rig {
     /// Datagrams and bytes carried.
     pub(super) carried: (u64, u64),
     name: String,
+    traced: bool,
     options: fn(&mut Options),
     air: BTreeMap<(Time, u64), (NodeId, NodeId, Vec<u8>)>,
     sent: u64,
@@ -96,6 +99,7 @@ impl Rig {
             cut: Vec::new(),
             carried: (0, 0),
             name: format!("seed {seed}"),
+            traced: std::env::var_os("FWHA_TRACE").is_some(),
             options,
             air: BTreeMap::new(),
             sent: 0,
@@ -133,6 +137,12 @@ impl Rig {
 
     pub(super) fn node(&mut self, id: NodeId) -> &mut Node {
         &mut self.nodes[usize::from(id) - 1]
+    }
+
+    fn trace(&self, what: impl FnOnce() -> String) {
+        if self.traced {
+            eprintln!("{} us: {}", self.now.as_nanos() / 1000, what());
+        }
     }
 
     #[track_caller]
@@ -198,6 +208,8 @@ impl Rig {
             return;
         }
         if let Some(flow) = node.kernel.remove(&Self::key(n)) {
+            self.trace(|| format!("node {id} deletes {}", flow.id.number));
+            let node = self.node(id);
             node.replication.local_delete(now, &Self::key(n), &flow.id);
             self.drain(id);
         }
@@ -205,6 +217,10 @@ impl Rig {
 
     fn event(&mut self, id: NodeId, kind: FlowEventKind, n: u16) {
         let (now, key) = (self.now, Self::key(n));
+        self.trace(|| {
+            let flow = &self.nodes[usize::from(id) - 1].kernel[&key];
+            format!("node {id} {kind:?} {} version {:x}", flow.id.number, flow.version)
+        });
         let node = self.node(id);
         let event = FlowEvent { kind: kind as u32, cpu: 0, key, flow: node.kernel[&key] };
         node.replication.local(now, &event);
@@ -229,6 +245,7 @@ impl Rig {
     pub(super) fn promote(&mut self, id: NodeId, buckets: Buckets) {
         let now = self.now;
         let term = self.nodes.iter().map(|n| n.term).max().unwrap_or(0) + 1;
+        self.trace(|| format!("node {id} owns {buckets:?} in term {term}"));
         let node = self.node(id);
         node.term = term;
         node.owned = node.owned | buckets;
@@ -239,6 +256,7 @@ impl Rig {
 
     pub(super) fn demote(&mut self, id: NodeId, buckets: Buckets) {
         let now = self.now;
+        self.trace(|| format!("node {id} owns {buckets:?} no more"));
         let node = self.node(id);
         node.owned = node.owned - buckets;
         node.replication.set_ownership(now, buckets, Ownership::NotOwned);
@@ -246,11 +264,13 @@ impl Rig {
     }
 
     pub(super) fn kill(&mut self, id: NodeId) {
+        self.trace(|| format!("node {id} dies"));
         self.node(id).up = false;
     }
 
     /// The node comes back as a Backup: after a reboot, or a mere restart of its daemon.
     pub(super) fn revive(&mut self, id: NodeId, rebooted: bool) {
+        self.trace(|| format!("node {id} starts, rebooted {rebooted}"));
         let replication = self.replication(id, self.nodes.len() as u8);
         let epoch = self.epochs;
         let node = self.node(id);
@@ -258,10 +278,11 @@ impl Rig {
         node.up = true;
         node.epoch = epoch;
         node.owned = Buckets::EMPTY;
+        // Terms are not remembered over a restart, so neither is what was written under them.
+        node.written.clear();
+        node.deleted.clear();
         if rebooted {
             node.kernel.clear();
-            node.written.clear();
-            node.deleted.clear();
         }
         self.reconcile(id);
     }
@@ -303,12 +324,14 @@ impl Rig {
         if node.owned.contains(flow.bucket) && node.term >= term {
             self.fail(format_args!("node {id} let a peer write to its bucket {}", flow.bucket));
         }
+        self.trace(|| format!("node {id} puts {} version {:x} in term {term}", flow.id.number, flow.version));
         let node = self.node(id);
         node.written.insert(flow.id, (term, flow.version));
         node.kernel.insert(key, flow);
     }
 
     fn remove(&mut self, id: NodeId, key: FlowKey, flow_id: FlowId) {
+        self.trace(|| format!("node {id} removes {}", flow_id.number));
         let node = self.node(id);
         let Some(flow) = node.kernel.get(&key).filter(|f| f.id == flow_id) else {
             self.fail(format_args!("node {id} deletes what it has not"));
@@ -422,12 +445,16 @@ impl Rig {
             for bucket in owner.owned.iter() {
                 let of = |node: &Node| {
                     let mut flows: Vec<_> = node.kernel.values().filter(|f| f.bucket == bucket).collect();
-                    flows.sort_by_key(|f| f.id.number);
+                    flows.sort_by_key(|f| (f.id.number, f.id.node, f.id.epoch));
                     flows.iter().map(|f| (f.id, f.version, f.state, f.zones)).collect::<Vec<_>>()
                 };
                 for node in up() {
                     if of(node) != of(owner) {
-                        return Some(format!("bucket {bucket} of node {} in the kernel", node.id));
+                        let (a, b) = (of(owner), of(node));
+                        return Some(format!(
+                            "bucket {bucket} of node {} in the kernel: {a:?}, {b:?}",
+                            node.id
+                        ));
                     }
                     if node.replication.digest(bucket) != owner.replication.digest(bucket) {
                         return Some(format!("bucket {bucket} of node {} in the replica", node.id));

@@ -31,6 +31,8 @@ pub(super) struct Slot {
     pub(super) entry: Entry,
     /// Place in the stream of `source`: what it says later has a higher stamp.
     pub(super) stamp: u64,
+    /// The term in which `source` said it.
+    pub(super) term: u32,
     /// Number of the last change of any kind, unique over all slots.
     pub(super) change: u32,
     prev: u32,
@@ -47,6 +49,8 @@ pub(super) struct Slot {
     pub(super) awaiting: Peers,
     /// The node that told of the last change; 0 is this node's data plane.
     pub(super) source: NodeId,
+    /// This node's data plane has changed it since its owner, a peer, spoke of it.
+    pub(super) strayed: bool,
     pub(super) live: bool,
     /// Dead: kept against messages that are older than the deletion.
     pub(super) held: bool,
@@ -126,6 +130,7 @@ impl Table {
             key,
             entry,
             stamp: 0,
+            term: 0,
             change: 0,
             prev: NONE,
             next: NONE,
@@ -135,6 +140,7 @@ impl Table {
             owed: 0,
             awaiting: 0,
             source: 0,
+            strayed: false,
             live: false,
             held: false,
         };
