@@ -13,6 +13,7 @@ use fwha_common::probe::{Probe, ProbeKind};
 
 use super::*;
 use crate::seal::{ClusterKey, Identity, cluster_id};
+use crate::vrrp::packet::{Advert, Checksum, Envelope};
 
 /// What a socket buffer holds for a daemon that does not run.
 const SOCKET_BUFFER: usize = 160;
@@ -127,6 +128,15 @@ fn mac(node: NodeId, via: Via) -> [u8; 6] {
     }
 }
 
+/// A node's interface, up.
+pub fn interface(node: NodeId, via: Via) -> (Via, Interface) {
+    let net = match via {
+        Via::Zone(zone) => zone,
+        Via::Sync(link) => 100 + link,
+    };
+    (via, Interface { mac: mac(node, via), address: zone_address(node, net), carrier: true })
+}
+
 /// One group over two zones, all nodes members, the first preferred.
 pub fn config(nodes: u8, node: NodeId, epoch: u64) -> Config {
     let members: Vec<_> = (1..=nodes).map(|n| (n, 200 - n * 50)).collect();
@@ -142,14 +152,7 @@ pub fn config(nodes: u8, node: NodeId, epoch: u64) -> Config {
         preempt_wait: ms(10_000),
         nodes: (1..=nodes).map(|node| NodeConfig { node, name: format!("fw{node}") }).collect(),
         zones: vec![(1, "inet".into()), (2, "lan".into())],
-        interfaces: vias
-            .iter()
-            .map(|&via| {
-                let zone = if let Via::Zone(z) = via { z } else { 100 };
-                let address = zone_address(node, zone);
-                (via, Interface { mac: mac(node, via), address, carrier: true })
-            })
-            .collect(),
+        interfaces: vias.map(|via| interface(node, via)).into(),
         groups: vec![group(0, members)],
         standby: false,
     }
