@@ -1,7 +1,8 @@
 //! Who should be Active, judged from the present state and nothing else.
 //!
 //! The judgement is made anew in every tick, so no event can be missed: whatever is true now
-//! decides, and it is made after everything that had arrived was read. [`Election::judge`] is the whole policy; the rest of this room carries it out.
+//! decides, and it is made after everything that had arrived was read. `Election::judge` is the
+//! whole policy; the neighbouring room `act` carries it out.
 
 use std::cmp::Reverse;
 

@@ -536,9 +536,9 @@ impl Election {
 }
 
 fn sync_links(config: &Config) -> impl Iterator<Item = u8> + '_ {
-    config.interfaces.iter().filter_map(|(via, interface)| match *via {
-        Via::Sync(link) if interface.carrier => Some(link),
-        _ => None,
+    config.interfaces.iter().filter_map(|(via, _)| match *via {
+        Via::Sync(link) => Some(link),
+        Via::Zone(_) => None,
     })
 }
 

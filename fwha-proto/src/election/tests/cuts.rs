@@ -194,3 +194,15 @@ fn one_of_two_sync_links_is_enough() {
     rig.kill(1);
     rig.run_until(DEAD_LIMIT, |r| r.actives(0) == [2]).expect("a takeover");
 }
+
+#[test]
+fn a_carrier_that_is_wrongly_told_to_be_lost_moves_nothing() {
+    let mut rig = Rig::pair(1);
+    let then = rig.now;
+    for n in [1, 2] {
+        rig.command(n, |e, now| e.carrier(now, SYNC, false));
+    }
+    rig.run(ms(5000));
+    assert_eq!(rig.actives(0), [1]);
+    assert!(rig.events(2, then).len() <= 4, "it is believed no more than twice: {:?}", rig.events(2, then));
+}
