@@ -24,10 +24,13 @@
 //! |---|---|
 //! | [`config`] | what the election is told once |
 //! | `peer`, [`suspicion`] | one other node: channel, links, and whether it lives |
-//! | `group`, `decide` | one group, and the policy |
+//! | `group`, `decide`, `act` | one group, the policy, and how it is carried out |
+//! | `adverts` | VRRP: what is sent, what is heard, what it counts for |
 //! | [`output`] | outputs, events, errors, counters |
 //! | [`status`] | a snapshot for people |
 
+mod act;
+mod adverts;
 pub mod config;
 mod decide;
 mod group;
@@ -56,8 +59,6 @@ use crate::NodeId;
 use crate::heartbeat::{GroupRecord, Heartbeat, Interface, NodeState, PeerState, Role, Via};
 use crate::seal::{Header, OpenError, Opened};
 use crate::time::Time;
-use crate::vrrp::machine::{Want, greater};
-use crate::vrrp::packet::{Advert, Checksum, Discard, Envelope};
 
 /// Between two events about refused datagrams with the same reason.
 const REFUSED_EVENT_INTERVAL: Duration = Duration::from_secs(10);
@@ -171,54 +172,6 @@ impl Election {
                 self.refused(link, header.sender, error);
             }
         }
-    }
-
-    /// A packet of IP protocol 112 arrived at the interface of `zone`.
-    pub fn vrrp_packet(&mut self, now: Time, zone: u8, envelope: &Envelope, payload: &[u8]) {
-        self.advance(now);
-        if let Err(discard) = self.take_advert(zone, envelope, payload) {
-            self.counters.count("vrrp_discarded", discard.as_str());
-        }
-        self.judge_due = true;
-    }
-
-    fn take_advert(&mut self, zone: u8, envelope: &Envelope, payload: &[u8]) -> Result<(), Discard> {
-        let own = self.config.interfaces.iter().find(|(via, _)| *via == Via::Zone(zone));
-        let own = own.map(|(_, i)| std::net::IpAddr::from(i.address));
-        if own == Some(envelope.src) {
-            return Err(Discard::Own);
-        }
-        let (advert, checksum) = Advert::parse(envelope, payload)?;
-        let v6 = envelope.src.is_ipv6();
-        let at = self.groups.iter().enumerate().filter(|(_, g)| g.place.is_some()).find_map(|(g, group)| {
-            let here = |i: &Instance| (i.zone, i.vrid, i.addresses[0].is_ipv6()) == (zone, advert.vrid, v6);
-            Some((g, group.config.instances.iter().position(here)?))
-        });
-        let (g, i) = at.ok_or(Discard::UnknownVrid)?;
-        self.counters.count("vrrp_rx", "adverts");
-        if !v6 {
-            let kind = match checksum {
-                Checksum::Message => "checksum_message",
-                Checksum::PseudoHeader => "checksum_pseudo_header",
-            };
-            self.counters.count("vrrp_rx", kind);
-        }
-        // Neither makes an advertisement void (RFC 9568, section 7.1).
-        let group = &self.groups[g];
-        if advert.interval_cs != group.config.advert_interval_cs && advert.interval_cs != FAST_ADVERT_CS {
-            self.counters.count("vrrp_rx", "other_interval");
-        }
-        let mine = &group.config.instances[i].addresses;
-        if mine.len() != advert.addresses.len() || mine.iter().any(|a| !advert.addresses.contains(a)) {
-            self.counters.count("vrrp_rx", "other_addresses");
-        }
-        // An unknown address may be that of a peer that was never heard.
-        let known = |p: &Peer| p.sends_from(zone, envelope.src);
-        let sender = self.peers.iter().find(|p| known(p) == Some(true)).map(|p| p.node);
-        let foreign = sender.is_none() && self.peers.iter().all(|p| known(p) == Some(false));
-        let greater = own.is_some_and(|own| greater(envelope.src, own));
-        self.heard_advert((g, i), &advert, greater, sender.or(foreign.then_some(0)));
-        Ok(())
     }
 
     /// A probe frame arrived by `via` that is not a request. Requests are for the data plane.
@@ -517,55 +470,6 @@ impl Election {
         self.tell_states(&before);
     }
 
-    /// Compares whose advertisements which Backup hears.
-    fn watch_adverts(&mut self, now: Time) {
-        for g in 0..self.groups.len() {
-            let group = &self.groups[g];
-            if !group.is_active() {
-                self.groups[g].unheard.clear();
-                continue;
-            }
-            // Give the Backups the time to miss some.
-            let interval = crate::vrrp::machine::centiseconds(group.config.advert_interval_cs);
-            if now < group.since + interval * 4 {
-                continue;
-            }
-            let all = (1u64 << group.machines.len()).wrapping_sub(1) as u32;
-            let id = group.config.group;
-            let heard: Vec<_> = self.candidates(g).map(|(node, r)| (node, r.heard)).collect();
-            for (node, heard) in heard {
-                let unheard = all & !heard;
-                let was = self.groups[g].unheard.insert(node, unheard).unwrap_or(0);
-                for i in 0..self.groups[g].machines.len() {
-                    if (was ^ unheard) & 1 << i != 0 {
-                        let zone = self.groups[g].config.instances[i].zone;
-                        let lost = unheard & 1 << i != 0;
-                        self.event(Event::AdvertsUnheard { group: id, zone, by: node, lost });
-                    }
-                }
-            }
-        }
-    }
-
-    /// Advertisements and repeated announcements that are due.
-    fn speak_vrrp(&mut self, now: Time) {
-        for g in 0..self.groups.len() {
-            if !self.groups[g].is_active() {
-                continue;
-            }
-            for i in 0..self.groups[g].machines.len() {
-                if self.groups[g].machines[i].due(now) == Want::Advertise {
-                    self.advertise(g, i, None);
-                }
-            }
-            let group = &mut self.groups[g];
-            if group.announce.first().is_some_and(|&at| now >= at) {
-                group.announce.retain(|&at| now < at);
-                self.out.push_back(Output::Announce { group: group.config.group });
-            }
-        }
-    }
-
     fn renew_leases(&mut self, now: Time) {
         for group in self.groups.iter_mut().filter(|g| g.is_active()) {
             group.lease_until = now + self.config.lease;
@@ -632,9 +536,9 @@ impl Election {
 }
 
 fn sync_links(config: &Config) -> impl Iterator<Item = u8> + '_ {
-    config.interfaces.iter().filter_map(|(via, interface)| match *via {
-        Via::Sync(link) if interface.carrier => Some(link),
-        _ => None,
+    config.interfaces.iter().filter_map(|(via, _)| match *via {
+        Via::Sync(link) => Some(link),
+        Via::Zone(_) => None,
     })
 }
 

@@ -13,6 +13,7 @@ use fwha_common::probe::{Probe, ProbeKind};
 
 use super::*;
 use crate::seal::{ClusterKey, Identity, cluster_id};
+use crate::vrrp::packet::{Advert, Checksum, Envelope};
 
 /// What a socket buffer holds for a daemon that does not run.
 const SOCKET_BUFFER: usize = 160;
@@ -100,6 +101,8 @@ pub struct Rig {
     pub latency: Duration,
     /// Paths that carry nothing: from, to, interface.
     cuts: BTreeSet<(NodeId, NodeId, Via)>,
+    /// Interfaces without carrier.
+    down: BTreeSet<(NodeId, Via)>,
     /// Interfaces that carry everything but probes.
     pub no_probes: BTreeSet<Via>,
     /// Whether a daemon that hung reads kernel arrival stamps.
@@ -127,6 +130,15 @@ fn mac(node: NodeId, via: Via) -> [u8; 6] {
     }
 }
 
+/// A node's interface, up.
+pub fn interface(node: NodeId, via: Via) -> (Via, Interface) {
+    let net = match via {
+        Via::Zone(zone) => zone,
+        Via::Sync(link) => 100 + link,
+    };
+    (via, Interface { mac: mac(node, via), address: zone_address(node, net), carrier: true })
+}
+
 /// One group over two zones, all nodes members, the first preferred.
 pub fn config(nodes: u8, node: NodeId, epoch: u64) -> Config {
     let members: Vec<_> = (1..=nodes).map(|n| (n, 200 - n * 50)).collect();
@@ -142,14 +154,7 @@ pub fn config(nodes: u8, node: NodeId, epoch: u64) -> Config {
         preempt_wait: ms(10_000),
         nodes: (1..=nodes).map(|node| NodeConfig { node, name: format!("fw{node}") }).collect(),
         zones: vec![(1, "inet".into()), (2, "lan".into())],
-        interfaces: vias
-            .iter()
-            .map(|&via| {
-                let zone = if let Via::Zone(z) = via { z } else { 100 };
-                let address = zone_address(node, zone);
-                (via, Interface { mac: mac(node, via), address, carrier: true })
-            })
-            .collect(),
+        interfaces: vias.map(|via| interface(node, via)).into(),
         groups: vec![group(0, members)],
         standby: false,
     }
@@ -202,6 +207,7 @@ impl Rig {
             jitter: Duration::from_micros(100),
             latency: Duration::from_micros(100),
             cuts: BTreeSet::new(),
+            down: BTreeSet::new(),
             no_probes: BTreeSet::new(),
             stamps: true,
             replicate: true,
@@ -252,6 +258,9 @@ impl Rig {
         m.inbox.clear();
         let mut config = config(count, n, m.epoch);
         (self.shape)(n, &mut config);
+        for (via, interface) in &mut config.interfaces {
+            interface.carrier = !self.down.contains(&(n, *via));
+        }
         let m = self.node_mut(n);
         for g in &mut config.groups {
             if let Some(&(term, until)) = m.owned.get(&g.group)
@@ -296,6 +305,7 @@ impl Rig {
         for (at, packet) in std::mem::take(&mut m.inbox) {
             self.deliver(n, if stamps { at } else { now }, packet);
         }
+        self.tell_carriers(n);
     }
 
     /// Nothing goes from `from` to `to` by `via` any more.
@@ -325,7 +335,9 @@ impl Rig {
     }
 
     pub fn whole(&self) -> bool {
-        self.cuts.is_empty() && self.nodes.iter().all(|m| m.powered && !m.hung && m.election.is_some())
+        self.cuts.is_empty()
+            && self.down.is_empty()
+            && self.nodes.iter().all(|m| m.powered && !m.hung && m.election.is_some())
     }
 
     fn pairs(&self) -> Vec<(NodeId, NodeId)> {
@@ -333,12 +345,27 @@ impl Rig {
         ids.iter().flat_map(|&a| ids.iter().map(move |&b| (a, b))).filter(|(a, b)| a != b).collect()
     }
 
+    /// Plugs a cable in or out.
     pub fn carrier(&mut self, n: NodeId, via: Via, up: bool) {
-        let now = self.now;
-        if let Some(election) = &mut self.node_mut(n).election {
-            election.carrier(now, via, up);
+        if up {
+            self.down.remove(&(n, via));
+        } else {
+            self.down.insert((n, via));
         }
-        self.settle(n);
+        if !self.node(n).hung {
+            self.tell_carriers(n);
+            self.settle(n);
+        }
+    }
+
+    fn tell_carriers(&mut self, n: NodeId) {
+        let now = self.now;
+        let carriers: Vec<_> = self.vias.iter().map(|&via| (via, !self.down.contains(&(n, via)))).collect();
+        if let Some(election) = &mut self.node_mut(n).election {
+            for (via, up) in carriers {
+                election.carrier(now, via, up);
+            }
+        }
     }
 
     /// Gives a command and lets the node act on it.
@@ -488,7 +515,8 @@ impl Rig {
 
     fn send(&mut self, from: NodeId, to: NodeId, via: Via, packet: Packet) {
         let probe = matches!(packet, Packet::Request { .. } | Packet::Reply { .. });
-        if self.cuts.contains(&(from, to, via)) || (probe && self.no_probes.contains(&via)) {
+        let down = self.down.contains(&(from, via)) || self.down.contains(&(to, via));
+        if down || self.cuts.contains(&(from, to, via)) || (probe && self.no_probes.contains(&via)) {
             return;
         }
         if self.loss_permille > 0 && self.rng.chance(self.loss_permille) {

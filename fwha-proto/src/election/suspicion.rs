@@ -68,6 +68,8 @@ pub struct Suspicion {
     /// Smoothed round trip of probes and its mean deviation (RFC 6298).
     trip: Option<(Duration, Duration)>,
     heard: Option<Time>,
+    /// Since when no sync link has a carrier.
+    cut_off: Option<Time>,
     /// When the peer's lease has surely ended, as far as known.
     owned_until: Time,
     /// The peer renewed its lease after its heartbeats stopped: its daemon lives.
@@ -93,6 +95,7 @@ impl Suspicion {
             probe: (heartbeat * 3 / 10).clamp(Duration::from_millis(1), Duration::from_millis(10)),
             trip: None,
             heard: None,
+            cut_off: None,
             owned_until: Time::ZERO,
             renewing: false,
             round: 0,
@@ -192,7 +195,11 @@ impl Suspicion {
     /// `sync_carrier` says whether a sync link to it has a carrier. Returns true if a probe must go
     /// out on each path now.
     pub fn tick(&mut self, now: Time, paths: &[Via], sync_carrier: bool, adverts: Adverts) -> bool {
-        if self.state == PeerState::Alive && (now >= self.silent_at() || !sync_carrier) {
+        self.cut_off = if sync_carrier { None } else { self.cut_off.or(Some(now)) };
+        // What a link says of its carrier is a hint. A heartbeat that was sent since, not just under
+        // way then, proves it wrong.
+        let cut_off = self.cut_off.is_some_and(|at| self.heard <= Some(at + self.heartbeat / 2));
+        if self.state == PeerState::Alive && (now >= self.silent_at() || cut_off) {
             self.suspect(now);
         }
         if now < self.round_due || self.state == PeerState::Left {
