@@ -44,7 +44,7 @@ impl Source {
     }
 }
 
-/// One mistake. Made by [`Mistakes::add`].
+/// One mistake.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mistake {
     /// Where it is; `None` for the file as a whole.
