@@ -1,5 +1,6 @@
 //! Chores of the project: `cargo xtask VERB`. One verb, one file.
 
+mod build_ebpf;
 mod cargo;
 mod demo;
 mod test;
@@ -11,12 +12,14 @@ use clap::Parser;
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "chores of the project")]
 enum Command {
+    BuildEbpf(build_ebpf::Args),
     Demo(demo::Args),
     Test(test::Args),
 }
 
 fn main() -> ExitCode {
     let result = match Command::parse() {
+        Command::BuildEbpf(args) => build_ebpf::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(&args),
     };

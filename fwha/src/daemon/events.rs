@@ -20,19 +20,18 @@ pub struct EventLog {
     followers: broadcast::Sender<Event>,
 }
 
-impl EventLog {
-    /// An empty log.
-    pub fn new() -> Self {
-        Self { history: Mutex::new(VecDeque::new()), followers: broadcast::channel(FOLLOWER_LAG).0 }
+impl Default for EventLog {
+    fn default() -> Self {
+        Self { history: Mutex::default(), followers: broadcast::channel(FOLLOWER_LAG).0 }
     }
+}
 
+impl EventLog {
     /// Records that something happened at `at`, and writes it to the daemon's log.
     pub fn record(&self, at: Time, kind: &str, group: Option<&str>, text: String, steps: Vec<Step>) {
         tracing::info!(kind, group, "{text}{}", StepList(&steps));
         let event = Event {
-            at_unix_ms: SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .map_or(0, |d| d.as_millis() as u64),
+            at_unix_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64),
             at_mono_ms: at.as_nanos() as f64 / 1e6,
             kind: kind.to_owned(),
             group: group.map(str::to_owned),
@@ -54,6 +53,11 @@ impl EventLog {
         let history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
         (history.iter().cloned().collect(), self.followers.subscribe())
     }
+}
+
+/// A step of a takeover that was done at `now`: its time since the decision.
+pub fn step(name: &str, decided: Time, now: Time) -> Step {
+    Step { name: name.to_owned(), ms: now.since(decided).as_secs_f64() * 1e3 }
 }
 
 struct StepList<'a>(&'a [Step]);

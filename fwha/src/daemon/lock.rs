@@ -46,7 +46,8 @@ impl RunDir {
                 );
             }
             Err((_, errno)) => {
-                return Err(io::Error::from(errno)).with_context(|| format!("cannot lock {}", file.display()));
+                return Err(io::Error::from(errno))
+                    .with_context(|| format!("cannot lock {}", file.display()));
             }
         };
         lock.set_len(0)?;

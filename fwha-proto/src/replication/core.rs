@@ -1,0 +1,385 @@
+//! What this node knows: the replica, who owns which bucket, and what the kernel map must be told.
+//!
+//! **Whose word counts.** Within a term exactly one node owns a bucket, and only owners speak. So
+//! records about a bucket are ordered by term first, and within a term by their place in the
+//! owner's stream (the *stamp*: datagrams may overtake each other, the order in which the owner
+//! wrote them stays known). Versions confirm it: within one identity and one owner a lower version
+//! is refused whatever its stamp says. A new owner's table is the truth even where its predecessor
+//! had newer versions that did not get across: what was lost with the old owner stays lost on all
+//! nodes alike.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use fwha_common::BUCKETS;
+use fwha_common::flow::{Flow, FlowId, FlowKey, FlowState};
+
+use super::buckets::Buckets;
+use super::entry::Entry;
+use super::status::{Counters, LocalCounters};
+use super::table::Table;
+use super::wire::Deletion;
+use super::{Options, Output};
+use crate::NodeId;
+use crate::time::Time;
+
+/// A deletion by this node is remembered this long: an event that another CPU wrote before it may
+/// be read after it.
+const HOLD: Duration = Duration::from_millis(200);
+/// Tombstones kept at most, in flows per flow of capacity. Beyond, peers learn of deletions by bulk.
+const DEAD_SHARE: usize = 4;
+/// The least number of tombstones that is always kept.
+const DEAD_MIN: usize = 4096;
+
+/// Who is known to own a bucket.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Owner {
+    /// The highest term heard of; 0 for none.
+    pub(super) term: u32,
+    /// Its owner.
+    pub(super) node: NodeId,
+}
+
+pub(super) struct Core {
+    pub(super) options: Options,
+    pub(super) table: Table,
+    pub(super) owners: [Owner; BUCKETS],
+    /// Buckets that this node owns. One that a peer claims in a higher term is out of it at once: to
+    /// speak on would be to speak of what the new owner says.
+    pub(super) owned: Buckets,
+    /// Buckets that have just been lost in this way.
+    pub(super) superseded: Buckets,
+    /// Buckets whose flows are being compared with the kernel map.
+    pub(super) reconciling: Buckets,
+    pub(super) outputs: VecDeque<Output>,
+    pub(super) counters: LocalCounters,
+    /// Changes to owned buckets, of any kind.
+    pub(super) changes: u64,
+    pass: u32,
+    /// Deletions by this node: slot, its change, until when.
+    graves: VecDeque<(u32, u32, Time)>,
+}
+
+/// Where a record comes from.
+#[derive(Clone, Copy)]
+pub(super) struct Origin {
+    pub(super) peer: NodeId,
+    pub(super) term: u32,
+    /// Place in the peer's stream, over all its sessions.
+    pub(super) stamp: u64,
+    /// An older record may still come.
+    pub(super) hold: bool,
+}
+
+/// What [`Core::admit`] says of a record's bucket.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Admission {
+    /// From its owner, as known.
+    Owner,
+    /// From its owner, in a term that is news.
+    NewTerm,
+}
+
+impl Core {
+    pub(super) fn new(options: Options) -> Self {
+        let seeds = options.key.siphash_key("replica");
+        Self {
+            table: Table::new(seeds, options.max_flows),
+            owners: [Owner::default(); BUCKETS],
+            owned: Buckets::EMPTY,
+            superseded: Buckets::EMPTY,
+            reconciling: Buckets::EMPTY,
+            outputs: VecDeque::new(),
+            counters: LocalCounters::default(),
+            changes: 0,
+            pass: 0,
+            graves: VecDeque::new(),
+            options,
+        }
+    }
+
+    /// The highest term known of a bucket: if this node owns it, its own.
+    pub(super) const fn term(&self, bucket: u8) -> u32 {
+        self.owners[bucket as usize].term
+    }
+
+    /// Whether no more tombstones should be kept than must be.
+    pub(super) fn crowded(&self) -> bool {
+        self.table.dead() >= (self.options.max_flows / DEAD_SHARE).max(DEAD_MIN)
+    }
+
+    // ---- This node's data plane ------------------------------------------------------------
+
+    /// Takes what the data plane says of a flow. The slot, if that is news.
+    pub(super) fn learn(&mut self, key: &FlowKey, entry: Entry) -> Option<u32> {
+        self.counters.events += 1;
+        if FlowState::from_u8(entry.state).is_none_or(|s| s == FlowState::None) {
+            self.counters.events_invalid += 1;
+            return None;
+        }
+        // A flow that outlived a restart proves that its term has been: no earlier owner counts.
+        let owner = &mut self.owners[usize::from(entry.bucket)];
+        if !self.owned.contains(entry.bucket) && owner.term < Flow::term(entry.version) {
+            *owner = Owner { term: Flow::term(entry.version), node: 0 };
+        }
+        let Some(i) = self.table.find(key) else {
+            if self.table.live() >= self.options.max_flows {
+                self.counters.events_full += 1;
+                return None;
+            }
+            let i = self.table.insert(*key, entry);
+            return Some(self.own(i));
+        };
+        let slot = self.table.at_mut(i);
+        let old = slot.entry;
+        let newer = if old.id == entry.id {
+            slot.live && entry.version > old.version
+        } else {
+            entry.began_after(&old)
+        };
+        if slot.live && old.id == entry.id {
+            slot.pass = self.pass;
+        }
+        if !newer {
+            self.counters.events_old += 1;
+            return None;
+        }
+        if !slot.live && self.table.live() >= self.options.max_flows {
+            self.counters.events_full += 1;
+            return None;
+        }
+        self.table.replace(i, entry);
+        Some(self.own(i))
+    }
+
+    /// Forgets a flow that this node has deleted from its kernel map. The slot, if it was there.
+    pub(super) fn forget(&mut self, now: Time, key: &FlowKey, id: &FlowId) -> Option<u32> {
+        let i = self.table.find(key)?;
+        let slot = self.table.at(i);
+        if !slot.live || slot.entry.id != *id {
+            return None;
+        }
+        self.table.kill(i);
+        self.counters.deleted += 1;
+        self.own(i);
+        if !self.crowded() {
+            let slot = self.table.at_mut(i);
+            slot.held = true;
+            self.graves.push_back((i, slot.change, now + HOLD));
+        }
+        Some(i)
+    }
+
+    fn own(&mut self, i: u32) -> u32 {
+        let slot = self.table.at_mut(i);
+        if slot.live && self.owners[usize::from(slot.entry.bucket)].node != self.options.identity.node {
+            // Its owner has mentioned it, and will set it right.
+            slot.strayed = true;
+        } else {
+            slot.source = 0;
+            slot.stamp = 0;
+        }
+        slot.pass = self.pass;
+        self.changes += 1;
+        i
+    }
+
+    /// Frees the tombstones whose time is over.
+    pub(super) fn bury(&mut self, now: Time) {
+        while let Some(&(i, change, until)) = self.graves.front()
+            && until <= now
+        {
+            self.graves.pop_front();
+            self.free(i, change);
+        }
+    }
+
+    /// When [`Self::bury`] has something to do.
+    pub(super) fn bury_at(&self) -> Option<Time> {
+        self.graves.front().map(|g| g.2)
+    }
+
+    /// Lets go of a tombstone, unless its slot has changed since.
+    pub(super) fn free(&mut self, i: u32, change: u32) {
+        let slot = self.table.at_mut(i);
+        if slot.change == change && !slot.live {
+            slot.held = false;
+            self.table.release(i);
+        }
+    }
+
+    /// Starts a comparison of these buckets with the kernel map.
+    pub(super) fn reconcile_begin(&mut self, buckets: Buckets) {
+        self.pass = self.pass.wrapping_add(1);
+        self.reconciling = buckets;
+    }
+
+    /// Ends it: the flows of these buckets that neither the walk nor an event has shown.
+    pub(super) fn reconcile_end(&mut self) -> Vec<(FlowKey, FlowId)> {
+        let mut gone = Vec::new();
+        for bucket in std::mem::take(&mut self.reconciling).iter() {
+            for i in self.table.bucket(bucket) {
+                let slot = self.table.at(i);
+                if slot.pass != self.pass {
+                    gone.push((slot.key, slot.entry.id));
+                }
+            }
+        }
+        gone
+    }
+
+    // ---- A peer -----------------------------------------------------------------------------
+
+    /// Whether `peer` may speak about a bucket in `term`.
+    pub(super) fn admit(
+        &mut self,
+        bucket: u8,
+        peer: NodeId,
+        term: u32,
+        counters: &mut Counters,
+    ) -> Option<Admission> {
+        let owner = &mut self.owners[usize::from(bucket)];
+        if self.owned.contains(bucket) && term <= owner.term {
+            counters.rejected_owned += 1;
+            return None;
+        }
+        if term < owner.term {
+            counters.rejected_stale += 1;
+            return None;
+        }
+        if term == owner.term && peer == owner.node {
+            return Some(Admission::Owner);
+        }
+        *owner = Owner { term, node: peer };
+        if self.owned.remove(bucket) {
+            self.superseded.insert(bucket);
+        }
+        Some(Admission::NewTerm)
+    }
+
+    /// Takes an admitted FLOW.
+    pub(super) fn take_flow(&mut self, from: Origin, key: &FlowKey, entry: Entry, counters: &mut Counters) {
+        if entry.zones.iter().any(|&z| z > self.options.zones) {
+            counters.rejected_zone += 1;
+            return;
+        }
+        let full = self.table.live() >= self.options.max_flows;
+        let Some(i) = self.table.find(key) else {
+            if full {
+                counters.rejected_full += 1;
+                return;
+            }
+            let i = self.table.insert(*key, entry);
+            counters.created_received += 1;
+            self.mirror(i, from, true);
+            return;
+        };
+        let slot = self.table.at_mut(i);
+        if slot.source == from.peer {
+            let known = slot.live && !slot.strayed && slot.term == from.term && slot.entry.id == entry.id;
+            let regress = known && entry.version < slot.entry.version;
+            if from.stamp < slot.stamp || regress {
+                counters.rejected_old += 1;
+                return;
+            }
+        }
+        if slot.entry.bucket != entry.bucket && slot.live && self.owned.contains(slot.entry.bucket) {
+            counters.rejected_owned += 1;
+            return;
+        }
+        let same = slot.live && slot.entry.id == entry.id && slot.entry.version == entry.version;
+        if same && slot.entry.bucket == entry.bucket {
+            counters.unchanged_received += 1;
+            self.mirror(i, from, false);
+            return;
+        }
+        if !slot.live && full {
+            counters.rejected_full += 1;
+            return;
+        }
+        let counter = if slot.live { &mut counters.updated_received } else { &mut counters.created_received };
+        *counter += 1;
+        self.table.replace(i, entry);
+        self.mirror(i, from, true);
+    }
+
+    fn mirror(&mut self, i: u32, from: Origin, write: bool) {
+        let slot = self.table.at_mut(i);
+        slot.source = from.peer;
+        slot.term = from.term;
+        slot.stamp = from.stamp;
+        slot.strayed = false;
+        slot.pass = self.pass;
+        // What the other peers have is not known: a deletion must reach them.
+        slot.has = !0;
+        if write {
+            self.outputs.push_back(Output::Put(slot.key, slot.entry.to_flow()));
+        }
+    }
+
+    /// Takes an admitted DELETE. A tombstone that must be kept until older messages cannot come
+    /// any more: its slot and change.
+    pub(super) fn take_delete(
+        &mut self,
+        from: Origin,
+        d: &Deletion,
+        counters: &mut Counters,
+    ) -> Option<(u32, u32)> {
+        let Some(i) = self.table.find(&d.key) else {
+            if !from.hold || self.crowded() {
+                return None;
+            }
+            let i = self.table.insert(d.key, d.tombstone());
+            return self.tombstone(i, from);
+        };
+        let slot = self.table.at_mut(i);
+        if slot.source == from.peer && from.stamp < slot.stamp {
+            counters.rejected_old += 1;
+            return None;
+        }
+        if slot.live && slot.entry.id != d.id {
+            // Its owner has no flow of this key: what is here goes with the next sweep, and no
+            // older message brings the other one back.
+            slot.source = from.peer;
+            slot.stamp = from.stamp;
+            counters.rejected_old += 1;
+            return None;
+        }
+        if slot.live {
+            counters.deleted_received += 1;
+            self.outputs.push_back(Output::Delete(d.key, d.id));
+            self.tombstone(i, from)
+        } else {
+            slot.source = from.peer;
+            slot.stamp = from.stamp;
+            None
+        }
+    }
+
+    fn tombstone(&mut self, i: u32, from: Origin) -> Option<(u32, u32)> {
+        self.table.kill(i);
+        let slot = self.table.at_mut(i);
+        slot.source = from.peer;
+        slot.stamp = from.stamp;
+        slot.held = from.hold;
+        let change = slot.change;
+        self.table.release(i);
+        from.hold.then_some((i, change))
+    }
+
+    /// Removes the flows of a bucket that its owner has not mentioned since `stamp`. How many.
+    pub(super) fn sweep(&mut self, bucket: u8, peer: NodeId, stamp: u64) -> u64 {
+        let mut swept = 0;
+        for i in self.table.bucket(bucket) {
+            let slot = self.table.at(i);
+            if slot.source == peer && slot.stamp >= stamp {
+                continue;
+            }
+            self.outputs.push_back(Output::Delete(slot.key, slot.entry.id));
+            self.table.kill(i);
+            self.table.release(i);
+            swept += 1;
+        }
+        swept
+    }
+}

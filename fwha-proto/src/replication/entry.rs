@@ -1,0 +1,113 @@
+//! What both sides agree on about one flow.
+
+use fwha_common::flow::{Flow, FlowId, FlowKey};
+
+/// A flow without what is true on one node only (next hops, generations, ktime of a peer). Times
+/// are this node's `CLOCK_MONOTONIC`; on the wire they are ages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// When the flow began, in ns.
+    pub created_ns: u64,
+    /// When the last packet of each direction was seen, in ns; 0 for never.
+    pub last_seen_ns: [u64; 2],
+    /// Packets of each direction.
+    pub packets: [u64; 2],
+    /// Bytes of each direction.
+    pub bytes: [u64; 2],
+    /// As in [`Flow::version`].
+    pub version: u64,
+    /// The identity.
+    pub id: FlowId,
+    /// Hash of the name of the rule that admitted it.
+    pub rule_hash: u32,
+    /// A [`fwha_common::flow::FlowState`].
+    pub state: u8,
+    /// The bucket.
+    pub bucket: u8,
+    /// Zone of the originator and of the responder.
+    pub zones: [u8; 2],
+    /// End B of the key began the connection.
+    pub originator_is_b: bool,
+}
+
+impl Entry {
+    /// The entry for a flow of this node's data plane.
+    pub const fn from_flow(flow: &Flow) -> Self {
+        Self {
+            created_ns: flow.created_ns,
+            last_seen_ns: flow.last_seen_ns,
+            packets: flow.packets,
+            bytes: flow.bytes,
+            version: flow.version,
+            id: flow.id,
+            rule_hash: flow.rule_hash,
+            state: flow.state as u8,
+            bucket: flow.bucket,
+            zones: flow.zones,
+            originator_is_b: flow.originator_is_b(),
+        }
+    }
+
+    /// The flow for this node's data plane: inherited, and without next hops.
+    pub fn to_flow(self) -> Flow {
+        let originator = if self.originator_is_b { Flow::ORIGINATOR_IS_B } else { 0 };
+        Flow {
+            last_seen_ns: self.last_seen_ns,
+            packets: self.packets,
+            bytes: self.bytes,
+            state: self.state.into(),
+            flags: originator | Flow::INHERITED,
+            bucket: self.bucket,
+            zones: self.zones,
+            version: self.version,
+            id: self.id,
+            created_ns: self.created_ns,
+            rule_hash: self.rule_hash,
+            ..Flow::default()
+        }
+    }
+
+    /// Whether this entry of the data plane began after `other` of the same key. All times that a
+    /// data plane holds are of one clock, those of inherited flows too, so this orders identities
+    /// of any origin.
+    pub(super) fn began_after(&self, other: &Self) -> bool {
+        (self.created_ns, self.id.number) > (other.created_ns, other.id.number)
+    }
+}
+
+/// The keyed hash behind the table's index and the digests. Both ends derive the same seeds from
+/// the cluster key; outsiders, who choose addresses and ports, cannot aim at a chain or a digest.
+#[derive(Clone, Copy)]
+pub(super) struct Mix([u64; 2]);
+
+impl Mix {
+    pub(super) const fn new(seeds: [u64; 2]) -> Self {
+        Self(seeds)
+    }
+
+    /// The hash of a key.
+    #[inline]
+    pub(super) fn key(self, key: &FlowKey) -> u64 {
+        let word = |high: u32, low: u32| u64::from(u32::from_be(high)) << 32 | u64::from(u32::from_be(low));
+        let [a, b] = [&key.addr_a, &key.addr_b];
+        let ports = u64::from(u16::from_be(key.port_a)) << 16 | u64::from(u16::from_be(key.port_b));
+        let mut hash = fold(word(a[2], a[3]) ^ self.0[0], word(b[2], b[3]) ^ self.0[1]);
+        hash ^= fold(word(a[0], a[1]) ^ self.0[1], word(b[0], b[1]) ^ self.0[0].rotate_left(32));
+        fold(hash ^ ports ^ u64::from(key.proto) << 32, self.0[0] ^ 0x9e37_79b9_7f4a_7c15)
+    }
+
+    /// What one entry adds to the digest of its bucket.
+    #[inline]
+    pub(super) fn entry(self, key: &FlowKey, entry: &Entry) -> u64 {
+        let maker = u64::from(entry.id.epoch) << 8 | u64::from(entry.id.node);
+        let hash = fold(self.key(key) ^ entry.id.number, maker ^ self.0[1]);
+        fold(hash ^ entry.version, self.0[0] ^ 0xd1b5_4a32_d192_ed03)
+    }
+}
+
+/// Both halves of a 128-bit product, folded: a fast mixing step (as in wyhash).
+#[inline]
+const fn fold(a: u64, b: u64) -> u64 {
+    let product = (a as u128).wrapping_mul(b as u128);
+    product as u64 ^ (product >> 64) as u64
+}

@@ -1,0 +1,368 @@
+//! Replication: what one node's data plane knows about flows gets to its peers, is acknowledged,
+//! and is proved equal.
+//!
+//! [`Replication`] is one node's end, for all its peers. It holds the *replica*, one table of what
+//! all nodes should agree on. The owner of a bucket feeds it from its data plane and sends what
+//! changes; the others take that into their replicas and their kernel maps.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`mod@core`] | the replica with its owners: whose word counts |
+//! | `table`, `entry` | slots, index, lists and digests per bucket |
+//! | `peer` | channel, session and status of one peer |
+//! | `outbox`, `flight` | sending: queue, bulk, digests; what is in flight, lost, allowed |
+//! | `inbox`, `arrivals` | receiving: what has arrived, comparing, asking for what differs |
+//! | [`mod@wire`] | the records |
+//! | [`status`] | counters, states, events |
+//!
+//! **Contract.** Inputs are method calls; each carries `now`, the kernel's `CLOCK_MONOTONIC`, which
+//! never goes back. After one or more inputs, and when [`Replication::next_timeout`] has come, call
+//! [`Replication::tick`], then drain [`Replication::poll`]. Two orders matter:
+//!
+//! * On *gaining* buckets: [`Replication::set_ownership`], drain [`Output::Put`] and
+//!   [`Output::Delete`] into the kernel map, then let the data plane own them. On *losing* them the
+//!   other way round: data plane, drain its events, `set_ownership`. So a peer's record is never
+//!   written over what the data plane has changed since.
+//! * After a start with flows in the kernel map, and after lost events:
+//!   [`Replication::reconcile_begin`], a walk of the map with [`Replication::reconcile_seen`],
+//!   [`Replication::reconcile_end`]. At a start, begin before `set_ownership`: buckets under
+//!   reconciliation are neither proved nor sent as a whole.
+
+mod arrivals;
+mod buckets;
+mod core;
+mod entry;
+mod flight;
+mod inbox;
+mod outbox;
+mod peer;
+pub mod status;
+mod table;
+mod wire;
+
+#[cfg(test)]
+mod rig;
+#[cfg(test)]
+mod tests;
+
+use fwha_common::flow::{Flow, FlowEvent, FlowId, FlowKey};
+
+pub use self::buckets::Buckets;
+use self::core::{Core, Owner};
+use self::entry::Entry;
+use self::peer::Peer;
+pub use self::status::{Counters, Event, LocalCounters, PeerStatus, SyncState, Warning};
+pub use self::wire::{Hello, Malformed};
+use crate::NodeId;
+use crate::seal::{ClusterKey, Header, Identity};
+use crate::time::Time;
+
+/// A peer, as the cluster file names it.
+#[derive(Clone, Debug)]
+pub struct PeerOptions {
+    /// Its number.
+    pub node: NodeId,
+    /// Its name.
+    pub name: String,
+}
+
+/// What [`Replication`] is made of.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// This node.
+    pub identity: Identity,
+    /// The cluster's key.
+    pub key: ClusterKey,
+    /// This node's name.
+    pub name: String,
+    /// All other nodes.
+    pub peers: Vec<PeerOptions>,
+    /// Hash of the cluster file.
+    pub config_hash: u64,
+    /// Hash of the rules.
+    pub rules_hash: u64,
+    /// Zones in the cluster file. Flows that name a higher zone are refused.
+    pub zones: u8,
+    /// Flows held at most, on all nodes alike.
+    pub max_flows: usize,
+    /// Whether to take part. If not, nothing is sent, and nothing that comes is looked at.
+    pub enabled: bool,
+    /// MTU of the sync links, in bytes, at least 1280. No datagram needs fragments.
+    pub mtu: u16,
+    /// Flow changes queued for a peer at most. What exceeds it is sent later, by whole buckets.
+    pub queue_max: usize,
+    /// Bulk transfers send no faster than this.
+    pub bulk_bytes_per_s: u64,
+}
+
+impl Options {
+    /// Options with the defaults of the cluster file.
+    pub fn new(identity: Identity, key: ClusterKey, name: &str) -> Self {
+        Self {
+            identity,
+            key,
+            name: name.into(),
+            peers: Vec::new(),
+            config_hash: 0,
+            rules_hash: 0,
+            zones: 0,
+            max_flows: 1_000_000,
+            enabled: true,
+            mtu: 1500,
+            queue_max: 262_144,
+            bulk_bytes_per_s: 20_000_000,
+        }
+    }
+}
+
+/// Whether this node owns a bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ownership {
+    /// It does, in this term, which is higher than any before.
+    Owned {
+        /// The group's term.
+        term: u32,
+    },
+    /// It does not.
+    NotOwned,
+}
+
+/// What the caller must do, in this order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Output {
+    /// Send a datagram to a peer: on one sync link, or on all of them.
+    Transmit {
+        /// The peer.
+        peer: NodeId,
+        /// The link, by its number in [`Replication::datagram`]; `None` is all.
+        link: Option<u8>,
+        /// The sealed datagram.
+        datagram: Vec<u8>,
+    },
+    /// Write a flow into the kernel map, over any other of the same key.
+    Put(FlowKey, Flow),
+    /// Delete a flow from the kernel map.
+    Delete(FlowKey, FlowId),
+    /// Something happened.
+    Event(Event),
+}
+
+/// One node's end of replication. See the module for the contract.
+pub struct Replication {
+    core: Core,
+    peers: Vec<Peer>,
+}
+
+impl Replication {
+    /// An empty replica, without sessions.
+    pub fn new(options: Options) -> Self {
+        let core = Core::new(options);
+        let me = core.options.identity.node;
+        let peers = core.options.peers.iter().filter(|p| p.node != me);
+        let peers = peers.map(|p| Peer::new(&core, p.clone())).collect();
+        Self { core, peers }
+    }
+
+    // ---- This node's data plane --------------------------------------------------------------
+
+    /// Takes an event of the data plane.
+    pub fn local(&mut self, now: Time, event: &FlowEvent) {
+        self.learn(now, &event.key, &event.flow);
+    }
+
+    /// This node has deleted a flow from its kernel map: it expired, or an operator wished it.
+    pub fn local_delete(&mut self, now: Time, key: &FlowKey, id: &FlowId) {
+        if self.core.options.enabled
+            && let Some(slot) = self.core.forget(now, key, id)
+        {
+            self.offer(now, slot);
+            self.core.table.release(slot);
+        }
+    }
+
+    /// Starts comparing the replica with the kernel map, for these buckets. One comparison at a
+    /// time; starting another drops the one before.
+    pub fn reconcile_begin(&mut self, buckets: Buckets) {
+        self.core.reconcile_begin(buckets);
+    }
+
+    /// A flow that the walk of the kernel map has met, whatever its bucket.
+    pub fn reconcile_seen(&mut self, now: Time, key: &FlowKey, flow: &Flow) {
+        if self.core.reconciling.contains(flow.bucket) && self.learn(now, key, flow) {
+            self.core.counters.reconciled += 1;
+        }
+    }
+
+    /// The walk is over: what it has not met is gone.
+    pub fn reconcile_end(&mut self, now: Time) {
+        for (key, id) in self.core.reconcile_end() {
+            self.core.counters.vanished += 1;
+            self.local_delete(now, &key, &id);
+        }
+    }
+
+    fn learn(&mut self, now: Time, key: &FlowKey, flow: &Flow) -> bool {
+        if !self.core.options.enabled {
+            return false;
+        }
+        let slot = self.core.learn(key, Entry::from_flow(flow));
+        if let Some(slot) = slot {
+            self.offer(now, slot);
+        }
+        slot.is_some()
+    }
+
+    fn offer(&mut self, now: Time, slot: u32) {
+        if self.core.owned.contains(self.core.table.at(slot).entry.bucket) {
+            for peer in &mut self.peers {
+                peer.offer(&mut self.core, now, slot);
+            }
+        }
+    }
+
+    // ---- Roles -------------------------------------------------------------------------------
+
+    /// This node has got or lost these buckets. Costs the same whatever they hold.
+    ///
+    /// The answer is those that cannot be owned, because a peer has claimed them in a higher term;
+    /// the election will hear of that, too. Likewise a bucket that is owned here and that a peer
+    /// claims in a higher term counts as lost at once.
+    pub fn set_ownership(&mut self, now: Time, buckets: Buckets, ownership: Ownership) -> Buckets {
+        let mut refused = Buckets::EMPTY;
+        match ownership {
+            Ownership::Owned { term } => {
+                let node = self.core.options.identity.node;
+                let mut gained = Buckets::EMPTY;
+                for bucket in buckets.iter() {
+                    let owner = &mut self.core.owners[usize::from(bucket)];
+                    if owner.term > term {
+                        refused.insert(bucket);
+                    } else if self.core.owned.insert(bucket) || owner.term != term {
+                        *owner = Owner { term, node };
+                        gained.insert(bucket);
+                    }
+                }
+                for peer in &mut self.peers {
+                    peer.gain(&mut self.core, now, gained);
+                }
+            }
+            Ownership::NotOwned => {
+                let lost = buckets & self.core.owned;
+                self.core.owned = self.core.owned - lost;
+                self.give_up(lost);
+            }
+        }
+        refused
+    }
+
+    fn give_up(&mut self, lost: Buckets) {
+        if !lost.is_empty() {
+            for peer in &mut self.peers {
+                peer.give_up(&mut self.core, lost);
+            }
+        }
+    }
+
+    /// Sends all owned buckets as a whole, to one peer or to all.
+    pub fn request_bulk(&mut self, peer: Option<NodeId>) {
+        for p in self.peers.iter_mut().filter(|p| peer.is_none_or(|n| n == p.node())) {
+            p.request_bulk(&self.core);
+        }
+    }
+
+    /// Asks one peer or all for all that they own.
+    pub fn request_resync(&mut self, now: Time, peer: Option<NodeId>) {
+        for p in self.peers.iter_mut().filter(|p| peer.is_none_or(|n| n == p.node())) {
+            p.request_resync(now);
+        }
+    }
+
+    // ---- The network and time ----------------------------------------------------------------
+
+    /// A datagram that came in on sync link `link`. It is decrypted in place.
+    pub fn datagram(&mut self, now: Time, link: u8, datagram: &mut [u8]) {
+        if !self.core.options.enabled {
+            self.core.counters.disabled += 1;
+            return;
+        }
+        let Ok(header) = Header::parse(datagram) else {
+            self.core.counters.garbage += 1;
+            return;
+        };
+        match self.peers.iter_mut().find(|p| p.node() == header.sender) {
+            Some(peer) => peer.receive(&mut self.core, now, link, datagram),
+            None => self.core.counters.unknown_peer += 1,
+        }
+        let lost = std::mem::take(&mut self.core.superseded);
+        self.give_up(lost);
+    }
+
+    /// Lets time pass and makes the datagrams that are due.
+    pub fn tick(&mut self, now: Time) {
+        self.core.bury(now);
+        if self.core.options.enabled {
+            for peer in &mut self.peers {
+                peer.tick(&mut self.core, now);
+            }
+        }
+    }
+
+    /// When [`Self::tick`] must be called, if nothing else happens before. May be in the past.
+    pub fn next_timeout(&self) -> Time {
+        let peers = self.peers.iter().filter(|_| self.core.options.enabled);
+        let next = peers.map(|p| p.next_timeout(&self.core)).min().unwrap_or(Time::NEVER);
+        next.min(self.core.bury_at().unwrap_or(Time::NEVER))
+    }
+
+    /// The next thing to do.
+    pub fn poll(&mut self) -> Option<Output> {
+        self.core.outputs.pop_front()
+    }
+
+    // ---- Status ------------------------------------------------------------------------------
+
+    /// Flows in the replica.
+    pub const fn len(&self) -> usize {
+        self.core.table.live()
+    }
+
+    /// Whether there is none.
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Digest of a bucket: equal on two nodes if, and but for a chance of 2^-64 only if, they hold
+    /// the same identities in the same versions.
+    pub const fn digest(&self, bucket: u8) -> u64 {
+        self.core.table.digest(bucket)
+    }
+
+    /// The flow of this key in the replica.
+    pub fn get(&self, key: &FlowKey) -> Option<Flow> {
+        let slot = self.core.table.at(self.core.table.find(key)?);
+        slot.live.then(|| slot.entry.to_flow())
+    }
+
+    /// All flows of a bucket.
+    pub fn flows(&self, bucket: u8) -> impl Iterator<Item = (FlowKey, Flow)> + use<'_> {
+        self.core.table.bucket(bucket).into_iter().map(|i| {
+            let slot = self.core.table.at(i);
+            (slot.key, slot.entry.to_flow())
+        })
+    }
+
+    /// Where replication with each peer stands.
+    pub fn status(&self, now: Time) -> impl Iterator<Item = PeerStatus<'_>> {
+        self.peers.iter().map(move |p| p.status(&self.core, now))
+    }
+
+    /// State of replication with one peer.
+    pub fn sync_state(&self, peer: NodeId) -> Option<SyncState> {
+        self.peers.iter().find(|p| p.node() == peer).map(|p| p.sync_state(&self.core))
+    }
+
+    /// Counters that belong to no peer.
+    pub const fn counters(&self) -> &LocalCounters {
+        &self.core.counters
+    }
+}

@@ -1,0 +1,386 @@
+//! One peer: its sealed channel, its session, what is known and counted of it.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::buckets::Buckets;
+use super::core::Core;
+use super::inbox::{Inbox, Place};
+use super::outbox::Outbox;
+use super::status::{Counters, Event, PeerStatus, SyncState, Warning};
+use super::wire::{Hello, Record, Writer, records};
+use super::{Output, PeerOptions};
+use crate::NodeId;
+use crate::seal::{Channel, OVERHEAD, OpenError, Opened, Purpose};
+use crate::time::Time;
+
+/// A channel that is closed, or has not been answered for [`KNOCK_AFTER`], is knocked at this often.
+const KNOCK_EVERY: Duration = Duration::from_millis(100);
+/// The peer may have begun another life, and the hello that would have told so may be lost.
+const KNOCK_AFTER: Duration = Duration::from_millis(300);
+/// IPv6 and UDP headers.
+const IP_UDP: usize = 48;
+/// Smallest MTU: that of IPv6. Every control record fits.
+const MTU_MIN: u16 = 1280;
+
+struct Session {
+    outbox: Outbox,
+    inbox: Inbox,
+}
+
+pub(super) struct Peer {
+    node: NodeId,
+    name: String,
+    channel: Channel,
+    knock_at: Time,
+    session: Option<Session>,
+    /// Stamp with which the next session begins.
+    stamp: u64,
+    /// Link on which it was last heard.
+    link: Option<u8>,
+    state: SyncState,
+    state_since: Time,
+    warnings: Vec<Warning>,
+    refused: Option<OpenError>,
+    counters: Counters,
+    events: VecDeque<Event>,
+    buf: Vec<u8>,
+}
+
+impl Peer {
+    pub(super) fn new(core: &Core, options: PeerOptions) -> Self {
+        let o = &core.options;
+        Self {
+            node: options.node,
+            name: options.name,
+            channel: Channel::new(o.key.clone(), Purpose::Replication, o.identity, options.node),
+            knock_at: Time::ZERO,
+            session: None,
+            stamp: 1,
+            link: None,
+            state: if o.enabled { SyncState::Down } else { SyncState::Disabled },
+            state_since: Time::ZERO,
+            warnings: Vec::new(),
+            refused: None,
+            counters: Counters::default(),
+            events: VecDeque::new(),
+            buf: Vec::new(),
+        }
+    }
+
+    pub(super) const fn node(&self) -> NodeId {
+        self.node
+    }
+
+    /// A slot of an owned bucket has changed.
+    pub(super) fn offer(&mut self, core: &mut Core, now: Time, slot: u32) {
+        if let Some(session) = &mut self.session {
+            let event = session.outbox.offer(core, now, slot, &mut self.counters);
+            self.events.extend(event);
+        }
+    }
+
+    pub(super) fn gain(&mut self, core: &mut Core, now: Time, buckets: Buckets) {
+        if let Some(session) = &mut self.session {
+            session.outbox.gain(core, now, buckets);
+            // What a former owner is asked for does not matter any more.
+            session.inbox.wanted = session.inbox.wanted - buckets;
+        }
+    }
+
+    pub(super) fn give_up(&mut self, core: &mut Core, buckets: Buckets) {
+        if let Some(session) = &mut self.session {
+            session.outbox.give_up(core, buckets);
+        }
+    }
+
+    /// Sends all owned buckets as a whole.
+    pub(super) fn request_bulk(&mut self, core: &Core) {
+        if let Some(session) = &mut self.session {
+            session.outbox.want(core, Buckets::ALL);
+        }
+    }
+
+    /// Asks the peer for all buckets that it owns.
+    pub(super) fn request_resync(&mut self, now: Time) {
+        if let Some(session) = &mut self.session {
+            let claims = session.inbox.claims;
+            session.inbox.want(now, claims);
+        }
+    }
+
+    // ---- Receiving ---------------------------------------------------------------------------
+
+    pub(super) fn receive(&mut self, core: &mut Core, now: Time, link: u8, datagram: &mut [u8]) {
+        let len = datagram.len() as u64;
+        let opened = match self.channel.open(datagram) {
+            Ok(opened) => opened,
+            Err(error) => {
+                self.counters.refused(error);
+                self.refused = Some(error);
+                return;
+            }
+        };
+        self.counters.datagrams_received += 1;
+        self.counters.bytes_received += len;
+        match opened {
+            Opened::Hello { reply, new_session } => {
+                if new_session {
+                    self.link = Some(link);
+                    self.refused = None;
+                    self.open(core, now);
+                }
+                if reply {
+                    self.knock(core, Some(link));
+                }
+            }
+            Opened::Data(payload) => {
+                self.link = Some(link);
+                self.refused = None;
+                self.take(core, now, payload);
+            }
+        }
+    }
+
+    fn open(&mut self, core: &mut Core, now: Time) {
+        self.close(core);
+        self.counters.sessions += 1;
+        self.warnings.clear();
+        self.session =
+            Some(Session { outbox: Outbox::new(now, self.node), inbox: Inbox::new(self.node, self.stamp) });
+        let epoch = self.channel.peer_epoch().unwrap_or_default();
+        self.events.push_back(Event::SessionOpened { peer: self.node, epoch });
+    }
+
+    fn close(&mut self, core: &mut Core) {
+        if let Some(mut session) = self.session.take() {
+            session.outbox.clear(core);
+            session.inbox.close(core);
+            self.stamp = session.inbox.end();
+        }
+    }
+
+    fn take(&mut self, core: &mut Core, now: Time, payload: &[u8]) {
+        let Some(session) = &mut self.session else { return };
+        let Session { outbox, inbox } = session;
+        let (counters, events) = (&mut self.counters, &mut self.events);
+        let mut place: Option<Place> = None;
+        let mut term = None;
+        for (n, record) in records(payload, now).enumerate() {
+            let record = match record {
+                Ok(Record::Sequence { seq, floor }) if n == 0 => {
+                    if !inbox.arrive(now, seq, floor, counters) {
+                        return;
+                    }
+                    place = Some(Place { seq, floor, term: 0 });
+                    continue;
+                }
+                Ok(Record::Ack { cumulative, bitmap }) => {
+                    outbox.acknowledge(core, now, cumulative, bitmap, counters, events);
+                    outbox.lose(core, inbox, now, counters);
+                    continue;
+                }
+                Ok(Record::Unknown(_)) => {
+                    counters.unknown_record += 1;
+                    continue;
+                }
+                Ok(record) => record,
+                Err(_) => {
+                    counters.malformed += 1;
+                    continue;
+                }
+            };
+            // Everything else wants an answer, so it has a number; and most of it a term.
+            let Some(numbered) = place else {
+                counters.malformed += 1;
+                continue;
+            };
+            let seq = numbered.seq;
+            let owner = term.map(|term| Place { term, ..numbered });
+            match (record, owner) {
+                (Record::Term(t), _) => term = Some(t),
+                (Record::Flow(key, entry), Some(at)) => inbox.take_flow(core, at, &key, entry, counters),
+                (Record::Delete(deletion), Some(at)) => inbox.take_delete(core, at, &deletion, counters),
+                (Record::End { bucket, start, digest, .. }, Some(at)) => {
+                    events.extend(inbox.take_end(core, now, at, bucket, start, digest, counters));
+                }
+                (Record::Digests(digests), Some(at)) => inbox.take_digests(core, at, digests, counters),
+                (Record::Begin { flows, buckets }, _) => {
+                    events.extend(inbox.take_begin(now, seq, buckets, flows, counters));
+                }
+                (Record::Claims(claims), _) => {
+                    inbox.take_claims(core, seq, &claims, counters);
+                    events.extend(inbox.finish(now, counters));
+                }
+                (Record::Agreed { seq: compared, buckets }, _) => {
+                    outbox.take_agreed(core, seq, compared, buckets);
+                }
+                (Record::Resync(buckets), _) => outbox.take_resync(core, seq, buckets),
+                (Record::Hello(hello), _) => {
+                    self.warnings = warnings(core, &self.name, &hello);
+                    let peer = self.node;
+                    if inbox.hello.is_none() {
+                        events.extend(
+                            self.warnings.iter().map(|w| Event::Warning { peer, warning: w.clone() }),
+                        );
+                    }
+                    inbox.hello = Some(hello);
+                }
+                _ => counters.malformed += 1,
+            }
+        }
+        let asked = inbox.settle(core, now, counters);
+        if asked > 0 {
+            events.push_back(Event::Differs { peer: self.node, buckets: asked });
+        }
+    }
+
+    // ---- Sending -------------------------------------------------------------------------------
+
+    /// Lets time pass and sends what is due.
+    pub(super) fn tick(&mut self, core: &mut Core, now: Time) {
+        if self.next_knock() <= now {
+            self.knock_at = now + KNOCK_EVERY;
+            self.knock(core, None);
+        }
+        if let Some(Session { outbox, inbox }) = &mut self.session {
+            outbox.lose(core, inbox, now, &mut self.counters);
+            outbox.check_silence(core, inbox, now);
+            inbox.ask_again(now);
+        }
+        while self.transmit(core, now) {}
+        self.note_state(core, now);
+        core.outputs.extend(self.events.drain(..).map(Output::Event));
+    }
+
+    fn transmit(&mut self, core: &mut Core, now: Time) -> bool {
+        let Some(Session { outbox, inbox }) = &mut self.session else { return false };
+        let limit = usize::from(core.options.mtu.max(MTU_MIN)) - IP_UDP - OVERHEAD;
+        let mut w = Writer::new(std::mem::take(&mut self.buf), limit, now);
+        let sent = outbox.fill(core, inbox, now, &mut w, &mut self.counters, &mut self.events);
+        if sent.is_none() {
+            w.truncate(0);
+            if inbox.ack_due().is_some_and(|due| due <= now)
+                && let Some((cumulative, bitmap)) = inbox.acknowledge()
+            {
+                w.push(&Record::Ack { cumulative, bitmap: &bitmap });
+            }
+        }
+        let sealed = if w.len() > 0 { self.channel.seal(w.payload()) } else { None };
+        self.buf = w.into_buf();
+        if let Some(sent) = sent {
+            outbox.flight.send(now, sent);
+        }
+        let Some(datagram) = sealed else { return false };
+        self.counters.datagrams_sent += 1;
+        self.counters.bytes_sent += datagram.len() as u64;
+        let link = if outbox.silent() { None } else { self.link };
+        core.outputs.push_back(Output::Transmit { peer: self.node, link, datagram });
+        true
+    }
+
+    fn knock(&mut self, core: &mut Core, link: Option<u8>) {
+        let datagram = self.channel.hello();
+        core.outputs.push_back(Output::Transmit { peer: self.node, link, datagram });
+    }
+
+    fn next_knock(&self) -> Time {
+        let waiting =
+            self.session.as_ref().filter(|_| self.channel.is_open()).map(|s| s.outbox.flight.waiting());
+        match waiting {
+            None => self.knock_at,
+            Some(None) => Time::NEVER,
+            Some(Some(since)) => self.knock_at.max(since + KNOCK_AFTER),
+        }
+    }
+
+    /// When [`Self::tick`] has something to do.
+    pub(super) fn next_timeout(&self, core: &Core) -> Time {
+        let knock = self.next_knock();
+        let Some(Session { outbox, inbox }) = &self.session else { return knock };
+        let due = outbox.due(core, inbox).min(outbox.silent_at()).min(inbox.ask_again_at());
+        due.min(inbox.ack_due().unwrap_or(Time::NEVER)).min(knock)
+    }
+
+    // ---- Status --------------------------------------------------------------------------------
+
+    fn note_state(&mut self, core: &Core, now: Time) {
+        let to = self.sync_state(core);
+        if to != self.state {
+            let from = std::mem::replace(&mut self.state, to);
+            self.state_since = now;
+            self.events.push_back(Event::State { peer: self.node, from, to });
+        }
+    }
+
+    pub(super) fn sync_state(&self, core: &Core) -> SyncState {
+        if !core.options.enabled {
+            return SyncState::Disabled;
+        }
+        let Some(Session { outbox, inbox }) = &self.session else { return SyncState::Down };
+        if inbox.hello.is_none() {
+            SyncState::Handshake
+        } else if outbox.silent() {
+            SyncState::Silent
+        } else if outbox.in_bulk() || inbox.in_bulk() {
+            SyncState::Bulk
+        } else if !(inbox.differing | outbox.asked).is_empty() {
+            SyncState::Diverged
+        } else if self.digest_match(core) {
+            SyncState::InSync
+        } else {
+            SyncState::Verifying
+        }
+    }
+
+    fn digest_match(&self, core: &Core) -> bool {
+        self.session.as_ref().is_some_and(|Session { outbox, inbox }| {
+            inbox.has_claims()
+                && inbox.verified.covers(&inbox.claims)
+                && outbox.agreed.covers(&core.owned)
+                && core.reconciling.is_empty()
+        })
+    }
+
+    pub(super) fn status(&self, core: &Core, now: Time) -> PeerStatus<'_> {
+        let (outbox, inbox) = self.session.as_ref().map(|s| (&s.outbox, &s.inbox)).unzip();
+        PeerStatus {
+            peer: self.node,
+            state: self.sync_state(core),
+            state_for: now.since(self.state_since),
+            lag: outbox.and_then(Outbox::oldest).map_or(Duration::ZERO, |since| now.since(since)),
+            queued: outbox.map_or(0, Outbox::queue_len),
+            unacked: outbox.map_or(0, |o| o.flight.outstanding()),
+            digest_match: self.digest_match(core),
+            rtt: outbox.and_then(|o| o.flight.rtt()),
+            link: self.link,
+            hello: inbox.and_then(|i| i.hello.as_ref()),
+            warnings: &self.warnings,
+            refused: self.refused,
+            sending: outbox.and_then(|o| o.progress(now)),
+            receiving: inbox.and_then(|i| i.progress(now)),
+            counters: &self.counters,
+        }
+    }
+}
+
+fn warnings(core: &Core, name: &str, hello: &Hello) -> Vec<Warning> {
+    let o = &core.options;
+    let mut warnings = Vec::new();
+    if hello.config_hash != o.config_hash {
+        warnings.push(Warning::ConfigDiffers);
+    }
+    if hello.rules_hash != o.rules_hash {
+        warnings.push(Warning::RulesDiffer);
+    }
+    if hello.max_flows != o.max_flows as u64 {
+        warnings.push(Warning::CapacityDiffers { ours: o.max_flows as u64, theirs: hello.max_flows });
+    }
+    if hello.zones != o.zones {
+        warnings.push(Warning::ZonesDiffer);
+    }
+    if hello.name != name {
+        warnings.push(Warning::NameDiffers { expected: name.into(), theirs: hello.name.clone() });
+    }
+    warnings
+}

@@ -1,0 +1,493 @@
+//! The test rig: nodes with a model of their kernel map each, a network with seeded faults, virtual
+//! time. [`Rig::pair`] is the two-node cluster.
+//!
+//! A failing run names its seed; with `FWHA_TRACE` set, a run tells every step it takes.
+//!
+//! Safety is checked with every write to a kernel map: under one owner an identity's version never
+//! goes back, and an identity that its owner has deleted never comes back.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::time::Duration;
+
+use fwha_common::flow::{Flow, FlowEvent, FlowEventKind, FlowId, FlowKey, FlowState};
+
+use super::{Buckets, Event, Options, Output, Ownership, PeerOptions, Replication, SyncState};
+use crate::NodeId;
+use crate::seal::{ClusterKey, Identity, cluster_id};
+use crate::time::Time;
+
+/// Buckets in use: few, so that each holds several flows.
+pub(super) const USED: u8 = 16;
+
+/// SplitMix64 (Steele, Lea, Flood 2014).
+pub(super) struct Rng(pub(super) u64);
+
+impl Rng {
+    pub(super) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
+    }
+
+    pub(super) fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+
+    pub(super) fn percent(&mut self, p: u64) -> bool {
+        self.below(100) < p
+    }
+}
+
+/// What the network does to a datagram, in percent.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Faults {
+    pub(super) loss: u64,
+    pub(super) duplicate: u64,
+    pub(super) corrupt: u64,
+    /// Additional latency of up to so much: what makes datagrams overtake each other.
+    pub(super) jitter: Duration,
+}
+
+const LATENCY: Duration = Duration::from_micros(100);
+
+pub(super) struct Node {
+    pub(super) id: NodeId,
+    pub(super) up: bool,
+    pub(super) replication: Replication,
+    pub(super) kernel: HashMap<FlowKey, Flow>,
+    pub(super) owned: Buckets,
+    pub(super) term: u32,
+    pub(super) events: Vec<Event>,
+    epoch: u64,
+    numbers: u64,
+    /// Highest (owner's term, version) written of each identity.
+    written: HashMap<FlowId, (u32, u64)>,
+    /// Owner's term in which each identity was deleted.
+    deleted: HashMap<FlowId, u32>,
+}
+
+pub(super) struct Rig {
+    pub(super) now: Time,
+    pub(super) rng: Rng,
+    pub(super) nodes: Vec<Node>,
+    pub(super) faults: Faults,
+    /// Cut ways: from, to.
+    pub(super) cut: Vec<(NodeId, NodeId)>,
+    /// Datagrams and bytes carried.
+    pub(super) carried: (u64, u64),
+    name: String,
+    traced: bool,
+    options: fn(&mut Options),
+    air: BTreeMap<(Time, u64), (NodeId, NodeId, Vec<u8>)>,
+    sent: u64,
+    epochs: u64,
+}
+
+impl Rig {
+    pub(super) fn pair(seed: u64) -> Self {
+        Self::new(2, seed, |_| {})
+    }
+
+    pub(super) fn new(nodes: u8, seed: u64, options: fn(&mut Options)) -> Self {
+        let mut rig = Self {
+            now: Time::from_millis(1000),
+            rng: Rng(seed),
+            nodes: Vec::new(),
+            faults: Faults::default(),
+            cut: Vec::new(),
+            carried: (0, 0),
+            name: format!("seed {seed}"),
+            traced: std::env::var_os("FWHA_TRACE").is_some(),
+            options,
+            air: BTreeMap::new(),
+            sent: 0,
+            epochs: 0,
+        };
+        for id in 1..=nodes {
+            let replication = rig.replication(id, nodes);
+            rig.nodes.push(Node {
+                id,
+                up: true,
+                replication,
+                kernel: HashMap::new(),
+                owned: Buckets::EMPTY,
+                term: 0,
+                events: Vec::new(),
+                epoch: rig.epochs,
+                numbers: 0,
+                written: HashMap::new(),
+                deleted: HashMap::new(),
+            });
+        }
+        rig
+    }
+
+    fn replication(&mut self, node: NodeId, nodes: u8) -> Replication {
+        self.epochs += 1;
+        let identity = Identity { cluster: cluster_id("edge"), node, epoch: self.epochs };
+        let mut options = Options::new(identity, ClusterKey::new([7; 32]), &format!("fw{node}"));
+        options.max_flows = 1000;
+        options.zones = 2;
+        options.peers = (1..=nodes).map(|n| PeerOptions { node: n, name: format!("fw{n}") }).collect();
+        (self.options)(&mut options);
+        Replication::new(options)
+    }
+
+    pub(super) fn node(&mut self, id: NodeId) -> &mut Node {
+        &mut self.nodes[usize::from(id) - 1]
+    }
+
+    fn trace(&self, what: impl FnOnce() -> String) {
+        if self.traced {
+            eprintln!("{} us: {}", self.now.as_nanos() / 1000, what());
+        }
+    }
+
+    #[track_caller]
+    pub(super) fn fail(&self, why: impl fmt::Display) -> ! {
+        panic!("{} at {} ms: {why}", self.name, self.now.as_nanos() / 1_000_000)
+    }
+
+    // ---- The data plane ----------------------------------------------------------------------
+
+    pub(super) fn key(n: u16) -> FlowKey {
+        let (src, dst) = (u32::from_ne_bytes([192, 168, 100, 100]), u32::from_ne_bytes([10, 0, 0, 128]));
+        FlowKey::v4(src, dst, n.to_be(), 22u16.to_be(), 6).0
+    }
+
+    pub(super) fn bucket(n: u16) -> u8 {
+        (n % u16::from(USED)) as u8
+    }
+
+    pub(super) fn used() -> Buckets {
+        (0..USED).collect()
+    }
+
+    /// A new connection of this key on a node that owns its bucket.
+    pub(super) fn create(&mut self, id: NodeId, n: u16) {
+        let now = self.now;
+        let node = self.node(id);
+        if !node.up || !node.owned.contains(Self::bucket(n)) {
+            return;
+        }
+        node.numbers += 1;
+        let flow = Flow {
+            state: FlowState::Established as u32,
+            bucket: Self::bucket(n),
+            zones: [1, 2],
+            version: Flow::next_version(0, node.term),
+            id: FlowId {
+                number: now.as_nanos() + node.numbers,
+                epoch: node.epoch as u32,
+                node: id,
+                zero: [0; 3],
+            },
+            created_ns: now.as_nanos() + node.numbers,
+            ..Flow::default()
+        };
+        node.kernel.insert(Self::key(n), flow);
+        self.event(id, FlowEventKind::Created, n);
+    }
+
+    pub(super) fn update(&mut self, id: NodeId, n: u16) {
+        let node = self.node(id);
+        let (term, owned) = (node.term, node.up && node.owned.contains(Self::bucket(n)));
+        let Some(flow) = node.kernel.get_mut(&Self::key(n)).filter(|_| owned) else { return };
+        flow.version = Flow::next_version(flow.version, term);
+        flow.packets[0] += 1;
+        self.event(id, FlowEventKind::Updated, n);
+    }
+
+    /// The sweeper deletes a flow.
+    pub(super) fn delete(&mut self, id: NodeId, n: u16) {
+        let now = self.now;
+        let node = self.node(id);
+        if !node.up || !node.owned.contains(Self::bucket(n)) {
+            return;
+        }
+        if let Some(flow) = node.kernel.remove(&Self::key(n)) {
+            self.trace(|| format!("node {id} deletes {}", flow.id.number));
+            let node = self.node(id);
+            node.replication.local_delete(now, &Self::key(n), &flow.id);
+            self.drain(id);
+        }
+    }
+
+    fn event(&mut self, id: NodeId, kind: FlowEventKind, n: u16) {
+        let (now, key) = (self.now, Self::key(n));
+        self.trace(|| {
+            let flow = &self.nodes[usize::from(id) - 1].kernel[&key];
+            format!("node {id} {kind:?} {} version {:x}", flow.id.number, flow.version)
+        });
+        let node = self.node(id);
+        let event = FlowEvent { kind: kind as u32, cpu: 0, key, flow: node.kernel[&key] };
+        node.replication.local(now, &event);
+        self.drain(id);
+    }
+
+    /// Compares a node's replica with its kernel map.
+    pub(super) fn reconcile(&mut self, id: NodeId) {
+        let now = self.now;
+        let node = self.node(id);
+        node.replication.reconcile_begin(Buckets::ALL);
+        for (key, flow) in &node.kernel {
+            node.replication.reconcile_seen(now, key, flow);
+        }
+        node.replication.reconcile_end(now);
+        self.drain(id);
+    }
+
+    // ---- Roles and lives ---------------------------------------------------------------------
+
+    /// A node takes buckets over in a new term. The others are not told.
+    pub(super) fn promote(&mut self, id: NodeId, buckets: Buckets) {
+        let now = self.now;
+        let term = self.nodes.iter().map(|n| n.term).max().unwrap_or(0) + 1;
+        self.trace(|| format!("node {id} owns {buckets:?} in term {term}"));
+        let node = self.node(id);
+        node.term = term;
+        node.owned = node.owned | buckets;
+        // One group per node: what it owns, it owns in its newest term.
+        node.replication.set_ownership(now, node.owned, Ownership::Owned { term });
+        self.drain(id);
+    }
+
+    pub(super) fn demote(&mut self, id: NodeId, buckets: Buckets) {
+        let now = self.now;
+        self.trace(|| format!("node {id} owns {buckets:?} no more"));
+        let node = self.node(id);
+        node.owned = node.owned - buckets;
+        node.replication.set_ownership(now, buckets, Ownership::NotOwned);
+        self.drain(id);
+    }
+
+    pub(super) fn kill(&mut self, id: NodeId) {
+        self.trace(|| format!("node {id} dies"));
+        self.node(id).up = false;
+    }
+
+    /// The node comes back as a Backup: after a reboot, or a mere restart of its daemon.
+    pub(super) fn revive(&mut self, id: NodeId, rebooted: bool) {
+        self.trace(|| format!("node {id} starts, rebooted {rebooted}"));
+        let replication = self.replication(id, self.nodes.len() as u8);
+        let epoch = self.epochs;
+        let node = self.node(id);
+        node.replication = replication;
+        node.up = true;
+        node.epoch = epoch;
+        node.owned = Buckets::EMPTY;
+        // Terms are not remembered over a restart, so neither is what was written under them.
+        node.written.clear();
+        node.deleted.clear();
+        if rebooted {
+            node.kernel.clear();
+        }
+        self.reconcile(id);
+    }
+
+    /// The daemon of an owner restarts within its lease.
+    pub(super) fn restart_owner(&mut self, id: NodeId) {
+        let owned = self.node(id).owned;
+        self.revive(id, false);
+        let (now, term) = (self.now, self.node(id).term);
+        self.node(id).owned = owned;
+        self.node(id).replication.set_ownership(now, owned, Ownership::Owned { term });
+    }
+
+    // ---- The network and time ----------------------------------------------------------------
+
+    /// Takes a node's outputs.
+    pub(super) fn drain(&mut self, id: NodeId) {
+        while let Some(output) = self.node(id).replication.poll() {
+            match output {
+                Output::Transmit { peer, datagram, .. } => self.send(id, peer, datagram),
+                Output::Put(key, flow) => self.put(id, key, flow),
+                Output::Delete(key, flow_id) => self.remove(id, key, flow_id),
+                Output::Event(event) => self.node(id).events.push(event),
+            }
+        }
+    }
+
+    fn put(&mut self, id: NodeId, key: FlowKey, flow: Flow) {
+        let node = &self.nodes[usize::from(id) - 1];
+        let term = node.replication.core.owners[usize::from(flow.bucket)].term;
+        if let Some(&before) = node.written.get(&flow.id)
+            && before > (term, flow.version)
+        {
+            self.fail(format_args!("node {id} went back from {before:x?} to {:x?}", (term, flow.version)));
+        }
+        if node.deleted.get(&flow.id).is_some_and(|&t| t >= term) {
+            self.fail(format_args!("node {id} resurrected {:?}", flow.id));
+        }
+        if node.owned.contains(flow.bucket) && node.term >= term {
+            self.fail(format_args!("node {id} let a peer write to its bucket {}", flow.bucket));
+        }
+        self.trace(|| format!("node {id} puts {} version {:x} in term {term}", flow.id.number, flow.version));
+        let node = self.node(id);
+        node.written.insert(flow.id, (term, flow.version));
+        node.kernel.insert(key, flow);
+    }
+
+    fn remove(&mut self, id: NodeId, key: FlowKey, flow_id: FlowId) {
+        self.trace(|| format!("node {id} removes {}", flow_id.number));
+        let node = self.node(id);
+        let Some(flow) = node.kernel.get(&key).filter(|f| f.id == flow_id) else {
+            self.fail(format_args!("node {id} deletes what it has not"));
+        };
+        let term = node.replication.core.owners[usize::from(flow.bucket)].term;
+        node.kernel.remove(&key);
+        node.deleted.insert(flow_id, term);
+    }
+
+    fn send(&mut self, from: NodeId, to: NodeId, datagram: Vec<u8>) {
+        assert!(datagram.len() + 28 <= 1500, "fits the MTU");
+        self.carried.0 += 1;
+        self.carried.1 += datagram.len() as u64;
+        if self.cut.contains(&(from, to)) || self.rng.percent(self.faults.loss) {
+            return;
+        }
+        let copies = 1 + u64::from(self.rng.percent(self.faults.duplicate));
+        for _ in 0..copies {
+            let mut datagram = datagram.clone();
+            if self.rng.percent(self.faults.corrupt) {
+                let at = self.rng.below(datagram.len() as u64) as usize;
+                datagram[at] ^= 1 << self.rng.below(8);
+                let len = datagram.len() as u64;
+                if self.rng.percent(30) {
+                    datagram.truncate(self.rng.below(len) as usize);
+                }
+            }
+            let jitter = self.faults.jitter.as_nanos() as u64;
+            let late = Duration::from_nanos(self.rng.below(jitter + 1));
+            self.sent += 1;
+            self.air.insert((self.now + LATENCY + late, self.sent), (from, to, datagram));
+        }
+    }
+
+    /// Lets all that happens within `time` happen.
+    pub(super) fn run(&mut self, time: Duration) {
+        let end = self.now + time;
+        let mut idle_turns = 0;
+        loop {
+            let mut next = self.air.keys().next().map_or(Time::NEVER, |k| k.0);
+            for node in self.nodes.iter().filter(|n| n.up) {
+                next = next.min(node.replication.next_timeout());
+            }
+            let next = next.max(self.now);
+            if next > end {
+                self.now = end;
+                return;
+            }
+            idle_turns = if next == self.now { idle_turns + 1 } else { 0 };
+            if idle_turns > 10_000 {
+                self.fail("busy without end");
+            }
+            self.now = next;
+            while let Some(entry) = self.air.first_entry()
+                && entry.key().0 <= next
+            {
+                let (_, to, mut datagram) = entry.remove();
+                let node = self.node(to);
+                if node.up {
+                    node.replication.datagram(next, 0, &mut datagram);
+                    self.drain(to);
+                }
+            }
+            for i in 0..self.nodes.len() {
+                if self.nodes[i].up && self.nodes[i].replication.next_timeout() <= next {
+                    self.nodes[i].replication.tick(next);
+                    self.drain(i as NodeId + 1);
+                }
+            }
+        }
+    }
+
+    /// Runs until `done`, or fails after `limit`.
+    pub(super) fn run_until(&mut self, limit: Duration, what: &str, done: impl Fn(&Self) -> bool) {
+        let end = self.now + limit;
+        while !done(self) {
+            if self.now >= end {
+                self.fail(format_args!("not {what} within {limit:?}\n{self}"));
+            }
+            self.run(Duration::from_millis(5));
+        }
+    }
+
+    pub(super) fn in_sync(&self) -> bool {
+        self.nodes.iter().filter(|n| n.up).all(|n| {
+            n.replication
+                .status(self.now)
+                .filter(|s| self.nodes[usize::from(s.peer) - 1].up)
+                .all(|s| s.state == SyncState::InSync && s.lag.is_zero() && s.unacked == 0)
+        })
+    }
+
+    /// No faults any more: every node must come to hold what the owners hold, and say so.
+    pub(super) fn converge(&mut self, limit: Duration) {
+        self.faults = Faults::default();
+        self.cut.clear();
+        self.run_until(limit, "in sync", |rig| rig.in_sync() && rig.difference().is_none());
+        for id in 1..=self.nodes.len() as NodeId {
+            let node = self.node(id);
+            let dead = node.replication.core.table.dead();
+            if node.up && (node.replication.len() != node.kernel.len() || dead > 64) {
+                self.fail(format_args!("node {id} keeps too much: {dead} dead\n{self}"));
+            }
+        }
+    }
+
+    /// The first thing in which a node that is up differs from the owners.
+    pub(super) fn difference(&self) -> Option<String> {
+        let up = || self.nodes.iter().filter(|n| n.up);
+        for owner in up() {
+            for bucket in owner.owned.iter() {
+                let of = |node: &Node| {
+                    let mut flows: Vec<_> = node.kernel.values().filter(|f| f.bucket == bucket).collect();
+                    flows.sort_by_key(|f| (f.id.number, f.id.node, f.id.epoch));
+                    flows.iter().map(|f| (f.id, f.version, f.state, f.zones)).collect::<Vec<_>>()
+                };
+                for node in up() {
+                    if of(node) != of(owner) {
+                        let (a, b) = (of(owner), of(node));
+                        return Some(format!(
+                            "bucket {bucket} of node {} in the kernel: {a:?}, {b:?}",
+                            node.id
+                        ));
+                    }
+                    if node.replication.digest(bucket) != owner.replication.digest(bucket) {
+                        return Some(format!("bucket {bucket} of node {} in the replica", node.id));
+                    }
+                }
+            }
+        }
+        None
+    }
+}
+
+impl fmt::Display for Rig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for node in &self.nodes {
+            writeln!(f, "node {} up {} owns {:?} flows {}", node.id, node.up, node.owned, node.kernel.len())?;
+            for s in node.replication.status(self.now) {
+                writeln!(
+                    f,
+                    "  to {}: {} for {:?} lag {:?} queued {} unacked {} match {} sending {:?} receiving {:?}",
+                    s.peer,
+                    s.state.as_str(),
+                    s.state_for,
+                    s.lag,
+                    s.queued,
+                    s.unacked,
+                    s.digest_match,
+                    s.sending,
+                    s.receiving
+                )?;
+                let counters: Vec<_> = s.counters.iter().filter(|c| c.1 > 0).collect();
+                writeln!(f, "    {counters:?}")?;
+            }
+        }
+        write!(f, "difference: {:?}", self.difference())
+    }
+}

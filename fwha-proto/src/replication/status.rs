@@ -1,0 +1,355 @@
+//! What replication tells the operator: counters, the state of each peer, events.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::wire::Hello;
+use crate::NodeId;
+use crate::seal::OpenError;
+
+macro_rules! counters {
+    ($(#[$outer:meta])* $name:ident { $($(#[$inner:meta])* $field:ident,)* }) => {
+        $(#[$outer])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct $name {
+            $($(#[$inner])* pub $field: u64,)*
+        }
+
+        impl $name {
+            /// Every counter with its name.
+            pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
+                [$((stringify!($field), self.$field),)*].into_iter()
+            }
+        }
+    };
+}
+
+counters! {
+    /// What was counted with one peer since the daemon started.
+    Counters {
+        /// FLOW records sent of flows that the peer did not have.
+        created_sent,
+        /// FLOW records sent of flows that the peer had.
+        updated_sent,
+        /// DELETE records sent.
+        deleted_sent,
+        /// Flows new to this node.
+        created_received,
+        /// Flows that a record changed.
+        updated_received,
+        /// Flows that a record deleted.
+        deleted_received,
+        /// Records that told nothing new.
+        unchanged_received,
+        /// Changes that met an earlier one of the same flow in the queue.
+        coalesced,
+        /// Flows that ended before the peer had heard of them.
+        cancelled,
+        /// Records sent again, because the datagram that carried them was lost.
+        retransmitted,
+        /// Datagrams taken for lost.
+        lost,
+        /// Datagrams sent.
+        datagrams_sent,
+        /// Bytes sent, sealed, without UDP and IP.
+        bytes_sent,
+        /// Datagrams received and opened.
+        datagrams_received,
+        /// Bytes received, as above.
+        bytes_received,
+        /// Datagrams that came after their sender had given up on them.
+        late,
+        /// Records that could not be decoded, or numbers that make no sense.
+        malformed,
+        /// Records of a type that this version does not know.
+        unknown_record,
+        /// Records older than what is known, or about another identity.
+        rejected_old,
+        /// Records about a bucket that this node owns.
+        rejected_owned,
+        /// Records of a former owner.
+        rejected_stale,
+        /// Flows refused because the table is full.
+        rejected_full,
+        /// Flows refused because they name a zone that the config does not have.
+        rejected_zone,
+        /// Bulk transfers begun, either way.
+        bulk_started,
+        /// Bulk transfers completed, either way.
+        bulk_finished,
+        /// Records sent by bulk transfers.
+        bulk_records_sent,
+        /// Flows removed at the end of a bulk because the owner did not mention them.
+        swept,
+        /// Changes that found the queue full: their buckets are sent as a whole later.
+        overflow,
+        /// Comparisons of a bucket's digest that agreed.
+        digest_equal,
+        /// Comparisons of a bucket's digest that did not.
+        digest_differs,
+        /// Sessions opened: every one is a new life of one of the two daemons.
+        sessions,
+        /// Datagrams refused: not of this protocol.
+        garbage,
+        /// Datagrams refused: another cluster.
+        other_cluster,
+        /// Datagrams refused: another cluster key.
+        other_key,
+        /// Datagrams refused: for another node or purpose.
+        misdirected,
+        /// Datagrams refused: of an earlier life of the peer, or before the handshake.
+        unknown_epoch,
+        /// Datagrams refused: altered or forged.
+        forged,
+        /// Datagrams refused: seen before.
+        replayed,
+        /// Datagrams refused: no version in common.
+        version,
+    }
+}
+
+impl Counters {
+    pub(super) const fn refused(&mut self, error: OpenError) {
+        let counter = match error {
+            OpenError::Garbage => &mut self.garbage,
+            OpenError::OtherCluster { .. } => &mut self.other_cluster,
+            OpenError::OtherKey { .. } => &mut self.other_key,
+            OpenError::Misdirected => &mut self.misdirected,
+            OpenError::UnknownEpoch => &mut self.unknown_epoch,
+            OpenError::Forged => &mut self.forged,
+            OpenError::Replayed => &mut self.replayed,
+            OpenError::Version { .. } => &mut self.version,
+        };
+        *counter += 1;
+    }
+}
+
+counters! {
+    /// What was counted without a peer to count it with.
+    LocalCounters {
+        /// Flow events of the data plane taken.
+        events,
+        /// Flow events that told nothing new, or came after their flow's end.
+        events_old,
+        /// Flow events for which the table had no room.
+        events_full,
+        /// Flow events that did not decode: impossible state.
+        events_invalid,
+        /// Deletions by this node.
+        deleted,
+        /// Flows found only by reconciliation: their events were lost.
+        reconciled,
+        /// Flows that reconciliation did not find any more.
+        vanished,
+        /// Datagrams that are not of this protocol.
+        garbage,
+        /// Datagrams of a node that is no peer.
+        unknown_peer,
+        /// Datagrams received while replication is off.
+        disabled,
+    }
+}
+
+/// Where replication with a peer stands. The order is from worst to best.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SyncState {
+    /// Replication is off on this node.
+    Disabled,
+    /// No session.
+    Down,
+    /// A session, but the peer has not introduced itself yet.
+    Handshake,
+    /// A session whose datagrams have not been acknowledged for a while.
+    Silent,
+    /// Tables differ, and healing has not helped yet.
+    Diverged,
+    /// A bulk transfer is going on.
+    Bulk,
+    /// Digests have not all been compared yet.
+    Verifying,
+    /// Digests agree in both directions.
+    InSync,
+}
+
+impl SyncState {
+    /// The name that commands print.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Disabled => "disabled",
+            Self::Down => "down",
+            Self::Handshake => "handshake",
+            Self::Silent => "silent",
+            Self::Diverged => "diverged",
+            Self::Bulk => "bulk",
+            Self::Verifying => "verifying",
+            Self::InSync => "in-sync",
+        }
+    }
+}
+
+/// Something about a peer that an operator should look at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Warning {
+    /// The peer runs with another cluster file.
+    ConfigDiffers,
+    /// The peer runs with other rules.
+    RulesDiffer,
+    /// The peer's table has another size.
+    CapacityDiffers {
+        /// Flows that this node holds at most.
+        ours: u64,
+        /// Flows that the peer holds at most.
+        theirs: u64,
+    },
+    /// The peer has another number of zones.
+    ZonesDiffer,
+    /// The peer calls itself by another name than the cluster file does.
+    NameDiffers {
+        /// Name in the cluster file.
+        expected: String,
+        /// Name that it uses.
+        theirs: String,
+    },
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ConfigDiffers => f.write_str("peer runs with another cluster file: copy one to the other"),
+            Self::RulesDiffer => f.write_str("peer runs with other rules: flows may be judged differently"),
+            Self::CapacityDiffers { ours, theirs } => {
+                write!(f, "peer holds at most {theirs} flows, this node {ours}: make max-flows equal")
+            }
+            Self::ZonesDiffer => f.write_str("peer has another number of zones: its flows may be refused"),
+            Self::NameDiffers { expected, theirs } => {
+                write!(f, "node {expected} calls itself {theirs}: check --node there")
+            }
+        }
+    }
+}
+
+/// How far a bulk transfer is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BulkProgress {
+    /// Flows that it will be about, as announced at its start.
+    pub flows_total: u64,
+    /// Flow records sent or received so far.
+    pub flows_done: u64,
+    /// Buckets not completed yet.
+    pub buckets_left: usize,
+    /// Since its start.
+    pub elapsed: Duration,
+}
+
+/// What happened, for the event log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A session opened.
+    SessionOpened {
+        /// With this node.
+        peer: NodeId,
+        /// In this life of it.
+        epoch: u64,
+    },
+    /// The peer introduced itself, and this is what does not fit.
+    Warning {
+        /// The node.
+        peer: NodeId,
+        /// What to look at.
+        warning: Warning,
+    },
+    /// The state changed.
+    State {
+        /// Of replication with this node.
+        peer: NodeId,
+        /// Before.
+        from: SyncState,
+        /// Now.
+        to: SyncState,
+    },
+    /// A bulk transfer to the peer began.
+    BulkSendStarted {
+        /// The peer.
+        peer: NodeId,
+        /// Buckets to send.
+        buckets: usize,
+        /// Flows in them.
+        flows: u64,
+    },
+    /// All of it has been acknowledged.
+    BulkSent {
+        /// The peer.
+        peer: NodeId,
+        /// Flow records sent.
+        flows: u64,
+        /// Time that it took.
+        took: Duration,
+    },
+    /// A bulk transfer from the peer began.
+    BulkReceiveStarted {
+        /// The peer.
+        peer: NodeId,
+        /// Buckets that come.
+        buckets: usize,
+        /// Flows in them.
+        flows: u64,
+    },
+    /// All of it is here, and what it did not mention is gone.
+    BulkReceived {
+        /// The peer.
+        peer: NodeId,
+        /// Flow records received.
+        flows: u64,
+        /// Flows removed.
+        swept: u64,
+        /// Time that it took.
+        took: Duration,
+    },
+    /// Some buckets' digests differ; a bulk of them has been asked for.
+    Differs {
+        /// The peer that owns them.
+        peer: NodeId,
+        /// How many.
+        buckets: usize,
+    },
+    /// The queue to a peer is full: what does not fit is sent by bucket, later.
+    Overflow {
+        /// The peer.
+        peer: NodeId,
+    },
+}
+
+/// Everything about one peer, for `status`.
+#[derive(Clone, Debug)]
+pub struct PeerStatus<'a> {
+    /// The peer.
+    pub peer: NodeId,
+    /// Where it stands.
+    pub state: SyncState,
+    /// Since when, as an age.
+    pub state_for: Duration,
+    /// Age of the oldest change that the peer has not acknowledged.
+    pub lag: Duration,
+    /// Flow changes queued.
+    pub queued: usize,
+    /// Datagrams in flight.
+    pub unacked: usize,
+    /// Digests of all owned buckets agree, as last compared, in both directions.
+    pub digest_match: bool,
+    /// Smoothed round trip time of the session.
+    pub rtt: Option<Duration>,
+    /// Sync link in use.
+    pub link: Option<u8>,
+    /// What it said of itself.
+    pub hello: Option<&'a Hello>,
+    /// What does not fit.
+    pub warnings: &'a [Warning],
+    /// Why its last datagram was refused, if no good one came since.
+    pub refused: Option<OpenError>,
+    /// The bulk transfer to it.
+    pub sending: Option<BulkProgress>,
+    /// The bulk transfer from it.
+    pub receiving: Option<BulkProgress>,
+    /// Counters.
+    pub counters: &'a Counters,
+}
