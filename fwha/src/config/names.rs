@@ -1,5 +1,7 @@
 //! Names of one kind (nodes, zones, groups, rules): each once, and looked up by others.
 
+use std::collections::HashMap;
+
 use toml::Spanned;
 
 use super::{section::Section, source::Mistakes, value};
@@ -9,12 +11,13 @@ use super::{section::Section, source::Mistakes, value};
 pub(super) struct Names<'a> {
     kind: &'static str,
     list: Vec<Option<&'a str>>,
+    places: HashMap<&'a str, usize>,
 }
 
 impl<'a> Names<'a> {
     /// No names yet. `kind` is the word that messages use.
-    pub(super) const fn new(kind: &'static str) -> Self {
-        Self { kind, list: Vec::new() }
+    pub(super) fn new(kind: &'static str) -> Self {
+        Self { kind, list: Vec::new(), places: HashMap::new() }
     }
 
     /// Reads the name of the next section. Whatever is wrong with it, it has its place in the order.
@@ -27,11 +30,12 @@ impl<'a> Names<'a> {
         let text = *name.get_ref();
         if let Err(problem) = value::name(text) {
             mistakes.add(name.span(), format!("{}: {problem}", self.kind));
-        } else if self.list.contains(&Some(text)) {
+        } else if self.places.contains_key(text) {
             mistakes
                 .add(name.span(), format!("{} {text:?} is there twice", self.kind))
                 .remedy("each name may be used once");
         }
+        self.places.entry(text).or_insert(self.list.len());
         self.list.push(Some(text));
         text.to_owned()
     }
@@ -39,7 +43,7 @@ impl<'a> Names<'a> {
     /// The place of `name` in the order, from 0. A name that is not there is a mistake.
     pub(super) fn find(&self, name: &Spanned<&str>, mistakes: &mut Mistakes) -> Option<usize> {
         let text = *name.get_ref();
-        let found = self.list.iter().position(|&n| n == Some(text));
+        let found = self.places.get(text).copied();
         if found.is_none() {
             self.unknown(text, name.span(), &[], mistakes);
         }

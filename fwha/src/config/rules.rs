@@ -1,6 +1,6 @@
 //! `[[rule]]`: which flows may begin. The first that matches decides; what none matches is dropped.
 
-use std::fmt;
+use std::{collections::HashMap, fmt};
 
 use fwha_common::{
     flow::{V4_MAPPED, proto},
@@ -127,13 +127,15 @@ fn masks(networks: &[Ipv4Net]) -> Vec<([u32; 4], [u32; 4])> {
 pub(super) fn read<'a>(root: &mut Section<'a>, zones: &Zones<'_>, mistakes: &mut Mistakes) -> Vec<Rule> {
     let mut rules: Vec<Rule> = Vec::new();
     let mut names = Names::new("rule");
+    let mut hashes: HashMap<u32, String> = HashMap::new();
     let mut compiled = 0usize;
     for mut section in section::array_of_tables(root, "rule", "[[rule]]", mistakes) {
         let name = names.read(&mut section, mistakes);
-        let hash = rule::name_hash(&name);
-        if let Some(other) = rules.iter().find(|r| r.name != name && rule::name_hash(&r.name) == hash) {
+        if let Some(other) = hashes.insert(rule::name_hash(&name), name.clone())
+            && other != name
+        {
             mistakes
-                .add(section.span.clone(), format!("rules {name:?} and {:?} have the same hash", other.name))
+                .add(section.span.clone(), format!("rules {name:?} and {other:?} have the same hash"))
                 .remedy("flows are marked with it; rename one of them");
         }
         let from = read_zone(&mut section, "from", zones, mistakes);

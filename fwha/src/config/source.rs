@@ -44,7 +44,7 @@ impl Source {
     }
 }
 
-/// One mistake. Made by [`Mistakes::add`].
+/// One mistake.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mistake {
     /// Where it is; `None` for the file as a whole.
@@ -96,6 +96,9 @@ impl Mistakes {
     }
 }
 
+/// Mistakes shown at most: a file with more is not a config file, and the first ones say so.
+const SHOWN_MAX: usize = 100;
+
 /// Everything that is wrong with a config file, in the order of the file. `Display` prints each as
 ///
 /// ```text
@@ -136,6 +139,9 @@ impl ConfigErrors {
 impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, mistake) in self.mistakes.iter().enumerate() {
+            if i == SHOWN_MAX {
+                return write!(f, "\n… and {} more", self.mistakes.len() - SHOWN_MAX);
+            }
             if i > 0 {
                 writeln!(f)?;
             }
@@ -150,7 +156,7 @@ impl fmt::Display for ConfigErrors {
             let (number, column, line) = self.source.locate(span.start);
             let number = number.to_string();
             let gutter = " ".repeat(number.len());
-            let shown = line.replace('\t', " ");
+            let shown = line.replace(char::is_control, " ");
             let marked = self.source.text.get(span.clone()).unwrap_or("");
             let carets = marked.lines().next().unwrap_or("").chars().count().max(1);
             let indent = " ".repeat(column - 1);

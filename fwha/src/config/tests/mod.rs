@@ -10,6 +10,8 @@ use fwha_common::{
 
 use super::*;
 
+mod mistakes;
+
 /// The example that the documentation shows.
 const GOOD: &str = r#"
 [cluster]
@@ -66,12 +68,6 @@ fn parse(text: &str) -> Result<Config, ConfigErrors> {
 
 fn good(text: &str) -> Config {
     parse(text).unwrap_or_else(|e| panic!("{e}"))
-}
-
-/// The headlines without the path.
-fn mistakes(text: &str) -> Vec<String> {
-    let errors = parse(text).expect_err("mistakes are found");
-    errors.headlines().map(|l| l.strip_prefix("/etc/fwha/f.toml").unwrap().to_owned()).collect()
 }
 
 /// `GOOD` with one piece replaced, which must be there.
