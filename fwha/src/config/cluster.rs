@@ -78,8 +78,8 @@ pub(super) struct Read {
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
 
-/// Heartbeats per lease at least: a lease must outlive a heartbeat that comes late, and one that is lost.
-const LEASE_HEARTBEATS_MIN: u32 = 3;
+/// Heartbeats per lease at least, as the election asks: a lease must outlive some that are late or lost.
+const LEASE_HEARTBEATS_MIN: u32 = 5;
 
 pub(super) fn read(root: &mut Section<'_>, config: &Path, mistakes: &mut Mistakes) -> Read {
     let mut read = Read {

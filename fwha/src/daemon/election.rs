@@ -136,10 +136,11 @@ impl Thread {
         let mut owned = BTreeMap::new();
         let mut snapshot_due = Time::ZERO;
         loop {
-            // All that has arrived is read before a timer is believed.
+            // All that had arrived by now is read before a timer of now is believed. The time is
+            // taken first: what arrives while this thread is held up counts in the next turn.
+            let now = self.now();
             self.read_sockets();
             self.read_letters();
-            let now = self.now();
             if self.election.next_timeout() <= now {
                 self.election.tick(now);
             }
