@@ -63,12 +63,14 @@ pub enum Found {
 #[inline(always)]
 pub fn find(key: &FlowKey, ip: &Ip, now: u64) -> Found {
     if let Some(flow) = maps::FLOWS.get_ptr_mut(key).map(FlowRef) {
-        let over = ip.payload == Payload::Tcp && tcp::succeeds(flow.state(), ip.tcp_flags);
-        if !over && flow.alive(ip.proto, maps::group(flow.bucket()).map_or(0, |group| group.since_ns), now) {
+        if !flow.succeeded_by(ip)
+            && flow.alive(ip.proto, maps::group(flow.bucket()).map_or(0, |group| group.since_ns), now)
+        {
             return Found::Main(flow);
         }
     }
     if let Some(flow) = maps::EMBRYONIC.get_ptr_mut(key).map(FlowRef)
+        && !flow.succeeded_by(ip)
         && flow.alive(ip.proto, 0, now)
     {
         return Found::Embryonic(flow);
@@ -130,6 +132,12 @@ impl FlowRef {
         // SAFETY: `self.0` comes from a map lookup in this run of the program, as in all below;
         // volatile, because others write here.
         unsafe { (&raw const (*self.0).state).read_volatile() }
+    }
+
+    /// Whether a packet begins, or answers, another connection than this, which is over.
+    #[inline(always)]
+    fn succeeded_by(self, ip: &Ip) -> bool {
+        ip.payload == Payload::Tcp && tcp::succeeds(self.state(), ip.tcp_flags)
     }
 
     /// The bucket.
