@@ -104,6 +104,23 @@ fn garbage_on_the_heartbeat_port_is_counted_and_moves_nothing() {
     }
     rig.run(ms(1000));
     assert_eq!(rig.counter(1, "heartbeat_refused", "garbage"), 200);
+    let stranger = rig.election(1).status(Time::ZERO).stranger.unwrap();
+    assert_eq!((stranger.claims, stranger.error), (0, OpenError::Garbage));
+    assert_eq!(rig.actives(0), [1]);
+}
+
+#[test]
+fn another_node_of_our_own_name_is_named() {
+    let mut rig = Rig::pair(1);
+    let mut twin = Channel::new(
+        crate::seal::ClusterKey::new([7; 32]),
+        Purpose::Heartbeat,
+        rig.election(1).config.identity,
+        2,
+    );
+    rig.forge_heartbeat(1, twin.hello());
+    rig.run(ms(10));
+    assert_eq!(rig.election(1).status(Time::ZERO).stranger.unwrap().claims, 1);
     assert_eq!(rig.actives(0), [1]);
 }
 
