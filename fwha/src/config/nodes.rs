@@ -3,6 +3,7 @@
 use std::{collections::HashSet, net::Ipv4Addr};
 
 use fwha_common::MAX_NODES;
+use fwha_proto::heartbeat::MAX_LINKS;
 use serde::Serialize;
 
 use super::{
@@ -137,6 +138,9 @@ fn read_links<'a>(
     mistakes: &mut Mistakes,
 ) -> Vec<SyncLink> {
     let mut links = Vec::new();
+    if let Some(extra) = items.get(MAX_LINKS) {
+        mistakes.add(extra.span(), format!("more than {MAX_LINKS} sync links"));
+    }
     for mut section in section::tables(items, "sync", mistakes) {
         let interface = section.required_string("interface", mistakes);
         let address = section.required_string("address", mistakes);

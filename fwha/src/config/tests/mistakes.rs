@@ -484,3 +484,19 @@ fn colliding_names() -> (String, String) {
         })
         .expect("names do not run out")
 }
+
+#[test]
+fn what_does_not_fit_into_a_heartbeat_is_refused() {
+    let link = |n: u8| format!("{{ interface = \"sync{n}\", address = \"172.16.{n}.1\" }}");
+    let links: Vec<String> = (0..9).map(link).collect();
+    let one = "{ interface = \"sync\", address = \"172.16.0.1\" }";
+    let errors = parse(&GOOD.replace(one, &links.join(", "))).unwrap_err().to_string();
+    assert!(errors.contains("more than 8 sync links"), "{errors}");
+
+    let vip = |n: u8| {
+        format!("{{ zone = \"inet\", vrid = {}, addresses = [\"10.0.0.{}/24\"] }},", n + 100, n + 100)
+    };
+    let vips: String = (0..31).map(vip).collect();
+    let errors = parse(&GOOD.replace("vips = [", &format!("vips = [{vips}"))).unwrap_err().to_string();
+    assert!(errors.contains("more than 32 vrids in one group"), "{errors}");
+}
