@@ -2,13 +2,17 @@
 
 use std::{
     ffi::OsStr,
-    fs::{self, DirBuilder},
+    fs::{self, DirBuilder, File},
     io,
-    os::unix::fs::DirBuilderExt,
+    os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
 };
 
 use fwha_common::ABI_VERSION;
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
 
 use super::{BPFFS, DataplaneError};
 use crate::sys::mount::{ensure_bpffs, is_bpffs};
@@ -29,6 +33,28 @@ impl PinDir {
             make_dir(&dir)?;
         }
         Ok(pins)
+    }
+
+    /// Takes the directory for this process, until what is returned is dropped or the process ends.
+    /// Without it a second daemon for the same node would take the maps from under the first.
+    pub fn lock(&self) -> Result<Flock<File>, DataplaneError> {
+        loop {
+            let dir = File::open(&self.0).map_err(|e| pin_error("open", &self.0, e))?;
+            let lock = match Flock::lock(dir, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => lock,
+                Err((_, Errno::EWOULDBLOCK)) => return Err(DataplaneError::InUse(self.0.clone())),
+                Err((_, errno)) => return Err(pin_error("lock", &self.0, errno.into())),
+            };
+            let locked = lock.metadata().map_err(|e| pin_error("look at", &self.0, e))?;
+            // A daemon that was just ending may have removed what was opened.
+            for dir in [self.maps(), self.links(), self.restore()] {
+                make_dir(&dir)?;
+            }
+            let present = fs::metadata(&self.0).map_err(|e| pin_error("look at", &self.0, e))?;
+            if (locked.dev(), locked.ino()) == (present.dev(), present.ino()) {
+                return Ok(lock);
+            }
+        }
     }
 
     /// The directory, if it exists.
