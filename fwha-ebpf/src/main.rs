@@ -11,7 +11,7 @@
 //! | [`own`] | protocols of the node and its links that always pass |
 //! | [`probe`] | probes, answered here |
 //! | [`flow`], [`tcp`], [`icmp`] | flows, their states, errors about them |
-//! | [`rules`] | the ruleset |
+//! | [`zone`], [`rules`] | where a packet comes from; the ruleset |
 //! | [`forward`] | next hop and rewrite |
 //! | [`maps`], [`atomic`] | the maps; atomic operations |
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch, core_intrinsics))]
@@ -42,6 +42,8 @@ mod icmp;
 mod maps;
 #[cfg(target_arch = "bpf")]
 mod probe;
+#[cfg(target_arch = "bpf")]
+mod zone;
 
 #[cfg(target_arch = "bpf")]
 mod entry {

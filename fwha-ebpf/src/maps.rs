@@ -74,6 +74,14 @@ pub fn settings() -> Option<&'static Settings> {
     }
 }
 
+/// The route generation. To be read before a lookup whose result is to be kept: a route that changes
+/// after the lookup then raises what the result is kept under.
+#[inline(always)]
+pub fn route_generation(settings: &Settings) -> u32 {
+    // SAFETY: a reference; volatile, because user space writes it.
+    unsafe { (&raw const settings.route_generation).read_volatile() }
+}
+
 /// The interface, if it is one of ours.
 #[inline(always)]
 pub fn interface(ifindex: u32) -> Option<Interface> {

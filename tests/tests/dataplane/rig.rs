@@ -255,7 +255,8 @@ impl Rig {
             .map_max_entries(name::EVENTS, 1 << 16)
             .load(&object)
             .expect("the object loads");
-        for (_, program) in bpf.programs_mut() {
+        let unused = if hook == Hook::Xdp { name::TC_INGRESS } else { name::XDP_INGRESS };
+        for (_, program) in bpf.programs_mut().filter(|(name, _)| *name != unused) {
             match program {
                 Program::Xdp(program) => program.load().expect("the verifier takes it"),
                 Program::SchedClassifier(program) => program.load().expect("the verifier takes it"),
