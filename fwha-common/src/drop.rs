@@ -64,7 +64,7 @@ reasons! {
     LeaseExpired = 16, "lease_expired";
     /// The main flow table is full.
     TableFull = 17, "table_full";
-    /// A packet of a flow came in by an interface of another zone.
+    /// A packet of a flow came in, or would leave, by an interface of another zone.
     WrongZone = 18, "wrong_zone";
     /// The route leads nowhere (blackhole, unreachable, prohibit).
     NoRoute = 19, "no_route";
@@ -76,6 +76,8 @@ reasons! {
     BadProbe = 22, "bad_probe";
     /// The programs could not read their own settings.
     NoSettings = 23, "no_settings";
+    /// A frame for another station, which a bridge flooded.
+    OtherStation = 24, "other_station";
 }
 
 /// Number of reasons.

@@ -114,6 +114,12 @@ impl Probe {
     }
 }
 
+#[cfg(feature = "user")]
+mod pod {
+    // SAFETY: `repr(C)`, made of bytes only, without padding (asserted below), valid for any bits.
+    unsafe impl aya::Pod for super::Probe {}
+}
+
 const _: () = assert!(size_of::<Probe>() == FRAME_LEN - 14 && align_of::<Probe>() == 1);
 
 #[cfg(test)]

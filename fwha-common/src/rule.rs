@@ -70,7 +70,10 @@ pub struct Interface {
     /// The zone; [`Interface::NO_ZONE`] on a sync interface, where only probes are looked at.
     pub zone: u8,
     /// Always zero.
-    pub zero: [u8; 3],
+    pub zero: u8,
+    /// Its MAC: new flows in frames to another station (a bridge floods them) are not taken, and
+    /// probes are answered from it. All zero on an interface that has none: nothing is compared.
+    pub mac: [u8; 6],
 }
 
 impl Interface {
@@ -88,5 +91,5 @@ mod pod {
 
 const _: () = {
     assert!(size_of::<Rule>() == 80);
-    assert!(size_of::<Interface>() == 4);
+    assert!(size_of::<Interface>() == 8);
 };

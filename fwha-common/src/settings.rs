@@ -74,7 +74,10 @@ impl Timeouts {
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Counter {
-    /// Packets that entered at an interface.
+    /// Packets that entered at a zone interface, and probes at any. A super-packet counts as its
+    /// segments, here and in the next three. What entered was forwarded, passed, dropped or a probe
+    /// that was answered: exactly one of them is counted with it. Drops by the egress guard
+    /// ([`crate::drop::DropReason::Unfiltered`]) come on top, they entered (and passed) before.
     PacketsIn = 0,
     /// Packets forwarded by the programs.
     Forwarded = 1,

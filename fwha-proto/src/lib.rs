@@ -7,11 +7,17 @@
 //! | module | holds |
 //! |---|---|
 //! | [`time`] | the point in time that every call carries |
-//! | [`replication`] | the flow table on both sides: sessions, acknowledgement, bulk, digests |
+//! | [`vrrp`] | VRRPv3: packets and the RFC's state machine |
+//! | [`heartbeat`] | what nodes tell each other some hundred times a second |
+//! | [`election`] | who is Active for each group |
 //! | [`seal`] | keys, the sealed datagram, the handshake that opens a channel to a peer |
+//! | [`replication`] | flow state, from the node that owns it to those that may have to take over |
+pub mod election;
+pub mod heartbeat;
 pub mod replication;
 pub mod seal;
 pub mod time;
+pub mod vrrp;
 
 /// A node's number: its place in the cluster file, from 1.
 pub type NodeId = u8;

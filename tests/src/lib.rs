@@ -1,1 +1,14 @@
-//! Placeholder.
+//! The lab in which two real nodes run, the traffic that goes through them, and what tests share.
+//!
+//! * [`lab`]: client, fw1, fw2 and server in network namespaces, with cables that can be pulled.
+//! * [`traffic`]: the paced TCP copy and the 1 kHz UDP probe, run inside the namespaces by the program `fwha-traffic`.
+//! * [`takeover`]: the main job as one scenario, for `cargo xtask demo` and the tests alike.
+//! * [`root`]: how a test says that it needs root.
+//!
+//! The scenarios themselves are in `tests/tests/`, named by behaviour.
+
+pub mod lab;
+pub mod root;
+pub mod sys;
+pub mod takeover;
+pub mod traffic;

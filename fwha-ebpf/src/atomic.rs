@@ -1,0 +1,33 @@
+//! Atomic read-modify-write. `core::sync::atomic` offers none for this target, so these are the
+//! compiler's intrinsics. Sequentially consistent without exception: with a weaker order LLVM 22
+//! miscompiles operations whose result is used (llvm issue 210280).
+
+use core::intrinsics::{AtomicOrdering::SeqCst, atomic_cxchg};
+
+/// Writes `new` if `old` is there; otherwise gives what is.
+///
+/// # Safety
+///
+/// `at` is aligned and points to a map value.
+#[inline(always)]
+pub unsafe fn compare_exchange_u32(at: *mut u32, old: u32, new: u32) -> Result<(), u32> {
+    // SAFETY: promised by the caller.
+    match unsafe { atomic_cxchg::<u32, { SeqCst }, { SeqCst }>(at, old, new) } {
+        (_, true) => Ok(()),
+        (found, false) => Err(found),
+    }
+}
+
+/// Writes `new` if `old` is there; otherwise gives what is.
+///
+/// # Safety
+///
+/// `at` is aligned and points to a map value.
+#[inline(always)]
+pub unsafe fn compare_exchange_u64(at: *mut u64, old: u64, new: u64) -> Result<(), u64> {
+    // SAFETY: promised by the caller.
+    match unsafe { atomic_cxchg::<u64, { SeqCst }, { SeqCst }>(at, old, new) } {
+        (_, true) => Ok(()),
+        (found, false) => Err(found),
+    }
+}

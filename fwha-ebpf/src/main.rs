@@ -1,0 +1,194 @@
+//! fwha in the kernel: what happens to every packet that meets the firewall.
+//!
+//! This file holds the entry points and, for each, the one place where a verdict becomes an action.
+//! Whatever is not expressly let through is dropped under a name.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`engine`] | the packet's way at ingress |
+//! | [`egress`] | what leaves: the node's own flows, and the guard |
+//! | [`packet`], [`hook`], [`parse`] | access to a packet, at XDP and at tc; from bytes to fields |
+//! | [`own`] | protocols of the node and its links that always pass |
+//! | [`probe`] | probes, answered here |
+//! | [`flow`], [`tcp`], [`icmp`] | flows, their states, errors about them |
+//! | [`rules`] | the ruleset |
+//! | [`forward`] | next hop and rewrite |
+//! | [`maps`], [`atomic`] | the maps; atomic operations |
+#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch, core_intrinsics))]
+#![cfg_attr(target_arch = "bpf", expect(internal_features, reason = "core::sync::atomic lacks these"))]
+#![cfg_attr(not(target_arch = "bpf"), expect(dead_code, reason = "on the host only tests use it"))]
+
+mod own;
+mod packet;
+mod parse;
+mod rules;
+mod tcp;
+
+#[cfg(target_arch = "bpf")]
+mod atomic;
+#[cfg(target_arch = "bpf")]
+mod egress;
+#[cfg(target_arch = "bpf")]
+mod engine;
+#[cfg(target_arch = "bpf")]
+mod flow;
+#[cfg(target_arch = "bpf")]
+mod forward;
+#[cfg(target_arch = "bpf")]
+mod hook;
+#[cfg(target_arch = "bpf")]
+mod icmp;
+#[cfg(target_arch = "bpf")]
+mod maps;
+#[cfg(target_arch = "bpf")]
+mod probe;
+
+#[cfg(target_arch = "bpf")]
+mod entry {
+    //! Entry points.
+
+    use aya_ebpf::{
+        bindings::{
+            __sk_buff,
+            tcx_action_base::{TCX_DROP, TCX_NEXT},
+            xdp_action::{XDP_DROP, XDP_PASS, XDP_TX},
+            xdp_md,
+        },
+        helpers::generated::bpf_redirect,
+    };
+    use fwha_common::{drop::DropReason, settings::Counter};
+
+    use crate::{
+        Verdict, egress, engine,
+        hook::{Tc, Xdp},
+        maps,
+        packet::{Eth, Packet},
+        parse::ethertype,
+        probe,
+    };
+
+    /// XDP on a zone interface.
+    #[unsafe(no_mangle)]
+    #[unsafe(link_section = "xdp")]
+    fn fwha_xdp(ctx: *mut xdp_md) -> u32 {
+        let mut packet = Xdp::new(ctx);
+        match count(&mut packet, engine::ingress) {
+            // SAFETY: takes and returns numbers.
+            Ok(Verdict::Forward) => unsafe { bpf_redirect(packet.out(), 0) as u32 },
+            Ok(Verdict::Pass) => XDP_PASS,
+            Ok(Verdict::Answer) => XDP_TX,
+            Err(_) => XDP_DROP,
+        }
+    }
+
+    /// tc ingress (TCX) on a zone interface.
+    #[unsafe(no_mangle)]
+    #[unsafe(link_section = "classifier")]
+    fn fwha_tc(ctx: *mut __sk_buff) -> i32 {
+        let mut packet = Tc::new(ctx);
+        match count(&mut packet, engine::ingress) {
+            Ok(Verdict::Forward) => send(&packet, packet.out()),
+            Ok(Verdict::Answer) => send(&packet, packet.ifindex()),
+            Ok(Verdict::Pass) => {
+                // A mark that somebody else set must not look like ours.
+                if packet.mark() == egress::mark(maps::settings()) {
+                    packet.set_mark(0);
+                }
+                TCX_NEXT
+            }
+            Err(_) => TCX_DROP as i32,
+        }
+    }
+
+    /// tc egress (TCX) on a zone interface.
+    #[unsafe(no_mangle)]
+    #[unsafe(link_section = "classifier")]
+    fn fwha_egress(ctx: *mut __sk_buff) -> i32 {
+        let packet = Tc::new(ctx);
+        match egress::egress(&packet) {
+            Ok(()) => TCX_NEXT,
+            Err(reason) => {
+                count_drop(reason, packet.segments());
+                TCX_DROP as i32
+            }
+        }
+    }
+
+    /// tc ingress (TCX) on a sync interface: answers probes and lets everything else pass.
+    #[unsafe(no_mangle)]
+    #[unsafe(link_section = "classifier")]
+    fn fwha_sync(ctx: *mut __sk_buff) -> i32 {
+        let mut packet = Tc::new(ctx);
+        match Eth::read(&packet) {
+            Ok(eth) if eth.ethertype == ethertype::PROBE => {}
+            _ => return TCX_NEXT,
+        }
+        match count(&mut packet, |packet| probe::answer(packet, maps::settings())) {
+            Ok(Verdict::Answer) => send(&packet, packet.ifindex()),
+            Ok(_) => TCX_NEXT,
+            Err(_) => TCX_DROP as i32,
+        }
+    }
+
+    /// Sends a packet out of an interface, past the guard there.
+    #[inline(always)]
+    fn send(packet: &Tc, ifindex: u32) -> i32 {
+        packet.set_mark(egress::mark(maps::settings()));
+        // SAFETY: takes and returns numbers.
+        unsafe { bpf_redirect(ifindex, 0) as i32 }
+    }
+
+    /// Has a packet judged, and counts it and its verdict.
+    #[inline(always)]
+    fn count<P: Packet>(
+        packet: &mut P,
+        judge: impl FnOnce(&mut P) -> Result<Verdict, DropReason>,
+    ) -> Result<Verdict, DropReason> {
+        let n = packet.segments();
+        maps::add(&maps::COUNTERS, Counter::PacketsIn as u32, n as u64);
+        let verdict = judge(packet);
+        let counter = match verdict {
+            Ok(Verdict::Forward) => Counter::Forwarded,
+            Ok(Verdict::Pass) => Counter::Passed,
+            Ok(Verdict::Answer) => Counter::ProbesAnswered,
+            Err(reason) => {
+                count_drop(reason, n);
+                return Err(reason);
+            }
+        };
+        maps::add(&maps::COUNTERS, counter as u32, n as u64);
+        verdict
+    }
+
+    #[inline(always)]
+    fn count_drop(reason: DropReason, n: u32) {
+        maps::add(&maps::COUNTERS, Counter::Dropped as u32, n as u64);
+        maps::add(&maps::DROPS, reason as u32, n as u64);
+    }
+
+    #[panic_handler]
+    fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+        loop {}
+    }
+
+    /// Some helpers are for programs under a GPL-compatible licence only.
+    #[unsafe(no_mangle)]
+    #[unsafe(link_section = "license")]
+    static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+}
+
+/// What becomes of a packet that is not dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    /// It leaves by the interface noted with it; its headers are rewritten.
+    Forward,
+    /// The kernel's stack has it.
+    Pass,
+    /// It was a question and is now the answer, to leave by where it came in.
+    Answer,
+}
+
+#[cfg(not(target_arch = "bpf"))]
+fn main() {
+    eprintln!("this runs in the kernel; build it with `cargo xtask build-ebpf`");
+}

@@ -1,0 +1,89 @@
+//! The maps. Their names and meanings are the contract with user space, see
+//! [`fwha_common::settings::name`]; sizes given here are defaults, which the loader overrides.
+
+use aya_ebpf::{
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
+    macros::btf_map,
+};
+use fwha_common::{
+    BUCKETS, MAX_GROUPS,
+    drop::DROP_REASONS,
+    flow::{Flow, FlowEvent, FlowKey},
+    group::Group,
+    rule::{Interface, MAX_RULES, Rule},
+    settings::{COUNTERS as COUNTER_COUNT, Settings, Timeouts},
+};
+
+#[btf_map]
+pub static FLOWS: HashMap<FlowKey, Flow, 65_536> = HashMap::new();
+
+#[btf_map]
+pub static EMBRYONIC: LruHashMap<FlowKey, Flow, 16_384> = LruHashMap::new();
+
+#[btf_map]
+pub static NODE_FLOWS: LruHashMap<FlowKey, Flow, 4_096> = LruHashMap::new();
+
+#[btf_map]
+pub static EVENTS: RingBuf<FlowEvent, { 4 << 20 }> = RingBuf::new();
+
+#[btf_map]
+pub static EVENT_LOSS: PerCpuArray<u64, BUCKETS> = PerCpuArray::new();
+
+#[btf_map]
+pub static GROUPS: Array<Group, MAX_GROUPS> = Array::new();
+
+#[btf_map]
+pub static BUCKET_GROUP: Array<u32, BUCKETS> = Array::new();
+
+#[btf_map]
+pub static RULES: Array<Rule, { 2 * MAX_RULES }> = Array::new();
+
+#[btf_map]
+pub static RULE_HITS: PerCpuArray<u64, MAX_RULES> = PerCpuArray::new();
+
+#[btf_map]
+pub static INTERFACES: HashMap<u32, Interface, 256> = HashMap::new();
+
+#[btf_map]
+pub static SETTINGS: Array<Settings, 1> = Array::new();
+
+#[btf_map]
+pub static TIMEOUTS: Array<Timeouts, 1> = Array::new();
+
+#[btf_map]
+pub static COUNTERS: PerCpuArray<u64, COUNTER_COUNT> = PerCpuArray::new();
+
+#[btf_map]
+pub static DROPS: PerCpuArray<u64, DROP_REASONS> = PerCpuArray::new();
+
+/// Adds to an element of a per-CPU array of counters; an index out of range adds nothing.
+#[inline(always)]
+pub fn add<const N: usize>(counters: &PerCpuArray<u64, N>, index: u32, n: u64) {
+    if let Some(counter) = counters.get_ptr_mut(index) {
+        // SAFETY: the element belongs to this CPU, which runs one of our programs at a time.
+        unsafe { *counter += n }
+    }
+}
+
+/// The settings, or nothing while user space has written none.
+#[inline(always)]
+pub fn settings() -> Option<&'static Settings> {
+    match SETTINGS.get(0) {
+        Some(settings) if settings.node != 0 => Some(settings),
+        _ => None,
+    }
+}
+
+/// The interface, if it is one of ours.
+#[inline(always)]
+pub fn interface(ifindex: u32) -> Option<Interface> {
+    // SAFETY: copied at once; user space replaces elements as a whole, and a stale one is as good as
+    // one read a moment earlier.
+    unsafe { INTERFACES.get(ifindex).copied() }
+}
+
+/// The group that has this bucket.
+#[inline(always)]
+pub fn group(bucket: u8) -> Option<&'static Group> {
+    GROUPS.get(*BUCKET_GROUP.get(bucket as u32)?)
+}

@@ -1,0 +1,201 @@
+//! What a change of role does, in which order, and what is told of it.
+
+use std::cmp::Reverse;
+use std::time::Duration;
+
+use super::Election;
+use super::config::GroupId;
+use super::decide::PLANNED;
+use super::group::{Handover, Split};
+use super::output::{Event, Output};
+use crate::NodeId;
+use crate::heartbeat::{Cause, Role};
+use crate::vrrp::packet::PRIORITY_RELEASE;
+
+/// After a takeover the addresses are announced at once and again after these times: the first
+/// announcements may meet a switch port that still blocks, or the last ones of the loser.
+pub(super) const ANNOUNCE_AGAIN: [Duration; 3] =
+    [Duration::from_millis(100), Duration::from_secs(1), Duration::from_secs(5)];
+
+impl Election {
+    /// Becomes Active: advert, buckets, heartbeat, addresses, announcement.
+    pub(super) fn take(&mut self, g: usize, cause: Cause) {
+        let (now, lease) = (self.clock, self.config.lease);
+        let moved = cause == Cause::Offered
+            && self.actives(g).any(|(_, r)| r.offered_to == Some(self.me()) && r.moved);
+        let id = self.groups[g].config.group;
+        let known = self.peers.iter().filter_map(|p| p.group(id)).map(|r| r.term).max().unwrap_or(0);
+        let group = &mut self.groups[g];
+        let since = match (cause, group.config.start.owned_since.take()) {
+            (Cause::Resumed, Some(since)) => since,
+            _ => {
+                group.term = group.term.max(known).saturating_add(1);
+                now
+            }
+        };
+        group.lease_until = now + lease;
+        (group.moved, group.warm, group.foreign) = (moved, true, false);
+        (group.vacant_since, group.preempt_since, group.released) = (None, None, None);
+        let (term, until) = (group.term, group.lease_until);
+        for machine in &mut group.machines {
+            machine.become_active(now);
+        }
+        self.set_role(g, Role::Active, cause);
+        for instance in 0..self.groups[g].machines.len() {
+            self.advertise(g, instance, None);
+        }
+        self.out.push_back(Output::Own { group: id, term, since, until });
+        self.beat();
+        self.out.push_back(Output::AddVips { group: id });
+        self.announce(g);
+        self.groups[g].last_active = None;
+    }
+
+    /// Resumes the ownership that an earlier life of this node left behind.
+    pub(super) fn resume(&mut self, g: usize) {
+        if self.forbidden(g).is_none() {
+            self.take(g, Cause::Resumed);
+        }
+    }
+
+    /// Takes a role other than Active. An Active's addresses go first, so that it has stopped
+    /// answering for them when the successor announces them.
+    pub(super) fn be(&mut self, g: usize, role: Role, cause: Cause) {
+        self.be_after(g, role, cause, None);
+    }
+
+    /// As [`Self::be`]; an advertisement on `heard.0` with interval `heard.1` made it so.
+    pub(super) fn be_after(&mut self, g: usize, role: Role, cause: Cause, heard: Option<(usize, u16)>) {
+        let now = self.clock;
+        let was_active = self.groups[g].is_active();
+        if was_active {
+            let successor = self.actives(g).next().is_some() || self.best_candidate(g).is_some();
+            if !successor && cause != Cause::VrrpOutranked {
+                for instance in 0..self.groups[g].machines.len() {
+                    self.advertise(g, instance, Some(PRIORITY_RELEASE));
+                }
+            }
+            let group = self.groups[g].config.group;
+            self.out.push_back(Output::RemoveVips { group });
+            self.out.push_back(Output::Disown { group });
+        }
+        let group = &mut self.groups[g];
+        if was_active {
+            group.released = Some(now);
+        }
+        group.announce.clear();
+        group.handover = None;
+        group.moved = false;
+        group.vacant_since = None;
+        group.preempt_since = None;
+        if was_active || role == Role::Backup {
+            for (i, machine) in group.machines.iter_mut().enumerate() {
+                machine.become_backup(now, heard.filter(|(at, _)| *at == i).map(|(_, interval)| interval));
+            }
+        }
+        self.set_role(g, role, cause);
+        self.beat_due = true;
+    }
+
+    pub(super) fn set_role(&mut self, g: usize, to: Role, cause: Cause) {
+        let reason = self.reason(g, cause);
+        let now = self.clock;
+        let group = &mut self.groups[g];
+        let from = group.role;
+        (group.role, group.cause, group.since) = (to, cause, now);
+        group.reason.clone_from(&reason);
+        let (id, term) = (group.config.group, group.term);
+        self.event(Event::Role { group: id, from, to, term, cause, reason });
+    }
+
+    /// The cause, with names.
+    pub(super) fn reason(&self, g: usize, cause: Cause) -> String {
+        let group = &self.groups[g];
+        let active = self.actives(g).map(|(node, _)| node).next().or(group.last_active);
+        let name = active.map_or_else(|| "no node".into(), |node| self.config.node_name(node));
+        match cause {
+            Cause::PeerDead => format!("{name} answers nowhere"),
+            Cause::LeaseEnded => format!("{name} was silent until its lease ended"),
+            Cause::Offered => format!("handed over by {name}"),
+            Cause::Preempted => format!("preferred over {name}"),
+            Cause::HandedOver => format!("handed over to {name}"),
+            Cause::Outranked => format!("{name} is active with a better claim"),
+            Cause::Fault => group.fault().unwrap_or_else(|| cause.to_string()),
+            Cause::Standby | Cause::Shutdown if group.is_active() && active.is_some() => {
+                format!("{cause}, handed over to {name}")
+            }
+            _ => cause.to_string(),
+        }
+    }
+
+    /// Offers the group to `to`, which takes it as soon as it reads that.
+    pub(super) fn offer(&mut self, g: usize, to: NodeId, moved: bool) {
+        // A successor that did not answer does not lengthen the wait for the next.
+        let deadline = self.groups[g].handover.map(|h| h.deadline);
+        let deadline = deadline.unwrap_or(self.clock + self.config.handover_timeout);
+        self.groups[g].handover = Some(Handover { to, deadline, moved });
+        self.beat_due = true;
+    }
+
+    /// Announces the group's addresses now and a few times more.
+    pub(super) fn announce(&mut self, g: usize) {
+        let group = &mut self.groups[g];
+        group.announce = ANNOUNCE_AGAIN.map(|after| self.clock + after).into();
+        self.out.push_back(Output::Announce { group: group.config.group });
+    }
+
+    /// Tells of other Actives that this node did not hand the group to.
+    pub(super) fn note_splits(&mut self, g: usize) {
+        let now = self.clock;
+        let group = &self.groups[g];
+        let id = group.config.group;
+        if let Some(split) = group.split {
+            if self.actives(g).any(|(node, _)| node == split.peer) && group.is_active() {
+                return;
+            }
+            let stays = group.is_active();
+            self.groups[g].split = None;
+            self.event(Event::SplitBrainEnd { group: id, peer: split.peer, after: now.since(split.since) });
+            if stays {
+                // The loser's last announcement may have come after our first.
+                self.announce(g);
+            }
+            return;
+        }
+        if !group.is_active() {
+            return;
+        }
+        // The loser of a planned move has not read of it yet.
+        if PLANNED.contains(&group.cause) && now < group.since + self.config.handover_timeout {
+            return;
+        }
+        let other = self.actives(g).find(|(_, r)| !PLANNED.contains(&r.cause)).map(|(node, r)| (node, *r));
+        if let Some((peer, record)) = other {
+            let mine = (group.term, group.priority(), Reverse(group.order(self.me())));
+            let theirs = (record.term, record.priority, Reverse(group.order(peer)));
+            let overlap = Duration::from_millis(record.age_ms.min(group.age_ms(now)).into());
+            let winner = if theirs > mine { peer } else { self.me() };
+            self.groups[g].split = Some(Split { peer, since: now });
+            self.event(Event::SplitBrain { group: id, peer, overlap, winner });
+        }
+    }
+
+    /// A peer that was Active before this node took over lives, and gave way before it was heard
+    /// as an Active again.
+    pub(super) fn note_late_splits(&mut self, p: usize, were_active: &[GroupId]) {
+        let (now, peer) = (self.clock, self.peers[p].node);
+        for g in 0..self.groups.len() {
+            let group = &self.groups[g];
+            let id = group.config.group;
+            let yielded = self.peers[p]
+                .group(id)
+                .is_some_and(|r| r.cause == Cause::Outranked && r.role != Role::Active);
+            if group.is_active() && group.split.is_none() && were_active.contains(&id) && yielded {
+                let (overlap, winner) = (now.since(group.since), self.me());
+                self.event(Event::SplitBrain { group: id, peer, overlap, winner });
+                self.event(Event::SplitBrainEnd { group: id, peer, after: Duration::ZERO });
+                self.announce(g);
+            }
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! The voice of VRRP: what is advertised, what is heard, and what that counts for.
+//!
+//! Advertisements are not authenticated. They decide where no peer is alive on the channel; beside
+//! a living peer they are counted and move nothing.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::Election;
+use super::act::ANNOUNCE_AGAIN;
+use super::config::Instance;
+use super::group::FAST_ADVERT_CS;
+use super::output::{Event, Output};
+use super::peer::Peer;
+use super::suspicion::Adverts;
+use crate::NodeId;
+use crate::heartbeat::{Cause, PeerState, Role, Via};
+use crate::time::Time;
+use crate::vrrp::machine::{Want, centiseconds, greater};
+use crate::vrrp::packet::{Advert, Checksum, Discard, Envelope, PRIORITY_RELEASE};
+
+/// Between two answers to losing advertisements.
+const LOSING_ANSWER: Duration = Duration::from_millis(10);
+
+impl Election {
+    /// A packet of IP protocol 112 arrived at the interface of `zone`.
+    pub fn vrrp_packet(&mut self, now: Time, zone: u8, envelope: &Envelope, payload: &[u8]) {
+        self.advance(now);
+        if let Err(discard) = self.take_advert(zone, envelope, payload) {
+            self.counters.count("vrrp_discarded", discard.as_str());
+        }
+        self.judge_due = true;
+    }
+
+    pub(super) fn take_advert(
+        &mut self,
+        zone: u8,
+        envelope: &Envelope,
+        payload: &[u8],
+    ) -> Result<(), Discard> {
+        let own = self.config.interfaces.iter().find(|(via, _)| *via == Via::Zone(zone));
+        let own = own.map(|(_, i)| IpAddr::from(i.address));
+        if own == Some(envelope.src) {
+            return Err(Discard::Own);
+        }
+        let (advert, checksum) = Advert::parse(envelope, payload)?;
+        let v6 = envelope.src.is_ipv6();
+        let at = self.groups.iter().enumerate().filter(|(_, g)| g.place.is_some()).find_map(|(g, group)| {
+            let here = |i: &Instance| (i.zone, i.vrid, i.addresses[0].is_ipv6()) == (zone, advert.vrid, v6);
+            Some((g, group.config.instances.iter().position(here)?))
+        });
+        let (g, i) = at.ok_or(Discard::UnknownVrid)?;
+        self.counters.count("vrrp_rx", "adverts");
+        if !v6 {
+            let kind = match checksum {
+                Checksum::Message => "checksum_message",
+                Checksum::PseudoHeader => "checksum_pseudo_header",
+            };
+            self.counters.count("vrrp_rx", kind);
+        }
+        // Neither makes an advertisement void (RFC 9568, section 7.1).
+        let group = &self.groups[g];
+        if advert.interval_cs != group.config.advert_interval_cs && advert.interval_cs != FAST_ADVERT_CS {
+            self.counters.count("vrrp_rx", "other_interval");
+        }
+        let mine = &group.config.instances[i].addresses;
+        if mine.len() != advert.addresses.len() || mine.iter().any(|a| !advert.addresses.contains(a)) {
+            self.counters.count("vrrp_rx", "other_addresses");
+        }
+        // An unknown address may be that of a peer that was never heard.
+        let known = |p: &Peer| p.sends_from(zone, envelope.src);
+        let sender = self.peers.iter().find(|p| known(p) == Some(true)).map(|p| p.node);
+        let foreign = sender.is_none() && self.peers.iter().all(|p| known(p) == Some(false));
+        let greater = own.is_some_and(|own| greater(envelope.src, own));
+        self.heard_advert((g, i), &advert, greater, sender.or(foreign.then_some(0)));
+        Ok(())
+    }
+
+    /// What a checked advertisement of a virtual router of ours moves. `sender` is the member that
+    /// it seems to come from.
+    pub(super) fn heard_advert(
+        &mut self,
+        at: (usize, usize),
+        advert: &Advert,
+        greater: bool,
+        sender: Option<NodeId>,
+    ) {
+        let (g, instance) = at;
+        let now = self.clock;
+        let authority = self.groups[g].others().filter_map(|node| self.peer(node)).any(Peer::alive);
+        let active = self.actives(g).map(|(node, _)| node).next();
+        let group = &mut self.groups[g];
+        if !group.is_active() && authority && active.is_some() && sender != active && sender.is_some() {
+            self.counters.count("vrrp_rx", "ignored");
+            return;
+        }
+        // With peers of our own, the channel decides on preference; VRRP only tells who is there.
+        let preempt = group.config.preempt && group.config.members.len() == 1;
+        let others = group.config.members.len() > 1;
+        match group.machines[instance].advert(now, advert, greater, preempt) {
+            Want::Backup if authority => self.counters.count("vrrp_rx", "ignored"),
+            Want::Backup => {
+                group.outranked.get_or_insert((now, instance, advert.interval_cs));
+            }
+            Want::Advertise => {
+                group.machines[instance].hasten(now, LOSING_ANSWER);
+                if others
+                    && !authority
+                    && self.groups[g].announce.is_empty()
+                    && advert.priority != PRIORITY_RELEASE
+                {
+                    // Another router answers for the addresses: win the neighbours back.
+                    self.groups[g].announce = vec![now + ANNOUNCE_AGAIN[0], now + ANNOUNCE_AGAIN[1]];
+                }
+            }
+            Want::Active | Want::Nothing => {}
+        }
+    }
+
+    /// A better advertisement takes the role, unless it comes from a peer: then both are back from a
+    /// partition, and the channel, which knows the terms, gets a moment to open and decide.
+    pub(super) fn yield_to_vrrp(&mut self, g: usize) {
+        let now = self.clock;
+        let group = &self.groups[g];
+        let Some((since, instance, interval_cs)) = group.outranked.filter(|_| group.is_active()) else {
+            self.groups[g].outranked = None;
+            return;
+        };
+        let peers = group.others().filter_map(|node| self.peer(node));
+        let (mut alive, mut count) = (false, 0);
+        for peer in peers {
+            alive |= peer.alive();
+            count += 1;
+        }
+        if alive {
+            self.groups[g].outranked = None;
+            self.counters.count("vrrp_rx", "ignored");
+        } else if count == 0 || now >= since + self.config.heartbeat_interval * 5 {
+            self.groups[g].outranked = None;
+            self.groups[g].foreign = true;
+            self.be_after(g, Role::Backup, Cause::VrrpOutranked, Some((instance, interval_cs)));
+        }
+    }
+
+    /// While a peer that lives cannot hear our heartbeats, advertisements have to be quick.
+    pub(super) fn set_cadence(&mut self, g: usize) {
+        let group = &self.groups[g];
+        let quick = group
+            .others()
+            .filter_map(|node| self.peer(node))
+            .any(|p| p.state() == PeerState::SyncLost || (p.alive() && p.deaf));
+        let normal = group.config.advert_interval_cs;
+        let interval = if quick { normal.min(FAST_ADVERT_CS) } else { normal };
+        for i in 0..self.groups[g].machines.len() {
+            if self.groups[g].machines[i].set_interval(interval) {
+                self.advertise(g, i, None);
+            }
+        }
+    }
+
+    /// When a Backup would take the group because of VRRP's silence.
+    pub(super) fn silence_due(&self, g: usize) -> Option<Time> {
+        let group = &self.groups[g];
+        if group.role != Role::Backup {
+            return None;
+        }
+        let since = group.others().filter_map(|node| {
+            let p = self.peer(node)?;
+            (p.state() == PeerState::SyncLost).then_some(p.suspicion.since())
+        });
+        let fast = since.max();
+        Some(fast.map_or(group.silent_at(None), |from| group.silent_at(Some(from))))
+    }
+
+    /// What VRRP says of `node`: about the groups in which it might be the one that is Active.
+    pub(super) fn adverts_of(&self, node: NodeId) -> Adverts {
+        let now = self.clock;
+        let since = self.peer(node).map(|p| p.suspicion.since());
+        let mut said = Adverts::NotExpected;
+        for (g, group) in self.groups.iter().enumerate() {
+            let might = group.place.is_some()
+                && !group.is_active()
+                && !group.machines.is_empty()
+                && group.others().any(|n| n == node)
+                && self.actives(g).next().is_none();
+            if might && now < group.silent_at(since) {
+                return Adverts::Heard;
+            }
+            if might {
+                said = Adverts::Silent;
+            }
+        }
+        said
+    }
+
+    /// Sends the advertisement of one virtual router, with another priority than its own if given.
+    pub(super) fn advertise(&mut self, g: usize, instance: usize, priority: Option<u8>) {
+        let now = self.clock;
+        let group = &mut self.groups[g];
+        let (machine, config) = (&mut group.machines[instance], &group.config.instances[instance]);
+        machine.advertised(now);
+        let own = self.config.interfaces.iter().find(|(via, _)| *via == Via::Zone(config.zone));
+        let Some((_, interface)) = own.filter(|(_, i)| i.carrier) else {
+            return;
+        };
+        let v6 = config.addresses.first().is_some_and(|a| a.is_ipv6());
+        if v6 {
+            // The primary address of an interface is its IPv4 one so far.
+            self.counters.count("vrrp_tx", "no_address");
+            return;
+        }
+        let advert = Advert {
+            vrid: config.vrid,
+            priority: priority.unwrap_or(machine.priority()),
+            interval_cs: machine.interval_cs(),
+            addresses: config.addresses.clone(),
+        };
+        let bytes = advert.write(&Envelope::multicast(interface.address.into()), group.config.checksum);
+        let (group, zone, vrid) = (group.config.group, config.zone, config.vrid);
+        self.counters.count("vrrp_tx", "adverts");
+        self.out.push_back(Output::Advertise { group, zone, vrid, v6, bytes });
+    }
+
+    /// Advertisements and repeated announcements that are due.
+    pub(super) fn speak_vrrp(&mut self, now: Time) {
+        for g in 0..self.groups.len() {
+            if !self.groups[g].is_active() {
+                continue;
+            }
+            for i in 0..self.groups[g].machines.len() {
+                if self.groups[g].machines[i].due(now) == Want::Advertise {
+                    self.advertise(g, i, None);
+                }
+            }
+            let group = &mut self.groups[g];
+            if group.announce.first().is_some_and(|&at| now >= at) {
+                group.announce.retain(|&at| now < at);
+                self.out.push_back(Output::Announce { group: group.config.group });
+            }
+        }
+    }
+
+    /// Compares whose advertisements which Backup hears.
+    pub(super) fn watch_adverts(&mut self, now: Time) {
+        for g in 0..self.groups.len() {
+            let group = &self.groups[g];
+            if !group.is_active() {
+                self.groups[g].unheard.clear();
+                continue;
+            }
+            // Give the Backups the time to miss some.
+            let interval = centiseconds(group.config.advert_interval_cs);
+            if now < group.since + interval * 4 {
+                continue;
+            }
+            let all = (1u64 << group.machines.len()).wrapping_sub(1) as u32;
+            let id = group.config.group;
+            let heard: Vec<_> = self.candidates(g).map(|(node, r)| (node, r.heard)).collect();
+            for (node, heard) in heard {
+                let unheard = all & !heard;
+                let was = self.groups[g].unheard.insert(node, unheard).unwrap_or(0);
+                for i in 0..self.groups[g].machines.len() {
+                    if (was ^ unheard) & 1 << i != 0 {
+                        let zone = self.groups[g].config.instances[i].zone;
+                        let lost = unheard & 1 << i != 0;
+                        self.event(Event::AdvertsUnheard { group: id, zone, by: node, lost });
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! What the election is told once.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use fwha_common::{MAX_GROUPS, MAX_NODES, MAX_ZONES};
+
+use crate::NodeId;
+use crate::heartbeat::{Interface, MAX_INSTANCES, MAX_LINKS, Via};
+use crate::seal::{ClusterKey, Identity};
+use crate::time::Time;
+use crate::vrrp::packet::{ADDRESSES_MAX, Checksum, INTERVAL_CS_MAX};
+
+/// The number of a group: index into the data plane's `GROUPS`.
+pub type GroupId = u8;
+
+/// The election's settings. Names serve for texts only.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// This node.
+    pub identity: Identity,
+    /// The cluster's secret.
+    pub key: ClusterKey,
+    /// Key of probes: [`ClusterKey::siphash_key`], the same as in the data plane's settings.
+    pub probe_key: [u64; 2],
+    /// Hash of the cluster file; differences are reported.
+    pub config_hash: u64,
+    /// Between heartbeats, 1 ms to 1 s.
+    pub heartbeat_interval: Duration,
+    /// How long an ownership lasts unless renewed; at least five heartbeat intervals.
+    pub lease: Duration,
+    /// How long an offered group may wait for its taker.
+    pub handover_timeout: Duration,
+    /// How long a preferred node may wait for its replica before it preempts without.
+    pub preempt_wait: Duration,
+    /// All nodes of the cluster, this one too.
+    pub nodes: Vec<NodeConfig>,
+    /// Zones: number, as in the compiled ruleset, and name.
+    pub zones: Vec<(u8, String)>,
+    /// This node's interfaces: its sync links, numbered from 0, and that of each zone.
+    pub interfaces: Vec<(Via, Interface)>,
+    /// The groups, all of them.
+    pub groups: Vec<GroupConfig>,
+    /// An operator had put this node on standby before it started.
+    pub standby: bool,
+}
+
+/// A node of the cluster.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// Its number.
+    pub node: NodeId,
+    /// Its name.
+    pub name: String,
+}
+
+/// A group: virtual addresses that move together.
+#[derive(Clone, Debug)]
+pub struct GroupConfig {
+    /// Its number.
+    pub group: GroupId,
+    /// Its name.
+    pub name: String,
+    /// Nodes that may have it, most preferred first, each with its priority (1 to 255). Equal
+    /// priorities are told apart by the order.
+    pub members: Vec<(NodeId, u8)>,
+    /// Whether a preferred node takes the group from a working one.
+    pub preempt: bool,
+    /// Between advertisements, centiseconds, 1 to 4095.
+    pub advert_interval_cs: u16,
+    /// What the checksum of IPv4 advertisements covers.
+    pub checksum: Checksum,
+    /// The virtual routers, at most [`MAX_INSTANCES`].
+    pub instances: Vec<Instance>,
+    /// What is known of an earlier life of this node.
+    pub start: Start,
+}
+
+/// A virtual router of a group.
+#[derive(Clone, Debug)]
+pub struct Instance {
+    /// The zone on whose interface it speaks.
+    pub zone: u8,
+    /// Its number, 1 to 255; a pair with zone and address family.
+    pub vrid: u8,
+    /// The virtual addresses, at least one, of one family.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// What a starting node knows of its earlier life.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Start {
+    /// The highest term that it had seen; 0 if that is not known.
+    pub term: u32,
+    /// The group is still owned under a valid lease, since then: the role is resumed.
+    pub owned_since: Option<Time>,
+}
+
+/// A setting that the election cannot work with.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{object}: {problem}")]
+pub struct ConfigError {
+    object: String,
+    problem: &'static str,
+}
+
+impl Config {
+    /// Checks every range that the election relies on. Whether addresses and names make sense is for
+    /// the reader of the config file to say.
+    ///
+    /// # Errors
+    /// The first setting that is out of range.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let fail = |object: &str, problem| Err(ConfigError { object: object.into(), problem });
+        let beat = self.heartbeat_interval;
+        if beat < Duration::from_millis(1) || beat > Duration::from_secs(1) {
+            return fail("heartbeat-interval", "must be 1 ms to 1 s");
+        }
+        if self.lease < beat * 5 {
+            return fail("lease", "must be at least five heartbeat intervals");
+        }
+        let mut seen = [false; MAX_NODES + 1];
+        for n in &self.nodes {
+            match seen.get_mut(usize::from(n.node)) {
+                Some(known) if n.node != 0 && !*known => *known = true,
+                _ => return fail(&n.name, "node numbers must be distinct and run from 1 to 16"),
+            }
+        }
+        if !seen.get(usize::from(self.identity.node)).is_some_and(|&known| known) {
+            return fail("node", "this node is not in the list of nodes");
+        }
+        for (via, _) in &self.interfaces {
+            match *via {
+                Via::Sync(link) if usize::from(link) >= MAX_LINKS => {
+                    return fail("sync", "too many sync links");
+                }
+                Via::Zone(zone) if usize::from(zone) > MAX_ZONES => return fail("zone", "too many zones"),
+                _ => {}
+            }
+        }
+        let mut known = [false; MAX_GROUPS];
+        for g in &self.groups {
+            match known.get_mut(usize::from(g.group)) {
+                Some(known) if !*known => *known = true,
+                _ => return fail(&g.name, "group numbers must be distinct and run from 0 to 31"),
+            }
+            if g.members.iter().any(|&(n, p)| !seen.get(usize::from(n)).is_some_and(|&k| k) || p == 0) {
+                return fail(&g.name, "members must be nodes of the cluster with priorities 1 to 255");
+            }
+            if g.advert_interval_cs == 0 || g.advert_interval_cs > INTERVAL_CS_MAX {
+                return fail(&g.name, "advert-interval must be 10 ms to 40.95 s");
+            }
+            if g.instances.len() > MAX_INSTANCES {
+                return fail(&g.name, "at most 32 virtual routers in a group");
+            }
+            for i in &g.instances {
+                let v4 = i.addresses.iter().filter(|a| a.is_ipv4()).count();
+                if i.vrid == 0
+                    || !(1..=ADDRESSES_MAX).contains(&i.addresses.len())
+                    || !(v4 == 0 || v4 == i.addresses.len())
+                {
+                    return fail(
+                        &g.name,
+                        "a virtual router needs a vrid from 1 to 255 and 1 to 255 addresses of one family",
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn node_name(&self, node: NodeId) -> String {
+        let found = self.nodes.iter().find(|n| n.node == node);
+        found.map_or_else(|| format!("node {node}"), |n| n.name.clone())
+    }
+
+    pub(super) fn via_name(&self, via: Via) -> String {
+        match via {
+            Via::Sync(link) => format!("sync link {link}"),
+            Via::Zone(zone) => self
+                .zones
+                .iter()
+                .find(|z| z.0 == zone)
+                .map_or_else(|| format!("zone {zone}"), |z| format!("zone {}", z.1)),
+        }
+    }
+}

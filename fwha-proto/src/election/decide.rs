@@ -1,0 +1,274 @@
+//! Who should be Active, judged from the present state and nothing else.
+//!
+//! The judgement is made anew in every tick, so no event can be missed: whatever is true now
+//! decides, and it is made after everything that had arrived was read. `Election::judge` is the
+//! whole policy; the neighbouring room `act` carries it out.
+
+use std::cmp::Reverse;
+
+use super::Election;
+use super::config::GroupId;
+use super::output::Event;
+use super::peer::Peer;
+use crate::NodeId;
+use crate::heartbeat::{Cause, GroupRecord, NodeState, PeerState, Role};
+use crate::time::Time;
+use crate::vrrp::machine::{Want, active_down_interval};
+
+/// Causes for which another Active is meant to give way: no split brain.
+pub(super) const PLANNED: [Cause; 3] = [Cause::Preempted, Cause::Offered, Cause::LeaseEnded];
+
+/// What is to be done with a group.
+#[derive(Debug, PartialEq, Eq)]
+enum Judgement {
+    /// Leave it as it is.
+    Stay,
+    /// Become Active.
+    Take(Cause),
+    /// Give up the role, if there is one, for this one.
+    Be(Role, Cause),
+    /// Active: offer the group to this node.
+    Offer(NodeId),
+    /// Active: the offer was not taken in time.
+    Withdraw,
+}
+
+/// What a member other than this node means for a group.
+#[derive(Clone, Copy)]
+enum Standing<'a> {
+    /// It is Active, and says so.
+    Active(&'a GroupRecord),
+    /// It could be.
+    Candidate(&'a GroupRecord),
+    /// It lives and cannot or must not be, or it is surely not there.
+    Out,
+    /// It may be Active; its probes or its lease will tell soon.
+    Pending,
+    /// Nothing authentic is heard of it: VRRP decides. Since when, if it lost its sync link.
+    Unheard(Option<Time>),
+}
+
+fn standing(peer: &Peer, group: GroupId, now: Time) -> Standing<'_> {
+    let record = peer.group(group);
+    let was_active = record.is_some_and(|r| r.role == Role::Active);
+    match peer.state() {
+        PeerState::Alive => {
+            let running = peer.last.as_ref().is_some_and(|h| h.node == NodeState::Running);
+            match record {
+                Some(r) if r.role == Role::Active => Standing::Active(r),
+                Some(r) if r.role == Role::Backup && running => Standing::Candidate(r),
+                _ => Standing::Out,
+            }
+        }
+        PeerState::Dead | PeerState::Left => Standing::Out,
+        PeerState::Suspect => Standing::Pending,
+        PeerState::Silent if peer.suspicion.fenced(now) => Standing::Out,
+        PeerState::Silent => Standing::Pending,
+        PeerState::SyncLost if was_active && !peer.suspicion.fenced(now) => Standing::Pending,
+        PeerState::SyncLost => Standing::Unheard(Some(peer.suspicion.since())),
+        PeerState::Unknown => Standing::Unheard(None),
+    }
+}
+
+impl Election {
+    /// Judges every group and carries the judgement out.
+    pub(super) fn reconcile(&mut self) {
+        let now = self.clock;
+        for g in 0..self.groups.len() {
+            if self.groups[g].place.is_none() {
+                continue;
+            }
+            // The lease ended without being renewed: this thread did not run, and the data plane
+            // has stopped forwarding. Whoever took over meanwhile is not to be disturbed.
+            if self.groups[g].is_active() && now >= self.groups[g].lease_until {
+                self.be(g, Role::Backup, Cause::LeaseLapsed);
+            }
+            self.yield_to_vrrp(g);
+            self.note_splits(g);
+            self.set_cadence(g);
+            // One judgement may ask for the next: a fault is over, and the role is free.
+            for _ in 0..3 {
+                match self.judge(g) {
+                    Judgement::Stay => break,
+                    Judgement::Take(cause) => self.take(g, cause),
+                    Judgement::Be(role, cause) => self.be(g, role, cause),
+                    Judgement::Offer(to) => self.offer(g, to, false),
+                    Judgement::Withdraw => {
+                        if let Some(handover) = self.groups[g].handover.take() {
+                            let group = self.groups[g].config.group;
+                            self.event(Event::HandoverFailed { group, to: handover.to });
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// The whole policy.
+    fn judge(&mut self, g: usize) -> Judgement {
+        let forbidden = self.forbidden(g);
+        let role = self.groups[g].role;
+        match (role, forbidden) {
+            (Role::Active, forbidden) => self.judge_active(g, forbidden),
+            (role, Some((wanted, _))) if role == wanted => Judgement::Stay,
+            (_, Some((wanted, cause))) => Judgement::Be(wanted, cause),
+            (Role::Init, None) => Judgement::Be(Role::Backup, Cause::Started),
+            (Role::Fault | Role::Standby, None) => Judgement::Be(Role::Backup, Cause::Recovered),
+            (Role::Backup, None) => self.judge_backup(g),
+        }
+    }
+
+    /// What keeps this node from being Active, and the role it has then.
+    pub(super) fn forbidden(&self, g: usize) -> Option<(Role, Cause)> {
+        match self.node {
+            NodeState::Leaving => Some((Role::Standby, Cause::Shutdown)),
+            NodeState::Standby => Some((Role::Standby, Cause::Standby)),
+            NodeState::Running if self.groups[g].faults.is_empty() => None,
+            NodeState::Running => Some((Role::Fault, Cause::Fault)),
+        }
+    }
+
+    fn judge_active(&mut self, g: usize, forbidden: Option<(Role, Cause)>) -> Judgement {
+        let now = self.clock;
+        let group = &self.groups[g];
+        let mine = (group.term, group.priority(), Reverse(group.order(self.me())));
+        let better = self.actives(g).any(|(node, r)| (r.term, r.priority, Reverse(group.order(node))) > mine);
+        if better {
+            let planned = self
+                .actives(g)
+                .any(|(node, r)| group.handover.is_some_and(|h| h.to == node) || PLANNED.contains(&r.cause));
+            return match forbidden {
+                Some((role, cause)) => Judgement::Be(role, cause),
+                None if planned => Judgement::Be(Role::Backup, Cause::HandedOver),
+                None => Judgement::Be(Role::Backup, Cause::Outranked),
+            };
+        }
+        match (forbidden, group.handover) {
+            (Some((Role::Fault, cause)), _) => Judgement::Be(Role::Fault, cause),
+            (Some((role, cause)), Some(h)) if now >= h.deadline => Judgement::Be(role, cause),
+            (None, Some(h)) if now >= h.deadline || !self.is_candidate(g, h.to) => Judgement::Withdraw,
+            (Some(_), Some(h)) if self.is_candidate(g, h.to) => Judgement::Stay,
+            (Some((role, cause)), _) => match self.best_candidate(g) {
+                Some(to) => Judgement::Offer(to),
+                None => Judgement::Be(role, cause),
+            },
+            (None, _) => Judgement::Stay,
+        }
+    }
+
+    fn judge_backup(&mut self, g: usize) -> Judgement {
+        let now = self.clock;
+        let me = self.me();
+        let preempt_wait = self.config.preempt_wait;
+        let top = self
+            .actives(g)
+            .max_by_key(|(node, r)| (r.term, r.priority, Reverse(self.groups[g].order(*node))))
+            .map(|(node, r)| (node, *r));
+        if let Some((node, record)) = top {
+            self.groups[g].vacant_since = None;
+            if record.offered_to == Some(me) {
+                return Judgement::Take(Cause::Offered);
+            }
+            let group = &self.groups[g];
+            let preferred =
+                (group.priority(), Reverse(group.order(me))) > (record.priority, Reverse(group.order(node)));
+            let best = self.candidates(g).all(|(other, r)| {
+                (r.priority, Reverse(group.order(other))) < (group.priority(), Reverse(group.order(me)))
+            });
+            if !group.config.preempt || !preferred || !best || record.moved || record.offered_to.is_some() {
+                self.groups[g].preempt_since = None;
+                return Judgement::Stay;
+            }
+            let in_sync = self.peer(node).is_some_and(|p| p.in_sync);
+            let since = *self.groups[g].preempt_since.get_or_insert(now);
+            if in_sync || now >= since + preempt_wait {
+                return Judgement::Take(Cause::Preempted);
+            }
+            return Judgement::Stay;
+        }
+        self.groups[g].preempt_since = None;
+
+        let group = &self.groups[g];
+        let (mut unknown, mut sync_lost, mut alive) = (false, None, false);
+        for peer in group.others().filter_map(|node| self.peer(node)) {
+            alive |= peer.alive();
+            match standing(peer, group.config.group, now) {
+                Standing::Pending => return Judgement::Stay,
+                Standing::Unheard(None) => unknown = true,
+                Standing::Unheard(Some(since)) => sync_lost = sync_lost.max(Some(since)),
+                _ => {}
+            }
+        }
+        let mine = (group.warm, group.priority(), Reverse(group.order(me)));
+        let best =
+            self.candidates(g).all(|(node, r)| (r.warm, r.priority, Reverse(group.order(node))) < mine);
+        let patience = active_down_interval(group.priority(), group.config.advert_interval_cs) * 2;
+        let since = *self.groups[g].vacant_since.get_or_insert(now);
+        let group = &self.groups[g];
+        if !best && now < since + patience {
+            return Judgement::Stay;
+        }
+        // A role that was just given up may be taken already by one that is not heard yet.
+        let settling = group.released.is_some_and(|at| now < at + self.config.heartbeat_interval * 3);
+        if settling && self.candidates(g).next().is_some() {
+            return Judgement::Stay;
+        }
+        // No other fwha node is configured, or not all can be heard or proved to be gone: VRRP's
+        // silence has to show that nobody is Active.
+        let foreign = group.foreign && !alive;
+        if unknown || sync_lost.is_some() || foreign || group.config.members.len() == 1 {
+            let fast_from = if unknown || foreign { None } else { sync_lost };
+            let owner =
+                group.config.members.len() == 1 && group.machines.iter().any(|m| m.start() == Want::Active);
+            return if now >= group.silent_at(fast_from) || (owner && group.cause == Cause::Started) {
+                Judgement::Take(Cause::VrrpSilence)
+            } else {
+                Judgement::Stay
+            };
+        }
+        let last = group.last_active.and_then(|node| self.peer(node));
+        Judgement::Take(match last.map(Peer::state) {
+            Some(PeerState::Dead) => Cause::PeerDead,
+            Some(PeerState::Silent) => Cause::LeaseEnded,
+            _ => Cause::Vacant,
+        })
+    }
+
+    pub(super) fn peer(&self, node: NodeId) -> Option<&Peer> {
+        self.peers.iter().find(|p| p.node == node)
+    }
+
+    /// The other members that say they are Active.
+    pub(super) fn actives(&self, g: usize) -> impl Iterator<Item = (NodeId, &GroupRecord)> {
+        let (group, now) = (&self.groups[g], self.clock);
+        group.others().filter_map(move |node| match standing(self.peer(node)?, group.config.group, now) {
+            Standing::Active(record) => Some((node, record)),
+            _ => None,
+        })
+    }
+
+    /// The other members that could be Active.
+    pub(super) fn candidates(&self, g: usize) -> impl Iterator<Item = (NodeId, &GroupRecord)> {
+        let (group, now) = (&self.groups[g], self.clock);
+        group.others().filter_map(move |node| match standing(self.peer(node)?, group.config.group, now) {
+            Standing::Candidate(record) => Some((node, record)),
+            _ => None,
+        })
+    }
+
+    pub(super) fn is_candidate(&self, g: usize, node: NodeId) -> bool {
+        self.candidates(g).any(|(candidate, _)| candidate == node)
+    }
+
+    /// The best other member.
+    pub(super) fn best_candidate(&self, g: usize) -> Option<NodeId> {
+        let group = &self.groups[g];
+        self.candidates(g)
+            .max_by_key(|(node, r)| (r.warm, r.priority, Reverse(group.order(*node))))
+            .map(|(node, _)| node)
+    }
+
+    pub(super) fn me(&self) -> NodeId {
+        self.config.identity.node
+    }
+}

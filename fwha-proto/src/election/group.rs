@@ -1,0 +1,145 @@
+//! One group at this node: its role, its term, its virtual routers, and what is going on with it.
+
+use std::collections::BTreeMap;
+
+use super::config::{Config, GroupConfig};
+use crate::NodeId;
+use crate::heartbeat::{Cause, Role};
+use crate::time::Time;
+use crate::vrrp::machine::Machine;
+
+/// The advertise interval while no heartbeat reaches a peer that lives, centiseconds.
+pub const FAST_ADVERT_CS: u16 = 10;
+
+/// A handover that this node, Active, has offered.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Handover {
+    pub to: NodeId,
+    pub deadline: Time,
+    /// An operator wants the group to be there: the taker is not to be preempted.
+    pub moved: bool,
+}
+
+/// Two nodes are Active; this one stays.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Split {
+    pub peer: NodeId,
+    pub since: Time,
+}
+
+pub(super) struct Group {
+    pub config: GroupConfig,
+    /// This node's place among the members.
+    pub place: Option<usize>,
+    pub role: Role,
+    pub since: Time,
+    pub cause: Cause,
+    pub reason: String,
+    /// The highest term seen anywhere; that of the ownership while Active.
+    pub term: u32,
+    pub machines: Vec<Machine>,
+    /// What forbids the role, by source.
+    pub faults: BTreeMap<String, String>,
+    pub lease_until: Time,
+    /// When to announce the addresses again, soonest first.
+    pub announce: Vec<Time>,
+    pub handover: Option<Handover>,
+    pub split: Option<Split>,
+    /// An operator moved the group here.
+    pub moved: bool,
+    /// This node holds the flows of the last Active.
+    pub warm: bool,
+    /// The member that was last known to be Active, if not this one.
+    pub last_active: Option<NodeId>,
+    pub vacant_since: Option<Time>,
+    /// When this node gave the role up.
+    pub released: Option<Time>,
+    /// Active: a better advertisement was heard, and no peer is alive to say whether it counts: since
+    /// when, of which virtual router, at which interval.
+    pub outranked: Option<(Time, usize, u16)>,
+    /// A router outside of the cluster advertised better than this node, no peer being alive.
+    pub foreign: bool,
+    pub preempt_since: Option<Time>,
+    /// By member place: virtual routers whose adverts that member does not hear.
+    pub unheard: BTreeMap<NodeId, u32>,
+}
+
+impl Group {
+    pub fn new(now: Time, config: &Config, group: &GroupConfig) -> Self {
+        let place = group.members.iter().position(|m| m.0 == config.identity.node);
+        let priority = place.map_or(1, |p| group.members[p].1);
+        let machine = || Machine::new(now, priority, group.advert_interval_cs);
+        Self {
+            place,
+            role: Role::Init,
+            since: now,
+            cause: Cause::Started,
+            reason: if place.is_some() { "started".into() } else { "not a member".into() },
+            term: group.start.term,
+            machines: group.instances.iter().map(|_| machine()).collect(),
+            faults: BTreeMap::new(),
+            lease_until: Time::ZERO,
+            announce: Vec::new(),
+            handover: None,
+            split: None,
+            moved: false,
+            warm: false,
+            last_active: None,
+            vacant_since: None,
+            released: None,
+            outranked: None,
+            foreign: false,
+            preempt_since: None,
+            unheard: BTreeMap::new(),
+            config: group.clone(),
+        }
+    }
+
+    pub fn is_active(&self) -> bool {
+        self.role == Role::Active
+    }
+
+    /// This node's priority.
+    pub fn priority(&self) -> u8 {
+        self.place.map_or(0, |p| self.config.members[p].1)
+    }
+
+    /// A node's place among the members; later than all for others.
+    pub fn order(&self, node: NodeId) -> usize {
+        self.config.members.iter().position(|m| m.0 == node).unwrap_or(usize::MAX)
+    }
+
+    /// The other members.
+    pub fn others(&self) -> impl Iterator<Item = NodeId> + '_ {
+        let place = self.place;
+        self.config.members.iter().enumerate().filter(move |(i, _)| Some(*i) != place).map(|(_, m)| m.0)
+    }
+
+    /// By virtual router, whether the Active's advertisements arrive.
+    pub fn heard(&self, now: Time) -> u32 {
+        self.machines.iter().enumerate().fold(0, |bits, (i, m)| bits | u32::from(m.hears(now)) << i)
+    }
+
+    /// When all virtual routers have been silent for long enough; `fast_from` reckons with
+    /// [`FAST_ADVERT_CS`] from then on.
+    pub fn silent_at(&self, fast_from: Option<Time>) -> Time {
+        self.machines
+            .iter()
+            .map(|m| fast_from.map_or(m.next(), |from| m.silent_at(from, FAST_ADVERT_CS)))
+            .max()
+            .unwrap_or(Time::ZERO)
+    }
+
+    /// Milliseconds in the present role.
+    pub fn age_ms(&self, now: Time) -> u32 {
+        u32::try_from(now.since(self.since).as_millis()).unwrap_or(u32::MAX)
+    }
+
+    /// What forbids the role, in one line.
+    pub fn fault(&self) -> Option<String> {
+        if self.faults.is_empty() {
+            return None;
+        }
+        Some(self.faults.values().map(String::as_str).collect::<Vec<_>>().join(", "))
+    }
+}

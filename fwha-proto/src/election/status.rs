@@ -1,0 +1,188 @@
+//! A snapshot of the election, for people and programs.
+
+use std::time::Duration;
+
+use super::Election;
+use super::config::GroupId;
+use super::output::Counters;
+use super::peer::Link;
+use crate::NodeId;
+use crate::heartbeat::{Cause, NodeState, PeerState, Role};
+use crate::time::Time;
+
+/// Everything that [`Election::status`] tells.
+#[derive(Clone, Debug)]
+pub struct Status {
+    /// What this node does as a whole.
+    pub node: NodeState,
+    /// The groups, all that are configured.
+    pub groups: Vec<GroupStatus>,
+    /// The other nodes.
+    pub peers: Vec<PeerStatus>,
+    /// Counters of heartbeats, probes and VRRP.
+    pub counters: Counters,
+}
+
+/// A group, seen from this node.
+#[derive(Clone, Debug)]
+pub struct GroupStatus {
+    /// The group.
+    pub group: GroupId,
+    /// This node's role.
+    pub role: Role,
+    /// Since when.
+    pub since: Time,
+    /// Why.
+    pub cause: Cause,
+    /// Why, for people.
+    pub reason: String,
+    /// The nodes that are Active as far as known here, this one included. One, when all is well.
+    pub active: Vec<NodeId>,
+    /// The highest term seen.
+    pub term: u32,
+    /// This node's priority; 0 if it is no member.
+    pub priority: u8,
+    /// What forbids the role: source and text.
+    pub faults: Vec<(String, String)>,
+    /// This node holds the flows of the last Active.
+    pub warm: bool,
+    /// An operator moved the group here.
+    pub moved: bool,
+    /// Whom the group is being handed to.
+    pub handover: Option<NodeId>,
+    /// By virtual router, in the order of the config: whether the Active's advertisements arrive.
+    /// All false on the Active.
+    pub hears: Vec<bool>,
+}
+
+/// Another node, seen from this one.
+#[derive(Clone, Debug)]
+pub struct PeerStatus {
+    /// The node.
+    pub node: NodeId,
+    /// What is known of it.
+    pub state: PeerState,
+    /// Since when.
+    pub since: Time,
+    /// It says that it does not hear our heartbeats.
+    pub deaf: bool,
+    /// Why its datagrams are refused, if they are.
+    pub refused: Option<String>,
+    /// Its boot epoch, once proved.
+    pub epoch: Option<u64>,
+    /// What it says of itself as a whole.
+    pub node_state: Option<NodeState>,
+    /// It runs with another cluster file, of this hash.
+    pub other_config: Option<u64>,
+    /// It says that it holds our flows, and how much it has applied.
+    pub in_sync: bool,
+    /// See [`crate::heartbeat::Heartbeat::applied`].
+    pub applied: u64,
+    /// The sync links.
+    pub links: Vec<LinkStatus>,
+    /// Its roles, as it last said, with terms.
+    pub roles: Vec<(GroupId, Role, u32)>,
+}
+
+/// A sync link to a peer.
+#[derive(Clone, Debug)]
+pub struct LinkStatus {
+    /// Its number.
+    pub link: u8,
+    /// Heartbeats arrive over it.
+    pub up: bool,
+    /// Smoothed round trip.
+    pub rtt: Option<Duration>,
+    /// Heartbeats received over it.
+    pub received: u64,
+}
+
+impl Election {
+    /// The present state.
+    pub fn status(&self, now: Time) -> Status {
+        Status {
+            node: self.node,
+            groups: (0..self.groups.len()).map(|g| self.group_status(g, now)).collect(),
+            peers: self.peers.iter().map(|p| self.peer_status(p, now)).collect(),
+            counters: self.counters.clone(),
+        }
+    }
+
+    fn group_status(&self, g: usize, now: Time) -> GroupStatus {
+        let group = &self.groups[g];
+        let mut active: Vec<NodeId> = self.known_actives(g).collect();
+        if group.is_active() {
+            active.insert(0, self.me());
+        }
+        GroupStatus {
+            group: group.config.group,
+            role: group.role,
+            since: group.since,
+            cause: group.cause,
+            reason: group.reason.clone(),
+            active,
+            term: group.term,
+            priority: group.priority(),
+            faults: group.faults.iter().map(|(source, text)| (source.clone(), text.clone())).collect(),
+            warm: group.warm,
+            moved: group.moved,
+            handover: group.handover.map(|h| h.to),
+            hears: group.machines.iter().map(|m| m.hears(now)).collect(),
+        }
+    }
+
+    fn peer_status(&self, peer: &super::peer::Peer, now: Time) -> PeerStatus {
+        let last = peer.last.as_ref();
+        let silence = self.config.heartbeat_interval * 5 / 2;
+        let link = |l: &Link| LinkStatus {
+            link: l.link,
+            up: l.heard.is_some_and(|heard| now < heard + silence.max(Duration::from_millis(50))),
+            rtt: l.rtt,
+            received: l.received,
+        };
+        PeerStatus {
+            node: peer.node,
+            state: peer.state(),
+            since: peer.suspicion.since(),
+            deaf: peer.deaf,
+            refused: peer.refused.map(|error| error.to_string()),
+            epoch: peer.channel.peer_epoch(),
+            node_state: last.map(|h| h.node),
+            other_config: peer.other_config,
+            in_sync: last.is_some_and(|h| h.in_sync),
+            applied: last.map_or(0, |h| h.applied),
+            links: peer.links.iter().map(link).collect(),
+            roles: last
+                .map_or_else(Vec::new, |h| h.groups.iter().map(|r| (r.group, r.role, r.term)).collect()),
+        }
+    }
+
+    /// Other nodes that said they are Active, and of which nothing else is known since.
+    fn known_actives(&self, g: usize) -> impl Iterator<Item = NodeId> {
+        let group = self.groups[g].config.group;
+        self.peers
+            .iter()
+            .filter(|p| !matches!(p.state(), PeerState::Dead | PeerState::Left | PeerState::Unknown))
+            .filter(move |p| p.group(group).is_some_and(|r| r.role == Role::Active))
+            .map(|p| p.node)
+    }
+
+    /// The node that is Active for a group as far as known here.
+    pub(super) fn active_node(&self, g: usize) -> Option<NodeId> {
+        self.groups[g].is_active().then(|| self.me()).or_else(|| self.known_actives(g).next())
+    }
+
+    /// Why a node cannot take a group, for people.
+    pub(super) fn state_text(&self, g: usize, node: NodeId) -> String {
+        let group = self.groups[g].config.group;
+        let Some(peer) = self.peers.iter().find(|p| p.node == node) else {
+            return "this node".into();
+        };
+        match (peer.state(), peer.last.as_ref().map(|h| h.node), peer.group(group)) {
+            (PeerState::Alive, Some(NodeState::Running), Some(record)) => record.role.to_string(),
+            (PeerState::Alive, Some(NodeState::Running), None) => "not a member of the group".into(),
+            (PeerState::Alive, Some(state), _) => state.to_string(),
+            (state, ..) => state.to_string(),
+        }
+    }
+}

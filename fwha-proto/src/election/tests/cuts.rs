@@ -1,0 +1,208 @@
+//! Links that carry nothing, in one direction or both, and what happens when they heal.
+
+use super::*;
+
+#[test]
+fn losing_the_sync_link_moves_nothing_and_quickens_the_adverts() {
+    let mut rig = Rig::pair(1);
+    let then = rig.now;
+    rig.cut_both(SYNC);
+    rig.run(ms(60_000));
+    assert_eq!(rig.actives(0), [1]);
+    assert_eq!(rig.node(2).takeovers, []);
+    for (n, peer) in [(1, 2), (2, 1)] {
+        assert_eq!(rig.peer_state(n, peer), PeerState::SyncLost);
+    }
+    let adverts = rig.node(1).adverts.iter().filter(|(at, ..)| *at >= then).count();
+    assert!((1150..=1250).contains(&adverts), "two zones at 100 ms for 60 s: {adverts}");
+    rig.heal();
+    rig.run(ms(5000));
+    assert_eq!(rig.peer_state(1, 2), PeerState::Alive);
+    let then = rig.now;
+    rig.run(ms(10_000));
+    let adverts = rig.node(1).adverts.iter().filter(|(at, ..)| *at >= then).count();
+    assert_eq!(adverts, 20, "back to 1 s");
+}
+
+#[test]
+fn a_node_that_dies_after_the_sync_link_is_replaced_within_450_ms() {
+    for seed in 0..50 {
+        let mut rig = Rig::pair(seed);
+        rig.cut_both(SYNC);
+        let phase = rig.rng.below(2_000_000_000);
+        rig.run(ms(200) + Duration::from_nanos(phase));
+        rig.kill(1);
+        let took = rig.run_until(ms(2000), |r| r.actives(0) == [2]).expect("a takeover");
+        assert!(took <= ms(450), "seed {seed}: {took:?}");
+    }
+}
+
+#[test]
+fn an_active_that_hangs_after_the_sync_link_is_replaced_when_its_lease_has_ended() {
+    let mut rig = Rig::pair(1);
+    rig.cut_both(SYNC);
+    rig.run(ms(1000));
+    rig.hang(1);
+    let end = rig.now + ms(1300);
+    while rig.step(end) {
+        assert!(rig.actives(0).len() < 2);
+    }
+    assert_eq!(rig.actives(0), [2]);
+    // It wakes up with the higher priority and hears of nothing but a lower one.
+    rig.resume(1);
+    let end = rig.now + ms(10_000);
+    while rig.step(end) {
+        assert_eq!(rig.actives(0), [2], "who slept past its lease has lost the role");
+    }
+}
+
+#[test]
+fn one_way_loss_on_the_sync_link_is_named_and_moves_nothing() {
+    let mut rig = Rig::pair(1);
+    let then = rig.now;
+    rig.cut(1, 2, SYNC);
+    rig.run(ms(10_000));
+    assert_eq!(rig.actives(0), [1]);
+    assert_eq!(rig.peer_state(2, 1), PeerState::SyncLost);
+    assert_eq!(rig.peer_state(1, 2), PeerState::Alive);
+    assert!(rig.events(1, then).contains(&&Event::OneWay { peer: 2, lost: true }));
+    rig.heal();
+    rig.run(ms(500));
+    assert!(rig.events(1, then).contains(&&Event::OneWay { peer: 2, lost: false }));
+    assert_eq!(rig.actives(0), [1]);
+}
+
+#[test]
+fn losing_the_sync_link_moves_nothing_where_the_network_carries_no_probes() {
+    let mut rig = Rig::new(2, 1, |_, _| {});
+    rig.no_probes = [Via::Zone(1), LAN].into();
+    rig.start(1);
+    rig.start(2);
+    rig.run(ms(6000));
+    rig.cut_both(SYNC);
+    rig.run(ms(60_000));
+    assert_eq!(rig.actives(0), [1]);
+    assert_eq!(rig.node(2).takeovers, []);
+    rig.kill(1);
+    let took = rig.run_until(ms(2000), |r| r.actives(0) == [2]).expect("VRRP's silence decides");
+    assert!(took <= ms(500), "{took:?}");
+}
+
+#[test]
+fn losing_adverts_alone_moves_nothing_and_is_named() {
+    let mut rig = Rig::pair(1);
+    let then = rig.now;
+    rig.cut(1, 2, LAN);
+    rig.run(ms(20_000));
+    assert_eq!(rig.actives(0), [1]);
+    let unheard = Event::AdvertsUnheard { group: 0, zone: 2, by: 2, lost: true };
+    assert_eq!(rig.events(1, then), [&unheard]);
+    rig.heal();
+    rig.run(ms(2000));
+    let heard = Event::AdvertsUnheard { group: 0, zone: 2, by: 2, lost: false };
+    assert_eq!(rig.events(1, then), [&unheard, &heard]);
+}
+
+#[test]
+fn an_active_that_loses_a_zones_carrier_gives_way_at_once() {
+    let mut rig = Rig::pair(1);
+    rig.carrier(1, LAN, false);
+    let took = rig.run_until(ms(1000), |r| r.actives(0) == [2]).unwrap();
+    assert!(took < ms(2), "{took:?}");
+    assert_eq!(rig.role(1, 0), Some(Role::Fault));
+    assert!(!rig.node(1).adverts.iter().any(|a| a.2 == 0), "an authentic peer takes over: no release");
+    // Back before the news of the takeover got here: that must not make a second takeover.
+    rig.carrier(1, LAN, true);
+    rig.run(ms(10_000));
+    assert_eq!(rig.actives(0), [2], "and the incumbent stays");
+    assert_eq!(rig.role(1, 0), Some(Role::Backup));
+}
+
+#[test]
+fn a_backup_that_lost_all_its_carriers_does_not_become_active() {
+    let mut rig = Rig::pair(1);
+    rig.isolate(2);
+    for via in [SYNC, Via::Zone(1), LAN] {
+        rig.carrier(2, via, false);
+    }
+    rig.run(ms(20_000));
+    assert_eq!(rig.actives(0), [1]);
+    assert_eq!(rig.role(2, 0), Some(Role::Fault));
+}
+
+#[test]
+fn a_healed_partition_leaves_the_higher_term_and_its_announcements() {
+    let mut rig = Rig::pair(1);
+    rig.isolate(1);
+    rig.run(ms(5000));
+    assert_eq!(rig.actives(0), [1, 2], "alone, each serves those that reach it");
+    let then = rig.now;
+    rig.heal();
+    let took = rig.run_until(ms(1000), |r| r.actives(0) == [2]).unwrap();
+    assert!(took < ms(100), "{took:?}");
+    rig.run(ms(5));
+    assert_eq!(rig.role(1, 0), Some(Role::Backup));
+    let events = rig.events(2, then);
+    assert!(
+        events
+            .iter()
+            .any(|e| matches!(e, Event::SplitBrain { winner: 2, overlap, .. } if *overlap > ms(4000)))
+    );
+    assert!(events.iter().any(|e| matches!(e, Event::SplitBrainEnd { .. })));
+    assert!(rig.node(2).announced.iter().any(|(at, _)| *at > then && at.since(then) < ms(100)));
+    rig.run(ms(10_000));
+    assert_eq!(rig.actives(0), [2]);
+}
+
+#[test]
+fn a_partition_that_heals_on_the_zones_only_is_settled_by_vrrp() {
+    let mut rig = Rig::pair(1);
+    rig.isolate(1);
+    rig.run(ms(5000));
+    rig.heal();
+    rig.cut_both(SYNC);
+    let took = rig.run_until(ms(5000), |r| r.actives(0) == [1]).expect("the higher priority stays");
+    assert!(took <= ms(1100), "{took:?}");
+    rig.run(ms(10_000));
+    assert_eq!(rig.actives(0), [1]);
+}
+
+#[test]
+fn equal_terms_are_settled_by_priority() {
+    let mut rig = Rig::new(2, 1, |_, _| {});
+    rig.isolate(1);
+    rig.start(1);
+    rig.start(2);
+    rig.run(ms(5000));
+    assert_eq!(rig.actives(0), [1, 2]);
+    rig.heal();
+    rig.run(ms(1000));
+    assert_eq!(rig.actives(0), [1]);
+}
+
+#[test]
+fn one_of_two_sync_links_is_enough() {
+    let mut rig = Rig::pair_with(1, |node, c| c.interfaces.push(interface(node, Via::Sync(1))));
+    let then = rig.now;
+    rig.cut_both(SYNC);
+    rig.run(ms(10_000));
+    assert_eq!(rig.actives(0), [1]);
+    assert_eq!((rig.events(1, then), rig.events(2, then)), (vec![], vec![]), "no suspicion, no move");
+    let now = rig.now;
+    let up: Vec<_> = rig.election(2).status(now).peers[0].links.iter().map(|l| (l.link, l.up)).collect();
+    assert_eq!(up, [(0, false), (1, true)]);
+    rig.kill(1);
+    rig.run_until(DEAD_LIMIT, |r| r.actives(0) == [2]).expect("a takeover");
+}
+
+#[test]
+fn a_carrier_that_is_wrongly_told_to_be_lost_moves_nothing() {
+    let mut rig = Rig::pair(1);
+    let then = rig.now;
+    for n in [1, 2] {
+        rig.command(n, |e, now| e.carrier(now, SYNC, false));
+    }
+    rig.run(ms(5000));
+    assert_eq!(rig.actives(0), [1]);
+    assert!(rig.events(2, then).len() <= 4, "it is believed no more than twice: {:?}", rig.events(2, then));
+}

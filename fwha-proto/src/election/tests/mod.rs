@@ -1,0 +1,30 @@
+//! What happens to a cluster, told as scenarios.
+
+mod cuts;
+mod death;
+mod moves;
+mod schedules;
+mod start;
+mod strangers;
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use super::rig::{Rig, Rng, group, interface, ms, zone_address};
+use super::*;
+use crate::heartbeat::Cause;
+use crate::vrrp::packet::{Advert, Checksum, Envelope};
+
+const SYNC: Via = Via::Sync(0);
+const LAN: Via = Via::Zone(2);
+
+/// A takeover of a dead node at heartbeats of 10 ms: 2.5 intervals, four probes, and the way.
+const DEAD_LIMIT: Duration = ms(45);
+
+fn role_causes(rig: &Rig, n: NodeId, since: Time) -> Vec<(Role, Cause)> {
+    let events = rig.events(n, since);
+    events
+        .iter()
+        .filter_map(|e| if let Event::Role { to, cause, .. } = e { Some((*to, *cause)) } else { None })
+        .collect()
+}

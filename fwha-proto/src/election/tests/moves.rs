@@ -1,0 +1,165 @@
+//! Planned moves; more nodes and groups than a pair.
+
+use super::*;
+
+#[test]
+fn a_switchover_never_leaves_the_group_without_an_owner() {
+    let mut rig = Rig::pair(1);
+    let then = rig.now;
+    assert_eq!(rig.command(1, |e, now| e.switchover(now, 0, None)), Ok(2));
+    let end = rig.now + ms(50);
+    let mut overlap = Duration::ZERO;
+    let mut last = rig.now;
+    while rig.step(end) {
+        let owners = rig.actives(0).len();
+        assert!(owners > 0, "make before break");
+        overlap += if owners > 1 { rig.now.since(last) } else { Duration::ZERO };
+        last = rig.now;
+    }
+    assert_eq!(rig.actives(0), [2]);
+    assert!(overlap < ms(1), "{overlap:?}");
+    assert_eq!(role_causes(&rig, 2, then), [(Role::Active, Cause::Offered)]);
+    let split = |e: &&Event| matches!(e, Event::SplitBrain { .. });
+    assert!(!rig.events(1, then).iter().any(split) && !rig.events(2, then).iter().any(split));
+    rig.run(ms(20_000));
+    assert_eq!(rig.actives(0), [2]);
+}
+
+#[test]
+fn a_switchover_holds_against_preemption_until_its_node_is_lost() {
+    let mut rig = Rig::pair_with(1, |_, c| c.groups[0].preempt = true);
+    rig.command(1, |e, now| e.switchover(now, 0, Some(2))).unwrap();
+    rig.run(ms(30_000));
+    assert_eq!(rig.actives(0), [2]);
+    rig.kill(2);
+    rig.run(ms(1000));
+    rig.start(2);
+    rig.run(ms(1000));
+    assert_eq!(rig.actives(0), [1]);
+}
+
+#[test]
+fn a_switchover_that_cannot_be_is_refused_with_the_reason() {
+    let mut rig = Rig::pair(1);
+    let refused = rig.command(2, |e, now| e.switchover(now, 0, None)).unwrap_err();
+    assert_eq!(refused, CommandError::NotActive { active: Some("fw1".into()) });
+    assert_eq!(rig.command(1, |e, now| e.switchover(now, 9, None)), Err(CommandError::NotMember));
+    let refused = rig.command(1, |e, now| e.switchover(now, 0, Some(1))).unwrap_err();
+    assert!(matches!(refused, CommandError::NotCandidate { .. }));
+    rig.carrier(2, LAN, false);
+    rig.run(ms(20));
+    let refused = rig.command(1, |e, now| e.switchover(now, 0, Some(2))).unwrap_err();
+    assert_eq!(refused, CommandError::NotCandidate { node: "fw2".into(), state: "fault".into() });
+    assert_eq!(rig.command(1, |e, now| e.switchover(now, 0, None)), Err(CommandError::NoCandidate));
+    assert_eq!(rig.actives(0), [1]);
+}
+
+#[test]
+fn a_switchover_that_is_not_answered_fails_and_the_group_stays() {
+    let mut rig = Rig::pair(1);
+    let then = rig.now;
+    rig.cut(1, 2, SYNC);
+    rig.command(1, |e, now| e.switchover(now, 0, None)).unwrap();
+    assert!(matches!(rig.command(1, |e, now| e.switchover(now, 0, None)), Err(CommandError::Busy { .. })));
+    rig.run(ms(3000));
+    assert_eq!(rig.actives(0), [1]);
+    assert!(rig.events(1, then).contains(&&Event::HandoverFailed { group: 0, to: 2 }));
+}
+
+#[test]
+fn standby_hands_over_and_ends_in_backup() {
+    let mut rig = Rig::pair(1);
+    rig.command(1, |e, now| e.standby(now, true)).unwrap();
+    rig.run(ms(50));
+    assert_eq!(rig.actives(0), [2]);
+    assert_eq!(rig.role(1, 0), Some(Role::Standby));
+    rig.kill(2);
+    rig.run(ms(10_000));
+    assert_eq!(rig.actives(0), [], "an operator's word holds");
+    rig.command(1, |e, now| e.standby(now, false)).unwrap();
+    rig.run(ms(50));
+    assert_eq!(rig.actives(0), [1]);
+}
+
+#[test]
+fn shutdown_moves_the_group_first_and_says_goodbye() {
+    let mut rig = Rig::pair(1);
+    rig.command(1, |e, now| e.shutdown(now));
+    let took = rig.run_until(ms(1000), |r| r.node(1).done).unwrap();
+    assert!(took < ms(60), "{took:?}");
+    assert_eq!(rig.actives(0), [2]);
+    assert!(!rig.node(1).adverts.iter().any(|a| a.2 == 0));
+    rig.run(ms(2000));
+    assert_eq!(rig.peer_state(2, 1), PeerState::Left);
+}
+
+#[test]
+fn shutdown_without_a_successor_releases_the_role_by_vrrp_and_ends_in_time() {
+    let mut rig = Rig::pair(1);
+    rig.kill(2);
+    rig.run(ms(1000));
+    rig.command(1, |e, now| e.shutdown(now));
+    rig.run_until(ms(1000), |r| r.node(1).done).unwrap();
+    assert_eq!(rig.node(1).adverts.iter().filter(|a| a.2 == 0).count(), 2, "one in each zone");
+    let mut rig = Rig::pair(2);
+    rig.cut(1, 2, SYNC);
+    rig.run(ms(5));
+    rig.command(1, |e, now| e.shutdown(now));
+    let took = rig.run_until(ms(3000), |r| r.node(1).done).unwrap();
+    assert!(took <= ms(1100), "{took:?}");
+    rig.run(ms(1500));
+    assert_eq!(rig.actives(0), [2]);
+}
+
+#[test]
+fn of_three_nodes_the_next_best_takes_over_and_only_that_one() {
+    for seed in 0..20 {
+        let mut rig = Rig::new(3, seed, |_, c| c.groups[0].members = vec![(1, 150), (2, 100), (3, 50)]);
+        for n in 1..=3 {
+            rig.start(n);
+        }
+        rig.run(ms(6000));
+        for dead in [1, 2] {
+            rig.kill(dead);
+            let took = rig.run_until(ms(1000), |r| r.actives(0) == [dead + 1]).expect("a takeover");
+            assert!(took <= DEAD_LIMIT, "seed {seed}: {took:?}");
+            rig.run(ms(2000));
+        }
+        assert_eq!(rig.node(3).takeovers.len(), 1);
+    }
+}
+
+#[test]
+fn groups_move_on_their_own() {
+    let shape = |_: NodeId, c: &mut Config| {
+        c.groups = vec![group(0, vec![(1, 150), (2, 100)]), group(1, vec![(2, 150), (1, 100)])];
+    };
+    let mut rig = Rig::new(2, 1, shape);
+    rig.start(1);
+    rig.start(2);
+    rig.run(ms(6000));
+    assert_eq!((rig.actives(0), rig.actives(1)), (vec![1], vec![2]));
+    rig.command(1, |e, now| e.switchover(now, 0, None)).unwrap();
+    rig.run(ms(100));
+    assert_eq!((rig.actives(0), rig.actives(1)), (vec![2], vec![2]));
+    rig.kill(2);
+    rig.run_until(DEAD_LIMIT, |r| r.actives(0) == [1] && r.actives(1) == [1]).expect("both move");
+}
+
+#[test]
+fn a_group_of_one_node_follows_vrrp_alone() {
+    let mut rig = Rig::new(1, 1, |_, c| c.groups[0].members = vec![(1, 255)]);
+    rig.start(1);
+    let took = rig.run_until(ms(5000), |r| r.actives(0) == [1]).unwrap();
+    assert!(took < ms(1), "the owner of the addresses does not wait: {took:?}");
+}
+
+#[test]
+fn round_trips_are_measured() {
+    let mut rig = Rig::pair(1);
+    let now = rig.now;
+    let status = rig.election(2).status(now);
+    let rtt = status.peers[0].links[0].rtt.expect("measured");
+    assert!(rtt >= Duration::from_micros(200) && rtt <= Duration::from_micros(401), "{rtt:?}");
+    assert!(status.peers[0].links[0].up);
+}

@@ -1,0 +1,118 @@
+//! Forgers, strangers, and peers with another key or file.
+
+use super::*;
+
+#[test]
+fn a_forged_advert_moves_nothing_while_the_peer_is_alive() {
+    let mut rig = Rig::pair(1);
+    let then = rig.now;
+    for n in [1, 2] {
+        for priority in [0, 255] {
+            let src = Ipv4Addr::new(10, 1, 0, 250).into();
+            let addresses = vec![Ipv4Addr::new(10, 1, 1, 0).into()];
+            let advert = Advert { vrid: 61, priority, interval_cs: 1, addresses };
+            let bytes = advert.write(&Envelope::multicast(src), Checksum::Message);
+            rig.forge(n, 1, src, 255, bytes);
+        }
+    }
+    rig.run(ms(10_000));
+    assert_eq!(rig.actives(0), [1]);
+    assert_eq!(role_causes(&rig, 1, then), []);
+    assert_eq!(rig.counter(1, "vrrp_rx", "ignored"), 1);
+    assert_eq!(rig.counter(2, "vrrp_rx", "ignored"), 2);
+}
+
+#[test]
+fn each_discarded_packet_is_counted_by_its_reason() {
+    let mut rig = Rig::pair(1);
+    let src = IpAddr::from(zone_address(2, 1));
+    let advert =
+        Advert { vrid: 61, priority: 1, interval_cs: 100, addresses: vec![Ipv4Addr::LOCALHOST.into()] };
+    let bytes = advert.write(&Envelope::multicast(src), Checksum::Message);
+    let before = rig.counter(1, "vrrp_rx", "adverts");
+    rig.forge(1, 1, src, 254, bytes.clone());
+    rig.forge(1, 2, src, 255, bytes.clone());
+    rig.forge(1, 1, zone_address(1, 1).into(), 255, bytes.clone());
+    rig.forge(1, 1, src, 255, bytes[..9].to_vec());
+    for name in ["ttl", "unknown_vrid", "own", "truncated"] {
+        assert_eq!(rig.counter(1, "vrrp_discarded", name), 1, "{name}");
+    }
+    assert_eq!(rig.counter(1, "vrrp_rx", "adverts"), before);
+    rig.forge(1, 1, src, 255, bytes);
+    assert_eq!(rig.counter(1, "vrrp_rx", "adverts"), before + 1);
+    assert_eq!(rig.counter(1, "vrrp_rx", "other_addresses"), 1);
+}
+
+#[test]
+fn a_losing_advert_is_answered_at_once_but_not_each_of_a_flood() {
+    let mut rig = Rig::pair(1);
+    rig.run(ms(500));
+    let src = IpAddr::from(Ipv4Addr::new(10, 1, 0, 250));
+    let advert =
+        Advert { vrid: 61, priority: 1, interval_cs: 100, addresses: vec![Ipv4Addr::LOCALHOST.into()] };
+    let bytes = advert.write(&Envelope::multicast(src), Checksum::Message);
+    let before = rig.node(1).adverts.len();
+    rig.forge(1, 1, src, 255, bytes.clone());
+    assert_eq!(rig.node(1).adverts.len(), before + 1);
+    for _ in 0..50 {
+        rig.forge(1, 1, src, 255, bytes.clone());
+    }
+    rig.run(ms(100));
+    assert_eq!(rig.node(1).adverts.len(), before + 2);
+}
+
+#[test]
+fn without_a_living_peer_vrrps_rules_hold() {
+    let mut rig = Rig::pair(1);
+    rig.kill(2);
+    rig.run(ms(1000));
+    let src = IpAddr::from(Ipv4Addr::new(10, 1, 0, 250));
+    let advert =
+        Advert { vrid: 61, priority: 151, interval_cs: 50, addresses: vec![Ipv4Addr::LOCALHOST.into()] };
+    let bytes = advert.write(&Envelope::multicast(src), Checksum::Message);
+    let then = rig.now;
+    rig.forge(1, 1, src, 255, bytes);
+    rig.run(ms(60));
+    assert_eq!(rig.role(1, 0), Some(Role::Backup));
+    assert_eq!(role_causes(&rig, 1, then)[0], (Role::Backup, Cause::VrrpOutranked));
+}
+
+#[test]
+fn a_wrong_key_is_refused_and_named() {
+    let mut rig = Rig::new(2, 1, |n, c| {
+        if n == 2 {
+            c.key = crate::seal::ClusterKey::new([9; 32]);
+        }
+    });
+    rig.start(1);
+    rig.start(2);
+    rig.run(ms(2000));
+    let status = rig.election(1).status(Time::ZERO);
+    assert_eq!(status.peers[0].state, PeerState::Unknown);
+    assert!(status.peers[0].refused.as_ref().is_some_and(|r| r.contains("another cluster key")));
+    assert!(status.counters.get("heartbeat_refused", "other_key") > 10);
+    let told = rig.node(1).events.iter().filter(|(_, e)| matches!(e, Event::Refused { .. })).count();
+    assert_eq!(told, 1, "an event per reason, not per datagram");
+}
+
+#[test]
+fn garbage_on_the_heartbeat_port_is_counted_and_moves_nothing() {
+    let mut rig = Rig::pair(1);
+    for len in 0..200 {
+        let bytes = (0..len).map(|_| rig.rng.next() as u8).collect();
+        rig.forge_heartbeat(1, bytes);
+    }
+    rig.run(ms(1000));
+    assert_eq!(rig.counter(1, "heartbeat_refused", "garbage"), 200);
+    assert_eq!(rig.actives(0), [1]);
+}
+
+#[test]
+fn a_peer_with_another_config_is_reported_once() {
+    let mut rig = Rig::pair_with(1, |n, c| c.config_hash = n.into());
+    rig.run(ms(1000));
+    let told: Vec<_> =
+        rig.node(1).events.iter().filter(|(_, e)| matches!(e, Event::ConfigDiffers { .. })).collect();
+    assert_eq!(told.len(), 1);
+    assert_eq!(rig.election(1).status(Time::ZERO).peers[0].other_config, Some(2));
+}

@@ -1,0 +1,486 @@
+//! The heartbeat: what a node tells each peer on every sync link, some hundred times a second.
+//!
+//! It is the payload of a sealed datagram ([`crate::seal::Purpose::Heartbeat`]), so it needs neither
+//! checksum nor version of its own: both come with the channel. A fixed head is followed by records,
+//! each with its type and length. An unknown type is skipped, and bytes behind those that a record
+//! is known to have are ignored, so both can grow.
+//!
+//! ```text
+//!   0  sequence (u64)       8  node state   9  flags: 1 in sync   10  peer's state as seen here   11  zero
+//!  12  heartbeat interval, us (u32)        16  lease, ms (u32)
+//!  20  config hash (u64)   28  applied (u64)
+//!  36  stamp (u64)         44  echo (u64)  52  echo held for, us (u32)
+//!  56  records: type (u8), length (u8), body
+//!
+//!  type 1, group:      0 group  1 role  2 priority  3 flags: 1 warm, 2 moved
+//!                      4 term (u32)  8 age, ms (u32)  12 adverts heard (u32)  16 cause  17 offered to
+//!  type 2, interface:  0 kind: 1 sync, 2 zone  1 number  2 flags: 1 carrier  3 MAC (6)  9 IPv4 address
+//! ```
+//! Numbers are little-endian, addresses in network byte order.
+
+use std::net::Ipv4Addr;
+
+use fwha_common::{MAX_GROUPS, MAX_ZONES};
+
+use crate::NodeId;
+
+/// Sync links of a cluster at most.
+pub const MAX_LINKS: usize = 8;
+/// Virtual routers of one group at most: one bit each in [`GroupRecord::heard`].
+pub const MAX_INSTANCES: usize = 32;
+
+const HEAD_LEN: usize = 56;
+const GROUP: u8 = 1;
+const GROUP_LEN: usize = 18;
+const INTERFACE: u8 = 2;
+const INTERFACE_LEN: usize = 13;
+
+/// The longest payload that [`Heartbeat::write`] makes; stays below any MTU of 1500.
+pub const LEN_MAX: usize =
+    HEAD_LEN + MAX_GROUPS * (2 + GROUP_LEN) + (MAX_ZONES + MAX_LINKS) * (2 + INTERFACE_LEN);
+
+/// An enum that travels as one byte: `from_u8` knows every number that `as u8` makes.
+macro_rules! wire_enum {
+    ($(#[$meta:meta])* $name:ident { $($(#[$vmeta:meta])* $variant:ident = $n:literal, $text:literal;)* }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[repr(u8)]
+        pub enum $name { $($(#[$vmeta])* $variant = $n,)* }
+
+        impl $name {
+            /// The value of this number on the wire.
+            pub const fn from_u8(n: u8) -> Option<Self> {
+                match n { $($n => Some(Self::$variant),)* _ => None }
+            }
+
+            /// The name under which users see it.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text,)* }
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.pad(self.as_str())
+            }
+        }
+    };
+}
+
+wire_enum! {
+    /// What a node is for a group.
+    Role {
+        /// Not yet started, or not a member.
+        Init = 0, "init";
+        /// Ready to take over.
+        Backup = 1, "backup";
+        /// Has the virtual addresses and owns the buckets.
+        Active = 2, "active";
+        /// A tracker or a link forbids it.
+        Fault = 3, "fault";
+        /// An operator said so.
+        Standby = 4, "standby";
+    }
+}
+
+wire_enum! {
+    /// What a node does as a whole.
+    NodeState {
+        /// Takes part in elections.
+        Running = 1, "running";
+        /// Takes part in none; an operator said so.
+        Standby = 2, "standby";
+        /// Is shutting down.
+        Leaving = 3, "leaving";
+    }
+}
+
+wire_enum! {
+    /// What one node knows of another.
+    PeerState {
+        /// Never heard, or there is no way left to ask.
+        Unknown = 0, "unknown";
+        /// Authenticated heartbeats arrive.
+        Alive = 1, "alive";
+        /// Heartbeats stopped; probes are under way.
+        Suspect = 2, "suspect";
+        /// Its data plane answers, its daemon is silent: starved, stopped or restarting.
+        Silent = 3, "silent";
+        /// It lives, but no heartbeat gets here.
+        SyncLost = 4, "sync-lost";
+        /// Answers nowhere.
+        Dead = 5, "dead";
+        /// Said goodbye.
+        Left = 6, "left";
+    }
+}
+
+wire_enum! {
+    /// Why a node has its role in a group.
+    Cause {
+        /// It just started.
+        Started = 0, "started";
+        /// Nobody was Active and it was the best candidate.
+        Vacant = 1, "nobody was active";
+        /// The Active answered nowhere.
+        PeerDead = 2, "the active node answers nowhere";
+        /// The Active's daemon was silent until its lease ended.
+        LeaseEnded = 3, "the active node's lease ended";
+        /// No advertisement was heard for Active_Down_Interval, and no peer could be asked.
+        VrrpSilence = 4, "no advertisement heard";
+        /// The Active offered it: switchover, standby or shutdown.
+        Offered = 5, "handed over";
+        /// It is preferred over the Active.
+        Preempted = 6, "preferred node";
+        /// The daemon restarted inside its lease.
+        Resumed = 7, "resumed within its lease";
+        /// Another node is Active with a better claim.
+        Outranked = 8, "another node is active";
+        /// A better router advertises.
+        VrrpOutranked = 9, "a better advertisement was heard";
+        /// A tracker or link failed.
+        Fault = 10, "fault";
+        /// The fault is over.
+        Recovered = 11, "fault is over";
+        /// An operator said so.
+        Standby = 12, "standby";
+        /// It is shutting down.
+        Shutdown = 13, "shutdown";
+        /// It did not run for longer than its own lease.
+        LeaseLapsed = 14, "own lease lapsed";
+        /// The node that it was offered to, or that is preferred, is Active.
+        HandedOver = 15, "handed over to another node";
+    }
+}
+
+/// A network interface that two nodes share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Via {
+    /// The sync link of this number.
+    Sync(u8),
+    /// The interface of the zone of this number.
+    Zone(u8),
+}
+
+/// An interface, as the node that has it knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// Its MAC address.
+    pub mac: [u8; 6],
+    /// Its primary IPv4 address; unspecified if it has none.
+    pub address: Ipv4Addr,
+    /// Whether it is up and has a carrier.
+    pub carrier: bool,
+}
+
+/// A node's part in a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GroupRecord {
+    /// The group.
+    pub group: u8,
+    /// The sender's role.
+    pub role: Role,
+    /// The sender's priority.
+    pub priority: u8,
+    /// The sender follows, or was, the last Active so closely that it holds that one's flows.
+    pub warm: bool,
+    /// The sender is Active because an operator moved the group there: no preemption.
+    pub moved: bool,
+    /// The highest term that the sender knows; the term of its ownership while Active.
+    pub term: u32,
+    /// For how long the sender has had the role, ms.
+    pub age_ms: u32,
+    /// Backup: by virtual router, in the order of the config, whether the Active's adverts arrive.
+    pub heard: u32,
+    /// Why the sender has the role.
+    pub cause: Cause,
+    /// Active: the node that is to take the group over now.
+    pub offered_to: Option<NodeId>,
+}
+
+/// One heartbeat.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Heartbeat {
+    /// Rises by one with each heartbeat tick; the same on all links.
+    pub sequence: u64,
+    /// What the sender does as a whole.
+    pub node: NodeState,
+    /// The sender holds the receiver's flows, proved by equal digests.
+    pub in_sync: bool,
+    /// What the sender knows of the receiver. Anything but alive says that our heartbeats get lost.
+    pub seen: PeerState,
+    /// Interval between heartbeats, microseconds.
+    pub interval_us: u32,
+    /// How long an ownership lasts unless renewed, ms.
+    pub lease_ms: u32,
+    /// Hash of the cluster file.
+    pub config_hash: u64,
+    /// How much of the receiver's replication is applied: opaque here.
+    pub applied: u64,
+    /// The sender's clock: opaque, to be sent back.
+    pub stamp: u64,
+    /// The receiver's last stamp on this link; 0 if there was none.
+    pub echo: u64,
+    /// For how long that stamp was held, microseconds.
+    pub echo_held_us: u32,
+    /// The groups that the sender is a member of, at most [`MAX_GROUPS`].
+    pub groups: Vec<GroupRecord>,
+    /// The sender's interfaces, at most [`MAX_ZONES`] and [`MAX_LINKS`].
+    pub interfaces: Vec<(Via, Interface)>,
+}
+
+/// A payload that is no heartbeat, although a peer sealed it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("malformed heartbeat")]
+pub struct Malformed;
+
+impl Heartbeat {
+    /// The payload.
+    pub fn write(&self) -> Vec<u8> {
+        let mut b = Vec::with_capacity(LEN_MAX.min(256));
+        b.extend_from_slice(&self.sequence.to_le_bytes());
+        b.extend_from_slice(&[self.node as u8, u8::from(self.in_sync), self.seen as u8, 0]);
+        b.extend_from_slice(&self.interval_us.to_le_bytes());
+        b.extend_from_slice(&self.lease_ms.to_le_bytes());
+        b.extend_from_slice(&self.config_hash.to_le_bytes());
+        b.extend_from_slice(&self.applied.to_le_bytes());
+        b.extend_from_slice(&self.stamp.to_le_bytes());
+        b.extend_from_slice(&self.echo.to_le_bytes());
+        b.extend_from_slice(&self.echo_held_us.to_le_bytes());
+        debug_assert_eq!(b.len(), HEAD_LEN);
+        for g in self.groups.iter().take(MAX_GROUPS) {
+            let flags = u8::from(g.warm) | u8::from(g.moved) << 1;
+            b.extend_from_slice(&[GROUP, GROUP_LEN as u8, g.group, g.role as u8, g.priority, flags]);
+            b.extend_from_slice(&g.term.to_le_bytes());
+            b.extend_from_slice(&g.age_ms.to_le_bytes());
+            b.extend_from_slice(&g.heard.to_le_bytes());
+            b.extend_from_slice(&[g.cause as u8, g.offered_to.unwrap_or(0)]);
+        }
+        for (via, i) in self.interfaces.iter().take(MAX_ZONES + MAX_LINKS) {
+            let (kind, number) = match *via {
+                Via::Sync(n) => (1, n),
+                Via::Zone(n) => (2, n),
+            };
+            b.extend_from_slice(&[INTERFACE, INTERFACE_LEN as u8, kind, number, u8::from(i.carrier)]);
+            b.extend_from_slice(&i.mac);
+            b.extend_from_slice(&i.address.octets());
+        }
+        b
+    }
+
+    /// Reads a payload.
+    ///
+    /// # Errors
+    /// [`Malformed`] if it is cut short or names a state that does not exist. A cause or group flag
+    /// that is unknown is not an error: it decides nothing.
+    pub fn parse(payload: &[u8]) -> Result<Self, Malformed> {
+        let mut r = Reader(payload);
+        let mut heartbeat = Self {
+            sequence: r.u64()?,
+            node: NodeState::from_u8(r.u8()?).ok_or(Malformed)?,
+            in_sync: r.u8()? & 1 != 0,
+            seen: PeerState::from_u8(r.u8()?).ok_or(Malformed)?,
+            interval_us: {
+                r.u8()?;
+                r.u32()?
+            },
+            lease_ms: r.u32()?,
+            config_hash: r.u64()?,
+            applied: r.u64()?,
+            stamp: r.u64()?,
+            echo: r.u64()?,
+            echo_held_us: r.u32()?,
+            groups: Vec::new(),
+            interfaces: Vec::new(),
+        };
+        while !r.0.is_empty() {
+            let (kind, len) = (r.u8()?, r.u8()?);
+            let mut body = Reader(r.take(usize::from(len))?);
+            match kind {
+                GROUP if heartbeat.groups.len() < MAX_GROUPS => heartbeat.groups.push(body.group()?),
+                INTERFACE if heartbeat.interfaces.len() < MAX_ZONES + MAX_LINKS => {
+                    heartbeat.interfaces.push(body.interface()?);
+                }
+                GROUP | INTERFACE => return Err(Malformed),
+                _ => {}
+            }
+        }
+        Ok(heartbeat)
+    }
+}
+
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, n: usize) -> Result<&'a [u8], Malformed> {
+        let (head, rest) = self.0.split_at_checked(n).ok_or(Malformed)?;
+        self.0 = rest;
+        Ok(head)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
+        let (head, rest) = self.0.split_first_chunk::<N>().ok_or(Malformed)?;
+        self.0 = rest;
+        Ok(*head)
+    }
+
+    fn u8(&mut self) -> Result<u8, Malformed> {
+        self.array().map(u8::from_le_bytes)
+    }
+
+    fn u32(&mut self) -> Result<u32, Malformed> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Result<u64, Malformed> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    fn group(&mut self) -> Result<GroupRecord, Malformed> {
+        let (group, role, priority, flags) = (self.u8()?, self.u8()?, self.u8()?, self.u8()?);
+        if usize::from(group) >= MAX_GROUPS {
+            return Err(Malformed);
+        }
+        Ok(GroupRecord {
+            group,
+            role: Role::from_u8(role).ok_or(Malformed)?,
+            priority,
+            warm: flags & 1 != 0,
+            moved: flags & 2 != 0,
+            term: self.u32()?,
+            age_ms: self.u32()?,
+            heard: self.u32()?,
+            cause: Cause::from_u8(self.u8()?).unwrap_or(Cause::Started),
+            offered_to: Some(self.u8()?).filter(|&node| node != 0),
+        })
+    }
+
+    fn interface(&mut self) -> Result<(Via, Interface), Malformed> {
+        let via = match (self.u8()?, self.u8()?) {
+            (1, n) if usize::from(n) < MAX_LINKS => Via::Sync(n),
+            // Zone numbers run from 1; 0 is the node itself.
+            (2, n) if usize::from(n) <= MAX_ZONES => Via::Zone(n),
+            _ => return Err(Malformed),
+        };
+        let carrier = self.u8()? & 1 != 0;
+        Ok((via, Interface { mac: self.array()?, address: Ipv4Addr::from(self.array::<4>()?), carrier }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn sample() -> Heartbeat {
+        Heartbeat {
+            sequence: 0x0102_0304_0506_0708,
+            node: NodeState::Running,
+            in_sync: true,
+            seen: PeerState::Alive,
+            interval_us: 10_000,
+            lease_ms: 1000,
+            config_hash: 0x1122_3344_5566_7788,
+            applied: 77,
+            stamp: 0xabcd,
+            echo: 0xdcba,
+            echo_held_us: 321,
+            groups: vec![GroupRecord {
+                group: 0,
+                role: Role::Active,
+                priority: 150,
+                warm: true,
+                moved: false,
+                term: 9,
+                age_ms: 12_345,
+                heard: 0b11,
+                cause: Cause::PeerDead,
+                offered_to: Some(2),
+            }],
+            interfaces: vec![
+                (
+                    Via::Sync(0),
+                    Interface {
+                        mac: [2, 0, 0, 0, 0, 1],
+                        address: Ipv4Addr::new(172, 16, 0, 1),
+                        carrier: true,
+                    },
+                ),
+                (
+                    Via::Zone(1),
+                    Interface { mac: [2, 0, 0, 0, 0, 2], address: Ipv4Addr::UNSPECIFIED, carrier: false },
+                ),
+            ],
+        }
+    }
+
+    #[test]
+    fn a_heartbeat_has_these_bytes() {
+        let golden: String = sample().write().iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(golden, include_str!("../golden/heartbeat.hex").trim());
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        assert_eq!(Heartbeat::parse(&sample().write()), Ok(sample()));
+    }
+
+    #[test]
+    fn any_cut_inside_head_or_record_is_malformed() {
+        let bytes = sample().write();
+        let whole = [HEAD_LEN, HEAD_LEN + 20, HEAD_LEN + 35];
+        for len in (0..bytes.len()).filter(|len| !whole.contains(len)) {
+            assert_eq!(Heartbeat::parse(&bytes[..len]), Err(Malformed), "{len}");
+        }
+    }
+
+    #[test]
+    fn unknown_records_and_longer_records_of_a_later_version_are_read_over() {
+        let mut bytes = sample().write();
+        bytes.extend_from_slice(&[99, 3, 1, 2, 3]);
+        bytes[HEAD_LEN + 1] += 2;
+        bytes.splice(HEAD_LEN + 20..HEAD_LEN + 20, [7, 7]);
+        assert_eq!(Heartbeat::parse(&bytes), Ok(sample()));
+    }
+
+    #[test]
+    fn states_and_numbers_out_of_range_are_malformed() {
+        for (at, value) in
+            [(8, 0), (8, 9), (10, 7), (HEAD_LEN + 2, 32), (HEAD_LEN + 3, 5), (HEAD_LEN + 22, 3)]
+        {
+            let mut bytes = sample().write();
+            bytes[at] = value;
+            assert_eq!(Heartbeat::parse(&bytes), Err(Malformed), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn a_pair_fits_into_300_bytes_and_the_largest_cluster_into_an_mtu() {
+        let mut heartbeat = sample();
+        assert!(heartbeat.write().len() + crate::seal::OVERHEAD <= 300);
+        heartbeat.groups = vec![heartbeat.groups[0]; MAX_GROUPS + 1];
+        heartbeat.interfaces = vec![heartbeat.interfaces[0]; MAX_ZONES + MAX_LINKS + 1];
+        let bytes = heartbeat.write();
+        assert_eq!(bytes.len(), LEN_MAX);
+        assert!(bytes.len() + crate::seal::OVERHEAD + 28 <= 1500);
+        assert!(Heartbeat::parse(&bytes).is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_parser_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+            let _ = Heartbeat::parse(&bytes);
+        }
+
+        #[test]
+        fn a_changed_byte_is_read_or_malformed(at in 0usize..100, value: u8) {
+            let mut bytes = sample().write();
+            let at = at % bytes.len();
+            bytes[at] = value;
+            if let Ok(read) = Heartbeat::parse(&bytes) {
+                prop_assert_eq!(Heartbeat::parse(&read.write()), Ok(read));
+            }
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! VRRP version 3 (RFC 9568): the voice that speaks on the zones, for everybody to hear.
+//!
+//! [`packet`] is the wire, [`machine`] the state machine of one virtual router. Neither decides who
+//! is Active: the machine says what the RFC would do now, and the [`crate::election`] does that
+//! only where no authenticated peer knows better.
+
+pub mod machine;
+pub mod packet;

@@ -1,0 +1,620 @@
+//! What the daemon and its clients say to each other: JSON over HTTP on the control socket.
+//!
+//! This is a stable contract: names are `snake_case`, units are in names, fields may be added and are never
+//! renamed. Times called `…_ms` without more are lengths of time up to now.
+//!
+//! | request | answer |
+//! |---|---|
+//! | `GET /v1/status` | [`Status`] |
+//! | `GET /v1/flows?`[`FlowFilter`] | a [`FlowRow`] a line |
+//! | `GET /v1/stats` | [`Stats`] |
+//! | `GET /v1/events?`[`EventsQuery`] | an [`Event`] a line, oldest first |
+//! | `POST /v1/switchover` [`SwitchoverRequest`] | [`SwitchoverReply`] |
+//!
+//! Answers of one object a line have the type [`NDJSON`] and end when there is no more. Any answer whose
+//! status is not 2xx is an [`ApiError`].
+
+use std::{collections::BTreeMap, fmt, net::IpAddr};
+
+use fwha_common::flow::FlowState;
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// Paths that the daemon serves.
+pub mod path {
+    /// [`super::Status`].
+    pub const STATUS: &str = "/v1/status";
+    /// [`super::FlowRow`]s.
+    pub const FLOWS: &str = "/v1/flows";
+    /// [`super::Stats`].
+    pub const STATS: &str = "/v1/stats";
+    /// [`super::Event`]s.
+    pub const EVENTS: &str = "/v1/events";
+    /// [`super::SwitchoverRequest`].
+    pub const SWITCHOVER: &str = "/v1/switchover";
+}
+
+/// Content type of answers with one object a line.
+pub const NDJSON: &str = "application/x-ndjson";
+
+/// Where the control socket is unless something else is said.
+pub const DEFAULT_SOCKET: &str = "/run/fwha/fwha.sock";
+
+/// What a node knows of itself and its cluster.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// This node.
+    pub node: String,
+    /// Its cluster.
+    pub cluster: String,
+    /// Hash of its config, 16 hexadecimal digits.
+    pub config_hash: String,
+    /// Version of the daemon.
+    pub version: String,
+    /// Since the daemon started.
+    pub uptime_ms: u64,
+    /// The groups, in the order of the config.
+    pub groups: Vec<GroupStatus>,
+    /// The other nodes, in the order of the config.
+    pub peers: Vec<PeerStatus>,
+    /// Where the packet programs are attached.
+    pub interfaces: Vec<ZoneInterfaceStatus>,
+    /// Flows in the tables.
+    pub flows: FlowCounts,
+    /// What an operator should look at, a line each.
+    pub warnings: Vec<String>,
+}
+
+impl Status {
+    /// The groups that have not exactly one Active node as far as this node knows.
+    pub fn troubled_groups(&self) -> impl Iterator<Item = &GroupStatus> {
+        self.groups.iter().filter(|g| g.active.is_none() || !g.also_active.is_empty())
+    }
+}
+
+/// A group as this node sees it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct GroupStatus {
+    /// Its name.
+    pub name: String,
+    /// This node's role in it.
+    pub role: Role,
+    /// The node that is Active, if one is known.
+    pub active: Option<String>,
+    /// Further nodes that say they are Active: a split brain.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub also_active: Vec<String>,
+    /// Its term.
+    pub term: u32,
+    /// How long this node has had its role.
+    pub since_ms: u64,
+    /// Why it has that role.
+    pub reason: String,
+    /// The group's addresses with prefix length.
+    pub vips: Vec<String>,
+}
+
+/// What a node is for a group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Not started yet, or not a member.
+    #[default]
+    Init,
+    /// Ready to take over.
+    Backup,
+    /// Has the VIPs and owns the flows.
+    Active,
+    /// A tracker or link forbids it to be Active.
+    Fault,
+    /// An operator forbids it to be Active.
+    Standby,
+}
+
+impl Role {
+    /// The name in JSON and in output.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Init => "init",
+            Self::Backup => "backup",
+            Self::Active => "active",
+            Self::Fault => "fault",
+            Self::Standby => "standby",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// Another node as this node sees it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// Its name.
+    pub name: String,
+    /// `alive`, `dead` and what lies between: the names of the election's peer states.
+    pub state: String,
+    /// How long it has been so; absent if it never was otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since_ms: Option<u64>,
+    /// Why, if there is more to say.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// The sync links to it.
+    pub links: Vec<LinkStatus>,
+    /// Replication with it.
+    pub sync: SyncStatus,
+}
+
+/// A sync link to a peer.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LinkStatus {
+    /// This node's interface.
+    pub interface: String,
+    /// `up` when heartbeats arrive, otherwise what is wrong.
+    pub state: String,
+    /// Round trip time of a heartbeat, if known.
+    pub rtt_us: Option<u64>,
+}
+
+/// Replication with a peer.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SyncStatus {
+    /// `in-sync`, `bulk`, `down` and so on: the names of the replication's states.
+    pub state: String,
+    /// Age of the oldest change that the peer has not acknowledged.
+    pub lag_ms: u64,
+    /// Changes that the peer has not acknowledged.
+    pub unacked: u64,
+    /// Whether the digests of both tables agree.
+    pub digest_match: bool,
+    /// How far a bulk transfer is, while there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bulk: Option<BulkStatus>,
+}
+
+/// How far a bulk transfer is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BulkStatus {
+    /// Flows transferred.
+    pub flows_done: u64,
+    /// Flows to transfer, as announced at its start.
+    pub flows_total: u64,
+    /// Since its start.
+    pub elapsed_ms: u64,
+}
+
+/// An interface with packet programs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ZoneInterfaceStatus {
+    /// The interface.
+    pub interface: String,
+    /// Its zone.
+    pub zone: String,
+    /// Where the programs are attached.
+    pub attach: Attachment,
+    /// Why there.
+    pub reason: String,
+}
+
+/// Where packet programs are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Attachment {
+    /// Native XDP.
+    Xdp,
+    /// tc ingress.
+    Tc,
+}
+
+impl fmt::Display for Attachment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Xdp => "xdp",
+            Self::Tc => "tc",
+        })
+    }
+}
+
+/// Flows in the tables.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowCounts {
+    /// Flows that began at this node.
+    pub local: u64,
+    /// Flows that came from peers.
+    pub peer: u64,
+    /// New flows without an answer yet; they are in a table of their own.
+    pub embryonic: u64,
+    /// Limit of `local` and `peer` together.
+    pub max: u64,
+}
+
+/// Where a flow in this node's table came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Origin {
+    /// It began here.
+    Local,
+    /// A peer sent it.
+    Peer,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Local => "local",
+            Self::Peer => "peer",
+        })
+    }
+}
+
+/// A flow. In pairs the first is the original direction, the second the reply.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowRow {
+    /// `tcp`, `udp`, `icmp`, or the protocol's number.
+    pub proto: String,
+    /// Address of the end that began it.
+    pub src: IpAddr,
+    /// Its port; the identifier of an ICMP echo.
+    pub sport: u16,
+    /// Address of the other end.
+    pub dst: IpAddr,
+    /// Its port; the identifier of an ICMP echo.
+    pub dport: u16,
+    /// State, as `conntrack -L` names it, in lower case.
+    pub state: String,
+    /// Zone that it comes from.
+    pub zone_in: String,
+    /// Zone that it goes to.
+    pub zone_out: String,
+    /// Node that owns it now; empty if none is known.
+    pub owner: String,
+    /// Where this table has it from.
+    pub origin: Origin,
+    /// Since it began.
+    pub age_ms: u64,
+    /// Since its last packet that this node knows of.
+    pub idle_ms: u64,
+    /// Until it ends if no packet comes.
+    pub timeout_ms: u64,
+    /// Packets.
+    pub packets: [u64; 2],
+    /// Bytes at layer 3.
+    pub bytes: [u64; 2],
+    /// Name of the rule that admitted it; empty if this node's ruleset has it no more.
+    pub rule: String,
+}
+
+/// Which flows are asked for: those that match all that is given.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FlowFilter {
+    /// Where the table has it from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
+    /// Protocol, as in [`FlowRow::proto`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proto: Option<String>,
+    /// Address or network of the end that began it.
+    #[serde(skip_serializing_if = "Option::is_none", with = "network")]
+    pub src: Option<IpNet>,
+    /// Address or network of the other end.
+    #[serde(skip_serializing_if = "Option::is_none", with = "network")]
+    pub dst: Option<IpNet>,
+    /// Port of the end that began it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sport: Option<u16>,
+    /// Port of the other end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dport: Option<u16>,
+    /// State, as in [`FlowRow::state`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
+    /// A zone that it comes from or goes to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
+}
+
+impl FlowFilter {
+    /// The terms that [`FlowFilter::set`] knows.
+    pub const TERMS: &[&str] = &["origin", "proto", "src", "dst", "sport", "dport", "state", "zone"];
+
+    /// Whether `flow` matches.
+    pub fn matches(&self, flow: &FlowRow) -> bool {
+        fn is<T: PartialEq>(wanted: &Option<T>, found: &T) -> bool {
+            wanted.as_ref().is_none_or(|w| w == found)
+        }
+        is(&self.origin, &flow.origin)
+            && is(&self.proto, &flow.proto)
+            && self.src.is_none_or(|net| net.contains(&flow.src))
+            && self.dst.is_none_or(|net| net.contains(&flow.dst))
+            && is(&self.sport, &flow.sport)
+            && is(&self.dport, &flow.dport)
+            && is(&self.state, &flow.state)
+            && self.zone.as_ref().is_none_or(|z| *z == flow.zone_in || *z == flow.zone_out)
+    }
+
+    /// Adds a term like `dport=22`.
+    ///
+    /// # Errors
+    /// What is wrong with the term.
+    pub fn set(&mut self, term: &str) -> Result<(), String> {
+        let (key, value) =
+            term.split_once('=').ok_or_else(|| format!("{term:?} is not a term like dport=22"))?;
+        let port = || value.parse().map_err(|_| format!("{key}: {value:?} is not a port"));
+        let net =
+            || network::parse(value).map_err(|()| format!("{key}: {value:?} is not an address or prefix"));
+        match key {
+            "origin" => {
+                self.origin = Some(match value {
+                    "local" => Origin::Local,
+                    "peer" => Origin::Peer,
+                    _ => return Err(format!("origin is local or peer, not {value:?}")),
+                });
+            }
+            "proto" => {
+                let value = value.to_ascii_lowercase();
+                if !matches!(value.as_str(), "tcp" | "udp" | "icmp") && value.parse::<u8>().is_err() {
+                    return Err(format!("proto is tcp, udp, icmp or a number, not {value:?}"));
+                }
+                self.proto = Some(value);
+            }
+            "src" => self.src = Some(net()?),
+            "dst" => self.dst = Some(net()?),
+            "sport" => self.sport = Some(port()?),
+            "dport" => self.dport = Some(port()?),
+            "state" => {
+                let value = value.to_ascii_lowercase();
+                let mut known = FlowState::ALL.iter().skip(1).map(|s| s.as_str());
+                if !known.clone().any(|s| s == value) {
+                    let known: Vec<_> = known.by_ref().collect();
+                    return Err(format!("state is one of {}, not {value:?}", known.join(", ")));
+                }
+                self.state = Some(value);
+            }
+            "zone" => self.zone = Some(value.to_owned()),
+            _ => return Err(format!("unknown term {key:?}: known are {}", Self::TERMS.join(", "))),
+        }
+        Ok(())
+    }
+}
+
+/// Addresses and prefixes in a filter: an address alone is a prefix of its whole length.
+mod network {
+    use std::net::IpAddr;
+
+    use ipnet::IpNet;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn parse(text: &str) -> Result<IpNet, ()> {
+        text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)).map_err(drop)
+    }
+
+    pub(super) fn serialize<S: Serializer>(net: &Option<IpNet>, serializer: S) -> Result<S::Ok, S::Error> {
+        match net {
+            Some(net) => serializer.collect_str(net),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<IpNet>, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let net = parse(&text)
+            .map_err(|()| D::Error::custom(format_args!("{text:?} is not an address or prefix")))?;
+        Ok(Some(net))
+    }
+}
+
+/// Counters since the daemon started, a tree: `stats.drops.no_rule`, `stats.sync.peers.fw2.lost`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stats {
+    /// Flows and packets of the data plane.
+    pub flows: StatSection,
+    /// Replication.
+    pub sync: StatSection,
+    /// Sync links.
+    pub link: StatSection,
+    /// VRRP.
+    pub vrrp: StatSection,
+    /// Packets dropped, by reason.
+    pub drops: StatSection,
+    /// Flows admitted or dropped, by rule.
+    pub rules: StatSection,
+}
+
+/// A part of [`Stats`].
+pub type StatSection = BTreeMap<String, Stat>;
+
+/// A counter, or more of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Stat {
+    /// A counter.
+    Count(u64),
+    /// Counters of one object, by name.
+    Section(StatSection),
+}
+
+impl From<u64> for Stat {
+    fn from(count: u64) -> Self {
+        Self::Count(count)
+    }
+}
+
+impl<K: Into<String>, V: Into<Stat>> FromIterator<(K, V)> for Stat {
+    fn from_iter<I: IntoIterator<Item = (K, V)>>(items: I) -> Self {
+        Self::Section(items.into_iter().map(|(k, v)| (k.into(), v.into())).collect())
+    }
+}
+
+/// What `GET /v1/events` takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EventsQuery {
+    /// After the history, go on with events as they happen.
+    pub follow: bool,
+}
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    /// When, in ms since 1970, by this node's wall clock.
+    pub at_unix_ms: u64,
+    /// When, in ms of `CLOCK_MONOTONIC`.
+    pub at_mono_ms: f64,
+    /// What kind of thing: `role`, `peer`, …
+    pub kind: String,
+    /// The group, if it is about one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// In words.
+    pub text: String,
+    /// The steps of a change of role, in their order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<Step>,
+}
+
+/// A step of a change of role.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Step {
+    /// What was done.
+    pub name: String,
+    /// How long it took.
+    pub ms: f64,
+}
+
+/// Asks for a group to move.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SwitchoverRequest {
+    /// The group; may be left out if there is only one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// The node to move to; the most preferred one that is ready, if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+}
+
+/// The group has moved.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SwitchoverReply {
+    /// The group.
+    pub group: String,
+    /// Where it was.
+    pub from: String,
+    /// Where it is.
+    pub to: String,
+    /// How long that took.
+    pub took_ms: f64,
+}
+
+/// Why a request was not carried out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{error}")]
+pub struct ApiError {
+    /// In words: what is wrong, and the remedy.
+    pub error: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flow() -> FlowRow {
+        FlowRow {
+            proto: "tcp".into(),
+            src: "192.168.100.100".parse().unwrap(),
+            sport: 40000,
+            dst: "10.0.0.128".parse().unwrap(),
+            dport: 22,
+            state: "established".into(),
+            zone_in: "lan".into(),
+            zone_out: "inet".into(),
+            owner: "fw1".into(),
+            origin: Origin::Local,
+            age_ms: 1,
+            idle_ms: 1,
+            timeout_ms: 1,
+            packets: [1, 1],
+            bytes: [1, 1],
+            rule: "lan-out".into(),
+        }
+    }
+
+    #[test]
+    fn a_flow_is_the_documented_line() {
+        let line = r#"{"proto":"tcp","src":"192.168.100.100","sport":40000,"dst":"10.0.0.128","dport":22,"state":"established","zone_in":"lan","zone_out":"inet","owner":"fw1","origin":"local","age_ms":1,"idle_ms":1,"timeout_ms":1,"packets":[1,1],"bytes":[1,1],"rule":"lan-out"}"#;
+        assert_eq!(serde_json::to_string(&flow()).unwrap(), line);
+        assert_eq!(serde_json::from_str::<FlowRow>(line).unwrap(), flow());
+    }
+
+    #[test]
+    fn every_term_of_a_filter_can_match_and_can_fail() {
+        for (matching, other) in [
+            ("origin=local", "origin=peer"),
+            ("proto=TCP", "proto=udp"),
+            ("src=192.168.100.0/24", "src=192.168.100.101"),
+            ("dst=10.0.0.128", "dst=fd00::/8"),
+            ("sport=40000", "sport=40001"),
+            ("dport=22", "dport=23"),
+            ("state=established", "state=time-wait"),
+            ("zone=inet", "zone=node"),
+        ] {
+            for (term, expected) in [(matching, true), (other, false)] {
+                let mut filter = FlowFilter::default();
+                filter.set(term).unwrap();
+                assert_eq!(filter.matches(&flow()), expected, "{term}");
+                let query = serde_urlencoded::to_string(&filter).unwrap();
+                assert_eq!(serde_urlencoded::from_str::<FlowFilter>(&query).unwrap(), filter, "{query}");
+            }
+        }
+        assert!(FlowFilter::default().matches(&flow()));
+        assert_eq!(serde_urlencoded::from_str::<FlowFilter>("").unwrap(), FlowFilter::default());
+    }
+
+    #[test]
+    fn a_bad_term_is_explained() {
+        for (term, problem) in [
+            ("dport", "\"dport\" is not a term like dport=22"),
+            ("port=1", "unknown term \"port\": known are origin, proto, src"),
+            ("dport=99999", "dport: \"99999\" is not a port"),
+            ("src=10.0.0", "src: \"10.0.0\" is not an address or prefix"),
+            ("state=new", "state is one of syn-sent, "),
+            ("proto=tpc", "proto is tcp, udp, icmp or a number"),
+            ("origin=me", "origin is local or peer"),
+        ] {
+            let found = FlowFilter::default().set(term).unwrap_err();
+            assert!(found.starts_with(problem), "{found}");
+        }
+        assert!(serde_urlencoded::from_str::<FlowFilter>("dport=x").is_err());
+        assert!(serde_urlencoded::from_str::<FlowFilter>("nonsense=1").is_err());
+    }
+
+    #[test]
+    fn a_group_is_troubled_without_exactly_one_active() {
+        let group = |active: Option<&str>, also: &[&str]| GroupStatus {
+            active: active.map(Into::into),
+            also_active: also.iter().map(|&s| s.into()).collect(),
+            ..GroupStatus::default()
+        };
+        let count = |g| Status { groups: vec![g], ..Status::default() }.troubled_groups().count();
+        assert_eq!(count(group(Some("fw1"), &[])), 0);
+        assert_eq!(count(group(Some("fw1"), &["fw2"])), 1);
+        assert_eq!(count(group(None, &[])), 1);
+    }
+
+    #[test]
+    fn stats_nest() {
+        let mut stats = Stats::default();
+        stats.drops.insert("no_rule".into(), 3.into());
+        let peers: Stat = [("fw2", [("lost", 1)].into_iter().collect::<Stat>())].into_iter().collect();
+        stats.sync.insert("peers".into(), peers);
+        let json = serde_json::to_value(&stats).unwrap();
+        assert_eq!(json["drops"]["no_rule"], 3);
+        assert_eq!(json["sync"]["peers"]["fw2"]["lost"], 1);
+        assert_eq!(serde_json::from_value::<Stats>(json).unwrap(), stats);
+    }
+}

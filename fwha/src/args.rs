@@ -1,0 +1,183 @@
+//! The command lines of `fwha` and `fwhactl`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::{api, config};
+
+/// One node of a firewall cluster.
+#[derive(Debug, Parser)]
+#[command(name = "fwha", version, arg_required_else_help = true)]
+pub struct Fwha {
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: FwhaVerb,
+}
+
+/// The verbs of `fwha`.
+#[derive(Debug, Subcommand)]
+pub enum FwhaVerb {
+    /// Run this node, in the foreground.
+    Run(RunArgs),
+    /// Explain every mistake in the config file.
+    Check(CheckArgs),
+}
+
+/// `fwha run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// The config file, the same on every node.
+    #[arg(long, value_name = "FILE", default_value = config::DEFAULT_PATH)]
+    pub config: PathBuf,
+    /// The node to be; the one called like this host, if left out.
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<String>,
+    /// Directory of the control socket; one for each daemon on this machine.
+    #[arg(long, value_name = "DIR", default_value = "/run/fwha")]
+    pub run_dir: PathBuf,
+}
+
+/// `fwha check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// The config file.
+    #[arg(long, value_name = "FILE", default_value = config::DEFAULT_PATH)]
+    pub config: PathBuf,
+    /// The node whose interfaces are looked for here; the one called like this host, if left out.
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<String>,
+}
+
+/// Ask a running fwha node, and tell it what to do.
+#[derive(Debug, Parser)]
+#[command(name = "fwhactl", version, arg_required_else_help = true)]
+pub struct Fwhactl {
+    /// The node's control socket.
+    #[arg(long, global = true, value_name = "PATH", default_value = api::DEFAULT_SOCKET)]
+    pub socket: PathBuf,
+    /// How to print: for people, or one JSON object a line.
+    #[arg(short, long, global = true, value_enum, default_value_t)]
+    pub output: Output,
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: CtlVerb,
+}
+
+/// How `fwhactl` prints.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people.
+    #[default]
+    Table,
+    /// One object a line, a stable contract.
+    Json,
+}
+
+/// The verbs of `fwhactl`.
+#[derive(Debug, Subcommand)]
+pub enum CtlVerb {
+    /// Show groups, peers, replication and warnings.
+    ///
+    /// Exits with 3 when a group has not exactly one active node.
+    Status(StatusArgs),
+    /// List the flow table.
+    Flows(FlowsArgs),
+    /// Show counters.
+    Stats(StatsArgs),
+    /// Show what happened: role changes with their steps, peers, replication.
+    Events(EventsArgs),
+    /// Move a group to another node. Run it on the active node.
+    Switchover(SwitchoverArgs),
+    /// Make a cluster key in a new file.
+    Keygen(KeygenArgs),
+}
+
+/// `fwhactl status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Show it again every second, until interrupted.
+    #[arg(long, short)]
+    pub watch: bool,
+}
+
+/// `fwhactl flows`.
+#[derive(Debug, Args)]
+#[command(subcommand_negates_reqs = true, args_conflicts_with_subcommands = true)]
+pub struct FlowsArgs {
+    /// Only print something about the flows.
+    #[command(subcommand)]
+    pub verb: Option<FlowsVerb>,
+    /// Which flows.
+    #[command(flatten)]
+    pub filter: FilterArgs,
+}
+
+/// The verbs of `fwhactl flows`.
+#[derive(Debug, Subcommand)]
+pub enum FlowsVerb {
+    /// Count the flows.
+    Count(FilterArgs),
+}
+
+/// Which flows.
+#[derive(Debug, Args)]
+pub struct FilterArgs {
+    /// Terms that a flow must match: proto=tcp, src=10.0.0.0/8, dst=…, sport=…, dport=22,
+    /// state=established, zone=lan.
+    #[arg(value_name = "FILTER")]
+    pub terms: Vec<String>,
+    /// Only flows that began at this node, or that came from a peer.
+    #[arg(long, value_parser = ["local", "peer"])]
+    pub origin: Option<String>,
+}
+
+/// `fwhactl stats`.
+#[derive(Debug, Args)]
+pub struct StatsArgs {
+    /// Only these counters.
+    #[arg(value_enum)]
+    pub section: Option<StatsSection>,
+}
+
+/// The sections of [`api::Stats`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum StatsSection {
+    /// Flows and packets of the data plane.
+    Flows,
+    /// Replication.
+    Sync,
+    /// Sync links.
+    Link,
+    /// VRRP.
+    Vrrp,
+    /// Packets dropped, by reason.
+    Drops,
+    /// Flows by rule.
+    Rules,
+}
+
+/// `fwhactl events`.
+#[derive(Debug, Args)]
+pub struct EventsArgs {
+    /// Go on with events as they happen, until interrupted.
+    #[arg(long, short)]
+    pub follow: bool,
+}
+
+/// `fwhactl switchover`.
+#[derive(Debug, Args)]
+pub struct SwitchoverArgs {
+    /// The group; may be left out if there is only one.
+    pub group: Option<String>,
+    /// The node to move to; the most preferred one that is ready, if left out.
+    #[arg(long, value_name = "NODE")]
+    pub to: Option<String>,
+}
+
+/// `fwhactl keygen`.
+#[derive(Debug, Args)]
+pub struct KeygenArgs {
+    /// The file to make; it must not exist.
+    pub file: PathBuf,
+}

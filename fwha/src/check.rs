@@ -1,0 +1,65 @@
+//! `fwha check`: explains every mistake in the config file, or sums it up.
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use crate::{
+    args::CheckArgs,
+    config::{Config, NodeId},
+};
+
+/// Checks the file; the exit code says whether it can be run.
+///
+/// # Errors
+/// If nothing can be printed, or `--node` names no node of the file.
+pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
+    let config = match Config::load(&args.config) {
+        Ok(config) => config,
+        Err(errors) => {
+            let mut stderr = io::stderr().lock();
+            writeln!(stderr, "{errors}")?;
+            let count = errors.mistakes().len();
+            writeln!(stderr, "{count} {} found", if count == 1 { "mistake" } else { "mistakes" })?;
+            return Ok(ExitCode::FAILURE);
+        }
+    };
+    let hostname = nix::unistd::gethostname()?;
+    let node = match config.node_for(args.node.as_deref(), &hostname.to_string_lossy()) {
+        Ok(node) => Some(node.id),
+        Err(error) if args.node.is_some() => return Err(error.into()),
+        // Checked on a machine that is none of the nodes.
+        Err(_) => None,
+    };
+    let mut stdout = io::stdout().lock();
+    writeln!(stdout, "{}", summary(&config))?;
+    for warning in warnings(&config, node) {
+        writeln!(stdout, "warning: {warning}")?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One line: what the file describes.
+fn summary(config: &Config) -> String {
+    let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+    format!(
+        "{}: {}, {}, {}, {}; hash {:016x}",
+        config.cluster.name,
+        count(config.nodes.len(), "node"),
+        count(config.zones.len(), "zone"),
+        count(config.groups.len(), "group"),
+        count(config.rules.len(), "rule"),
+        config.hash
+    )
+}
+
+/// What is worth a thought, and the interfaces that this machine lacks if it is `node`.
+fn warnings(config: &Config, node: Option<NodeId>) -> Vec<String> {
+    let mut warnings = config.warnings.clone();
+    let exists = |name: &str| nix::net::if_::if_nametoindex(name).is_ok();
+    if let Some(Err(missing)) = node.map(|node| config.check_interfaces(node, exists)) {
+        warnings.extend(missing.headlines());
+    }
+    warnings
+}

@@ -1,0 +1,303 @@
+//! The config file: one TOML file, the same on every node, checked as a whole.
+//!
+//! [`Config::load`] gives a [`Config`] in which everything is resolved: names have become numbers,
+//! defaults are filled in, and what contradicts itself has been refused. Otherwise it gives
+//! [`ConfigErrors`]: every mistake with its line, column and remedy.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `source` | the text, places in it, mistakes and how they are shown |
+//! | `section` | typed reading of tables |
+//! | `value` | durations, names, addresses |
+//! | `cluster` | `[cluster]`, `[sync]`, `[replication]` |
+//! | `nodes`, `zones`, `groups`, `rules`, `timeouts` | a section each: its type, reading and checks |
+//! | `key` | the cluster key's file |
+
+mod cluster;
+mod groups;
+pub mod key;
+mod names;
+mod nodes;
+mod rules;
+mod section;
+mod source;
+#[cfg(test)]
+mod tests;
+mod timeouts;
+mod value;
+mod zones;
+
+use std::{
+    io::Read,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use fwha_common::{rule, settings::Timeouts};
+pub use fwha_proto::{NodeId, seal::ClusterKey};
+use sha2::{Digest, Sha256};
+use toml::de::DeTable;
+
+pub use self::{
+    cluster::{Cluster, Mode, Replication, Sync},
+    groups::{Group, Vip},
+    key::KeyError,
+    nodes::{Node, NodeError, SyncLink},
+    rules::{Rule, Service},
+    source::{ConfigErrors, Mistake, Source, Span},
+    zones::{Attach, Zone},
+};
+use self::{section::Section, source::Mistakes};
+
+/// Number of a zone: its place in the file, from 1; [`rule::ZONE_NODE`] is the node itself.
+pub type ZoneId = u8;
+/// Number of a group: its place in the file, from 0.
+pub type GroupId = u8;
+
+/// Where the config file is unless something else is said.
+pub const DEFAULT_PATH: &str = "/etc/fwha/fwha.toml";
+
+/// A config file is not longer than this; a longer one is something else.
+const FILE_LEN_MAX: u64 = 4 << 20;
+
+/// A checked config file, everything resolved.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `[cluster]`.
+    pub cluster: Cluster,
+    /// The key from the key file.
+    pub key: ClusterKey,
+    /// `[sync]`.
+    pub sync: Sync,
+    /// `[replication]`.
+    pub replication: Replication,
+    /// `[timeouts]`, over the kernel's defaults.
+    pub timeouts: Timeouts,
+    /// Every `[[node]]`, in the order of the file: node `id` is at `id - 1`.
+    pub nodes: Vec<Node>,
+    /// Every `[[zone]]`, in the order of the file: zone `id` is at `id - 1`.
+    pub zones: Vec<Zone>,
+    /// Every `[[group]]`, in the order of the file: group `id` is at `id`.
+    pub groups: Vec<Group>,
+    /// Every `[[rule]]`, in the order of the file.
+    pub rules: Vec<Rule>,
+    /// Hash of all of the above but the key: the first 8 bytes of a SHA-256 over the resolved config, so
+    /// comments, spacing, and defaults written out or left out make no difference. Peers compare it.
+    pub hash: u64,
+    /// Same, of what decides about packets: zones by name and rules.
+    pub rules_hash: u64,
+    /// What is right but worth a thought, a line each.
+    pub warnings: Vec<String>,
+    source: Arc<Source>,
+    /// Where the file names an interface, for [`Config::check_interfaces`].
+    interfaces: Vec<NamedInterface>,
+}
+
+/// A place where the file names an interface of a node.
+#[derive(Clone, Debug)]
+struct NamedInterface {
+    node: NodeId,
+    name: String,
+    span: Span,
+}
+
+impl Config {
+    /// Reads and checks the file at `path`, and the key file that it names.
+    ///
+    /// # Errors
+    /// Every mistake in it, or why it cannot be read.
+    pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
+        let text = read_text(path).map_err(|problem| {
+            let mut mistakes = Mistakes::default();
+            mistakes.add_global(problem).remedy("name the file with --config");
+            mistakes.into_errors(Arc::new(Source::new(path, "")))
+        })?;
+        Self::parse(Source::new(path, text), key::read)
+    }
+
+    /// Checks the text of a config file; `read_key` gets the path of the key file.
+    ///
+    /// # Errors
+    /// Every mistake in it.
+    pub fn parse(
+        source: Source,
+        read_key: impl FnOnce(&Path) -> Result<ClusterKey, KeyError>,
+    ) -> Result<Self, ConfigErrors> {
+        let source = Arc::new(source);
+        let mut mistakes = Mistakes::default();
+        let (root, syntax) = DeTable::parse_recoverable(source.text());
+        for error in syntax {
+            mistakes.add(error.span().unwrap_or(0..0), error.message());
+        }
+        if !mistakes.is_empty() {
+            // What a broken file means is a guess; mistakes found in the guess would mislead.
+            return Err(mistakes.into_errors(source));
+        }
+
+        let mut root = Section::new("the file", 0..0, root.get_ref());
+        let mut interfaces = Vec::new();
+        let cluster = cluster::read(&mut root, source.path(), &mut mistakes);
+        let key = cluster.key_path.as_ref().and_then(|path| {
+            let problem = match read_key(path.get_ref()) {
+                Ok(key) => return Some(key),
+                Err(problem) => problem,
+            };
+            let shown = path.get_ref().display();
+            mistakes
+                .add(path.span(), format!("key file {shown} {problem}"))
+                .remedy(problem.remedy(path.get_ref()));
+            None
+        });
+        let nodes = nodes::read(&mut root, &mut interfaces, &mut mistakes);
+        let zones = zones::read(&mut root, &nodes, &mut interfaces, &mut mistakes);
+        let groups = groups::read(&mut root, &nodes, &zones, &mut mistakes);
+        let rules = rules::read(&mut root, &zones, &mut mistakes);
+        let timeouts = timeouts::read(&mut root, &mut mistakes);
+        root.finish(&mut mistakes);
+
+        let (Some(key), true) = (key, mistakes.is_empty()) else {
+            return Err(mistakes.into_errors(source));
+        };
+        let mut config = Self {
+            cluster: cluster.cluster,
+            key,
+            sync: cluster.sync,
+            replication: cluster.replication,
+            timeouts,
+            nodes: nodes.list,
+            zones: zones.list,
+            groups,
+            rules,
+            hash: 0,
+            rules_hash: 0,
+            warnings: Vec::new(),
+            source,
+            interfaces,
+        };
+        config.hash = hash(&(
+            &config.cluster,
+            &config.sync,
+            &config.replication,
+            config.timeouts.ns,
+            &config.nodes,
+            &config.zones,
+            &config.groups,
+            &config.rules,
+        ));
+        let zone_names: Vec<&str> = config.zones.iter().map(|z| z.name.as_str()).collect();
+        config.rules_hash = hash(&(zone_names, &config.rules));
+        config.warnings = warnings(&config);
+        Ok(config)
+    }
+
+    /// The path of the file, as it was given.
+    pub fn path(&self) -> &Path {
+        self.source.path()
+    }
+
+    /// The node that this daemon is: the one called `name` (`--node`), else the one called like the
+    /// host, with or without the host's domain.
+    ///
+    /// # Errors
+    /// If there is no such node; the message lists those that there are.
+    pub fn node_for(&self, name: Option<&str>, hostname: &str) -> Result<&Node, NodeError> {
+        nodes::select(self, name, hostname)
+    }
+
+    /// The node with this number.
+    pub fn node(&self, id: NodeId) -> Option<&Node> {
+        self.nodes.get(usize::from(id).checked_sub(1)?)
+    }
+
+    /// The node of this name.
+    pub fn node_named(&self, name: &str) -> Option<&Node> {
+        self.nodes.iter().find(|n| n.name == name)
+    }
+
+    /// The zone with this number; none for the node itself and for "any".
+    pub fn zone(&self, id: ZoneId) -> Option<&Zone> {
+        self.zones.get(usize::from(id).checked_sub(1)?)
+    }
+
+    /// The name by which commands show a zone number.
+    pub fn zone_name(&self, id: ZoneId) -> &str {
+        match id {
+            rule::ZONE_NODE => zones::NODE,
+            rule::ZONE_ANY => zones::ANY,
+            _ => self.zone(id).map_or("?", |z| z.name.as_str()),
+        }
+    }
+
+    /// The interface of `node` that carries the VIPs and VRRP of `vip`: the first of its zone.
+    pub fn vip_interface(&self, vip: &Vip, node: NodeId) -> Option<&str> {
+        self.zone(vip.zone)?.interfaces.get(&node)?.first().map(String::as_str)
+    }
+
+    /// The rules as the data plane takes them, first match first: every combination of the sources,
+    /// destinations and services of each rule. At most [`rule::MAX_RULES`].
+    pub fn compiled_rules(&self) -> Vec<rule::Rule> {
+        self.rules.iter().flat_map(Rule::compile).collect()
+    }
+
+    /// Whether every interface that the file names for `node` is one for which `exists` is true.
+    ///
+    /// # Errors
+    /// Each place in the file that names one that does not exist.
+    pub fn check_interfaces(&self, node: NodeId, exists: impl Fn(&str) -> bool) -> Result<(), ConfigErrors> {
+        let mut mistakes = Mistakes::default();
+        for named in self.interfaces.iter().filter(|i| i.node == node && !exists(&i.name)) {
+            let node = self.node(node).map_or("?", |n| n.name.as_str());
+            mistakes
+                .add(named.span.clone(), format!("{node} has no interface {:?}", named.name))
+                .remedy("`ip link` shows those that it has");
+        }
+        if mistakes.is_empty() { Ok(()) } else { Err(mistakes.into_errors(Arc::clone(&self.source))) }
+    }
+}
+
+/// The text of the file at `path`, or what is wrong with it.
+fn read_text(path: &Path) -> Result<String, String> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(FILE_LEN_MAX + 1).read_to_end(&mut bytes))
+        .map_err(|e| format!("cannot read the config file: {e}"))?;
+    if bytes.len() as u64 > FILE_LEN_MAX {
+        return Err("the config file is larger than 4 MiB".into());
+    }
+    String::from_utf8(bytes).map_err(|_| "the config file is not UTF-8 text".into())
+}
+
+/// A path in the file is relative to the file.
+fn beside(config: &Path, path: &str) -> PathBuf {
+    config.parent().unwrap_or(Path::new("")).join(path)
+}
+
+/// First 8 bytes of the SHA-256 of a value, big-endian, so that it prints as the hash's beginning.
+fn hash(value: &impl serde::Serialize) -> u64 {
+    // JSON of structs and sorted maps is the same for the same value; it cannot fail for these types.
+    let canonical = serde_json::to_vec(value).unwrap_or_default();
+    let digest = Sha256::digest(&canonical);
+    digest.iter().take(8).fold(0, |hash, &byte| hash << 8 | u64::from(byte))
+}
+
+fn warnings(config: &Config) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if config.nodes.len() == 1 {
+        warnings.push("one node only: nothing takes over when it fails".to_owned());
+    } else if config.nodes.iter().any(|n| n.sync.len() == 1) {
+        warnings.push(
+            "one sync link only: without it connections are lost at a takeover; add a second to each node"
+                .into(),
+        );
+    }
+    if !config.replication.enabled && config.nodes.len() > 1 {
+        warnings.push("replication is off: a takeover loses every connection".into());
+    }
+    if config.rules.is_empty() {
+        warnings.push("no rules: every packet is dropped".into());
+    }
+    for group in config.groups.iter().filter(|g| g.vips.is_empty()) {
+        warnings.push(format!("group {} has no vips: nobody's traffic follows it", group.name));
+    }
+    warnings
+}

@@ -1,0 +1,284 @@
+//! `[[rule]]`: which flows may begin. The first that matches decides; what none matches is dropped.
+
+use std::{collections::HashMap, fmt};
+
+use fwha_common::{
+    flow::{V4_MAPPED, proto},
+    rule::{self, Action, MAX_RULES, ZONE_ANY, ZONE_NODE},
+};
+use ipnet::Ipv4Net;
+use serde::{Serialize, Serializer};
+
+use super::{
+    ZoneId,
+    names::Names,
+    section::{self, Section},
+    source::Mistakes,
+    value,
+    zones::Zones,
+};
+
+/// A `[[rule]]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Rule {
+    /// Its name.
+    pub name: String,
+    /// Its number: its place in the file, from 0.
+    pub index: u32,
+    /// Zone the flow comes from, or [`ZONE_ANY`].
+    pub from: ZoneId,
+    /// Zone the flow goes to, [`ZONE_NODE`] for the firewall itself, or [`ZONE_ANY`], which includes it.
+    pub to: ZoneId,
+    /// Networks the flow comes from; empty for all.
+    pub source: Vec<Ipv4Net>,
+    /// Networks the flow goes to; empty for all.
+    pub destination: Vec<Ipv4Net>,
+    /// Protocols and ports; empty for all.
+    pub services: Vec<Service>,
+    /// What becomes of the flow.
+    #[serde(serialize_with = "action_name")]
+    pub action: Action,
+}
+
+/// A protocol and its destination ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Service {
+    /// IP protocol; 0 for any.
+    pub proto: u8,
+    /// Lowest port.
+    pub port_min: u16,
+    /// Highest port.
+    pub port_max: u16,
+}
+
+impl Service {
+    /// Everything.
+    pub const ANY: Self = Self { proto: 0, port_min: 0, port_max: u16::MAX };
+}
+
+impl fmt::Display for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.proto {
+            0 => f.write_str("any")?,
+            proto::TCP => f.write_str("tcp")?,
+            proto::UDP => f.write_str("udp")?,
+            proto::ICMP => f.write_str("icmp")?,
+            other => write!(f, "{other}")?,
+        }
+        match (self.port_min, self.port_max) {
+            (0, u16::MAX) => Ok(()),
+            (min, max) if min == max => write!(f, "/{min}"),
+            (min, max) => write!(f, "/{min}-{max}"),
+        }
+    }
+}
+
+impl Rule {
+    /// How many rules of the data plane it becomes.
+    fn compiled_len(&self) -> usize {
+        [self.source.len(), self.destination.len(), self.services.len()]
+            .iter()
+            .fold(1usize, |product, &n| product.saturating_mul(n.max(1)))
+    }
+
+    /// The rule as the data plane takes it.
+    pub(super) fn compile(&self) -> Vec<rule::Rule> {
+        let any_service = [Service::ANY];
+        let services = if self.services.is_empty() { &any_service[..] } else { &self.services };
+        let mut compiled = Vec::with_capacity(self.compiled_len());
+        for (src, src_mask) in masks(&self.source) {
+            for (dst, dst_mask) in masks(&self.destination) {
+                for service in services {
+                    compiled.push(rule::Rule {
+                        src,
+                        src_mask,
+                        dst,
+                        dst_mask,
+                        port_min: service.port_min,
+                        port_max: service.port_max,
+                        proto: service.proto,
+                        from: self.from,
+                        to: self.to,
+                        action: self.action as u8,
+                        name_hash: rule::name_hash(&self.name),
+                        index: self.index,
+                    });
+                }
+            }
+        }
+        compiled
+    }
+}
+
+/// Network and mask of each of `networks` as in a flow key; the mask that matches all if there is none.
+fn masks(networks: &[Ipv4Net]) -> Vec<([u32; 4], [u32; 4])> {
+    if networks.is_empty() {
+        return vec![([0; 4], [0; 4])];
+    }
+    let word = |address: std::net::Ipv4Addr| u32::from_ne_bytes(address.octets());
+    networks
+        .iter()
+        .map(|net| {
+            ([0, 0, V4_MAPPED, word(net.network())], [u32::MAX, u32::MAX, u32::MAX, word(net.netmask())])
+        })
+        .collect()
+}
+
+pub(super) fn read<'a>(root: &mut Section<'a>, zones: &Zones<'_>, mistakes: &mut Mistakes) -> Vec<Rule> {
+    let mut rules: Vec<Rule> = Vec::new();
+    let mut names = Names::new("rule");
+    let mut hashes: HashMap<u32, String> = HashMap::new();
+    let mut compiled = 0usize;
+    for mut section in section::array_of_tables(root, "rule", "[[rule]]", mistakes) {
+        let name = names.read(&mut section, mistakes);
+        if let Some(other) = hashes.insert(rule::name_hash(&name), name.clone())
+            && other != name
+        {
+            mistakes
+                .add(section.span.clone(), format!("rules {name:?} and {other:?} have the same hash"))
+                .remedy("flows are marked with it; rename one of them");
+        }
+        let from = read_zone(&mut section, "from", zones, mistakes);
+        let to = read_zone(&mut section, "to", zones, mistakes);
+        let rule = Rule {
+            name,
+            index: rules.len() as u32,
+            from,
+            to,
+            source: read_networks(&mut section, "source", mistakes),
+            destination: read_networks(&mut section, "destination", mistakes),
+            services: read_services(&mut section, mistakes),
+            action: read_action(&mut section, mistakes),
+        };
+        let before = compiled;
+        compiled = compiled.saturating_add(rule.compiled_len());
+        if before <= MAX_RULES && compiled > MAX_RULES {
+            mistakes
+                .add(
+                    section.span.clone(),
+                    format!(
+                        "with rule {:?} the ruleset has {compiled} entries, {MAX_RULES} is the limit",
+                        rule.name
+                    ),
+                )
+                .remedy("each source, destination and service multiplies a rule: use fewer or wider ones");
+        }
+        section.finish(mistakes);
+        rules.push(rule);
+    }
+    rules
+}
+
+fn read_zone(
+    section: &mut Section<'_>,
+    key: &'static str,
+    zones: &Zones<'_>,
+    mistakes: &mut Mistakes,
+) -> ZoneId {
+    let Some(name) = section.string(key, mistakes) else { return ZONE_ANY };
+    let zone = zones.of_rule(&name, mistakes).unwrap_or(ZONE_ANY);
+    if key == "from" && zone == ZONE_NODE {
+        mistakes
+            .add(name.span(), "rules from \"node\" are not supported yet")
+            .remedy("what the firewall itself sends is always allowed");
+    }
+    zone
+}
+
+fn read_networks(section: &mut Section<'_>, key: &'static str, mistakes: &mut Mistakes) -> Vec<Ipv4Net> {
+    let mut networks = Vec::new();
+    for text in read_strings(section, key, mistakes) {
+        match value::network(text.get_ref()) {
+            Ok(network) => networks.push(network),
+            Err(problem) => {
+                mistakes.add(text.span(), format!("{key}: {problem}"));
+            }
+        }
+    }
+    networks
+}
+
+fn read_services(section: &mut Section<'_>, mistakes: &mut Mistakes) -> Vec<Service> {
+    let mut services = Vec::new();
+    for text in read_strings(section, "services", mistakes) {
+        match service(text.get_ref()) {
+            Ok(service) => services.push(service),
+            Err(problem) => mistakes
+                .add(text.span(), format!("services: {problem}"))
+                .remedy("like \"tcp/22\", \"udp/53\", \"tcp/1000-2000\", \"tcp\", \"icmp\", \"any\""),
+        }
+    }
+    services
+}
+
+/// The strings of an optional list that must not be empty.
+fn read_strings<'a>(
+    section: &mut Section<'a>,
+    key: &'static str,
+    mistakes: &mut Mistakes,
+) -> Vec<toml::Spanned<&'a str>> {
+    let Some(value) = section.get(key) else { return Vec::new() };
+    let Some(items) = section::list(value, key, mistakes) else { return Vec::new() };
+    if items.is_empty() {
+        mistakes
+            .add(value.span(), format!("{key} is empty, so the rule would match nothing"))
+            .remedy("leave it out to match everything");
+    }
+    section::strings(items, key, mistakes)
+}
+
+/// `any`, `tcp`, `udp`, `icmp`, `tcp/22`, `udp/1000-2000`.
+fn service(text: &str) -> Result<Service, String> {
+    let (name, ports) = match text.split_once('/') {
+        Some((name, ports)) => (name, Some(ports)),
+        None => (text, None),
+    };
+    let proto = match name {
+        "any" => 0,
+        "tcp" => proto::TCP,
+        "udp" => proto::UDP,
+        "icmp" => proto::ICMP,
+        _ => return Err(format!("unknown service {text:?}")),
+    };
+    let Some(ports) = ports else { return Ok(Service { proto, ..Service::ANY }) };
+    if !matches!(proto, proto::TCP | proto::UDP) {
+        return Err(format!("{name:?} has no ports"));
+    }
+    let port = |digits: &str| match digits.parse::<u16>() {
+        Ok(port) if port > 0 && digits.bytes().all(|b| b.is_ascii_digit()) => Ok(port),
+        _ => Err(format!("{digits:?} in {text:?} is not a port from 1 to 65535")),
+    };
+    let (port_min, port_max) = match ports.split_once('-') {
+        Some((min, max)) => (port(min)?, port(max)?),
+        None => (port(ports)?, port(ports)?),
+    };
+    if port_min > port_max {
+        return Err(format!("in {text:?} the first port is higher than the last"));
+    }
+    Ok(Service { proto, port_min, port_max })
+}
+
+fn read_action(section: &mut Section<'_>, mistakes: &mut Mistakes) -> Action {
+    let Some(text) = section.required_string("action", mistakes) else { return Action::Drop };
+    match *text.get_ref() {
+        "accept" => Action::Accept,
+        "drop" => Action::Drop,
+        "reject" => {
+            mistakes.add(text.span(), "action \"reject\" is not supported yet").remedy("use \"drop\"");
+            Action::Drop
+        }
+        other => {
+            mistakes
+                .add(text.span(), format!("unknown action {other:?}"))
+                .remedy(value::suggest(other, &["accept", "drop"]));
+            Action::Drop
+        }
+    }
+}
+
+fn action_name<S: Serializer>(action: &Action, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(match action {
+        Action::Accept => "accept",
+        Action::Drop => "drop",
+    })
+}

@@ -1,0 +1,486 @@
+//! Each kind of mistake is found, where it is, and every one of them at once.
+
+use std::path::Path;
+
+use super::{GOOD, good, parse, with};
+use crate::config::{Config, KeyError, Source, key};
+
+/// The headlines without the path.
+fn mistakes(text: &str) -> Vec<String> {
+    let errors = parse(text).expect_err("mistakes are found");
+    errors.headlines().map(|l| l.strip_prefix("/etc/fwha/f.toml").unwrap().to_owned()).collect()
+}
+
+#[test]
+fn a_mistake_is_shown_with_line_caret_and_remedy() {
+    let text = with("max-flows", "max-flow").replace("\"10.0.0.12/24\"", "\"10.0.0.12\"");
+    let expected = "\
+/etc/fwha/f.toml:6:1: unknown key \"max-flow\" in [cluster]
+  |
+6 | max-flow = 1_000_000
+  | ^^^^^^^^ did you mean \"max-flows\"?
+/etc/fwha/f.toml:29:44: vip: \"10.0.0.12\" lacks its prefix length, like \"10.0.0.12/24\"
+   |
+29 |   { zone = \"inet\", vrid = 61, addresses = [\"10.0.0.12\"] },
+   |                                            ^^^^^^^^^^^";
+    assert_eq!(parse(&text).unwrap_err().to_string(), expected);
+}
+
+#[test]
+fn places_count_characters_and_survive_odd_lines() {
+    let text = with("name = \"lan-out\"", "\tname = \"lan-out\" # übel\r")
+        .replace("to = \"inet\"", "to\t= \"ïnet\"");
+    let shown = parse(&text).unwrap_err().to_string();
+    assert_eq!(
+        shown,
+        "/etc/fwha/f.toml:36:6: unknown zone \"ïnet\"\n   |\n36 | to = \"ïnet\"\n   |      ^^^^^^ did you mean \"inet\"?"
+    );
+}
+
+/// Each row: what is replaced in the good file, by what, and the mistakes found, without the path.
+type Row = (&'static str, &'static str, &'static [&'static str]);
+
+/// Every row that differs is shown, not only the first.
+fn check_rows(rows: &[Row]) {
+    let mut differing = Vec::new();
+    for (old, new, expected) in rows {
+        let found = mistakes(&with(old, new));
+        if found != *expected {
+            differing.push(format!("{new}\n  expected {expected:#?}\n  found {found:#?}"));
+        }
+    }
+    assert!(differing.is_empty(), "{}", differing.join("\n"));
+}
+
+#[test]
+fn broken_toml_is_shown_alone() {
+    check_rows(&[
+        ("name = \"edge\"", "name = edge", &[":3:8: string values must be quoted, expected literal string"]),
+        ("name = \"edge\"", "name = \"edge\"\nname = \"x\"", &[":4:1: duplicate key"]),
+        ("[[group]]", "[[group]", &[":23:9: unclosed array table, expected `]`"]),
+    ]);
+}
+
+#[test]
+fn mistakes_of_form_are_found() {
+    check_rows(&[
+        ("[cluster]", "[clusters]", &[":2:2: unknown key \"clusters\" in the file", ": no [cluster]"]),
+        ("name = \"edge\"", "", &[":2:1: [cluster] has no \"name\""]),
+        ("name = \"edge\"", "name = 7", &[":3:8: name is an integer, not a string"]),
+        (
+            "name = \"edge\"",
+            "name = \"../x\"",
+            &[
+                ":3:8: cluster: \"../x\" is not a name: letters, digits, \"-\", \"_\" and \".\", beginning with a letter or digit",
+            ],
+        ),
+        ("key-file = \"cluster.key\"", "key-file = \"\"", &[":4:12: key-file is empty"]),
+        ("key-file = \"cluster.key\"", "", &[":2:1: [cluster] has no \"key-file\""]),
+        ("\"active-passive\"", "\"active-active\"", &[":5:8: mode \"active-active\" is not supported yet"]),
+        ("\"active-passive\"", "\"passive\"", &[":5:8: unknown mode \"passive\""]),
+        ("1_000_000", "0", &[":6:13: max-flows 0 is out of range"]),
+        ("1_000_000", "-1", &[":6:13: max-flows -1 is out of range"]),
+        (
+            "1_000_000",
+            "0xffff_ffff_ffff_ffff_ffff",
+            &[":6:13: max-flows 0xffffffffffffffffffff is out of range"],
+        ),
+        ("1_000_000", "\"1000000\"", &[":6:13: max-flows is a string, not an integer"]),
+        (
+            "\"10ms\"",
+            "10",
+            &[":7:22: heartbeat-interval is an integer, not a duration in quotes, like \"10ms\" or \"5m\""],
+        ),
+        ("\"10ms\"", "\"10\"", &[":7:22: heartbeat-interval: \"10\" has no unit"]),
+        ("\"10ms\"", "\"10 parsecs\"", &[":7:22: heartbeat-interval: \"10 parsecs\" is not a duration"]),
+        ("\"10ms\"", "\"0ms\"", &[":7:22: heartbeat-interval \"0ms\" is out of range"]),
+        (
+            "\"10ms\"",
+            "\"99999999999999999999d\"",
+            &[":7:22: heartbeat-interval: \"99999999999999999999d\" is not a duration"],
+        ),
+        ("\"10ms\"", "\"500ms\"", &[":7:22: a lease of 1s is too short for heartbeats every 500ms"]),
+        (
+            "\"10ms\"",
+            "\"50ms\"\nlease = \"100ms\"",
+            &[":8:9: a lease of 100ms is too short for heartbeats every 50ms"],
+        ),
+        ("preempt = false", "preempt = 0", &[":26:11: preempt is an integer, not true or false"]),
+        (
+            "[[zone]]",
+            "[sync]\nport = 65535\nprot = 1\n[[zone]]",
+            &[":17:8: port 65535 is out of range", ":18:1: unknown key \"prot\" in [sync]"],
+        ),
+        (
+            "[[zone]]",
+            "[replication]\nenabled = \"no\"\n[[zone]]",
+            &[":17:11: enabled is a string, not true or false"],
+        ),
+        (
+            "[[zone]]",
+            "[timeouts]\ntcp-establishd = \"5d\"\nudp = \"0s\"\n[[zone]]",
+            &[":17:1: unknown key \"tcp-establishd\" in [timeouts]", ":18:7: udp \"0s\" is out of range"],
+        ),
+    ]);
+}
+
+#[test]
+fn mistakes_about_nodes_are_found() {
+    check_rows(&[
+        (
+            "[[node]]",
+            "[[nodes]]",
+            &[":9:3: unknown key \"nodes\" in the file", ":25:10: unknown node \"fw1\""],
+        ),
+        (
+            "name = \"fw2\"",
+            "name = \"fw1\"",
+            &[":13:8: node \"fw1\" is there twice", ":25:17: unknown node \"fw2\""],
+        ),
+        (
+            "name = \"fw2\"\nsync = [{ interface = \"sync\", address = \"172.16.0.2\" }]",
+            "name = \"fw2\"",
+            &[":12:1: node \"fw2\" has no sync link"],
+        ),
+        (
+            "sync = [{ interface = \"sync\", address = \"172.16.0.2\" }]",
+            "sync = []",
+            &[":14:8: node \"fw2\" has no sync link"],
+        ),
+        ("172.16.0.2", "172.16.0.1", &[":14:41: sync address 172.16.0.1 is there twice"]),
+        (
+            "172.16.0.2",
+            "172.16.0.2/24",
+            &[":14:41: address: \"172.16.0.2/24\" is a prefix; write the address alone"],
+        ),
+        ("172.16.0.2", "172.16.0.300", &[":14:41: address: \"172.16.0.300\" is not an IPv4 address"]),
+        ("172.16.0.2", "224.0.0.1", &[":14:41: address: \"224.0.0.1\" is a multicast address"]),
+        ("172.16.0.2", "fd00::2", &[":14:41: address: \"fd00::2\" is IPv6, which is not supported yet"]),
+        (
+            "\"sync\", address = \"172.16.0.2\" }",
+            "\"sync\", address = \"172.16.0.2\" }, { interface = \"sync\", address = \"172.17.0.2\" }",
+            &[
+                ":14:8: node \"fw2\" has 2 sync links, \"fw1\" has 1",
+                ":14:71: interface \"sync\" has two sync links of this node",
+            ],
+        ),
+        (
+            "interface = \"sync\", address = \"172.16.0.2\"",
+            "interface = \"a/b\", adress = \"172.16.0.2\"",
+            &[
+                ":14:9: sync has no \"address\"",
+                ":14:23: interface: \"a/b\" is not the name of an interface",
+                ":14:30: unknown key \"adress\" in sync",
+            ],
+        ),
+    ]);
+}
+
+#[test]
+fn mistakes_about_zones_are_found() {
+    check_rows(&[
+        (
+            "name = \"inet\"",
+            "name = \"node\"",
+            &[
+                ":17:8: zone name \"node\" is reserved",
+                ":29:12: unknown zone \"inet\"",
+                ":36:6: unknown zone \"inet\"",
+            ],
+        ),
+        (
+            "name = \"inet\"",
+            "name = \"any\"",
+            &[
+                ":17:8: zone name \"any\" is reserved",
+                ":29:12: unknown zone \"inet\"",
+                ":36:6: unknown zone \"inet\"",
+            ],
+        ),
+        (
+            "name = \"inet\"",
+            "name = \"lan\"",
+            &[
+                ":20:8: zone \"lan\" is there twice",
+                ":29:12: unknown zone \"inet\"",
+                ":36:6: unknown zone \"inet\"",
+            ],
+        ),
+        ("[\"wan\"]", "[\"lan\"]", &[":21:15: interface \"lan\" is already in zone \"inet\""]),
+        ("[\"wan\"]", "[\"wan\", \"wan\"]", &[":18:22: interface \"wan\" is there twice"]),
+        (
+            "[\"wan\"]",
+            "[\"sync\"]",
+            &[
+                ":18:15: interface \"sync\" is a sync link of \"fw1\"",
+                ":18:15: interface \"sync\" is a sync link of \"fw2\"",
+            ],
+        ),
+        (
+            "[\"wan\"]",
+            "[]",
+            &[
+                ":18:14: zone \"inet\" has no interfaces",
+                ":29:12: node \"fw1\" has no interface in zone \"inet\"",
+                ":29:12: node \"fw2\" has no interface in zone \"inet\"",
+            ],
+        ),
+        (
+            "[\"wan\"]",
+            "{ fw1 = [\"wan\"], fw3 = [\"wan\"] }",
+            &[":18:31: unknown node \"fw3\"", ":29:12: node \"fw2\" has no interface in zone \"inet\""],
+        ),
+        (
+            "[\"wan\"]",
+            "\"wan\"",
+            &[
+                ":18:14: interfaces is a string, not a list like [\"eth0\"] or a table like { fw1 = [\"eth0\"], fw2 = [\"eth1\"] }",
+                ":29:12: node \"fw1\" has no interface in zone \"inet\"",
+                ":29:12: node \"fw2\" has no interface in zone \"inet\"",
+            ],
+        ),
+        (
+            "[\"wan\"]",
+            "[\"an-interface-name\"]",
+            &[
+                ":18:15: interface: \"an-interface-name\" is not the name of an interface",
+                ":29:12: node \"fw1\" has no interface in zone \"inet\"",
+                ":29:12: node \"fw2\" has no interface in zone \"inet\"",
+            ],
+        ),
+        ("[\"wan\"]", "[\"wan\"]\nattach = \"xpd\"", &[":19:10: unknown attachment \"xpd\""]),
+    ]);
+}
+
+#[test]
+fn mistakes_about_groups_are_found() {
+    check_rows(&[
+        ("[[group]]", "[group]", &[":23:1: [group] can be there several times"]),
+        ("[\"fw1\", \"fw2\"]", "[\"fw1\", \"fw4\"]", &[":25:17: unknown node \"fw4\""]),
+        ("[\"fw1\", \"fw2\"]", "[\"fw1\", \"fw1\"]", &[":25:17: node \"fw1\" is there twice"]),
+        ("[\"fw1\", \"fw2\"]", "[]", &[":25:9: nodes is empty"]),
+        ("[\"fw1\", \"fw2\"]", "\"fw1\"", &[":25:9: nodes is a string, not a list"]),
+        (
+            "preempt = false",
+            "priority = { fw1 = 100, fw2 = 100 }",
+            &[":26:31: node \"fw2\" has the priority of \"fw1\", 100"],
+        ),
+        (
+            "preempt = false",
+            "priority = { fw2 = 100, fw1 = 100 }",
+            &[":26:31: node \"fw1\" has the priority of \"fw2\", 100"],
+        ),
+        (
+            "preempt = false",
+            "priority = { fw1 = 255, fw2 = 0 }",
+            &[":26:20: priority 255 is out of range", ":26:31: priority 0 is out of range"],
+        ),
+        ("preempt = false", "priority = { fw1 = 150 }", &[":26:12: node \"fw2\" has no priority"]),
+        (
+            "preempt = false",
+            "priority = { fw1 = 150, fw2 = 100, fw5 = 1 }",
+            &[":26:36: unknown node \"fw5\""],
+        ),
+        (
+            "[\"fw1\", \"fw2\"]",
+            "[\"fw1\"]\npriority = { fw1 = 150, fw2 = 100 }",
+            &[":26:25: node \"fw2\" is not in this group's nodes"],
+        ),
+        ("\"1s\"", "\"5ms\"", &[":27:19: advert-interval \"5ms\" is out of range"]),
+        ("\"1s\"", "\"41s\"", &[":27:19: advert-interval \"41s\" is out of range"]),
+        ("\"1s\"", "\"15ms\"", &[":27:19: advert-interval 15ms is not a whole number of centiseconds"]),
+        ("zone = \"inet\"", "zone = \"internet\"", &[":29:12: unknown zone \"internet\""]),
+        ("vrid = 61", "vrid = 0", &[":29:27: vrid 0 is out of range"]),
+        ("vrid = 61", "vrid = 256", &[":29:27: vrid 256 is out of range"]),
+        ("vrid = 61, ", "", &[":29:3: vips has no \"vrid\""]),
+        (
+            "  { zone = \"lan\",  vrid = 62",
+            "  { zone = \"inet\", vrid = 61",
+            &[":30:27: vrid 61 is there twice in zone \"inet\""],
+        ),
+        ("192.168.100.12/24", "10.0.0.12/24", &[":30:44: vip 10.0.0.12 is there twice"]),
+        (
+            "192.168.100.12/24",
+            "10.0.0.13/16",
+            &[":30:44: vip 10.0.0.13/16 overlaps vip 10.0.0.12/24 of zone \"inet\""],
+        ),
+        (
+            "192.168.100.12/24",
+            "10.0.0.13/32",
+            &[":30:44: vip 10.0.0.13/32 overlaps vip 10.0.0.12/24 of zone \"inet\""],
+        ),
+        ("192.168.100.12/24", "172.16.0.1/24", &[":30:44: vip 172.16.0.1 is a node's sync address"]),
+        (
+            "192.168.100.12/24",
+            "192.168.100.0/24",
+            &[":30:44: vip: \"192.168.100.0/24\" is the address of the network, not of a host in it"],
+        ),
+        (
+            "192.168.100.12/24",
+            "192.168.100.255/24",
+            &[":30:44: vip: \"192.168.100.255/24\" is the broadcast address of its network"],
+        ),
+        (
+            "192.168.100.12/24",
+            "192.168.100.12/33",
+            &[":30:44: vip: \"192.168.100.12/33\" is not an IPv4 address with prefix length"],
+        ),
+        (
+            "192.168.100.12/24",
+            "fd00::1/64",
+            &[":30:44: vip: \"fd00::1/64\" is IPv6, which is not supported yet"],
+        ),
+        ("[\"192.168.100.12/24\"]", "[]", &[":30:43: addresses is empty"]),
+        (
+            "[[rule]]",
+            "[[group]]\nname = \"second\"\nnodes = [\"fw1\"]\n[[rule]]",
+            &[":33:1: more than one group is not supported yet"],
+        ),
+    ]);
+    // Beside another in the same zone and network is where a further VIP belongs.
+    good(&with("\"10.0.0.12/24\"", "\"10.0.0.12/24\", \"10.0.0.13/24\", \"10.0.0.14/32\""));
+}
+
+#[test]
+fn mistakes_about_rules_are_found() {
+    check_rows(&[
+        ("name = \"admin\"", "name = \"lan-out\"", &[":40:8: rule \"lan-out\" is there twice"]),
+        (
+            "from = \"lan\"\nto = \"inet\"",
+            "from = \"lna\"\nto = \"nodes\"",
+            &[":35:8: unknown zone \"lna\"", ":36:6: unknown zone \"nodes\""],
+        ),
+        ("from = \"lan\"", "from = \"node\"", &[":35:8: rules from \"node\" are not supported yet"]),
+        (
+            "to = \"inet\"\naction = \"accept\"",
+            "to = \"inet\"\naction = \"reject\"",
+            &[":37:10: action \"reject\" is not supported yet"],
+        ),
+        (
+            "to = \"inet\"\naction = \"accept\"",
+            "to = \"inet\"\naction = \"allow\"",
+            &[":37:10: unknown action \"allow\""],
+        ),
+        ("to = \"inet\"\naction = \"accept\"", "to = \"inet\"", &[":33:1: [[rule]] has no \"action\""]),
+        (
+            "to = \"inet\"",
+            "to = \"inet\"\nsource = [\"10.0.0.1/8\", \"x\", \"fd00::/8\"]",
+            &[
+                ":37:11: source: \"10.0.0.1/8\" has bits set behind its prefix; the network is \"10.0.0.0/8\"",
+                ":37:25: source: \"x\" is not an IPv4 prefix",
+                ":37:30: source: \"fd00::/8\" is IPv6, which is not supported yet",
+            ],
+        ),
+        (
+            "to = \"inet\"",
+            "to = \"inet\"\ndestination = []",
+            &[":37:15: destination is empty, so the rule would match nothing"],
+        ),
+        (
+            "\"tcp/22\", \"icmp\"",
+            "\"tcp/0\", \"ssh\", \"tcp/9-1\", \"icmp/8\", \"udp/70000\", 22, \"tcp/+1\"",
+            &[
+                ":43:13: services: \"0\" in \"tcp/0\" is not a port from 1 to 65535",
+                ":43:22: services: unknown service \"ssh\"",
+                ":43:29: services: in \"tcp/9-1\" the first port is higher than the last",
+                ":43:40: services: \"icmp\" has no ports",
+                ":43:50: services: \"70000\" in \"udp/70000\" is not a port from 1 to 65535",
+                ":43:63: services is an integer, not a string",
+                ":43:67: services: \"+1\" in \"tcp/+1\" is not a port from 1 to 65535",
+            ],
+        ),
+    ]);
+}
+
+#[test]
+fn too_many_rules_are_refused_where_the_limit_is_passed() {
+    let networks: Vec<String> = (0..16).map(|i| format!("\"10.{i}.0.0/16\"")).collect();
+    let list = networks.join(", ");
+    let text = with("to = \"inet\"", &format!("to = \"inet\"\nsource = [{list}]\ndestination = [{list}]"));
+    assert_eq!(mistakes(&text), [":41:1: with rule \"admin\" the ruleset has 258 entries, 256 is the limit"]);
+    let fits = text
+        .replace("services = [\"tcp/22\", \"icmp\"]\n", "")
+        .replace("\"10.15.0.0/16\"]\naction", "\"10.15.0.0/16\"]\nservices = [\"tcp\"]\naction");
+    assert_eq!(mistakes(&fits), [":42:1: with rule \"admin\" the ruleset has 257 entries, 256 is the limit"]);
+    let one_less =
+        fits.replacen("\"10.15.0.0/16\"", "\"10.14.0.0/16\"", 1).replacen(", \"10.14.0.0/16\"", "", 1);
+    assert_eq!(good(&one_less).compiled_rules().len(), 15 * 16 + 1);
+}
+
+#[test]
+fn what_is_missing_as_a_whole_is_named() {
+    assert_eq!(mistakes(""), [": no [cluster]", ": no [[node]]", ": no [[zone]]", ": no [[group]]"]);
+}
+
+#[test]
+fn a_key_file_that_cannot_be_used_is_a_mistake_of_its_line() {
+    for (error, expected) in [
+        (KeyError::Missing, "does not exist"),
+        (KeyError::Exposed(0o644), "can be read by others (mode 0644)"),
+        (KeyError::TooShort(10), "is too short: 10 of 64 hexadecimal digits"),
+    ] {
+        let errors = Config::parse(Source::new("/d/f.toml", GOOD), |_| Err(error)).unwrap_err();
+        let lines: Vec<_> = errors.headlines().collect();
+        assert_eq!(lines, [format!("/d/f.toml:4:12: key file /d/cluster.key {expected}")]);
+    }
+    let errors = Config::parse(Source::new("f.toml", GOOD), |_| Err(KeyError::Exposed(0o644))).unwrap_err();
+    assert!(errors.to_string().contains("chmod 600 cluster.key"), "{errors}");
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("fwha.toml");
+    let message = |path: &Path| Config::load(path).unwrap_err().to_string();
+    assert!(message(&path).contains("fwha.toml: cannot read the config file: No such file"));
+    assert!(message(dir.path()).contains("cannot read the config file: Is a directory"));
+    std::fs::write(&path, [0xff, 0xfe]).unwrap();
+    assert!(message(&path).contains("the config file is not UTF-8 text"));
+    std::fs::write(&path, GOOD).unwrap();
+    assert!(message(&path).contains("cluster.key does not exist"));
+    key::generate(&dir.path().join("cluster.key")).unwrap();
+    assert_eq!(Config::load(&path).unwrap().hash, good(GOOD).hash);
+}
+
+#[test]
+fn no_damaged_file_is_worse_than_a_mistake() {
+    let read = |text: String| match Config::parse(Source::new("f", text), |_| Err(KeyError::Missing)) {
+        Ok(_) => panic!("without a key it cannot be right"),
+        Err(errors) => assert!(errors.to_string().starts_with("f:"), "{errors}"),
+    };
+    for (place, char) in GOOD.char_indices() {
+        read(GOOD[..place].to_owned());
+        for other in ['"', '[', '}', '\n', '\u{1b}', '9', 'ï'] {
+            read(format!("{}{other}{}", &GOOD[..place], &GOOD[place + char.len_utf8()..]));
+        }
+    }
+    read("x = ".to_owned() + &"[".repeat(100_000));
+}
+
+#[test]
+fn the_mistakes_shown_have_an_end() {
+    let text: String = (0..150).map(|i| format!("x{i} = 1\n")).collect();
+    let errors = parse(&text).unwrap_err();
+    assert_eq!(errors.mistakes().len(), 154);
+    let shown = errors.to_string();
+    assert!(shown.contains("unknown key \"x99\"") && shown.ends_with("\n… and 54 more"), "{shown}");
+}
+
+#[test]
+fn names_that_cannot_be_told_apart_in_a_flow_are_refused() {
+    let (a, b) = colliding_names();
+    let text =
+        with("name = \"lan-out\"", &format!("name = \"{a}\"")).replace("\"admin\"", &format!("\"{b}\""));
+    assert_eq!(mistakes(&text), [format!(":39:1: rules {b:?} and {a:?} have the same hash")]);
+}
+
+/// Two names with the same hash: by the birthday bound, some 80,000 tries.
+fn colliding_names() -> (String, String) {
+    let mut seen = std::collections::HashMap::new();
+    (0u32..)
+        .find_map(|n| {
+            let name = format!("rule-{n:x}");
+            seen.insert(fwha_common::rule::name_hash(&name), name.clone()).map(|other| (other, name))
+        })
+        .expect("names do not run out")
+}

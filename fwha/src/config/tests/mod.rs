@@ -1,0 +1,218 @@
+//! Good files resolve as documented; each kind of mistake is found where it is.
+
+use std::{net::Ipv4Addr, path::Path, time::Duration};
+
+use fwha_common::{
+    flow::{FlowKey, FlowState, TimeoutClass, proto},
+    rule::{ZONE_ANY, ZONE_NODE, name_hash},
+    settings::Timeouts,
+};
+
+use super::*;
+
+mod mistakes;
+
+/// The example that the documentation shows.
+const GOOD: &str = r#"
+[cluster]
+name = "edge"
+key-file = "cluster.key"          # relative to this file
+mode = "active-passive"
+max-flows = 1_000_000
+heartbeat-interval = "10ms"
+
+[[node]]
+name = "fw1"
+sync = [{ interface = "sync", address = "172.16.0.1" }]
+[[node]]
+name = "fw2"
+sync = [{ interface = "sync", address = "172.16.0.2" }]
+
+[[zone]]
+name = "inet"
+interfaces = ["wan"]
+[[zone]]
+name = "lan"
+interfaces = ["lan"]
+
+[[group]]
+name = "gateway"
+nodes = ["fw1", "fw2"]
+preempt = false
+advert-interval = "1s"
+vips = [
+  { zone = "inet", vrid = 61, addresses = ["10.0.0.12/24"] },
+  { zone = "lan",  vrid = 62, addresses = ["192.168.100.12/24"] },
+]
+
+[[rule]]
+name = "lan-out"
+from = "lan"
+to = "inet"
+action = "accept"
+
+[[rule]]
+name = "admin"
+from = "lan"
+to = "node"
+services = ["tcp/22", "icmp"]
+action = "accept"
+"#;
+
+fn parse(text: &str) -> Result<Config, ConfigErrors> {
+    Config::parse(Source::new("/etc/fwha/f.toml", text), |path| {
+        assert_eq!(path, Path::new("/etc/fwha/cluster.key"), "relative to the config file");
+        Ok(ClusterKey::new([7; 32]))
+    })
+}
+
+fn good(text: &str) -> Config {
+    parse(text).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// `GOOD` with one piece replaced, which must be there.
+fn with(old: &str, new: &str) -> String {
+    assert!(GOOD.contains(old), "{old}");
+    GOOD.replacen(old, new, 1)
+}
+
+#[test]
+fn the_documented_example_resolves() {
+    let config = good(GOOD);
+    assert_eq!(config.cluster.name, "edge");
+    assert_eq!(config.cluster.max_flows, 1_000_000);
+    assert_eq!(config.cluster.heartbeat_interval, Duration::from_millis(10));
+    assert_eq!(config.cluster.lease, Duration::from_secs(1));
+    assert_eq!((config.sync.heartbeat_port(), config.sync.replication_port()), (4761, 4762));
+    assert!(config.replication.enabled);
+    assert_eq!(config.timeouts, Timeouts::KERNEL);
+    assert_eq!(config.key.id(), ClusterKey::new([7; 32]).id());
+
+    let [fw1, fw2] = &config.nodes[..] else { panic!("two nodes") };
+    assert_eq!((fw1.id, fw1.name.as_str(), fw2.id, fw2.name.as_str()), (1, "fw1", 2, "fw2"));
+    assert_eq!(fw2.sync[0].address, Ipv4Addr::new(172, 16, 0, 2));
+
+    assert_eq!((config.zone_name(1), config.zone_name(2)), ("inet", "lan"));
+    assert_eq!((config.zone_name(ZONE_NODE), config.zone_name(ZONE_ANY)), ("node", "any"));
+    let group = &config.groups[0];
+    assert_eq!(group.nodes, [(1, 200), (2, 190)]);
+    assert_eq!((group.priority(2), group.priority(3)), (Some(190), None));
+    assert_eq!((group.preempt, group.advert_interval), (false, Duration::from_secs(1)));
+    assert_eq!((group.vips[0].vrid, group.vips[0].zone), (61, 1));
+    assert_eq!(config.vip_interface(&group.vips[0], 2), Some("wan"));
+    assert_eq!(group.vips[1].addresses, ["192.168.100.12/24".parse().unwrap()]);
+    assert_eq!(config.warnings.len(), 1, "{:?}", config.warnings);
+    assert!(config.warnings[0].contains("one sync link only"));
+}
+
+#[test]
+fn what_may_be_left_out_has_its_default() {
+    let short = GOOD
+        .replace("mode = \"active-passive\"\n", "")
+        .replace("max-flows = 1_000_000\n", "")
+        .replace("heartbeat-interval = \"10ms\"\n", "")
+        .replace("preempt = false\n", "")
+        .replace("advert-interval = \"1s\"\n", "");
+    assert_eq!(good(&short).hash, good(GOOD).hash);
+}
+
+#[test]
+fn the_hash_is_of_the_meaning() {
+    let config = good(GOOD);
+    let spaced = GOOD.replace(" = ", "  =  ").replace("[[rule]]", "\n# another comment\n[[rule]]");
+    assert_eq!(good(&spaced).hash, config.hash);
+    let other_key = Config::parse(Source::new("/x", GOOD), |_| Ok(ClusterKey::new([8; 32]))).unwrap();
+    assert_eq!(other_key.hash, config.hash);
+
+    let more = good(&with("vrid = 61", "vrid = 63"));
+    assert_ne!(more.hash, config.hash);
+    assert_eq!(more.rules_hash, config.rules_hash);
+    let rules = good(&with("tcp/22", "tcp/23"));
+    assert_ne!(rules.hash, config.hash);
+    assert_ne!(rules.rules_hash, config.rules_hash);
+    for (old, new) in [
+        ("[[zone]]", "[timeouts]\nudp = \"31s\"\n[[zone]]"),
+        ("[[zone]]", "[sync]\nport = 5000\n[[zone]]"),
+        ("[[zone]]", "[replication]\nenabled = false\n[[zone]]"),
+        ("\"10ms\"", "\"11ms\""),
+        ("interfaces = [\"wan\"]", "interfaces = [\"wan\"]\nattach = \"tc\""),
+    ] {
+        assert_ne!(good(&with(old, new)).hash, config.hash, "{new}");
+    }
+}
+
+#[test]
+fn a_rule_becomes_every_combination_in_order() {
+    let text = with(
+        "to = \"inet\"",
+        "to = \"inet\"\nsource = [\"192.168.100.0/24\", \"10.9.9.9\"]\nservices = [\"udp/1000-2000\", \"tcp\"]",
+    );
+    let compiled = good(&text).compiled_rules();
+    assert_eq!(compiled.len(), 4 + 2);
+    let net = |a: [u8; 4]| u32::from_ne_bytes(a);
+    assert_eq!(compiled[0].src[3], net([192, 168, 100, 0]));
+    assert_eq!(compiled[0].src_mask, [u32::MAX, u32::MAX, u32::MAX, net([255, 255, 255, 0])]);
+    assert_eq!((compiled[0].dst, compiled[0].dst_mask), ([0; 4], [0; 4]));
+    assert_eq!((compiled[0].proto, compiled[0].port_min, compiled[0].port_max), (proto::UDP, 1000, 2000));
+    assert_eq!((compiled[1].proto, compiled[1].port_min, compiled[1].port_max), (proto::TCP, 0, u16::MAX));
+    assert_eq!(compiled[2].src[3], net([10, 9, 9, 9]));
+    assert_eq!(compiled[2].src_mask[3], u32::MAX);
+    assert_eq!((compiled[3].from, compiled[3].to, compiled[3].action), (2, 1, 1));
+    assert_eq!((compiled[3].index, compiled[3].name_hash), (0, name_hash("lan-out")));
+    assert_eq!((compiled[4].to, compiled[4].port_min, compiled[4].index), (ZONE_NODE, 22, 1));
+    assert_eq!(compiled[5].proto, proto::ICMP);
+
+    // The masked network is what a flow key of that network has.
+    let (key, src_is_b) = FlowKey::v4(net([192, 168, 100, 77]), net([1, 1, 1, 1]), 1, 2, proto::UDP);
+    assert!(src_is_b);
+    let masked: Vec<u32> = key.addr_b.iter().zip(compiled[0].src_mask).map(|(a, m)| a & m).collect();
+    assert_eq!(masked, compiled[0].src);
+
+    let open = good(&with("from = \"lan\"\nto = \"inet\"\n", "")).compiled_rules();
+    assert_eq!((open[0].from, open[0].to, open[0].proto), (ZONE_ANY, ZONE_ANY, 0));
+}
+
+#[test]
+fn timeouts_and_priorities_and_per_node_interfaces_resolve() {
+    let text = with("interfaces = [\"wan\"]", "interfaces = { fw1 = [\"eth0\"], fw2 = [\"enp1s0\"] }")
+        .replace("preempt = false", "priority = { fw1 = 100, fw2 = 150 }")
+        + "[timeouts]\ntcp-established = \"2h\"\nudp = \"5s\"\n";
+    let config = good(&text);
+    let ns = |class: TimeoutClass, state: FlowState| config.timeouts.ns[class as usize][state as usize];
+    assert_eq!(ns(TimeoutClass::Tcp, FlowState::Established), 7_200_000_000_000);
+    assert_eq!(ns(TimeoutClass::Udp, FlowState::Replied), 5_000_000_000);
+    assert_eq!(ns(TimeoutClass::Udp, FlowState::Assured), 120_000_000_000);
+    assert_eq!(config.groups[0].nodes, [(2, 150), (1, 100)]);
+    assert_eq!(config.vip_interface(&config.groups[0].vips[0], 2), Some("enp1s0"));
+}
+
+#[test]
+fn this_node_is_named_or_called_like_the_host() {
+    let config = good(GOOD);
+    assert_eq!(config.node_for(Some("fw2"), "fw1").unwrap().id, 2);
+    assert_eq!(config.node_for(None, "fw1").unwrap().id, 1);
+    assert_eq!(config.node_for(None, "fw2.example.net").unwrap().id, 2);
+    assert_eq!(
+        config.node_for(None, "box").unwrap_err().to_string(),
+        "this host is called \"box\", like no node in /etc/fwha/f.toml; say which it is with --node (fw1, fw2)"
+    );
+    assert_eq!(
+        config.node_for(Some("fw3"), "fw1").unwrap_err().to_string(),
+        "/etc/fwha/f.toml has no node \"fw3\"; it has fw1, fw2"
+    );
+}
+
+#[test]
+fn a_missing_interface_is_shown_where_it_is_named() {
+    let config = good(GOOD);
+    config.check_interfaces(1, |_| true).unwrap();
+    let errors = config.check_interfaces(2, |name| name == "wan").unwrap_err();
+    let lines: Vec<_> = errors.headlines().collect();
+    assert_eq!(
+        lines,
+        [
+            "/etc/fwha/f.toml:14:23: fw2 has no interface \"sync\"",
+            "/etc/fwha/f.toml:21:15: fw2 has no interface \"lan\"",
+        ]
+    );
+}

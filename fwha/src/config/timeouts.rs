@@ -1,0 +1,56 @@
+//! `[timeouts]`: how long an idle flow is kept. Names and defaults are the kernel's
+//! (Documentation/networking/nf_conntrack-sysctl.rst).
+
+use std::time::Duration;
+
+use fwha_common::{
+    flow::{FlowState, TimeoutClass},
+    settings::Timeouts,
+};
+
+use super::{
+    section::{self, Section},
+    source::Mistakes,
+};
+
+/// Each key, its protocol class and the states that it sets.
+const KEYS: [(&str, TimeoutClass, &[FlowState]); 12] = {
+    use FlowState::{
+        Assured, Close, CloseWait, Established, FinWait, LastAck, Replied, SynRecv, SynSent, TimeWait,
+        Unreplied,
+    };
+    use TimeoutClass::{Icmp, Other, Tcp, Udp};
+    const ANY: &[FlowState] = &[Unreplied, Replied, Assured];
+    [
+        ("tcp-syn-sent", Tcp, &[SynSent]),
+        ("tcp-syn-recv", Tcp, &[SynRecv]),
+        ("tcp-established", Tcp, &[Established]),
+        ("tcp-fin-wait", Tcp, &[FinWait]),
+        ("tcp-close-wait", Tcp, &[CloseWait]),
+        ("tcp-last-ack", Tcp, &[LastAck]),
+        ("tcp-time-wait", Tcp, &[TimeWait]),
+        ("tcp-close", Tcp, &[Close]),
+        ("udp", Udp, &[Unreplied, Replied]),
+        ("udp-stream", Udp, &[Assured]),
+        ("icmp", Icmp, ANY),
+        ("generic", Other, ANY),
+    ]
+};
+
+pub(super) fn read(root: &mut Section<'_>, mistakes: &mut Mistakes) -> Timeouts {
+    let mut timeouts = Timeouts::KERNEL;
+    let Some(mut section) = root.get("timeouts").and_then(|t| section::table(t, "[timeouts]", mistakes))
+    else {
+        return timeouts;
+    };
+    let range = Duration::from_secs(1)..=Duration::from_secs(365 * 86_400);
+    for (key, class, states) in KEYS {
+        if let Some(timeout) = section.duration(key, range.clone(), mistakes) {
+            for &state in states {
+                timeouts.ns[class as usize][state as usize] = timeout.get_ref().as_nanos() as u64;
+            }
+        }
+    }
+    section.finish(mistakes);
+    timeouts
+}

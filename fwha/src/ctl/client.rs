@@ -1,0 +1,191 @@
+//! HTTP/1.1 on the control socket.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use http_body_util::{BodyExt, Full};
+use hyper::{
+    Method, Request, Response,
+    body::{Bytes, Incoming},
+    client::conn::http1,
+};
+use hyper_util::rt::TokioIo;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::{net::UnixStream, time::timeout};
+
+use crate::api::ApiError;
+
+/// A daemon that has not begun to answer after this hangs.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest answer that is one object, and the longest line of one that is many.
+const ANSWER_LEN_MAX: usize = 16 << 20;
+
+/// Why there is nobody to talk to.
+#[derive(Debug, thiserror::Error)]
+enum ConnectError {
+    /// No socket, or one that nobody listens on: a daemon that was killed left it.
+    #[error("no fwha daemon at {}: {why} (is \"fwha run\" up?)", .socket.display())]
+    NoDaemon { socket: PathBuf, why: &'static str },
+    /// Only root may.
+    #[error("cannot connect to {}: permission denied (fwhactl needs root)", .0.display())]
+    Denied(PathBuf),
+    /// Anything else.
+    #[error("cannot connect to {}: {error}", .socket.display())]
+    Other { socket: PathBuf, error: io::Error },
+}
+
+impl ConnectError {
+    fn new(socket: &Path, error: io::Error) -> Self {
+        let socket = socket.to_owned();
+        match error.kind() {
+            io::ErrorKind::NotFound => Self::NoDaemon { socket, why: "no such socket" },
+            io::ErrorKind::ConnectionRefused => Self::NoDaemon { socket, why: "connection refused" },
+            io::ErrorKind::PermissionDenied => Self::Denied(socket),
+            _ => Self::Other { socket, error },
+        }
+    }
+}
+
+/// A client of one daemon. Each request has a connection of its own.
+pub(super) struct Client {
+    socket: PathBuf,
+}
+
+impl Client {
+    pub(super) const fn new(socket: PathBuf) -> Self {
+        Self { socket }
+    }
+
+    /// Asks for one object.
+    pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
+        let response = self.send(Method::GET, path, Bytes::new()).await?;
+        self.object(path, response).await
+    }
+
+    /// Sends one object and gets one.
+    pub(super) async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> anyhow::Result<T> {
+        let response = self.send(Method::POST, path, serde_json::to_vec(body)?.into()).await?;
+        self.object(path, response).await
+    }
+
+    /// Asks for many objects, one a line.
+    pub(super) async fn lines(&self, path: &str, query: &impl Serialize) -> anyhow::Result<Lines> {
+        let query = serde_urlencoded::to_string(query)?;
+        let target = if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") };
+        let response = self.send(Method::GET, &target, Bytes::new()).await?;
+        Ok(Lines { body: response.into_body(), buffer: Vec::new(), start: 0, ended: false })
+    }
+
+    /// Sends a request; gives the answer if its status says success.
+    async fn send(&self, method: Method, target: &str, body: Bytes) -> anyhow::Result<Response<Incoming>> {
+        let stream = UnixStream::connect(&self.socket)
+            .await
+            .map_err(|error| ConnectError::new(&self.socket, error))?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        // It ends with the answer, or when the runtime does.
+        tokio::spawn(connection);
+        let mut request = Request::builder().method(method).uri(target).header("host", "fwha");
+        if !body.is_empty() {
+            request = request.header("content-type", "application/json");
+        }
+        let response = timeout(ANSWER_TIMEOUT, sender.send_request(request.body(Full::new(body))?))
+            .await
+            .with_context(|| self.silent())?
+            .with_context(|| self.broken())?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let body = self.body(response).await.unwrap_or_default();
+        match serde_json::from_slice::<ApiError>(&body) {
+            Ok(error) => Err(error.into()),
+            Err(_) => bail!("the daemon answered {status} to {target}: its version may be another"),
+        }
+    }
+
+    async fn object<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        response: Response<Incoming>,
+    ) -> anyhow::Result<T> {
+        let body = self.body(response).await?;
+        serde_json::from_slice(&body).with_context(|| {
+            format!("the daemon's answer to {path} is not understood: its version may be another")
+        })
+    }
+
+    async fn body(&self, response: Response<Incoming>) -> anyhow::Result<Bytes> {
+        let body = http_body_util::Limited::new(response.into_body(), ANSWER_LEN_MAX);
+        match timeout(ANSWER_TIMEOUT, body.collect()).await.with_context(|| self.silent())? {
+            Ok(body) => Ok(body.to_bytes()),
+            Err(error) => Err(anyhow::anyhow!("{error}").context(self.broken())),
+        }
+    }
+
+    fn silent(&self) -> String {
+        format!("the fwha daemon at {} does not answer: it hangs", self.socket.display())
+    }
+
+    fn broken(&self) -> String {
+        format!("the fwha daemon at {} broke off", self.socket.display())
+    }
+}
+
+/// Lines of an answer as they come. They may take their time: events do.
+pub(super) struct Lines {
+    body: Incoming,
+    buffer: Vec<u8>,
+    /// Where in `buffer` the next line begins.
+    start: usize,
+    ended: bool,
+}
+
+impl Lines {
+    /// The next line that is not empty; `None` after the last.
+    pub(super) async fn next(&mut self) -> anyhow::Result<Option<&[u8]>> {
+        let mut searched = self.start;
+        loop {
+            if let Some(length) = self.buffer[searched..].iter().position(|&b| b == b'\n') {
+                let line = self.start..searched + length;
+                self.start = line.end + 1;
+                searched = self.start;
+                if line.is_empty() {
+                    continue;
+                }
+                return Ok(Some(&self.buffer[line]));
+            }
+            self.buffer.drain(..self.start);
+            self.start = 0;
+            searched = self.buffer.len();
+            if self.ended {
+                // A last line without its end was cut off.
+                return if self.buffer.is_empty() { Ok(None) } else { bail!("the daemon broke off") };
+            }
+            if self.buffer.len() > ANSWER_LEN_MAX {
+                bail!("the daemon sends a line that does not end");
+            }
+            match self.body.frame().await {
+                Some(Ok(frame)) => {
+                    if let Some(data) = frame.data_ref() {
+                        self.buffer.extend_from_slice(data);
+                    }
+                }
+                Some(Err(error)) => return Err(anyhow::Error::from(error).context("the daemon broke off")),
+                None => self.ended = true,
+            }
+        }
+    }
+
+    /// Whether the next line is here already; if not, now is the time to flush.
+    pub(super) fn more_is_here(&self) -> bool {
+        self.buffer[self.start..].contains(&b'\n')
+    }
+}

@@ -1,0 +1,73 @@
+//! `fwhactl`: one file a verb.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `client` | HTTP on the control socket |
+//! | `term` | colours, aligned columns, durations and times for people |
+//! | `status`, `flows`, `stats`, `events`, `switchover`, `keygen` | the verbs |
+
+mod client;
+mod events;
+mod flows;
+mod keygen;
+mod stats;
+mod status;
+mod switchover;
+mod term;
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use serde::Serialize;
+
+use crate::args::{CtlVerb, Fwhactl, Output};
+use client::Client;
+use term::Style;
+
+/// Does what the command line says and prints the answer. Errors are printed too, as one line.
+pub fn run(args: Fwhactl) -> ExitCode {
+    let done = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| runtime.block_on(dispatch(args)));
+    done.unwrap_or_else(|error| {
+        // Whoever reads has seen enough (`fwhactl flows | head`).
+        if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) {
+            return ExitCode::SUCCESS;
+        }
+        // The daemon's words may hold what a stranger sent it.
+        let _ = writeln!(io::stderr(), "fwhactl: {}", term::plain(&format!("{error:#}")));
+        ExitCode::FAILURE
+    })
+}
+
+async fn dispatch(args: Fwhactl) -> anyhow::Result<ExitCode> {
+    let ctl = Ctl { client: Client::new(args.socket), output: args.output, style: Style::of_stdout() };
+    match args.verb {
+        CtlVerb::Status(args) => return status::run(&ctl, &args).await,
+        CtlVerb::Flows(args) => flows::run(&ctl, &args).await?,
+        CtlVerb::Stats(args) => stats::run(&ctl, &args).await?,
+        CtlVerb::Events(args) => events::run(&ctl, &args).await?,
+        CtlVerb::Switchover(args) => switchover::run(&ctl, args).await?,
+        CtlVerb::Keygen(args) => keygen::run(&args)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What every verb needs.
+struct Ctl {
+    client: Client,
+    output: Output,
+    style: Style,
+}
+
+/// Prints one object as a line of JSON.
+fn print_json(out: &mut impl Write, object: &impl Serialize) -> anyhow::Result<()> {
+    let mut line = serde_json::to_vec(object)?;
+    line.push(b'\n');
+    out.write_all(&line)?;
+    Ok(())
+}

@@ -1,0 +1,189 @@
+//! `fwhactl status`: is all well, and who does what.
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+    time::Duration,
+};
+
+use tokio::time::MissedTickBehavior;
+
+use super::{
+    Ctl, print_json,
+    term::{self, Grid, Paint, Style},
+};
+use crate::{
+    api::{GroupStatus, LinkStatus, PeerStatus, Role, Status, SyncStatus, path},
+    args::{Output, StatusArgs},
+};
+
+/// The exit code when a group has not exactly one Active node.
+const TROUBLED: u8 = 3;
+
+/// Between two pictures of `--watch`.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+
+pub(super) async fn run(ctl: &Ctl, args: &StatusArgs) -> anyhow::Result<ExitCode> {
+    if args.watch {
+        return watch(ctl).await;
+    }
+    let status: Status = ctl.client.get(path::STATUS).await?;
+    let mut out = Vec::new();
+    draw(&mut out, ctl, &status)?;
+    io::stdout().write_all(&out)?;
+    let troubled = status.troubled_groups().next().is_some();
+    Ok(if troubled { ExitCode::from(TROUBLED) } else { ExitCode::SUCCESS })
+}
+
+/// Shows the status every second. A daemon that is gone may come back, so that is shown too.
+async fn watch(ctl: &Ctl) -> anyhow::Result<ExitCode> {
+    let mut ticks = tokio::time::interval(WATCH_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let mut out = Vec::new();
+        if ctl.style.terminal && ctl.output == Output::Table {
+            // Cursor to the corner, erase the screen.
+            write!(out, "\x1b[H\x1b[2J")?;
+        }
+        match ctl.client.get::<Status>(path::STATUS).await {
+            Ok(status) => draw(&mut out, ctl, &status)?,
+            Err(error) if ctl.output == Output::Table => {
+                let text = format!("{error:#}");
+                writeln!(out, "{}", ctl.style.paint(Paint::Bad, &text))?;
+            }
+            Err(error) => return Err(error),
+        }
+        let mut stdout = io::stdout().lock();
+        stdout.write_all(&out)?;
+        stdout.flush()?;
+    }
+}
+
+fn draw(out: &mut Vec<u8>, ctl: &Ctl, status: &Status) -> anyhow::Result<()> {
+    match ctl.output {
+        Output::Json => print_json(out, status),
+        Output::Table => Ok(table(out, ctl.style, status)?),
+    }
+}
+
+fn table(out: &mut Vec<u8>, style: Style, status: &Status) -> io::Result<()> {
+    let Status { node, cluster, config_hash, version, uptime_ms, flows, .. } = status;
+    writeln!(
+        out,
+        "{} of cluster {}, config {config_hash}, fwha {version}, up {}",
+        style.paint(Paint::Bold, node),
+        style.paint(Paint::Bold, cluster),
+        term::duration(*uptime_ms)
+    )?;
+
+    let mut groups = Grid::with_heading(&["GROUP", "ROLE", "ACTIVE", "TERM", "FOR", "VIPS", "REASON"]);
+    for group in &status.groups {
+        groups.row(group_row(group));
+    }
+    writeln!(out)?;
+    groups.print(out, style, "")?;
+
+    if !status.peers.is_empty() {
+        let mut peers = Grid::with_heading(&["PEER", "STATE", "SYNC", "LAG", "UNACKED", "LINKS"]);
+        for peer in &status.peers {
+            peers.row(peer_row(peer));
+        }
+        writeln!(out)?;
+        peers.print(out, style, "")?;
+    }
+
+    if !status.interfaces.is_empty() {
+        let mut interfaces = Grid::with_heading(&["INTERFACE", "ZONE", "ATTACHED", "WHY"]);
+        for i in &status.interfaces {
+            let cells = [i.interface.clone(), i.zone.clone(), i.attach.to_string(), i.reason.clone()];
+            interfaces.row(cells.map(|text| (Paint::Plain, text)));
+        }
+        writeln!(out)?;
+        interfaces.print(out, style, "")?;
+    }
+
+    let used = flows.local + flows.peer;
+    writeln!(
+        out,
+        "\nflows: {} local, {} from peers, {} of {} used; {} embryonic",
+        flows.local, flows.peer, used, flows.max, flows.embryonic
+    )?;
+    for group in status.troubled_groups() {
+        let text = match (&group.active, &group.also_active[..]) {
+            (None, _) => format!("group {}: no node is active", group.name),
+            (Some(active), others) => {
+                format!("group {}: split brain, {active} and {} are active", group.name, others.join(", "))
+            }
+        };
+        writeln!(out, "{} {}", style.paint(Paint::Bad, "warning:"), style.paint(Paint::Plain, &text))?;
+    }
+    for warning in &status.warnings {
+        writeln!(out, "{} {}", style.paint(Paint::Warn, "warning:"), style.paint(Paint::Plain, warning))?;
+    }
+    Ok(())
+}
+
+fn group_row(group: &GroupStatus) -> [(Paint, String); 7] {
+    let role = match group.role {
+        Role::Active => Paint::Good,
+        Role::Backup => Paint::Plain,
+        Role::Init | Role::Standby => Paint::Warn,
+        Role::Fault => Paint::Bad,
+    };
+    let active: Vec<&str> = group.active.iter().chain(&group.also_active).map(String::as_str).collect();
+    let active = match &active[..] {
+        [] => (Paint::Bad, "none".to_owned()),
+        [one] => (Paint::Plain, (*one).to_owned()),
+        many => (Paint::Bad, many.join(", ")),
+    };
+    [
+        (Paint::Bold, group.name.clone()),
+        (role, group.role.to_string()),
+        active,
+        (Paint::Plain, group.term.to_string()),
+        (Paint::Plain, term::duration(group.since_ms)),
+        (Paint::Plain, group.vips.join(" ")),
+        (Paint::Dim, group.reason.clone()),
+    ]
+}
+
+fn peer_row(peer: &PeerStatus) -> [(Paint, String); 6] {
+    let state = if peer.state == "alive" { Paint::Good } else { Paint::Bad };
+    let mut shown = peer.state.clone();
+    if let Some(since_ms) = peer.since_ms {
+        shown.push_str(&format!(" for {}", term::duration(since_ms)));
+    }
+    if !peer.reason.is_empty() {
+        shown.push_str(&format!(" ({})", peer.reason));
+    }
+    let links: Vec<String> = peer.links.iter().map(link).collect();
+    let link_paint = if peer.links.iter().all(|l| l.state == "up") { Paint::Plain } else { Paint::Bad };
+    [
+        (Paint::Bold, peer.name.clone()),
+        (state, shown),
+        sync_cell(&peer.sync),
+        (Paint::Plain, term::duration(peer.sync.lag_ms)),
+        (Paint::Plain, peer.sync.unacked.to_string()),
+        (link_paint, links.join(", ")),
+    ]
+}
+
+fn sync_cell(sync: &SyncStatus) -> (Paint, String) {
+    let mut text = sync.state.clone();
+    if let Some(bulk) = &sync.bulk {
+        text.push_str(&format!(" {} of {}", bulk.flows_done, bulk.flows_total));
+    }
+    match sync.state.as_str() {
+        "in-sync" if sync.digest_match => (Paint::Good, text),
+        "down" | "silent" | "diverged" => (Paint::Bad, text),
+        _ => (Paint::Warn, text),
+    }
+}
+
+fn link(link: &LinkStatus) -> String {
+    match link.rtt_us {
+        Some(rtt_us) => format!("{} {} {:.2}ms", link.interface, link.state, rtt_us as f64 / 1000.0),
+        None => format!("{} {}", link.interface, link.state),
+    }
+}

@@ -1,0 +1,519 @@
+//! The control API: HTTP on the run directory's socket, which only root may open. The contract is
+//! [`crate::api`].
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::{Json, Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use futures_util::stream;
+use fwha_common::BUCKETS;
+use fwha_common::drop::DropReason;
+use fwha_common::flow::{Flow, FlowKey, FlowState, proto};
+use fwha_common::settings::Counter;
+use fwha_proto::NodeId;
+use fwha_proto::election::{GroupId, status::Status as ElectionStatus};
+use fwha_proto::heartbeat::{PeerState, Role};
+use fwha_proto::replication::SyncState;
+use fwha_proto::time::Time;
+use serde::Serialize;
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+use super::election;
+use super::events::EventLog;
+use super::mailbox::Mailbox;
+use super::names::Names;
+use super::replication::Snapshot;
+use super::sweeper::expiry_ns;
+use crate::api::{self, ApiError, path};
+use crate::config::Config;
+use crate::dataplane::maps::{FlowMap, FlowWalk};
+use crate::dataplane::{AttachKind, AttachedInterface, DataplaneError, Maps};
+use crate::sys::clock::KernelClock;
+
+/// Flows looked at between two pieces of an answer.
+const CHUNK: usize = 1024;
+/// Pieces of an answer that wait for a slow client.
+const PIECES: usize = 4;
+/// How long a switchover may take before the client is told that it did not happen.
+const SWITCHOVER_WAIT: Duration = Duration::from_secs(5);
+
+/// What the API shows, and whom it asks.
+pub struct Server {
+    /// The config in force.
+    pub config: Arc<Config>,
+    /// This node.
+    pub me: NodeId,
+    /// Names for numbers.
+    pub names: Arc<Names>,
+    /// Names of rules, by their hashes.
+    pub rules: HashMap<u32, String>,
+    /// The data plane.
+    pub maps: Arc<Maps>,
+    /// Its clock.
+    pub clock: KernelClock,
+    /// When the daemon started.
+    pub started: Time,
+    /// The group of each bucket.
+    pub bucket_group: [GroupId; BUCKETS],
+    /// The event log.
+    pub events: Arc<EventLog>,
+    /// The election.
+    pub election: Mailbox<election::Command>,
+    /// How the election stands.
+    pub election_status: Arc<ArcSwap<ElectionStatus>>,
+    /// How replication stands.
+    pub replication_status: Arc<ArcSwap<Snapshot>>,
+    /// Where programs are attached.
+    pub attached: Arc<ArcSwap<Vec<AttachedInterface>>>,
+}
+
+/// An answer that is not the one asked for.
+struct Problem(StatusCode, String);
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        (self.0, Json(ApiError { error: self.1 })).into_response()
+    }
+}
+
+impl From<DataplaneError> for Problem {
+    fn from(error: DataplaneError) -> Self {
+        Self(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
+    }
+}
+
+impl From<std::io::Error> for Problem {
+    fn from(error: std::io::Error) -> Self {
+        Self(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot read the flow table: {error}"))
+    }
+}
+
+impl From<tokio::task::JoinError> for Problem {
+    fn from(error: tokio::task::JoinError) -> Self {
+        Self(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
+    }
+}
+
+impl From<QueryRejection> for Problem {
+    fn from(rejection: QueryRejection) -> Self {
+        Self(StatusCode::BAD_REQUEST, rejection.body_text())
+    }
+}
+
+impl From<JsonRejection> for Problem {
+    fn from(rejection: JsonRejection) -> Self {
+        Self(StatusCode::BAD_REQUEST, rejection.body_text())
+    }
+}
+
+/// The routes of the API.
+pub fn routes(server: Server) -> Router {
+    Router::new()
+        .route(path::STATUS, get(status))
+        .route(path::FLOWS, get(flows))
+        .route(path::STATS, get(stats))
+        .route(path::EVENTS, get(events))
+        .route(path::SWITCHOVER, post(switchover))
+        .fallback(async || Problem(StatusCode::NOT_FOUND, "there is no such path".into()))
+        .with_state(Arc::new(server))
+}
+
+type Shared = State<Arc<Server>>;
+
+async fn status(State(server): Shared) -> Result<Json<api::Status>, Problem> {
+    let flows = {
+        let server = Arc::clone(&server);
+        tokio::task::spawn_blocking(move || server.flow_counts()).await??
+    };
+    Ok(Json(server.status(flows)))
+}
+
+async fn stats(State(server): Shared) -> Result<Json<api::Stats>, Problem> {
+    Ok(Json(server.stats()?))
+}
+
+async fn flows(
+    State(server): Shared,
+    filter: Result<Query<api::FlowFilter>, QueryRejection>,
+) -> Result<Response, Problem> {
+    let Query(filter) = filter?;
+    let (sender, receiver) = mpsc::channel::<std::io::Result<Bytes>>(PIECES);
+    tokio::task::spawn_blocking(move || {
+        for table in [server.maps.flows(), server.maps.embryonic(), server.maps.node_flows()] {
+            if let Err(error) = server.write_flows(table, &filter, &sender) {
+                // A client that hung up needs no error.
+                let _ = sender.blocking_send(Err(error));
+                return;
+            }
+        }
+    });
+    let pieces = stream::unfold(receiver, async |mut r| r.recv().await.map(|piece| (piece, r)));
+    Ok(ndjson(Body::from_stream(pieces)))
+}
+
+async fn events(
+    State(server): Shared,
+    query: Result<Query<api::EventsQuery>, QueryRejection>,
+) -> Result<Response, Problem> {
+    let Query(query) = query?;
+    let (history, receiver) = server.events.follow();
+    let mut lines = Vec::new();
+    for event in &history {
+        push_line(&mut lines, event);
+    }
+    let lines = Bytes::from(lines);
+    if !query.follow {
+        return Ok(ndjson(Body::from(lines)));
+    }
+    let rest = stream::unfold((Some(lines), receiver), async |(first, mut receiver)| {
+        if let Some(first) = first {
+            return Some((Ok::<_, std::io::Error>(first), (None, receiver)));
+        }
+        loop {
+            match receiver.recv().await {
+                Ok(event) => {
+                    let mut line = Vec::new();
+                    push_line(&mut line, &event);
+                    return Some((Ok(Bytes::from(line)), (None, receiver)));
+                }
+                // It lagged; the history has what it missed.
+                Err(broadcast::error::RecvError::Lagged(_)) => {}
+                Err(broadcast::error::RecvError::Closed) => return None,
+            }
+        }
+    });
+    Ok(ndjson(Body::from_stream(rest)))
+}
+
+async fn switchover(
+    State(server): Shared,
+    request: Result<Json<api::SwitchoverRequest>, JsonRejection>,
+) -> Result<Json<api::SwitchoverReply>, Problem> {
+    let Json(request) = request?;
+    let group = server.group_named(request.group.as_deref())?;
+    let to = match &request.to {
+        None => None,
+        Some(name) => Some(server.config.node_named(name).map(|n| n.id).ok_or_else(|| {
+            let known: Vec<&str> = server.config.nodes.iter().map(|n| n.name.as_str()).collect();
+            let known = known.join(", ");
+            Problem(StatusCode::NOT_FOUND, format!("there is no node {name:?}: known are {known}"))
+        })?),
+    };
+    let began = tokio::time::Instant::now();
+    let (reply, answer) = oneshot::channel();
+    server.election.send(election::Command::Switchover { group, to, reply });
+    let gone = |_| Problem(StatusCode::SERVICE_UNAVAILABLE, "the daemon is shutting down".into());
+    let to = answer.await.map_err(gone)?.map_err(|e| Problem(StatusCode::CONFLICT, e.to_string()))?;
+    let mut poll = tokio::time::interval(Duration::from_millis(5));
+    while began.elapsed() < SWITCHOVER_WAIT {
+        poll.tick().await;
+        let status = server.election_status.load();
+        let Some(group) = status.groups.iter().find(|g| g.group == group) else { break };
+        if group.role != Role::Active && group.active.contains(&to) {
+            return Ok(Json(api::SwitchoverReply {
+                group: server.names.group(group.group).to_owned(),
+                from: server.names.me().to_owned(),
+                to: server.names.node(to).to_owned(),
+                took_ms: began.elapsed().as_secs_f64() * 1e3,
+            }));
+        }
+        if group.role == Role::Active && group.handover.is_none() && began.elapsed() > SWITCHOVER_WAIT / 10 {
+            break;
+        }
+    }
+    let to = server.names.node(to);
+    Err(Problem(StatusCode::CONFLICT, format!("{to} did not take the group: see `fwhactl events`")))
+}
+
+fn ndjson(body: Body) -> Response {
+    ([(header::CONTENT_TYPE, api::NDJSON)], body).into_response()
+}
+
+fn push_line(lines: &mut Vec<u8>, object: &impl Serialize) {
+    // Writing to memory does not fail, and neither do these types.
+    let _ = serde_json::to_writer(&mut *lines, object);
+    lines.push(b'\n');
+}
+
+impl Server {
+    fn now(&self) -> Time {
+        Time::from_nanos(self.clock.now_ns())
+    }
+
+    fn ms_since(&self, at: Time) -> u64 {
+        self.now().since(at).as_millis() as u64
+    }
+
+    fn group_named(&self, name: Option<&str>) -> Result<GroupId, Problem> {
+        let groups = &self.config.groups;
+        let known = || groups.iter().map(|g| g.name.as_str()).collect::<Vec<_>>().join(", ");
+        match name {
+            Some(name) => groups.iter().find(|g| g.name == name).map(|g| g.id).ok_or_else(|| {
+                Problem(StatusCode::NOT_FOUND, format!("there is no group {name:?}: known are {}", known()))
+            }),
+            None if groups.len() == 1 => Ok(groups[0].id),
+            None => Err(Problem(StatusCode::BAD_REQUEST, format!("name one of the groups: {}", known()))),
+        }
+    }
+
+    fn flow_counts(&self) -> Result<api::FlowCounts, Problem> {
+        let mut counts = api::FlowCounts {
+            max: u64::from(self.maps.flows().max_entries()),
+            embryonic: self.maps.embryonic_count()? as u64,
+            ..api::FlowCounts::default()
+        };
+        let mut walk = FlowWalk::new(CHUNK);
+        while let Some((_, flows)) = walk.next_chunk(self.maps.flows())? {
+            let local = flows.iter().filter(|f| f.id.node == self.me).count() as u64;
+            counts.local += local;
+            counts.peer += flows.len() as u64 - local;
+        }
+        Ok(counts)
+    }
+
+    fn status(&self, flows: api::FlowCounts) -> api::Status {
+        let election = self.election_status.load();
+        let replication = self.replication_status.load();
+        let mut warnings = self.config.warnings.clone();
+        let groups = election.groups.iter().map(|g| self.group_status(g)).collect::<Vec<_>>();
+        for group in &groups {
+            match group.active {
+                None => warnings.push(format!("group {}: no node is active", group.name)),
+                Some(_) if !group.also_active.is_empty() => {
+                    warnings.push(format!("group {}: split brain", group.name));
+                }
+                Some(_) => {}
+            }
+        }
+        let mut peers = Vec::new();
+        for peer in &election.peers {
+            let name = self.names.node(peer.node);
+            if peer.state != PeerState::Alive {
+                warnings.push(format!("{name} is {}", peer.state));
+            }
+            let mut reasons: Vec<String> =
+                peer.refused.clone().map(|r| format!("refused: {r}")).into_iter().collect();
+            if peer.deaf {
+                reasons.push("does not hear our heartbeats".into());
+            }
+            if peer.other_config.is_some() {
+                reasons.push("runs with another cluster file".into());
+            }
+            warnings.extend(reasons.iter().map(|r| format!("{name}: {r}")));
+            let sync = replication.peers.get(&peer.node);
+            if let Some(sync) = sync {
+                let known = self.config.replication.enabled && sync.state != SyncState::InSync;
+                if known && peer.state == PeerState::Alive {
+                    warnings.push(format!("{name}: replication is {}, not in-sync", sync.state.as_str()));
+                }
+                let refused = sync.refused.iter().map(|r| format!("replication refused: {r}"));
+                warnings.extend(
+                    sync.warnings
+                        .iter()
+                        .map(ToString::to_string)
+                        .chain(refused)
+                        .map(|w| format!("{name}: {w}")),
+                );
+            }
+            peers.push(api::PeerStatus {
+                name: name.to_owned(),
+                state: peer.state.as_str().to_owned(),
+                since_ms: (peer.since != Time::ZERO).then(|| self.ms_since(peer.since)),
+                reason: reasons.join("; "),
+                links: peer.links.iter().map(|l| self.link_status(l)).collect(),
+                sync: sync.map(sync_status).unwrap_or_default(),
+            });
+        }
+        if flows.local + flows.peer >= flows.max {
+            warnings.push("the flow table is full: new flows are refused; raise max-flows".into());
+        }
+        api::Status {
+            node: self.names.me().to_owned(),
+            cluster: self.config.cluster.name.clone(),
+            config_hash: format!("{:016x}", self.config.hash),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_ms: self.ms_since(self.started),
+            groups,
+            peers,
+            interfaces: self.attached.load().iter().filter_map(|a| self.interface_status(a)).collect(),
+            flows,
+            warnings,
+        }
+    }
+
+    fn group_status(&self, group: &fwha_proto::election::status::GroupStatus) -> api::GroupStatus {
+        let config = self.config.groups.iter().find(|g| g.id == group.group);
+        let mut active = group.active.iter().map(|n| self.names.node(*n).to_owned());
+        api::GroupStatus {
+            name: self.names.group(group.group).to_owned(),
+            role: match group.role {
+                Role::Init => api::Role::Init,
+                Role::Backup => api::Role::Backup,
+                Role::Active => api::Role::Active,
+                Role::Fault => api::Role::Fault,
+                Role::Standby => api::Role::Standby,
+            },
+            active: active.next(),
+            also_active: active.collect(),
+            term: group.term,
+            since_ms: self.ms_since(group.since),
+            reason: group.reason.clone(),
+            vips: config
+                .into_iter()
+                .flat_map(|g| &g.vips)
+                .flat_map(|v| &v.addresses)
+                .map(ToString::to_string)
+                .collect(),
+        }
+    }
+
+    fn link_status(&self, link: &fwha_proto::election::status::LinkStatus) -> api::LinkStatus {
+        let me = self.config.node(self.me);
+        let interface = me.and_then(|n| n.sync.get(usize::from(link.link))).map(|s| s.interface.clone());
+        api::LinkStatus {
+            interface: interface.unwrap_or_default(),
+            state: if link.up { "up" } else { "silent" }.to_owned(),
+            rtt_us: link.rtt.map(|rtt| rtt.as_micros() as u64),
+        }
+    }
+
+    fn interface_status(&self, attached: &AttachedInterface) -> Option<api::ZoneInterfaceStatus> {
+        Some(api::ZoneInterfaceStatus {
+            interface: attached.name.clone(),
+            zone: self.names.zone(attached.zone?).to_owned(),
+            attach: match attached.kind {
+                AttachKind::Xdp => api::Attachment::Xdp,
+                AttachKind::Tc => api::Attachment::Tc,
+            },
+            reason: attached.reason.clone(),
+        })
+    }
+
+    fn stats(&self) -> Result<api::Stats, Problem> {
+        let election = self.election_status.load();
+        let replication = self.replication_status.load();
+        let counts = |names: &mut dyn Iterator<Item = &'static str>, values: Vec<u64>| -> api::StatSection {
+            names.zip(values).map(|(name, value)| (name.to_owned(), value.into())).collect()
+        };
+        let mut sync: api::StatSection =
+            replication.counters.iter().map(|(name, n)| ((*name).to_owned(), (*n).into())).collect();
+        let peers = replication.peers.iter();
+        let peers =
+            peers.map(|(n, p)| (self.names.node(*n), p.counters.iter().copied().collect::<api::Stat>()));
+        sync.insert("peers".into(), peers.collect());
+        let mut link = api::StatSection::new();
+        let mut vrrp = api::StatSection::new();
+        let mut families: BTreeMap<&str, Vec<(&str, u64)>> = BTreeMap::new();
+        for (family, name, count) in election.counters.iter() {
+            families.entry(family).or_default().push((name, count));
+        }
+        for (family, counters) in families {
+            let section = if family.starts_with("vrrp") { &mut vrrp } else { &mut link };
+            section.insert(family.to_owned(), counters.into_iter().collect());
+        }
+        for peer in &election.peers {
+            let received = peer.links.iter().map(|l| (self.link_status(l).interface, l.received));
+            link.insert(format!("received_from_{}", self.names.node(peer.node)), received.collect());
+        }
+        let rules = self.config.rules.iter().map(|r| r.name.clone()).zip(self.maps.rule_hits()?);
+        Ok(api::Stats {
+            flows: counts(&mut Counter::ALL.iter().map(|c| c.as_str()), self.maps.counters()?),
+            sync,
+            link,
+            vrrp,
+            drops: counts(&mut DropReason::ALL.iter().map(|r| r.as_str()), self.maps.drops()?),
+            rules: rules.map(|(name, hits)| (name, hits.into())).collect(),
+        })
+    }
+
+    /// Writes the flows of one table that match, a line each.
+    fn write_flows(
+        &self,
+        table: &FlowMap,
+        filter: &api::FlowFilter,
+        to: &mpsc::Sender<std::io::Result<Bytes>>,
+    ) -> std::io::Result<()> {
+        let timeouts = self.maps.timeouts().map_err(std::io::Error::other)?;
+        let election = self.election_status.load();
+        let owner = |group: GroupId| {
+            let group = election.groups.iter().find(|g| g.group == group);
+            group.and_then(|g| g.active.first()).map_or("", |n| self.names.node(*n))
+        };
+        let mut since_ns = [0; BUCKETS];
+        for (bucket, since) in since_ns.iter_mut().enumerate() {
+            let group =
+                self.maps.group(u32::from(self.bucket_group[bucket])).map_err(std::io::Error::other)?;
+            *since = group.since_ns;
+        }
+        let mut walk = FlowWalk::new(CHUNK);
+        while let Some((keys, flows)) = walk.next_chunk(table)? {
+            let now_ns = self.clock.now_ns();
+            let mut lines = Vec::new();
+            for (key, flow) in keys.iter().zip(flows) {
+                let bucket = usize::from(flow.bucket);
+                let ends_ns = expiry_ns(key, flow, since_ns[bucket], &timeouts);
+                let row = self.flow_row(key, flow, owner(self.bucket_group[bucket]), now_ns, ends_ns);
+                if filter.matches(&row) {
+                    push_line(&mut lines, &row);
+                }
+            }
+            if !lines.is_empty() && to.blocking_send(Ok(Bytes::from(lines))).is_err() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    fn flow_row(&self, key: &FlowKey, flow: &Flow, owner: &str, now_ns: u64, ends_ns: u64) -> api::FlowRow {
+        let (src, sport) = key.end(flow.originator_is_b());
+        let (dst, dport) = key.end(!flow.originator_is_b());
+        let ms = |ns: u64| ns / 1_000_000;
+        let seen_ns = flow.last_seen_ns[0].max(flow.last_seen_ns[1]);
+        api::FlowRow {
+            proto: match key.proto {
+                proto::TCP => "tcp".into(),
+                proto::UDP => "udp".into(),
+                proto::ICMP => "icmp".into(),
+                other => other.to_string(),
+            },
+            src: address(src),
+            sport,
+            dst: address(dst),
+            dport,
+            state: FlowState::from_u8(flow.state as u8).map_or("invalid", FlowState::as_str).to_owned(),
+            zone_in: self.names.zone(flow.zones[0]).to_owned(),
+            zone_out: self.names.zone(flow.zones[1]).to_owned(),
+            owner: owner.to_owned(),
+            origin: if flow.id.node == self.me { api::Origin::Local } else { api::Origin::Peer },
+            age_ms: ms(now_ns.saturating_sub(flow.created_ns)),
+            idle_ms: ms(now_ns.saturating_sub(seen_ns)),
+            timeout_ms: ms(ends_ns.saturating_sub(now_ns)),
+            packets: flow.packets,
+            bytes: flow.bytes,
+            rule: self.rules.get(&flow.rule_hash).cloned().unwrap_or_default(),
+        }
+    }
+}
+
+fn sync_status(sync: &super::replication::PeerSnapshot) -> api::SyncStatus {
+    api::SyncStatus {
+        state: sync.state.as_str().to_owned(),
+        lag_ms: sync.lag.as_millis() as u64,
+        unacked: sync.unacked as u64,
+        digest_match: sync.digest_match,
+        bulk: None,
+    }
+}
+
+fn address(bytes: [u8; 16]) -> IpAddr {
+    Ipv6Addr::from(bytes).to_canonical()
+}

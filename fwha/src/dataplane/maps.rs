@@ -1,0 +1,304 @@
+//! Typed access to the maps: each call one system call, from any thread.
+
+use std::{
+    io,
+    os::fd::AsFd,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use fwha_common::{
+    BUCKETS, MAX_GROUPS,
+    flow::{Flow, FlowKey},
+    group::Group,
+    rule::{Interface, MAX_RULES, Rule},
+    settings::{Settings, Timeouts, name},
+};
+
+use super::{DataplaneError, pins::PinDir};
+use crate::sys::{
+    Pod,
+    bpf::{self, Map, PerCpuCounters, Walk, Write},
+    zeroed,
+};
+
+/// A table of flows.
+pub type FlowMap = Map<FlowKey, Flow>;
+
+/// An incremental walk over a table of flows.
+pub type FlowWalk = Walk<FlowKey, Flow>;
+
+/// The maps of a data plane.
+#[derive(Debug)]
+pub struct Maps {
+    flows: FlowMap,
+    embryonic: FlowMap,
+    node_flows: FlowMap,
+    groups: Map<u32, Group>,
+    bucket_group: Map<u32, u32>,
+    rules: Map<u32, Rule>,
+    interfaces: Map<u32, Interface>,
+    settings: Map<u32, Settings>,
+    timeouts: Map<u32, Timeouts>,
+    rule_hits: PerCpuCounters,
+    counters: PerCpuCounters,
+    drops: PerCpuCounters,
+    event_loss: PerCpuCounters,
+    /// Several threads change settings; each change is read, modify, write.
+    settings_lock: Mutex<()>,
+}
+
+impl Maps {
+    pub(super) fn open(pins: &PinDir) -> Result<Self, DataplaneError> {
+        fn map<K: Pod, V: Pod>(pins: &PinDir, name: &'static str) -> Result<Map<K, V>, DataplaneError> {
+            bpf::open_pinned(&pins.map(name)).and_then(|fd| Map::new(fd.as_fd())).map_err(map_error(name))
+        }
+        let counters = |name| {
+            bpf::open_pinned(&pins.map(name))
+                .and_then(|fd| PerCpuCounters::new(fd.as_fd()))
+                .map_err(map_error(name))
+        };
+        Ok(Self {
+            flows: map(pins, name::FLOWS)?,
+            embryonic: map(pins, name::EMBRYONIC)?,
+            node_flows: map(pins, name::NODE_FLOWS)?,
+            groups: map(pins, name::GROUPS)?,
+            bucket_group: map(pins, name::BUCKET_GROUP)?,
+            rules: map(pins, name::RULES)?,
+            interfaces: map(pins, name::INTERFACES)?,
+            settings: map(pins, name::SETTINGS)?,
+            timeouts: map(pins, name::TIMEOUTS)?,
+            rule_hits: counters(name::RULE_HITS)?,
+            counters: counters(name::COUNTERS)?,
+            drops: counters(name::DROPS)?,
+            event_loss: counters(name::EVENT_LOSS)?,
+            settings_lock: Mutex::new(()),
+        })
+    }
+
+    /// The main table: lookups, batches, walks.
+    pub fn flows(&self) -> &FlowMap {
+        &self.flows
+    }
+
+    /// Flows that nobody has answered yet.
+    pub fn embryonic(&self) -> &FlowMap {
+        &self.embryonic
+    }
+
+    /// Flows that begin or end at this node.
+    pub fn node_flows(&self) -> &FlowMap {
+        &self.node_flows
+    }
+
+    /// Number of embryonic flows. Walks the table: for `status`, not for a loop.
+    ///
+    /// # Errors
+    ///
+    /// Those of the walk.
+    pub fn embryonic_count(&self) -> Result<usize, DataplaneError> {
+        count(&self.embryonic).map_err(map_error(name::EMBRYONIC))
+    }
+
+    /// Writes a group's ownership: the one write of a takeover, and of each renewal of the lease.
+    ///
+    /// # Errors
+    ///
+    /// Those of the update; `E2BIG` for a group of [`MAX_GROUPS`] or above.
+    pub fn write_group(&self, group: u32, value: &Group) -> Result<(), DataplaneError> {
+        self.groups.update(&group, value, Write::Any).map_err(map_error(name::GROUPS))
+    }
+
+    /// A group's ownership as the data plane sees it.
+    ///
+    /// # Errors
+    ///
+    /// Those of the lookup.
+    pub fn group(&self, group: u32) -> Result<Group, DataplaneError> {
+        debug_assert!((group as usize) < MAX_GROUPS);
+        Ok(self.groups.lookup(&group).map_err(map_error(name::GROUPS))?.unwrap_or_default())
+    }
+
+    /// Says which group has which bucket.
+    ///
+    /// # Errors
+    ///
+    /// Those of the update.
+    pub fn set_bucket_groups(&self, groups: &[u32; BUCKETS]) -> Result<(), DataplaneError> {
+        let keys: Vec<u32> = (0..BUCKETS as u32).collect();
+        self.bucket_group.update_batch(&keys, groups).map(drop).map_err(map_error(name::BUCKET_GROUP))
+    }
+
+    /// The settings in force; all zero before the first [`update_settings`](Self::update_settings).
+    ///
+    /// # Errors
+    ///
+    /// Those of the lookup.
+    pub fn settings(&self) -> Result<Settings, DataplaneError> {
+        Ok(self.settings.lookup(&0).map_err(map_error(name::SETTINGS))?.unwrap_or_default())
+    }
+
+    /// Changes the settings, in one write. Concurrent changes follow one another.
+    ///
+    /// # Errors
+    ///
+    /// Those of the update.
+    pub fn update_settings(&self, change: impl FnOnce(&mut Settings)) -> Result<(), DataplaneError> {
+        let lock = self.lock_settings();
+        self.change_settings(&lock, change)
+    }
+
+    /// Makes every cached next hop out of date: routes, neighbours, addresses or links changed.
+    ///
+    /// # Errors
+    ///
+    /// Those of the update.
+    pub fn next_route_generation(&self) -> Result<(), DataplaneError> {
+        self.update_settings(|s| s.route_generation = s.route_generation.wrapping_add(1).max(1))
+    }
+
+    /// Puts a ruleset in force. It is written beside the present one and takes its place in one
+    /// write. Returns its generation.
+    ///
+    /// # Errors
+    ///
+    /// [`DataplaneError::TooManyRules`]; those of the updates, and then the present one stays.
+    pub fn load_rules(&self, rules: &[Rule]) -> Result<u32, DataplaneError> {
+        if rules.len() > MAX_RULES {
+            return Err(DataplaneError::TooManyRules(rules.len()));
+        }
+        let lock = self.lock_settings();
+        let generation = match self.settings()?.ruleset_generation.wrapping_add(1) {
+            // 0 is no ruleset, and 1 would be the half that is in force.
+            0 => 2,
+            n => n,
+        };
+        let first = generation % 2 * MAX_RULES as u32;
+        let keys: Vec<u32> = (first..first + MAX_RULES as u32).collect();
+        // The whole half is written: a packet that reads the new generation with the old count must
+        // not meet rules of the generation before the last. The zero rule matches only what goes
+        // from the node to itself, and drops it.
+        let mut half = rules.to_vec();
+        half.resize(MAX_RULES, Rule::default());
+        self.rules.update_batch(&keys, &half).map_err(map_error(name::RULES))?;
+        self.change_settings(&lock, |s| {
+            s.ruleset_generation = generation;
+            s.rules = rules.len() as u32;
+        })?;
+        Ok(generation)
+    }
+
+    /// Sets the timeouts.
+    ///
+    /// # Errors
+    ///
+    /// Those of the update.
+    pub fn set_timeouts(&self, timeouts: &Timeouts) -> Result<(), DataplaneError> {
+        self.timeouts.update(&0, timeouts, Write::Any).map_err(map_error(name::TIMEOUTS))
+    }
+
+    /// The timeouts in force.
+    ///
+    /// # Errors
+    ///
+    /// Those of the lookup.
+    pub fn timeouts(&self) -> Result<Timeouts, DataplaneError> {
+        Ok(self.timeouts.lookup(&0).map_err(map_error(name::TIMEOUTS))?.unwrap_or_else(zeroed))
+    }
+
+    /// Makes the programs know exactly these interfaces.
+    pub(super) fn set_interfaces(&self, interfaces: &[(u32, Interface)]) -> Result<(), DataplaneError> {
+        let write = || -> io::Result<()> {
+            for (ifindex, interface) in interfaces {
+                self.interfaces.update(ifindex, interface, Write::Any)?;
+            }
+            let mut gone = Vec::new();
+            let mut walk = Walk::new(self.interfaces.max_entries() as usize);
+            while let Some((known, _)) = walk.next_chunk(&self.interfaces)? {
+                gone.extend(known.iter().filter(|k| interfaces.iter().all(|(i, _)| i != *k)));
+            }
+            self.interfaces.delete_batch(&gone).map(drop)
+        };
+        write().map_err(map_error(name::INTERFACES))
+    }
+
+    /// The interfaces that the programs know, by index.
+    ///
+    /// # Errors
+    ///
+    /// Those of the walk.
+    pub fn interfaces(&self) -> Result<Vec<(u32, Interface)>, DataplaneError> {
+        let mut all = Vec::new();
+        let mut walk = Walk::new(self.interfaces.max_entries() as usize);
+        while let Some((keys, values)) =
+            walk.next_chunk(&self.interfaces).map_err(map_error(name::INTERFACES))?
+        {
+            all.extend(keys.iter().copied().zip(values.iter().copied()));
+        }
+        all.sort_by_key(|(ifindex, _)| *ifindex);
+        Ok(all)
+    }
+
+    /// By [`Counter`](fwha_common::settings::Counter), summed over the CPUs.
+    ///
+    /// # Errors
+    ///
+    /// Those of the lookup.
+    pub fn counters(&self) -> Result<Vec<u64>, DataplaneError> {
+        self.counters.sums().map_err(map_error(name::COUNTERS))
+    }
+
+    /// By [`DropReason`](fwha_common::drop::DropReason), summed over the CPUs.
+    ///
+    /// # Errors
+    ///
+    /// Those of the lookup.
+    pub fn drops(&self) -> Result<Vec<u64>, DataplaneError> {
+        self.drops.sums().map_err(map_error(name::DROPS))
+    }
+
+    /// By the rule's number in the config file, summed over the CPUs.
+    ///
+    /// # Errors
+    ///
+    /// Those of the lookup.
+    pub fn rule_hits(&self) -> Result<Vec<u64>, DataplaneError> {
+        self.rule_hits.sums().map_err(map_error(name::RULE_HITS))
+    }
+
+    /// Events lost because the ring was full, by bucket, summed over the CPUs. Whoever sees a count
+    /// rise resyncs that bucket.
+    ///
+    /// # Errors
+    ///
+    /// Those of the lookup.
+    pub fn event_loss(&self) -> Result<Vec<u64>, DataplaneError> {
+        self.event_loss.sums().map_err(map_error(name::EVENT_LOSS))
+    }
+
+    fn lock_settings(&self) -> MutexGuard<'_, ()> {
+        // The lock guards no data of its own that a panic could have left half-done.
+        self.settings_lock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change_settings(
+        &self,
+        _lock: &MutexGuard<'_, ()>,
+        change: impl FnOnce(&mut Settings),
+    ) -> Result<(), DataplaneError> {
+        let mut settings = self.settings()?;
+        change(&mut settings);
+        self.settings.update(&0, &settings, Write::Any).map_err(map_error(name::SETTINGS))
+    }
+}
+
+fn count(map: &FlowMap) -> io::Result<usize> {
+    let (mut n, mut walk) = (0, Walk::new(1024));
+    while let Some((keys, _)) = walk.next_chunk(map)? {
+        n += keys.len();
+    }
+    Ok(n)
+}
+
+fn map_error(name: &'static str) -> impl FnOnce(io::Error) -> DataplaneError {
+    move |source| DataplaneError::Map { name, source }
+}

@@ -1,0 +1,331 @@
+//! The data plane: fwha's programs in the kernel, and what the daemon does with them.
+//!
+//! [`Dataplane::open`] loads the programs, pins their maps and their links to interfaces, and adopts
+//! what an earlier daemon left pinned, so that a restarted daemon takes over its own data plane
+//! without losing a packet. Dropping a [`Dataplane`] leaves everything in the kernel as it is;
+//! [`Dataplane::close`] takes it away.
+//!
+//! ```text
+//! <pin dir>/abi1/<MAP>               maps; the version is that of their layouts
+//! <pin dir>/links/<interface>:<hook> links; they outlive a change of layouts
+//! <pin dir>/restore/<interface>:<sysctl>:<value>
+//!                                    empty directories: what a sysctl was before
+//! ```
+//!
+//! | module | does |
+//! |---|---|
+//! | [`maps`] | typed access to the maps |
+//! | [`events`] | reads flow events |
+//! | `object` | loads the programs |
+//! | `pins` | the pin directory |
+//! | `attach` | puts programs onto interfaces |
+//! | `sysctl` | what forwarding needs of the kernel |
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use fwha_common::rule::Interface;
+use tracing::{info, warn};
+
+use crate::netlink::{Link, NetlinkError, links::links};
+
+mod attach;
+pub mod events;
+pub mod maps;
+mod object;
+mod pins;
+mod sysctl;
+#[cfg(test)]
+mod tests;
+
+pub use attach::{Attach, AttachKind, AttachedInterface};
+pub use events::Events;
+pub use maps::{FlowMap, FlowWalk, Maps};
+
+use attach::{Hook, Links};
+use object::Programs;
+use pins::PinDir;
+
+/// Where the BPF file system is mounted.
+const BPFFS: &str = "/sys/fs/bpf";
+
+/// The directory in which a node's maps and links are pinned. Two nodes on one machine have two.
+pub fn pin_dir(cluster: &str, node: &str) -> PathBuf {
+    // bpffs takes no dots in names.
+    Path::new(BPFFS).join("fwha").join(format!("{cluster}-{node}").replace(['.', '/'], "_"))
+}
+
+/// What a data plane consists of.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where to pin, see [`pin_dir`].
+    pub pin_dir: PathBuf,
+    /// Flows in the main table at most.
+    pub max_flows: u32,
+    /// Embryonic flows at most.
+    pub max_embryonic: u32,
+    /// The interfaces of zones.
+    pub interfaces: Vec<ZoneInterface>,
+    /// The interfaces of sync links.
+    pub sync_interfaces: Vec<String>,
+}
+
+impl Options {
+    /// All interfaces; those of zones first. One that is both is of a zone: its programs answer
+    /// probes as well.
+    fn wanted(&self) -> Vec<(&str, Option<&ZoneInterface>)> {
+        let zones = &self.interfaces;
+        let sync = self.sync_interfaces.iter().filter(|s| zones.iter().all(|z| z.name != **s));
+        zones.iter().map(|z| (z.name.as_str(), Some(z))).chain(sync.map(|s| (s.as_str(), None))).collect()
+    }
+}
+
+/// An interface that belongs to a zone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ZoneInterface {
+    /// Its name.
+    pub name: String,
+    /// The zone's number.
+    pub zone: u8,
+    /// How the programs are attached to it.
+    pub attach: Attach,
+}
+
+/// A failure of the data plane.
+#[derive(Debug, thiserror::Error)]
+pub enum DataplaneError {
+    /// There is no BPF file system and none can be mounted.
+    #[error("cannot mount a BPF file system on {BPFFS}: {0}; fwha needs root, or CAP_SYS_ADMIN and CAP_BPF")]
+    Mount(#[source] io::Error),
+    /// A path for pins lies elsewhere.
+    #[error("{0} is not on a BPF file system")]
+    NotBpffs(PathBuf),
+    /// A pin, or a directory of pins, cannot be made, read or removed.
+    #[error("cannot {what} {path}: {source}")]
+    Pin {
+        /// What was tried.
+        what: &'static str,
+        /// With which path.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The object with the programs does not fit this daemon.
+    #[error("the BPF object has no {0}: it was not built from this source; run `cargo xtask build-ebpf`")]
+    Object(String),
+    /// The kernel refuses the object.
+    #[error("cannot load the BPF object: {0}")]
+    Load(#[from] aya::EbpfError),
+    /// The kernel refuses a program.
+    #[error("cannot load the program {name}: {source}")]
+    Program {
+        /// Which.
+        name: &'static str,
+        /// What the kernel said, with the verifier's log.
+        source: Box<aya::programs::ProgramError>,
+    },
+    /// A map cannot be used.
+    #[error("map {name}: {source}")]
+    Map {
+        /// Which.
+        name: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// More rules than a generation holds.
+    #[error("{0} compiled rules, and the data plane holds {max}", max = fwha_common::rule::MAX_RULES)]
+    TooManyRules(usize),
+    /// A configured interface does not exist.
+    #[error("there is no interface {0}; see `ip link`")]
+    NoInterface(String),
+    /// Somebody else's XDP program is on an interface.
+    #[error(
+        "interface {interface} has another XDP program attached (id {program}); \
+         see `bpftool prog show id {program}`, remove it with `ip link set {interface} xdp off`"
+    )]
+    ForeignXdp {
+        /// The interface.
+        interface: String,
+        /// The program's id.
+        program: u32,
+    },
+    /// A program cannot be attached.
+    #[error("cannot attach to interface {interface} at {hook}: {source}{hint}")]
+    Attach {
+        /// The interface.
+        interface: String,
+        /// Where.
+        hook: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+        /// What may help.
+        hint: &'static str,
+    },
+    /// A kernel setting of an interface cannot be changed.
+    #[error("cannot set {path} to {value}: {source}")]
+    Sysctl {
+        /// The file.
+        path: PathBuf,
+        /// The value it needs.
+        value: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Interfaces cannot be listed.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+}
+
+/// Programs, maps and links of a node in the kernel.
+#[derive(Debug)]
+pub struct Dataplane {
+    options: Options,
+    pins: PinDir,
+    programs: Programs,
+    maps: Arc<Maps>,
+    links: Links,
+    adopted: bool,
+}
+
+impl Dataplane {
+    /// Loads the programs and attaches them, or adopts what is pinned. Also returns the reader of
+    /// flow events: there is only one.
+    ///
+    /// Interfaces get `forwarding` and `promote_secondaries` set; what they were is remembered in the
+    /// pin directory until [`close`](Self::close).
+    ///
+    /// # Errors
+    ///
+    /// As [`DataplaneError`] says. Whatever this call attached is detached again; links that it
+    /// found pinned stay as they are.
+    pub fn open(options: Options) -> Result<(Self, Events), DataplaneError> {
+        let pins = PinDir::create(&options.pin_dir)?;
+        let result = Self::open_in(options, pins.clone());
+        if result.is_err() && !pins.has_links() {
+            // Nothing runs on these maps.
+            if let Err(e) = sysctl::restore(&pins).and(pins.remove()) {
+                warn!("cannot clean up after a failed start: {e}");
+            }
+        }
+        result
+    }
+
+    fn open_in(options: Options, pins: PinDir) -> Result<(Self, Events), DataplaneError> {
+        let (programs, adopted, events) = object::load(&pins, options.max_flows, options.max_embryonic)?;
+        let maps = Arc::new(Maps::open(&pins)?);
+        let links = Links::new(pins.clone());
+        let mut dataplane = Self { options, pins, programs, maps, links, adopted };
+        if let Err(e) = dataplane.attach(true) {
+            dataplane.links.undo();
+            return Err(e);
+        }
+        dataplane.links.keep();
+        dataplane.pins.remove_other_versions()?;
+        if adopted {
+            info!("adopted the data plane of an earlier run");
+        }
+        Ok((dataplane, events))
+    }
+
+    /// Brings interfaces and programs together again: after an interface was renamed, recreated,
+    /// given another MAC, or somebody detached a program. Returns names of configured interfaces
+    /// that do not exist.
+    ///
+    /// # Errors
+    ///
+    /// As [`DataplaneError`] says; the other interfaces keep their programs.
+    pub fn reconcile(&mut self) -> Result<Vec<String>, DataplaneError> {
+        let missing = self.attach(false);
+        self.links.keep();
+        missing
+    }
+
+    fn attach(&mut self, all: bool) -> Result<Vec<String>, DataplaneError> {
+        let present = links()?;
+        let find = |name: &str| present.iter().find(|link| link.name == name);
+        let wanted: Vec<(&str, Option<&ZoneInterface>)> = self.options.wanted();
+        let missing: Vec<String> =
+            wanted.iter().filter(|(name, _)| find(name).is_none()).map(|(name, _)| (*name).into()).collect();
+        if let (true, Some(name)) = (all, missing.first()) {
+            return Err(DataplaneError::NoInterface(name.clone()));
+        }
+
+        // The programs must know an interface before its first packet.
+        let known: Vec<(u32, Interface)> = wanted
+            .iter()
+            .filter_map(|(name, zone)| find(name).map(|link| interface_element(link, *zone)))
+            .collect();
+        self.maps.set_interfaces(&known)?;
+
+        let mut failure = None;
+        for (name, zone) in &wanted {
+            let Some(link) = find(name) else { continue };
+            let result = self
+                .links
+                .attach(link, *zone, &self.programs)
+                .and_then(|()| if zone.is_some() { sysctl::prepare(&self.pins, name) } else { Ok(()) });
+            if let Err(e) = result {
+                if all {
+                    return Err(e);
+                }
+                failure = failure.or(Some(e));
+            }
+        }
+        let names: Vec<&str> =
+            wanted.iter().map(|(name, _)| *name).filter(|name| find(name).is_some()).collect();
+        self.links.retain(&names)?;
+        match failure {
+            Some(e) => Err(e),
+            None => Ok(missing),
+        }
+    }
+
+    /// The maps, for any thread.
+    pub fn maps(&self) -> Arc<Maps> {
+        Arc::clone(&self.maps)
+    }
+
+    /// Where programs are attached, how, and why so.
+    pub fn attached(&self) -> &[AttachedInterface] {
+        self.links.attached()
+    }
+
+    /// Whether the maps are those of an earlier run: flows, counters and settings are what they were.
+    pub fn adopted(&self) -> bool {
+        self.adopted
+    }
+
+    /// The clean end: forwarding is set back to what it was, programs are detached, pins removed.
+    ///
+    /// # Errors
+    ///
+    /// The first failure; the rest is removed all the same.
+    pub fn close(self) -> Result<(), DataplaneError> {
+        let Self { pins, links, programs, maps, .. } = self;
+        // The pins hold the last references but these.
+        drop((programs, maps));
+        let restored = sysctl::restore(&pins);
+        let detached = links.close();
+        restored.and(detached).and(pins.remove())
+    }
+}
+
+/// Removes what a node left in the kernel, without loading anything. Nothing there is no error.
+///
+/// # Errors
+///
+/// The first failure; the rest is removed all the same.
+pub fn cleanup(pin_dir: &Path) -> Result<(), DataplaneError> {
+    let Some(pins) = PinDir::existing(pin_dir) else { return Ok(()) };
+    let restored = sysctl::restore(&pins);
+    let detached = Links::new(pins.clone()).close();
+    restored.and(detached).and(pins.remove())
+}
+
+fn interface_element(link: &Link, zone: Option<&ZoneInterface>) -> (u32, Interface) {
+    let zone = zone.map_or(Interface::NO_ZONE, |z| z.zone);
+    (link.index, Interface { zone, mac: link.mac.unwrap_or_default(), ..Interface::default() })
+}

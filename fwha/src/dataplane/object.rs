@@ -1,0 +1,135 @@
+//! Loading the programs, with new maps or with pinned ones.
+
+use std::{
+    collections::BTreeMap,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::RingBuf,
+    programs::{Program, ProgramError},
+};
+use aya_obj::{EbpfSectionKind, Object};
+use fwha_common::settings::name;
+use tracing::warn;
+
+use super::{
+    DataplaneError, Events, Hook,
+    pins::{PinDir, entries, pin_error},
+};
+use crate::sys::bpf;
+
+/// The programs, as built by `cargo xtask build-ebpf`.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("FWHA_BPF_OBJECT"));
+
+/// The loaded programs.
+#[derive(Debug)]
+pub(super) struct Programs {
+    xdp: OwnedFd,
+    tc: OwnedFd,
+    egress: OwnedFd,
+    sync: OwnedFd,
+}
+
+impl Programs {
+    /// The program for a hook.
+    pub fn get(&self, hook: Hook) -> BorrowedFd<'_> {
+        match hook {
+            Hook::Xdp => self.xdp.as_fd(),
+            Hook::Ingress => self.tc.as_fd(),
+            Hook::Egress => self.egress.as_fd(),
+            Hook::Sync => self.sync.as_fd(),
+        }
+    }
+}
+
+/// Loads the programs. Returns them, whether they run on maps that were pinned already, and the
+/// reader of flow events.
+pub(super) fn load(
+    pins: &PinDir,
+    max_flows: u32,
+    max_embryonic: u32,
+) -> Result<(Programs, bool, Events), DataplaneError> {
+    let sizes = [(name::FLOWS, max_flows), (name::EMBRYONIC, max_embryonic)];
+    let object = Object::parse(OBJECT).map_err(aya::EbpfError::from)?;
+    // Maps by name; not the sections of global data, which belong to one set of programs.
+    let expected: BTreeMap<&str, bpf::MapShape> = object
+        .maps
+        .iter()
+        .filter(|(_, map)| matches!(map.section_kind(), EbpfSectionKind::Maps | EbpfSectionKind::BtfMaps))
+        .map(|(name, map)| {
+            let size = sizes.iter().find(|(n, _)| n == name).map_or(map.max_entries(), |(_, size)| *size);
+            let shape = bpf::MapShape {
+                map_type: map.map_type(),
+                key_size: map.key_size(),
+                value_size: map.value_size(),
+                max_entries: size,
+                flags: map.map_flags(),
+            };
+            (name.as_str(), shape)
+        })
+        .collect();
+    let adopted = usable(pins, &expected)?;
+    if !adopted {
+        pins.clear_maps()?;
+    }
+
+    let mut loader = EbpfLoader::new();
+    for name in expected.keys() {
+        loader.map_pin_path(name, pins.map(name));
+    }
+    for (name, size) in sizes {
+        loader.map_max_entries(name, size);
+    }
+    let mut ebpf = loader.load(OBJECT)?;
+    let ring = ebpf.take_map(name::EVENTS).ok_or_else(|| DataplaneError::Object(name::EVENTS.into()))?;
+    let ring = RingBuf::try_from(ring).map_err(aya::EbpfError::from)?;
+    let programs = Programs {
+        xdp: program(&mut ebpf, name::XDP_INGRESS)?,
+        tc: program(&mut ebpf, name::TC_INGRESS)?,
+        egress: program(&mut ebpf, name::TC_EGRESS)?,
+        sync: program(&mut ebpf, name::SYNC_INGRESS)?,
+    };
+    Ok((programs, adopted, Events::new(ring)))
+}
+
+/// Whether exactly the expected maps are pinned, in their expected shapes. aya reuses a pinned map
+/// without a look at it.
+fn usable(pins: &PinDir, expected: &BTreeMap<&str, bpf::MapShape>) -> Result<bool, DataplaneError> {
+    let found = entries(&pins.maps())?.len();
+    if found == 0 {
+        return Ok(false);
+    }
+    for (name, expected) in expected {
+        let path = pins.map(name);
+        let shape = match bpf::open_pinned(&path) {
+            Ok(map) => bpf::map_shape(map.as_fd()).map_err(|e| pin_error("look at", &path, e))?,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                warn!("pinned maps are incomplete ({name} is missing): starting with empty ones");
+                return Ok(false);
+            }
+            Err(e) => return Err(pin_error("open", &path, e)),
+        };
+        if shape != *expected {
+            warn!(
+                "pinned map {name} has another shape: starting with empty maps; flows come back from the peer"
+            );
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn program(ebpf: &mut Ebpf, name: &'static str) -> Result<OwnedFd, DataplaneError> {
+    let program = ebpf.program_mut(name).ok_or_else(|| DataplaneError::Object(name.into()))?;
+    let load = |program: &mut Program| -> Result<OwnedFd, ProgramError> {
+        match program {
+            Program::Xdp(p) => p.load()?,
+            Program::SchedClassifier(p) => p.load()?,
+            _ => return Err(ProgramError::UnexpectedProgramType),
+        }
+        Ok(program.fd()?.as_fd().try_clone_to_owned()?)
+    };
+    load(program).map_err(|source| DataplaneError::Program { name, source: Box::new(source) })
+}

@@ -1,0 +1,142 @@
+//! The pin directory: its layout, and taking it away.
+
+use std::{
+    ffi::OsStr,
+    fs::{self, DirBuilder},
+    io,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+};
+
+use fwha_common::ABI_VERSION;
+
+use super::{BPFFS, DataplaneError};
+use crate::sys::mount::{ensure_bpffs, is_bpffs};
+
+/// A node's directory on the BPF file system.
+#[derive(Clone, Debug)]
+pub(super) struct PinDir(PathBuf);
+
+impl PinDir {
+    /// Makes the directory and those in it; mounts the BPF file system if need be.
+    pub fn create(path: &Path) -> Result<Self, DataplaneError> {
+        if path.starts_with(BPFFS) {
+            ensure_bpffs(Path::new(BPFFS)).map_err(DataplaneError::Mount)?;
+        }
+        // Before anything is made or removed there.
+        let Some(pins) = Self::on_bpffs(path) else { return Err(DataplaneError::NotBpffs(path.into())) };
+        for dir in [pins.maps(), pins.links(), pins.restore()] {
+            make_dir(&dir)?;
+        }
+        Ok(pins)
+    }
+
+    /// The directory, if it exists.
+    pub fn existing(path: &Path) -> Option<Self> {
+        if path.is_dir() { Self::on_bpffs(path) } else { None }
+    }
+
+    /// The directory, if it is or would be on a BPF file system: elsewhere nothing is ours to remove.
+    fn on_bpffs(path: &Path) -> Option<Self> {
+        let there = path.ancestors().find(|p| p.exists())?;
+        is_bpffs(there).is_ok_and(|yes| yes).then(|| Self(path.into()))
+    }
+
+    /// Maps of this version of the layouts.
+    pub fn maps(&self) -> PathBuf {
+        self.0.join(format!("abi{ABI_VERSION}"))
+    }
+
+    /// The pin of a map.
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.maps().join(name)
+    }
+
+    /// Links.
+    pub fn links(&self) -> PathBuf {
+        self.0.join("links")
+    }
+
+    /// What sysctls were.
+    pub fn restore(&self) -> PathBuf {
+        self.0.join("restore")
+    }
+
+    pub fn has_links(&self) -> bool {
+        entries(&self.links()).is_ok_and(|e| !e.is_empty())
+    }
+
+    /// Removes the maps, to begin anew.
+    pub fn clear_maps(&self) -> Result<(), DataplaneError> {
+        entries(&self.maps())?.iter().try_for_each(|path| remove_file(path))
+    }
+
+    /// Removes maps of other versions of the layouts.
+    pub fn remove_other_versions(&self) -> Result<(), DataplaneError> {
+        let this = self.maps();
+        entries(&self.0)?
+            .iter()
+            .filter(|path| **path != this && file_name(path).starts_with("abi"))
+            .try_for_each(|path| remove_tree(path))
+    }
+
+    /// Removes the directory with all that is pinned there, and its parent if that is then empty.
+    pub fn remove(&self) -> Result<(), DataplaneError> {
+        remove_tree(&self.0)?;
+        if let Some(parent) = self.0.parent() {
+            // Other nodes on this machine have theirs beside.
+            let _ = fs::remove_dir(parent);
+        }
+        Ok(())
+    }
+}
+
+/// The name of an interface as a part of a pin's name: bpffs takes no dots, and an interface's name
+/// has no colons (`dev_valid_name` in net/core/dev.c).
+pub(super) fn escape(interface: &str) -> String {
+    interface.replace('.', "::")
+}
+
+/// The opposite of [`escape`].
+pub(super) fn unescape(name: &str) -> String {
+    name.replace("::", ".")
+}
+
+pub(super) fn file_name(path: &Path) -> &str {
+    path.file_name().and_then(OsStr::to_str).unwrap_or_default()
+}
+
+pub(super) fn pin_error(what: &'static str, path: &Path, source: io::Error) -> DataplaneError {
+    DataplaneError::Pin { what, path: path.into(), source }
+}
+
+/// What is in a directory, in the order of names; nothing if there is no such directory.
+pub(super) fn entries(dir: &Path) -> Result<Vec<PathBuf>, DataplaneError> {
+    let read = || -> io::Result<Vec<PathBuf>> { fs::read_dir(dir)?.map(|e| Ok(e?.path())).collect() };
+    match read() {
+        Ok(mut paths) => {
+            paths.sort();
+            Ok(paths)
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(e) => Err(pin_error("list", dir, e)),
+    }
+}
+
+pub(super) fn make_dir(dir: &Path) -> Result<(), DataplaneError> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|e| pin_error("make", dir, e))
+}
+
+pub(super) fn remove_file(path: &Path) -> Result<(), DataplaneError> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(pin_error("remove", path, e)),
+        _ => Ok(()),
+    }
+}
+
+fn remove_tree(path: &Path) -> Result<(), DataplaneError> {
+    match fs::remove_dir_all(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(pin_error("remove", path, e)),
+        _ => Ok(()),
+    }
+}

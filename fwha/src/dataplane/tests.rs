@@ -1,0 +1,515 @@
+//! The data plane in a namespace of its own, with a BPF file system of its own.
+
+use std::{collections::HashSet, fs, net::UdpSocket, path::Path, time::Duration};
+
+use fwha_common::{
+    BUCKETS, MAX_GROUPS,
+    drop::DROP_REASONS,
+    flow::{Flow, FlowEventKind, FlowKey},
+    group::Group,
+    rule::{Action, Interface, MAX_RULES, Rule},
+    settings::{COUNTERS, Counter, Timeouts},
+};
+
+use super::{
+    Attach, AttachKind, Dataplane, DataplaneError, Events, FlowWalk, Options, ZoneInterface, cleanup, pin_dir,
+};
+use crate::{
+    netlink::links::links,
+    sys::{
+        bpf::{AttachType, Write, tcx_links},
+        clock::KernelClock,
+    },
+    testing::{Net, await_readable, root},
+};
+
+const NODE: &str = "near";
+
+fn options(interfaces: &[(&str, Attach)]) -> Options {
+    Options {
+        pin_dir: pin_dir("test.cluster", "fw1"),
+        max_flows: 512,
+        max_embryonic: 256,
+        interfaces: interfaces
+            .iter()
+            .map(|(name, attach)| ZoneInterface { name: (*name).into(), zone: 1, attach: *attach })
+            .collect(),
+        sync_interfaces: Vec::new(),
+    }
+}
+
+fn open(options: Options) -> (Dataplane, Events) {
+    Dataplane::open(options).unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn key(n: u32) -> FlowKey {
+    FlowKey { port_a: n as u16, port_b: (n >> 16) as u16, proto: 17, ..FlowKey::default() }
+}
+
+fn flow(n: u64) -> Flow {
+    Flow { version: n, ..Flow::default() }
+}
+
+/// TCX links at ingress and egress, and the XDP program.
+fn hooks(interface: &str) -> (Vec<u32>, Vec<u32>, Option<u32>) {
+    let link = links().unwrap().into_iter().find(|l| l.name == interface).unwrap();
+    (
+        tcx_links(link.index, AttachType::BPF_TCX_INGRESS).unwrap(),
+        tcx_links(link.index, AttachType::BPF_TCX_EGRESS).unwrap(),
+        link.xdp_program,
+    )
+}
+
+fn sysctl(interface: &str, setting: &str) -> String {
+    let path = format!("/proc/sys/net/ipv4/conf/{interface}/{setting}");
+    fs::read_to_string(path).unwrap().trim().into()
+}
+
+#[test]
+fn batches_write_delete_and_take() {
+    if !root() {
+        return;
+    }
+    Net::new().with_bpffs(|| {
+        let (dataplane, _events) = open(options(&[]));
+        let maps = dataplane.maps();
+        let flows = maps.flows();
+        assert_eq!(flows.max_entries(), 512);
+        let keys: Vec<FlowKey> = (0..600).map(key).collect();
+        let values: Vec<Flow> = (0..600).map(flow).collect();
+
+        let written = flows.update_batch(&keys[..300], &values[..300]).unwrap();
+        assert_eq!((written.done, written.refused.len()), (300, 0));
+        assert_eq!(flows.lookup(&key(299)).unwrap(), Some(flow(299)));
+        assert_eq!(flows.lookup(&key(300)).unwrap(), None);
+
+        // The table fills up in the middle of the batch; what is there already is still written.
+        let mut mixed = keys.clone();
+        mixed.rotate_left(300);
+        let written = flows.update_batch(&mixed, &vec![flow(7); 600]).unwrap();
+        assert_eq!((written.done, written.refused.len()), (512, 88));
+        for (n, key) in keys.iter().enumerate() {
+            let refused = written.refused.contains(&((n + 300) % 600));
+            assert_eq!(flows.lookup(key).unwrap(), (!refused).then_some(flow(7)), "{n}");
+        }
+
+        assert_eq!(flows.delete_batch(&keys).unwrap(), 512);
+        assert_eq!(flows.delete_batch(&keys).unwrap(), 0);
+
+        flows.update(&key(1), &flow(1), Write::New).unwrap();
+        assert_eq!(
+            flows.update(&key(1), &flow(2), Write::New).unwrap_err().raw_os_error(),
+            Some(libc::EEXIST)
+        );
+        assert_eq!(
+            flows.update(&key(2), &flow(2), Write::Existing).unwrap_err().raw_os_error(),
+            Some(libc::ENOENT)
+        );
+        assert_eq!(flows.take(&key(1)).unwrap(), Some(flow(1)));
+        assert_eq!(flows.take(&key(1)).unwrap(), None);
+        assert!(!flows.delete(&key(1)).unwrap());
+        dataplane.close().unwrap();
+    });
+}
+
+#[test]
+fn a_walk_sees_every_flow_that_stays_once_whatever_else_goes() {
+    if !root() {
+        return;
+    }
+    Net::new().with_bpffs(|| {
+        let (dataplane, _events) = open(Options { max_flows: 8192, ..options(&[]) });
+        let maps = dataplane.maps();
+        let flows = maps.flows();
+        // A chunk of one is smaller than some buckets: the walk must make itself room.
+        for chunk in [1, 7, 1000, 10_000] {
+            let keys: Vec<FlowKey> = (0..4000).map(key).collect();
+            flows.update_batch(&keys, &vec![flow(1); 4000]).unwrap();
+            let (mut walk, mut seen) = (FlowWalk::new(chunk), Vec::new());
+            while let Some((found, values)) = walk.next_chunk(flows).unwrap() {
+                assert!(values.iter().all(|f| *f == flow(1)));
+                seen.extend_from_slice(found);
+                // What was just seen goes if odd, and something comes.
+                let odd: Vec<FlowKey> = found.iter().filter(|k| k.port_a % 2 == 1).copied().collect();
+                flows.delete_batch(&odd).unwrap();
+            }
+            assert!(walk.next_chunk(flows).unwrap().is_none(), "the end stays the end");
+            assert_eq!(seen.len(), 4000, "chunk {chunk}");
+            assert_eq!(seen.iter().collect::<HashSet<_>>().len(), 4000);
+            assert_eq!(flows.delete_batch(&keys).unwrap(), 2000);
+        }
+        dataplane.close().unwrap();
+    });
+}
+
+#[test]
+fn settings_rules_groups_and_counters_go_where_they_belong() {
+    if !root() {
+        return;
+    }
+    Net::new().with_bpffs(|| {
+        let (dataplane, mut events) = open(options(&[]));
+        let maps = dataplane.maps();
+
+        assert_eq!(maps.settings().unwrap(), fwha_common::settings::Settings::default());
+        maps.update_settings(|s| s.node = 3).unwrap();
+        maps.next_route_generation().unwrap();
+        maps.next_route_generation().unwrap();
+        let settings = maps.settings().unwrap();
+        assert_eq!((settings.node, settings.route_generation), (3, 2));
+        maps.update_settings(|s| s.route_generation = u32::MAX).unwrap();
+        maps.next_route_generation().unwrap();
+        assert_eq!(maps.settings().unwrap().route_generation, 1, "0 is never current");
+
+        let rule = Rule { index: 9, ..Rule::default() };
+        assert_eq!(maps.load_rules(&[rule; 5]).unwrap(), 1);
+        assert_eq!(maps.load_rules(&[]).unwrap(), 2);
+        maps.update_settings(|s| s.ruleset_generation = u32::MAX).unwrap();
+        assert_eq!(maps.load_rules(&[rule]).unwrap(), 2, "0 is no ruleset, and 1 the half in force");
+        let settings = maps.settings().unwrap();
+        assert_eq!((settings.ruleset_generation, settings.rules), (2, 1));
+        let error = maps.load_rules(&[rule; MAX_RULES + 1]).unwrap_err();
+        assert!(matches!(error, DataplaneError::TooManyRules(n) if n == MAX_RULES + 1), "{error}");
+
+        let group = Group { lease_until_ns: 5, since_ns: 4, role: Group::ACTIVE, term: 2 };
+        maps.write_group(7, &group).unwrap();
+        assert_eq!((maps.group(7).unwrap(), maps.group(8).unwrap()), (group, Group::default()));
+        assert!(maps.write_group(MAX_GROUPS as u32, &group).is_err());
+
+        maps.set_bucket_groups(&[1; BUCKETS]).unwrap();
+        maps.set_timeouts(&Timeouts::KERNEL).unwrap();
+        assert_eq!(maps.timeouts().unwrap(), Timeouts::KERNEL);
+
+        assert_eq!(maps.counters().unwrap(), vec![0; COUNTERS]);
+        assert_eq!(maps.drops().unwrap(), vec![0; DROP_REASONS]);
+        assert_eq!(maps.rule_hits().unwrap(), vec![0; MAX_RULES]);
+        assert_eq!(maps.event_loss().unwrap(), vec![0; BUCKETS]);
+        assert_eq!(maps.embryonic_count().unwrap(), 0);
+        assert_eq!(events.drain(10, |_| panic!("nothing happened")), 0);
+        dataplane.close().unwrap();
+    });
+}
+
+#[test]
+fn a_restarted_daemon_adopts_its_data_plane() {
+    if !root() {
+        return;
+    }
+    let (a, _b) = Net::pair();
+    a.with_bpffs(|| {
+        let (first, _events) = open(options(&[(NODE, Attach::Tc)]));
+        assert!(!first.adopted());
+        let attached = first.attached().to_vec();
+        first.maps().flows().update(&key(1), &flow(1), Write::Any).unwrap();
+        first.maps().update_settings(|s| s.node = 2).unwrap();
+        let before = hooks(NODE);
+        assert_eq!((before.0.len(), before.1.len(), before.2), (1, 1, None));
+        drop((first, _events));
+        assert_eq!(hooks(NODE), before, "the programs go on without a daemon");
+
+        let (second, _events) = open(options(&[(NODE, Attach::Tc)]));
+        assert!(second.adopted());
+        assert_eq!(second.attached(), attached);
+        assert_eq!(hooks(NODE), before, "the same links, with the new programs in them");
+        assert_eq!(second.maps().flows().lookup(&key(1)).unwrap(), Some(flow(1)));
+        assert_eq!(second.maps().settings().unwrap().node, 2);
+        second.close().unwrap();
+        assert_eq!(hooks(NODE), (vec![], vec![], None));
+    });
+}
+
+#[test]
+fn maps_of_another_shape_are_not_adopted_but_links_are() {
+    if !root() {
+        return;
+    }
+    let (a, _b) = Net::pair();
+    a.with_bpffs(|| {
+        let (first, _events) = open(options(&[(NODE, Attach::Tc)]));
+        first.maps().flows().update(&key(1), &flow(1), Write::Any).unwrap();
+        let before = hooks(NODE);
+        drop((first, _events));
+
+        let larger = Options { max_flows: 1024, ..options(&[(NODE, Attach::Tc)]) };
+        let pins = larger.pin_dir.clone();
+        let (second, _events) = open(larger);
+        assert!(!second.adopted());
+        assert_eq!(second.maps().flows().max_entries(), 1024);
+        assert_eq!(second.maps().flows().lookup(&key(1)).unwrap(), None);
+        assert_eq!(hooks(NODE), before);
+        drop((second, _events));
+
+        fs::remove_file(pins.join(format!("abi{}/GROUPS", fwha_common::ABI_VERSION))).unwrap();
+        fs::create_dir(pins.join("abi0")).unwrap();
+        let (third, _events) = open(options(&[(NODE, Attach::Tc)]));
+        assert!(!third.adopted(), "an incomplete set is of no use");
+        assert!(!pins.join("abi0").exists(), "other versions are cleared away");
+        third.close().unwrap();
+    });
+}
+
+#[test]
+fn a_clean_end_leaves_nothing() {
+    if !root() {
+        return;
+    }
+    let (a, b) = Net::pair();
+    a.cable("eth0.5", "other", &b);
+    a.cable("sync", "far-sync", &b);
+    a.with_bpffs(|| {
+        let settings = |name| (sysctl(name, "forwarding"), sysctl(name, "promote_secondaries"));
+        // One was on before and must stay on.
+        fs::write("/proc/sys/net/ipv4/conf/eth0.5/forwarding", "1").unwrap();
+        fs::write("/proc/sys/net/ipv4/conf/near/forwarding", "0").unwrap();
+        let before = (settings("near"), settings("eth0.5"), settings("sync"));
+        let mut wanted = options(&[("near", Attach::Xdp), ("eth0.5", Attach::Auto)]);
+        wanted.sync_interfaces = vec!["sync".into()];
+
+        for clean in [true, false] {
+            let (dataplane, events) = open(wanted.clone());
+            let attached = dataplane.attached();
+            let kinds: Vec<_> = attached.iter().map(|a| (a.name.as_str(), a.zone, a.kind)).collect();
+            assert_eq!(
+                kinds,
+                [
+                    ("near", Some(1), AttachKind::Xdp),
+                    ("eth0.5", Some(1), AttachKind::Tc),
+                    ("sync", None, AttachKind::Tc)
+                ]
+            );
+            assert!(attached[1].reason.contains("veth"), "{}", attached[1].reason);
+            let (ingress, egress, xdp) = hooks("near");
+            assert!(ingress.is_empty() && egress.len() == 1 && xdp.is_some());
+            let (ingress, egress, xdp) = hooks("eth0.5");
+            assert!(ingress.len() == 1 && egress.len() == 1 && xdp.is_none());
+            let (ingress, egress, _) = hooks("sync");
+            assert!(ingress.len() == 1 && egress.is_empty());
+            let on = ("1".to_owned(), "1".to_owned());
+            assert_eq!(
+                (settings("near"), settings("eth0.5"), settings("sync")),
+                (on.clone(), on, before.2.clone())
+            );
+            let known = dataplane.maps().interfaces().unwrap();
+            let near = links().unwrap().into_iter().find(|l| l.name == "near").unwrap();
+            assert_eq!(known.len(), 3);
+            assert!(known.contains(&(
+                near.index,
+                Interface { zone: 1, mac: near.mac.unwrap(), ..Interface::default() }
+            )));
+
+            if clean {
+                dataplane.close().unwrap();
+            } else {
+                // Killed, and cleared away by the unit's ExecStopPost.
+                drop(dataplane);
+                cleanup(&wanted.pin_dir).unwrap();
+                cleanup(&wanted.pin_dir).unwrap();
+            }
+            drop(events);
+            for name in ["near", "eth0.5", "sync"] {
+                assert_eq!(hooks(name), (vec![], vec![], None));
+            }
+            assert_eq!((settings("near"), settings("eth0.5"), settings("sync")), before);
+            assert!(!Path::new("/sys/fs/bpf/fwha").exists(), "nothing is pinned");
+        }
+    });
+}
+
+#[test]
+fn a_change_of_configuration_moves_programs() {
+    if !root() {
+        return;
+    }
+    let (a, b) = Net::pair();
+    a.cable("second", "other", &b);
+    a.with_bpffs(|| {
+        let (first, events) = open(options(&[("near", Attach::Xdp), ("second", Attach::Tc)]));
+        drop((first, events));
+        let (dataplane, _events) = open(options(&[("near", Attach::Tc)]));
+        let (ingress, egress, xdp) = hooks("near");
+        assert_eq!((ingress.len(), egress.len(), xdp), (1, 1, None), "from XDP to tc");
+        assert_eq!(hooks("second"), (vec![], vec![], None), "no longer configured");
+        assert_eq!(dataplane.maps().interfaces().unwrap().len(), 1);
+        drop(dataplane);
+        let (dataplane, _events) = open(options(&[("near", Attach::Xdp)]));
+        let (ingress, egress, xdp) = hooks("near");
+        assert!(ingress.is_empty() && egress.len() == 1 && xdp.is_some(), "and back");
+        dataplane.close().unwrap();
+    });
+}
+
+#[test]
+fn a_foreign_xdp_program_is_refused_and_nothing_stays_behind() {
+    if !root() {
+        return;
+    }
+    let (a, b) = Net::pair();
+    a.cable("second", "other", &b);
+    a.with_bpffs(|| {
+        let mut foreign = options(&[("second", Attach::Xdp)]);
+        foreign.pin_dir = pin_dir("another", "fw1");
+        let (foreign, _events) = open(foreign);
+        let program = hooks("second").2.unwrap();
+
+        for attach in [Attach::Auto, Attach::Xdp, Attach::Tc] {
+            let error = Dataplane::open(options(&[("near", Attach::Tc), ("second", attach)])).unwrap_err();
+            assert!(
+                matches!(&error, DataplaneError::ForeignXdp { interface, program: id } if interface == "second" && *id == program),
+                "{error}"
+            );
+            assert_eq!(hooks("near"), (vec![], vec![], None));
+            assert_eq!(sysctl("near", "forwarding"), "0");
+            assert!(!options(&[]).pin_dir.exists());
+        }
+        assert_eq!(hooks("second").2, Some(program));
+        foreign.close().unwrap();
+    });
+}
+
+#[test]
+fn a_missing_interface_is_named() {
+    if !root() {
+        return;
+    }
+    let (a, _b) = Net::pair();
+    a.with_bpffs(|| {
+        let error = Dataplane::open(options(&[("near", Attach::Tc), ("wan7", Attach::Auto)])).unwrap_err();
+        assert!(error.to_string().contains("wan7"), "{error}");
+        assert_eq!(hooks("near"), (vec![], vec![], None));
+        assert!(!Path::new("/sys/fs/bpf/fwha").exists());
+    });
+}
+
+#[test]
+fn pins_belong_on_a_bpf_file_system() {
+    if !root() {
+        return;
+    }
+    let elsewhere = tempfile::tempdir().unwrap();
+    let pin_dir = elsewhere.path().join("pins");
+    let error = Dataplane::open(Options { pin_dir: pin_dir.clone(), ..options(&[]) }).unwrap_err();
+    assert!(matches!(error, DataplaneError::NotBpffs(_)), "{error}");
+    assert!(!pin_dir.exists());
+    assert!(cleanup(Path::new("/nowhere")).is_ok());
+}
+
+#[test]
+fn what_is_torn_off_is_put_back() {
+    if !root() {
+        return;
+    }
+    let (a, b) = Net::pair();
+    a.with_bpffs(|| {
+        let wanted = options(&[("near", Attach::Tc)]);
+        let pins = wanted.pin_dir.clone();
+        let (mut dataplane, _events) = open(wanted);
+        let before = hooks("near");
+        assert_eq!(dataplane.reconcile().unwrap(), Vec::<String>::new());
+        assert_eq!(hooks("near"), before, "nothing to do");
+
+        // Somebody removes a pin: the program stays, and the pin comes back.
+        fs::remove_file(pins.join("links/near:egress")).unwrap();
+        assert_eq!(hooks("near"), before);
+        dataplane.reconcile().unwrap();
+        assert_eq!(hooks("near"), before);
+        assert!(pins.join("links/near:egress").exists());
+
+        // The interface goes away and another of its name comes.
+        a.ip("link del near");
+        assert_eq!(dataplane.reconcile().unwrap(), ["near"]);
+        assert_eq!(dataplane.attached(), []);
+        assert_eq!(dataplane.maps().interfaces().unwrap(), []);
+        a.cable("near", "again", &b);
+        assert_eq!(dataplane.reconcile().unwrap(), Vec::<String>::new());
+        let (ingress, egress, _) = hooks("near");
+        assert_eq!((ingress.len(), egress.len()), (1, 1));
+        assert_eq!(dataplane.attached()[0].ifindex, a.ifindex("near"));
+        assert_eq!(dataplane.maps().interfaces().unwrap()[0].0, a.ifindex("near"));
+        assert_eq!(sysctl("near", "forwarding"), "1");
+
+        // It gets another MAC.
+        a.ip("link set near address 02:00:00:00:00:55");
+        dataplane.reconcile().unwrap();
+        assert_eq!(dataplane.maps().interfaces().unwrap()[0].1.mac, [2, 0, 0, 0, 0, 0x55]);
+        dataplane.close().unwrap();
+    });
+}
+
+#[test]
+fn an_interface_of_another_namespace_with_the_same_index_is_another() {
+    if !root() {
+        return;
+    }
+    let (a, b) = (Net::new(), Net::new());
+    for net in [&a, &b] {
+        net.ip("link add near index 77 type veth peer name far");
+        net.ip("link set near up");
+    }
+    a.with_bpffs(|| {
+        for attach in [Attach::Tc, Attach::Xdp] {
+            // The daemon ran in another namespace, was killed, and its namespace still lives.
+            b.within(|| drop(open(options(&[("near", attach)]))));
+            let (dataplane, _events) = open(options(&[("near", attach)]));
+            let (ingress, egress, xdp) = hooks("near");
+            assert_eq!((ingress.len() + usize::from(xdp.is_some()), egress.len()), (1, 1));
+            assert_eq!(b.within(|| hooks("near")), (vec![], vec![], None));
+            dataplane.close().unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_forwarded_flow_is_told_and_counted() {
+    if !root() {
+        return;
+    }
+    let (client, node, server) = (Net::new(), Net::new(), Net::new());
+    node.cable("lan", "eth", &client);
+    node.cable("wan", "eth", &server);
+    node.ip("address add 10.1.0.1/24 dev lan");
+    node.ip("address add 10.2.0.1/24 dev wan");
+    client.ip("address add 10.1.0.2/24 dev eth");
+    client.ip("route add default via 10.1.0.1");
+    server.ip("address add 10.2.0.2/24 dev eth");
+    server.ip("route add default via 10.2.0.1");
+    node.with_bpffs(|| {
+        let mut wanted = options(&[("lan", Attach::Tc), ("wan", Attach::Tc)]);
+        wanted.interfaces[1].zone = 2;
+        let (dataplane, mut events) = open(wanted);
+        let maps = dataplane.maps();
+        let now = KernelClock::new().unwrap().now_ns();
+        maps.set_timeouts(&Timeouts::KERNEL).unwrap();
+        maps.update_settings(|s| (s.node, s.epoch, s.route_generation) = (1, 5, 1)).unwrap();
+        let rule =
+            Rule { from: 1, to: 2, port_max: u16::MAX, action: Action::Accept as u8, ..Rule::default() };
+        maps.load_rules(&[rule]).unwrap();
+        let owned =
+            Group { lease_until_ns: now + 600_000_000_000, since_ns: now, role: Group::ACTIVE, term: 1 };
+        maps.write_group(0, &owned).unwrap();
+
+        let far = server.within(|| UdpSocket::bind("10.2.0.2:0").unwrap());
+        let near = client.within(|| UdpSocket::bind("10.1.0.2:0").unwrap());
+        for socket in [&near, &far] {
+            socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        }
+        let mut buffer = [0; 16];
+        near.send_to(b"ask", far.local_addr().unwrap()).unwrap();
+        let (_, from) = far.recv_from(&mut buffer).unwrap();
+        assert_eq!(maps.embryonic_count().unwrap(), 1, "not answered yet");
+        assert_eq!(events.drain(10, |_| ()), 0);
+        far.send_to(b"answer", from).unwrap();
+        near.recv_from(&mut buffer).unwrap();
+
+        await_readable(&events);
+        let mut told = Vec::new();
+        assert_eq!(events.drain(1, |event| told.push(*event)), 1);
+        assert_eq!(told[0].kind, FlowEventKind::Created as u32);
+        assert_eq!((told[0].flow.id.node, told[0].flow.id.epoch), (1, 5));
+        let flow = maps.flows().lookup(&told[0].key).unwrap().unwrap();
+        assert_eq!(flow.packets, [1, 1]);
+        assert_eq!(maps.counters().unwrap()[Counter::FlowsCreated as usize], 1);
+        assert_eq!(maps.rule_hits().unwrap()[0], 1);
+        assert_eq!(events.malformed(), 0);
+        dataplane.close().unwrap();
+    });
+}

@@ -1,0 +1,190 @@
+//! VIPs on interfaces.
+//!
+//! A VIP is added with the prefix that the configuration gives it, as `ip address add` does. While
+//! the node has an address of its own in that subnet, the VIP is a secondary one and brings no
+//! route; without one, the VIP brings the subnet's route. In the second case later addresses of the
+//! node become secondaries of the VIP, and its removal would take them with it: therefore
+//! [`crate::dataplane`] sets `promote_secondaries`, which lets the next address move up instead.
+//!
+//! Each VIP carries [`PROTOCOL`] as its origin (`IFA_PROTO`, Linux 5.18; `ip address` prints
+//! `proto 0x46`), so that what a killed daemon left behind is told from what the administrator added.
+
+use std::{
+    collections::HashSet,
+    net::{IpAddr, Ipv4Addr},
+};
+
+use futures_util::{TryStreamExt, future::join_all};
+use rtnetlink::{
+    AddressMessageBuilder, Handle,
+    packet_route::{
+        AddressFamily,
+        address::{AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, AddressScope},
+    },
+};
+
+use super::{NetlinkError, connect, into_io, request_error};
+
+/// Origin of the addresses that fwha adds: `F`. The kernel itself uses 1 to 3.
+pub const PROTOCOL: u8 = 0x46;
+
+/// An IPv4 address of an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Address {
+    /// The interface.
+    pub ifindex: u32,
+    /// The address.
+    pub address: Ipv4Addr,
+    /// Length of its subnet's prefix, in bits.
+    pub prefix_len: u8,
+}
+
+/// Adds, removes and lists addresses. Clones share one connection.
+#[derive(Clone, Debug)]
+pub struct Addresses {
+    handle: Handle,
+}
+
+impl Addresses {
+    /// Opens a connection, driven by the present tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// No netlink socket.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub fn new() -> Result<Self, NetlinkError> {
+        Ok(Self { handle: connect()? })
+    }
+
+    /// Adds VIPs, all requests at once. One that is there already is fine, and is marked as ours.
+    ///
+    /// # Errors
+    ///
+    /// The first failure; the others are added all the same.
+    pub async fn add(&self, vips: &[Address]) -> Result<(), NetlinkError> {
+        let requests = vips.iter().map(|vip| async move {
+            let mut request =
+                self.handle.address().add(vip.ifindex, vip.address.into(), vip.prefix_len).replace();
+            request
+                .message_mut()
+                .attributes
+                .push(AddressAttribute::Protocol(AddressProtocol::Other(PROTOCOL)));
+            request.execute().await.map_err(|e| {
+                request_error(
+                    format!("add {}/{} to interface {}", vip.address, vip.prefix_len, vip.ifindex),
+                    e,
+                )
+            })
+        });
+        join_all(requests).await.into_iter().collect()
+    }
+
+    /// Removes VIPs, all requests at once and the last one first: so the first address of a subnet,
+    /// on which the others depend, goes after them. One that is not there, or whose interface is gone, is fine.
+    ///
+    /// # Errors
+    ///
+    /// The first failure; the others are removed all the same.
+    pub async fn remove(&self, vips: &[Address]) -> Result<(), NetlinkError> {
+        let requests = vips.iter().rev().map(|vip| async move {
+            let message = AddressMessageBuilder::<Ipv4Addr>::new()
+                .index(vip.ifindex)
+                .address(vip.address, vip.prefix_len)
+                .build();
+            match self.handle.address().del(message).execute().await.map_err(into_io) {
+                Err(e) if !matches!(e.raw_os_error(), Some(libc::EADDRNOTAVAIL | libc::ENODEV)) => {
+                    Err(NetlinkError::Request {
+                        what: format!(
+                            "remove {}/{} from interface {}",
+                            vip.address, vip.prefix_len, vip.ifindex
+                        ),
+                        source: e,
+                    })
+                }
+                _ => Ok(()),
+            }
+        });
+        join_all(requests).await.into_iter().collect()
+    }
+
+    /// The VIPs, of this or an earlier run, that are on these interfaces.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses.
+    pub async fn list(&self, ifindexes: &[u32]) -> Result<Vec<Address>, NetlinkError> {
+        let all = self.dump().await?;
+        Ok(all
+            .iter()
+            .filter(|m| ifindexes.contains(&m.header.index) && is_ours(m))
+            .filter_map(address_of)
+            .collect())
+    }
+
+    /// Removes the VIPs that are on these interfaces, but those in `keep`, and returns them.
+    ///
+    /// # Errors
+    ///
+    /// The first failure; the others are removed all the same.
+    pub async fn remove_leftovers(
+        &self,
+        ifindexes: &[u32],
+        keep: &[Address],
+    ) -> Result<Vec<Address>, NetlinkError> {
+        let keep: HashSet<&Address> = keep.iter().collect();
+        let mut leftovers = self.list(ifindexes).await?;
+        leftovers.retain(|a| !keep.contains(a));
+        self.remove(&leftovers).await?;
+        Ok(leftovers)
+    }
+
+    /// The address by which this node itself speaks on an interface: the first that is not a VIP and
+    /// reaches beyond the node, not a secondary one if there is another.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses.
+    pub async fn primary(&self, ifindex: u32) -> Result<Option<Ipv4Addr>, NetlinkError> {
+        let all = self.dump().await?;
+        Ok(all
+            .iter()
+            .filter(|m| m.header.index == ifindex && !is_ours(m))
+            .filter(|m| m.header.scope != AddressScope::Host)
+            .min_by_key(|m| is_secondary(m))
+            .and_then(address_of)
+            .map(|a| a.address))
+    }
+
+    async fn dump(&self) -> Result<Vec<AddressMessage>, NetlinkError> {
+        let mut request = self.handle.address().get();
+        request.message_mut().header.family = AddressFamily::Inet;
+        request.execute().try_collect().await.map_err(|e| request_error("list addresses", e))
+    }
+}
+
+/// Whether fwha added this address.
+pub(super) fn is_ours(message: &AddressMessage) -> bool {
+    message.attributes.contains(&AddressAttribute::Protocol(AddressProtocol::Other(PROTOCOL)))
+}
+
+fn is_secondary(message: &AddressMessage) -> bool {
+    message
+        .attributes
+        .iter()
+        .any(|a| matches!(a, AddressAttribute::Flags(flags) if flags.contains(AddressFlags::Secondary)))
+}
+
+/// The node's end of it: on a point-to-point interface `IFA_ADDRESS` is the other one.
+pub(super) fn address_of(message: &AddressMessage) -> Option<Address> {
+    message.attributes.iter().find_map(|a| match a {
+        AddressAttribute::Local(IpAddr::V4(address)) => Some(Address {
+            ifindex: message.header.index,
+            address: *address,
+            prefix_len: message.header.prefix_len,
+        }),
+        _ => None,
+    })
+}

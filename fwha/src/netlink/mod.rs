@@ -1,0 +1,80 @@
+//! The network as the kernel tells it by rtnetlink: interfaces, addresses, routes, neighbours; and
+//! gratuitous ARP, which tells the neighbours in turn.
+//!
+//! | module | does |
+//! |---|---|
+//! | [`links`] | lists interfaces |
+//! | [`addresses`] | adds and removes VIPs, recognises leftovers |
+//! | [`garp`] | announces VIPs |
+//! | [`monitor`] | follows changes |
+//!
+//! The netlink crates change with every release; no other module uses them.
+
+use std::{io, thread};
+
+use rtnetlink::Handle;
+
+pub mod addresses;
+pub mod garp;
+pub mod links;
+pub mod monitor;
+#[cfg(test)]
+mod tests;
+
+pub use addresses::{Address, Addresses};
+pub use garp::Garp;
+pub use links::Link;
+pub use monitor::{Monitor, NetworkEvent};
+
+/// A failure to talk with the kernel.
+#[derive(Debug, thiserror::Error)]
+pub enum NetlinkError {
+    /// No socket.
+    #[error("cannot open a netlink socket: {0}")]
+    Socket(#[source] io::Error),
+    /// The kernel refused, or its answer made no sense.
+    #[error("cannot {what}: {source}")]
+    Request {
+        /// What was asked for.
+        what: String,
+        /// What came back.
+        source: io::Error,
+    },
+}
+
+fn request_error(what: impl Into<String>, error: rtnetlink::Error) -> NetlinkError {
+    NetlinkError::Request { what: what.into(), source: into_io(error) }
+}
+
+/// The kernel's error number, where there is one.
+fn into_io(error: rtnetlink::Error) -> io::Error {
+    match error {
+        rtnetlink::Error::NetlinkError(message) => message.to_io(),
+        other => io::Error::other(other),
+    }
+}
+
+/// A connection, driven by a task of the present tokio runtime until its last handle is dropped.
+fn connect() -> Result<Handle, NetlinkError> {
+    let (connection, handle, _) = rtnetlink::new_connection().map_err(NetlinkError::Socket)?;
+    tokio::spawn(connection);
+    Ok(handle)
+}
+
+/// Runs a few requests to their end, wherever the caller is: inside a runtime or without one.
+fn blocking<T: Send>(
+    requests: impl AsyncFnOnce(Handle) -> Result<T, NetlinkError> + Send,
+) -> Result<T, NetlinkError> {
+    // A thread of its own, because a runtime cannot be started within a runtime. It inherits the
+    // network namespace of the calling thread.
+    thread::scope(|scope| {
+        let worker = scope.spawn(|| {
+            tokio::runtime::Builder::new_current_thread()
+                .enable_io()
+                .build()
+                .map_err(NetlinkError::Socket)?
+                .block_on(async { requests(connect()?).await })
+        });
+        worker.join().unwrap_or_else(|_| Err(NetlinkError::Socket(io::Error::other("worker panicked"))))
+    })
+}

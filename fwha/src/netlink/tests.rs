@@ -1,0 +1,256 @@
+//! Addresses, announcements and changes, in namespaces of their own.
+
+use std::{future::Future, net::Ipv4Addr, time::Duration};
+
+use tokio::time::timeout;
+
+use super::{Address, Addresses, Garp, Monitor, NetworkEvent, links::links};
+use crate::{
+    sys::socket::{packet_socket, receive},
+    testing::{Net, await_readable, root},
+};
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
+
+fn vip(ifindex: u32, n: u32) -> Address {
+    Address { ifindex, address: Ipv4Addr::from(0x0a09_0100 + n), prefix_len: 16 }
+}
+
+#[test]
+fn vips_are_added_recognised_and_removed() {
+    if !root() {
+        return;
+    }
+    let (a, _b) = Net::pair();
+    let ifindex = a.ifindex("near");
+    a.within(|| {
+        // As the data plane sets it. The VIPs have a subnet of their own here.
+        std::fs::write("/proc/sys/net/ipv4/conf/near/promote_secondaries", "1").unwrap();
+        block_on(async {
+            let addresses = Addresses::new().unwrap();
+            let vips: Vec<Address> = (0..300).map(|n| vip(ifindex, n)).collect();
+
+            addresses.add(&vips).await.unwrap();
+            addresses.add(&vips[..10]).await.unwrap();
+            let mut listed = addresses.list(&[ifindex]).await.unwrap();
+            listed.sort();
+            assert_eq!(listed, vips, "the node's own address is not among them");
+            assert_eq!(addresses.list(&[ifindex + 1]).await.unwrap(), []);
+            assert_eq!(addresses.primary(ifindex).await.unwrap(), Some(Ipv4Addr::new(10, 9, 0, 1)));
+
+            addresses.remove(&vips[..100]).await.unwrap();
+            addresses.remove(&vips[..101]).await.unwrap();
+            assert_eq!(addresses.list(&[ifindex]).await.unwrap().len(), 199);
+
+            let mut gone = addresses.remove_leftovers(&[ifindex], &vips[150..152]).await.unwrap();
+            gone.sort();
+            assert_eq!(gone, [&vips[101..150], &vips[152..]].concat());
+            assert_eq!(addresses.list(&[ifindex]).await.unwrap(), vips[150..152]);
+            assert_eq!(addresses.primary(ifindex).await.unwrap(), Some(Ipv4Addr::new(10, 9, 0, 1)));
+
+            let nowhere = vip(ifindex + 1000, 1);
+            let error = addresses.add(&[nowhere]).await.unwrap_err().to_string();
+            assert!(error.contains("10.9.1.1/16"), "{error}");
+            addresses.remove(&[nowhere]).await.unwrap();
+        });
+    });
+}
+
+#[test]
+fn an_address_that_is_there_already_is_taken_over() {
+    if !root() {
+        return;
+    }
+    let (a, _b) = Net::pair();
+    let ifindex = a.ifindex("near");
+    a.ip("address add 10.9.1.1/16 dev near");
+    a.within(|| {
+        block_on(async {
+            let addresses = Addresses::new().unwrap();
+            addresses.add(&[vip(ifindex, 1)]).await.unwrap();
+            assert_eq!(addresses.list(&[ifindex]).await.unwrap(), [vip(ifindex, 1)]);
+        });
+    });
+}
+
+#[test]
+fn gratuitous_arp_reaches_the_peer() {
+    if !root() {
+        return;
+    }
+    let (a, b) = Net::pair();
+    let (ia, ib, mac) = (a.ifindex("near"), b.ifindex("far"), a.mac("near"));
+    let far = b.within(|| packet_socket(ib, 0x0806).unwrap());
+    let garp = a.within(|| Garp::open(ia, mac).unwrap());
+    let vips: Vec<Ipv4Addr> = (0..50).map(|n| Ipv4Addr::new(10, 9, 7, n)).collect();
+
+    assert_eq!(garp.announce(vips.iter().copied()).unwrap(), 50);
+
+    let mut seen = Vec::new();
+    let mut frame = [0; 64];
+    while seen.len() < 50 {
+        await_readable(&far);
+        while let Some(arrival) = receive(&far, &mut frame).unwrap() {
+            assert!(arrival.len >= 42);
+            // The kernel may ask for addresses of its own between.
+            if frame[28..32] == frame[38..42] {
+                assert_eq!(
+                    (&frame[..6], &frame[6..12], &frame[22..28]),
+                    (&[0xff; 6][..], &mac[..], &mac[..])
+                );
+                seen.push(Ipv4Addr::new(frame[28], frame[29], frame[30], frame[31]));
+            }
+        }
+    }
+    assert_eq!(seen, vips);
+}
+
+/// The next event; only a failing test waits that long.
+async fn next(monitor: &mut Monitor) -> NetworkEvent {
+    timeout(Duration::from_secs(20), monitor.next()).await.expect("no event came").unwrap()
+}
+
+/// Makes sure that nothing is pending: an interface that is down is renamed, which is a change of its
+/// own that says nothing about routes, and no other event may come before it or with it.
+async fn expect_silence(net: &Net, monitor: &mut Monitor, from: &str, to: &str) {
+    for (from, to) in [(from, to), (to, from)] {
+        net.ip(&format!("link set {from} name {to}"));
+        match next(monitor).await {
+            NetworkEvent::LinkChanged(link) if link.name == to => {}
+            other => panic!("{other:?} instead of silence"),
+        }
+    }
+}
+
+/// Takes events until one satisfies the condition.
+async fn until(monitor: &mut Monitor, condition: impl Fn(&NetworkEvent) -> bool) {
+    while !condition(&next(monitor).await) {}
+}
+
+#[test]
+fn changes_are_seen_and_noise_is_not() {
+    if !root() {
+        return;
+    }
+    let (a, b) = Net::pair();
+    a.ip("link add idle type veth peer name idle-peer");
+    a.ip("neigh replace 10.9.0.77 lladdr 02:00:00:00:00:77 dev near nud reachable");
+    a.within(|| {
+        block_on(async {
+            let (mut monitor, interfaces) = Monitor::start().await.unwrap();
+            assert!(interfaces.iter().any(|l| l.name == "near" && l.running() && l.mtu == 1500));
+            assert!(interfaces.iter().any(|l| l.name == "idle" && !l.up));
+            // The cable's other messages (IPv6, queueing) are over when its state has settled.
+            expect_silence(&a, &mut monitor, "idle", "renamed").await;
+
+            for state in ["stale", "delay", "probe", "reachable", "stale", "permanent"] {
+                a.ip(&format!("neigh replace 10.9.0.77 lladdr 02:00:00:00:00:77 dev near nud {state}"));
+            }
+            a.ip("neigh replace 10.9.0.78 lladdr 02:00:00:00:00:78 dev near nud reachable");
+            expect_silence(&a, &mut monitor, "idle", "renamed").await;
+
+            a.ip("neigh replace 10.9.0.77 lladdr 02:00:00:00:00:99 dev near nud reachable");
+            assert_eq!(next(&mut monitor).await, NetworkEvent::RouteChanged);
+            expect_silence(&a, &mut monitor, "idle", "renamed").await;
+
+            a.ip("neigh del 10.9.0.78 dev near");
+            assert_eq!(next(&mut monitor).await, NetworkEvent::RouteChanged);
+
+            a.ip("route add 10.77.0.0/16 via 10.9.0.2");
+            until(&mut monitor, |e| *e == NetworkEvent::RouteChanged).await;
+
+            a.ip("address add 10.9.5.5/32 dev near");
+            a.ip("address del 10.9.5.5/32 dev near");
+            let ifindex = a.ifindex("near");
+            let gone = Address { ifindex, address: Ipv4Addr::new(10, 9, 5, 5), prefix_len: 32 };
+            until(&mut monitor, |e| *e == NetworkEvent::AddressRemoved(gone)).await;
+
+            b.ip("link set far down");
+            until(
+                &mut monitor,
+                |e| matches!(e, NetworkEvent::LinkChanged(l) if l.name == "near" && !l.carrier),
+            )
+            .await;
+
+            b.ip("link del far");
+            until(&mut monitor, |e| matches!(e, NetworkEvent::LinkRemoved(l) if l.name == "near")).await;
+        });
+    });
+}
+
+#[test]
+fn lost_events_are_told_and_the_state_is_read_anew() {
+    if !root() {
+        return;
+    }
+    let (a, _b) = Net::pair();
+    a.ip("link add idle type veth peer name idle-peer");
+    let flood: String = (0..20_000u32)
+        .map(|n| format!("neigh replace 10.9.0.77 lladdr 02:00:00:00:00:{:02x} dev near\n", n % 2))
+        .collect();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), flood).unwrap();
+    a.within(|| {
+        block_on(async {
+            let (mut monitor, _) = Monitor::start().await.unwrap();
+            // Nothing is read meanwhile: this runtime has one thread, and it waits for `ip`.
+            a.ip(&format!("-batch {}", file.path().display()));
+            a.ip("link del idle");
+            until(&mut monitor, |e| *e == NetworkEvent::EventsLost).await;
+            let mut removed = false;
+            loop {
+                match next(&mut monitor).await {
+                    NetworkEvent::LinkRemoved(link) => removed |= link.name == "idle",
+                    NetworkEvent::RouteChanged => break,
+                    _ => {}
+                }
+            }
+            assert!(removed, "the difference to the state before");
+        });
+    });
+}
+
+#[test]
+fn a_port_that_leaves_its_bridge_is_not_gone() {
+    if !root() {
+        return;
+    }
+    let a = Net::new();
+    a.ip("link add idle type veth peer name idle-peer");
+    a.ip("link add bridge type bridge");
+    a.ip("link add port type veth peer name port-peer");
+    a.ip("link set port master bridge");
+    a.within(|| {
+        block_on(async {
+            let (mut monitor, _) = Monitor::start().await.unwrap();
+            a.ip("link set port nomaster");
+            a.ip("link set idle name renamed");
+            loop {
+                match next(&mut monitor).await {
+                    NetworkEvent::LinkRemoved(link) => panic!("{link:?} is still there"),
+                    NetworkEvent::LinkChanged(link) if link.name == "renamed" => break,
+                    _ => {}
+                }
+            }
+        });
+    });
+}
+
+#[test]
+fn links_can_be_listed_inside_a_runtime_and_without() {
+    if !root() {
+        return;
+    }
+    let (a, _b) = Net::pair();
+    a.within(|| {
+        let outside = links().unwrap();
+        let inside = block_on(async { links().unwrap() });
+        assert_eq!(outside, inside);
+        assert!(outside.iter().any(|l| l.name == "near" && l.xdp_program.is_none()));
+        assert_eq!(crate::sys::interface::driver("near").unwrap(), "veth");
+        let error = crate::sys::interface::driver("nowhere").unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENODEV));
+    });
+}

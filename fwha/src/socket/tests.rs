@@ -1,0 +1,146 @@
+//! Round trips over a cable.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use fwha_common::probe::{Probe, ProbeKind};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::{ProbeSocket, SyncSocket, VrrpSocket, probe::BROADCAST, sync::Refused, vrrp};
+use crate::testing::{Net, await_readable, root};
+
+const NEAR: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
+const FAR: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
+
+#[test]
+fn vrrp_arrives_with_ttl_and_source_and_is_not_heard_by_its_sender() {
+    if !root() {
+        return;
+    }
+    let (a, b) = Net::pair();
+    // A VIP below the primary address, which must not become the source.
+    a.ip("address add 10.9.0.200/32 dev near");
+    let (ia, ib) = (a.ifindex("near"), b.ifindex("far"));
+    let near = a.within(|| VrrpSocket::open("near", ia).unwrap());
+    let far = b.within(|| VrrpSocket::open("far", ib).unwrap());
+    let mut buffer = [0; 256];
+
+    near.send(NEAR, b"an advertisement").unwrap();
+    await_readable(&far);
+    let packet = far.receive(&mut buffer).unwrap().unwrap();
+    assert_eq!((packet.source, packet.destination), (NEAR, vrrp::GROUP));
+    assert_eq!((packet.ttl, packet.message), (255, &b"an advertisement"[..]));
+    assert!(packet.waited.is_some());
+    assert_eq!(far.receive(&mut buffer).unwrap(), None);
+
+    // The far node answers; by then the near one would have heard itself.
+    far.send(FAR, b"another").unwrap();
+    await_readable(&near);
+    assert_eq!(near.receive(&mut buffer).unwrap().unwrap().source, FAR);
+    assert_eq!(near.receive(&mut buffer).unwrap(), None);
+}
+
+#[test]
+fn vrrp_with_another_ttl_arrives_with_it() {
+    if !root() {
+        return;
+    }
+    let (a, b) = Net::pair();
+    let ib = b.ifindex("far");
+    let far = b.within(|| VrrpSocket::open("far", ib).unwrap());
+    a.within(|| {
+        let routed = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(112))).unwrap();
+        routed.set_multicast_ttl_v4(254).unwrap();
+        routed.set_multicast_if_v4(&NEAR).unwrap();
+        routed.send_to(b"forged", &SocketAddrV4::new(vrrp::GROUP, 0).into()).unwrap();
+    });
+    await_readable(&far);
+    let mut buffer = [0; 256];
+    assert_eq!(far.receive(&mut buffer).unwrap().unwrap().ttl, 254);
+}
+
+#[test]
+fn probes_go_to_a_mac_or_to_all_and_come_from_one() {
+    if !root() {
+        return;
+    }
+    let (a, b) = Net::pair();
+    let (ia, ib) = (a.ifindex("near"), b.ifindex("far"));
+    let (ma, mb) = (a.mac("near"), b.mac("far"));
+    let near = a.within(|| ProbeSocket::open(ia, ma).unwrap());
+    let far = b.within(|| ProbeSocket::open(ib, mb).unwrap());
+    let request = Probe::request(&[1, 2], 7, 1, 2, 99);
+
+    for destination in [mb, BROADCAST] {
+        near.send(destination, &request).unwrap();
+        await_readable(&far);
+        let frame = far.receive().unwrap().unwrap();
+        assert_eq!((frame.source, frame.probe), (ma, request));
+        assert!(frame.probe.valid(&[1, 2]) && frame.probe.kind == ProbeKind::Request as u8);
+        assert_eq!(far.receive().unwrap(), None);
+    }
+    assert_eq!(near.receive().unwrap(), None, "its own frames are not heard");
+}
+
+#[test]
+fn sync_takes_datagrams_from_the_link_only() {
+    if !root() {
+        return;
+    }
+    let (a, b) = Net::pair();
+    let near = a.within(|| SyncSocket::open("near", SocketAddrV4::new(NEAR, 0)).unwrap());
+    let far = b.within(|| SyncSocket::open("far", SocketAddrV4::new(FAR, 0)).unwrap());
+    let mut buffer = [0; 64];
+
+    // From behind a router; and too long for the reader.
+    a.within(|| {
+        let routed = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
+        routed.set_ttl_v4(254).unwrap();
+        routed.send_to(b"forged", &far.local().into()).unwrap();
+    });
+    assert!(near.send(far.local(), &[0; 65]).unwrap());
+    assert!(near.send(far.local(), b"sealed").unwrap());
+    // They arrive in the order in which they were sent.
+    let datagram = loop {
+        await_readable(&far);
+        if let Some(datagram) = far.receive(&mut buffer).unwrap() {
+            break (datagram.source, datagram.payload.to_vec(), datagram.waited.is_some());
+        }
+    };
+    assert_eq!(datagram, (near.local(), b"sealed".to_vec(), true));
+    assert_eq!(far.refused(), Refused { ttl: 1, length: 1 });
+
+    let beyond_mtu = vec![0; 1473];
+    assert_eq!(near.send(far.local(), &beyond_mtu).unwrap_err().raw_os_error(), Some(libc::EMSGSIZE));
+}
+
+#[test]
+fn a_silent_peer_is_no_error() {
+    if !root() {
+        return;
+    }
+    let (a, _b) = Net::pair();
+    let near = a.within(|| SyncSocket::open("near", SocketAddrV4::new(NEAR, 0)).unwrap());
+    let mut buffer = [0; 64];
+    // Nobody listens on that port: the second and third may meet the news of the first.
+    for _ in 0..3 {
+        near.send(SocketAddrV4::new(FAR, 9), b"hello").unwrap();
+        assert_eq!(near.receive(&mut buffer).unwrap(), None);
+    }
+}
+
+#[test]
+fn sync_says_what_is_wrong_with_its_address() {
+    if !root() {
+        return;
+    }
+    let (a, _b) = Net::pair();
+    a.within(|| {
+        let error = SyncSocket::open("near", SocketAddrV4::new(Ipv4Addr::new(10, 8, 0, 1), 0)).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EADDRNOTAVAIL));
+        let error = SyncSocket::open("nowhere", SocketAddrV4::new(NEAR, 0)).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENODEV));
+        let taken = SyncSocket::open("near", SocketAddrV4::new(NEAR, 0)).unwrap();
+        let error = SyncSocket::open("near", taken.local()).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EADDRINUSE));
+    });
+}

@@ -1,0 +1,449 @@
+//! `fwhactl` as a program, against a stand-in for the daemon that serves fixed answers.
+
+use std::{
+    net::Shutdown,
+    os::unix::{fs::PermissionsExt, net::UnixListener as StdListener},
+    path::{Path, PathBuf},
+    process::Stdio,
+};
+
+use axum::{
+    Json, Router,
+    body::Body,
+    extract::Query,
+    http::{StatusCode, header::CONTENT_TYPE},
+    response::IntoResponse,
+    routing::{get, post},
+};
+use fwha::api::{
+    ApiError, Attachment, Event, EventsQuery, FlowCounts, FlowFilter, FlowRow, GroupStatus, LinkStatus,
+    NDJSON, Origin, PeerStatus, Role, Stat, Stats, Status, Step, SwitchoverReply, SwitchoverRequest,
+    SyncStatus, ZoneInterfaceStatus, path,
+};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    net::UnixListener,
+    process::Command,
+    sync::watch,
+};
+
+/// What a finished `fwhactl` left.
+struct Run {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+fn command(socket: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fwhactl"));
+    command.arg("--socket").arg(socket).args(args).kill_on_drop(true);
+    command
+}
+
+async fn fwhactl(socket: &Path, args: &[&str]) -> Run {
+    let output = command(socket, args).output().await.unwrap();
+    Run {
+        code: output.status.code().unwrap(),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+fn status() -> Status {
+    Status {
+        node: "fw1".into(),
+        cluster: "edge".into(),
+        config_hash: "1a2b3c4d5e6f7081".into(),
+        version: "0.1.0".into(),
+        uptime_ms: 125_000,
+        groups: vec![GroupStatus {
+            name: "gateway".into(),
+            role: Role::Active,
+            active: Some("fw1".into()),
+            also_active: Vec::new(),
+            term: 7,
+            since_ms: 61_000,
+            reason: "nobody was active".into(),
+            vips: vec!["10.0.0.12/24".into(), "192.168.100.12/24".into()],
+        }],
+        peers: vec![PeerStatus {
+            name: "fw2".into(),
+            state: "alive".into(),
+            since_ms: Some(3_000),
+            reason: String::new(),
+            links: vec![LinkStatus { interface: "sync".into(), state: "up".into(), rtt_us: Some(85) }],
+            sync: SyncStatus {
+                state: "in-sync".into(),
+                lag_ms: 2,
+                unacked: 3,
+                digest_match: true,
+                bulk: None,
+            },
+        }],
+        interfaces: vec![ZoneInterfaceStatus {
+            interface: "wan".into(),
+            zone: "inet".into(),
+            attach: Attachment::Tc,
+            reason: "veth carries super-packets".into(),
+        }],
+        flows: FlowCounts { local: 5, peer: 2, embryonic: 1, max: 65_536 },
+        warnings: vec!["one sync link only\x1b[2J".into()],
+    }
+}
+
+fn flow(n: u16) -> FlowRow {
+    FlowRow {
+        proto: if n.is_multiple_of(2) { "tcp" } else { "udp" }.into(),
+        src: "192.168.100.100".parse().unwrap(),
+        sport: 40_000 + n,
+        dst: "10.0.0.128".parse().unwrap(),
+        dport: 22,
+        state: "established".into(),
+        zone_in: "lan".into(),
+        zone_out: "inet".into(),
+        owner: "fw1".into(),
+        origin: Origin::Local,
+        age_ms: 61_000,
+        idle_ms: 12,
+        timeout_ms: 432_000_000,
+        packets: [10, 8],
+        bytes: [1434, 712],
+        rule: "lan-out".into(),
+    }
+}
+
+fn event(kind: &str, steps: Vec<Step>) -> Event {
+    Event {
+        at_unix_ms: 1_735_689_600_007,
+        at_mono_ms: 1234.5,
+        kind: kind.into(),
+        group: Some("gateway".into()),
+        text: "backup to active".into(),
+        steps,
+    }
+}
+
+fn ndjson<T: serde::Serialize>(items: &[T]) -> String {
+    items.iter().map(|i| serde_json::to_string(i).unwrap() + "\n").collect()
+}
+
+/// Serves until dropped. What `/v1/events?follow=true` adds is sent when `news` changes.
+struct FakeDaemon {
+    dir: tempfile::TempDir,
+    news: watch::Sender<u32>,
+    server: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for FakeDaemon {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+impl FakeDaemon {
+    fn start(status: Status, flows: u16) -> Self {
+        let (news, listen) = watch::channel(0);
+        let events = move |Query(query): Query<EventsQuery>| {
+            let mut listen = listen.clone();
+            async move {
+                let history = ndjson(&[event("role", vec![Step { name: "own buckets".into(), ms: 0.25 }])]);
+                let (sender, body) = tokio::sync::mpsc::channel::<Result<String, std::io::Error>>(1);
+                tokio::spawn(async move {
+                    sender.send(Ok(history)).await.unwrap();
+                    while query.follow && listen.changed().await.is_ok() {
+                        // In two halves: a line is a line however it arrives.
+                        let line = ndjson(&[event("peer", Vec::new())]);
+                        let (a, b) = line.split_at(20);
+                        for half in [a, b] {
+                            if sender.send(Ok(half.to_owned())).await.is_err() {
+                                return;
+                            }
+                        }
+                    }
+                });
+                let stream = futures_util::stream::unfold(body, |mut body| async {
+                    body.recv().await.map(|chunk| (chunk, body))
+                });
+                ([(CONTENT_TYPE, NDJSON)], Body::from_stream(stream))
+            }
+        };
+        let list = move |Query(filter): Query<FlowFilter>| async move {
+            let rows: Vec<_> = (0..flows).map(flow).filter(|f| filter.matches(f)).collect();
+            ([(CONTENT_TYPE, NDJSON)], ndjson(&rows))
+        };
+        let mut stats = Stats::default();
+        stats.drops.insert("not_syn".into(), 4.into());
+        stats.drops.insert("no_rule".into(), 0.into());
+        stats.sync.insert("fw2".into(), [("lost", 1)].into_iter().collect::<Stat>());
+        let switchover = |Json(request): Json<SwitchoverRequest>| async move {
+            let to = match request.to.as_deref() {
+                Some("fw9") => {
+                    let error = "no node fw9 in the group: choose fw2".to_owned();
+                    return (StatusCode::BAD_REQUEST, Json(ApiError { error })).into_response();
+                }
+                to => to.unwrap_or("fw2").to_owned(),
+            };
+            let group = request.group.unwrap_or("gateway".into());
+            Json(SwitchoverReply { group, from: "fw1".into(), to, took_ms: 1.25 }).into_response()
+        };
+        let router = Router::new()
+            .route(path::STATUS, get(move || async { Json(status) }))
+            .route(path::FLOWS, get(list))
+            .route(path::STATS, get(move || async { Json(stats) }))
+            .route(path::EVENTS, get(events))
+            .route(path::SWITCHOVER, post(switchover));
+        let dir = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(dir.path().join("fwha.sock")).unwrap();
+        let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        Self { dir, news, server }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.path().join("fwha.sock")
+    }
+
+    async fn ctl(&self, args: &[&str]) -> Run {
+        fwhactl(&self.socket(), args).await
+    }
+}
+
+#[tokio::test]
+async fn status_is_a_table_for_people_and_an_object_for_programs() {
+    let daemon = FakeDaemon::start(status(), 0);
+    let run = daemon.ctl(&["status"]).await;
+    assert_eq!((run.code, run.stderr.as_str()), (0, ""));
+    let expected = "\
+fw1 of cluster edge, config 1a2b3c4d5e6f7081, fwha 0.1.0, up 2m05s
+
+GROUP    ROLE    ACTIVE  TERM  FOR    VIPS                            REASON
+gateway  active  fw1     7     1m01s  10.0.0.12/24 192.168.100.12/24  nobody was active
+
+PEER  STATE           SYNC     LAG  UNACKED  LINKS
+fw2   alive for 3.0s  in-sync  2ms  3        sync up 0.09ms
+
+INTERFACE  ZONE  ATTACHED  WHY
+wan        inet  tc        veth carries super-packets
+
+flows: 5 local, 2 from peers, 7 of 65536 used; 1 embryonic
+warning: one sync link only?[2J
+";
+    assert_eq!(run.stdout, expected, "no colours and no control characters without a terminal");
+
+    let run = daemon.ctl(&["-o", "json", "status"]).await;
+    assert_eq!(run.code, 0);
+    assert_eq!(run.stdout.lines().count(), 1);
+    assert_eq!(serde_json::from_str::<Status>(&run.stdout).unwrap(), status());
+}
+
+#[tokio::test]
+async fn status_exits_with_3_when_a_group_has_not_exactly_one_active() {
+    for (active, also, text) in [
+        (None, vec![], "warning: group gateway: no node is active\n"),
+        (Some("fw1"), vec!["fw2"], "warning: group gateway: split brain, fw1 and fw2 are active\n"),
+    ] {
+        let mut status = status();
+        status.groups[0].active = active.map(Into::into);
+        status.groups[0].also_active = also.into_iter().map(Into::into).collect();
+        let daemon = FakeDaemon::start(status, 0);
+        let run = daemon.ctl(&["status"]).await;
+        assert_eq!(run.code, 3);
+        assert!(run.stdout.contains(text), "{}", run.stdout);
+        assert_eq!(daemon.ctl(&["-o", "json", "status"]).await.code, 3);
+    }
+}
+
+#[tokio::test]
+async fn flows_are_listed_filtered_and_counted() {
+    let daemon = FakeDaemon::start(status(), 4);
+    let run = daemon.ctl(&["-o", "json", "flows"]).await;
+    let rows: Vec<FlowRow> = run.stdout.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!(rows, (0..4).map(flow).collect::<Vec<_>>());
+
+    let run = daemon.ctl(&["flows", "proto=tcp", "src=192.168.0.0/16", "sport=40002"]).await;
+    assert_eq!((run.code, run.stderr.as_str()), (0, ""));
+    let lines: Vec<&str> = run.stdout.lines().collect();
+    assert_eq!(lines.len(), 2, "{}", run.stdout);
+    assert!(lines[0].starts_with("PROTO  STATE        SOURCE                 DESTINATION"), "{}", lines[0]);
+    let words: Vec<&str> = lines[1].split_whitespace().collect();
+    assert_eq!(
+        words,
+        [
+            "tcp",
+            "established",
+            "192.168.100.100:40002",
+            "10.0.0.128:22",
+            "lan>inet",
+            "local",
+            "fw1",
+            "1m01s/12ms/5d0h",
+            "10/8",
+            "1.4K/712B",
+            "lan-out"
+        ]
+    );
+
+    assert_eq!(daemon.ctl(&["flows", "count", "proto=udp"]).await.stdout, "2\n");
+    assert_eq!(daemon.ctl(&["flows", "count", "--origin", "peer"]).await.stdout, "0\n");
+    assert_eq!(daemon.ctl(&["-o", "json", "flows", "count"]).await.stdout, "{\"count\":4}\n");
+    assert_eq!(daemon.ctl(&["-o", "json", "flows", "--origin", "peer"]).await.stdout, "");
+
+    let run = daemon.ctl(&["flows", "port=22"]).await;
+    assert_eq!((run.code, run.stdout.as_str()), (1, ""));
+    assert!(run.stderr.starts_with("fwhactl: unknown term \"port\": known are"), "{}", run.stderr);
+}
+
+#[tokio::test]
+async fn stats_show_all_sections_or_one() {
+    let daemon = FakeDaemon::start(status(), 0);
+    let run = daemon.ctl(&["stats", "drops"]).await;
+    assert_eq!(run.stdout, "drops\n  no_rule  0\n  not_syn  4\n");
+    let run = daemon.ctl(&["-o", "json", "stats", "drops"]).await;
+    assert_eq!(run.stdout, "{\"drops\":{\"no_rule\":0,\"not_syn\":4}}\n");
+    let run = daemon.ctl(&["stats"]).await;
+    assert!(run.stdout.contains("sync\n  fw2.lost  1\n"), "{}", run.stdout);
+    let all: Stats = serde_json::from_str(&daemon.ctl(&["-o", "json", "stats"]).await.stdout).unwrap();
+    assert_eq!(all.drops["not_syn"], Stat::Count(4));
+}
+
+#[tokio::test]
+async fn events_end_with_the_history_unless_followed() {
+    let daemon = FakeDaemon::start(status(), 0);
+    let run = daemon.ctl(&["events"]).await;
+    assert_eq!(
+        run.stdout,
+        "2025-01-01 00:00:00.007Z  role          gateway: backup to active\n\
+         \u{20}                            0.250 ms  own buckets\n"
+    );
+
+    let mut child = command(&daemon.socket(), &["-o", "json", "events", "--follow"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut next = async || {
+        let line = lines.next_line().await.unwrap().unwrap();
+        serde_json::from_str::<Event>(&line).unwrap().kind
+    };
+    assert_eq!(next().await, "role");
+    for news in 1..4 {
+        daemon.news.send(news).unwrap();
+        assert_eq!(next().await, "peer");
+    }
+    child.kill().await.unwrap();
+}
+
+#[tokio::test]
+async fn switchover_says_where_to_or_why_not() {
+    let daemon = FakeDaemon::start(status(), 0);
+    let run = daemon.ctl(&["switchover"]).await;
+    assert_eq!((run.code, run.stdout.as_str()), (0, "gateway moved from fw1 to fw2 in 1.2 ms\n"));
+    let run = daemon.ctl(&["-o", "json", "switchover", "gateway", "--to", "fw3"]).await;
+    assert_eq!(run.stdout, "{\"group\":\"gateway\",\"from\":\"fw1\",\"to\":\"fw3\",\"took_ms\":1.25}\n");
+    let run = daemon.ctl(&["switchover", "--to", "fw9"]).await;
+    assert_eq!(
+        (run.code, run.stdout.as_str(), run.stderr.as_str()),
+        (1, "", "fwhactl: no node fw9 in the group: choose fw2\n")
+    );
+}
+
+#[tokio::test]
+async fn without_a_daemon_one_line_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("fwha.sock");
+    let expected =
+        |why| format!("fwhactl: no fwha daemon at {}: {why} (is \"fwha run\" up?)\n", socket.display());
+    for verb in [&["status"][..], &["flows"], &["stats"], &["events", "--follow"], &["switchover"]] {
+        let run = fwhactl(&socket, verb).await;
+        assert_eq!((run.code, run.stdout.as_str()), (1, ""), "{verb:?}");
+        assert_eq!(run.stderr, expected("no such socket"), "{verb:?}");
+    }
+    // What a killed daemon leaves.
+    drop(StdListener::bind(&socket).unwrap());
+    let run = fwhactl(&socket, &["status"]).await;
+    assert_eq!((run.code, run.stderr), (1, expected("connection refused")));
+}
+
+#[tokio::test]
+async fn a_daemon_that_answers_nonsense_or_breaks_off_is_named() {
+    for (answer, expected) in [
+        ("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}", "is not understood: its version may be another"),
+        ("HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n", "answered 404 Not Found to /v1/status"),
+        ("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n{", "broke off"),
+        ("", "broke off"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("fwha.sock");
+        let listener = StdListener::bind(&socket).unwrap();
+        let server = std::thread::spawn(move || {
+            use std::io::{Read, Write};
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).unwrap();
+                request.push(byte[0]);
+            }
+            stream.write_all(answer.as_bytes()).unwrap();
+            stream.shutdown(Shutdown::Both).unwrap();
+        });
+        let run = fwhactl(&socket, &["status"]).await;
+        server.join().unwrap();
+        assert_eq!((run.code, run.stdout.as_str()), (1, ""), "{answer}");
+        assert!(run.stderr.contains(expected) && run.stderr.lines().count() == 1, "{}", run.stderr);
+    }
+}
+
+#[tokio::test]
+async fn a_reader_that_has_seen_enough_is_no_error() {
+    // More than a pipe holds.
+    let daemon = FakeDaemon::start(status(), 20_000);
+    let mut child = command(&daemon.socket(), &["-o", "json", "flows"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.next_line().await.unwrap().is_some());
+    drop(lines);
+    let output = child.wait_with_output().await.unwrap();
+    assert_eq!((output.status.code(), output.stderr), (Some(0), Vec::new()));
+}
+
+#[tokio::test]
+async fn watch_draws_again() {
+    let daemon = FakeDaemon::start(status(), 0);
+    let mut child = command(&daemon.socket(), &["-o", "json", "status", "--watch"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    for _ in 0..2 {
+        let line = lines.next_line().await.unwrap().unwrap();
+        assert_eq!(serde_json::from_str::<Status>(&line).unwrap(), status());
+    }
+    child.kill().await.unwrap();
+}
+
+#[tokio::test]
+async fn keygen_makes_a_private_key_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("cluster.key");
+    let name = file.to_str().unwrap();
+    // Needs no daemon.
+    let run = fwhactl(Path::new("/nonexistent"), &["keygen", name]).await;
+    assert_eq!((run.code, run.stderr.as_str()), (0, ""));
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o7777, 0o600);
+    fwha::config::key::read(&file).unwrap();
+    let before = std::fs::read(&file).unwrap();
+    let run = fwhactl(Path::new("/nonexistent"), &["keygen", name]).await;
+    assert_eq!(
+        (run.code, run.stderr),
+        (
+            1,
+            format!(
+                "fwhactl: {name} exists already; a key is never overwritten (move it away first, or choose another name)\n"
+            )
+        )
+    );
+    assert_eq!(std::fs::read(&file).unwrap(), before);
+}

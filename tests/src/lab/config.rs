@@ -1,0 +1,85 @@
+//! The one config file of the lab's cluster.
+
+use std::fs;
+use std::io::Read as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+
+use anyhow::{Context as _, Result};
+
+use super::{Attach, INET_VIP, LAN_VIP, Lab};
+
+/// The shared key's file, beside the config file.
+pub const KEY_FILE: &str = "cluster.key";
+
+/// Writes config and key into the lab's directory.
+pub fn write(lab: &Lab) -> Result<()> {
+    write_key(lab)?;
+    fs::write(lab.config_path(), text(lab)).context("write the lab's config file")
+}
+
+/// A new key: 32 random bytes in hexadecimal, for root's eyes only.
+fn write_key(lab: &Lab) -> Result<()> {
+    let mut key = [0u8; 32];
+    fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut key)).context("draw a key")?;
+    let hex: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut file =
+        fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(lab.dir().join(KEY_FILE))?;
+    std::io::Write::write_all(&mut file, format!("{hex}\n").as_bytes()).context("write the lab's key")
+}
+
+fn text(lab: &Lab) -> String {
+    let options = lab.options();
+    let heartbeat =
+        options.heartbeat.map(|interval| format!("heartbeat-interval = \"{}ms\"\n", interval.as_millis()));
+    let heartbeat = heartbeat.unwrap_or_default();
+    let attach = match options.attach {
+        Attach::Auto => String::new(),
+        other => format!("attach = \"{}\"\n", other.name()),
+    };
+    let replication = if options.replication { "" } else { "\n[replication]\nenabled = false\n" };
+    let extra = &options.extra_config;
+    format!(
+        r#"[cluster]
+name = "edge"
+key-file = "{KEY_FILE}"
+mode = "active-passive"
+max-flows = 65_536
+{heartbeat}{replication}
+[[node]]
+name = "fw1"
+sync = [{{ interface = "sync", address = "172.16.0.1" }}]
+[[node]]
+name = "fw2"
+sync = [{{ interface = "sync", address = "172.16.0.2" }}]
+
+[[zone]]
+name = "inet"
+interfaces = ["wan"]
+{attach}
+[[zone]]
+name = "lan"
+interfaces = ["lan"]
+{attach}
+[[group]]
+name = "gateway"
+nodes = ["fw1", "fw2"]
+vips = [
+  {{ zone = "inet", vrid = 61, addresses = ["{INET_VIP}/24"] }},
+  {{ zone = "lan",  vrid = 62, addresses = ["{LAN_VIP}/24"] }},
+]
+
+[[rule]]
+name = "lan-out"
+from = "lan"
+to = "inet"
+action = "accept"
+
+[[rule]]
+name = "admin"
+from = "lan"
+to = "node"
+services = ["tcp/22", "icmp"]
+action = "accept"
+{extra}"#
+    )
+}

@@ -1,0 +1,422 @@
+//! A firewall pair, a client and a server on one machine: every box a network namespace, every cable a veth pair.
+//!
+//! ```text
+//!   client 192.168.100.100                                        server 10.0.0.128
+//!        |                                                              |
+//!   [ bridge lan ]---- fw1 lan .1 --- fw1 --- wan .1 ----[ bridge inet ]
+//!        |                             | sync 172.16.0.1               |
+//!        |                      [ bridge sync ]                        |
+//!        |                             | sync 172.16.0.2               |
+//!        `------------ fw2 lan .2 --- fw2 --- wan .2 ------------------'
+//!
+//!   VIPs of the group: 192.168.100.12/24 on lan, 10.0.0.12/24 on wan
+//! ```
+//!
+//! The bridges and the far end of every cable are in a fifth namespace, the switch, so a cable can be pulled from
+//! outside: the box sees its carrier go. The dedicated link is a cable of two halves; pulling either ends both.
+//!
+//! Names are `fwha-PID-RANDOM-HOST` and visible in `ip netns list`; files are in `/run/fwha-lab/fwha-PID-RANDOM/`.
+//! A lab removes itself when dropped, on panic and on SIGINT, SIGTERM and SIGHUP; one whose creator was killed is
+//! removed when the next is made ([`clean_stale`]).
+
+mod config;
+mod ledger;
+mod node;
+mod process;
+mod space;
+mod wiring;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+pub use self::ledger::{clean_kept, clean_stale};
+pub use self::node::NodeProcess;
+pub use self::process::{LineProcess, binary};
+
+use self::ledger::Entry;
+
+/// The client's address; its default route is [`LAN_VIP`].
+pub const CLIENT: &str = "192.168.100.100";
+/// The server's address; its route back to the LAN is [`INET_VIP`].
+pub const SERVER: &str = "10.0.0.128";
+/// The group's address on the LAN.
+pub const LAN_VIP: &str = "192.168.100.12";
+/// The group's address on the inet side.
+pub const INET_VIP: &str = "10.0.0.12";
+
+/// A box of the lab.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Host {
+    /// The box on the LAN that uses the firewall pair as its gateway.
+    Client,
+    /// The preferred firewall node.
+    Fw1,
+    /// The other firewall node.
+    Fw2,
+    /// The box on the inet side.
+    Server,
+    /// Bridges and far ends of cables.
+    Switch,
+}
+
+impl Host {
+    /// Every box.
+    pub const ALL: [Host; 5] = [Host::Client, Host::Fw1, Host::Fw2, Host::Server, Host::Switch];
+
+    /// The last part of the namespace's name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Host::Client => "client",
+            Host::Fw1 => "fw1",
+            Host::Fw2 => "fw2",
+            Host::Server => "server",
+            Host::Switch => "switch",
+        }
+    }
+}
+
+/// A firewall node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Node {
+    /// The preferred one.
+    Fw1,
+    /// The other one.
+    Fw2,
+}
+
+impl Node {
+    /// Both, most preferred first.
+    pub const ALL: [Node; 2] = [Node::Fw1, Node::Fw2];
+
+    /// The name in the config file.
+    pub const fn name(self) -> &'static str {
+        self.host().name()
+    }
+
+    /// The other node.
+    pub const fn peer(self) -> Node {
+        match self {
+            Node::Fw1 => Node::Fw2,
+            Node::Fw2 => Node::Fw1,
+        }
+    }
+
+    /// The box it runs on.
+    pub const fn host(self) -> Host {
+        match self {
+            Node::Fw1 => Host::Fw1,
+            Node::Fw2 => Host::Fw2,
+        }
+    }
+
+    /// The node of that name.
+    pub fn by_name(name: &str) -> Option<Node> {
+        Node::ALL.into_iter().find(|node| node.name() == name)
+    }
+}
+
+impl fmt::Display for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A cable of a firewall node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cable {
+    /// To the LAN's switch.
+    Lan,
+    /// To the inet side's switch.
+    Wan,
+    /// The dedicated link between the nodes.
+    Sync,
+    /// All three.
+    All,
+}
+
+/// How the data plane is attached, as in the config file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Attach {
+    /// The node chooses by driver; on veth that is tc.
+    #[default]
+    Auto,
+    /// Native XDP. The hosts then finish checksums themselves: a packet that XDP redirects keeps no promise to do so.
+    Xdp,
+    /// tc ingress, with segmentation offload on the hosts.
+    Tc,
+}
+
+impl Attach {
+    /// The word in the config file.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Attach::Auto => "auto",
+            Attach::Xdp => "xdp",
+            Attach::Tc => "tc",
+        }
+    }
+}
+
+/// What may differ from lab to lab.
+#[derive(Debug, Clone)]
+pub struct LabOptions {
+    /// How the data plane is attached.
+    pub attach: Attach,
+    /// Whether flows are replicated.
+    pub replication: bool,
+    /// `heartbeat-interval` of the config file, or its default.
+    pub heartbeat: Option<Duration>,
+    /// Further lines at the end of the config file.
+    pub extra_config: String,
+    /// Where `fwha`, `fwhactl` and `fwha-traffic` are; see [`binary`] for the default.
+    pub bin_dir: Option<PathBuf>,
+}
+
+impl Default for LabOptions {
+    fn default() -> Self {
+        Self {
+            attach: Attach::Auto,
+            replication: true,
+            heartbeat: None,
+            extra_config: String::new(),
+            bin_dir: None,
+        }
+    }
+}
+
+/// One lab of a process at a time: two would take each other's processor time, and takeovers are about time.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// A running lab. See the module.
+pub struct Lab {
+    entry: Arc<Entry>,
+    options: LabOptions,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Lab {
+    /// Builds the boxes and the cables; no node is started. Waits while another lab of this process exists.
+    ///
+    /// # Errors
+    ///
+    /// Without root, without `ip` (Debian: iproute2), or when the kernel refuses a namespace or a device.
+    pub fn new(options: LabOptions) -> Result<Lab> {
+        ensure!(crate::root::is_root(), "the lab needs root: it makes network namespaces");
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        ledger::remove_on_termination()?;
+        clean_stale()?;
+        let entry = ledger::open()?;
+        let lab = Lab { entry, options, _turn: turn };
+        lab.entry.lay(|| wiring::lay(&lab.entry, lab.options.attach))?;
+        config::write(&lab)?;
+        Ok(lab)
+    }
+
+    /// `fwha-PID-RANDOM`: what all names of this lab start with.
+    pub fn id(&self) -> &str {
+        self.entry.id()
+    }
+
+    /// Where this lab keeps its files: config, key, run directories, logs.
+    pub fn dir(&self) -> &Path {
+        self.entry.dir()
+    }
+
+    /// The config file that both nodes share.
+    pub fn config_path(&self) -> PathBuf {
+        self.dir().join("fwha.toml")
+    }
+
+    /// A box's namespace as `ip netns` knows it.
+    pub fn namespace(&self, host: Host) -> String {
+        self.entry.namespace(host)
+    }
+
+    /// What this lab was made with.
+    pub fn options(&self) -> &LabOptions {
+        &self.options
+    }
+
+    /// Starts `fwha run` for a node, with the run directory and log named after it. Wait for what you need with
+    /// [`Lab::wait_for`]: the daemon has only just been started.
+    ///
+    /// # Errors
+    ///
+    /// When the program is missing or cannot be started.
+    pub fn start_node(&self, node: Node) -> Result<NodeProcess> {
+        self.start_node_with(node, &self.config_path(), node.name())
+    }
+
+    /// As [`Lab::start_node`] with another config file, or with other names for the run directory and log.
+    ///
+    /// # Errors
+    ///
+    /// When the program is missing or cannot be started.
+    pub fn start_node_with(&self, node: Node, config: &Path, run_name: &str) -> Result<NodeProcess> {
+        NodeProcess::start(self, node, config, run_name)
+    }
+
+    /// A command that, when spawned with [`Lab::spawn`], starts on a box. Standard input is empty.
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        process::command(program)
+    }
+
+    /// Starts a command on a box.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started, or when the lab is being removed.
+    pub fn spawn(&self, host: Host, command: &mut Command) -> Result<std::process::Child> {
+        self.entry.spawn(host, command)
+    }
+
+    /// Runs a program on a box to its end.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started or ends unsuccessfully; then with what it said.
+    pub fn exec(&self, host: Host, argv: &[&str]) -> Result<String> {
+        let output = self.try_exec(host, argv)?;
+        if !output.status.success() {
+            bail!(
+                "{} on {}: {}: {}",
+                argv.join(" "),
+                host.name(),
+                output.status,
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Runs a program on a box to its end, well or not.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started.
+    pub fn try_exec(&self, host: Host, argv: &[&str]) -> Result<Output> {
+        let (program, arguments) = argv.split_first().context("no program named")?;
+        let mut command = self.command(program);
+        command.args(arguments).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        Ok(self.spawn(host, &mut command)?.wait_with_output()?)
+    }
+
+    /// Starts `fwha-traffic` on a box; every line it prints is one event of type `E`.
+    ///
+    /// # Errors
+    ///
+    /// When the program is missing or cannot be started.
+    pub fn traffic<E>(&self, host: Host, arguments: &[String]) -> Result<LineProcess<E>>
+    where
+        E: serde::de::DeserializeOwned + Send + 'static,
+    {
+        let mut command = self.command(binary("fwha-traffic", self.options.bin_dir.as_deref())?);
+        command.args(arguments);
+        LineProcess::start(self, host, command)
+    }
+
+    /// Runs `work` on a thread of its own inside a box's network namespace: sockets it opens are the box's.
+    ///
+    /// # Errors
+    ///
+    /// When the namespace cannot be entered.
+    pub fn within<T: Send>(&self, host: Host, work: impl FnOnce() -> T + Send) -> Result<T> {
+        self.entry.within(host, work)
+    }
+
+    /// Pulls a cable: the node's interface loses its carrier. All cables of [`Cable::All`] go in one command.
+    ///
+    /// # Errors
+    ///
+    /// When the switch refuses.
+    pub fn cut(&self, node: Node, cable: Cable) -> Result<()> {
+        wiring::set_cable(&self.entry, node, cable, false)
+    }
+
+    /// Plugs a cable in again.
+    ///
+    /// # Errors
+    ///
+    /// When the switch refuses.
+    pub fn heal(&self, node: Node, cable: Cable) -> Result<()> {
+        wiring::set_cable(&self.entry, node, cable, true)
+    }
+
+    /// Waits until `condition` gives a value, looking again every few milliseconds, for at most `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// When the time is up: with `what` was waited for and, if there was one, the last error of the condition.
+    pub fn wait_for<T>(
+        &self,
+        what: &str,
+        timeout: Duration,
+        mut condition: impl FnMut() -> Result<Option<T>>,
+    ) -> Result<T> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            let result = condition();
+            if let Ok(Some(value)) = result {
+                return Ok(value);
+            }
+            if Instant::now() >= deadline {
+                let late = format!("waited {timeout:?} in vain: {what}");
+                return match result {
+                    Err(error) => Err(error.context(late)),
+                    Ok(_) => bail!(late),
+                };
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// The paths of all BPF pins in the lab, relative to `/sys/fs/bpf`.
+    ///
+    /// # Errors
+    ///
+    /// When the lab's mount namespace cannot be entered.
+    pub fn pins(&self) -> Result<Vec<PathBuf>> {
+        self.entry.pins()
+    }
+
+    /// The last lines of every node's log, for a failure report.
+    pub fn log_tails(&self, lines: usize) -> String {
+        node::log_tails(self.dir(), lines)
+    }
+
+    /// Leaves the lab standing when it is dropped. `clean_kept` removes it.
+    ///
+    /// # Errors
+    ///
+    /// When the mark cannot be written.
+    pub fn keep(self) -> Result<()> {
+        self.entry.mark_kept()
+    }
+
+    /// Removes the lab and verifies that nothing of it is left: no process, no namespace, no file. Its mount namespace
+    /// and the pins in it go with the last process and descriptor.
+    ///
+    /// # Errors
+    ///
+    /// Naming what could not be removed.
+    pub fn remove(self) -> Result<()> {
+        self.entry.remove()?;
+        ledger::check_gone(self.id())
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.log_tails(30));
+        }
+        if let Err(error) = self.entry.remove() {
+            eprintln!("lab {} could not be removed: {error:#}", self.id());
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Lays the lab's boxes and cables with iproute2, and pulls and plugs cables.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::ledger::Entry;
+use super::{Attach, CLIENT, Cable, Host, INET_VIP, LAN_VIP, Node, SERVER};
+use crate::sys::{Feature, set_feature};
+
+/// A cable from the switch to a box.
+struct Line {
+    bridge: &'static str,
+    /// The name at the switch.
+    port: &'static str,
+    host: Host,
+    /// The name at the box.
+    interface: &'static str,
+    address: &'static str,
+}
+
+const fn line(
+    bridge: &'static str,
+    port: &'static str,
+    host: Host,
+    interface: &'static str,
+    address: &'static str,
+) -> Line {
+    Line { bridge, port, host, interface, address }
+}
+
+const LINES: [Line; 8] = [
+    line("lan", "client", Host::Client, "eth0", "192.168.100.100/24"),
+    line("lan", "fw1-lan", Host::Fw1, "lan", "192.168.100.1/24"),
+    line("lan", "fw2-lan", Host::Fw2, "lan", "192.168.100.2/24"),
+    line("inet", "server", Host::Server, "eth0", "10.0.0.128/24"),
+    line("inet", "fw1-wan", Host::Fw1, "wan", "10.0.0.1/24"),
+    line("inet", "fw2-wan", Host::Fw2, "wan", "10.0.0.2/24"),
+    line("sync", "fw1-sync", Host::Fw1, "sync", "172.16.0.1/24"),
+    line("sync", "fw2-sync", Host::Fw2, "sync", "172.16.0.2/24"),
+];
+
+/// Makes the namespaces, the bridges, the cables and the addresses.
+pub fn lay(lab: &Entry, attach: Attach) -> Result<()> {
+    for host in Host::ALL {
+        ip(&["netns", "add", &lab.namespace(host)], "")?;
+        lab.within(host, || quieten(host))??;
+    }
+
+    let mut switch = String::new();
+    for bridge in ["lan", "inet", "sync"] {
+        // No spanning tree and no snooping: a cheap switch that floods multicast.
+        writeln!(switch, "link add {bridge} type bridge stp_state 0 forward_delay 0 mcast_snooping 0")?;
+        writeln!(switch, "link set {bridge} up")?;
+    }
+    for Line { bridge, port, host, interface, .. } in &LINES {
+        let namespace = lab.namespace(*host);
+        writeln!(switch, "link add {port} type veth peer name {interface} netns {namespace}")?;
+        writeln!(switch, "link set {port} master {bridge} up")?;
+    }
+    batch(lab, Host::Switch, &switch)?;
+
+    for host in [Host::Client, Host::Fw1, Host::Fw2, Host::Server] {
+        let mut commands = String::from("link set lo up\n");
+        for Line { interface, address, .. } in LINES.iter().filter(|line| line.host == host) {
+            writeln!(commands, "addr add {address} dev {interface}")?;
+            writeln!(commands, "link set {interface} up")?;
+        }
+        match host {
+            Host::Client => writeln!(commands, "route add default via {LAN_VIP}")?,
+            Host::Server => writeln!(commands, "route add 192.168.100.0/24 via {INET_VIP}")?,
+            _ => {}
+        }
+        batch(lab, host, &commands)?;
+    }
+    debug_assert!(LINES[0].address.starts_with(CLIENT) && LINES[3].address.starts_with(SERVER));
+
+    // An XDP program at the other end can redirect into a veth only while this end polls: receive coalescing does.
+    lab.within(Host::Switch, || {
+        LINES.iter().try_for_each(|line| set_feature(line.port, Feature::Gro, true))
+    })?
+    .context("switch receive coalescing on at the switch")?;
+    for host in [Host::Client, Host::Server] {
+        lab.within(host, || set_feature("eth0", Feature::TxChecksum, attach != Attach::Xdp))?
+            .with_context(|| format!("set transmit offload on {}", host.name()))?;
+    }
+    Ok(())
+}
+
+/// Pulls (`up` false) or plugs a node's cable at the switch's end.
+pub fn set_cable(lab: &Entry, node: Node, cable: Cable, up: bool) -> Result<()> {
+    let state = if up { "up" } else { "down" };
+    let mut ports = Vec::new();
+    if matches!(cable, Cable::Lan | Cable::All) {
+        ports.push(format!("{node}-lan"));
+    }
+    if matches!(cable, Cable::Wan | Cable::All) {
+        ports.push(format!("{node}-wan"));
+    }
+    if matches!(cable, Cable::Sync | Cable::All) {
+        ports.extend(Node::ALL.map(|end| format!("{end}-sync")));
+    }
+    let commands: String = ports.iter().map(|port| format!("link set {port} {state}\n")).collect();
+    batch(lab, Host::Switch, &commands)
+}
+
+/// The kernel's switches of one box; runs inside it.
+fn quieten(host: Host) -> Result<()> {
+    let forward = if matches!(host, Host::Fw1 | Host::Fw2) { "1" } else { "0" };
+    for (name, value) in [
+        ("ipv4/ip_forward", forward),
+        ("ipv4/conf/all/rp_filter", "0"),
+        ("ipv4/conf/default/rp_filter", "0"),
+        ("ipv6/conf/all/disable_ipv6", "1"),
+        ("ipv6/conf/default/disable_ipv6", "1"),
+    ] {
+        let path = format!("/proc/sys/net/{name}");
+        match std::fs::write(&path, value) {
+            // A kernel without IPv6 is as quiet as can be.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && name.starts_with("ipv6") => {}
+            result => result.with_context(|| format!("write {path}"))?,
+        }
+    }
+    Ok(())
+}
+
+fn batch(lab: &Entry, host: Host, commands: &str) -> Result<()> {
+    ip(&["-netns", &lab.namespace(host), "-batch", "-"], commands)
+}
+
+/// Runs `ip` with `input` on its standard input.
+pub fn ip(arguments: &[&str], input: &str) -> Result<()> {
+    let mut child = Command::new("ip")
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("start `ip` (Debian package iproute2)")?;
+    // The batches are far smaller than a pipe's buffer, so this cannot block on a child that does not read.
+    child.stdin.take().context("standard input of ip")?.write_all(input.as_bytes())?;
+    let output = child.wait_with_output()?;
+    if !output.status.success() {
+        bail!("ip {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}

@@ -1,0 +1,38 @@
+//! How a test says that it needs root: without root it is skipped aloud, under `CI=true` that is a failure.
+
+use std::io::Write as _;
+
+/// Leaves the test with the line `skipped: needs root` unless it runs as root; see [`needed`].
+#[macro_export]
+macro_rules! needs_root {
+    () => {
+        if $crate::root::needed() {
+            return;
+        }
+    };
+}
+
+/// True when the process runs as root.
+pub fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+/// True when the calling test must be skipped for want of root; says so on standard error, past the capture of the
+/// test harness.
+///
+/// # Panics
+///
+/// When `CI=true`: there a skipped test would be a hole that nobody sees.
+pub fn needed() -> bool {
+    if is_root() {
+        return false;
+    }
+    let test = std::thread::current().name().unwrap_or("test").to_owned();
+    assert!(
+        std::env::var("CI").as_deref() != Ok("true"),
+        "{test} needs root, and CI=true forbids skipping it"
+    );
+    // A direct write: the harness captures `eprintln!` of tests that pass.
+    let _ = writeln!(std::io::stderr(), "{test}: skipped: needs root");
+    true
+}

@@ -1,0 +1,129 @@
+//! Everything unsafe of this crate: starting a program in other namespaces, ethtool, `TCP_INFO`, signals.
+
+use std::ffi::c_int;
+use std::io;
+use std::mem;
+use std::net::TcpStream;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use nix::sched::CloneFlags;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+
+/// Makes `command` start in the network namespace `net` and, if given, the mount namespace `mnt`.
+///
+/// The descriptors must stay open until the command was spawned. After the change of mount namespace the working
+/// directory is `/`.
+pub fn start_in(command: &mut Command, net: BorrowedFd<'_>, mnt: Option<BorrowedFd<'_>>) {
+    let (net, mnt) = (net.as_raw_fd(), mnt.map(|fd| fd.as_raw_fd()));
+    let enter = move |fd: RawFd, kind: CloneFlags| {
+        // SAFETY: the caller keeps the descriptor open until the spawn; it is borrowed for this one system call.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        nix::sched::setns(fd, kind).map_err(io::Error::from)
+    };
+    let enter_both = move || {
+        enter(net, CloneFlags::CLONE_NEWNET)?;
+        mnt.map_or(Ok(()), |mnt| enter(mnt, CloneFlags::CLONE_NEWNS))
+    };
+    // SAFETY: between fork and exec the closure makes system calls only: no allocation, no lock.
+    unsafe { command.pre_exec(enter_both) };
+}
+
+/// An on/off feature of a network interface, by its ethtool command (`linux/ethtool.h`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Feature {
+    /// `ETHTOOL_STXCSUM`: the device finishes checksums on transmit. Off also ends segmentation offload.
+    TxChecksum = 0x17,
+    /// `ETHTOOL_SGRO`: receive coalescing. On a veth it also starts the NAPI that an XDP redirect from the peer needs.
+    Gro = 0x2c,
+}
+
+/// `struct ethtool_value`: command, value.
+#[repr(C)]
+struct EthtoolValue {
+    cmd: u32,
+    data: u32,
+}
+
+/// Sets a [`Feature`] of an interface in the network namespace of the calling thread.
+///
+/// # Errors
+///
+/// That of the socket or of the `SIOCETHTOOL` call; a name of 16 bytes or more is `InvalidInput`.
+pub fn set_feature(interface: &str, feature: Feature, on: bool) -> io::Result<()> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+    // SAFETY: all-zero bytes are a valid ifreq.
+    let mut request: libc::ifreq = unsafe { mem::zeroed() };
+    if interface.len() >= request.ifr_name.len() {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("interface name {interface} is too long"),
+        ));
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes()) {
+        *to = from as libc::c_char;
+    }
+    let mut value = EthtoolValue { cmd: feature as u32, data: on.into() };
+    request.ifr_ifru.ifru_data = (&raw mut value).cast();
+    // SAFETY: `request` is a whole ifreq whose data pointer leads to a live ethtool_value, as SIOCETHTOOL asks for
+    // with these commands; both outlive the call.
+    let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Segments this end of the connection has sent again so far (`tcpi_total_retrans`).
+///
+/// # Errors
+///
+/// That of `getsockopt(TCP_INFO)`.
+pub fn retransmissions(stream: &TcpStream) -> io::Result<u32> {
+    // SAFETY: all-zero bytes are a valid tcp_info.
+    let mut info: libc::tcp_info = unsafe { mem::zeroed() };
+    let mut length = mem::size_of::<libc::tcp_info>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes to `info`, which is that long; an older kernel writes fewer.
+    let done = unsafe {
+        libc::getsockopt(
+            stream.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut length,
+        )
+    };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(info.tcpi_total_retrans) }
+}
+
+/// The write end of the pipe to the thread of [`on_termination`]; -1 until there is one.
+static SIGNAL_PIPE: AtomicI32 = AtomicI32::new(-1);
+
+extern "C" fn forward_signal(signal: c_int) {
+    let byte = [signal as u8];
+    // SAFETY: write(2) is async-signal-safe; the descriptor is never closed and the byte lives on this stack.
+    unsafe { libc::write(SIGNAL_PIPE.load(Ordering::Relaxed), byte.as_ptr().cast(), 1) };
+}
+
+/// Runs `clean_up` on a thread of its own when SIGINT, SIGTERM or SIGHUP arrives, then ends the process with 128 plus
+/// the signal's number. Call it once.
+///
+/// # Errors
+///
+/// That of the pipe, the thread, or `sigaction`.
+pub fn on_termination(clean_up: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+    SIGNAL_PIPE.store(std::os::fd::IntoRawFd::into_raw_fd(writer), Ordering::Relaxed);
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        let mut byte = [0];
+        while !matches!(nix::unistd::read(&reader, &mut byte), Ok(1)) {}
+        clean_up();
+        std::process::exit(128 + i32::from(byte[0]));
+    })?;
+    let action = SigAction::new(SigHandler::Handler(forward_signal), SaFlags::SA_RESTART, SigSet::empty());
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        // SAFETY: the handler calls write(2) on an open descriptor and nothing else, so it may run at any moment.
+        unsafe { sigaction(signal, &action) }?;
+    }
+    Ok(())
+}

@@ -1,0 +1,24 @@
+//! The data plane's programs, loaded into the kernel and run on packets through `BPF_PROG_TEST_RUN`.
+//!
+//! Every packet is sent by `Rig::send`, which besides the verdict checks each time that it was counted
+//! once at the entrance and once at exactly one exit, and a drop under exactly one reason.
+
+#[path = "dataplane/packets.rs"]
+mod packets;
+#[path = "dataplane/rig.rs"]
+mod rig;
+
+#[path = "dataplane/flows.rs"]
+mod flows;
+#[path = "dataplane/forwarding.rs"]
+mod forwarding;
+#[path = "dataplane/guard.rs"]
+mod guard;
+#[path = "dataplane/ownership.rs"]
+mod ownership;
+#[path = "dataplane/policy.rs"]
+mod policy;
+#[path = "dataplane/probes.rs"]
+mod probes;
+#[path = "dataplane/robustness.rs"]
+mod robustness;

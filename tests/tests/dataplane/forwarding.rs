@@ -1,0 +1,130 @@
+//! Forwarding: next hops, and what the kernel's stack has to do.
+
+use fwha_common::drop::DropReason;
+use fwha_common::flow::proto;
+use fwha_common::settings::Counter;
+use fwha_tests::needs_root;
+
+use crate::packets::{CLIENT, End, SERVER, edit_ip, key, tcp, udp};
+use crate::rig::{Hook, Port, Rig, Verdict, WAN_MTU, at_both_hooks, ip};
+
+use Verdict::{Drop, Forward, Pass};
+
+fn establish(rig: &mut Rig) {
+    for (port, packet) in [
+        (Port::Lan, tcp(CLIENT, SERVER, "S")),
+        (Port::Wan, tcp(SERVER, CLIENT, "S.")),
+        (Port::Lan, tcp(CLIENT, SERVER, ".")),
+    ] {
+        assert_eq!(rig.send(port, &packet).verdict, Forward);
+    }
+}
+
+#[test]
+fn the_next_hop_is_looked_up_once_per_direction_and_generation() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        establish(rig);
+        assert_eq!(rig.counter(Counter::FibLookups), 2);
+        ip(&["neighbour", "replace", "10.0.0.128", "lladdr", "02:00:00:00:02:81", "dev", "wan"], "");
+        let packet = tcp(CLIENT, SERVER, "P.");
+        assert_eq!(rig.send(Port::Lan, &packet).frame[5], 0x80, "as cached");
+        assert_eq!(rig.counter(Counter::FibLookups), 2);
+        rig.configure(|settings| settings.route_generation += 1);
+        for _ in 0..2 {
+            assert_eq!(rig.send(Port::Lan, &packet).frame[5], 0x81, "looked up again");
+        }
+        assert_eq!(rig.counter(Counter::FibLookups), 3);
+    });
+}
+
+#[test]
+fn a_flow_does_not_follow_a_route_into_another_zone() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        establish(rig);
+        ip(&["route", "add", "10.0.0.128/32", "via", "192.168.100.101"], "");
+        rig.configure(|settings| settings.route_generation += 1);
+        assert_eq!(rig.send(Port::Lan, &tcp(CLIENT, SERVER, ".")).verdict, Drop(DropReason::WrongZone));
+    });
+}
+
+#[test]
+fn the_stack_gets_what_it_must_answer() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        establish(rig);
+        let segment = tcp(CLIENT, SERVER, "P.");
+        let datagram = |len: usize| udp(CLIENT, SERVER, &vec![0; len - 28]);
+        for (description, packet, verdict) in [
+            ("time to live 2", edit_ip(&segment, |header| header.time_to_live = 2), Forward),
+            ("time to live 1", edit_ip(&segment, |header| header.time_to_live = 1), Pass),
+            ("time to live 0", edit_ip(&segment, |header| header.time_to_live = 0), Pass),
+            (
+                "options",
+                edit_ip(&segment, |header| {
+                    header.options = [1, 1, 1, 0].into();
+                    header.total_len += 4;
+                }),
+                Pass,
+            ),
+            ("as long as the MTU", datagram(WAN_MTU), Forward),
+            ("longer than the MTU", datagram(WAN_MTU + 1), Pass),
+            ("no neighbour", udp(CLIENT, End { address: [203, 0, 113, 1], ..SERVER }, b""), Pass),
+        ] {
+            let sent = rig.send(Port::Lan, &packet);
+            assert_eq!(sent.verdict, verdict, "{description}");
+            if verdict == Pass {
+                assert_eq!(sent.frame, packet, "{description}: left as it is");
+            }
+        }
+        // What was passed on is a flow like any other: the egress guard lets it out.
+        assert!(
+            rig.embryonic
+                .get(&key(CLIENT, End { address: [203, 0, 113, 1], ..SERVER }, proto::UDP), 0)
+                .is_ok()
+        );
+    });
+}
+
+#[test]
+fn routes_that_lead_nowhere() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        let to = |address| udp(CLIENT, End { address, ..SERVER }, b"");
+        assert_eq!(rig.send(Port::Lan, &to([198, 51, 100, 1])).verdict, Drop(DropReason::NoRoute));
+        assert_eq!(rig.send(Port::Lan, &to([192, 0, 2, 1])).verdict, Drop(DropReason::RouteNoZone));
+        // Without any route the stack could only say so; the rules for the node decide.
+        assert_eq!(rig.send(Port::Lan, &to([8, 8, 8, 8])).verdict, Drop(DropReason::NoRule));
+        assert_eq!(rig.counter(Counter::Embryonic), 0);
+    });
+}
+
+#[test]
+fn a_super_packet_counts_as_its_segments() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        if rig.hook == Hook::Xdp {
+            return;
+        }
+        establish(rig);
+        let mut frame = tcp(CLIENT, SERVER, ".");
+        frame.extend(vec![0; 3000]);
+        let frame = edit_ip(&frame, |header| header.total_len += 3000);
+        assert_eq!(
+            rig.send_super(Port::Lan, &frame, 3, 1000).verdict,
+            Forward,
+            "longer than the MTU, as a whole"
+        );
+        let flow = rig.flows.get(&key(CLIENT, SERVER, proto::TCP), 0).unwrap();
+        assert_eq!(flow.packets, [2 + 3, 1]);
+        assert_eq!(flow.bytes, [40 + 40 + 3040, 40]);
+        let too_long = WAN_MTU as u32 - 40 + 1;
+        assert_eq!(rig.send_super(Port::Lan, &frame, 3, too_long).verdict, Pass);
+        assert_eq!(rig.send_super(Port::Lan, &frame, 3, too_long - 1).verdict, Forward);
+        // More than 64 KiB: no length in the header (BIG TCP).
+        let big = edit_ip(&frame, |header| header.total_len = 0);
+        assert_eq!(rig.send_super(Port::Lan, &big, 3, 1000).verdict, Forward);
+        assert_eq!(rig.send(Port::Lan, &big).verdict, Drop(DropReason::Malformed));
+    });
+}

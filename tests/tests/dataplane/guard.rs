@@ -1,0 +1,122 @@
+//! The egress program: the node's own flows, and the guard against forwarding without a flow.
+
+use fwha_common::drop::DropReason;
+use fwha_common::flow::{FlowState, proto};
+use fwha_common::rule::ZONE_NODE;
+use fwha_common::settings::Counter;
+use fwha_tests::needs_root;
+
+use crate::packets::{CLIENT, End, NODE, SERVER, echo, ethernet, icmp_error, key, tcp, udp};
+use crate::rig::{CLIENT_MAC, Hook, LAN, LAN_MAC, Port, Rig, Verdict, at_both_hooks};
+
+use Verdict::{Drop, Forward, Pass};
+
+/// What the node sends from its own address.
+const SELF: End = End { macs: (LAN_MAC, CLIENT_MAC), address: [192, 168, 100, 1], port: 33_000 };
+const PEER: End = End { port: 53, ..CLIENT };
+
+#[test]
+fn answers_to_what_the_node_sent_are_let_in() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        rig.set_group(Default::default());
+        let cases = [
+            (udp(SELF, PEER, b"question"), udp(PEER, SELF, b"answer"), proto::UDP, DropReason::NoRule),
+            (tcp(SELF, PEER, "S"), tcp(PEER, SELF, "S."), proto::TCP, DropReason::NotSyn),
+        ];
+        for (question, answer, proto, reason) in cases {
+            assert_eq!(rig.send(Port::Lan, &answer).verdict, Drop(reason), "not asked yet");
+            assert!(rig.leave(Port::Lan, None, 0, &question));
+            assert_eq!(rig.send(Port::Lan, &answer).verdict, Pass);
+            let flow = rig.node_flows.get(&key(SELF, PEER, proto), 0).unwrap();
+            assert_eq!(flow.zones, [ZONE_NODE, LAN]);
+            assert_eq!(flow.packets, [1, 1]);
+        }
+        assert!(rig.leave(Port::Lan, None, 0, &echo(SELF, PEER, false, 5)));
+        assert_eq!(rig.send(Port::Lan, &echo(PEER, SELF, true, 5)).verdict, Pass);
+        assert_eq!(rig.send(Port::Lan, &icmp_error(PEER, SELF, 3, &udp(SELF, PEER, b""))).verdict, Pass);
+        assert!(rig.flows.keys().next().is_none() && rig.events().is_empty(), "never replicated");
+    });
+}
+
+#[test]
+fn a_connection_older_than_the_programs_goes_on() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        let (there, back) = (tcp(CLIENT, NODE, "P."), tcp(NODE, CLIENT, "P."));
+        assert_eq!(rig.send(Port::Lan, &there).verdict, Drop(DropReason::NotSyn));
+        assert!(rig.leave(Port::Lan, None, 0, &back));
+        assert_eq!(rig.send(Port::Lan, &there).verdict, Pass);
+        let flow = rig.node_flows.get(&key(CLIENT, NODE, proto::TCP), 0).unwrap();
+        assert_eq!(flow.state, FlowState::Established as u32);
+    });
+}
+
+#[test]
+fn the_nodes_own_protocols_leave() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        let group = End { macs: ([0; 6], [1, 0, 0x5e, 0, 0, 18]), address: [224, 0, 0, 18], port: 0 };
+        let vrrp = crate::packets::ip(SELF, group, proto::VRRP, &[0; 12]);
+        let frames = [
+            vrrp,
+            ethernet([0xff; 6], LAN_MAC, 0x0806, &[0; 46]),
+            ethernet([0xff; 6], LAN_MAC, 0x88b5, &[0; 46]),
+            ethernet([0x33; 6], LAN_MAC, 0x86dd, &[0; 46]),
+            crate::packets::fragment(&udp(SELF, PEER, b"data"), 3, false),
+        ];
+        for settings in [true, false] {
+            if !settings {
+                rig.configure(|settings| *settings = Default::default());
+            }
+            for frame in &frames {
+                assert!(rig.leave(Port::Lan, None, 0, frame));
+                assert!(!rig.leave(Port::Lan, Some(Port::Wan), 0, frame), "but nobody else's");
+            }
+        }
+    });
+}
+
+#[test]
+fn the_stack_forwards_nothing_that_no_flow_covers() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        let segment = tcp(CLIENT, SERVER, ".");
+        assert!(!rig.leave(Port::Wan, Some(Port::Lan), 0, &segment), "no ingress program, no flow");
+        assert!(!rig.leave(Port::Wan, Some(Port::Lan), 1, &segment), "somebody's mark");
+
+        rig.send(Port::Lan, &tcp(CLIENT, SERVER, "S"));
+        assert!(rig.leave(Port::Wan, Some(Port::Lan), 0, &tcp(CLIENT, SERVER, "S")), "embryonic");
+        rig.send(Port::Wan, &tcp(SERVER, CLIENT, "S."));
+        assert!(rig.leave(Port::Wan, Some(Port::Lan), 0, &segment));
+        let router = End { address: [10, 0, 0, 254], ..SERVER };
+        assert!(rig.leave(Port::Lan, Some(Port::Wan), 0, &icmp_error(router, CLIENT, 11, &segment)));
+        let unrelated = tcp(End { port: 1, ..CLIENT }, SERVER, ".");
+        assert!(!rig.leave(Port::Lan, Some(Port::Wan), 0, &icmp_error(router, CLIENT, 11, &unrelated)));
+        assert!(
+            rig.leave(Port::Lan, None, 0, &icmp_error(NODE, CLIENT, 11, &segment)),
+            "the stack's own error"
+        );
+
+        rig.set_group(Default::default());
+        assert!(!rig.leave(Port::Wan, Some(Port::Lan), 0, &segment), "a flow, but not owned");
+        assert_eq!(rig.counter(Counter::Dropped), rig.drops());
+    });
+}
+
+#[test]
+fn what_tc_sends_on_passes_the_guard_by_its_mark() {
+    needs_root!();
+    at_both_hooks(|rig: &mut Rig| {
+        if rig.hook == Hook::Xdp {
+            return;
+        }
+        let sent = rig.send(Port::Lan, &tcp(CLIENT, SERVER, "S"));
+        assert_eq!(sent.verdict, Forward);
+        assert_eq!(sent.mark, rig.egress_mark());
+        rig.set_group(Default::default());
+        assert!(rig.leave(Port::Wan, Some(Port::Lan), sent.mark, &sent.frame));
+        // The mark that others use means nothing, and is left alone.
+        assert!(rig.leave(Port::Wan, None, 42, &sent.frame));
+    });
+}

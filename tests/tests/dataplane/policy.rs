@@ -1,0 +1,265 @@
+//! Policy: zones, rules, and what passes without any.
+
+use fwha_common::drop::DropReason;
+use fwha_common::flow::{V4_MAPPED, proto};
+use fwha_common::rule::{Action, MAX_RULES, Rule, ZONE_NODE};
+use fwha_tests::needs_root;
+
+use crate::packets::{CLIENT, End, NODE, SERVER, echo, ethernet, ip, tcp, udp};
+use crate::rig::{LAN, LAN_MAC, Port, Rig, Verdict, WAN, accept, at_both_hooks};
+
+use Verdict::{Drop, Forward, Pass};
+
+fn network(a: [u8; 4], len: u32) -> ([u32; 4], [u32; 4]) {
+    let mask = (u32::MAX << (32 - len)).to_be();
+    ([0, 0, V4_MAPPED, u32::from_ne_bytes(a) & mask], [u32::MAX, u32::MAX, u32::MAX, mask])
+}
+
+#[test]
+fn the_first_rule_that_matches_decides() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        let (src, src_mask) = network([192, 168, 100, 101], 32);
+        let (dst, dst_mask) = network([10, 0, 0, 0], 8);
+        rig.load_rules(&[
+            Rule { src, src_mask, action: Action::Drop as u8, ..accept("outcast") },
+            Rule {
+                dst,
+                dst_mask,
+                proto: proto::TCP,
+                port_min: 20,
+                port_max: 22,
+                from: LAN,
+                to: WAN,
+                ..accept("tcp")
+            },
+            Rule { action: Action::Drop as u8, proto: proto::UDP, from: LAN, ..accept("no-udp") },
+            Rule { proto: proto::ICMP, to: WAN, ..accept("ping") },
+            Rule { proto: proto::UDP, ..accept("never reached from lan") },
+        ]);
+        let outcast = End { address: [192, 168, 100, 101], ..CLIENT };
+        for (description, port, packet, verdict, rule) in [
+            ("outcast", Port::Lan, tcp(outcast, SERVER, "S"), Drop(DropReason::Rule), Some(0)),
+            ("port 22", Port::Lan, tcp(CLIENT, SERVER, "S"), Forward, Some(1)),
+            ("port 20", Port::Lan, tcp(CLIENT, End { port: 20, ..SERVER }, "S"), Forward, Some(1)),
+            (
+                "port 19",
+                Port::Lan,
+                tcp(CLIENT, End { port: 19, ..SERVER }, "S"),
+                Drop(DropReason::NoRule),
+                None,
+            ),
+            (
+                "port 23",
+                Port::Lan,
+                tcp(CLIENT, End { port: 23, ..SERVER }, "S"),
+                Drop(DropReason::NoRule),
+                None,
+            ),
+            (
+                "from wan",
+                Port::Wan,
+                tcp(SERVER, End { port: 21, ..CLIENT }, "S"),
+                Drop(DropReason::NoRule),
+                None,
+            ),
+            ("udp", Port::Lan, udp(CLIENT, SERVER, b""), Drop(DropReason::Rule), Some(2)),
+            ("ping", Port::Lan, echo(CLIENT, SERVER, false, 1), Forward, Some(3)),
+            ("ping the node", Port::Lan, echo(CLIENT, NODE, false, 1), Drop(DropReason::NoRule), None),
+            ("udp from wan", Port::Wan, udp(SERVER, CLIENT, b""), Forward, Some(4)),
+        ] {
+            let before: Vec<u64> = (0..MAX_RULES as u32).map(|rule| rig.hits(rule)).collect();
+            assert_eq!(rig.send(port, &packet).verdict, verdict, "{description}");
+            for (i, before) in before.iter().enumerate() {
+                let hit = u64::from(rule == Some(i));
+                assert_eq!(rig.hits(i as u32) - before, hit, "{description}: rule {i}");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_ruleset_may_be_as_long_as_promised_and_is_swapped_at_once() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        let never = Rule { action: Action::Drop as u8, proto: 99, ..accept("never") };
+        let mut rules = vec![never; MAX_RULES];
+        rules[MAX_RULES - 1] = accept("last");
+        rig.load_rules(&rules);
+        assert_eq!(rig.send(Port::Lan, &tcp(CLIENT, SERVER, "S")).verdict, Forward);
+        assert_eq!(rig.hits(MAX_RULES as u32 - 1), 1);
+        rig.load_rules(&[]);
+        let other = End { port: 50_000, ..CLIENT };
+        assert_eq!(rig.send(Port::Lan, &tcp(other, SERVER, "S")).verdict, Drop(DropReason::NoRule));
+        // More rules than there can be are read as what there can be.
+        rig.load_rules(&rules);
+        rig.configure(|settings| settings.rules = u32::MAX);
+        assert_eq!(rig.send(Port::Lan, &tcp(other, SERVER, "S")).verdict, Forward);
+    });
+}
+
+/// What a node and its links need to live.
+fn own_protocols() -> Vec<(&'static str, Vec<u8>)> {
+    let group = |address: [u8; 4]| End {
+        macs: ([0; 6], [1, 0, 0x5e, address[1] & 0x7f, address[2], address[3]]),
+        address,
+        port: 0,
+    };
+    let multicast = |to: End, proto, payload: &[u8]| {
+        ip(End { macs: (CLIENT.macs.0, to.macs.1), ..CLIENT }, to, proto, payload)
+    };
+    let icmpv6 = |hop_limit: u8, next: u8, payload: &[u8]| {
+        let mut packet = vec![0x60, 0, 0, 0, 0, payload.len() as u8, next, hop_limit];
+        packet.extend([0; 32]);
+        packet.extend(payload);
+        ethernet([0x33, 0x33, 0, 0, 0, 1], CLIENT.macs.0, 0x86dd, &packet)
+    };
+    vec![
+        ("ARP", ethernet([0xff; 6], CLIENT.macs.0, 0x0806, &[0; 46])),
+        (
+            "VRRP",
+            multicast(group([224, 0, 0, 18]), proto::VRRP, &[0x31, 61, 100, 1, 0, 100, 0, 0, 10, 0, 0, 12]),
+        ),
+        ("unicast VRRP", ip(CLIENT, NODE, proto::VRRP, &[0x31, 61, 100, 1, 0, 100, 0, 0, 10, 0, 0, 12])),
+        ("IGMP", multicast(group([224, 0, 0, 22]), 2, &[0x11, 0, 0, 0, 0, 0, 0, 0])),
+        ("neighbour solicitation", icmpv6(255, 58, &[135, 0, 0, 0, 0, 0, 0, 0])),
+        ("neighbour advertisement", icmpv6(255, 58, &[136, 0, 0, 0, 0, 0, 0, 0])),
+        ("MLD", icmpv6(1, 0, &[58, 0, 5, 2, 0, 0, 1, 0, 143, 0, 0, 0, 0, 0, 0, 0])),
+        ("spanning tree", ethernet([1, 0x80, 0xc2, 0, 0, 0], CLIENT.macs.0, 38, &[0x42; 46])),
+        ("LLDP", ethernet([1, 0x80, 0xc2, 0, 0, 0x0e], CLIENT.macs.0, 0x88cc, &[0; 46])),
+    ]
+}
+
+fn own_protocols_pass(rig: &mut Rig, when: &str) {
+    for (name, frame) in own_protocols() {
+        let sent = rig.send(Port::Lan, &frame);
+        assert_eq!(sent.verdict, Pass, "{name} {when}");
+        assert_eq!(sent.frame, frame, "{name} is left as it is");
+    }
+}
+
+#[test]
+fn without_ruleset_settings_or_zone_only_own_protocols_pass() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        own_protocols_pass(rig, "with a ruleset");
+        let syn = tcp(CLIENT, SERVER, "S");
+
+        rig.configure(|settings| settings.ruleset_generation = 0);
+        own_protocols_pass(rig, "without a ruleset");
+        assert_eq!(rig.send(Port::Lan, &syn).verdict, Drop(DropReason::NoRuleset));
+        rig.configure(|settings| settings.ruleset_generation = 1);
+
+        rig.remove_interface(Port::Lan);
+        own_protocols_pass(rig, "without a zone");
+        assert_eq!(rig.send(Port::Lan, &syn).verdict, Drop(DropReason::NoZone));
+        assert_eq!(rig.send(Port::Sync, &syn).verdict, Drop(DropReason::NoZone));
+
+        rig.configure(|settings| *settings = Default::default());
+        own_protocols_pass(rig, "without settings");
+        assert_eq!(rig.send(Port::Lan, &syn).verdict, Drop(DropReason::NoSettings));
+    });
+}
+
+#[test]
+fn a_flow_keeps_to_its_zones() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        rig.send(Port::Lan, &tcp(CLIENT, SERVER, "S"));
+        let spoofed = End { macs: CLIENT.macs, ..SERVER };
+        assert_eq!(rig.send(Port::Lan, &tcp(spoofed, CLIENT, "S.")).verdict, Drop(DropReason::WrongZone));
+        assert_eq!(rig.send(Port::Wan, &tcp(SERVER, CLIENT, "S.")).verdict, Forward);
+        let spoofed = End { macs: SERVER.macs, ..CLIENT };
+        for generation in [1, 2] {
+            // With and without a next hop that spares the lookup of the zone.
+            rig.configure(|settings| settings.route_generation = generation);
+            assert_eq!(rig.send(Port::Wan, &tcp(spoofed, SERVER, ".")).verdict, Drop(DropReason::WrongZone));
+        }
+        assert_eq!(rig.send(Port::Sync, &tcp(CLIENT, SERVER, ".")).verdict, Drop(DropReason::NoZone));
+        assert_eq!(rig.send(Port::Lan, &tcp(CLIENT, SERVER, ".")).verdict, Forward);
+    });
+}
+
+#[test]
+fn frames_for_another_station_are_not_taken() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        let flooded = End { macs: (CLIENT.macs.0, [2, 9, 9, 9, 9, 9]), ..CLIENT };
+        for flags in ["S", "."] {
+            let verdict = rig.send(Port::Lan, &tcp(flooded, SERVER, flags)).verdict;
+            let reason = if flags == "S" { DropReason::OtherStation } else { DropReason::NotSyn };
+            assert_eq!(verdict, Drop(reason));
+        }
+        rig.send(Port::Lan, &tcp(CLIENT, SERVER, "S"));
+        rig.send(Port::Wan, &tcp(SERVER, CLIENT, "S."));
+        assert_eq!(rig.send(Port::Lan, &tcp(flooded, SERVER, ".")).verdict, Drop(DropReason::OtherStation));
+    });
+}
+
+#[test]
+fn broadcast_is_for_the_node_if_a_rule_says_so() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        let everybody = End { address: [255; 4], port: 67, ..SERVER };
+        let discover = udp(End { macs: (CLIENT.macs.0, [0xff; 6]), port: 68, ..CLIENT }, everybody, b"");
+        assert_eq!(rig.send(Port::Lan, &discover).verdict, Drop(DropReason::NoRule));
+        // Not even a flow that could be forwarded goes on in a broadcast frame.
+        let broadcast = tcp(End { macs: (CLIENT.macs.0, [0xff; 6]), ..CLIENT }, SERVER, "S");
+        assert_eq!(rig.send(Port::Lan, &broadcast).verdict, Drop(DropReason::NoRule));
+        rig.load_rules(&[Rule {
+            to: ZONE_NODE,
+            proto: proto::UDP,
+            port_min: 67,
+            port_max: 67,
+            ..accept("dhcp")
+        }]);
+        assert_eq!(rig.send(Port::Lan, &discover).verdict, Pass);
+    });
+}
+
+#[test]
+fn other_protocols_are_named_and_dropped() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        rig.load_rules(&[accept("all")]);
+        let ipv6 = |next: u8, hop_limit: u8, payload: &[u8]| {
+            let mut packet = vec![0x60, 0, 0, 0, 0, payload.len() as u8, next, hop_limit];
+            packet.extend([0; 32]);
+            packet.extend(payload);
+            ethernet(LAN_MAC, CLIENT.macs.0, 0x86dd, &packet)
+        };
+        let to = |address| End { macs: CLIENT.macs, address, port: 0 };
+        for (description, frame, reason) in [
+            ("GRE", ip(CLIENT, SERVER, 47, &[0; 16]), DropReason::UnsupportedProtocol),
+            ("timestamp", ip(CLIENT, SERVER, 1, &[13; 20]), DropReason::Icmp),
+            ("unicast IGMP", ip(CLIENT, NODE, 2, &[0; 8]), DropReason::UnsupportedProtocol),
+            ("VLAN", ethernet(LAN_MAC, CLIENT.macs.0, 0x8100, &[0; 46]), DropReason::UnknownEtherType),
+            ("MPLS", ethernet(LAN_MAC, CLIENT.macs.0, 0x8847, &[0; 46]), DropReason::UnknownEtherType),
+            ("IPv6 TCP", ipv6(6, 64, &[0; 20]), DropReason::Ipv6),
+            ("IPv6 echo", ipv6(58, 64, &[128, 0, 0, 0, 0, 0, 0, 0]), DropReason::Ipv6),
+            ("routed neighbour discovery", ipv6(58, 254, &[135, 0, 0, 0, 0, 0, 0, 0]), DropReason::Ipv6),
+            (
+                "a fragment",
+                crate::packets::fragment(&udp(CLIENT, SERVER, b"data"), 0, true),
+                DropReason::Fragment,
+            ),
+            (
+                "its end",
+                crate::packets::fragment(&udp(CLIENT, SERVER, b"data"), 3, false),
+                DropReason::Fragment,
+            ),
+            (
+                "VRRP to another group",
+                ip(
+                    End { macs: (CLIENT.macs.0, [1, 0, 0x5e, 0, 0, 19]), ..CLIENT },
+                    to([224, 0, 0, 19]),
+                    proto::VRRP,
+                    &[0; 12],
+                ),
+                DropReason::UnsupportedProtocol,
+            ),
+        ] {
+            assert_eq!(rig.send(Port::Lan, &frame).verdict, Drop(reason), "{description}");
+        }
+    });
+}

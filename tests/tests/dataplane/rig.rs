@@ -1,0 +1,557 @@
+//! The loaded programs in a network namespace of their own, with the interfaces and routes they ask for, and
+//! their maps at hand.
+//!
+//! ```text
+//!  client 192.168.100.100 ── lan 192.168.100.1 [node 1] wan 10.0.0.1 ── server 10.0.0.128
+//!                                                   │    ├── 203.0.113.0/24 via 10.0.0.254, unresolved
+//!                                             sync, no zone: 192.0.2.0/24
+//! ```
+
+use std::fs;
+use std::io::Write as _;
+use std::mem::offset_of;
+use std::process::{Command, Stdio};
+use std::thread;
+
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
+use aya::programs::{Program, SchedClassifier, TestRun as _, TestRunOptions, Xdp};
+use aya::{Ebpf, EbpfLoader};
+use fwha_common::drop::DropReason;
+use fwha_common::flow::{Flow, FlowEvent, FlowKey, FlowState};
+use fwha_common::group::Group;
+use fwha_common::rule::{Action, Interface, MAX_RULES, Rule, ZONE_ANY};
+use fwha_common::settings::{Counter, Settings, Timeouts, name};
+use nix::sched::{CloneFlags, unshare};
+
+/// Zone numbers.
+pub const LAN: u8 = 1;
+pub const WAN: u8 = 2;
+
+/// MACs of the node's interfaces and of its neighbours.
+pub const LAN_MAC: [u8; 6] = [2, 0, 0, 0, 1, 1];
+pub const WAN_MAC: [u8; 6] = [2, 0, 0, 0, 2, 1];
+pub const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 1, 100];
+pub const SERVER_MAC: [u8; 6] = [2, 0, 0, 0, 2, 128];
+
+/// MTU on the server's side.
+pub const WAN_MTU: usize = 1400;
+
+/// Main table of the rig.
+pub const MAX_FLOWS: u32 = 8;
+
+/// The settings every rig begins with.
+pub const SETTINGS: Settings = Settings {
+    bucket_key: [1, 2],
+    probe_key: [0x1234_5678, 4],
+    cluster: 7,
+    epoch: 9,
+    route_generation: 1,
+    ruleset_generation: 0,
+    rules: 0,
+    node: 1,
+    zero: [0; 3],
+};
+
+/// The group that has all buckets.
+pub const TERM: u32 = 3;
+
+/// Where a packet enters the firewall.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    Xdp,
+    Tc,
+}
+
+/// An interface of the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Port {
+    Lan,
+    Wan,
+    Sync,
+}
+
+/// What became of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Forward,
+    Pass,
+    Answer,
+    Drop(DropReason),
+}
+
+/// A packet after the programs had it.
+pub struct Sent {
+    pub verdict: Verdict,
+    pub frame: Vec<u8>,
+    /// Its mark, at tc.
+    pub mark: u32,
+}
+
+/// `struct __sk_buff` of `linux/bpf.h`, as far as a test run lets one set it.
+#[repr(C)]
+#[derive(Default)]
+struct SkBuff {
+    len: u32,
+    pkt_type: u32,
+    mark: u32,
+    queue_mapping: u32,
+    protocol: u32,
+    vlan: [u32; 3],
+    priority: u32,
+    ingress_ifindex: u32,
+    ifindex: u32,
+    rest: [u32; 30],
+    gso_segs: u32,
+    sk: u64,
+    gso_size: u32,
+    tstamp_type: u32,
+    hwtstamp: u64,
+}
+
+/// `struct xdp_md` of `linux/bpf.h`.
+#[repr(C)]
+struct XdpMd {
+    data: u32,
+    data_end: u32,
+    data_meta: u32,
+    ingress_ifindex: u32,
+    rx_queue_index: u32,
+    egress_ifindex: u32,
+}
+
+fn bytes<const N: usize>(words: [u32; N]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_ne_bytes()).collect()
+}
+
+impl SkBuff {
+    /// Bytes of the structure up to `hwtstamp`.
+    fn context(&self) -> Vec<u8> {
+        let mut context = bytes([self.len, self.pkt_type, self.mark, self.queue_mapping, self.protocol]);
+        context.extend(bytes(self.vlan));
+        context.extend(bytes([self.priority, self.ingress_ifindex, self.ifindex]));
+        context.extend(bytes(self.rest));
+        context.extend(bytes([self.gso_segs]));
+        context.extend(self.sk.to_ne_bytes());
+        context.extend(bytes([self.gso_size, self.tstamp_type]));
+        context.extend(self.hwtstamp.to_ne_bytes());
+        context
+    }
+}
+
+/// What a test looks at in a [`FlowEvent`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event {
+    pub kind: u32,
+    pub key: FlowKey,
+    pub state: u32,
+    pub version: u64,
+    pub number: u64,
+}
+
+impl Event {
+    fn read(bytes: &[u8]) -> Self {
+        assert_eq!(bytes.len(), size_of::<FlowEvent>());
+        let u16 = |at: usize| u16::from_ne_bytes(bytes[at..at + 2].try_into().expect("two"));
+        let u32 = |at: usize| u32::from_ne_bytes(bytes[at..at + 4].try_into().expect("four"));
+        let u64 = |at: usize| u64::from_ne_bytes(bytes[at..at + 8].try_into().expect("eight"));
+        let key = offset_of!(FlowEvent, key);
+        let flow = offset_of!(FlowEvent, flow);
+        Self {
+            kind: u32(offset_of!(FlowEvent, kind)),
+            key: FlowKey {
+                addr_a: [0, 4, 8, 12].map(|i| u32(key + i)),
+                addr_b: [16, 20, 24, 28].map(|i| u32(key + i)),
+                port_a: u16(key + 32),
+                port_b: u16(key + 34),
+                proto: bytes[key + 36],
+                zero: [0; 3],
+            },
+            state: u32(flow + offset_of!(Flow, state)),
+            version: u64(flow + offset_of!(Flow, version)),
+            number: u64(flow + offset_of!(Flow, id)),
+        }
+    }
+}
+
+/// The loaded programs.
+pub struct Rig {
+    pub hook: Hook,
+    bpf: Ebpf,
+    pub flows: HashMap<MapData, FlowKey, Flow>,
+    pub embryonic: HashMap<MapData, FlowKey, Flow>,
+    pub node_flows: HashMap<MapData, FlowKey, Flow>,
+    interfaces: HashMap<MapData, u32, Interface>,
+    groups: Array<MapData, Group>,
+    rules: Array<MapData, Rule>,
+    settings: Array<MapData, Settings>,
+    counters: PerCpuArray<MapData, u64>,
+    drops: PerCpuArray<MapData, u64>,
+    rule_hits: PerCpuArray<MapData, u64>,
+    event_loss: PerCpuArray<MapData, u64>,
+    events: RingBuf<MapData>,
+    pub now: Settings,
+}
+
+/// Runs `test` twice, with the programs at XDP and at tc, each time freshly loaded. The thread of each run has a
+/// network namespace that ends with it.
+pub fn at_both_hooks(test: fn(&mut Rig)) {
+    for hook in [Hook::Xdp, Hook::Tc] {
+        let run = thread::Builder::new().name(format!("{hook:?}")).spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
+            test(&mut Rig::new(hook));
+        });
+        if let Err(panic) = run.expect("a thread").join() {
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
+
+fn lay_interfaces() {
+    fs::write("/proc/sys/net/ipv4/ip_forward", "1").expect("forwarding");
+    let commands = format!(
+        "link add lan type veth peer name lan-peer
+         link add wan type veth peer name wan-peer
+         link add sync type veth peer name sync-peer
+         link set lan address 02:00:00:00:01:01 up
+         link set wan address 02:00:00:00:02:01 mtu {WAN_MTU} up
+         link set sync address 02:00:00:00:03:01 up
+         link set lan-peer up
+         link set wan-peer up
+         link set sync-peer up
+         address add 192.168.100.1/24 dev lan
+         address add 10.0.0.1/24 dev wan
+         address add 172.16.0.1/24 dev sync
+         neighbour add 192.168.100.100 lladdr 02:00:00:00:01:64 dev lan
+         neighbour add 192.168.100.101 lladdr 02:00:00:00:01:65 dev lan
+         neighbour add 10.0.0.128 lladdr 02:00:00:00:02:80 dev wan
+         neighbour add 172.16.0.2 lladdr 02:00:00:00:03:02 dev sync
+         route add 203.0.113.0/24 via 10.0.0.254
+         route add 192.0.2.0/24 via 172.16.0.2
+         route add blackhole 198.51.100.0/24\n"
+    );
+    ip(&["-batch", "-"], &commands);
+}
+
+/// Runs the program `ip` in the namespace of the calling thread.
+pub fn ip(arguments: &[&str], input: &str) {
+    let mut child = Command::new("ip")
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program ip");
+    child.stdin.take().expect("its input").write_all(input.as_bytes()).expect("its input");
+    let output = child.wait_with_output().expect("its output");
+    assert!(output.status.success(), "ip: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+impl Rig {
+    fn new(hook: Hook) -> Self {
+        lay_interfaces();
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../fwha-ebpf/object/fwha.bpf.o");
+        let object = fs::read(path).expect("the committed object");
+        let mut bpf = EbpfLoader::new()
+            .map_max_entries(name::FLOWS, MAX_FLOWS)
+            .map_max_entries(name::EVENTS, 1 << 16)
+            .load(&object)
+            .expect("the object loads");
+        for (_, program) in bpf.programs_mut() {
+            match program {
+                Program::Xdp(program) => program.load().expect("the verifier takes it"),
+                Program::SchedClassifier(program) => program.load().expect("the verifier takes it"),
+                _ => panic!("a program of a kind that nobody asked for"),
+            }
+        }
+        macro_rules! take {
+            ($name:expr) => {
+                bpf.take_map($name).expect($name).try_into().expect($name)
+            };
+        }
+        let mut rig = Self {
+            hook,
+            flows: take!(name::FLOWS),
+            embryonic: take!(name::EMBRYONIC),
+            node_flows: take!(name::NODE_FLOWS),
+            interfaces: take!(name::INTERFACES),
+            groups: take!(name::GROUPS),
+            rules: take!(name::RULES),
+            settings: take!(name::SETTINGS),
+            counters: take!(name::COUNTERS),
+            drops: take!(name::DROPS),
+            rule_hits: take!(name::RULE_HITS),
+            event_loss: take!(name::EVENT_LOSS),
+            events: take!(name::EVENTS),
+            now: SETTINGS,
+            bpf,
+        };
+        let mut timeouts: Array<_, Timeouts> =
+            rig.bpf.take_map(name::TIMEOUTS).expect("map").try_into().expect("map");
+        timeouts.set(0, Timeouts::KERNEL, 0).expect("timeouts");
+        rig.configure(|_| {});
+        for (port, zone, mac) in [
+            (Port::Lan, LAN, LAN_MAC),
+            (Port::Wan, WAN, WAN_MAC),
+            (Port::Sync, Interface::NO_ZONE, [2, 0, 0, 0, 3, 1]),
+        ] {
+            rig.set_interface(port, Interface { zone, zero: 0, mac });
+        }
+        rig.set_group(Group { lease_until_ns: u64::MAX, since_ns: 0, role: Group::ACTIVE, term: TERM });
+        rig.load_rules(&[Rule { from: LAN, to: WAN, ..accept("lan-out") }]);
+        rig
+    }
+
+    /// Changes the settings.
+    pub fn configure(&mut self, change: impl FnOnce(&mut Settings)) {
+        change(&mut self.now);
+        self.settings.set(0, self.now, 0).expect("settings");
+    }
+
+    /// Loads a ruleset as the next generation.
+    pub fn load_rules(&mut self, rules: &[Rule]) {
+        let generation = self.now.ruleset_generation + 1;
+        for (i, rule) in rules.iter().enumerate() {
+            let rule = Rule { index: i as u32, ..*rule };
+            self.rules.set(generation % 2 * MAX_RULES as u32 + i as u32, rule, 0).expect("rule");
+        }
+        self.configure(|settings| {
+            settings.ruleset_generation = generation;
+            settings.rules = rules.len() as u32;
+        });
+    }
+
+    /// Sets the state of the one group.
+    pub fn set_group(&mut self, group: Group) {
+        self.groups.set(0, group, 0).expect("group");
+    }
+
+    /// Describes an interface to the programs.
+    pub fn set_interface(&mut self, port: Port, interface: Interface) {
+        self.interfaces.insert(self.ifindex(port), interface, 0).expect("interface");
+    }
+
+    /// Takes an interface out of all zones.
+    pub fn remove_interface(&mut self, port: Port) {
+        self.interfaces.remove(&self.ifindex(port)).expect("interface");
+    }
+
+    pub fn ifindex(&self, port: Port) -> u32 {
+        let name = match port {
+            Port::Lan => "lan",
+            Port::Wan => "wan",
+            Port::Sync => "sync",
+        };
+        nix::net::if_::if_nametoindex(name).expect("the interface")
+    }
+
+    /// Sends a frame in by `port`, and checks that exactly one exit was counted with it.
+    pub fn send(&mut self, port: Port, frame: &[u8]) -> Sent {
+        self.send_super(port, frame, 1, 0)
+    }
+
+    /// Sends a super-packet of `segments` segments with `segment_size` bytes each.
+    pub fn send_super(&mut self, port: Port, frame: &[u8], segments: u32, segment_size: u32) -> Sent {
+        let before = self.exits();
+        let (code, frame, mark) = match self.hook {
+            Hook::Xdp => {
+                assert_eq!(segments, 1, "there are no super-packets at XDP");
+                self.run_xdp(port, frame)
+            }
+            Hook::Tc => {
+                let gso = if segments == 1 { (0, 0) } else { (segments, segment_size) };
+                self.run_tc(name::TC_INGRESS, port, Some(port), frame, 0, gso)
+            }
+        };
+        let verdict = self.verdict_since(&before, segments.into());
+        let expected = match (self.hook, verdict) {
+            (Hook::Xdp, Verdict::Drop(_)) => 1,
+            (Hook::Xdp, Verdict::Pass) => 2,
+            (Hook::Xdp, Verdict::Answer) => 3,
+            (Hook::Xdp, Verdict::Forward) => 4,
+            (Hook::Tc, Verdict::Drop(_)) => 2,
+            (Hook::Tc, Verdict::Pass) => u32::MAX,
+            (Hook::Tc, Verdict::Answer | Verdict::Forward) => 7,
+        };
+        assert_eq!(code, expected, "the action fits the counters: {verdict:?}");
+        Sent { verdict, frame, mark }
+    }
+
+    /// Sends a frame in by `port`, and looks at nothing.
+    pub fn run(&self, port: Port, frame: &[u8]) {
+        match self.hook {
+            Hook::Xdp => self.run_xdp(port, frame),
+            Hook::Tc => self.run_tc(name::TC_INGRESS, port, Some(port), frame, 0, (0, 0)),
+        };
+    }
+
+    /// Sends a frame in by a sync interface, through its own program.
+    pub fn send_sync(&mut self, frame: &[u8]) -> (u32, Vec<u8>) {
+        let (code, frame, _) =
+            self.run_tc(name::SYNC_INGRESS, Port::Sync, Some(Port::Sync), frame, 0, (0, 0));
+        (code, frame)
+    }
+
+    /// Has a frame leave by `port`. It entered this machine by `entered`, or was made here. Returns whether it may.
+    pub fn leave(&mut self, port: Port, entered: Option<Port>, mark: u32, frame: &[u8]) -> bool {
+        let before = self.drop_count(DropReason::Unfiltered);
+        let (code, _, mark_after) = self.run_tc(name::TC_EGRESS, port, entered, frame, mark, (0, 0));
+        let dropped = self.drop_count(DropReason::Unfiltered) - before;
+        assert_eq!((code, dropped), if code == 2 { (2, 1) } else { (u32::MAX, 0) });
+        assert!(code == 2 || mark_after == 0 || mark_after == mark && mark != self.egress_mark());
+        code != 2
+    }
+
+    /// The mark by which the egress program knows what the ingress program sends.
+    pub fn egress_mark(&self) -> u32 {
+        (self.now.probe_key[0] ^ self.now.bucket_key[1]) as u32 | 1
+    }
+
+    fn run_xdp(&self, port: Port, frame: &[u8]) -> (u32, Vec<u8>, u32) {
+        let md = XdpMd {
+            data: 0,
+            data_end: frame.len() as u32,
+            data_meta: 0,
+            ingress_ifindex: self.ifindex(port),
+            rx_queue_index: 0,
+            egress_ifindex: 0,
+        };
+        let context = bytes([
+            md.data,
+            md.data_end,
+            md.data_meta,
+            md.ingress_ifindex,
+            md.rx_queue_index,
+            md.egress_ifindex,
+        ]);
+        let program: &Xdp = self.bpf.program(name::XDP_INGRESS).expect("program").try_into().expect("XDP");
+        let mut out = vec![0; frame.len()];
+        let run = program
+            .test_run(TestRunOptions {
+                data_in: Some(frame),
+                data_out: Some(&mut out),
+                ctx_in: Some(&context),
+                ..Default::default()
+            })
+            .expect("a test run");
+        (run.return_value, out, 0)
+    }
+
+    fn run_tc(
+        &self,
+        program: &str,
+        port: Port,
+        entered: Option<Port>,
+        frame: &[u8],
+        mark: u32,
+        (gso_segs, gso_size): (u32, u32),
+    ) -> (u32, Vec<u8>, u32) {
+        let context = SkBuff {
+            mark,
+            ingress_ifindex: entered.map_or(0, |port| self.ifindex(port)),
+            ifindex: self.ifindex(port),
+            gso_segs,
+            gso_size,
+            ..SkBuff::default()
+        }
+        .context();
+        let program: &SchedClassifier =
+            self.bpf.program(program).expect("program").try_into().expect("classifier");
+        let (mut out, mut context_out) = (vec![0; frame.len()], vec![0; context.len()]);
+        let run = program
+            .test_run(TestRunOptions {
+                data_in: Some(frame),
+                data_out: Some(&mut out),
+                ctx_in: Some(&context),
+                ctx_out: Some(&mut context_out),
+                ..Default::default()
+            })
+            .expect("a test run");
+        let mark = u32::from_ne_bytes(context_out[8..12].try_into().expect("four bytes"));
+        (run.return_value, out, mark)
+    }
+
+    /// A counter, over all CPUs.
+    pub fn counter(&self, counter: Counter) -> u64 {
+        sum(&self.counters, counter as u32)
+    }
+
+    /// Drops for a reason, over all CPUs.
+    pub fn drop_count(&self, reason: DropReason) -> u64 {
+        sum(&self.drops, reason as u32)
+    }
+
+    /// Hits of a rule.
+    pub fn hits(&self, rule: u32) -> u64 {
+        sum(&self.rule_hits, rule)
+    }
+
+    /// Events that were lost in a bucket.
+    pub fn lost(&self, bucket: u8) -> u64 {
+        sum(&self.event_loss, bucket.into())
+    }
+
+    /// All drops, by reason.
+    pub fn drops(&self) -> u64 {
+        DropReason::ALL.iter().map(|&reason| self.drop_count(reason)).sum()
+    }
+
+    fn exits(&self) -> Vec<u64> {
+        let counters = Counter::ALL[..5].iter().map(|&counter| self.counter(counter));
+        counters.chain(DropReason::ALL.iter().map(|&reason| self.drop_count(reason))).collect()
+    }
+
+    fn verdict_since(&self, before: &[u64], packets: u64) -> Verdict {
+        let after = self.exits();
+        let rise: Vec<u64> = after.iter().zip(before).map(|(after, before)| after - before).collect();
+        let verdict = match rise[..5] {
+            [_, n, 0, 0, 0] if n > 0 => Verdict::Forward,
+            [_, 0, n, 0, 0] if n > 0 => Verdict::Pass,
+            [_, 0, 0, 0, n] if n > 0 => Verdict::Answer,
+            [_, 0, 0, n, 0] if n > 0 => {
+                let reason = rise[5..].iter().position(|&n| n > 0).expect("a drop has a reason");
+                Verdict::Drop(DropReason::ALL[reason])
+            }
+            ref other => panic!("not one exit for a packet: {other:?}"),
+        };
+        assert_eq!(rise[0], packets, "it entered once");
+        assert_eq!(rise[1..5].iter().sum::<u64>(), packets, "and left once");
+        assert_eq!(rise[5..].iter().sum::<u64>(), rise[3], "each drop has one reason");
+        verdict
+    }
+
+    /// The events written since the last call.
+    pub fn events(&mut self) -> Vec<Event> {
+        let mut events = Vec::new();
+        while let Some(item) = self.events.next() {
+            events.push(Event::read(&item));
+        }
+        events
+    }
+
+    /// Changes a flow of the main table from user space.
+    pub fn edit(&mut self, key: &FlowKey, change: impl FnOnce(&mut Flow)) {
+        let mut flow = self.flows.get(key, 0).expect("the flow");
+        change(&mut flow);
+        self.flows.insert(key, flow, 0).expect("the flow");
+    }
+
+    /// The state of a flow of the main table.
+    pub fn state(&self, key: &FlowKey) -> Option<FlowState> {
+        FlowState::from_u8(self.flows.get(key, 0).ok()?.state as u8)
+    }
+}
+
+fn sum(counters: &PerCpuArray<MapData, u64>, index: u32) -> u64 {
+    counters.get(&index, 0).expect("a counter").iter().sum()
+}
+
+/// A rule that admits everything.
+pub fn accept(name: &str) -> Rule {
+    Rule {
+        port_max: u16::MAX,
+        from: ZONE_ANY,
+        to: ZONE_ANY,
+        action: Action::Accept as u8,
+        name_hash: fwha_common::rule::name_hash(name),
+        ..Rule::default()
+    }
+}

@@ -1,0 +1,66 @@
+//! Runs cargo for the other verbs: the same one that runs this, in the workspace's root.
+
+use std::env;
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::Value;
+
+/// The workspace's root.
+pub fn root() -> PathBuf {
+    let own = env::var_os("CARGO_MANIFEST_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    own.parent().map_or(own.clone(), Path::to_path_buf)
+}
+
+/// A cargo command in the root.
+pub fn cargo() -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root());
+    command
+}
+
+/// Builds the programs of some packages, quietly but for errors, and returns the directory they are in.
+///
+/// # Errors
+///
+/// When the build fails; cargo has said why.
+pub fn build_bins(packages: &[&str], release: bool) -> Result<PathBuf> {
+    let mut command = cargo();
+    command.args(["build", "--quiet", "--bins", "--message-format=json-render-diagnostics"]);
+    packages.iter().for_each(|package| {
+        command.args(["--package", package]);
+    });
+    if release {
+        command.arg("--release");
+    }
+    let mut child = command.stdout(Stdio::piped()).spawn().context("start cargo")?;
+    let output = child.stdout.take().context("standard output of cargo")?;
+
+    let spinner = spinner("building");
+    let mut dir = None;
+    for line in BufReader::new(output).lines() {
+        let message: Value = serde_json::from_str(&line?).unwrap_or_default();
+        if message["reason"] == "compiler-artifact" {
+            spinner
+                .set_message(format!("building: {}", message["target"]["name"].as_str().unwrap_or_default()));
+            let program = message["executable"].as_str().map(Path::new);
+            dir = dir.or(program.and_then(Path::parent).map(Path::to_path_buf));
+        }
+    }
+    spinner.finish_and_clear();
+    ensure!(child.wait()?.success(), "the build failed");
+    dir.context("cargo built no program")
+}
+
+/// A spinner that turns by itself; invisible when standard error is no terminal.
+pub fn spinner(message: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template("{spinner} {msg}").expect("a valid template");
+    let spinner = ProgressBar::new_spinner().with_style(style).with_message(message.to_owned());
+    spinner.enable_steady_tick(Duration::from_millis(100));
+    spinner
+}
