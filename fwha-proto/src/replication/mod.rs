@@ -193,12 +193,19 @@ impl Replication {
         }
     }
 
-    /// The walk is over: what it has not met is gone.
+    /// The walk is over: what it has not met is gone. If [`Self::missed`] names buckets then, they
+    /// are to be compared once more.
     pub fn reconcile_end(&mut self, now: Time) {
         for (key, id) in self.core.reconcile_end() {
             self.core.counters.vanished += 1;
             self.local_delete(now, &key, &id);
         }
+    }
+
+    /// Buckets of which the kernel map holds flows that did not fit into the replica: to be
+    /// reconciled, like those whose events were lost.
+    pub const fn missed(&self) -> Buckets {
+        self.core.missed
     }
 
     fn learn(&mut self, now: Time, key: &FlowKey, flow: &Flow) -> bool {

@@ -209,8 +209,7 @@ impl Outbox {
             counters.coalesced += 1;
         } else if self.queue.len() >= core.options.queue_max || (!live && crowded) {
             counters.overflow += 1;
-            self.wanted.insert(bucket);
-            self.begin_due = true;
+            self.want(core, Buckets::one(bucket));
             let news = !self.full;
             self.full = true;
             return news.then_some(Event::Overflow { peer: self.peer });
@@ -389,6 +388,17 @@ impl Outbox {
             return;
         }
         if slot.queued & self.bit == 0 {
+            if self.queue.len() >= core.options.queue_max {
+                // Nothing waits for it any more: its bucket goes as a whole.
+                slot.awaiting &= !self.bit;
+                core.table.release(c.slot);
+                counters.overflow += 1;
+                self.want(core, Buckets::one(c.bucket));
+                if c.bulk {
+                    self.settle_bulk(c.bucket);
+                }
+                return;
+            }
             slot.queued |= self.bit;
             self.queue.push_front(Queued { slot: c.slot, bucket: c.bucket, since });
             self.queued[usize::from(c.bucket)] += 1;
