@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use fwha_tests::lab::{self, Attach, Cable, Host, Lab, LabOptions, Node, binary};
+use fwha_tests::pair::Pair;
 use fwha_tests::root::is_root;
-use fwha_tests::takeover::{self, Outcome, Pair, Plan, Progress};
+use fwha_tests::takeover::{self, Outcome, Progress};
+use fwha_tests::traffic::Plan;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::cargo::build_bins;

@@ -37,6 +37,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 pub use self::ledger::{clean_kept, clean_stale};
 pub use self::node::NodeProcess;
 pub use self::process::{LineProcess, binary};
+pub use self::wiring::Cut;
 
 use self::ledger::Entry;
 
@@ -335,7 +336,16 @@ impl Lab {
     ///
     /// When the switch refuses.
     pub fn cut(&self, node: Node, cable: Cable) -> Result<()> {
-        wiring::set_cable(&self.entry, node, cable, false)
+        self.prepare_cut(node, cable)?.now()
+    }
+
+    /// Prepares to pull a cable, so that the cut itself takes no longer than the kernel does.
+    ///
+    /// # Errors
+    ///
+    /// When `ip` cannot be started.
+    pub fn prepare_cut(&self, node: Node, cable: Cable) -> Result<Cut> {
+        wiring::prepare_cut(&self.entry, node, cable)
     }
 
     /// Plugs a cable in again.
@@ -344,7 +354,7 @@ impl Lab {
     ///
     /// When the switch refuses.
     pub fn heal(&self, node: Node, cable: Cable) -> Result<()> {
-        wiring::set_cable(&self.entry, node, cable, true)
+        wiring::plug(&self.entry, node, cable)
     }
 
     /// Waits until `condition` gives a value, looking again every few milliseconds, for at most `timeout`.
