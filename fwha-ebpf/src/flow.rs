@@ -334,7 +334,7 @@ impl FlowRef {
         flow.version = Flow::next_version(0, group.term);
         touch(&mut flow, true, now, packets, ip.len);
         // What lies under this key, if anything, is over or has expired: `find` did not take it.
-        maps::FLOWS.insert(key, &flow, BPF_ANY as u64).map_err(|_| DropReason::TableFull)?;
+        maps::FLOWS.insert(key, flow, BPF_ANY as u64).map_err(|_| DropReason::TableFull)?;
         maps::add(&maps::COUNTERS, Counter::FlowsCreated as u32, 1);
         publish(FlowEventKind::Created, key, &raw const flow, flow.version);
         maps::FLOWS.get_ptr_mut(key).map(Self).ok_or(DropReason::TableFull)
@@ -400,7 +400,7 @@ impl NewFlow {
     #[inline(always)]
     pub fn embryonic(&self, key: &FlowKey, ip: &Ip, settings: &Settings) -> Result<FlowRef, DropReason> {
         let flow = self.build(ip, settings);
-        maps::EMBRYONIC.insert(key, &flow, BPF_ANY as u64).map_err(|_| DropReason::TableFull)?;
+        maps::EMBRYONIC.insert(key, flow, BPF_ANY as u64).map_err(|_| DropReason::TableFull)?;
         maps::add(&maps::COUNTERS, Counter::Embryonic as u32, 1);
         maps::EMBRYONIC.get_ptr_mut(key).map(FlowRef).ok_or(DropReason::TableFull)
     }
@@ -414,7 +414,7 @@ impl NewFlow {
             flow.state = FlowState::Established as u32;
         }
         // An LRU table always has room; if memory is short for a moment, the next packet tries again.
-        let _ = maps::NODE_FLOWS.insert(key, &flow, BPF_ANY as u64);
+        let _ = maps::NODE_FLOWS.insert(key, flow, BPF_ANY as u64);
     }
 }
 
