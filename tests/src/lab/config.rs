@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::Read as _;
 use std::os::unix::fs::OpenOptionsExt as _;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
@@ -29,9 +30,11 @@ fn write_key(lab: &Lab) -> Result<()> {
 
 fn text(lab: &Lab) -> String {
     let options = lab.options();
-    let heartbeat =
-        options.heartbeat.map(|interval| format!("heartbeat-interval = \"{}ms\"\n", interval.as_millis()));
-    let heartbeat = heartbeat.unwrap_or_default();
+    let time = |name: &str, time: Option<Duration>| {
+        time.map_or(String::new(), |time| format!("{name} = \"{}ms\"\n", time.as_millis()))
+    };
+    let heartbeat = time("heartbeat-interval", options.heartbeat);
+    let lease = time("lease", options.lease);
     let attach = match options.attach {
         Attach::Auto => String::new(),
         other => format!("attach = \"{}\"\n", other.name()),
@@ -44,7 +47,7 @@ name = "edge"
 key-file = "{KEY_FILE}"
 mode = "active-passive"
 max-flows = 65_536
-{heartbeat}{replication}
+{heartbeat}{lease}{replication}
 [[node]]
 name = "fw1"
 sync = [{{ interface = "sync", address = "172.16.0.1" }}]

@@ -168,6 +168,8 @@ impl Attach {
 pub struct LabOptions {
     /// How the data plane is attached.
     pub attach: Attach,
+    /// `lease` of the config file, or its default.
+    pub lease: Option<Duration>,
     /// Whether flows are replicated.
     pub replication: bool,
     /// `heartbeat-interval` of the config file, or its default.
@@ -184,6 +186,7 @@ impl Default for LabOptions {
             attach: Attach::Auto,
             replication: true,
             heartbeat: None,
+            lease: None,
             extra_config: String::new(),
             bin_dir: None,
         }

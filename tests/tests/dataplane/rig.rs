@@ -366,8 +366,7 @@ impl Rig {
         let expected = match (self.hook, verdict) {
             (Hook::Xdp, Verdict::Drop(_)) => 1,
             (Hook::Xdp, Verdict::Pass) => 2,
-            (Hook::Xdp, Verdict::Answer) => 3,
-            (Hook::Xdp, Verdict::Forward) => 4,
+            (Hook::Xdp, Verdict::Answer | Verdict::Forward) => 4,
             (Hook::Tc, Verdict::Drop(_)) => 2,
             (Hook::Tc, Verdict::Pass) => u32::MAX,
             (Hook::Tc, Verdict::Answer | Verdict::Forward) => 7,
