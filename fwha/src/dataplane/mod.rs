@@ -103,6 +103,9 @@ pub enum DataplaneError {
     /// A path for pins lies elsewhere.
     #[error("{0} is not on a BPF file system")]
     NotBpffs(PathBuf),
+    /// Another daemon has the node's data plane.
+    #[error("another fwha daemon runs this node on this machine: it holds {0}; stop it first")]
+    InUse(PathBuf),
     /// A pin, or a directory of pins, cannot be made, read or removed.
     #[error("cannot {what} {path}: {source}")]
     Pin {
