@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-use super::{Attach, INET_VIP, LAN_VIP, Lab};
+use super::{Attach, INET_VIP, LAN_VIP, Lab, LabOptions};
 
 /// The shared key's file, beside the config file.
 pub const KEY_FILE: &str = "cluster.key";
@@ -15,7 +15,7 @@ pub const KEY_FILE: &str = "cluster.key";
 /// Writes config and key into the lab's directory.
 pub fn write(lab: &Lab) -> Result<()> {
     write_key(lab)?;
-    fs::write(lab.config_path(), text(lab)).context("write the lab's config file")
+    fs::write(lab.config_path(), text(lab.options())).context("write the lab's config file")
 }
 
 /// A new key: 32 random bytes in hexadecimal, for root's eyes only.
@@ -28,8 +28,8 @@ fn write_key(lab: &Lab) -> Result<()> {
     std::io::Write::write_all(&mut file, format!("{hex}\n").as_bytes()).context("write the lab's key")
 }
 
-fn text(lab: &Lab) -> String {
-    let options = lab.options();
+/// The config file of a lab with these options. Its key file is [`KEY_FILE`], beside it.
+pub fn text(options: &LabOptions) -> String {
     let time = |name: &str, time: Option<Duration>| {
         time.map_or(String::new(), |time| format!("{name} = \"{}ms\"\n", time.as_millis()))
     };
