@@ -78,9 +78,9 @@ fn a_mistake_in_the_config_file_is_refused_with_its_place_and_its_remedy() -> Re
             "choose one that no other router on that network uses",
         ),
         (
-            "192.168.100.12/24",
-            "10.0.0.13/16",
-            "10.0.0.13",
+            "\"192.168.100.12/24",
+            "\"10.0.0.13/16",
+            "\"10.0.0.13",
             "vip 10.0.0.13/16 overlaps vip 10.0.0.12/24 of zone \"inet\"",
             "each zone needs networks of its own",
         ),
