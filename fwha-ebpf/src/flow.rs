@@ -320,9 +320,10 @@ impl FlowRef {
         now: u64,
         packets: u32,
     ) -> Result<Self, DropReason> {
+        let flow = maps::scratch().ok_or(DropReason::TableFull)?;
         // SAFETY: see `state`. Should the element be taken for another flow while it is copied, then
         // it was deleted first, and the removal below fails.
-        let mut flow = unsafe { *self.0 };
+        *flow = unsafe { *self.0 };
         if maps::EMBRYONIC.remove(key).is_err() {
             // Another CPU promoted it a moment ago; or it was evicted, and nothing is known any more.
             return match maps::FLOWS.get_ptr_mut(key).map(Self) {
@@ -332,11 +333,12 @@ impl FlowRef {
         }
         flow.state = state as u32;
         flow.version = Flow::next_version(0, group.term);
-        touch(&mut flow, true, now, packets, ip.len);
+        touch(flow, true, now, packets, ip.len);
+        let flow = &*flow;
         // What lies under this key, if anything, is over or has expired: `find` did not take it.
-        maps::FLOWS.insert(key, &flow, BPF_ANY as u64).map_err(|_| DropReason::TableFull)?;
+        maps::FLOWS.insert(key, flow, BPF_ANY as u64).map_err(|_| DropReason::TableFull)?;
         maps::add(&maps::COUNTERS, Counter::FlowsCreated as u32, 1);
-        publish(FlowEventKind::Created, key, &raw const flow, flow.version);
+        publish(FlowEventKind::Created, key, flow, flow.version);
         maps::FLOWS.get_ptr_mut(key).map(Self).ok_or(DropReason::TableFull)
     }
 }
@@ -370,12 +372,13 @@ pub struct NewFlow {
 impl NewFlow {
     /// The flow as it goes into a map, with its first packet counted.
     #[inline(always)]
-    fn build(&self, ip: &Ip, settings: &Settings) -> Flow {
+    fn build(&self, ip: &Ip, settings: &Settings) -> Option<&'static mut Flow> {
+        let flow = maps::scratch()?;
         let exact = hook::exact_ns();
         // SAFETY: takes nothing, returns a number.
         let cpu = unsafe { bpf_get_smp_processor_id() };
         let state = if ip.proto == proto::TCP { FlowState::SynSent } else { FlowState::Unreplied };
-        let mut flow = Flow {
+        *flow = Flow {
             state: state as u32,
             flags: if self.originator_is_b { Flow::ORIGINATOR_IS_B } else { 0 },
             bucket: self.bucket,
@@ -392,15 +395,15 @@ impl NewFlow {
             ruleset_generation: settings.ruleset_generation,
             ..Flow::default()
         };
-        touch(&mut flow, false, self.now, self.packets, ip.len);
-        flow
+        touch(flow, false, self.now, self.packets, ip.len);
+        Some(flow)
     }
 
     /// Puts the flow into the embryonic table.
     #[inline(always)]
     pub fn embryonic(&self, key: &FlowKey, ip: &Ip, settings: &Settings) -> Result<FlowRef, DropReason> {
-        let flow = self.build(ip, settings);
-        maps::EMBRYONIC.insert(key, &flow, BPF_ANY as u64).map_err(|_| DropReason::TableFull)?;
+        let flow: &Flow = self.build(ip, settings).ok_or(DropReason::TableFull)?;
+        maps::EMBRYONIC.insert(key, flow, BPF_ANY as u64).map_err(|_| DropReason::TableFull)?;
         maps::add(&maps::COUNTERS, Counter::Embryonic as u32, 1);
         maps::EMBRYONIC.get_ptr_mut(key).map(FlowRef).ok_or(DropReason::TableFull)
     }
@@ -409,12 +412,15 @@ impl NewFlow {
     /// programs were, and counts as established.
     #[inline(always)]
     pub fn node(&self, key: &FlowKey, ip: &Ip, settings: &Settings) {
-        let mut flow = self.build(ip, settings);
+        let Some(flow) = self.build(ip, settings) else {
+            return;
+        };
         if ip.payload == Payload::Tcp && !tcp::opens(ip.tcp_flags) {
             flow.state = FlowState::Established as u32;
         }
+        let flow = &*flow;
         // An LRU table always has room; if memory is short for a moment, the next packet tries again.
-        let _ = maps::NODE_FLOWS.insert(key, &flow, BPF_ANY as u64);
+        let _ = maps::NODE_FLOWS.insert(key, flow, BPF_ANY as u64);
     }
 }
 

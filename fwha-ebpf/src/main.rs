@@ -99,7 +99,7 @@ mod entry {
                 }
                 TCX_NEXT
             }
-            Err(_) => TCX_DROP as i32,
+            Err(_) => TCX_DROP,
         }
     }
 
@@ -112,7 +112,7 @@ mod entry {
             Ok(()) => TCX_NEXT,
             Err(reason) => {
                 count_drop(reason, packet.segments());
-                TCX_DROP as i32
+                TCX_DROP
             }
         }
     }
@@ -129,7 +129,7 @@ mod entry {
         match count(&mut packet, |packet| probe::answer(packet, maps::settings())) {
             Ok(Verdict::Answer) => send(&packet, packet.ifindex()),
             Ok(_) => TCX_NEXT,
-            Err(_) => TCX_DROP as i32,
+            Err(_) => TCX_DROP,
         }
     }
 

@@ -42,6 +42,9 @@ pub struct Args {
     /// How often; each time with a new lab
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     runs: u32,
+    /// Build as for use, which takes longer; otherwise as for `cargo xtask test`, with the dear parts optimised
+    #[arg(long)]
+    release: bool,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -77,7 +80,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             AttachArg::Tc => Attach::Tc,
         },
         replication: !args.no_sync,
-        bin_dir: Some(build_bins(&["fwha", "fwha-tests"], true)?),
+        bin_dir: Some(build_bins(&["fwha", "fwha-tests"], args.release)?),
         ..LabOptions::default()
     };
 

@@ -51,8 +51,8 @@ pub(super) struct Core {
     pub(super) superseded: Buckets,
     /// Buckets whose flows are being compared with the kernel map.
     pub(super) reconciling: Buckets,
-    /// Buckets of which the kernel map holds flows that the table had no room for.
-    pub(super) missed: Buckets,
+    /// The kernel map holds flows that the table had no room for.
+    pub(super) missed: bool,
     pub(super) outputs: VecDeque<Output>,
     pub(super) counters: LocalCounters,
     /// Changes to owned buckets, of any kind.
@@ -91,7 +91,7 @@ impl Core {
             owned: Buckets::EMPTY,
             superseded: Buckets::EMPTY,
             reconciling: Buckets::EMPTY,
-            missed: Buckets::EMPTY,
+            missed: false,
             outputs: VecDeque::new(),
             counters: LocalCounters::default(),
             changes: 0,
@@ -126,7 +126,7 @@ impl Core {
             *owner = Owner { term: Flow::term(entry.version), node: 0 };
         }
         let Some(i) = self.table.find(key) else {
-            if self.full(entry.bucket) {
+            if self.full() {
                 return None;
             }
             let i = self.table.insert(*key, entry);
@@ -146,7 +146,7 @@ impl Core {
             self.counters.events_old += 1;
             return None;
         }
-        if !slot.live && self.full(entry.bucket) {
+        if !slot.live && self.full() {
             return None;
         }
         self.table.replace(i, entry);
@@ -155,11 +155,11 @@ impl Core {
 
     /// Whether the table has no room for a flow that the kernel map holds. It has again when
     /// deletions of which the events were lost are known.
-    fn full(&mut self, bucket: u8) -> bool {
+    fn full(&mut self) -> bool {
         let full = self.table.live() >= self.options.max_flows;
         if full {
             self.counters.events_full += 1;
-            self.missed.insert(bucket);
+            self.missed = true;
         }
         full
     }
@@ -224,7 +224,7 @@ impl Core {
     pub(super) fn reconcile_begin(&mut self, buckets: Buckets) {
         self.pass = self.pass.wrapping_add(1);
         self.reconciling = buckets;
-        self.missed = self.missed - buckets;
+        self.missed = false;
     }
 
     /// Ends it: the flows of these buckets that neither the walk nor an event has shown.

@@ -251,14 +251,15 @@ impl Rig {
     pub(super) fn reconcile(&mut self, id: NodeId) {
         let now = self.now;
         let node = self.node(id);
-        let mut buckets = Buckets::ALL;
-        while !buckets.is_empty() {
-            node.replication.reconcile_begin(buckets);
+        loop {
+            node.replication.reconcile_begin(Buckets::ALL);
             for (key, flow) in &node.kernel {
                 node.replication.reconcile_seen(now, key, flow);
             }
             node.replication.reconcile_end(now);
-            buckets = node.replication.missed();
+            if !node.replication.missed() {
+                break;
+            }
         }
         node.blind = false;
         self.drain(id);
@@ -343,7 +344,9 @@ impl Rig {
         {
             self.fail(format_args!("node {id} went back from {before:x?} to {:x?}", (term, flow.version)));
         }
-        if node.deleted.get(&flow.id).is_some_and(|&t| t >= term) {
+        // A sweep also takes flows whose mention found the table full; these may come again.
+        let full = || node.replication.status(self.now).any(|s| s.counters.rejected_full > 0);
+        if node.deleted.get(&flow.id).is_some_and(|&t| t >= term) && !full() {
             self.fail(format_args!("node {id} resurrected {:?}", flow.id));
         }
         if node.owned.contains(flow.bucket) && node.term >= term {
@@ -351,6 +354,10 @@ impl Rig {
         }
         self.trace(|| format!("node {id} puts {} version {:x} in term {term}", flow.id.number, flow.version));
         let node = self.node(id);
+        if node.kernel.len() >= node.replication.core.options.max_flows && !node.kernel.contains_key(&key) {
+            node.blind = true;
+            return;
+        }
         node.written.insert(flow.id, (term, flow.version));
         node.kernel.insert(key, flow);
     }

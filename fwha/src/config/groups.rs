@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use fwha_proto::heartbeat::MAX_INSTANCES;
 use ipnet::Ipv4Net;
 use serde::Serialize;
 use toml::Spanned;
@@ -93,6 +94,11 @@ pub(super) fn read<'a>(
         let advert_interval = read_advert_interval(&mut section, mistakes);
         let mut vips = Vec::new();
         if let Some(items) = section.list("vips", mistakes) {
+            if let Some(extra) = items.get(MAX_INSTANCES) {
+                mistakes
+                    .add(extra.span(), format!("more than {MAX_INSTANCES} vrids in one group"))
+                    .remedy("one vrid takes many addresses: addresses = [ …, … ]");
+            }
             for vip in section::tables(items, "vips", mistakes) {
                 vips.extend(read_vip(vip, &members, nodes, zones, &mut seen, mistakes));
             }

@@ -3,6 +3,7 @@
 use std::{collections::HashSet, net::Ipv4Addr};
 
 use fwha_common::MAX_NODES;
+use fwha_proto::heartbeat::MAX_LINKS;
 use serde::Serialize;
 
 use super::{
@@ -96,6 +97,9 @@ pub(super) fn read<'a>(
         let span = section.span.clone();
         let links = section.get("sync");
         let blame = links.map_or(span, |l| l.span());
+        if let Some(extra) = links.and_then(|l| l.get_ref().as_array()?.get(MAX_LINKS)) {
+            mistakes.add(extra.span(), format!("more than {MAX_LINKS} sync links"));
+        }
         let before = interfaces.len();
         let sync = match links.and_then(|l| section::list(l, "sync", mistakes)) {
             Some(items) => read_links(id, items, &mut nodes, interfaces, mistakes),

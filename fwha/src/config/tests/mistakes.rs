@@ -484,3 +484,17 @@ fn colliding_names() -> (String, String) {
         })
         .expect("names do not run out")
 }
+
+#[test]
+fn what_a_heartbeat_has_no_room_for_is_refused() {
+    let links: Vec<String> =
+        (1..=9).map(|n| format!("{{ interface = \"s{n}\", address = \"172.16.{n}.1\" }}")).collect();
+    let text =
+        with("[{ interface = \"sync\", address = \"172.16.0.1\" }]", &format!("[{}]", links.join(", ")));
+    assert!(mistakes(&text).iter().any(|m| m.ends_with("more than 8 sync links")));
+    let vips: Vec<String> = (1..=33)
+        .map(|n| format!("{{ zone = \"lan\", vrid = {n}, addresses = [\"192.168.100.{n}/24\"] }},"))
+        .collect();
+    let text = with("vips = [", &format!("vips = [{}", vips.join(" ")));
+    assert!(mistakes(&text).iter().any(|m| m.ends_with("more than 32 vrids in one group")));
+}
