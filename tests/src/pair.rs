@@ -22,7 +22,12 @@ impl Pair {
     ///
     /// When one cannot be started.
     pub fn start(lab: &Lab) -> Result<Pair> {
-        Ok(Pair { nodes: [lab.start_node(Node::Fw1)?, lab.start_node(Node::Fw2)?] })
+        Ok(Pair::of(lab.start_node(Node::Fw1)?, lab.start_node(Node::Fw2)?))
+    }
+
+    /// The pair of fw1 and fw2, started one by one.
+    pub fn of(fw1: NodeProcess, fw2: NodeProcess) -> Pair {
+        Pair { nodes: [fw1, fw2] }
     }
 
     /// Starts both nodes and waits until they have [settled](Self::settle). Returns the Active one as well.

@@ -72,7 +72,7 @@ pub enum Command {
 /// The sockets of the election.
 pub struct Sockets {
     /// Heartbeats, by sync link.
-    pub heartbeats: Vec<SyncSocket>,
+    pub heartbeats: Vec<Arc<SyncSocket>>,
     /// Where heartbeats to a peer go, by sync link and node.
     pub peers: BTreeMap<(u8, NodeId), SocketAddrV4>,
     /// VRRP, by zone.
@@ -166,7 +166,7 @@ impl Thread {
     fn sleep(&self) {
         let wait = self.election.next_timeout().since(self.now());
         let fds: Vec<BorrowedFd<'_>> = std::iter::once(self.letters.as_fd())
-            .chain(self.sockets.heartbeats.iter().map(AsFd::as_fd))
+            .chain(self.sockets.heartbeats.iter().map(|socket| socket.as_fd()))
             .chain(self.sockets.vrrp.values().map(AsFd::as_fd))
             .chain(self.sockets.probes.values().map(AsFd::as_fd))
             .collect();

@@ -266,11 +266,12 @@ impl Running {
             names: Arc::clone(&names),
         };
 
+        let replication_sockets = sync_sockets(node, config.sync.replication_port())?;
         let replication_options = replication_options(config, node, identity, &key);
         let replication_status = Arc::default();
         let replication = replication::Thread {
             replication: Replication::new(replication_options),
-            sockets: sync_sockets(node, config.sync.replication_port())?,
+            sockets: replication_sockets.clone(),
             peers: peer_addresses(config, node, config.sync.replication_port()),
             flow_events,
             letters: replication_letters,
@@ -289,9 +290,11 @@ impl Running {
             Election::new(now, election_config(config, &found, identity, &key, &maps, &owned_since)?)?;
         let election_status = Arc::new(ArcSwap::from_pointee(machine.status(now)));
         let (done, election_done) = oneshot::channel();
+        let sockets = election_sockets(config, node, &found)?;
+        let heartbeat_sockets = sockets.heartbeats.clone();
         let election = election::Thread {
             election: machine,
-            sockets: election_sockets(config, node, &found)?,
+            sockets,
             letters: election_letters,
             maps: Arc::clone(&maps),
             clock,
@@ -328,6 +331,8 @@ impl Running {
             election: election_mailbox.clone(),
             election_status,
             replication_status,
+            heartbeat_sockets,
+            replication_sockets,
             attached: Arc::clone(&attached),
         };
         let server = tokio::spawn(async move {
@@ -483,10 +488,11 @@ fn replication_options(
     }
 }
 
-fn sync_sockets(node: &Node, port: u16) -> Result<Vec<SyncSocket>> {
+fn sync_sockets(node: &Node, port: u16) -> Result<Vec<Arc<SyncSocket>>> {
     let open = |link: &config::SyncLink| {
         let local = SocketAddrV4::new(link.address, port);
         SyncSocket::open(&link.interface, local)
+            .map(Arc::new)
             .with_context(|| format!("cannot use {local} on sync interface {}", link.interface))
     };
     node.sync.iter().map(open).collect()

@@ -132,7 +132,7 @@ pub struct Thread {
     /// The machine.
     pub replication: Replication,
     /// A socket for each sync link.
-    pub sockets: Vec<SyncSocket>,
+    pub sockets: Vec<Arc<SyncSocket>>,
     /// Where datagrams to a peer go, by sync link and node.
     pub peers: BTreeMap<(u8, NodeId), SocketAddrV4>,
     /// Flow events of the data plane.
@@ -243,7 +243,7 @@ impl Thread {
         let wait = self.replication.next_timeout().min(snapshot_due).since(self.now());
         let mut fds: Vec<PollFd<'_>> = [self.letters.as_fd(), self.flow_events.as_fd()]
             .into_iter()
-            .chain(self.sockets.iter().map(AsFd::as_fd))
+            .chain(self.sockets.iter().map(|socket| socket.as_fd()))
             .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
             .collect();
         // An error here (a signal) costs one more turn of the loop, nothing else.

@@ -37,6 +37,7 @@ use crate::api::{self, ApiError, path};
 use crate::config::Config;
 use crate::dataplane::maps::{FlowMap, FlowWalk};
 use crate::dataplane::{AttachKind, AttachedInterface, DataplaneError, Maps};
+use crate::socket::{Refused, SyncSocket};
 use crate::sys::clock::KernelClock;
 
 /// Flows looked at between two pieces of an answer.
@@ -72,6 +73,10 @@ pub struct Server {
     pub election_status: Arc<ArcSwap<ElectionStatus>>,
     /// How replication stands.
     pub replication_status: Arc<ArcSwap<Snapshot>>,
+    /// The heartbeats' sockets, which refuse what came from beyond the link.
+    pub heartbeat_sockets: Vec<Arc<SyncSocket>>,
+    /// Those of replication.
+    pub replication_sockets: Vec<Arc<SyncSocket>>,
     /// Where programs are attached.
     pub attached: Arc<ArcSwap<Vec<AttachedInterface>>>,
 }
@@ -416,6 +421,9 @@ impl Server {
         for (family, name, count) in election.counters.iter() {
             families.entry(family).or_default().push((name, count));
         }
+        families.entry("heartbeat_refused").or_default().extend(refused(&self.heartbeat_sockets));
+        let refused = refused(&self.replication_sockets);
+        sync.extend(refused.map(|(reason, count)| (format!("refused_{reason}"), count.into())));
         for (family, counters) in families {
             let section = if family.starts_with("vrrp") { &mut vrrp } else { &mut link };
             section.insert(family.to_owned(), counters.into_iter().collect());
@@ -502,6 +510,12 @@ impl Server {
             rule: self.rules.get(&flow.rule_hash).cloned().unwrap_or_default(),
         }
     }
+}
+
+/// What sockets refused before anybody looked inside, by reason.
+fn refused(sockets: &[Arc<SyncSocket>]) -> [(&'static str, u64); 2] {
+    let sum = |of: fn(Refused) -> u64| sockets.iter().map(|socket| of(socket.refused())).sum();
+    [("ttl", sum(|r| r.ttl)), ("length", sum(|r| r.length))]
 }
 
 fn sync_status(sync: &super::replication::PeerSnapshot) -> api::SyncStatus {
