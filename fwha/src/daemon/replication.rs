@@ -125,6 +125,8 @@ struct Applied {
     full: u64,
     failed: u64,
     written: u64,
+    /// Buckets of flows that are in the replica but not in the kernel's table, since the last look.
+    astray: Buckets,
 }
 
 /// Everything that the thread works with.
@@ -208,6 +210,10 @@ impl Thread {
                     Command::Reconcile(buckets) => waiting = waiting | buckets,
                     Command::Stop => return,
                 }
+            }
+            waiting = waiting | std::mem::take(&mut applied.astray);
+            if self.replication.missed() && walk.is_none() {
+                waiting = Buckets::ALL;
             }
             if walk.is_none() && !waiting.is_empty() {
                 self.replication.reconcile_begin(std::mem::take(&mut waiting));
@@ -344,8 +350,11 @@ impl Thread {
                 match self.maps.flows().update(key, flow, write) {
                     Ok(()) => applied.written += 1,
                     Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
-                    Err(error) if error.raw_os_error() == Some(libc::E2BIG) => applied.full += 1,
-                    Err(_) => applied.failed += 1,
+                    Err(error) => {
+                        let full = error.raw_os_error() == Some(libc::E2BIG);
+                        *(if full { &mut applied.full } else { &mut applied.failed }) += 1;
+                        applied.astray.insert(flow.bucket);
+                    }
                 }
             }
         } else {
@@ -353,9 +362,13 @@ impl Thread {
                 Ok(written) => {
                     applied.written += written.done as u64;
                     applied.full += written.refused.len() as u64;
+                    for at in written.refused {
+                        applied.astray.insert(flows[at].bucket);
+                    }
                 }
                 Err(error) => {
                     applied.failed += keys.len() as u64;
+                    flows.iter().for_each(|flow| _ = applied.astray.insert(flow.bucket));
                     tracing::warn!("cannot write {} flows of a peer: {error}", keys.len());
                 }
             }
