@@ -1,7 +1,7 @@
 //! What happened: a bounded history, and a stream for those who follow.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use fwha_proto::time::Time;
@@ -14,10 +14,11 @@ const HISTORY: usize = 1000;
 /// Events that a follower may lag behind before it is told that it missed some.
 const FOLLOWER_LAG: usize = 256;
 
-/// The node's event log. Shared by all threads; never blocks for longer than a copy.
+/// The node's event log. Shared by all threads; never blocks for longer than a copy of
+/// pointers.
 pub struct EventLog {
-    history: Mutex<VecDeque<Event>>,
-    followers: broadcast::Sender<Event>,
+    history: Mutex<VecDeque<Arc<Event>>>,
+    followers: broadcast::Sender<Arc<Event>>,
 }
 
 impl Default for EventLog {
@@ -30,26 +31,26 @@ impl EventLog {
     /// Records that something happened at `at`, and writes it to the daemon's log.
     pub fn record(&self, at: Time, kind: &str, group: Option<&str>, text: String, steps: Vec<Step>) {
         tracing::info!(kind, group, "{text}{}", StepList(&steps));
-        let event = Event {
+        let event = Arc::new(Event {
             at_unix_ms: unix_ms(),
             at_mono_ms: at.as_nanos() as f64 / 1e6,
             kind: kind.to_owned(),
             group: group.map(str::to_owned),
             text,
             steps,
-        };
+        });
         let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
         if history.len() == HISTORY {
             history.pop_front();
         }
-        history.push_back(event.clone());
+        history.push_back(Arc::clone(&event));
         // Nobody following is not an error. Sent under the lock, so that no follower that just
         // copied the history misses an event or sees one twice.
         let _ = self.followers.send(event);
     }
 
     /// The history so far, and everything from now on.
-    pub fn follow(&self) -> (Vec<Event>, broadcast::Receiver<Event>) {
+    pub fn follow(&self) -> (Vec<Arc<Event>>, broadcast::Receiver<Arc<Event>>) {
         let history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
         (history.iter().cloned().collect(), self.followers.subscribe())
     }

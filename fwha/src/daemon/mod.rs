@@ -25,12 +25,14 @@
 //! | [`server`], `warnings` | control API |
 //! | [`events`] | event log |
 //! | [`lock`] | run directory: one daemon for one node |
+//! | [`log`] | log that nobody waits for |
 //! | [`mailbox`], [`names`], [`limit`] | small things that the others share |
 
 pub mod election;
 pub mod events;
 pub mod limit;
 pub mod lock;
+pub mod log;
 pub mod mailbox;
 pub mod names;
 pub mod network;
@@ -69,6 +71,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::events::EventLog;
 use self::lock::RunDir;
+use self::log::Log;
 use self::mailbox::Mailbox;
 use self::names::Names;
 use self::network::Network;
@@ -109,7 +112,13 @@ pub struct RunOptions {
 /// # Errors
 /// Whatever keeps it from starting, or from leaving cleanly.
 pub fn run(options: RunOptions) -> Result<()> {
-    init_log();
+    let log = init_log()?;
+    let ended = run_as(options);
+    log.flush();
+    ended
+}
+
+fn run_as(options: RunOptions) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("fwha run needs root: it loads BPF programs and moves addresses");
     }
@@ -128,13 +137,16 @@ pub fn run(options: RunOptions) -> Result<()> {
     ended
 }
 
-fn init_log() {
+fn init_log() -> Result<Log> {
     use tracing_subscriber::EnvFilter;
     let filter = EnvFilter::try_from_env("FWHA_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_ansi(colours);
+    let out = Log::start(std::io::stderr())?;
+    let writer = out.clone();
     // Only the first daemon of a process can set it, and there is but one.
-    let _ = log.with_writer(std::io::stderr).try_init();
+    let _ = log.with_writer(move || writer.clone()).try_init();
+    Ok(out)
 }
 
 /// A worker thread that panics takes the process with it. Without any one of them the node would
@@ -154,6 +166,8 @@ async fn run_node(config: &Arc<Config>, node: &Node, run_dir: &RunDir) -> Result
     // From here on a signal is an orderly end.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    // By default this would end the process as a crash does.
+    let mut hangup = signal(SignalKind::hangup())?;
     let listener = run_dir.bind_socket()?;
     let (mut monitor, links) = Monitor::start().await?;
     config.check_interfaces(node.id, |name| links.iter().any(|l| l.name == name))?;
@@ -187,6 +201,9 @@ async fn run_node(config: &Arc<Config>, node: &Node, run_dir: &RunDir) -> Result
                 if let Some(event) = event {
                     running.network.handle(&mut dataplane, event).await;
                 }
+            }
+            _ = hangup.recv() => {
+                tracing::warn!("the config file is read at the start only: restart fwha to change it");
             }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,

@@ -180,7 +180,7 @@ async fn event_stream(
     let (history, receiver) = server.events.follow();
     let mut lines = Vec::new();
     for event in &history {
-        push_line(&mut lines, event);
+        push_line(&mut lines, event.as_ref());
     }
     let lines = Bytes::from(lines);
     if !query.follow {
@@ -194,7 +194,7 @@ async fn event_stream(
             match receiver.recv().await {
                 Ok(event) => {
                     let mut line = Vec::new();
-                    push_line(&mut line, &event);
+                    push_line(&mut line, event.as_ref());
                     return Some((Ok(Bytes::from(line)), (None, receiver)));
                 }
                 Err(broadcast::error::RecvError::Lagged(missed)) => {
