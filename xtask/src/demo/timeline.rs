@@ -13,10 +13,11 @@ pub fn print(outcome: &Outcome) {
     println!("   before     {lost} active, {} backup", outcome.survivor());
     line(0.0, &format!("every cable of {lost} is pulled, its daemon killed"));
     for event in &outcome.events {
-        line(since(event_ms(event)), &format!("{}: {}", outcome.survivor(), describe(event)));
+        line(since(event_ms(event)), &format!("{}  {}", outcome.survivor(), describe(event)));
         for step in event["steps"].as_array().into_iter().flatten() {
             let ms = step["ms"].as_f64().unwrap_or(0.0);
-            println!("{:14}  {ms:8.3} ms  {}", "", step["name"].as_str().unwrap_or("?"));
+            let name = step["name"].as_str().unwrap_or("?");
+            println!("{:30}{ms:7.2} ms after the decision: {name}", "");
         }
     }
     match &received.error {
@@ -53,20 +54,10 @@ fn line(at_ms: f64, text: &str) {
     println!("{at_ms:+10.1} ms  {text}");
 }
 
-/// An event in words: its kind, then its plain fields.
+/// An event as `fwhactl events` shows it: its kind and its text.
 fn describe(event: &Value) -> String {
-    let mut text = event["kind"].as_str().unwrap_or("event").replace('_', " ");
-    for (name, value) in event.as_object().into_iter().flatten() {
-        let value = match value {
-            _ if matches!(name.as_str(), "kind" | "at_mono_ms" | "at" | "steps" | "seq") => continue,
-            Value::String(value) => value.clone(),
-            Value::Number(value) => value.to_string(),
-            Value::Bool(value) => value.to_string(),
-            _ => continue,
-        };
-        text.push_str(&format!(", {} {value}", name.replace('_', " ")));
-    }
-    text
+    let word = |name: &str| event[name].as_str().unwrap_or("?");
+    format!("{:9} {}", word("kind"), word("text"))
 }
 
 /// Prints several runs: one a line, then median and worst.
