@@ -2,7 +2,7 @@
 //! guards against forwarding that no flow covers. If the ingress program is missing somewhere, the
 //! machine must not become an open router.
 
-use fwha_common::{drop::DropReason, rule::ZONE_NODE, settings::Settings};
+use fwha_common::{drop::DropReason, flow::NextHop, rule::ZONE_NODE, settings::Settings};
 
 use crate::{
     flow::{self, Found, NewFlow},
@@ -80,6 +80,7 @@ fn own(packet: &Tc, settings: &Settings, ip: &Ip) {
             rule_hash: 0,
             packets: packet.segments(),
             now,
+            hop: NextHop::default(),
         }
         .node(&key, ip, settings);
     }

@@ -8,7 +8,7 @@ use fwha_common::{
     flow::{FlowKey, NextHop},
     group::Group,
     rule::{Action, Interface, MAX_RULES, ZONE_NODE},
-    settings::Settings,
+    settings::{Counter, Settings},
 };
 
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
     parse::{self, Ip, Payload, ethertype},
     probe,
     rules::{self, Query},
-    tcp,
+    tcp, zone,
 };
 
 /// Judges a packet that came in.
@@ -56,7 +56,7 @@ fn ipv4(packet: &mut impl Packet, eth: &Eth) -> Result<Verdict, DropReason> {
         Payload::Tcp | Payload::Udp | Payload::EchoRequest | Payload::EchoReply => {
             track(packet, settings, eth, &ip, now)
         }
-        Payload::IcmpError => icmp::error(packet, settings, &ip, now),
+        Payload::IcmpError => icmp::error(packet, settings, eth, &ip, now),
         Payload::IcmpOther => Err(DropReason::Icmp),
         Payload::Other => Err(DropReason::UnsupportedProtocol),
     }
@@ -76,8 +76,7 @@ fn track(
         Found::Main(flow) => {
             let reply = flow.is_reply(src_is_b);
             let group = admit(packet, settings, eth, flow, reply, now)?;
-            flow.touch(reply, now, packets, ip.len);
-            flow.advance(&key, ip, reply, group, now)?;
+            flow.advance(&key, ip, reply, group, now, packets)?;
             (flow, reply)
         }
         Found::Embryonic(flow) => {
@@ -113,34 +112,14 @@ fn admit(
     // at when that way was found: mostly, this spares a lookup.
     // SAFETY: lies in a map element; another CPU may write it: see the module `flow`.
     let back = unsafe { &*flow.hop(!reply) };
-    if back.generation == settings.route_generation
+    if back.generation == maps::route_generation(settings)
         && back.ifindex == packet.ifindex()
         && Mac::new(back.src_mac) == eth.dst
     {
         return Ok(group);
     }
-    if interface(packet, eth)?.zone != flow.zone(reply) {
-        return Err(DropReason::WrongZone);
-    }
+    zone::check(packet, eth, flow.zone(reply))?;
     Ok(group)
-}
-
-/// The interface a packet came in by.
-///
-/// # Errors
-///
-/// It is in no zone, or the frame is for another station.
-#[inline(always)]
-fn interface(packet: &impl Packet, eth: &Eth) -> Result<Interface, DropReason> {
-    let interface = maps::interface(packet.ifindex()).ok_or(DropReason::NoZone)?;
-    if interface.zone == Interface::NO_ZONE {
-        return Err(DropReason::NoZone);
-    }
-    let mac = Mac::new(interface.mac);
-    if !eth.dst.is_group() && mac != Mac::new([0; 6]) && mac != eth.dst {
-        return Err(DropReason::OtherStation);
-    }
-    Ok(interface)
 }
 
 /// Judges the first packet of a flow. A flow to the node itself has no place to be forwarded to, and
@@ -160,14 +139,7 @@ fn begin(
         Payload::EchoReply => return Err(DropReason::Icmp),
         _ => {}
     }
-    let from = interface(packet, eth)?.zone;
-    let mut hop = NextHop::default();
-    let local = eth.dst.is_group()
-        || match packet.route(&forward::query(ip), &mut hop) {
-            RouteKind::Resolved | RouteKind::Unresolved => false,
-            RouteKind::Local => true,
-            RouteKind::None => return Err(DropReason::NoRoute),
-        };
+    let from = zone::of(packet, eth)?;
     let mut new = NewFlow {
         originator_is_b: src_is_b,
         bucket: 0,
@@ -175,11 +147,26 @@ fn begin(
         rule_hash: 0,
         packets: packet.segments(),
         now,
+        hop: NextHop::default(),
+    };
+    // Routers do not forward multicast or broadcast frames (RFC 1812, 5.3.4).
+    let local = eth.dst.is_group() || {
+        let generation = maps::route_generation(settings);
+        maps::add(&maps::COUNTERS, Counter::FibLookups as u32, 1);
+        match packet.route(&forward::query(ip), &mut new.hop) {
+            RouteKind::Resolved => {
+                new.hop.generation = generation;
+                false
+            }
+            RouteKind::Unresolved => false,
+            RouteKind::Local => true,
+            RouteKind::None => return Err(DropReason::NoRoute),
+        }
     };
     if !local {
         new.bucket = key.bucket(&settings.bucket_key);
         flow::owner(new.bucket, now)?;
-        match maps::interface(hop.ifindex) {
+        match maps::interface(new.hop.ifindex) {
             Some(to) if to.zone != Interface::NO_ZONE => new.zones[1] = to.zone,
             _ => return Err(DropReason::RouteNoZone),
         }
@@ -189,8 +176,7 @@ fn begin(
         new.node(key, ip, settings);
         return Ok(None);
     }
-    let flow = new.embryonic(key, ip, settings)?;
-    Ok(Some(flow))
+    new.embryonic(key, ip, settings).map(Some)
 }
 
 /// The first rule that matches; its name's hash if it admits the flow.

@@ -24,7 +24,9 @@
 use aya_ebpf::{bindings::BPF_ANY, helpers::generated::bpf_get_smp_processor_id};
 use fwha_common::{
     drop::DropReason,
-    flow::{FLOW_STATES, Flow, FlowEvent, FlowEventKind, FlowId, FlowKey, FlowState, TimeoutClass, proto},
+    flow::{
+        FLOW_STATES, Flow, FlowEvent, FlowEventKind, FlowId, FlowKey, FlowState, NextHop, TimeoutClass, proto,
+    },
     group::Group,
     settings::{Counter, Settings},
 };
@@ -62,12 +64,11 @@ pub enum Found {
 /// Looks for a live flow in all tables: the main one first, as most packets are of it.
 #[inline(always)]
 pub fn find(key: &FlowKey, ip: &Ip, now: u64) -> Found {
-    if let Some(flow) = maps::FLOWS.get_ptr_mut(key).map(FlowRef) {
-        if !flow.succeeded_by(ip)
-            && flow.alive(ip.proto, maps::group(flow.bucket()).map_or(0, |group| group.since_ns), now)
-        {
-            return Found::Main(flow);
-        }
+    if let Some(flow) = maps::FLOWS.get_ptr_mut(key).map(FlowRef)
+        && !flow.succeeded_by(ip)
+        && flow.alive(ip.proto, maps::group(flow.bucket()).map_or(0, |group| group.since_ns), now)
+    {
+        return Found::Main(flow);
     }
     if let Some(flow) = maps::EMBRYONIC.get_ptr_mut(key).map(FlowRef)
         && !flow.succeeded_by(ip)
@@ -147,6 +148,13 @@ impl FlowRef {
         unsafe { (*self.0).bucket }
     }
 
+    /// The number in its identity.
+    #[inline(always)]
+    fn number(self) -> u64 {
+        // SAFETY: see `bucket`.
+        unsafe { (*self.0).id.number }
+    }
+
     /// When it began.
     #[inline(always)]
     fn created_ns(self) -> u64 {
@@ -170,9 +178,9 @@ impl FlowRef {
 
     /// The next hop of a direction.
     #[inline(always)]
-    pub fn hop(self, reply: bool) -> *mut fwha_common::flow::NextHop {
+    pub fn hop(self, reply: bool) -> *mut NextHop {
         // SAFETY: see `state`; the index is 0 or 1.
-        unsafe { (&raw mut (*self.0).hops).cast::<fwha_common::flow::NextHop>().add(reply as usize) }
+        unsafe { (&raw mut (*self.0).hops).cast::<NextHop>().add(reply as usize) }
     }
 
     /// Whether it has not expired.
@@ -192,14 +200,19 @@ impl FlowRef {
         unsafe { (*self.0).expires_ns(since_ns, timeout) > now }
     }
 
-    /// Counts a packet and keeps the flow alive.
+    /// Counts a packet and keeps the flow alive. Only for packets that the state allows: nothing else
+    /// may keep a flow from expiring.
     #[inline(always)]
-    pub fn touch(self, reply: bool, now: u64, packets: u32, bytes: u32) {
+    fn touch(self, reply: bool, now: u64, packets: u32, bytes: u32) {
         // SAFETY: see `state`; races are harmless, see above.
         unsafe { touch(&mut *self.0, reply, now, packets, bytes) }
     }
 
     /// Moves a flow of the main table on by a packet, and tells user space of a new state.
+    ///
+    /// # Errors
+    ///
+    /// As of [`step`]; the flow is as before.
     #[inline(always)]
     pub fn advance(
         self,
@@ -208,10 +221,13 @@ impl FlowRef {
         reply: bool,
         group: &Group,
         now: u64,
+        packets: u32,
     ) -> Result<(), DropReason> {
         let mut state = self.state();
+        let mut stepped = step(self, ip, state, reply, now)?;
+        self.touch(reply, now, packets, ip.len);
         for _ in 0..ATTEMPTS {
-            let Step::To(next) = step(self, ip, state, reply, now)? else {
+            let Step::To(next) = stepped else {
                 return Ok(());
             };
             // SAFETY: see `state`; 4-byte aligned.
@@ -222,6 +238,7 @@ impl FlowRef {
                 }
                 Err(found) => state = found,
             }
+            stepped = step(self, ip, state, reply, now)?;
         }
         Ok(())
     }
@@ -245,11 +262,14 @@ impl FlowRef {
         lost(self.bucket());
     }
 
-    /// Moves a node's own flow on. Its stack judges, this only chooses the timeout.
+    /// Moves a node's own flow on. Its stack judges; the state here only chooses the timeout.
     #[inline(always)]
     pub fn follow(self, ip: &Ip, reply: bool, now: u64, packets: u32) {
         let state = self.state();
-        if let Ok(Step::To(next)) = step(self, ip, state, reply, now) {
+        let Ok(stepped) = step(self, ip, state, reply, now) else {
+            return;
+        };
+        if let Step::To(next) = stepped {
             // SAFETY: see `state`. Should another CPU be faster, its state stays.
             let _ = unsafe { compare_exchange_u32(&raw mut (*self.0).state, state, next as u32) };
         }
@@ -300,20 +320,25 @@ impl FlowRef {
         now: u64,
         packets: u32,
     ) -> Result<Self, DropReason> {
+        let flow = maps::scratch().ok_or(DropReason::TableFull)?;
         // SAFETY: see `state`. Should the element be taken for another flow while it is copied, then
         // it was deleted first, and the removal below fails.
-        let mut flow = unsafe { *self.0 };
+        *flow = unsafe { *self.0 };
         if maps::EMBRYONIC.remove(key).is_err() {
-            // Another CPU promoted it a moment ago, or it was evicted.
-            return maps::FLOWS.get_ptr_mut(key).map(Self).ok_or(DropReason::NotSyn);
+            // Another CPU promoted it a moment ago; or it was evicted, and nothing is known any more.
+            return match maps::FLOWS.get_ptr_mut(key).map(Self) {
+                Some(promoted) if promoted.number() == flow.id.number => Ok(promoted),
+                _ => Err(DropReason::NotSyn),
+            };
         }
         flow.state = state as u32;
         flow.version = Flow::next_version(0, group.term);
-        touch(&mut flow, true, now, packets, ip.len);
+        touch(flow, true, now, packets, ip.len);
+        let flow = &*flow;
         // What lies under this key, if anything, is over or has expired: `find` did not take it.
-        maps::FLOWS.insert(key, &flow, BPF_ANY as u64).map_err(|_| DropReason::TableFull)?;
+        maps::FLOWS.insert(key, flow, BPF_ANY as u64).map_err(|_| DropReason::TableFull)?;
         maps::add(&maps::COUNTERS, Counter::FlowsCreated as u32, 1);
-        publish(FlowEventKind::Created, key, &raw const flow, flow.version);
+        publish(FlowEventKind::Created, key, flow, flow.version);
         maps::FLOWS.get_ptr_mut(key).map(Self).ok_or(DropReason::TableFull)
     }
 }
@@ -340,21 +365,25 @@ pub struct NewFlow {
     pub packets: u32,
     /// Now.
     pub now: u64,
+    /// Where packets of the originator leave, as far as it is known.
+    pub hop: NextHop,
 }
 
 impl NewFlow {
     /// The flow as it goes into a map, with its first packet counted.
     #[inline(always)]
-    fn build(&self, ip: &Ip, settings: &Settings) -> Flow {
+    fn build(&self, ip: &Ip, settings: &Settings) -> Option<&'static mut Flow> {
+        let flow = maps::scratch()?;
         let exact = hook::exact_ns();
         // SAFETY: takes nothing, returns a number.
         let cpu = unsafe { bpf_get_smp_processor_id() };
         let state = if ip.proto == proto::TCP { FlowState::SynSent } else { FlowState::Unreplied };
-        let mut flow = Flow {
+        *flow = Flow {
             state: state as u32,
             flags: if self.originator_is_b { Flow::ORIGINATOR_IS_B } else { 0 },
             bucket: self.bucket,
             zones: self.zones,
+            hops: [self.hop, NextHop::default()],
             id: FlowId {
                 number: exact & !0xff | cpu as u64 & 0xff,
                 epoch: settings.epoch,
@@ -366,15 +395,15 @@ impl NewFlow {
             ruleset_generation: settings.ruleset_generation,
             ..Flow::default()
         };
-        touch(&mut flow, false, self.now, self.packets, ip.len);
-        flow
+        touch(flow, false, self.now, self.packets, ip.len);
+        Some(flow)
     }
 
     /// Puts the flow into the embryonic table.
     #[inline(always)]
     pub fn embryonic(&self, key: &FlowKey, ip: &Ip, settings: &Settings) -> Result<FlowRef, DropReason> {
-        let flow = self.build(ip, settings);
-        maps::EMBRYONIC.insert(key, &flow, BPF_ANY as u64).map_err(|_| DropReason::TableFull)?;
+        let flow: &Flow = self.build(ip, settings).ok_or(DropReason::TableFull)?;
+        maps::EMBRYONIC.insert(key, flow, BPF_ANY as u64).map_err(|_| DropReason::TableFull)?;
         maps::add(&maps::COUNTERS, Counter::Embryonic as u32, 1);
         maps::EMBRYONIC.get_ptr_mut(key).map(FlowRef).ok_or(DropReason::TableFull)
     }
@@ -383,12 +412,15 @@ impl NewFlow {
     /// programs were, and counts as established.
     #[inline(always)]
     pub fn node(&self, key: &FlowKey, ip: &Ip, settings: &Settings) {
-        let mut flow = self.build(ip, settings);
+        let Some(flow) = self.build(ip, settings) else {
+            return;
+        };
         if ip.payload == Payload::Tcp && !tcp::opens(ip.tcp_flags) {
             flow.state = FlowState::Established as u32;
         }
+        let flow = &*flow;
         // An LRU table always has room; if memory is short for a moment, the next packet tries again.
-        let _ = maps::NODE_FLOWS.insert(key, &flow, BPF_ANY as u64);
+        let _ = maps::NODE_FLOWS.insert(key, flow, BPF_ANY as u64);
     }
 }
 

@@ -32,9 +32,10 @@ pub fn send(
     if ip.ttl <= 1 || ip.options {
         return Ok(Verdict::Pass);
     }
+    let generation = maps::route_generation(settings);
     let hop = flow.hop(reply);
     // SAFETY: `hop` lies in a map element. Others may write it: see the module `flow`.
-    if unsafe { (&raw const (*hop).generation).read_volatile() } != settings.route_generation {
+    if unsafe { (&raw const (*hop).generation).read_volatile() } != generation {
         maps::add(&maps::COUNTERS, Counter::FibLookups as u32, 1);
         let mut found = NextHop::default();
         match packet.route(&query(ip), &mut found) {
@@ -54,7 +55,7 @@ pub fn send(
             (*hop).dst_mac = found.dst_mac;
             (*hop).src_mac = found.src_mac;
             (*hop).mtu = found.mtu;
-            (&raw mut (*hop).generation).write_volatile(settings.route_generation);
+            (&raw mut (*hop).generation).write_volatile(generation);
         }
     }
     // SAFETY: as above.

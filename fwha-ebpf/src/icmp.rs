@@ -5,9 +5,10 @@ use fwha_common::{drop::DropReason, settings::Settings};
 use crate::{
     Verdict,
     flow::{self, FlowRef, Found},
-    forward, maps,
-    packet::{ETH_LEN, Packet},
+    forward,
+    packet::{ETH_LEN, Eth, Packet},
     parse::{self, Ip, Payload},
+    zone,
 };
 
 /// What an ICMP error is about.
@@ -49,6 +50,7 @@ pub fn related(packet: &impl Packet, ip: &Ip, now: u64) -> Result<Related, DropR
 pub fn error(
     packet: &mut impl Packet,
     settings: &Settings,
+    eth: &Eth,
     ip: &Ip,
     now: u64,
 ) -> Result<Verdict, DropReason> {
@@ -57,11 +59,7 @@ pub fn error(
         Related::Flow(flow, to_originator) => {
             flow::owner(flow.bucket(), now)?;
             // It travels as replies to the inner packet do, so it comes from the other end's zone.
-            match maps::interface(packet.ifindex()) {
-                Some(interface) if interface.zone == flow.zone(to_originator) => {}
-                Some(_) => return Err(DropReason::WrongZone),
-                None => return Err(DropReason::NoZone),
-            }
+            zone::check(packet, eth, flow.zone(to_originator))?;
             forward::send(packet, settings, flow, to_originator, ip)
         }
     }

@@ -11,7 +11,7 @@
 //! | [`own`] | protocols of the node and its links that always pass |
 //! | [`probe`] | probes, answered here |
 //! | [`flow`], [`tcp`], [`icmp`] | flows, their states, errors about them |
-//! | [`rules`] | the ruleset |
+//! | [`zone`], [`rules`] | where a packet comes from; the ruleset |
 //! | [`forward`] | next hop and rewrite |
 //! | [`maps`], [`atomic`] | the maps; atomic operations |
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch, core_intrinsics))]
@@ -42,6 +42,8 @@ mod icmp;
 mod maps;
 #[cfg(target_arch = "bpf")]
 mod probe;
+#[cfg(target_arch = "bpf")]
+mod zone;
 
 #[cfg(target_arch = "bpf")]
 mod entry {
@@ -51,7 +53,7 @@ mod entry {
         bindings::{
             __sk_buff,
             tcx_action_base::{TCX_DROP, TCX_NEXT},
-            xdp_action::{XDP_DROP, XDP_PASS, XDP_TX},
+            xdp_action::{XDP_DROP, XDP_PASS},
             xdp_md,
         },
         helpers::generated::bpf_redirect,
@@ -73,10 +75,11 @@ mod entry {
     fn fwha_xdp(ctx: *mut xdp_md) -> u32 {
         let mut packet = Xdp::new(ctx);
         match count(&mut packet, engine::ingress) {
-            // SAFETY: takes and returns numbers.
-            Ok(Verdict::Forward) => unsafe { bpf_redirect(packet.out(), 0) as u32 },
+            Ok(Verdict::Forward) => redirect(packet.out()),
+            // Not XDP_TX: a veth whose other end has no XDP program does not wake that end, and the answer would lie
+            // there until something else comes (`veth_xdp_flush` in drivers/net/veth.c).
+            Ok(Verdict::Answer) => redirect(packet.ifindex()),
             Ok(Verdict::Pass) => XDP_PASS,
-            Ok(Verdict::Answer) => XDP_TX,
             Err(_) => XDP_DROP,
         }
     }
@@ -96,7 +99,7 @@ mod entry {
                 }
                 TCX_NEXT
             }
-            Err(_) => TCX_DROP as i32,
+            Err(_) => TCX_DROP,
         }
     }
 
@@ -109,7 +112,7 @@ mod entry {
             Ok(()) => TCX_NEXT,
             Err(reason) => {
                 count_drop(reason, packet.segments());
-                TCX_DROP as i32
+                TCX_DROP
             }
         }
     }
@@ -126,7 +129,7 @@ mod entry {
         match count(&mut packet, |packet| probe::answer(packet, maps::settings())) {
             Ok(Verdict::Answer) => send(&packet, packet.ifindex()),
             Ok(_) => TCX_NEXT,
-            Err(_) => TCX_DROP as i32,
+            Err(_) => TCX_DROP,
         }
     }
 
@@ -136,6 +139,13 @@ mod entry {
         packet.set_mark(egress::mark(maps::settings()));
         // SAFETY: takes and returns numbers.
         unsafe { bpf_redirect(ifindex, 0) as i32 }
+    }
+
+    /// Sends a packet out of an interface.
+    #[inline(always)]
+    fn redirect(ifindex: u32) -> u32 {
+        // SAFETY: takes and returns numbers.
+        unsafe { bpf_redirect(ifindex, 0) as u32 }
     }
 
     /// Has a packet judged, and counts it and its verdict.

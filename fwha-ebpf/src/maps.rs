@@ -56,6 +56,18 @@ pub static COUNTERS: PerCpuArray<u64, COUNTER_COUNT> = PerCpuArray::new();
 #[btf_map]
 pub static DROPS: PerCpuArray<u64, DROP_REASONS> = PerCpuArray::new();
 
+/// Room for a flow under construction, which the stack (512 bytes) does not have. Nobody else reads it.
+#[btf_map]
+static SCRATCH: PerCpuArray<Flow, 1> = PerCpuArray::new();
+
+/// The room for a flow under construction.
+#[inline(always)]
+pub fn scratch() -> Option<&'static mut Flow> {
+    // SAFETY: the element belongs to this CPU, which runs one of our programs at a time, and each of
+    // those asks for it in one place at a time.
+    SCRATCH.get_ptr_mut(0).map(|flow| unsafe { &mut *flow })
+}
+
 /// Adds to an element of a per-CPU array of counters; an index out of range adds nothing.
 #[inline(always)]
 pub fn add<const N: usize>(counters: &PerCpuArray<u64, N>, index: u32, n: u64) {
@@ -72,6 +84,14 @@ pub fn settings() -> Option<&'static Settings> {
         Some(settings) if settings.node != 0 => Some(settings),
         _ => None,
     }
+}
+
+/// The route generation. To be read before a lookup whose result is to be kept: a route that changes
+/// after the lookup then raises what the result is kept under.
+#[inline(always)]
+pub fn route_generation(settings: &Settings) -> u32 {
+    // SAFETY: a reference; volatile, because user space writes it.
+    unsafe { (&raw const settings.route_generation).read_volatile() }
 }
 
 /// The interface, if it is one of ours.

@@ -408,7 +408,8 @@ mod network {
     }
 }
 
-/// Counters since the daemon started, a tree: `stats.drops.no_rule`, `stats.sync.peers.fw2.lost`.
+/// Counters, a tree; those of `flows`, `drops` and `rules` live in the kernel and go on when a killed daemon is back.
+/// For example `stats.drops.no_rule`, `stats.sync.peers.fw2.lost`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stats {
     /// Flows and packets of the data plane.
@@ -482,7 +483,7 @@ pub struct Event {
 pub struct Step {
     /// What was done.
     pub name: String,
-    /// How long it took.
+    /// When it was done, in ms since the decision.
     pub ms: f64,
 }
 

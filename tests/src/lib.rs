@@ -2,13 +2,17 @@
 //!
 //! * [`lab`]: client, fw1, fw2 and server in network namespaces, with cables that can be pulled.
 //! * [`traffic`]: the paced TCP copy and the 1 kHz UDP probe, run inside the namespaces by the program `fwha-traffic`.
+//! * [`pair`]: the two nodes together.
+//! * [`scenario`]: how a test plays in a lab.
 //! * [`takeover`]: the main job as one scenario, for `cargo xtask demo` and the tests alike.
 //! * [`root`]: how a test says that it needs root.
 //!
 //! The scenarios themselves are in `tests/tests/`, named by behaviour.
 
 pub mod lab;
+pub mod pair;
 pub mod root;
+pub mod scenario;
 pub mod sys;
 pub mod takeover;
 pub mod traffic;

@@ -106,8 +106,10 @@ fn flags(root: &Path, tools: &Tools) -> Result<OsString> {
         flag.push(to);
         flags.push(flag);
     };
-    // Later ones win: a copy of `core` may lie in the workspace.
-    remap(root, "fwha");
+    // Not the workspace as a whole: a copy of `core` may lie in it, which has a name of its own.
+    for package in ["fwha-common", "fwha-ebpf"] {
+        remap(&root.join(package), package);
+    }
     let registry = tools::cargo_home()?.join("registry/src");
     output(cargo().args(["fetch", "--quiet", "--locked"]))?;
     for index in fs::read_dir(&registry).with_context(|| format!("read {}", registry.display()))? {

@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use fwha_tests::lab::{self, Attach, Cable, Host, Lab, LabOptions, Node, binary};
+use fwha_tests::pair::Pair;
 use fwha_tests::root::is_root;
-use fwha_tests::takeover::{self, Outcome, Pair, Plan, Progress};
+use fwha_tests::takeover::{self, Outcome, Progress};
+use fwha_tests::traffic::Plan;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::cargo::build_bins;
@@ -40,6 +42,9 @@ pub struct Args {
     /// How often; each time with a new lab
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     runs: u32,
+    /// Build as for use, which takes longer; otherwise as for `cargo xtask test`, with the dear parts optimised
+    #[arg(long)]
+    release: bool,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -75,7 +80,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             AttachArg::Tc => Attach::Tc,
         },
         replication: !args.no_sync,
-        bin_dir: Some(build_bins(&["fwha", "fwha-tests"], true)?),
+        bin_dir: Some(build_bins(&["fwha", "fwha-tests"], args.release)?),
         ..LabOptions::default()
     };
 

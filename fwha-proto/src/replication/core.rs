@@ -51,6 +51,8 @@ pub(super) struct Core {
     pub(super) superseded: Buckets,
     /// Buckets whose flows are being compared with the kernel map.
     pub(super) reconciling: Buckets,
+    /// The kernel map holds flows that the table had no room for.
+    pub(super) missed: bool,
     pub(super) outputs: VecDeque<Output>,
     pub(super) counters: LocalCounters,
     /// Changes to owned buckets, of any kind.
@@ -89,6 +91,7 @@ impl Core {
             owned: Buckets::EMPTY,
             superseded: Buckets::EMPTY,
             reconciling: Buckets::EMPTY,
+            missed: false,
             outputs: VecDeque::new(),
             counters: LocalCounters::default(),
             changes: 0,
@@ -123,8 +126,7 @@ impl Core {
             *owner = Owner { term: Flow::term(entry.version), node: 0 };
         }
         let Some(i) = self.table.find(key) else {
-            if self.table.live() >= self.options.max_flows {
-                self.counters.events_full += 1;
+            if self.full() {
                 return None;
             }
             let i = self.table.insert(*key, entry);
@@ -144,12 +146,22 @@ impl Core {
             self.counters.events_old += 1;
             return None;
         }
-        if !slot.live && self.table.live() >= self.options.max_flows {
-            self.counters.events_full += 1;
+        if !slot.live && self.full() {
             return None;
         }
         self.table.replace(i, entry);
         Some(self.own(i))
+    }
+
+    /// Whether the table has no room for a flow that the kernel map holds. It has again when
+    /// deletions of which the events were lost are known.
+    fn full(&mut self) -> bool {
+        let full = self.table.live() >= self.options.max_flows;
+        if full {
+            self.counters.events_full += 1;
+            self.missed = true;
+        }
+        full
     }
 
     /// Forgets a flow that this node has deleted from its kernel map. The slot, if it was there.
@@ -212,6 +224,7 @@ impl Core {
     pub(super) fn reconcile_begin(&mut self, buckets: Buckets) {
         self.pass = self.pass.wrapping_add(1);
         self.reconciling = buckets;
+        self.missed = false;
     }
 
     /// Ends it: the flows of these buckets that neither the walk nor an event has shown.

@@ -10,7 +10,8 @@
 //! | [`mod@core`] | the replica with its owners: whose word counts |
 //! | `table`, `entry` | slots, index, lists and digests per bucket |
 //! | `peer` | channel, session and status of one peer |
-//! | `outbox`, `flight` | sending: queue, bulk, digests; what is in flight, lost, allowed |
+//! | `outbox`, `bulk`, `proof` | sending: changed flows, whole buckets, digests |
+//! | `flight`, `datagram` | what is in flight, lost, allowed; a datagram being filled |
 //! | `inbox`, `arrivals` | receiving: what has arrived, comparing, asking for what differs |
 //! | [`mod@wire`] | the records |
 //! | [`status`] | counters, states, events |
@@ -30,12 +31,15 @@
 
 mod arrivals;
 mod buckets;
+mod bulk;
 mod core;
+mod datagram;
 mod entry;
 mod flight;
 mod inbox;
 mod outbox;
 mod peer;
+mod proof;
 pub mod status;
 mod table;
 mod wire;
@@ -139,9 +143,10 @@ pub enum Output {
         /// The sealed datagram.
         datagram: Vec<u8>,
     },
-    /// Write a flow into the kernel map, over any other of the same key.
+    /// Write a flow into the kernel map, over any other of the same key. If the map refuses it,
+    /// the bucket is to be reconciled, so that the replica does not claim what is not there.
     Put(FlowKey, Flow),
-    /// Delete a flow from the kernel map.
+    /// Delete a flow from the kernel map. That it is not there is no error.
     Delete(FlowKey, FlowId),
     /// Something happened.
     Event(Event),
@@ -193,12 +198,19 @@ impl Replication {
         }
     }
 
-    /// The walk is over: what it has not met is gone.
+    /// The walk is over: what it has not met is gone. If [`Self::missed`] is true then, compare
+    /// once more.
     pub fn reconcile_end(&mut self, now: Time) {
         for (key, id) in self.core.reconcile_end() {
             self.core.counters.vanished += 1;
             self.local_delete(now, &key, &id);
         }
+    }
+
+    /// Whether the kernel map holds flows that did not fit into the replica. That is so when the
+    /// replica still has others that are gone: all buckets are to be compared.
+    pub const fn missed(&self) -> bool {
+        self.core.missed
     }
 
     fn learn(&mut self, now: Time, key: &FlowKey, flow: &Flow) -> bool {

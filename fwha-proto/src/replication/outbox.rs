@@ -4,11 +4,6 @@
 //! The queue holds slots, not records: what goes out is always a flow's state at that moment, so
 //! changes coalesce, and a lost datagram is answered by newer content in a new datagram, never by
 //! a copy. Bulk walks a bucket's slots in whatever room live changes leave.
-//!
-//! **Bulk of a bucket.** Every flow of the bucket goes out once; when all these records are
-//! acknowledged and no change of the bucket is queued, END follows with the number of the first
-//! datagram of the walk. All that the owner has was mentioned in that datagram or later, so the
-//! receiver deletes the rest. END needs no order: it is not sent before its truth is established.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -17,12 +12,15 @@ use fwha_common::BUCKETS;
 
 use super::Options;
 use super::buckets::Buckets;
+use super::bulk::Bulk;
 use super::core::Core;
+use super::datagram::Datagram;
 use super::flight::{Carried, Control, Flight, Sent};
 use super::inbox::Inbox;
-use super::status::{BulkProgress, Counters, Event};
+use super::proof::Proof;
+use super::status::{Counters, Event};
 use super::table::Peers;
-use super::wire::{DIGESTS_MAX, Deletion, Hello, Record, VERSION, Writer};
+use super::wire::{Hello, Record, VERSION, Writer};
 use crate::NodeId;
 use crate::time::Time;
 
@@ -30,33 +28,17 @@ use crate::time::Time;
 const FLUSH_AFTER: Duration = Duration::from_millis(1);
 /// This many changes fill a datagram.
 const FLUSH_AT: usize = 24;
-/// Changed digests are sent this often.
-const DIGEST_EVERY: Duration = Duration::from_millis(100);
-/// All digests are sent this often.
-const REFRESH_EVERY: Duration = Duration::from_secs(1);
 /// Something is sent this often, so that silence means something.
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(1);
 /// Without acknowledgement for this long, a peer is silent: nothing is queued for it any more.
 const SILENT_AFTER: Duration = Duration::from_secs(2);
 /// A silent peer is asked for a sign of life this often.
 const PROBE_EVERY: Duration = Duration::from_millis(500);
-/// Bulk sends in portions of at most this much of its rate.
-const BULK_BURST: Duration = Duration::from_millis(10);
-const BULK_TICK: Duration = Duration::from_millis(1);
-
-/// A value of [`Outbox::seen_changes`] that equals no count of changes.
-const NONE_SEEN: u64 = u64::MAX;
 
 struct Queued {
     slot: u32,
     bucket: u8,
     since: Time,
-}
-
-struct Round {
-    started: Time,
-    flows_total: u64,
-    flows: u64,
 }
 
 pub(super) struct Outbox {
@@ -71,39 +53,11 @@ pub(super) struct Outbox {
     /// Next sign of life: a probe of a silent peer, else a keepalive.
     alive_at: Time,
 
-    // Bulk: a bucket goes from `wanted` to `walking`, `walked`, `ended`; it is `active` all along.
-    wanted: Buckets,
-    walking: Option<u8>,
-    walked: Buckets,
-    ended: Buckets,
-    active: Buckets,
-    /// First datagram of each bucket's walk.
-    start: Box<[u64; BUCKETS]>,
-    /// Records of each bucket's walks that are not acknowledged.
-    pending: Box<[u32; BUCKETS]>,
-    round: Option<Round>,
-    credit: u64,
-    credit_at: Time,
-
+    pub(super) bulk: Bulk,
+    pub(super) proof: Proof,
     hello_due: bool,
     claims_due: bool,
-    begin_due: bool,
-
-    /// Digest that each bucket had when it was last sent.
-    told: Box<[u64; BUCKETS]>,
-    told_valid: Buckets,
-    digests_due: Buckets,
-    digests_at: Time,
-    refresh_at: Time,
-    /// [`Core::changes`] when digests were last made.
-    seen_changes: u64,
-    /// Own buckets that the peer found equal when it last compared.
-    pub(super) agreed: Buckets,
-    /// Own buckets that the peer asked for and has not found equal since.
-    pub(super) asked: Buckets,
-    /// Next datagram when each bucket became ours: agreement on older digests does not count.
-    gained: Box<[u64; BUCKETS]>,
-    agreed_seq: u64,
+    /// Newest RESYNC taken.
     resync_seq: u64,
 
     settled: Vec<Sent>,
@@ -111,38 +65,20 @@ pub(super) struct Outbox {
 
 impl Outbox {
     pub(super) fn new(now: Time, peer: NodeId) -> Self {
+        let bit = 1 << (peer - 1);
         Self {
             peer,
-            bit: 1 << (peer - 1),
+            bit,
             flight: Flight::new(),
             queue: VecDeque::new(),
             queued: Box::new([0; BUCKETS]),
             full: false,
             silent: false,
             alive_at: now + KEEPALIVE_EVERY,
-            wanted: Buckets::EMPTY,
-            walking: None,
-            walked: Buckets::EMPTY,
-            ended: Buckets::EMPTY,
-            active: Buckets::EMPTY,
-            start: Box::new([0; BUCKETS]),
-            pending: Box::new([0; BUCKETS]),
-            round: None,
-            credit: 0,
-            credit_at: now,
+            bulk: Bulk::new(now, peer, bit),
+            proof: Proof::new(now),
             hello_due: true,
             claims_due: true,
-            begin_due: false,
-            told: Box::new([0; BUCKETS]),
-            told_valid: Buckets::EMPTY,
-            digests_due: Buckets::EMPTY,
-            digests_at: now,
-            refresh_at: now,
-            seen_changes: 0,
-            agreed: Buckets::EMPTY,
-            asked: Buckets::EMPTY,
-            gained: Box::new([0; BUCKETS]),
-            agreed_seq: 0,
             resync_seq: 0,
             settled: Vec::new(),
         }
@@ -164,23 +100,9 @@ impl Outbox {
         self.queue.len()
     }
 
-    /// Whether a bulk to the peer is going on, or to come.
-    pub(super) fn in_bulk(&self) -> bool {
-        !(self.active | self.wanted).is_empty()
-    }
-
     /// Time of the oldest change that is not acknowledged.
     pub(super) fn oldest(&self) -> Option<Time> {
         self.queue.front().map(|q| q.since).into_iter().chain(self.flight.oldest()).min()
-    }
-
-    pub(super) fn progress(&self, now: Time) -> Option<BulkProgress> {
-        self.round.as_ref().map(|round| BulkProgress {
-            flows_total: round.flows_total,
-            flows_done: round.flows,
-            buckets_left: (self.active | self.wanted).len(),
-            elapsed: now.since(round.started),
-        })
     }
 
     // ---- What is to be sent ------------------------------------------------------------------
@@ -209,8 +131,7 @@ impl Outbox {
             counters.coalesced += 1;
         } else if self.queue.len() >= core.options.queue_max || (!live && crowded) {
             counters.overflow += 1;
-            self.wanted.insert(bucket);
-            self.begin_due = true;
+            self.bulk.want(core, Buckets::one(bucket));
             let news = !self.full;
             self.full = true;
             return news.then_some(Event::Overflow { peer: self.peer });
@@ -225,29 +146,12 @@ impl Outbox {
         None
     }
 
-    /// Wants these buckets sent as a whole, as far as they are owned.
-    pub(super) fn want(&mut self, core: &Core, buckets: Buckets) {
-        self.wanted = self.wanted | (buckets & core.owned);
-        self.begin_due |= !self.wanted.is_empty();
-    }
-
     pub(super) fn take_resync(&mut self, core: &Core, seq: u64, buckets: Buckets) {
-        if seq <= self.resync_seq {
-            return;
+        if seq > self.resync_seq {
+            self.resync_seq = seq;
+            self.proof.asked = self.proof.asked | (buckets & core.owned);
+            self.bulk.want(core, buckets - self.bulk.active);
         }
-        self.resync_seq = seq;
-        self.asked = self.asked | (buckets & core.owned);
-        self.want(core, buckets - self.active);
-    }
-
-    pub(super) fn take_agreed(&mut self, core: &Core, seq: u64, compared: u64, buckets: Buckets) {
-        if seq <= self.agreed_seq {
-            return;
-        }
-        self.agreed_seq = seq;
-        let current = core.owned.iter().filter(|&b| compared >= self.gained[usize::from(b)]).collect();
-        self.agreed = buckets & current;
-        self.asked = self.asked - self.agreed;
     }
 
     /// This node has got these buckets, or has got them anew.
@@ -255,36 +159,18 @@ impl Outbox {
         // What is on its way in an earlier term may arrive after the new one is known, and is
         // refused then, though acknowledged.
         let on_its_way: Buckets = self.flight.carried().map(|c| c.bucket).collect();
-        let again = (on_its_way | self.active) & buckets;
-        self.cancel(core, again);
-        self.want(core, again);
-        for bucket in buckets.iter() {
-            self.gained[usize::from(bucket)] = self.flight.next();
-        }
-        self.agreed = self.agreed - buckets;
-        self.told_valid = self.told_valid - buckets;
-        self.digests_at = now;
+        let again = (on_its_way | self.bulk.active | self.bulk.wanted) & buckets;
+        self.bulk.cancel(core, again);
+        self.bulk.want(core, again);
+        self.proof.gain(now, self.flight.next(), buckets);
         self.claims_due = true;
     }
 
     /// This node has lost these buckets.
     pub(super) fn give_up(&mut self, core: &mut Core, buckets: Buckets) {
-        self.cancel(core, buckets);
-        for set in [&mut self.wanted, &mut self.agreed, &mut self.asked] {
-            *set = *set - buckets;
-        }
+        self.bulk.cancel(core, buckets);
+        self.proof.give_up(buckets);
         self.claims_due = true;
-    }
-
-    /// Stops the bulk of these buckets.
-    fn cancel(&mut self, core: &mut Core, buckets: Buckets) {
-        if self.walking.is_some_and(|b| buckets.contains(b)) {
-            self.walking = None;
-            core.table.stop(self.peer);
-        }
-        for set in [&mut self.walked, &mut self.ended, &mut self.active] {
-            *set = *set - buckets;
-        }
     }
 
     // ---- What became of what was sent ----------------------------------------------------------
@@ -307,14 +193,12 @@ impl Outbox {
         if news == Some(true) && self.silent {
             self.silent = false;
             self.alive_at = now + KEEPALIVE_EVERY;
-            self.told_valid = Buckets::EMPTY;
-            self.agreed = Buckets::EMPTY;
-            self.digests_at = now;
+            self.proof.restart(now);
         }
         for sent in settled.drain(..) {
             for c in &sent.flows {
                 if c.bulk {
-                    self.settle_bulk(c.bucket);
+                    self.bulk.settle(c.bucket);
                 }
                 if c.deletion {
                     let slot = core.table.at_mut(c.slot);
@@ -326,23 +210,14 @@ impl Outbox {
                 }
             }
             for control in &sent.controls {
-                if let Control::End { bucket, start } = *control
-                    && self.start[usize::from(bucket)] == start
-                    && self.ended.remove(bucket)
-                {
-                    self.active.remove(bucket);
+                if let Control::End { bucket, start } = *control {
+                    self.bulk.end_acknowledged(bucket, start);
                 }
             }
             self.flight.recycle(sent.flows);
         }
         self.settled = settled;
-        if !self.in_bulk()
-            && let Some(round) = self.round.take()
-        {
-            counters.bulk_finished += 1;
-            let took = now.since(round.started);
-            events.push_back(Event::BulkSent { peer: self.peer, flows: round.flows, took });
-        }
+        events.extend(self.bulk.finish(now, counters));
     }
 
     /// Finds what is lost and queues it again.
@@ -355,18 +230,11 @@ impl Outbox {
                 match *control {
                     Control::Hello => self.hello_due = true,
                     Control::Claims => self.claims_due = true,
-                    Control::Begin => self.begin_due = self.round.is_some(),
+                    Control::Begin => self.bulk.begin_lost(),
                     Control::Agreed => inbox.agreed_due = true,
                     Control::Resync => inbox.resync_due = true,
-                    Control::Digests(buckets) => {
-                        self.told_valid = self.told_valid - buckets;
-                        self.seen_changes = NONE_SEEN;
-                    }
-                    Control::End { bucket, start } => {
-                        if self.start[usize::from(bucket)] == start && self.ended.remove(bucket) {
-                            self.walked.insert(bucket);
-                        }
-                    }
+                    Control::Digests(buckets) => self.proof.lost(buckets),
+                    Control::End { bucket, start } => self.bulk.end_lost(bucket, start),
                 }
             }
             let since = sent.since.unwrap_or(now);
@@ -384,11 +252,22 @@ impl Outbox {
         // Whoever superseded it has queued it again; only a bulk must still be sure of it.
         if superseded && !(c.bulk && slot.live && slot.entry.bucket == c.bucket) {
             if c.bulk {
-                self.settle_bulk(c.bucket);
+                self.bulk.settle(c.bucket);
             }
             return;
         }
         if slot.queued & self.bit == 0 {
+            if self.queue.len() >= core.options.queue_max {
+                // Nothing waits for it any more: its bucket goes as a whole.
+                slot.awaiting &= !self.bit;
+                core.table.release(c.slot);
+                counters.overflow += 1;
+                self.bulk.want(core, Buckets::one(c.bucket));
+                if c.bulk {
+                    self.bulk.settle(c.bucket);
+                }
+                return;
+            }
             slot.queued |= self.bit;
             self.queue.push_front(Queued { slot: c.slot, bucket: c.bucket, since });
             self.queued[usize::from(c.bucket)] += 1;
@@ -397,15 +276,10 @@ impl Outbox {
             if slot.owed & self.bit == 0 {
                 slot.owed |= self.bit;
             } else {
-                self.settle_bulk(c.bucket);
+                self.bulk.settle(c.bucket);
             }
         }
         counters.retransmitted += 1;
-    }
-
-    fn settle_bulk(&mut self, bucket: u8) {
-        let pending = &mut self.pending[usize::from(bucket)];
-        *pending = pending.saturating_sub(1);
     }
 
     /// Whether the peer has just been silent for too long: then everything that waits for it is let
@@ -435,16 +309,9 @@ impl Outbox {
                 }
             }
         }
-        core.table.stop(self.peer);
+        self.bulk.restart(core);
         self.full = false;
-        self.walking = None;
-        self.wanted = self.wanted | self.active;
-        self.begin_due = !self.wanted.is_empty();
-        for set in [&mut self.walked, &mut self.ended, &mut self.active] {
-            *set = Buckets::EMPTY;
-        }
         *self.queued = [0; BUCKETS];
-        *self.pending = [0; BUCKETS];
     }
 
     fn let_go(&self, core: &mut Core, i: u32) {
@@ -472,45 +339,24 @@ impl Outbox {
         }
         if let Some(front) = self.queue.front() {
             at(if self.full_datagram(core) { Time::ZERO } else { front.since + FLUSH_AFTER });
-        } else if self.flight.open(3) && self.bulk_waits(core) {
-            at(if self.credit > 0 { Time::ZERO } else { self.credit_at + BULK_TICK });
+        } else if self.flight.open(3) && self.bulk.waits(core) {
+            at(self.bulk.due());
         }
-        if self.ends(core).next().is_some() {
+        if !self.ends(core).is_empty() {
             at(Time::ZERO);
         }
-        if !core.owned.is_empty() {
-            at(self.refresh_at);
-            if !self.digests_due.is_empty() {
-                at(Time::ZERO);
-            }
-            if core.changes != self.seen_changes || !self.agreed.covers(&core.owned) {
-                at(self.digests_at);
-            }
-        }
+        at(self.proof.due(core));
         due
     }
 
     /// Whether waiting for more changes saves no datagram.
     fn full_datagram(&self, core: &Core) -> bool {
-        self.queue.len() >= FLUSH_AT || self.bulk_waits(core)
+        self.queue.len() >= FLUSH_AT || self.bulk.waits(core)
     }
 
-    fn bulk_waits(&self, core: &Core) -> bool {
-        self.walking.is_some() || !self.walkable(core).is_empty()
-    }
-
-    fn walkable(&self, core: &Core) -> Buckets {
-        (self.wanted & core.owned) - core.reconciling
-    }
-
-    /// Buckets whose END can be sent.
-    fn ends<'a>(&'a self, core: &'a Core) -> impl Iterator<Item = u8> + use<'a> {
+    fn ends(&self, core: &Core) -> Buckets {
         let idle = self.queue.is_empty() && self.flight.outstanding() == 0;
-        let ready = self.walked - self.wanted - core.reconciling;
-        ready.iter().filter(move |&b| {
-            let b = usize::from(b);
-            idle || (self.pending[b] == 0 && self.queued[b] == 0)
-        })
+        self.bulk.ends(core, idle, |b| self.queued[usize::from(b)] == 0)
     }
 
     /// Fills a datagram with what is due. `None` if nothing is; else what it carries.
@@ -529,24 +375,26 @@ impl Outbox {
         if self.silent && self.alive_at > now {
             return None;
         }
-        let mut d = Datagram { w, term: None, sent: Sent::new(self.flight.list()) };
+        let mut d = Datagram::new(w, Sent::new(self.flight.list()));
         d.w.push(&Record::Sequence { seq: self.flight.next(), floor: self.flight.floor() });
         let header = d.w.len();
         if let Some((cumulative, bitmap)) = inbox.acknowledge() {
             d.w.push(&Record::Ack { cumulative, bitmap: &bitmap });
         }
-        self.fill_controls(core, inbox, now, &mut d, counters, events);
+        self.fill_controls(core, inbox, &mut d);
         if !self.silent {
+            events.extend(self.bulk.fill_begin(core, now, &mut d, counters));
             if self.full_datagram(core) || self.queue.front().is_some_and(|f| f.since + FLUSH_AFTER <= now) {
                 self.fill_live(core, &mut d, counters);
             }
-            let before = d.sent.flows.len();
-            self.fill_bulk(core, now, &mut d, counters);
-            self.fill_ends(core, &mut d);
-            self.fill_digests(core, now, &mut d);
-            if d.sent.flows.len() > before {
-                self.credit = self.credit.saturating_sub(d.w.len() as u64);
+            if self.queue.is_empty() && self.flight.open(3) {
+                self.bulk.fill_flows(core, now, self.flight.next(), &mut d, counters);
             }
+            let ends = self.ends(core);
+            self.bulk.fill_ends(core, ends, &mut d);
+            let unproved = self.bulk.wanted | self.bulk.active;
+            let open = |b| self.queued[usize::from(b)] > 0 || unproved.contains(b);
+            self.proof.fill(core, now, open, &mut d);
         }
         let Datagram { w, sent, .. } = d;
         if w.len() == header && self.alive_at > now {
@@ -557,15 +405,7 @@ impl Outbox {
         Some(sent)
     }
 
-    fn fill_controls(
-        &mut self,
-        core: &Core,
-        inbox: &mut Inbox,
-        now: Time,
-        d: &mut Datagram<'_>,
-        counters: &mut Counters,
-        events: &mut VecDeque<Event>,
-    ) {
+    fn fill_controls(&mut self, core: &Core, inbox: &mut Inbox, d: &mut Datagram<'_>) {
         if self.hello_due && d.control(Control::Hello, &Record::Hello(hello(&core.options))) {
             self.hello_due = false;
         }
@@ -578,21 +418,6 @@ impl Outbox {
         let agreed = Record::Agreed { seq: inbox.compared_seq, buckets: inbox.verified };
         if inbox.agreed_due && d.control(Control::Agreed, &agreed) {
             inbox.agreed_due = false;
-        }
-        if self.begin_due && !self.silent && self.bulk_waits(core) {
-            let buckets = self.walkable(core) | self.active;
-            let flows = buckets.iter().map(|b| u64::from(core.table.count(b))).sum();
-            if !d.control(Control::Begin, &Record::Begin { flows, buckets }) {
-                return;
-            }
-            self.begin_due = false;
-            let round = self.round.get_or_insert_with(|| {
-                counters.bulk_started += 1;
-                let buckets = buckets.len();
-                events.push_back(Event::BulkSendStarted { peer: self.peer, buckets, flows });
-                Round { started: now, flows_total: flows, flows: 0 }
-            });
-            round.flows_total = round.flows_total.max(flows);
         }
     }
 
@@ -612,7 +437,7 @@ impl Outbox {
                 }
                 d.sent.since = Some(d.sent.since.map_or(since, |s| s.min(since)));
             } else if bulk {
-                self.settle_bulk(bucket);
+                self.bulk.settle(bucket);
             }
             let slot = core.table.at_mut(i);
             slot.queued &= !self.bit;
@@ -632,179 +457,6 @@ impl Outbox {
             self.queued[usize::from(bucket)] -= 1;
         }
         self.full = false;
-    }
-
-    /// Flows of wanted buckets, while nothing live waits and the rate allows.
-    fn fill_bulk(&mut self, core: &mut Core, now: Time, d: &mut Datagram<'_>, counters: &mut Counters) {
-        let rate = core.options.bulk_bytes_per_s;
-        let burst = rate * BULK_BURST.as_millis() as u64 / 1000 + u64::from(core.options.mtu);
-        let earned = u64::try_from(u128::from(rate) * now.since(self.credit_at).as_nanos() / 1_000_000_000);
-        if let Ok(earned @ 1..) = earned {
-            self.credit = self.credit.saturating_add(earned).min(burst);
-            self.credit_at = now;
-        }
-        if !self.queue.is_empty() || self.credit == 0 || !self.flight.open(3) || self.begin_due {
-            return;
-        }
-        loop {
-            let bucket = match self.walking {
-                Some(bucket) => bucket,
-                None => {
-                    let Some(bucket) = self.walkable(core).first() else { return };
-                    self.wanted.remove(bucket);
-                    self.walked.remove(bucket);
-                    self.ended.remove(bucket);
-                    self.active.insert(bucket);
-                    self.start[usize::from(bucket)] = self.flight.next();
-                    core.table.walk(self.peer, bucket);
-                    self.walking = Some(bucket);
-                    bucket
-                }
-            };
-            while let Some(i) = core.table.cursor(self.peer) {
-                let slot = core.table.at(i);
-                let carried = Carried { slot: i, change: slot.change, bucket, deletion: false, bulk: true };
-                if !d.flow(core, carried) {
-                    return;
-                }
-                core.table.at_mut(i).has |= self.bit;
-                core.table.advance(self.peer);
-                self.pending[usize::from(bucket)] += 1;
-                counters.bulk_records_sent += 1;
-                if let Some(round) = &mut self.round {
-                    round.flows += 1;
-                }
-            }
-            self.walking = None;
-            self.walked.insert(bucket);
-        }
-    }
-
-    fn fill_ends(&mut self, core: &Core, d: &mut Datagram<'_>) {
-        let ready: Buckets = self.ends(core).collect();
-        for bucket in ready.iter() {
-            let start = self.start[usize::from(bucket)];
-            let (count, digest) = (u64::from(core.table.count(bucket)), core.table.digest(bucket));
-            let mark = d.mark();
-            if !d.term(core.term(bucket))
-                || !d.control(Control::End { bucket, start }, &Record::End { bucket, start, count, digest })
-            {
-                d.reset(mark);
-                return;
-            }
-            self.walked.remove(bucket);
-            self.ended.insert(bucket);
-        }
-    }
-
-    /// Digests of the buckets of which everything has been sent.
-    fn fill_digests(&mut self, core: &Core, now: Time, d: &mut Datagram<'_>) {
-        let refresh = self.refresh_at <= now;
-        if refresh || self.digests_at <= now {
-            if refresh {
-                self.told_valid = Buckets::EMPTY;
-                self.refresh_at = now + REFRESH_EVERY;
-            }
-            let known = |b: &u8| {
-                self.told_valid.contains(*b)
-                    && self.agreed.contains(*b)
-                    && self.told[usize::from(*b)] == core.table.digest(*b)
-            };
-            self.digests_due = core.owned.iter().filter(|b| !known(b)).collect();
-            self.digests_at = now + DIGEST_EVERY;
-            self.seen_changes = core.changes;
-        }
-        let busy: Buckets = core.owned.iter().filter(|&b| self.queued[usize::from(b)] > 0).collect();
-        if !(self.digests_due & busy).is_empty() {
-            // Again at the next interval.
-            self.seen_changes = NONE_SEEN;
-        }
-        self.digests_due =
-            (self.digests_due & core.owned) - busy - core.reconciling - self.wanted - self.active;
-        while let Some(first) = self.digests_due.first() {
-            let term = core.term(first);
-            let mark = d.mark();
-            let room = if d.term(term) { d.w.room().saturating_sub(3 + Buckets::WIRE_LEN) / 8 } else { 0 };
-            let some: Vec<_> = self
-                .digests_due
-                .iter()
-                .filter(|&b| core.term(b) == term)
-                .take(room.min(DIGESTS_MAX))
-                .map(|b| (b, core.table.digest(b)))
-                .collect();
-            if some.is_empty() {
-                // The rest goes with the next datagram.
-                d.reset(mark);
-                return;
-            }
-            for &(bucket, digest) in &some {
-                self.told[usize::from(bucket)] = digest;
-            }
-            let set: Buckets = some.iter().map(|s| s.0).collect();
-            d.control(Control::Digests(set), &Record::Digests(some));
-            self.told_valid = self.told_valid | set;
-            self.digests_due = self.digests_due - set;
-        }
-    }
-}
-
-/// A datagram being filled.
-struct Datagram<'a> {
-    w: &'a mut Writer,
-    term: Option<u32>,
-    sent: Sent,
-}
-
-impl Datagram<'_> {
-    fn mark(&self) -> (usize, Option<u32>) {
-        (self.w.len(), self.term)
-    }
-
-    fn reset(&mut self, mark: (usize, Option<u32>)) {
-        self.w.truncate(mark.0);
-        self.term = mark.1;
-    }
-
-    fn term(&mut self, term: u32) -> bool {
-        if self.term == Some(term) {
-            return true;
-        }
-        let fits = self.w.push(&Record::Term(term));
-        if fits {
-            self.term = Some(term);
-        }
-        fits
-    }
-
-    fn control(&mut self, control: Control, record: &Record<'_>) -> bool {
-        let fits = self.w.push(record);
-        if fits {
-            self.sent.controls.push(control);
-        }
-        fits
-    }
-
-    fn flow(&mut self, core: &Core, carried: Carried) -> bool {
-        let slot = core.table.at(carried.slot);
-        let mark = self.mark();
-        let fits = self.term(core.term(slot.entry.bucket))
-            && if carried.deletion {
-                self.w.push(&Record::Delete(Deletion {
-                    key: slot.key,
-                    originator_is_b: slot.entry.originator_is_b,
-                    bucket: slot.entry.bucket,
-                    id: slot.entry.id,
-                    version: slot.entry.version,
-                }))
-            } else {
-                self.w.push_flow(&slot.key, &slot.entry)
-            };
-        if fits {
-            self.sent.flows.push(carried);
-        } else {
-            self.reset(mark);
-        }
-        fits
     }
 }
 

@@ -97,7 +97,7 @@ impl Peer {
     /// Sends all owned buckets as a whole.
     pub(super) fn request_bulk(&mut self, core: &Core) {
         if let Some(session) = &mut self.session {
-            session.outbox.want(core, Buckets::ALL);
+            session.outbox.bulk.want(core, Buckets::ALL);
         }
     }
 
@@ -213,7 +213,7 @@ impl Peer {
                     events.extend(inbox.finish(now, counters));
                 }
                 (Record::Agreed { seq: compared, buckets }, _) => {
-                    outbox.take_agreed(core, seq, compared, buckets);
+                    outbox.proof.agree(core, seq, compared, buckets);
                 }
                 (Record::Resync(buckets), _) => outbox.take_resync(core, seq, buckets),
                 (Record::Hello(hello), _) => {
@@ -322,9 +322,9 @@ impl Peer {
             SyncState::Handshake
         } else if outbox.silent() {
             SyncState::Silent
-        } else if outbox.in_bulk() || inbox.in_bulk() {
+        } else if outbox.bulk.is_busy() || inbox.in_bulk() {
             SyncState::Bulk
-        } else if !(inbox.differing | outbox.asked).is_empty() {
+        } else if !(inbox.differing | outbox.proof.asked).is_empty() {
             SyncState::Diverged
         } else if self.digest_match(core) {
             SyncState::InSync
@@ -337,7 +337,7 @@ impl Peer {
         self.session.as_ref().is_some_and(|Session { outbox, inbox }| {
             inbox.has_claims()
                 && inbox.verified.covers(&inbox.claims)
-                && outbox.agreed.covers(&core.owned)
+                && outbox.proof.agreed.covers(&core.owned)
                 && core.reconciling.is_empty()
         })
     }
@@ -357,7 +357,7 @@ impl Peer {
             hello: inbox.and_then(|i| i.hello.as_ref()),
             warnings: &self.warnings,
             refused: self.refused,
-            sending: outbox.and_then(|o| o.progress(now)),
+            sending: outbox.and_then(|o| o.bulk.progress(now)),
             receiving: inbox.and_then(|i| i.progress(now)),
             counters: &self.counters,
         }

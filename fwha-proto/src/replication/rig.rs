@@ -60,6 +60,8 @@ pub(super) struct Node {
     pub(super) owned: Buckets,
     pub(super) term: u32,
     pub(super) events: Vec<Event>,
+    /// Events were lost since the last reconciliation.
+    pub(super) blind: bool,
     epoch: u64,
     numbers: u64,
     /// Highest (owner's term, version) written of each identity.
@@ -115,6 +117,7 @@ impl Rig {
                 owned: Buckets::EMPTY,
                 term: 0,
                 events: Vec::new(),
+                blind: false,
                 epoch: rig.epochs,
                 numbers: 0,
                 written: HashMap::new(),
@@ -169,7 +172,9 @@ impl Rig {
     pub(super) fn create(&mut self, id: NodeId, n: u16) {
         let now = self.now;
         let node = self.node(id);
-        if !node.up || !node.owned.contains(Self::bucket(n)) {
+        let full = node.kernel.len() >= node.replication.core.options.max_flows
+            && !node.kernel.contains_key(&Self::key(n));
+        if !node.up || !node.owned.contains(Self::bucket(n)) || full {
             return;
         }
         node.numbers += 1;
@@ -198,6 +203,21 @@ impl Rig {
         flow.version = Flow::next_version(flow.version, term);
         flow.packets[0] += 1;
         self.event(id, FlowEventKind::Updated, n);
+    }
+
+    /// A change of which the data plane's event is lost.
+    pub(super) fn change_unseen(&mut self, id: NodeId, n: u16) {
+        let node = self.node(id);
+        if !node.up || !node.owned.contains(Self::bucket(n)) {
+            return;
+        }
+        node.blind = true;
+        let term = node.term;
+        if n.is_multiple_of(2) {
+            node.kernel.remove(&Self::key(n));
+        } else if let Some(flow) = node.kernel.get_mut(&Self::key(n)) {
+            flow.version = Flow::next_version(flow.version, term);
+        }
     }
 
     /// The sweeper deletes a flow.
@@ -231,11 +251,17 @@ impl Rig {
     pub(super) fn reconcile(&mut self, id: NodeId) {
         let now = self.now;
         let node = self.node(id);
-        node.replication.reconcile_begin(Buckets::ALL);
-        for (key, flow) in &node.kernel {
-            node.replication.reconcile_seen(now, key, flow);
+        loop {
+            node.replication.reconcile_begin(Buckets::ALL);
+            for (key, flow) in &node.kernel {
+                node.replication.reconcile_seen(now, key, flow);
+            }
+            node.replication.reconcile_end(now);
+            if !node.replication.missed() {
+                break;
+            }
         }
-        node.replication.reconcile_end(now);
+        node.blind = false;
         self.drain(id);
     }
 
@@ -318,7 +344,9 @@ impl Rig {
         {
             self.fail(format_args!("node {id} went back from {before:x?} to {:x?}", (term, flow.version)));
         }
-        if node.deleted.get(&flow.id).is_some_and(|&t| t >= term) {
+        // A sweep also takes flows whose mention found the table full; these may come again.
+        let full = || node.replication.status(self.now).any(|s| s.counters.rejected_full > 0);
+        if node.deleted.get(&flow.id).is_some_and(|&t| t >= term) && !full() {
             self.fail(format_args!("node {id} resurrected {:?}", flow.id));
         }
         if node.owned.contains(flow.bucket) && node.term >= term {
@@ -326,6 +354,10 @@ impl Rig {
         }
         self.trace(|| format!("node {id} puts {} version {:x} in term {term}", flow.id.number, flow.version));
         let node = self.node(id);
+        if node.kernel.len() >= node.replication.core.options.max_flows && !node.kernel.contains_key(&key) {
+            node.blind = true;
+            return;
+        }
         node.written.insert(flow.id, (term, flow.version));
         node.kernel.insert(key, flow);
     }
@@ -334,6 +366,9 @@ impl Rig {
         self.trace(|| format!("node {id} removes {}", flow_id.number));
         let node = self.node(id);
         let Some(flow) = node.kernel.get(&key).filter(|f| f.id == flow_id) else {
+            if node.blind {
+                return;
+            }
             self.fail(format_args!("node {id} deletes what it has not"));
         };
         let term = node.replication.core.owners[usize::from(flow.bucket)].term;
@@ -428,14 +463,10 @@ impl Rig {
     pub(super) fn converge(&mut self, limit: Duration) {
         self.faults = Faults::default();
         self.cut.clear();
-        self.run_until(limit, "in sync", |rig| rig.in_sync() && rig.difference().is_none());
-        for id in 1..=self.nodes.len() as NodeId {
-            let node = self.node(id);
-            let dead = node.replication.core.table.dead();
-            if node.up && (node.replication.len() != node.kernel.len() || dead > 64) {
-                self.fail(format_args!("node {id} keeps too much: {dead} dead\n{self}"));
-            }
-        }
+        self.run_until(limit, "in sync", |rig| {
+            let tidy = |n: &Node| !n.up || n.replication.core.table.dead() == 0;
+            rig.in_sync() && rig.difference().is_none() && rig.nodes.iter().all(tidy)
+        });
     }
 
     /// The first thing in which a node that is up differs from the owners.

@@ -2,21 +2,41 @@
 
 use std::time::Duration;
 
+use proptest::prelude::*;
+
 use super::rig::{Faults, Rig, USED};
+use super::wire::{Record, Writer};
+use super::{Buckets, Event, Options, Output, Ownership, SyncState, Warning};
 use crate::NodeId;
+use crate::seal::{Channel, ClusterKey, Identity, Opened, Purpose, cluster_id};
+use crate::time::Time;
 
 const MS: Duration = Duration::from_millis(1);
 const HEALED_WITHIN: Duration = Duration::from_secs(20);
 
-#[test]
-fn what_the_owner_has_is_on_the_peer_within_milliseconds() {
-    let mut rig = Rig::pair(1);
+/// Node 1 owns everything and node 2 is in sync.
+fn settled(options: fn(&mut Options)) -> Rig {
+    let mut rig = Rig::new(2, 1, options);
     rig.promote(1, Rig::used());
     rig.run(500 * MS);
     assert!(rig.in_sync(), "{rig}");
-    for n in 0..100 {
-        rig.create(1, n);
-    }
+    rig
+}
+
+fn counters(rig: &Rig, id: NodeId) -> super::Counters {
+    *rig.nodes[usize::from(id) - 1].replication.status(rig.now).next().unwrap().counters
+}
+
+fn state(rig: &Rig, id: NodeId) -> SyncState {
+    rig.nodes[usize::from(id) - 1].replication.sync_state(3 - id).unwrap()
+}
+
+// ---- The way of a flow -------------------------------------------------------------------------
+
+#[test]
+fn what_the_owner_has_is_on_the_peer_within_milliseconds() {
+    let mut rig = settled(|_| {});
+    (0..100).for_each(|n| rig.create(1, n));
     rig.run(5 * MS);
     assert_eq!(rig.difference(), None);
     assert_eq!(rig.node(2).kernel.len(), 100);
@@ -30,12 +50,419 @@ fn what_the_owner_has_is_on_the_peer_within_milliseconds() {
     rig.run(5 * MS);
     assert_eq!(rig.difference(), None);
     assert_eq!(rig.node(2).kernel.len(), 67);
+    let c = counters(&rig, 1);
+    assert_eq!((c.created_sent, c.updated_sent, c.deleted_sent, c.retransmitted), (100, 34, 33, 0));
+    let c = counters(&rig, 2);
+    assert_eq!((c.created_received, c.updated_received, c.deleted_received), (100, 34, 33));
+    assert_eq!((c.created_sent, c.updated_sent, c.deleted_sent), (0, 0, 0), "nothing is echoed");
     rig.converge(HEALED_WITHIN);
 }
 
+#[test]
+fn a_received_flow_is_inherited_with_its_ages() {
+    let mut rig = settled(|_| {});
+    rig.create(1, 7);
+    rig.run(5 * MS);
+    let (theirs, ours) = (rig.nodes[0].kernel[&Rig::key(7)], rig.nodes[1].kernel[&Rig::key(7)]);
+    assert_eq!(ours.flags & fwha_common::flow::Flow::INHERITED, fwha_common::flow::Flow::INHERITED);
+    assert_eq!((ours.id, ours.version, ours.zones), (theirs.id, theirs.version, theirs.zones));
+    assert!(ours.created_ns.abs_diff(theirs.created_ns) < 2_000_000, "to the millisecond");
+    assert_eq!(ours.last_seen_ns, [0, 0], "never stays never");
+}
+
+#[test]
+fn changes_of_one_flow_share_a_record_and_a_flow_that_ends_at_once_is_never_sent() {
+    let mut rig = settled(|_| {});
+    rig.create(1, 1);
+    (0..10).for_each(|_| rig.update(1, 1));
+    rig.create(1, 2);
+    rig.delete(1, 2);
+    rig.run(10 * MS);
+    let c = counters(&rig, 1);
+    assert_eq!((c.created_sent, c.updated_sent, c.deleted_sent), (1, 0, 0));
+    assert_eq!((c.coalesced, c.cancelled), (10, 1));
+    assert_eq!(rig.difference(), None);
+}
+
+#[test]
+fn a_lost_datagram_is_answered_by_the_present_state() {
+    let mut rig = settled(|_| {});
+    rig.create(1, 1);
+    rig.cut = vec![(1, 2)];
+    rig.update(1, 1);
+    rig.run(2 * MS);
+    rig.cut.clear();
+    rig.update(1, 1);
+    let newest = rig.nodes[0].kernel[&Rig::key(1)].version;
+    rig.run(2 * MS);
+    assert_eq!(rig.node(2).kernel[&Rig::key(1)].version, newest, "without waiting for a timeout");
+    rig.converge(HEALED_WITHIN);
+    assert_eq!(counters(&rig, 2).rejected_old, 0);
+}
+
+#[test]
+fn a_late_delete_does_not_touch_the_flow_that_took_its_key() {
+    for seed in 0..100 {
+        let mut rig = Rig::pair(seed);
+        rig.promote(1, Rig::used());
+        rig.create(1, 5);
+        rig.run(200 * MS);
+        rig.faults.jitter = 20 * MS;
+        rig.delete(1, 5);
+        rig.run(2 * MS);
+        rig.create(1, 5);
+        rig.run(50 * MS);
+        assert_eq!(rig.difference(), None, "seed {seed}");
+    }
+}
+
+// ---- Roles -------------------------------------------------------------------------------------
+
+#[test]
+fn a_former_owner_that_comes_back_learns_what_happened_since() {
+    let mut rig = settled(|_| {});
+    (0..64).for_each(|n| rig.create(1, n));
+    rig.run(5 * MS);
+    rig.kill(1);
+    rig.promote(2, Rig::used());
+    for n in 0..64 {
+        match n % 4 {
+            0 => rig.delete(2, n),
+            1 => rig.update(2, n),
+            2 => {
+                rig.delete(2, n);
+                rig.create(2, n);
+            }
+            _ => {}
+        }
+    }
+    rig.run(3000 * MS);
+    assert_eq!(state(&rig, 2), SyncState::Silent);
+    rig.revive(1, false);
+    rig.converge(HEALED_WITHIN);
+    assert_eq!(rig.node(1).kernel.len(), 48);
+    let c = counters(&rig, 2);
+    assert_eq!((c.bulk_started, c.bulk_finished), (1, 1), "only what differed was sent");
+    assert_eq!(c.bulk_records_sent, 32, "unchanged buckets were not");
+}
+
+#[test]
+fn a_stale_owner_is_refused_until_it_knows() {
+    let mut rig = settled(|_| {});
+    rig.cut = vec![(1, 2), (2, 1)];
+    rig.run(10 * MS);
+    rig.promote(2, Rig::used());
+    rig.create(1, 1);
+    rig.create(2, 17);
+    rig.cut = vec![(2, 1)];
+    rig.run(400 * MS);
+    assert!(counters(&rig, 2).rejected_owned > 0);
+    assert_eq!(rig.node(2).kernel.len(), 1, "only its own");
+    rig.cut.clear();
+    rig.run(1000 * MS);
+    let now = rig.now;
+    let refused = rig.node(1).replication.set_ownership(now, Buckets::one(1), Ownership::Owned { term: 1 });
+    assert_eq!(refused, Buckets::one(1), "a higher term is known");
+    rig.demote(1, Rig::used());
+    rig.converge(HEALED_WITHIN);
+    assert_eq!(rig.node(1).kernel.len(), 1, "its own flow was never anybody else's");
+}
+
+#[test]
+fn two_owners_of_different_buckets_serve_each_other() {
+    let mut rig = Rig::pair(3);
+    rig.promote(1, (0..USED / 2).collect());
+    rig.promote(2, (USED / 2..USED).collect());
+    for n in 0..200 {
+        rig.create(1 + (Rig::bucket(n) / (USED / 2)), n);
+    }
+    rig.converge(HEALED_WITHIN);
+    assert_eq!((rig.node(1).kernel.len(), rig.node(2).kernel.len()), (200, 200));
+}
+
+#[test]
+fn a_daemon_that_restarts_within_its_lease_sends_nothing_twice() {
+    let mut rig = settled(|_| {});
+    (0..100).for_each(|n| rig.create(1, n));
+    rig.run(300 * MS);
+    rig.restart_owner(1);
+    rig.converge(HEALED_WITHIN);
+    let c = counters(&rig, 2);
+    assert_eq!((c.created_received, c.bulk_started, c.swept), (100, 0, 0), "digests agreed");
+}
+
+// ---- Bulk and digests --------------------------------------------------------------------------
+
+#[test]
+fn a_fresh_peer_gets_everything_while_live_changes_go_first() {
+    let mut rig = Rig::new(2, 1, |o| {
+        o.max_flows = 20_000;
+        o.bulk_bytes_per_s = 2_000_000;
+    });
+    rig.kill(2);
+    rig.promote(1, Rig::used());
+    (0..20_000).for_each(|n| rig.create(1, n));
+    rig.run(100 * MS);
+    rig.revive(2, true);
+    let mut worst = Duration::ZERO;
+    let mut bulk_seen = 0;
+    for n in 0..300 {
+        rig.update(1, n);
+        rig.delete(1, 19_999 - n);
+        rig.run(2 * MS);
+        let status = rig.nodes[0].replication.status(rig.now).next().unwrap();
+        worst = worst.max(status.lag);
+        bulk_seen += usize::from(status.state == SyncState::Bulk && status.sending.is_some());
+    }
+    assert!(bulk_seen > 100, "a bulk at 2 MB/s takes about half a second");
+    assert!(worst < 10 * MS, "live changes waited {worst:?}");
+    rig.converge(HEALED_WITHIN);
+    let c = counters(&rig, 1);
+    assert_eq!((c.bulk_started, c.bulk_finished), (1, 1));
+    let finished = |e: &&Event| matches!(e, Event::BulkReceived { peer: 1, swept: 0, .. });
+    assert_eq!(rig.node(2).events.iter().filter(finished).count(), 1);
+}
+
+#[test]
+fn what_the_owner_does_not_mention_is_swept() {
+    let mut rig = settled(|_| {});
+    (0..50).for_each(|n| rig.create(1, n));
+    rig.run(5 * MS);
+    rig.cut = vec![(1, 2), (2, 1)];
+    (0..25).for_each(|n| rig.delete(1, n));
+    rig.run(5000 * MS);
+    assert_eq!((state(&rig, 1), rig.node(2).kernel.len()), (SyncState::Silent, 50));
+    rig.converge(HEALED_WITHIN);
+    assert_eq!(rig.node(2).kernel.len(), 25);
+    assert_eq!(counters(&rig, 2).swept, 25);
+}
+
+#[test]
+fn a_difference_nobody_knows_of_is_found_and_heals_alone() {
+    let mut rig = settled(|_| {});
+    (0..160).for_each(|n| rig.create(1, n));
+    rig.run(300 * MS);
+    let now = rig.now;
+    // As if memory had failed on node 2.
+    let flow = rig.node(2).kernel.remove(&Rig::key(3)).unwrap();
+    rig.node(2).replication.local_delete(now, &Rig::key(3), &flow.id);
+    rig.run(1500 * MS);
+    assert_eq!(rig.difference(), None);
+    assert_eq!(counters(&rig, 1).bulk_records_sent, 10, "one bucket of sixteen");
+    assert!(rig.node(2).events.contains(&Event::Differs { peer: 1, buckets: 1 }));
+    rig.converge(HEALED_WITHIN);
+}
+
+#[test]
+fn lost_events_are_made_good_by_reconciliation() {
+    let mut rig = settled(|_| {});
+    (0..40).for_each(|n| rig.create(1, n));
+    (0..20).for_each(|n| rig.change_unseen(1, n));
+    rig.run(10 * MS);
+    assert!(rig.difference().is_some());
+    rig.reconcile(1);
+    rig.converge(HEALED_WITHIN);
+    let local = *rig.nodes[0].replication.counters();
+    assert_eq!((local.reconciled, local.vanished), (10, 10));
+}
+
+#[test]
+fn an_owner_proves_nothing_while_it_reconciles() {
+    let mut rig = settled(|_| {});
+    (0..40).for_each(|n| rig.create(1, n));
+    rig.run(300 * MS);
+    let (now, kernel) = (rig.now, rig.node(1).kernel.clone());
+    rig.restart_owner(1);
+    // The walk has begun anew and takes long: an empty table must not be taken for the truth.
+    rig.node(1).replication.reconcile_begin(Buckets::ALL);
+    for key in kernel.keys() {
+        let id = kernel[key].id;
+        rig.node(1).replication.core.forget(now, key, &id);
+    }
+    rig.node(1).replication.request_bulk(None);
+    rig.run(3000 * MS);
+    assert_eq!(rig.node(2).kernel.len(), 40);
+    assert_ne!(state(&rig, 1), SyncState::InSync);
+}
+
+// ---- Limits ------------------------------------------------------------------------------------
+
+#[test]
+fn a_dead_peer_costs_nothing_that_grows() {
+    let mut rig = settled(|o| {
+        o.max_flows = 100_000;
+        o.queue_max = 1000;
+    });
+    rig.kill(2);
+    for n in 0..60_000u16 {
+        rig.create(1, n);
+        if n % 3 > 0 {
+            rig.delete(1, n);
+        }
+        if n % 20 == 0 {
+            rig.run(MS);
+            let status = rig.nodes[0].replication.status(rig.now).next().unwrap();
+            assert!(status.queued <= 1000 && status.unacked <= 512);
+            assert!(rig.nodes[0].replication.core.table.dead() < 40_000);
+        }
+    }
+    rig.run(1000 * MS);
+    let status = rig.nodes[0].replication.status(rig.now).next().unwrap();
+    assert_eq!((status.state, status.queued), (SyncState::Silent, 0));
+    assert_eq!(rig.nodes[0].replication.core.table.dead(), 0);
+    assert!(rig.node(1).events.contains(&Event::Overflow { peer: 2 }));
+    rig.revive(2, true);
+    rig.converge(HEALED_WITHIN);
+    assert_eq!(rig.node(2).kernel.len(), 20_000);
+}
+
+#[test]
+fn a_full_table_refuses_counts_and_does_not_storm() {
+    let mut rig = settled(|o| o.max_flows = if o.identity.node == 2 { 50 } else { 100 });
+    (0..80).for_each(|n| rig.create(1, n));
+    rig.run(10_000 * MS);
+    assert_eq!(rig.node(2).kernel.len(), 50);
+    let c = counters(&rig, 2);
+    assert!(c.rejected_full >= 30);
+    assert!(c.bulk_started < 16, "healing that does not help gets rarer: {}", c.bulk_started);
+    assert_eq!(state(&rig, 2).max(state(&rig, 1)), SyncState::Diverged);
+    let warning = Warning::CapacityDiffers { ours: 50, theirs: 100 };
+    assert!(rig.node(2).events.contains(&Event::Warning { peer: 1, warning }));
+    (0..40).for_each(|n| rig.delete(1, n));
+    rig.converge(Duration::from_secs(120));
+}
+
+#[test]
+fn a_flow_of_a_zone_that_is_not_configured_is_refused() {
+    let mut rig = settled(|o| o.zones = if o.identity.node == 2 { 1 } else { 2 });
+    rig.create(1, 1);
+    rig.run(100 * MS);
+    assert!(counters(&rig, 2).rejected_zone > 0);
+    assert!(rig.node(2).kernel.is_empty());
+}
+
+#[test]
+fn replication_that_is_off_says_and_takes_nothing() {
+    let mut rig = Rig::new(2, 1, |o| o.enabled = o.identity.node == 1);
+    rig.promote(1, Rig::used());
+    rig.promote(2, Buckets::one(200));
+    rig.create(1, 1);
+    rig.run(1000 * MS);
+    assert_eq!((state(&rig, 1), state(&rig, 2)), (SyncState::Down, SyncState::Disabled));
+    assert!(rig.node(2).kernel.is_empty());
+    assert!(rig.nodes[1].replication.counters().disabled > 0);
+    assert_eq!(counters(&rig, 2).datagrams_sent, 0);
+    assert_eq!(rig.nodes[1].replication.next_timeout(), Time::NEVER);
+}
+
+// ---- Strangers and garbage ---------------------------------------------------------------------
+
+#[test]
+fn strangers_are_refused_counted_and_named() {
+    let mut rig = Rig::new(2, 1, |o| {
+        if o.identity.node == 2 {
+            o.key = ClusterKey::new([8; 32]);
+        }
+    });
+    rig.run(500 * MS);
+    assert!(counters(&rig, 1).other_key > 3);
+    let status = rig.nodes[0].replication.status(rig.now).next().unwrap();
+    assert_eq!(status.state, SyncState::Down);
+    assert!(status.refused.unwrap().to_string().starts_with("sealed with another cluster key"));
+    let now = rig.now;
+    rig.node(1).replication.datagram(now, 0, &mut [0; 100]);
+    assert_eq!(rig.nodes[0].replication.counters().garbage, 1);
+}
+
+#[test]
+fn what_does_not_fit_together_is_warned_about() {
+    let mut rig = Rig::new(2, 1, |o| {
+        if o.identity.node == 2 {
+            o.config_hash = 5;
+            o.rules_hash = 5;
+            o.name = "fw7".into();
+        }
+    });
+    rig.run(500 * MS);
+    let warnings = rig.nodes[0].replication.status(rig.now).next().unwrap().warnings.to_vec();
+    let name = Warning::NameDiffers { expected: "fw2".into(), theirs: "fw7".into() };
+    assert_eq!(warnings, [Warning::ConfigDiffers, Warning::RulesDiffer, name]);
+    let told = rig.node(1).events.iter().filter(|e| matches!(e, Event::Warning { .. })).count();
+    assert_eq!(told, 3, "each once");
+}
+
+/// A peer that has the key and says what it likes.
+fn babble(payloads: &[Vec<u8>]) {
+    let mut rig = settled(|_| {});
+    (0..20).for_each(|n| rig.create(1, n));
+    rig.run(300 * MS);
+    let now = rig.now;
+    let identity = Identity { cluster: cluster_id("edge"), node: 2, epoch: 99 };
+    let mut evil = Channel::new(ClusterKey::new([7; 32]), Purpose::Replication, identity, 1);
+    let target = &mut rig.node(1).replication;
+    let mut to_target = vec![evil.hello()];
+    for _ in 0..4 {
+        for mut d in to_target.drain(..) {
+            target.datagram(now, 0, &mut d);
+        }
+        while let Some(output) = target.poll() {
+            if let Output::Transmit { mut datagram, .. } = output
+                && let Ok(Opened::Hello { reply: true, .. }) = evil.open(&mut datagram)
+            {
+                to_target.push(evil.hello());
+            }
+        }
+    }
+    assert!(evil.is_open());
+    for payload in payloads {
+        target.datagram(now, 0, &mut evil.seal(payload).unwrap());
+        target.tick(now);
+        while target.poll().is_some() {}
+    }
+    assert!(target.len() <= 1000);
+    assert_eq!((0..=255).map(|b| target.flows(b).count()).sum::<usize>(), target.len());
+}
+
+fn record() -> impl Strategy<Value = Vec<u8>> {
+    let body = prop_oneof![
+        3 => prop::collection::vec(any::<u8>(), 0..80),
+        1 => prop::collection::vec(0..4u8, 0..80),
+    ];
+    (0..14u8, body).prop_map(|(kind, body)| {
+        let mut record = vec![kind];
+        record.extend_from_slice(&(body.len() as u16).to_le_bytes());
+        record.extend_from_slice(&body);
+        record
+    })
+}
+
+fn numbered(seq: u64, floor: u64, records: &[Vec<u8>]) -> Vec<u8> {
+    let mut w = Writer::new(vec![], usize::MAX, Time::ZERO);
+    w.push(&Record::Sequence { seq, floor });
+    w.push(&Record::Term(7));
+    let mut payload = w.into_buf();
+    records.iter().for_each(|r| payload.extend_from_slice(r));
+    payload
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn no_payload_of_a_peer_breaks_a_node(
+        raw in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..100), 0..4),
+        records in prop::collection::vec((1..2000u64, 0..2000u64, prop::collection::vec(record(), 0..8)), 1..24),
+    ) {
+        let numbered = records.iter().map(|(seq, back, r)| numbered(*seq, seq.saturating_sub(*back).max(1), r));
+        babble(&raw.iter().cloned().chain(numbered).collect::<Vec<_>>());
+    }
+}
+
+// ---- Storms ------------------------------------------------------------------------------------
+
 /// Anything may happen to the network, the daemons and the roles; then it heals.
 fn storm(rig: &mut Rig, steps: u64) {
-    let nodes = rig.nodes.len() as u64;
+    let nodes = rig.nodes.len() as NodeId;
     rig.promote(1, Rig::used());
     let faults = [
         Faults::default(),
@@ -43,39 +470,42 @@ fn storm(rig: &mut Rig, steps: u64) {
         Faults { loss: 50, duplicate: 20, corrupt: 10, jitter: 30 * MS },
     ];
     for _ in 0..steps {
-        let any = 1 + rig.rng.below(nodes) as NodeId;
+        let any = 1 + rig.rng.below(nodes.into()) as NodeId;
         let n = rig.rng.below(64) as u16;
+        let up = rig.node(any).up;
         match rig.rng.below(1000) {
-            0..400 => (1..=nodes as NodeId).for_each(|id| rig.create(id, n)),
-            400..650 => (1..=nodes as NodeId).for_each(|id| rig.update(id, n)),
-            650..850 => (1..=nodes as NodeId).for_each(|id| rig.delete(id, n)),
+            0..400 => (1..=nodes).for_each(|id| rig.create(id, n)),
+            400..640 => (1..=nodes).for_each(|id| rig.update(id, n)),
+            640..840 => (1..=nodes).for_each(|id| rig.delete(id, n)),
+            840..850 => rig.change_unseen(any, n),
             850..920 => {
                 let time = rig.rng.below(40) as u32;
                 rig.run(time * MS);
             }
             920..940 => rig.faults = faults[rig.rng.below(3) as usize],
             940..950 => {
-                let to = 1 + rig.rng.below(nodes) as NodeId;
+                let to = 1 + rig.rng.below(nodes.into()) as NodeId;
                 rig.cut.push((any, to));
             }
             950..960 => rig.cut.clear(),
-            960..972 if rig.node(any).up => {
-                // A takeover. The former owners learn of it now, later, or never.
+            960..972 if up => {
+                // A takeover. The former owners learn of it now, or later.
                 let buckets = if rig.rng.percent(50) { Rig::used() } else { (0..USED / 2).collect() };
                 rig.promote(any, buckets);
-                for other in (1..=nodes as NodeId).filter(|&o| o != any) {
+                for other in (1..=nodes).filter(|&o| o != any) {
                     if rig.rng.percent(70) {
                         rig.demote(other, buckets);
                     }
                 }
             }
             972..980 => rig.kill(any),
-            980..990 if !rig.node(any).up => {
+            980..990 if !up => {
                 let rebooted = rig.rng.percent(50);
                 rig.revive(any, rebooted);
             }
-            990..994 if rig.node(any).up => rig.restart_owner(any),
-            994..997 if rig.node(any).up => rig.reconcile(any),
+            990..993 if up => rig.restart_owner(any),
+            993..996 if up => rig.reconcile(any),
+            996 => rig.run(2500 * MS),
             997 => rig.node(any).replication.request_bulk(None),
             998 => {
                 let now = rig.now;
@@ -85,15 +515,20 @@ fn storm(rig: &mut Rig, steps: u64) {
         }
     }
     // The election does its work: every bucket has one owner that is up, in the highest term.
-    for id in 1..=nodes as NodeId {
+    for id in 1..=nodes {
         if !rig.node(id).up {
             rig.revive(id, true);
         }
     }
-    let owner = 1 + rig.rng.below(nodes) as NodeId;
+    let owner = 1 + rig.rng.below(nodes.into()) as NodeId;
     rig.promote(owner, Rig::used());
-    for id in (1..=nodes as NodeId).filter(|&id| id != owner) {
+    for id in (1..=nodes).filter(|&id| id != owner) {
         rig.demote(id, Rig::used());
+    }
+    for id in 1..=nodes {
+        if rig.node(id).blind {
+            rig.reconcile(id);
+        }
     }
     rig.converge(HEALED_WITHIN);
 }
@@ -109,5 +544,25 @@ fn two_nodes_survive_every_storm() {
 fn three_nodes_survive_every_storm() {
     for seed in 0..400 {
         storm(&mut Rig::new(3, seed, |_| {}), 300);
+    }
+}
+
+#[test]
+fn five_nodes_survive_every_storm() {
+    for seed in 0..100 {
+        storm(&mut Rig::new(5, seed, |_| {}), 300);
+    }
+}
+
+#[test]
+fn small_queues_and_tables_survive_every_storm() {
+    for seed in 0..500 {
+        let options: fn(&mut Options) = |o| {
+            o.queue_max = 4;
+            o.max_flows = 40;
+            o.mtu = 1280;
+            o.bulk_bytes_per_s = 100_000;
+        };
+        storm(&mut Rig::new(2, seed, options), 300);
     }
 }

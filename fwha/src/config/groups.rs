@@ -97,7 +97,7 @@ pub(super) fn read<'a>(
             if let Some(extra) = items.get(MAX_INSTANCES) {
                 mistakes
                     .add(extra.span(), format!("more than {MAX_INSTANCES} vrids in one group"))
-                    .remedy("a vrid has room for many addresses");
+                    .remedy("one vrid takes many addresses: addresses = [ …, … ]");
             }
             for vip in section::tables(items, "vips", mistakes) {
                 vips.extend(read_vip(vip, &members, nodes, zones, &mut seen, mistakes));

@@ -97,6 +97,9 @@ pub(super) fn read<'a>(
         let span = section.span.clone();
         let links = section.get("sync");
         let blame = links.map_or(span, |l| l.span());
+        if let Some(extra) = links.and_then(|l| l.get_ref().as_array()?.get(MAX_LINKS)) {
+            mistakes.add(extra.span(), format!("more than {MAX_LINKS} sync links"));
+        }
         let before = interfaces.len();
         let sync = match links.and_then(|l| section::list(l, "sync", mistakes)) {
             Some(items) => read_links(id, items, &mut nodes, interfaces, mistakes),
@@ -138,9 +141,6 @@ fn read_links<'a>(
     mistakes: &mut Mistakes,
 ) -> Vec<SyncLink> {
     let mut links = Vec::new();
-    if let Some(extra) = items.get(MAX_LINKS) {
-        mistakes.add(extra.span(), format!("more than {MAX_LINKS} sync links"));
-    }
     for mut section in section::tables(items, "sync", mistakes) {
         let interface = section.required_string("interface", mistakes);
         let address = section.required_string("address", mistakes);

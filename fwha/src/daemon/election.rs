@@ -31,8 +31,7 @@ use super::replication::{self, OwnedGroups};
 use super::vips::{self, Takeover};
 use crate::api::Step;
 use crate::dataplane::Maps;
-use crate::socket::sync::Refused;
-use crate::socket::{ProbeSocket, SyncSocket, VrrpSocket};
+use crate::socket::{ProbeSocket, Refused, SyncSocket, VrrpSocket};
 use crate::sys::clock::KernelClock;
 use crate::sys::sched;
 

@@ -192,6 +192,9 @@ impl Thread {
         let mut in_sync: BTreeMap<NodeId, bool> = BTreeMap::new();
         loop {
             let now = self.now();
+            if comparison.is_none() && self.replication.missed() {
+                waiting = Buckets::ALL;
+            }
             if comparison.is_none() && !waiting.is_empty() && now >= comparison_due {
                 comparison_due = now + WALK_INTERVAL;
                 let buckets = std::mem::take(&mut waiting);

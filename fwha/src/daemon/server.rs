@@ -37,6 +37,7 @@ use crate::api::{self, ApiError, path};
 use crate::config::Config;
 use crate::dataplane::maps::FlowWalk;
 use crate::dataplane::{AttachKind, AttachedInterface, DataplaneError, Maps};
+use crate::socket::Refused;
 use crate::sys::clock::KernelClock;
 
 /// Flows looked at between two pieces of an answer.
@@ -440,6 +441,9 @@ impl Server {
         for (family, name, count) in election.counters.iter() {
             families.entry(family).or_default().push((name, count));
         }
+        // What sockets refused before anybody looked inside.
+        let Refused { ttl, length } = snapshot.refused;
+        families.entry("heartbeat_refused").or_default().extend([("ttl", ttl), ("length", length)]);
         for (family, counters) in families {
             let section = if family.starts_with("vrrp") { &mut vrrp } else { &mut link };
             section.insert(family.to_owned(), counters.into_iter().collect());
@@ -448,10 +452,6 @@ impl Server {
             let received = peer.links.iter().map(|l| (self.link_status(l).interface, l.received));
             link.insert(format!("received_from_{}", self.names.node(peer.node)), received.collect());
         }
-        link.insert(
-            "refused_by_socket".into(),
-            [("ttl", snapshot.refused.ttl), ("length", snapshot.refused.length)].into_iter().collect(),
-        );
         link.insert(
             "thread".into(),
             [("late", snapshot.lateness.count), ("worst_us", snapshot.lateness.worst.as_micros() as u64)]

@@ -22,14 +22,12 @@
 //! | `sysctl` | what forwarding needs of the kernel |
 
 use std::{
-    fs::File,
     io,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use fwha_common::rule::Interface;
-use nix::fcntl::Flock;
 use tracing::{info, warn};
 
 use crate::netlink::{Link, NetlinkError, links::links};
@@ -105,8 +103,8 @@ pub enum DataplaneError {
     /// A path for pins lies elsewhere.
     #[error("{0} is not on a BPF file system")]
     NotBpffs(PathBuf),
-    /// Another process has this node's data plane.
-    #[error("another fwha daemon runs this node: it holds {0}; end it first")]
+    /// Another daemon has the node's data plane.
+    #[error("another fwha daemon runs this node on this machine: it holds {0}; stop it first")]
     InUse(PathBuf),
     /// A pin, or a directory of pins, cannot be made, read or removed.
     #[error("cannot {what} {path}: {source}")]
@@ -193,7 +191,6 @@ pub struct Dataplane {
     maps: Arc<Maps>,
     links: Links,
     adopted: bool,
-    lock: Flock<File>,
 }
 
 impl Dataplane {
@@ -209,8 +206,7 @@ impl Dataplane {
     /// found pinned stay as they are.
     pub fn open(options: Options) -> Result<(Self, Events), DataplaneError> {
         let pins = PinDir::create(&options.pin_dir)?;
-        let lock = pins.lock()?;
-        let result = Self::open_in(options, pins.clone(), lock);
+        let result = Self::open_in(options, pins.clone());
         if result.is_err() && !pins.has_links() {
             // Nothing runs on these maps.
             if let Err(e) = sysctl::restore(&pins).and(pins.remove()) {
@@ -220,11 +216,11 @@ impl Dataplane {
         result
     }
 
-    fn open_in(options: Options, pins: PinDir, lock: Flock<File>) -> Result<(Self, Events), DataplaneError> {
+    fn open_in(options: Options, pins: PinDir) -> Result<(Self, Events), DataplaneError> {
         let (programs, adopted, events) = object::load(&pins, options.max_flows, options.max_embryonic)?;
         let maps = Arc::new(Maps::open(&pins)?);
         let links = Links::new(pins.clone());
-        let mut dataplane = Self { options, pins, programs, maps, links, adopted, lock };
+        let mut dataplane = Self { options, pins, programs, maps, links, adopted };
         if let Err(e) = dataplane.attach(true) {
             dataplane.links.undo();
             return Err(e);
@@ -311,14 +307,12 @@ impl Dataplane {
     ///
     /// The first failure; the rest is removed all the same.
     pub fn close(self) -> Result<(), DataplaneError> {
-        let Self { pins, links, programs, maps, lock, .. } = self;
+        let Self { pins, links, programs, maps, .. } = self;
         // The pins hold the last references but these.
         drop((programs, maps));
         let restored = sysctl::restore(&pins);
         let detached = links.close();
-        let done = restored.and(detached).and(pins.remove());
-        drop(lock);
-        done
+        restored.and(detached).and(pins.remove())
     }
 }
 
@@ -329,7 +323,6 @@ impl Dataplane {
 /// The first failure; the rest is removed all the same.
 pub fn cleanup(pin_dir: &Path) -> Result<(), DataplaneError> {
     let Some(pins) = PinDir::existing(pin_dir) else { return Ok(()) };
-    let _lock = pins.lock()?;
     let restored = sysctl::restore(&pins);
     let detached = Links::new(pins.clone()).close();
     restored.and(detached).and(pins.remove())

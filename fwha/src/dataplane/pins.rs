@@ -1,4 +1,4 @@
-//! The pin directory: its layout, and taking it away.
+//! The pin directory: its layout, whose it is, and taking it away.
 
 use std::{
     ffi::OsStr,
@@ -6,6 +6,7 @@ use std::{
     io,
     os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use fwha_common::ABI_VERSION;
@@ -19,42 +20,27 @@ use crate::sys::mount::{ensure_bpffs, is_bpffs};
 
 /// A node's directory on the BPF file system.
 #[derive(Clone, Debug)]
-pub(super) struct PinDir(PathBuf);
+pub(super) struct PinDir {
+    path: PathBuf,
+    /// Keeps other daemons out. The kernel lets go of it when the process ends, however it ends.
+    _lock: Option<Arc<Flock<File>>>,
+}
 
 impl PinDir {
-    /// Makes the directory and those in it; mounts the BPF file system if need be.
+    /// Makes the directory and those in it, and takes it for this process alone; mounts the BPF file
+    /// system if need be.
     pub fn create(path: &Path) -> Result<Self, DataplaneError> {
         if path.starts_with(BPFFS) {
             ensure_bpffs(Path::new(BPFFS)).map_err(DataplaneError::Mount)?;
         }
         // Before anything is made or removed there.
-        let Some(pins) = Self::on_bpffs(path) else { return Err(DataplaneError::NotBpffs(path.into())) };
+        let Some(mut pins) = Self::on_bpffs(path) else { return Err(DataplaneError::NotBpffs(path.into())) };
+        make_dir(path)?;
+        pins._lock = Some(Arc::new(lock(path)?));
         for dir in [pins.maps(), pins.links(), pins.restore()] {
             make_dir(&dir)?;
         }
         Ok(pins)
-    }
-
-    /// Takes the directory for this process, until what is returned is dropped or the process ends.
-    /// Without it a second daemon for the same node would take the maps from under the first.
-    pub fn lock(&self) -> Result<Flock<File>, DataplaneError> {
-        loop {
-            let dir = File::open(&self.0).map_err(|e| pin_error("open", &self.0, e))?;
-            let lock = match Flock::lock(dir, FlockArg::LockExclusiveNonblock) {
-                Ok(lock) => lock,
-                Err((_, Errno::EWOULDBLOCK)) => return Err(DataplaneError::InUse(self.0.clone())),
-                Err((_, errno)) => return Err(pin_error("lock", &self.0, errno.into())),
-            };
-            let locked = lock.metadata().map_err(|e| pin_error("look at", &self.0, e))?;
-            // A daemon that was just ending may have removed what was opened.
-            for dir in [self.maps(), self.links(), self.restore()] {
-                make_dir(&dir)?;
-            }
-            let present = fs::metadata(&self.0).map_err(|e| pin_error("look at", &self.0, e))?;
-            if (locked.dev(), locked.ino()) == (present.dev(), present.ino()) {
-                return Ok(lock);
-            }
-        }
     }
 
     /// The directory, if it exists.
@@ -65,12 +51,12 @@ impl PinDir {
     /// The directory, if it is or would be on a BPF file system: elsewhere nothing is ours to remove.
     fn on_bpffs(path: &Path) -> Option<Self> {
         let there = path.ancestors().find(|p| p.exists())?;
-        is_bpffs(there).is_ok_and(|yes| yes).then(|| Self(path.into()))
+        is_bpffs(there).is_ok_and(|yes| yes).then(|| Self { path: path.into(), _lock: None })
     }
 
     /// Maps of this version of the layouts.
     pub fn maps(&self) -> PathBuf {
-        self.0.join(format!("abi{ABI_VERSION}"))
+        self.path.join(format!("abi{ABI_VERSION}"))
     }
 
     /// The pin of a map.
@@ -80,12 +66,12 @@ impl PinDir {
 
     /// Links.
     pub fn links(&self) -> PathBuf {
-        self.0.join("links")
+        self.path.join("links")
     }
 
     /// What sysctls were.
     pub fn restore(&self) -> PathBuf {
-        self.0.join("restore")
+        self.path.join("restore")
     }
 
     pub fn has_links(&self) -> bool {
@@ -100,7 +86,7 @@ impl PinDir {
     /// Removes maps of other versions of the layouts.
     pub fn remove_other_versions(&self) -> Result<(), DataplaneError> {
         let this = self.maps();
-        entries(&self.0)?
+        entries(&self.path)?
             .iter()
             .filter(|path| **path != this && file_name(path).starts_with("abi"))
             .try_for_each(|path| remove_tree(path))
@@ -108,12 +94,27 @@ impl PinDir {
 
     /// Removes the directory with all that is pinned there, and its parent if that is then empty.
     pub fn remove(&self) -> Result<(), DataplaneError> {
-        remove_tree(&self.0)?;
-        if let Some(parent) = self.0.parent() {
+        remove_tree(&self.path)?;
+        if let Some(parent) = self.path.parent() {
             // Other nodes on this machine have theirs beside.
             let _ = fs::remove_dir(parent);
         }
         Ok(())
+    }
+}
+
+/// Takes a directory for this process alone.
+fn lock(dir: &Path) -> Result<Flock<File>, DataplaneError> {
+    let opened = File::open(dir).map_err(|e| pin_error("open", dir, e))?;
+    let lock = Flock::lock(opened, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        Errno::EWOULDBLOCK => DataplaneError::InUse(dir.into()),
+        errno => pin_error("lock", dir, errno.into()),
+    })?;
+    // The daemon before may have removed it between the two calls, as its last act.
+    let same = |a: &fs::Metadata, b: &fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
+    match (lock.metadata(), fs::metadata(dir)) {
+        (Ok(ours), Ok(there)) if same(&ours, &there) => Ok(lock),
+        _ => Err(DataplaneError::InUse(dir.into())),
     }
 }
 

@@ -14,7 +14,7 @@ mod tests;
 pub mod vrrp;
 
 pub use probe::ProbeSocket;
-pub use sync::SyncSocket;
+pub use sync::{Refused, SyncSocket};
 pub use vrrp::VrrpSocket;
 
 /// Class selector 6, "internetwork control" (RFC 4594), as a TOS byte.

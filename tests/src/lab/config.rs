@@ -3,10 +3,11 @@
 use std::fs;
 use std::io::Read as _;
 use std::os::unix::fs::OpenOptionsExt as _;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-use super::{Attach, INET_VIP, LAN_VIP, Lab};
+use super::{Attach, INET_VIP, LAN_VIP, Lab, LabOptions};
 
 /// The shared key's file, beside the config file.
 pub const KEY_FILE: &str = "cluster.key";
@@ -14,7 +15,7 @@ pub const KEY_FILE: &str = "cluster.key";
 /// Writes config and key into the lab's directory.
 pub fn write(lab: &Lab) -> Result<()> {
     write_key(lab)?;
-    fs::write(lab.config_path(), text(lab)).context("write the lab's config file")
+    fs::write(lab.config_path(), text(lab.options())).context("write the lab's config file")
 }
 
 /// A new key: 32 random bytes in hexadecimal, for root's eyes only.
@@ -27,11 +28,13 @@ fn write_key(lab: &Lab) -> Result<()> {
     std::io::Write::write_all(&mut file, format!("{hex}\n").as_bytes()).context("write the lab's key")
 }
 
-fn text(lab: &Lab) -> String {
-    let options = lab.options();
-    let heartbeat =
-        options.heartbeat.map(|interval| format!("heartbeat-interval = \"{}ms\"\n", interval.as_millis()));
-    let heartbeat = heartbeat.unwrap_or_default();
+/// The config file of a lab with these options. Its key file is [`KEY_FILE`], beside it.
+pub fn text(options: &LabOptions) -> String {
+    let time = |name: &str, time: Option<Duration>| {
+        time.map_or(String::new(), |time| format!("{name} = \"{}ms\"\n", time.as_millis()))
+    };
+    let heartbeat = time("heartbeat-interval", options.heartbeat);
+    let lease = time("lease", options.lease);
     let attach = match options.attach {
         Attach::Auto => String::new(),
         other => format!("attach = \"{}\"\n", other.name()),
@@ -44,7 +47,7 @@ name = "edge"
 key-file = "{KEY_FILE}"
 mode = "active-passive"
 max-flows = 65_536
-{heartbeat}{replication}
+{heartbeat}{lease}{replication}
 [[node]]
 name = "fw1"
 sync = [{{ interface = "sync", address = "172.16.0.1" }}]

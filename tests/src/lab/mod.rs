@@ -34,9 +34,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+pub use self::config::{KEY_FILE, text as config_text};
 pub use self::ledger::{clean_kept, clean_stale};
 pub use self::node::NodeProcess;
 pub use self::process::{LineProcess, binary};
+pub use self::wiring::Cut;
 
 use self::ledger::Entry;
 
@@ -167,6 +169,8 @@ impl Attach {
 pub struct LabOptions {
     /// How the data plane is attached.
     pub attach: Attach,
+    /// `lease` of the config file, or its default.
+    pub lease: Option<Duration>,
     /// Whether flows are replicated.
     pub replication: bool,
     /// `heartbeat-interval` of the config file, or its default.
@@ -183,6 +187,7 @@ impl Default for LabOptions {
             attach: Attach::Auto,
             replication: true,
             heartbeat: None,
+            lease: None,
             extra_config: String::new(),
             bin_dir: None,
         }
@@ -335,7 +340,16 @@ impl Lab {
     ///
     /// When the switch refuses.
     pub fn cut(&self, node: Node, cable: Cable) -> Result<()> {
-        wiring::set_cable(&self.entry, node, cable, false)
+        self.prepare_cut(node, cable)?.now()
+    }
+
+    /// Prepares to pull a cable, so that the cut itself takes no longer than the kernel does.
+    ///
+    /// # Errors
+    ///
+    /// When `ip` cannot be started.
+    pub fn prepare_cut(&self, node: Node, cable: Cable) -> Result<Cut> {
+        wiring::prepare_cut(&self.entry, node, cable)
     }
 
     /// Plugs a cable in again.
@@ -344,7 +358,7 @@ impl Lab {
     ///
     /// When the switch refuses.
     pub fn heal(&self, node: Node, cable: Cable) -> Result<()> {
-        wiring::set_cable(&self.entry, node, cable, true)
+        wiring::plug(&self.entry, node, cable)
     }
 
     /// Waits until `condition` gives a value, looking again every few milliseconds, for at most `timeout`.

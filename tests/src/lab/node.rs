@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use super::process::{binary, command, describe};
+use super::process::{LineProcess, binary, command, describe};
 use super::{Lab, Node};
 
 /// A `fwha run` in the lab. It runs until it is told to end or the lab goes; dropping this alone does not end it.
@@ -63,6 +63,15 @@ impl NodeProcess {
     /// When the log cannot be read.
     pub fn log(&self) -> Result<String> {
         fs::read_to_string(&self.log).with_context(|| format!("read {}", self.log.display()))
+    }
+
+    /// Kills the daemon with SIGKILL and does not wait for its end; [`NodeProcess::kill`] does.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be signalled.
+    pub fn send_kill(&self) -> Result<()> {
+        self.signal(Signal::SIGKILL)
     }
 
     /// Kills the daemon with SIGKILL and waits for its end.
@@ -186,6 +195,27 @@ impl NodeProcess {
             (Some(value), true) => Ok(value),
             _ => bail!("fwhactl {} did not answer with one object", arguments.join(" ")),
         }
+    }
+
+    /// A counter by its path in `fwhactl stats`: `drops.no_rule`. One that is not there has not counted yet.
+    ///
+    /// # Errors
+    ///
+    /// When the node does not answer.
+    pub fn count(&self, counter: &str) -> Result<u64> {
+        let stats = self.ctl(&["stats"])?;
+        let pointer = format!("/{}", counter.replace('.', "/"));
+        Ok(stats.pointer(&pointer).and_then(Value::as_u64).unwrap_or(0))
+    }
+
+    /// Follows the node's events, from its first.
+    ///
+    /// # Errors
+    ///
+    /// When `fwhactl` cannot be started.
+    pub fn follow_events(&self, lab: &Lab) -> Result<LineProcess<Value>> {
+        let ctl = self.ctl_command(&["-o", "json", "events", "--follow"]);
+        LineProcess::start(lab, self.node.host(), ctl)
     }
 }
 

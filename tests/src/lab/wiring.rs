@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -77,21 +77,55 @@ pub fn lay(lab: &Entry, attach: Attach) -> Result<()> {
     }
     debug_assert!(LINES[0].address.starts_with(CLIENT) && LINES[3].address.starts_with(SERVER));
 
-    // An XDP program at the other end can redirect into a veth only while this end polls: receive coalescing does.
+    // Who sends to a node that redirects by XDP must finish checksums itself, for the redirected packet says nothing of
+    // an unfinished one: the hosts, and the switch, which leaves them open when it cuts a coalesced packet to pieces.
+    let checksums = attach != Attach::Xdp;
     lab.within(Host::Switch, || {
-        LINES.iter().try_for_each(|line| set_feature(line.port, Feature::Gro, true))
+        for line in LINES.iter().filter(|line| matches!(line.host, Host::Fw1 | Host::Fw2)) {
+            // An XDP program at the other end can redirect into a veth only while this end polls: receive coalescing
+            // does.
+            set_feature(line.port, Feature::Gro, true)?;
+            set_feature(line.port, Feature::TxChecksum, checksums)?;
+        }
+        std::io::Result::Ok(())
     })?
-    .context("switch receive coalescing on at the switch")?;
+    .context("set receive coalescing and transmit offload at the switch")?;
     for host in [Host::Client, Host::Server] {
-        lab.within(host, || set_feature("eth0", Feature::TxChecksum, attach != Attach::Xdp))?
+        lab.within(host, || set_feature("eth0", Feature::TxChecksum, checksums))?
             .with_context(|| format!("set transmit offload on {}", host.name()))?;
     }
     Ok(())
 }
 
-/// Pulls (`up` false) or plugs a node's cable at the switch's end.
-pub fn set_cable(lab: &Entry, node: Node, cable: Cable, up: bool) -> Result<()> {
-    let state = if up { "up" } else { "down" };
+/// A cut about to be made: `ip` runs already and waits for its commands.
+pub struct Cut {
+    ip: Ip,
+    commands: String,
+}
+
+impl Cut {
+    /// Makes it.
+    ///
+    /// # Errors
+    ///
+    /// When the switch refuses.
+    pub fn now(self) -> Result<()> {
+        self.ip.run(&self.commands)
+    }
+}
+
+/// Prepares to pull a node's cable at the switch's end.
+pub fn prepare_cut(lab: &Entry, node: Node, cable: Cable) -> Result<Cut> {
+    let ip = Ip::start(&["-netns", &lab.namespace(Host::Switch), "-batch", "-"])?;
+    Ok(Cut { ip, commands: set_ports(node, cable, "down") })
+}
+
+/// Plugs a node's cable in again.
+pub fn plug(lab: &Entry, node: Node, cable: Cable) -> Result<()> {
+    batch(lab, Host::Switch, &set_ports(node, cable, "up"))
+}
+
+fn set_ports(node: Node, cable: Cable, state: &str) -> String {
     let mut ports = Vec::new();
     if matches!(cable, Cable::Lan | Cable::All) {
         ports.push(format!("{node}-lan"));
@@ -102,8 +136,7 @@ pub fn set_cable(lab: &Entry, node: Node, cable: Cable, up: bool) -> Result<()> 
     if matches!(cable, Cable::Sync | Cable::All) {
         ports.extend(Node::ALL.map(|end| format!("{end}-sync")));
     }
-    let commands: String = ports.iter().map(|port| format!("link set {port} {state}\n")).collect();
-    batch(lab, Host::Switch, &commands)
+    ports.iter().map(|port| format!("link set {port} {state}\n")).collect()
 }
 
 /// The kernel's switches of one box; runs inside it.
@@ -132,18 +165,34 @@ fn batch(lab: &Entry, host: Host, commands: &str) -> Result<()> {
 
 /// Runs `ip` with `input` on its standard input.
 pub fn ip(arguments: &[&str], input: &str) -> Result<()> {
-    let mut child = Command::new("ip")
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("start `ip` (Debian package iproute2)")?;
-    // The batches are far smaller than a pipe's buffer, so this cannot block on a child that does not read.
-    child.stdin.take().context("standard input of ip")?.write_all(input.as_bytes())?;
-    let output = child.wait_with_output()?;
-    if !output.status.success() {
-        bail!("ip {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+    Ip::start(arguments)?.run(input)
+}
+
+/// An `ip` that waits for its standard input.
+struct Ip {
+    child: Child,
+    arguments: String,
+}
+
+impl Ip {
+    fn start(arguments: &[&str]) -> Result<Self> {
+        let child = Command::new("ip")
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("start `ip` (Debian package iproute2)")?;
+        Ok(Self { child, arguments: arguments.join(" ") })
     }
-    Ok(())
+
+    fn run(mut self, input: &str) -> Result<()> {
+        // The batches are far smaller than a pipe's buffer, so this cannot block on a child that does not read.
+        self.child.stdin.take().context("standard input of ip")?.write_all(input.as_bytes())?;
+        let output = self.child.wait_with_output()?;
+        if !output.status.success() {
+            bail!("ip {}: {}", self.arguments, String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(())
+    }
 }

@@ -6,9 +6,11 @@
 
 pub mod copy;
 pub mod probe;
+mod running;
 
 pub use self::copy::{CopyEvent, CopyReport};
 pub use self::probe::{ProbeEvent, ProbeReport};
+pub use self::running::{Copy, Plan, Probe};
 
 use std::io::Write as _;
 use std::time::Duration;

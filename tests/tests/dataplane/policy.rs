@@ -206,6 +206,13 @@ fn broadcast_is_for_the_node_if_a_rule_says_so() {
         // Not even a flow that could be forwarded goes on in a broadcast frame.
         let broadcast = tcp(End { macs: (CLIENT.macs.0, [0xff; 6]), ..CLIENT }, SERVER, "S");
         assert_eq!(rig.send(Port::Lan, &broadcast).verdict, Drop(DropReason::NoRule));
+        rig.load_rules(&[accept("all")]);
+        rig.send(Port::Lan, &tcp(CLIENT, SERVER, "S"));
+        assert_eq!(
+            rig.send(Port::Lan, &broadcast).verdict,
+            Drop(DropReason::OtherStation),
+            "of a known flow"
+        );
         rig.load_rules(&[Rule {
             to: ZONE_NODE,
             proto: proto::UDP,

@@ -255,7 +255,8 @@ impl Rig {
             .map_max_entries(name::EVENTS, 1 << 16)
             .load(&object)
             .expect("the object loads");
-        for (_, program) in bpf.programs_mut() {
+        let unused = if hook == Hook::Xdp { name::TC_INGRESS } else { name::XDP_INGRESS };
+        for (_, program) in bpf.programs_mut().filter(|(name, _)| *name != unused) {
             match program {
                 Program::Xdp(program) => program.load().expect("the verifier takes it"),
                 Program::SchedClassifier(program) => program.load().expect("the verifier takes it"),
@@ -365,8 +366,7 @@ impl Rig {
         let expected = match (self.hook, verdict) {
             (Hook::Xdp, Verdict::Drop(_)) => 1,
             (Hook::Xdp, Verdict::Pass) => 2,
-            (Hook::Xdp, Verdict::Answer) => 3,
-            (Hook::Xdp, Verdict::Forward) => 4,
+            (Hook::Xdp, Verdict::Answer | Verdict::Forward) => 4,
             (Hook::Tc, Verdict::Drop(_)) => 2,
             (Hook::Tc, Verdict::Pass) => u32::MAX,
             (Hook::Tc, Verdict::Answer | Verdict::Forward) => 7,

@@ -1,6 +1,7 @@
 //! What a run of the demo looked like, for people.
 
-use fwha_tests::takeover::{Outcome, event_ms};
+use fwha_tests::pair::event_ms;
+use fwha_tests::takeover::Outcome;
 use serde_json::Value;
 
 use super::Run;

@@ -1,6 +1,7 @@
 //! Forgers, strangers, and peers with another key or file.
 
 use super::*;
+use crate::seal::{Channel, OpenError, Purpose};
 
 #[test]
 fn a_forged_advert_moves_nothing_while_the_peer_is_alive() {
@@ -112,12 +113,8 @@ fn garbage_on_the_heartbeat_port_is_counted_and_moves_nothing() {
 #[test]
 fn another_node_of_our_own_name_is_named() {
     let mut rig = Rig::pair(1);
-    let mut twin = Channel::new(
-        crate::seal::ClusterKey::new([7; 32]),
-        Purpose::Heartbeat,
-        rig.election(1).config.identity,
-        2,
-    );
+    let config = &rig.election(1).config;
+    let mut twin = Channel::new(config.key.clone(), Purpose::Heartbeat, config.identity, 2);
     rig.forge_heartbeat(1, twin.hello());
     rig.run(ms(10));
     assert_eq!(rig.election(1).status(Time::ZERO).stranger.unwrap().claims, 1);

@@ -486,17 +486,15 @@ fn colliding_names() -> (String, String) {
 }
 
 #[test]
-fn what_does_not_fit_into_a_heartbeat_is_refused() {
-    let link = |n: u8| format!("{{ interface = \"sync{n}\", address = \"172.16.{n}.1\" }}");
-    let links: Vec<String> = (0..9).map(link).collect();
-    let one = "{ interface = \"sync\", address = \"172.16.0.1\" }";
-    let errors = parse(&GOOD.replace(one, &links.join(", "))).unwrap_err().to_string();
-    assert!(errors.contains("more than 8 sync links"), "{errors}");
-
-    let vip = |n: u8| {
-        format!("{{ zone = \"inet\", vrid = {}, addresses = [\"10.0.0.{}/24\"] }},", n + 100, n + 100)
-    };
-    let vips: String = (0..31).map(vip).collect();
-    let errors = parse(&GOOD.replace("vips = [", &format!("vips = [{vips}"))).unwrap_err().to_string();
-    assert!(errors.contains("more than 32 vrids in one group"), "{errors}");
+fn what_a_heartbeat_has_no_room_for_is_refused() {
+    let links: Vec<String> =
+        (1..=9).map(|n| format!("{{ interface = \"s{n}\", address = \"172.16.{n}.1\" }}")).collect();
+    let text =
+        with("[{ interface = \"sync\", address = \"172.16.0.1\" }]", &format!("[{}]", links.join(", ")));
+    assert!(mistakes(&text).iter().any(|m| m.ends_with("more than 8 sync links")));
+    let vips: Vec<String> = (1..=33)
+        .map(|n| format!("{{ zone = \"lan\", vrid = {n}, addresses = [\"192.168.100.{n}/24\"] }},"))
+        .collect();
+    let text = with("vips = [", &format!("vips = [{}", vips.join(" ")));
+    assert!(mistakes(&text).iter().any(|m| m.ends_with("more than 32 vrids in one group")));
 }

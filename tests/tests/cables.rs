@@ -1,0 +1,94 @@
+//! Cables that are pulled one at a time.
+
+use anyhow::Result;
+use fwha_tests::lab::{Cable, Lab, LabOptions, Node};
+use fwha_tests::pair::{Pair, active_node, peer_state, role};
+use fwha_tests::scenario::with_pair;
+use fwha_tests::takeover;
+use fwha_tests::traffic::Probe;
+
+/// Waits until a node has sent several more rounds of advertisements, whatever their interval is then.
+fn several_adverts(lab: &Lab, pair: &Pair, active: Node) -> Result<()> {
+    const ADVERTS: u64 = 6;
+    let sent = pair.node(active).count("vrrp.vrrp_tx.adverts")?;
+    pair.wait_for_count(lab, active, "vrrp.vrrp_tx.adverts", sent + ADVERTS)?;
+    Ok(())
+}
+
+#[test]
+fn losing_the_sync_link_alone_moves_nothing_and_a_death_after_it_is_still_noticed() {
+    with_pair(LabOptions::default(), |lab, pair| {
+        let active = pair.settle(lab)?;
+        let backup = active.peer();
+        let before = pair.roles()?;
+        let mut probe = Probe::start(lab)?;
+
+        lab.cut(active, Cable::Sync)?;
+        for node in Node::ALL {
+            pair.wait_for_status(lab, node, "the loss of the sync link to be seen", |status| {
+                peer_state(status) == Some("sync-lost")
+            })?;
+        }
+        several_adverts(lab, pair, active)?;
+        assert_eq!(pair.roles()?, before);
+
+        lab.heal(active, Cable::Sync)?;
+        assert_eq!(pair.settle(lab)?, active);
+        assert_eq!(pair.roles()?, before);
+        probe.wait_for_more_answers()?;
+        let report = probe.end()?;
+        println!("sync link cut and healed: {} of {} probes lost", report.lost, report.sent);
+        assert_eq!(report.lost, 0, "{report:?}");
+
+        lab.cut(active, Cable::Sync)?;
+        pair.wait_for_status(lab, backup, "the loss of the sync link to be seen", |status| {
+            peer_state(status) == Some("sync-lost")
+        })?;
+        let mut probe = Probe::start(lab)?;
+        takeover::lose(lab, pair, active)?;
+        pair.wait_for_role(lab, backup, "active")?;
+        probe.wait_for_more_answers()?;
+        let report = probe.end()?;
+        println!("death of the active without a sync link: outage {:.1} ms", report.outage_ms);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_node_that_loses_a_data_cable_is_in_fault_and_its_peer_has_the_group() {
+    with_pair(LabOptions::default(), |lab, pair| {
+        let cut = pair.settle(lab)?;
+        let peer = cut.peer();
+        let mut probe = Probe::start(lab)?;
+
+        lab.cut(cut, Cable::Lan)?;
+        pair.wait_for_role(lab, peer, "active")?;
+        pair.wait_for_role(lab, cut, "fault")?;
+        probe.wait_for_more_answers()?;
+        let report = probe.end()?;
+        println!(
+            "a data cable of the active cut: outage {:.1} ms, {} probes lost",
+            report.outage_ms, report.lost
+        );
+
+        // Nobody is left: `status` says so by its exit code, on both nodes.
+        lab.cut(peer, Cable::Wan)?;
+        pair.wait_for_role(lab, peer, "fault")?;
+        for node in Node::ALL {
+            pair.wait_for_status(lab, node, "nobody to be active", |status| active_node(status).is_none())?;
+            let output = pair.node(node).ctl_output(&["status"])?;
+            let said = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert_eq!(output.status.code(), Some(3), "{said}");
+            assert!(said.contains("warning: group gateway: no node is active"), "{said}");
+        }
+
+        lab.heal(cut, Cable::Lan)?;
+        pair.wait_for_role(lab, cut, "active")?;
+        lab.heal(peer, Cable::Wan)?;
+        assert_eq!(pair.settle(lab)?, cut);
+        let status = pair.node(peer).ctl(&["status"])?;
+        assert_eq!(role(&status), Some("backup"));
+        assert_eq!(pair.node(cut).ctl_output(&["status"])?.status.code(), Some(0));
+        Ok(())
+    });
+}

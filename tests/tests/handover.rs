@@ -1,0 +1,117 @@
+//! Planned moves: the peer is Active before the old one lets go, and a node that leaves leaves nothing behind.
+
+use anyhow::{Result, ensure};
+use fwha::sys::bpf::{AttachType, tcx_links};
+use fwha_tests::lab::{INET_VIP, LAN_VIP, Lab, LabOptions, LineProcess, Node};
+use fwha_tests::pair::{PATIENCE, active_node, event_ms, peer_state, role};
+use fwha_tests::scenario::with_pair;
+use fwha_tests::traffic::Probe;
+use serde_json::Value;
+
+/// "No two seconds of nobody": far above what is measured, far below what a lost node without a handover would cost.
+const SMALL_OUTAGE_MS: f64 = 500.0;
+
+/// Everything that a node which has left has left behind.
+fn remains(lab: &Lab, node: Node) -> Result<Vec<String>> {
+    let host = node.host();
+    let mut found = Vec::new();
+    let addresses = lab.exec(host, &["ip", "-oneline", "address"])?;
+    found
+        .extend(addresses.lines().filter(|l| l.contains(LAN_VIP) || l.contains(INET_VIP)).map(str::to_owned));
+    let links = lab.exec(host, &["ip", "-details", "-oneline", "link"])?;
+    found.extend(links.lines().filter(|l| l.contains("xdp")).map(str::to_owned));
+    for interface in ["lan", "wan", "sync"] {
+        for hook in [AttachType::BPF_TCX_INGRESS, AttachType::BPF_TCX_EGRESS] {
+            let links = lab.within(host, || -> Result<_> {
+                Ok(tcx_links(nix::net::if_::if_nametoindex(interface)?, hook)?)
+            })??;
+            found.extend(links.iter().map(|link| format!("link {link} at {hook:?} of {interface}")));
+        }
+    }
+    let pins = lab.pins()?.into_iter().map(|pin| pin.display().to_string());
+    found.extend(pins.filter(|pin| pin.contains(node.name())));
+    let socket = lab.dir().join(node.name()).join("fwha.sock");
+    found.extend(socket.exists().then(|| socket.display().to_string()));
+    Ok(found)
+}
+
+/// When an event said that this node's role became `to`.
+fn became(events: &mut LineProcess<Value>, to: &str) -> Result<f64> {
+    let arrow = format!("-> {to}");
+    events.wait_for(&format!("the event {arrow}"), PATIENCE, |event| {
+        let text = event["text"].as_str().unwrap_or_default();
+        (event["kind"] == "role" && text.contains(&arrow)).then(|| event_ms(&event))
+    })
+}
+
+#[test]
+fn a_node_that_is_told_to_end_hands_over_first_and_leaves_nothing_behind() {
+    with_pair(LabOptions::default(), |lab, pair| {
+        let leaver = pair.settle(lab)?;
+        let taker = leaver.peer();
+        ensure!(!remains(lab, leaver)?.is_empty(), "a running node has programs and addresses");
+        let mut probe = Probe::start(lab)?;
+        let mut events = pair.node(taker).follow_events(lab)?;
+
+        let status = pair.node_mut(leaver).term(PATIENCE)?;
+
+        assert!(status.success(), "{status}");
+        let after = pair.node(taker).ctl(&["status"])?;
+        assert_eq!((role(&after), active_node(&after)), (Some("active"), Some(taker.name())), "{after}");
+        assert_eq!(peer_state(&after), Some("left"), "{after}");
+        assert_eq!(remains(lab, leaver)?, Vec::<String>::new());
+        became(&mut events, "active")?;
+        probe.wait_for_more_answers()?;
+        let report = probe.end()?;
+        println!("SIGTERM to the active: outage {:.1} ms, {} probes lost", report.outage_ms, report.lost);
+        assert!(report.outage_ms < SMALL_OUTAGE_MS, "{report:?}");
+
+        // The last one has nobody to hand over to, and goes as cleanly and in good time.
+        let status = pair.node_mut(taker).term(PATIENCE)?;
+        assert!(status.success(), "{status}");
+        assert_eq!(remains(lab, taker)?, Vec::<String>::new());
+        assert_eq!(lab.pins()?, Vec::<std::path::PathBuf>::new());
+        Ok(())
+    });
+}
+
+#[test]
+fn a_switchover_moves_the_group_and_back_and_tells_its_steps() {
+    with_pair(LabOptions::default(), |lab, pair| {
+        let first = pair.settle(lab)?;
+        let mut probe = Probe::start(lab)?;
+        for from in [first, first.peer()] {
+            let to = from.peer();
+            let mut events = pair.node(to).follow_events(lab)?;
+            let reply = pair.node(from).ctl(&["switchover"])?;
+            assert_eq!((reply["from"].as_str(), reply["to"].as_str()), (Some(from.name()), Some(to.name())));
+            println!("switchover from {from} to {to}: {} ms", reply["took_ms"]);
+            // The follower gets it without asking again.
+            let steps = events.wait_for("the takeover's steps", PATIENCE, |event| {
+                let new = event_ms(&event) > 0.0 && event["kind"] == "takeover";
+                new.then(|| event["steps"].as_array().cloned().unwrap_or_default())
+            })?;
+            let names: Vec<&str> = steps.iter().filter_map(|step| step["name"].as_str()).collect();
+            assert_eq!(names, ["advert", "own", "vips", "announce"], "commit before VIP");
+            assert_eq!(pair.settle(lab)?, to);
+        }
+        probe.wait_for_more_answers()?;
+        let report = probe.end()?;
+        println!("two switchovers: outage {:.1} ms, {} probes lost", report.outage_ms, report.lost);
+        assert!(report.outage_ms < SMALL_OUTAGE_MS, "{report:?}");
+
+        // Only the Active can give away what it has, and only to somebody that exists.
+        let backup = pair.node(first.peer());
+        let refused = backup.ctl_output(&["switchover"])?;
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert_eq!(refused.status.code(), Some(1), "{said}");
+        assert!(
+            said.contains(&format!("give the command on {first}")) && said.lines().count() == 1,
+            "{said}"
+        );
+        let refused = pair.node(first).ctl_output(&["switchover", "--to", "fw9"])?;
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(said.contains("there is no node \"fw9\": known are fw1, fw2"), "{said}");
+        Ok(())
+    });
+}

@@ -1,0 +1,105 @@
+//! Ownership is a lease: a daemon that hangs loses it, one that is back in time keeps it.
+
+use std::net::{Ipv4Addr, UdpSocket};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use fwha_tests::lab::{Host, LAN_VIP, Lab, LabOptions, Node, SERVER};
+use fwha_tests::pair::{PATIENCE, Pair, event_ms, role};
+use fwha_tests::scenario::with_pair;
+use fwha_tests::traffic::{Probe, mono_ms};
+
+/// The default of `lease`.
+const LEASE_MS: f64 = 1000.0;
+/// A lease is renewed with each heartbeat, so when the daemon stops it is younger than a few of them, late ones included.
+const YOUNGER_MS: f64 = 200.0;
+
+/// Makes the client send to one node whatever gratuitous ARP says, as a client behind a slow switch would.
+fn nail_gateway(lab: &Lab, node: Node) -> Result<()> {
+    let link = lab.exec(node.host(), &["ip", "-oneline", "link", "show", "dev", "lan"])?;
+    let mac =
+        link.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).context("a MAC address")?;
+    let permanent = ["ip", "neighbour", "replace", LAN_VIP, "lladdr", mac, "dev", "eth0", "nud", "permanent"];
+    lab.exec(Host::Client, &permanent)?;
+    Ok(())
+}
+
+/// Sends datagrams from the client until one arrives at the server, or until `count` were sent. Whether one arrived.
+fn crosses(lab: &Lab, port: u16, count: usize) -> Result<bool> {
+    let server = lab.within(Host::Server, || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)))??;
+    let client = lab.within(Host::Client, || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
+    server.set_read_timeout(Some(Duration::from_millis(20)))?;
+    for _ in 0..count {
+        client.send_to(b"anybody?", (SERVER, port))?;
+        if server.recv(&mut [0; 16]).is_ok() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+#[test]
+fn a_daemon_that_hangs_is_fenced_before_its_peer_takes_over_and_gives_way_when_it_wakes() {
+    with_pair(LabOptions::default(), |lab, pair| {
+        let hung = pair.settle(lab)?;
+        let peer = hung.peer();
+        nail_gateway(lab, hung)?;
+        assert!(crosses(lab, 9001, 50)?, "{hung} forwards");
+
+        let stopped_ms = mono_ms();
+        pair.node(hung).stop()?;
+        pair.wait_for_role(lab, peer, "active")?;
+
+        let events = pair.node(peer).ctl_lines(&["events"])?;
+        let took_over = events.iter().rfind(|e| e["kind"] == "takeover").context("no takeover")?;
+        let after_ms = event_ms(took_over) - stopped_ms;
+        println!("SIGSTOP: the peer took over after {after_ms:.0} ms");
+        assert!(after_ms > LEASE_MS - YOUNGER_MS, "the peer took over while the lease ran: {after_ms} ms");
+        assert!(!crosses(lab, 9002, 20)?, "{hung} forwards although its lease is over");
+
+        pair.node(hung).cont()?;
+        assert_eq!(pair.settle(lab)?, peer, "the one that slept gives way");
+        assert!(pair.node(hung).count("drops.lease_expired")? >= 20);
+        let addresses = lab.exec(hung.host(), &["ip", "-oneline", "address"])?;
+        assert!(!addresses.contains(LAN_VIP), "{addresses}");
+        lab.exec(Host::Client, &["ip", "neighbour", "delete", LAN_VIP, "dev", "eth0"])?;
+        assert!(crosses(lab, 9003, 250)?, "{peer} forwards");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_daemon_that_is_back_within_its_lease_keeps_its_role_its_term_and_its_data_plane() {
+    // Longer than a debug build needs to start on a busy machine.
+    with_pair(LabOptions { lease: Some(Duration::from_secs(10)), ..LabOptions::default() }, |lab, pair| {
+        let restarted = pair.settle(lab)?;
+        let before = (pair.roles()?, lab.pins()?);
+        let mut probe = Probe::start(lab)?;
+
+        pair.node_mut(restarted).kill()?;
+        let dead_ms = mono_ms();
+        pair.restart(lab, restarted)?;
+        wait_until_it_answers(lab, pair, restarted)?;
+        println!("SIGKILL: back after {:.0} ms", mono_ms() - dead_ms);
+
+        assert_eq!(pair.settle(lab)?, restarted);
+        assert_eq!((pair.roles()?, lab.pins()?), before);
+        let events = pair.node(restarted.peer()).ctl_lines(&["events"])?;
+        let moved = events.iter().any(|e| e["kind"] == "role" && event_ms(e) > dead_ms);
+        assert!(!moved, "the peer's role changed: {events:?}");
+        probe.wait_for_more_answers()?;
+        let report = probe.end()?;
+        println!(
+            "restart within the lease: {} of {} probes lost, outage {:.1} ms",
+            report.lost, report.sent, report.outage_ms
+        );
+        Ok(())
+    });
+}
+
+fn wait_until_it_answers(lab: &Lab, pair: &Pair, node: Node) -> Result<()> {
+    lab.wait_for("the restarted daemon to answer", PATIENCE, || {
+        let status = pair.node(node).ctl(&["status"])?;
+        Ok(role(&status).is_some().then_some(()))
+    })
+}
