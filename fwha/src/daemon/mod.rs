@@ -110,7 +110,6 @@ pub struct RunOptions {
 /// Whatever keeps it from starting, or from leaving cleanly.
 pub fn run(options: RunOptions) -> Result<()> {
     init_log();
-    end_on_panic();
     if !nix::unistd::geteuid().is_root() {
         bail!("fwha run needs root: it loads BPF programs and moves addresses");
     }
@@ -127,16 +126,6 @@ pub fn run(options: RunOptions) -> Result<()> {
     let ended = runtime.block_on(run_node(&config, &node, &run_dir));
     run_dir.clean();
     ended
-}
-
-/// A daemon that has lost a thread must not look alive: it ends, its data plane keeps the lease for a
-/// moment, and the service manager starts it anew within it, or the peer takes over.
-fn end_on_panic() {
-    let report = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        report(panic);
-        std::process::abort();
-    }));
 }
 
 fn init_log() {
