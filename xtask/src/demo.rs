@@ -114,6 +114,7 @@ fn one(args: &Args, options: &LabOptions) -> Result<Run> {
     let plan = Plan { size: args.size << 20, rate: args.rate << 20, ..Plan::default() };
     let mut outcome = None;
     let verdict = play(args, &lab, plan, &mut outcome);
+    lab::wait_if_terminating();
     match (&verdict, &outcome) {
         (Ok(()), Some(outcome)) if args.no_sync => {
             println!(
@@ -156,7 +157,7 @@ fn play(args: &Args, lab: &Lab, plan: Plan, told: &mut Option<Outcome>) -> Resul
 
 /// Runs the scenario under a progress bar, or with a line now and then where there is no terminal.
 fn watch(lab: &Lab, pair: &mut Pair, plan: Plan, no_sync: bool) -> Result<Outcome> {
-    let style = "{msg:<46} [{bar:30}] {binary_bytes:>10} of {binary_total_bytes}";
+    let style = "{msg:<41} [{wide_bar}] {binary_bytes} of {binary_total_bytes}";
     let bar =
         ProgressBar::new(plan.size).with_style(ProgressStyle::with_template(style)?.progress_chars("=> "));
     bar.enable_steady_tick(Duration::from_millis(100));

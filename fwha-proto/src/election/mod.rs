@@ -55,6 +55,7 @@ use self::group::Group;
 pub use self::output::{CommandError, Counters, Event, Output};
 use self::peer::Peer;
 pub use self::peer::{HELLO_INTERVAL, Link};
+use self::status::Stranger;
 use crate::NodeId;
 use crate::heartbeat::{GroupRecord, Heartbeat, Interface, NodeState, PeerState, Role, Via};
 use crate::seal::{Header, OpenError, Opened};
@@ -86,6 +87,7 @@ pub struct Election {
     farewells: u8,
     stopped: bool,
     refused_at: BTreeMap<&'static str, Time>,
+    stranger: Option<Stranger>,
 }
 
 impl Election {
@@ -114,6 +116,7 @@ impl Election {
             farewells: FAREWELLS,
             stopped: false,
             refused_at: BTreeMap::new(),
+            stranger: None,
             config,
         };
         for (via, interface) in election.config.interfaces.clone() {
@@ -132,10 +135,10 @@ impl Election {
         self.advance(now);
         let header = match Header::parse(datagram) {
             Ok(header) => header,
-            Err(error) => return self.refused(link, 0, error),
+            Err(error) => return self.strange(link, 0, error),
         };
         let Some(p) = self.peers.iter().position(|p| p.node == header.sender) else {
-            return self.refused(link, 0, OpenError::Misdirected);
+            return self.strange(link, header.sender, OpenError::Misdirected);
         };
         let peer = &mut self.peers[p];
         match peer.channel.open(datagram) {
@@ -365,6 +368,12 @@ impl Election {
 
     fn event(&mut self, event: Event) {
         self.out.push_back(Output::Event(event));
+    }
+
+    /// A datagram that no peer is to blame for.
+    fn strange(&mut self, link: u8, claims: NodeId, error: OpenError) {
+        self.stranger = Some(Stranger { at: self.clock, link, claims, error });
+        self.refused(link, 0, error);
     }
 
     fn refused(&mut self, link: u8, sender: NodeId, error: OpenError) {

@@ -8,6 +8,7 @@ use super::output::Counters;
 use super::peer::Link;
 use crate::NodeId;
 use crate::heartbeat::{Cause, NodeState, PeerState, Role};
+use crate::seal::OpenError;
 use crate::time::Time;
 
 /// Everything that [`Election::status`] tells.
@@ -19,8 +20,23 @@ pub struct Status {
     pub groups: Vec<GroupStatus>,
     /// The other nodes.
     pub peers: Vec<PeerStatus>,
+    /// The last datagram on a sync link that came from none of the peers.
+    pub stranger: Option<Stranger>,
     /// Counters of heartbeats, probes and VRRP.
     pub counters: Counters,
+}
+
+/// A datagram on a sync link that belongs to no peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stranger {
+    /// When it arrived.
+    pub at: Time,
+    /// The sync link.
+    pub link: u8,
+    /// The node that its sender claims to be: this one, or none of the cluster; 0 if it says nothing.
+    pub claims: NodeId,
+    /// Why it was refused.
+    pub error: OpenError,
 }
 
 /// A group, seen from this node.
@@ -104,6 +120,7 @@ impl Election {
             node: self.node,
             groups: (0..self.groups.len()).map(|g| self.group_status(g, now)).collect(),
             peers: self.peers.iter().map(|p| self.peer_status(p, now)).collect(),
+            stranger: self.stranger,
             counters: self.counters.clone(),
         }
     }

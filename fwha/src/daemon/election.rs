@@ -24,13 +24,14 @@ use nix::sys::time::TimeSpec;
 use tokio::sync::{mpsc, oneshot};
 
 use super::events::{EventLog, step};
+use super::limit::Limit;
 use super::mailbox::{Letters, Mailbox};
 use super::names::Names;
 use super::replication::{self, OwnedGroups};
 use super::vips::{self, Takeover};
 use crate::api::Step;
 use crate::dataplane::Maps;
-use crate::socket::{ProbeSocket, SyncSocket, VrrpSocket};
+use crate::socket::{ProbeSocket, Refused, SyncSocket, VrrpSocket};
 use crate::sys::clock::KernelClock;
 use crate::sys::sched;
 
@@ -38,6 +39,10 @@ use crate::sys::sched;
 const PRIORITY: u8 = 20;
 /// Packets taken from one socket before the others have their turn.
 const BURST: usize = 64;
+/// Turns after which time goes on whatever still waits: a flood must not stop the clock.
+const TURNS: usize = 16;
+/// How long a late turn is remembered for `status`.
+const LATE_MEMORY: Duration = Duration::from_secs(60);
 /// Between two snapshots for `status`.
 const SNAPSHOT_INTERVAL: Duration = Duration::from_millis(50);
 /// The longest packet that any of the sockets may carry.
@@ -56,6 +61,12 @@ pub enum Command {
     },
     /// An interface changed.
     Interface(Via, Interface),
+    /// An interface is another one now, or has another MAC: its socket for probes.
+    Opened(Via, Option<ProbeSocket>),
+    /// The same for a sync link: its socket for heartbeats.
+    Heartbeats(u8, SyncSocket),
+    /// The same for a zone: its socket for VRRP.
+    Vrrp(u8, VrrpSocket),
     /// How far the replica of a peer's flows is.
     SyncStatus {
         /// The peer.
@@ -72,7 +83,7 @@ pub enum Command {
 /// The sockets of the election.
 pub struct Sockets {
     /// Heartbeats, by sync link.
-    pub heartbeats: Vec<Arc<SyncSocket>>,
+    pub heartbeats: Vec<SyncSocket>,
     /// Where heartbeats to a peer go, by sync link and node.
     pub peers: BTreeMap<(u8, NodeId), SocketAddrV4>,
     /// VRRP, by zone.
@@ -81,6 +92,60 @@ pub struct Sockets {
     pub probes: BTreeMap<Via, ProbeSocket>,
     /// The primary address in each zone, from which VRRP speaks.
     pub sources: BTreeMap<u8, Ipv4Addr>,
+}
+
+/// What the thread shows of itself.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// When it was made. An old one is the sign of a thread that hangs.
+    pub at: Time,
+    /// How the election stands.
+    pub status: Status,
+    /// How well the thread keeps time.
+    pub lateness: Lateness,
+    /// What the sockets for heartbeats refused.
+    pub refused: Refused,
+}
+
+impl Snapshot {
+    /// A snapshot of the machine alone.
+    pub fn of(election: &Election, now: Time) -> Self {
+        Self {
+            at: now,
+            status: election.status(now),
+            lateness: Lateness::default(),
+            refused: Refused::default(),
+        }
+    }
+}
+
+/// Turns of the thread that came too late: by more than a heartbeat, which the peer notices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lateness {
+    /// How many, since the start.
+    pub count: u64,
+    /// The worst of late.
+    pub worst: Duration,
+    /// When the last one was.
+    pub last: Time,
+}
+
+impl Lateness {
+    fn note(&mut self, now: Time, due: Time, allowed: Duration) {
+        let late = now.since(due);
+        if due == Time::ZERO || late <= allowed {
+            return;
+        }
+        if now.since(self.last) > LATE_MEMORY {
+            self.worst = Duration::ZERO;
+        }
+        *self = Self { count: self.count + 1, worst: self.worst.max(late), last: now };
+    }
+
+    /// Whether that was a short time ago.
+    pub fn recent(&self, now: Time) -> bool {
+        self.count > 0 && now.since(self.last) <= LATE_MEMORY
+    }
 }
 
 /// Everything that the thread works with.
@@ -106,7 +171,9 @@ pub struct Thread {
     /// Names for texts.
     pub names: Arc<Names>,
     /// Where `status` looks.
-    pub snapshot: Arc<ArcSwap<Status>>,
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// Between heartbeats.
+    pub heartbeat_interval: Duration,
     /// Told when everything has been handed over.
     pub done: oneshot::Sender<()>,
 }
@@ -135,11 +202,19 @@ impl Thread {
     fn run(mut self) {
         let mut owned = BTreeMap::new();
         let mut snapshot_due = Time::ZERO;
+        let mut lateness = Lateness::default();
+        let mut due = Time::ZERO;
+        let mut unwritten = Limit::default();
         loop {
             // All that had arrived by now is read before a timer of now is believed. The time is
             // taken first: what arrives while this thread is held up counts in the next turn.
             let now = self.now();
-            self.read_sockets();
+            lateness.note(now, due, self.heartbeat_interval);
+            for _ in 0..TURNS {
+                if !self.read_sockets() {
+                    break;
+                }
+            }
             self.read_letters();
             if self.election.next_timeout() <= now {
                 self.election.tick(now);
@@ -148,25 +223,35 @@ impl Thread {
             let mut steps = Vec::new();
             while let Some(output) = self.election.poll() {
                 told |= matches!(output, Output::Event(_));
-                if self.execute(now, output, &mut owned, &mut steps) {
-                    self.snapshot.store(Arc::new(self.election.status(self.now())));
+                if self.execute(now, output, &mut owned, &mut steps, &mut unwritten) {
+                    self.show(lateness);
                     // Whoever waited may have given up; that is theirs.
                     let _ = self.done.send(());
                     return;
                 }
             }
             if told || now >= snapshot_due {
-                self.snapshot.store(Arc::new(self.election.status(now)));
+                self.show(lateness);
                 snapshot_due = now + SNAPSHOT_INTERVAL;
             }
+            due = self.election.next_timeout();
             self.sleep();
         }
+    }
+
+    fn show(&self, lateness: Lateness) {
+        let mut snapshot = Snapshot { lateness, ..Snapshot::of(&self.election, self.now()) };
+        for refused in self.sockets.heartbeats.iter().map(SyncSocket::refused) {
+            snapshot.refused.ttl += refused.ttl;
+            snapshot.refused.length += refused.length;
+        }
+        self.snapshot.store(Arc::new(snapshot));
     }
 
     fn sleep(&self) {
         let wait = self.election.next_timeout().since(self.now());
         let fds: Vec<BorrowedFd<'_>> = std::iter::once(self.letters.as_fd())
-            .chain(self.sockets.heartbeats.iter().map(|socket| socket.as_fd()))
+            .chain(self.sockets.heartbeats.iter().map(AsFd::as_fd))
             .chain(self.sockets.vrrp.values().map(AsFd::as_fd))
             .chain(self.sockets.probes.values().map(AsFd::as_fd))
             .collect();
@@ -175,13 +260,15 @@ impl Thread {
         let _ = ppoll(&mut fds, Some(TimeSpec::from(wait.min(Duration::from_secs(1)))), None);
     }
 
-    fn read_sockets(&mut self) {
+    /// Whether there may be more.
+    fn read_sockets(&mut self) -> bool {
+        let mut more = false;
         let mut buffer = [0; BUFFER_LEN];
         let arrived = |waited: Option<Duration>, clock: &KernelClock| {
             Time::from_nanos(clock.now_ns()) - waited.unwrap_or_default()
         };
         for (link, socket) in self.sockets.heartbeats.iter().enumerate() {
-            for _ in 0..BURST {
+            for n in 1..=BURST {
                 let (len, at) = match socket.receive(&mut buffer) {
                     Ok(Some(datagram)) => (datagram.payload.len(), arrived(datagram.waited, &self.clock)),
                     Ok(None) => break,
@@ -191,10 +278,11 @@ impl Thread {
                     }
                 };
                 self.election.heartbeat_datagram(at, link as u8, &mut buffer[..len]);
+                more |= n == BURST;
             }
         }
         for (&zone, socket) in &self.sockets.vrrp {
-            for _ in 0..BURST {
+            for n in 1..=BURST {
                 match socket.receive(&mut buffer) {
                     Ok(Some(packet)) => {
                         let envelope = Envelope {
@@ -204,6 +292,7 @@ impl Thread {
                         };
                         let at = arrived(packet.waited, &self.clock);
                         self.election.vrrp_packet(at, zone, &envelope, packet.message);
+                        more |= n == BURST;
                     }
                     Ok(None) => break,
                     Err(error) => {
@@ -214,11 +303,12 @@ impl Thread {
             }
         }
         for (&via, socket) in &self.sockets.probes {
-            for _ in 0..BURST {
+            for n in 1..=BURST {
                 match socket.receive() {
                     Ok(Some(frame)) => {
                         let at = arrived(frame.waited, &self.clock);
                         self.election.probe_reply(at, via, &frame.probe);
+                        more |= n == BURST;
                     }
                     Ok(None) => break,
                     Err(error) => {
@@ -228,6 +318,7 @@ impl Thread {
                 }
             }
         }
+        more
     }
 
     fn read_letters(&mut self) {
@@ -245,6 +336,18 @@ impl Thread {
                     }
                     self.election.interface(now, via, interface);
                 }
+                Command::Opened(via, socket) => {
+                    self.sockets.probes.remove(&via);
+                    self.sockets.probes.extend(socket.map(|socket| (via, socket)));
+                }
+                Command::Heartbeats(link, socket) => {
+                    if let Some(place) = self.sockets.heartbeats.get_mut(usize::from(link)) {
+                        *place = socket;
+                    }
+                }
+                Command::Vrrp(zone, socket) => {
+                    self.sockets.vrrp.insert(zone, socket);
+                }
                 Command::SyncStatus { peer, in_sync, applied } => {
                     self.election.sync_status(now, peer, in_sync, applied);
                 }
@@ -260,6 +363,7 @@ impl Thread {
         output: Output,
         owned: &mut BTreeMap<GroupId, Group>,
         steps: &mut Vec<Step>,
+        unwritten: &mut Limit,
     ) -> bool {
         let mut done = |name: &str| {
             if !steps.iter().any(|s| s.name == name) {
@@ -287,19 +391,19 @@ impl Thread {
                 };
                 owned.insert(group, element);
                 self.owned.set(group, true);
-                self.write_group(group, &element);
+                self.write_group(group, &element, unwritten);
                 done("own");
                 self.replication.send(replication::Command::Owned { group, term });
             }
             Output::RenewLease { group, until } => {
                 if let Some(element) = owned.get_mut(&group) {
                     element.lease_until_ns = until.as_nanos();
-                    self.write_group(group, element);
+                    self.write_group(group, element, unwritten);
                 }
             }
             Output::Disown { group } => {
                 let term = owned.remove(&group).map_or(0, |g| g.term);
-                self.write_group(group, &Group { term, ..Group::default() });
+                self.write_group(group, &Group { term, ..Group::default() }, unwritten);
                 self.owned.set(group, false);
                 self.replication.send(replication::Command::Disowned { group });
             }
@@ -321,8 +425,10 @@ impl Thread {
         }
     }
 
-    fn write_group(&self, group: GroupId, element: &Group) {
-        if let Err(error) = self.maps.write_group(u32::from(group), element) {
+    fn write_group(&self, group: GroupId, element: &Group, unwritten: &mut Limit) {
+        if let Err(error) = self.maps.write_group(u32::from(group), element)
+            && unwritten.pass().is_some()
+        {
             // The data plane fences itself when the lease ends; the peer takes over then.
             tracing::error!("cannot write the ownership of group {group}: {error}");
         }
@@ -409,5 +515,25 @@ impl Thread {
             ),
         };
         self.events.record(at, kind, group.map(|g| names.group(g)), text, Vec::new());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_turn_counts_as_late_after_a_heartbeat_and_is_forgotten_after_a_minute() {
+        let (at, allowed) = (Time::from_millis, Duration::from_millis(10));
+        let mut lateness = Lateness::default();
+        lateness.note(at(1000), at(990), allowed);
+        lateness.note(at(1000), Time::ZERO, allowed);
+        assert_eq!(lateness, Lateness::default(), "on time, or asked for at once");
+        lateness.note(at(1000), at(900), allowed);
+        lateness.note(at(2000), at(1950), allowed);
+        assert_eq!((lateness.count, lateness.worst), (2, Duration::from_millis(100)));
+        assert!(lateness.recent(at(62_000)) && !lateness.recent(at(62_001)));
+        lateness.note(at(90_000), at(89_970), allowed);
+        assert_eq!((lateness.count, lateness.worst), (3, Duration::from_millis(30)));
     }
 }

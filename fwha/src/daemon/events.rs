@@ -31,7 +31,7 @@ impl EventLog {
     pub fn record(&self, at: Time, kind: &str, group: Option<&str>, text: String, steps: Vec<Step>) {
         tracing::info!(kind, group, "{text}{}", StepList(&steps));
         let event = Event {
-            at_unix_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64),
+            at_unix_ms: unix_ms(),
             at_mono_ms: at.as_nanos() as f64 / 1e6,
             kind: kind.to_owned(),
             group: group.map(str::to_owned),
@@ -53,6 +53,22 @@ impl EventLog {
         let history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
         (history.iter().cloned().collect(), self.followers.subscribe())
     }
+}
+
+/// What a follower is told that did not read fast enough.
+pub fn missed(count: u64) -> Event {
+    Event {
+        at_unix_ms: unix_ms(),
+        at_mono_ms: 0.0,
+        kind: "missed".to_owned(),
+        group: None,
+        text: format!("{count} events went by unread: `fwhactl events` has the latest"),
+        steps: Vec::new(),
+    }
+}
+
+fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }
 
 /// A step of a takeover that was done at `now`: its time since the decision.

@@ -17,27 +17,36 @@
 //! |---|---|
 //! | [`election`] | election thread |
 //! | [`replication`] | replication thread |
+//! | [`table`] | flows of peers on their way into the kernel |
 //! | [`vips`] | addresses and gratuitous ARP |
 //! | [`sweeper`] | expired flows, lost events |
-//! | [`network`] | routes, carriers, addresses as they change |
-//! | [`server`] | control API |
+//! | [`network`] | routes, carriers, addresses, interfaces as they change |
+//! | [`ports`] | this node's interfaces and the sockets on them |
+//! | [`server`], `warnings` | control API |
 //! | [`events`] | event log |
 //! | [`lock`] | run directory: one daemon for one node |
-//! | [`mailbox`], [`names`] | small things that the others share |
+//! | [`mailbox`], [`names`], [`limit`] | small things that the others share |
 
 pub mod election;
 pub mod events;
+pub mod limit;
 pub mod lock;
 pub mod mailbox;
 pub mod names;
 pub mod network;
+pub mod ports;
 pub mod replication;
 pub mod server;
 pub mod sweeper;
+pub mod table;
 pub mod vips;
+mod warnings;
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, mpsc as std_mpsc};
 use std::thread::JoinHandle;
@@ -46,9 +55,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use arc_swap::ArcSwap;
 use fwha_common::BUCKETS;
+use fwha_common::group::Group;
 use fwha_common::rule::name_hash;
 use fwha_proto::election::{self as proto_election, Election};
-use fwha_proto::heartbeat::{Interface, Via};
+use fwha_proto::heartbeat::{Role, Via};
 use fwha_proto::replication::{self as proto_replication, Replication};
 use fwha_proto::seal::{ClusterKey, Identity};
 use fwha_proto::time::Time;
@@ -61,12 +71,13 @@ use self::events::EventLog;
 use self::lock::RunDir;
 use self::mailbox::Mailbox;
 use self::names::Names;
-use self::network::{Interfaces, Network};
+use self::network::Network;
+use self::ports::Port;
 use self::replication::OwnedGroups;
 use crate::config::{self, Config, GroupId, Node};
 use crate::dataplane::{self, Dataplane, Maps, ZoneInterface};
-use crate::netlink::{Address, Addresses, Garp, Link, Monitor};
-use crate::socket::{ProbeSocket, SyncSocket, VrrpSocket};
+use crate::netlink::Monitor;
+use crate::socket::SyncSocket;
 use crate::sys::clock::KernelClock;
 use crate::sys::{random, sched};
 
@@ -78,6 +89,8 @@ const HANDOVER_TIMEOUT: Duration = Duration::from_millis(500);
 const PREEMPT_WAIT: Duration = Duration::from_secs(10);
 /// How long a clean end may take before the node goes all the same.
 const SHUTDOWN_WAIT: Duration = Duration::from_secs(3);
+/// What the names of worker threads begin with.
+const WORKER: &str = "fwha-";
 
 /// What the command line of `fwha run` says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,6 +117,7 @@ pub fn run(options: RunOptions) -> Result<()> {
     let hostname = nix::unistd::gethostname().context("cannot read the host's name")?;
     let node = config.node_for(options.node.as_deref(), &hostname.to_string_lossy())?.clone();
     let run_dir = RunDir::take(&options.run_dir)?;
+    abort_with_workers();
     for denied in sched::raise_limits() {
         // Kernels since 5.11 do not hold maps against these limits.
         tracing::debug!("{denied}");
@@ -123,6 +137,19 @@ fn init_log() {
     let _ = log.with_writer(std::io::stderr).try_init();
 }
 
+/// A worker thread that panics takes the process with it. Without any one of them the node would
+/// look alive and do half of its work; without the process, the lease ends, or a service manager
+/// starts it anew within the lease. A panic in the control API ends that request only.
+fn abort_with_workers() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        if std::thread::current().name().is_some_and(|name| name.starts_with(WORKER)) {
+            std::process::abort();
+        }
+    }));
+}
+
 async fn run_node(config: &Arc<Config>, node: &Node, run_dir: &RunDir) -> Result<()> {
     // From here on a signal is an orderly end.
     let mut terminate = signal(SignalKind::terminate())?;
@@ -131,8 +158,14 @@ async fn run_node(config: &Arc<Config>, node: &Node, run_dir: &RunDir) -> Result
     let (mut monitor, links) = Monitor::start().await?;
     config.check_interfaces(node.id, |name| links.iter().any(|l| l.name == name))?;
 
+    // What is likely to be wrong in a system is found before anything in it is changed.
+    let found = Found {
+        ports: ports::look(config, node, &links).await?,
+        heartbeats: ports::sync_sockets(node, config.sync.heartbeat_port())?,
+        replication: ports::sync_sockets(node, config.sync.replication_port())?,
+    };
     let (mut dataplane, flow_events) = Dataplane::open(dataplane_options(config, node))?;
-    let running = match Running::start(config, node, &links, &dataplane, flow_events, listener).await {
+    let mut running = match Running::start(config, node, found, &dataplane, flow_events, listener) {
         Ok(running) => running,
         Err(error) => {
             if !dataplane.adopted() {
@@ -152,7 +185,7 @@ async fn run_node(config: &Arc<Config>, node: &Node, run_dir: &RunDir) -> Result
         tokio::select! {
             event = Network::next(&mut monitor) => {
                 if let Some(event) = event {
-                    running.network.handle(&mut dataplane, event);
+                    running.network.handle(&mut dataplane, event).await;
                 }
             }
             _ = terminate.recv() => break,
@@ -199,41 +232,18 @@ struct Running {
     threads: Vec<JoinHandle<()>>,
 }
 
-/// A node's interfaces, found in the system.
+/// What was found in the system and opened before anything in it was changed.
 struct Found {
-    interfaces: Vec<(Via, Interface)>,
-    names: Interfaces,
-    links: BTreeMap<Via, Link>,
-}
-
-impl Found {
-    /// Looks up the node's sync interfaces and the first interface of each zone.
-    async fn look(config: &Config, node: &Node, links: &[Link]) -> Result<Self> {
-        let addresses = Addresses::new()?;
-        let sync = node.sync.iter().enumerate().map(|(n, s)| (Via::Sync(n as u8), s.interface.as_str()));
-        let zones = config
-            .zones
-            .iter()
-            .filter_map(|zone| Some((Via::Zone(zone.id), zone.interfaces.get(&node.id)?.first()?.as_str())));
-        let mut found = Self { interfaces: Vec::new(), names: Interfaces::new(), links: BTreeMap::new() };
-        for (via, name) in sync.chain(zones) {
-            let link = links.iter().find(|l| l.name == name);
-            let link = link.with_context(|| format!("there is no interface {name}"))?;
-            let address = addresses.primary(link.index).await?.unwrap_or(Ipv4Addr::UNSPECIFIED);
-            let mac = link.mac.unwrap_or_default();
-            found.interfaces.push((via, Interface { mac, address, carrier: link.running() }));
-            found.names.insert(name.to_owned(), (via, address));
-            found.links.insert(via, link.clone());
-        }
-        Ok(found)
-    }
+    ports: Vec<Port>,
+    heartbeats: Vec<SyncSocket>,
+    replication: Vec<SyncSocket>,
 }
 
 impl Running {
-    async fn start(
+    fn start(
         config: &Arc<Config>,
         node: &Node,
-        links: &[Link],
+        found: Found,
         dataplane: &Dataplane,
         flow_events: dataplane::Events,
         listener: UnixListener,
@@ -246,8 +256,11 @@ impl Running {
         let maps = dataplane.maps();
         // One group has all buckets; several groups will share them.
         let bucket_group: [GroupId; BUCKETS] = [0; BUCKETS];
-        let owned_since = set_up_dataplane(config, &maps, &key, identity, &bucket_group, now)?;
-        let found = Found::look(config, node, links).await?;
+        let machine = Election::new(now, election_config(config, &found.ports, identity, &key, &maps, now)?)?;
+        let resumed = settle_ownership(config, &maps, &machine, now)?;
+        set_up_dataplane(config, &maps, &key, identity, &bucket_group)?;
+        // Counted before the table is first read: what is lost later shows.
+        let lost = maps.event_loss()?;
         let names = Arc::new(Names::new(config, node.id));
         let events = Arc::new(EventLog::default());
         let owned = Arc::new(OwnedGroups::default());
@@ -257,22 +270,24 @@ impl Running {
         let mut threads = Vec::new();
 
         let vips = vips::Thread {
-            groups: config.groups.iter().map(|g| (g.id, group_addresses(g, &found))).collect(),
-            garps: garps(&found)?,
-            keep: owned_since.keys().copied().collect::<BTreeSet<GroupId>>(),
+            groups: ports::group_addresses(config, &found.ports),
+            garps: ports::garps(&found.ports)?,
+            keep: resumed,
+            lease: config.cluster.lease,
             commands: vips_commands,
             clock,
             events: Arc::clone(&events),
             names: Arc::clone(&names),
         };
 
-        let replication_sockets = sync_sockets(node, config.sync.replication_port())?;
-        let replication_options = replication_options(config, node, identity, &key);
-        let replication_status = Arc::default();
+        let replication_options =
+            replication_options(config, node, identity, &key, ports::sync_mtu(&found.ports));
+        let snapshot = replication::Snapshot { at: now, ..replication::Snapshot::default() };
+        let replication_status = Arc::new(ArcSwap::from_pointee(snapshot));
         let replication = replication::Thread {
             replication: Replication::new(replication_options),
-            sockets: replication_sockets.clone(),
-            peers: peer_addresses(config, node, config.sync.replication_port()),
+            sockets: found.replication,
+            peers: ports::peer_addresses(config, node, config.sync.replication_port()),
             flow_events,
             letters: replication_letters,
             election: election_mailbox.clone(),
@@ -283,18 +298,15 @@ impl Running {
             events: Arc::clone(&events),
             names: Arc::clone(&names),
             snapshot: Arc::clone(&replication_status),
+            unsent: 0,
             adopted: dataplane.adopted(),
         };
 
-        let machine =
-            Election::new(now, election_config(config, &found, identity, &key, &maps, &owned_since)?)?;
-        let election_status = Arc::new(ArcSwap::from_pointee(machine.status(now)));
+        let election_status = Arc::new(ArcSwap::from_pointee(election::Snapshot::of(&machine, now)));
         let (done, election_done) = oneshot::channel();
-        let sockets = election_sockets(config, node, &found)?;
-        let heartbeat_sockets = sockets.heartbeats.clone();
         let election = election::Thread {
             election: machine,
-            sockets,
+            sockets: election_sockets(config, node, found.heartbeats, &found.ports)?,
             letters: election_letters,
             maps: Arc::clone(&maps),
             clock,
@@ -304,6 +316,7 @@ impl Running {
             events: Arc::clone(&events),
             names: Arc::clone(&names),
             snapshot: Arc::clone(&election_status),
+            heartbeat_interval: config.cluster.heartbeat_interval,
             done,
         };
 
@@ -314,6 +327,7 @@ impl Running {
             bucket_group,
             owned,
             replication: replication_mailbox.clone(),
+            lost,
             stop,
         };
 
@@ -331,8 +345,6 @@ impl Running {
             election: election_mailbox.clone(),
             election_status,
             replication_status,
-            heartbeat_sockets,
-            replication_sockets,
             attached: Arc::clone(&attached),
         };
         let server = tokio::spawn(async move {
@@ -347,8 +359,12 @@ impl Running {
         threads.push(election.spawn()?);
         Ok(Self {
             network: Network {
-                interfaces: found.names,
+                config: Arc::clone(config),
+                node: node.clone(),
+                mtu: ports::sync_mtu(&found.ports),
+                ports: found.ports,
                 election: election_mailbox.clone(),
+                replication: replication_mailbox.clone(),
                 vips: vips_sender.clone(),
                 attached,
             },
@@ -377,31 +393,48 @@ impl Running {
         self.replication.send(replication::Command::Stop);
         drop(self.sweeper_stop);
         self.server.abort();
-        for thread in self.threads {
-            if thread.join().is_err() {
-                tracing::error!("a thread panicked");
-            }
+        // One that hangs ends with the process.
+        let deadline = tokio::time::Instant::now() + SHUTDOWN_WAIT;
+        while self.threads.iter().any(|t| !t.is_finished()) && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        for thread in self.threads.iter().filter(|t| !t.is_finished()) {
+            tracing::error!("thread {} does not end", thread.thread().name().unwrap_or("?"));
         }
     }
 }
 
-/// Tells the data plane its settings, rules and timeouts. Returns the groups that it owns still,
-/// from a run that ended inside its lease, and since when.
+/// Decides about what an earlier run owns still. Of groups that the election resumes the lease is
+/// renewed here and now: what is left of it may be less than the start takes. The others are given
+/// up. Returns those resumed.
+fn settle_ownership(
+    config: &Config,
+    maps: &Maps,
+    machine: &Election,
+    now: Time,
+) -> Result<BTreeSet<GroupId>> {
+    let mut resumed = BTreeSet::new();
+    for group in machine.status(now).groups {
+        let element = maps.group(u32::from(group.group))?;
+        let element = if group.role == Role::Active {
+            resumed.insert(group.group);
+            Group { lease_until_ns: (now + config.cluster.lease).as_nanos(), ..element }
+        } else {
+            Group { term: element.term, ..Group::default() }
+        };
+        maps.write_group(u32::from(group.group), &element)?;
+    }
+    Ok(resumed)
+}
+
+/// Tells the data plane its settings, rules and timeouts.
 fn set_up_dataplane(
     config: &Config,
     maps: &Maps,
     key: &ClusterKey,
     identity: Identity,
     bucket_group: &[GroupId; BUCKETS],
-    now: Time,
-) -> Result<BTreeMap<GroupId, Time>> {
-    let mut owned = BTreeMap::new();
-    for group in &config.groups {
-        let element = maps.group(u32::from(group.id))?;
-        if element.owned(now.as_nanos()) {
-            owned.insert(group.id, Time::from_nanos(element.since_ns));
-        }
-    }
+) -> Result<()> {
     maps.set_bucket_groups(&bucket_group.map(u32::from))?;
     maps.set_timeouts(&config.timeouts)?;
     maps.update_settings(|s| {
@@ -413,22 +446,23 @@ fn set_up_dataplane(
         s.route_generation = s.route_generation.wrapping_add(1).max(1);
     })?;
     maps.load_rules(&config.compiled_rules())?;
-    Ok(owned)
+    Ok(())
 }
 
 fn election_config(
     config: &Config,
-    found: &Found,
+    ports: &[Port],
     identity: Identity,
     key: &ClusterKey,
     maps: &Maps,
-    owned_since: &BTreeMap<GroupId, Time>,
+    now: Time,
 ) -> Result<proto_election::Config> {
     let mut groups = Vec::new();
     for group in &config.groups {
+        let element = maps.group(u32::from(group.id))?;
         let start = proto_election::Start {
-            term: maps.group(u32::from(group.id))?.term,
-            owned_since: owned_since.get(&group.id).copied(),
+            term: element.term,
+            owned_since: element.owned(now.as_nanos()).then(|| Time::from_nanos(element.since_ns)),
         };
         groups.push(proto_election::GroupConfig {
             group: group.id,
@@ -464,7 +498,7 @@ fn election_config(
             .map(|n| proto_election::NodeConfig { node: n.id, name: n.name.clone() })
             .collect(),
         zones: config.zones.iter().map(|z| (z.id, z.name.clone())).collect(),
-        interfaces: found.interfaces.clone(),
+        interfaces: ports.iter().map(|p| (p.via, p.interface())).collect(),
         groups,
         standby: false,
     })
@@ -475,6 +509,7 @@ fn replication_options(
     node: &Node,
     identity: Identity,
     key: &ClusterKey,
+    mtu: u16,
 ) -> proto_replication::Options {
     let peers = config.nodes.iter().filter(|n| n.id != node.id);
     proto_replication::Options {
@@ -484,74 +519,31 @@ fn replication_options(
         zones: config.zones.len() as u8,
         max_flows: config.cluster.max_flows as usize,
         enabled: config.replication.enabled,
+        mtu,
         ..proto_replication::Options::new(identity, key.clone(), &node.name)
     }
 }
 
-fn sync_sockets(node: &Node, port: u16) -> Result<Vec<Arc<SyncSocket>>> {
-    let open = |link: &config::SyncLink| {
-        let local = SocketAddrV4::new(link.address, port);
-        SyncSocket::open(&link.interface, local)
-            .map(Arc::new)
-            .with_context(|| format!("cannot use {local} on sync interface {}", link.interface))
-    };
-    node.sync.iter().map(open).collect()
-}
-
-/// Where the peers listen, by sync link and node. Link n of one node is wired to link n of another.
-fn peer_addresses(config: &Config, node: &Node, port: u16) -> BTreeMap<(u8, u8), SocketAddrV4> {
-    let peers = config.nodes.iter().filter(|n| n.id != node.id);
-    peers
-        .flat_map(|peer| {
-            let links = peer.sync.iter().enumerate();
-            links.map(move |(n, link)| ((n as u8, peer.id), SocketAddrV4::new(link.address, port)))
-        })
-        .collect()
-}
-
-fn election_sockets(config: &Config, node: &Node, found: &Found) -> Result<election::Sockets> {
-    let port = config.sync.heartbeat_port();
+fn election_sockets(
+    config: &Config,
+    node: &Node,
+    heartbeats: Vec<SyncSocket>,
+    ports: &[Port],
+) -> Result<election::Sockets> {
     let mut sockets = election::Sockets {
-        heartbeats: sync_sockets(node, port)?,
-        peers: peer_addresses(config, node, port),
+        heartbeats,
+        peers: ports::peer_addresses(config, node, config.sync.heartbeat_port()),
         vrrp: BTreeMap::new(),
         probes: BTreeMap::new(),
         sources: BTreeMap::new(),
     };
-    for (&via, link) in &found.links {
-        let name = &link.name;
-        if let Some(mac) = link.mac {
-            let probe = ProbeSocket::open(link.index, mac);
-            sockets.probes.insert(via, probe.with_context(|| format!("cannot probe on {name}"))?);
-        }
-        if let Via::Zone(zone) = via {
-            let vrrp = VrrpSocket::open(name, link.index);
-            sockets.vrrp.insert(zone, vrrp.with_context(|| format!("cannot speak VRRP on {name}"))?);
+    for port in ports {
+        let Some(link) = &port.link else { continue };
+        sockets.probes.extend(ports::probe_socket(link)?.map(|socket| (port.via, socket)));
+        if let Via::Zone(zone) = port.via {
+            sockets.vrrp.insert(zone, ports::vrrp_socket(link)?);
+            sockets.sources.insert(zone, port.address);
         }
     }
-    let addresses = found.interfaces.iter().filter_map(|(via, interface)| match via {
-        Via::Zone(zone) => Some((*zone, interface.address)),
-        Via::Sync(_) => None,
-    });
-    sockets.sources.extend(addresses);
     Ok(sockets)
-}
-
-fn group_addresses(group: &config::Group, found: &Found) -> Vec<Address> {
-    let vips = group.vips.iter().filter_map(|vip| Some((found.links.get(&Via::Zone(vip.zone))?.index, vip)));
-    vips.flat_map(|(ifindex, vip)| {
-        let addresses = vip.addresses.iter();
-        addresses.map(move |a| Address { ifindex, address: a.addr(), prefix_len: a.prefix_len() })
-    })
-    .collect()
-}
-
-fn garps(found: &Found) -> Result<BTreeMap<u32, Garp>> {
-    let zones = found.links.iter().filter(|(via, _)| matches!(via, Via::Zone(_)));
-    zones
-        .map(|(_, link)| {
-            let garp = Garp::open(link.index, link.mac.unwrap_or_default());
-            Ok((link.index, garp.with_context(|| format!("cannot announce on {}", link.name))?))
-        })
-        .collect()
 }

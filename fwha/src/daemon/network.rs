@@ -1,29 +1,37 @@
-//! Follows the network: routes and neighbours for the data plane, carriers for the election,
-//! addresses for the [`super::vips`] thread.
+//! Follows the network: routes and neighbours for the data plane; carriers, addresses and new
+//! interfaces for the threads that use them.
 
-use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use anyhow::Result;
 use arc_swap::ArcSwap;
-use fwha_proto::heartbeat::{Interface, Via};
+use fwha_proto::heartbeat::Via;
 use tokio::sync::mpsc;
 
 use super::election;
 use super::mailbox::Mailbox;
+use super::ports::{self, Port};
+use super::replication;
 use super::vips;
+use crate::config::{Config, Node};
 use crate::dataplane::{AttachedInterface, Dataplane};
-use crate::netlink::{Link, Monitor, NetworkEvent};
-
-/// This node's interfaces that the election knows, by name.
-pub type Interfaces = BTreeMap<String, (Via, Ipv4Addr)>;
+use crate::netlink::{Addresses, Link, Monitor, NetworkEvent};
 
 /// What following the network takes.
 pub struct Network {
-    /// The interfaces, with the address by which the node speaks there.
-    pub interfaces: Interfaces,
+    /// The config in force.
+    pub config: Arc<Config>,
+    /// This node.
+    pub node: Node,
+    /// Its interfaces.
+    pub ports: Vec<Port>,
+    /// Bytes of the longest datagram on a sync link, as the links were at the start.
+    pub mtu: u16,
     /// The election.
     pub election: Mailbox<election::Command>,
+    /// Replication.
+    pub replication: Mailbox<replication::Command>,
     /// Who moves addresses.
     pub vips: mpsc::UnboundedSender<vips::Command>,
     /// Where programs are attached, for `status`.
@@ -32,17 +40,31 @@ pub struct Network {
 
 impl Network {
     /// Handles one change.
-    pub fn handle(&self, dataplane: &mut Dataplane, event: NetworkEvent) {
+    pub async fn handle(&mut self, dataplane: &mut Dataplane, event: NetworkEvent) {
         match event {
             NetworkEvent::RouteChanged => {
                 if let Err(error) = dataplane.maps().next_route_generation() {
                     tracing::error!("cached next hops may be out of date: {error}");
                 }
             }
-            NetworkEvent::LinkChanged(link) => self.link(dataplane, &link, link.running()),
-            NetworkEvent::LinkRemoved(link) => self.link(dataplane, &link, false),
-            NetworkEvent::AddressRemoved(_) => self.check_addresses(),
-            NetworkEvent::EventsLost => self.check_addresses(),
+            NetworkEvent::LinkChanged(link) => self.link_changed(dataplane, &link).await,
+            NetworkEvent::LinkRemoved(link) => {
+                self.forget(&link);
+                self.reconcile(dataplane);
+            }
+            NetworkEvent::AddressAdded(address) => self.address_changed(address.ifindex).await,
+            NetworkEvent::AddressRemoved(address) => {
+                self.check_addresses();
+                self.address_changed(address.ifindex).await;
+            }
+            NetworkEvent::EventsLost => {
+                self.check_addresses();
+                let indices: Vec<u32> =
+                    self.ports.iter().filter_map(|p| p.link.as_ref().map(|l| l.index)).collect();
+                for ifindex in indices {
+                    self.address_changed(ifindex).await;
+                }
+            }
         }
     }
 
@@ -51,14 +73,107 @@ impl Network {
         let _ = self.vips.send(vips::Command::Check);
     }
 
-    fn link(&self, dataplane: &mut Dataplane, link: &Link, carrier: bool) {
-        let Some(&(via, address)) = self.interfaces.get(&link.name) else { return };
-        let mac = link.mac.unwrap_or_default();
-        self.election.send(election::Command::Interface(via, Interface { mac, address, carrier }));
+    /// Programs and interfaces are brought together whichever interface it is: a zone has more than
+    /// the one that the election knows.
+    fn reconcile(&self, dataplane: &mut Dataplane) {
         match dataplane.reconcile() {
             Ok(_) => self.attached.store(Arc::new(dataplane.attached().to_vec())),
             Err(error) => tracing::error!("{error}"),
         }
+    }
+
+    async fn link_changed(&mut self, dataplane: &mut Dataplane, link: &Link) {
+        // It may have been called otherwise until now.
+        let renamed =
+            |p: &Port| p.name != link.name && p.link.as_ref().is_some_and(|l| l.index == link.index);
+        if self.ports.iter().any(renamed) {
+            self.forget(link);
+        }
+        // The programs first: what a port is told about must be guarded already.
+        self.reconcile(dataplane);
+        let Some(n) = self.ports.iter().position(|p| p.name == link.name) else { return };
+        self.ports[n].link = Some(link.clone());
+        let address = address_of(link.index).await.unwrap_or(self.ports[n].address);
+        self.ports[n].address = address;
+        if matches!(self.ports[n].via, Via::Sync(_)) && link.mtu < u32::from(self.mtu) {
+            tracing::error!(
+                "sync interface {} has an MTU of {} now: replication sends {} bytes until fwha is restarted",
+                link.name,
+                link.mtu,
+                self.mtu
+            );
+        }
+        self.tell(n);
+        self.open(n);
+    }
+
+    /// No port is this interface any more.
+    fn forget(&mut self, link: &Link) {
+        for n in 0..self.ports.len() {
+            if self.ports[n].link.as_ref().is_some_and(|l| l.index == link.index) {
+                self.ports[n].link = None;
+                self.tell(n);
+            }
+        }
+    }
+
+    async fn address_changed(&mut self, ifindex: u32) {
+        let here = |p: &Port| p.link.as_ref().is_some_and(|l| l.index == ifindex);
+        let Some(n) = self.ports.iter().position(here) else { return };
+        let Some(address) = address_of(ifindex).await else { return };
+        if self.ports[n].address != address {
+            self.ports[n].address = address;
+            self.tell(n);
+        }
+        // An interface may have waited for its sync address.
+        self.open(n);
+    }
+
+    fn tell(&self, n: usize) {
+        let port = &self.ports[n];
+        self.election.send(election::Command::Interface(port.via, port.interface()));
+    }
+
+    /// Opens the sockets of a port anew if it is another interface now, or has another MAC.
+    fn open(&mut self, n: usize) {
+        let port = &self.ports[n];
+        let (Some(link), Some(identity)) = (&port.link, port.identity()) else { return };
+        if identity == port.opened {
+            return;
+        }
+        let opened = match port.via {
+            Via::Sync(number) => self.open_sync(number, link),
+            Via::Zone(zone) => self.open_zone(zone, link, port.opened.0),
+        };
+        match opened {
+            Ok(()) => {
+                tracing::info!("interface {} was replaced or has another MAC: opened it anew", link.name);
+                self.ports[n].opened = identity;
+            }
+            // Its next change brings another attempt.
+            Err(error) => tracing::warn!("interface {} was replaced: {error:#}", link.name),
+        }
+    }
+
+    fn open_sync(&self, number: u8, link: &Link) -> Result<()> {
+        let Some(config) = self.node.sync.get(usize::from(number)) else { return Ok(()) };
+        let heartbeats = ports::sync_socket(config, self.config.sync.heartbeat_port())?;
+        let replication = ports::sync_socket(config, self.config.sync.replication_port())?;
+        let probes = ports::probe_socket(link)?;
+        self.election.send(election::Command::Opened(Via::Sync(number), probes));
+        self.election.send(election::Command::Heartbeats(number, heartbeats));
+        self.replication.send(replication::Command::Opened(number, replication));
+        Ok(())
+    }
+
+    fn open_zone(&self, zone: u8, link: &Link, before: u32) -> Result<()> {
+        let (vrrp, garp) = (ports::vrrp_socket(link)?, ports::garp(link)?);
+        let probes = ports::probe_socket(link)?;
+        self.election.send(election::Command::Opened(Via::Zone(zone), probes));
+        self.election.send(election::Command::Vrrp(zone, vrrp));
+        // See `check_addresses`.
+        let _ = self.vips.send(vips::Command::Replaced { before, now: link.index, garp });
+        Ok(())
     }
 
     /// Waits for the next change.
@@ -71,6 +186,21 @@ impl Network {
                 tokio::time::sleep(std::time::Duration::from_millis(200)).await;
                 None
             }
+        }
+    }
+}
+
+/// The address by which this node speaks on an interface; `None` if that cannot be known now.
+async fn address_of(ifindex: u32) -> Option<Ipv4Addr> {
+    let found = match Addresses::new() {
+        Ok(addresses) => addresses.primary(ifindex).await,
+        Err(error) => Err(error),
+    };
+    match found {
+        Ok(address) => Some(address.unwrap_or(Ipv4Addr::UNSPECIFIED)),
+        Err(error) => {
+            tracing::warn!("cannot look up addresses: {error}");
+            None
         }
     }
 }

@@ -24,11 +24,11 @@ use super::election;
 use super::events::EventLog;
 use super::mailbox::{Letters, Mailbox};
 use super::names::Names;
+use super::table::Table;
 use crate::dataplane::Maps;
 use crate::dataplane::events::Events;
 use crate::dataplane::maps::FlowWalk;
 use crate::socket::SyncSocket;
-use crate::sys::bpf::Write;
 use crate::sys::clock::KernelClock;
 
 /// Flow events taken before datagrams have their turn.
@@ -41,6 +41,9 @@ const BATCH: usize = 512;
 const WALK_CHUNK: usize = 2048;
 /// Between two snapshots for `status` and for the election.
 const SNAPSHOT_INTERVAL: Duration = Duration::from_millis(20);
+/// Between the beginnings of two comparisons: each walks the whole table, and its buckets are not
+/// proved equal to a peer's meanwhile.
+const WALK_INTERVAL: Duration = Duration::from_secs(1);
 /// The longest datagram on a sync link.
 const BUFFER_LEN: usize = 9216;
 
@@ -62,6 +65,8 @@ pub enum Command {
     Expired(Vec<(FlowKey, FlowId)>),
     /// Events of these buckets were lost: look at the kernel's table itself.
     Reconcile(Buckets),
+    /// A sync link is another interface now: its socket.
+    Opened(u8, SyncSocket),
     /// End.
     Stop,
 }
@@ -92,6 +97,8 @@ impl OwnedGroups {
 /// What `status` and `stats` show of replication.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
+    /// When it was made. An old one is the sign of a thread that hangs.
+    pub at: Time,
     /// By peer.
     pub peers: BTreeMap<NodeId, PeerSnapshot>,
     /// Counters that belong to no peer.
@@ -119,12 +126,10 @@ pub struct PeerSnapshot {
     pub counters: Vec<(&'static str, u64)>,
 }
 
-/// Counters of what the kernel's table refused.
-#[derive(Default)]
-struct Applied {
-    full: u64,
-    failed: u64,
-    written: u64,
+/// A comparison of replica and kernel table under way.
+struct Comparison {
+    walk: FlowWalk,
+    buckets: Buckets,
 }
 
 /// Everything that the thread works with.
@@ -132,7 +137,7 @@ pub struct Thread {
     /// The machine.
     pub replication: Replication,
     /// A socket for each sync link.
-    pub sockets: Vec<Arc<SyncSocket>>,
+    pub sockets: Vec<SyncSocket>,
     /// Where datagrams to a peer go, by sync link and node.
     pub peers: BTreeMap<(u8, NodeId), SocketAddrV4>,
     /// Flow events of the data plane.
@@ -155,6 +160,8 @@ pub struct Thread {
     pub names: Arc<Names>,
     /// Where `status` looks.
     pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// Datagrams that the system refused to send.
+    pub unsent: u64,
     /// The data plane has flows from an earlier run.
     pub adopted: bool,
 }
@@ -176,16 +183,24 @@ impl Thread {
     }
 
     fn run(mut self) {
-        let mut walk = None;
-        let mut waiting = Buckets::EMPTY;
-        let mut applied = Applied::default();
+        let mut table = Table::new(Arc::clone(&self.maps), self.bucket_group, Arc::clone(&self.owned));
+        // What an earlier run left in the kernel is read before anything is said about it.
+        let mut waiting = if self.adopted { Buckets::ALL } else { Buckets::EMPTY };
+        let mut comparison = None;
+        let mut comparison_due = Time::ZERO;
         let mut snapshot_due = Time::ZERO;
         let mut in_sync: BTreeMap<NodeId, bool> = BTreeMap::new();
-        if self.adopted {
-            self.replication.reconcile_begin(Buckets::ALL);
-            walk = Some(FlowWalk::new(WALK_CHUNK));
-        }
         loop {
+            let now = self.now();
+            if comparison.is_none() && self.replication.missed() {
+                waiting = Buckets::ALL;
+            }
+            if comparison.is_none() && !waiting.is_empty() && now >= comparison_due {
+                comparison_due = now + WALK_INTERVAL;
+                let buckets = std::mem::take(&mut waiting);
+                self.replication.reconcile_begin(buckets);
+                comparison = Some(Comparison { walk: FlowWalk::new(WALK_CHUNK), buckets });
+            }
             let busy = self.read_events() | self.read_sockets();
             self.letters.acknowledge();
             while let Some(command) = self.letters.take() {
@@ -199,6 +214,12 @@ impl Thread {
                         // What the data plane did while it was the owner goes out as the owner's.
                         while self.read_events() {}
                         self.replication.set_ownership(now, self.buckets(group), Ownership::NotOwned);
+                        // A new owner may have been heard before this one gave way.
+                        for key in table.take_deferred() {
+                            if let Some(flow) = self.replication.get(&key) {
+                                table.put(&[key], &[flow]);
+                            }
+                        }
                     }
                     Command::Expired(flows) => {
                         for (key, id) in flows {
@@ -206,26 +227,35 @@ impl Thread {
                         }
                     }
                     Command::Reconcile(buckets) => waiting = waiting | buckets,
+                    Command::Opened(link, socket) => {
+                        if let Some(place) = self.sockets.get_mut(usize::from(link)) {
+                            *place = socket;
+                        }
+                    }
                     Command::Stop => return,
                 }
             }
-            if walk.is_none() && !waiting.is_empty() {
-                self.replication.reconcile_begin(std::mem::take(&mut waiting));
-                walk = Some(FlowWalk::new(WALK_CHUNK));
-            }
             let now = self.now();
-            if let Some(w) = &mut walk
-                && self.walk_on(now, w)
-            {
-                walk = None;
+            if let Some(c) = &mut comparison {
+                match self.compare(now, &mut c.walk) {
+                    Ok(true) => {}
+                    Ok(false) => comparison = None,
+                    Err(error) => {
+                        // An end now would declare flows dead that were only not seen.
+                        tracing::warn!("cannot walk the flow table, will try again: {error}");
+                        waiting = waiting | c.buckets;
+                        comparison = None;
+                    }
+                }
             }
             self.replication.tick(now);
-            self.drain(&mut applied);
+            self.drain(&mut table);
+            waiting = waiting | table.take_astray();
             if now >= snapshot_due {
                 snapshot_due = now + SNAPSHOT_INTERVAL;
-                self.publish(now, &applied, &mut in_sync);
+                self.publish(now, &table, &mut in_sync);
             }
-            if !busy && walk.is_none() {
+            if !busy && comparison.is_none() {
                 self.sleep(snapshot_due);
             }
         }
@@ -243,7 +273,7 @@ impl Thread {
         let wait = self.replication.next_timeout().min(snapshot_due).since(self.now());
         let mut fds: Vec<PollFd<'_>> = [self.letters.as_fd(), self.flow_events.as_fd()]
             .into_iter()
-            .chain(self.sockets.iter().map(|socket| socket.as_fd()))
+            .chain(self.sockets.iter().map(AsFd::as_fd))
             .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
             .collect();
         // An error here (a signal) costs one more turn of the loop, nothing else.
@@ -280,117 +310,75 @@ impl Thread {
         more
     }
 
-    /// One chunk of the comparison of replica and kernel table. Whether that was the last.
-    fn walk_on(&mut self, now: Time, walk: &mut FlowWalk) -> bool {
-        match walk.next_chunk(self.maps.flows()) {
-            Ok(Some((keys, flows))) => {
-                for (key, flow) in keys.iter().zip(flows) {
-                    self.replication.reconcile_seen(now, key, flow);
-                }
-                false
-            }
-            Ok(None) => {
-                self.replication.reconcile_end(now);
-                true
-            }
-            Err(error) => {
-                // An end now would declare flows dead that were only not seen. Begin anew.
-                tracing::warn!("cannot walk the flow table: {error}");
-                *walk = FlowWalk::new(WALK_CHUNK);
-                false
-            }
+    /// One chunk of the comparison of replica and kernel table. Whether it goes on.
+    fn compare(&mut self, now: Time, walk: &mut FlowWalk) -> io::Result<bool> {
+        let Some((keys, flows)) = walk.next_chunk(self.maps.flows())? else {
+            self.replication.reconcile_end(now);
+            return Ok(false);
+        };
+        for (key, flow) in keys.iter().zip(flows) {
+            self.replication.reconcile_seen(now, key, flow);
         }
+        Ok(true)
     }
 
-    fn drain(&mut self, applied: &mut Applied) {
+    fn drain(&mut self, table: &mut Table) {
         let mut puts: (Vec<FlowKey>, Vec<Flow>) = (Vec::new(), Vec::new());
-        let mut deletes: Vec<FlowKey> = Vec::new();
+        let mut deletes: Vec<(FlowKey, FlowId)> = Vec::new();
+        let put = |table: &mut Table, (keys, flows): &mut (Vec<FlowKey>, Vec<Flow>), least: usize| {
+            if keys.len() >= least {
+                table.put(keys, flows);
+                keys.clear();
+                flows.clear();
+            }
+        };
+        let delete = |table: &mut Table, flows: &mut Vec<(FlowKey, FlowId)>, least: usize| {
+            if flows.len() >= least {
+                table.delete(flows);
+                flows.clear();
+            }
+        };
         while let Some(output) = self.replication.poll() {
             match output {
                 Output::Put(key, flow) => {
-                    self.delete(&mut deletes, applied);
+                    delete(table, &mut deletes, 1);
                     puts.0.push(key);
                     puts.1.push(flow);
-                    if puts.0.len() == BATCH {
-                        self.put(&mut puts, applied);
-                    }
+                    put(table, &mut puts, BATCH);
                 }
-                Output::Delete(key, _) => {
-                    self.put(&mut puts, applied);
-                    deletes.push(key);
-                    if deletes.len() == BATCH {
-                        self.delete(&mut deletes, applied);
-                    }
+                Output::Delete(key, id) => {
+                    put(table, &mut puts, 1);
+                    deletes.push((key, id));
+                    delete(table, &mut deletes, BATCH);
                 }
                 Output::Transmit { peer, link, datagram } => self.transmit(peer, link, &datagram),
                 Output::Event(event) => self.record(&event),
             }
         }
-        self.put(&mut puts, applied);
-        self.delete(&mut deletes, applied);
+        put(table, &mut puts, 1);
+        delete(table, &mut deletes, 1);
     }
 
-    /// Writes flows of peers into the kernel's table. In a bucket that became ours a moment ago the
-    /// data plane may have gone on already, so there a flow is only added, never overwritten.
-    fn put(&self, puts: &mut (Vec<FlowKey>, Vec<Flow>), applied: &mut Applied) {
-        let (keys, flows) = puts;
-        if keys.is_empty() {
-            return;
-        }
-        if self.owned.any() {
-            for (key, flow) in keys.iter().zip(flows.iter()) {
-                let ours = self.owned.get(self.bucket_group[usize::from(flow.bucket)]);
-                let write = if ours { Write::New } else { Write::Any };
-                match self.maps.flows().update(key, flow, write) {
-                    Ok(()) => applied.written += 1,
-                    Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
-                    Err(error) if error.raw_os_error() == Some(libc::E2BIG) => applied.full += 1,
-                    Err(_) => applied.failed += 1,
-                }
-            }
-        } else {
-            match self.maps.flows().update_batch(keys, flows) {
-                Ok(written) => {
-                    applied.written += written.done as u64;
-                    applied.full += written.refused.len() as u64;
-                }
-                Err(error) => {
-                    applied.failed += keys.len() as u64;
-                    tracing::warn!("cannot write {} flows of a peer: {error}", keys.len());
-                }
-            }
-        }
-        keys.clear();
-        flows.clear();
-    }
-
-    fn delete(&self, deletes: &mut Vec<FlowKey>, applied: &mut Applied) {
-        if deletes.is_empty() {
-            return;
-        }
-        if let Err(error) = self.maps.flows().delete_batch(deletes) {
-            applied.failed += deletes.len() as u64;
-            tracing::warn!("cannot delete {} flows of a peer: {error}", deletes.len());
-        }
-        deletes.clear();
-    }
-
-    fn transmit(&self, peer: NodeId, link: Option<u8>, datagram: &[u8]) {
+    fn transmit(&mut self, peer: NodeId, link: Option<u8>, datagram: &[u8]) {
         for (number, socket) in self.sockets.iter().enumerate() {
             let number = number as u8;
             if link.is_some_and(|l| l != number) {
                 continue;
             }
-            if let Some(to) = self.peers.get(&(number, peer))
-                && let Err(error) = socket.send(*to, datagram)
-                && error.kind() != io::ErrorKind::NetworkUnreachable
-            {
-                tracing::debug!(link = number, "cannot replicate: {error}");
+            let Some(to) = self.peers.get(&(number, peer)) else { continue };
+            match socket.send(*to, datagram) {
+                Ok(true) => {}
+                // Lost here as it might be on the way: it is not acknowledged, and sent again.
+                Ok(false) => self.unsent += 1,
+                Err(error) => {
+                    self.unsent += 1;
+                    tracing::debug!(link = number, "cannot replicate: {error}");
+                }
             }
         }
     }
 
-    fn publish(&self, now: Time, applied: &Applied, in_sync: &mut BTreeMap<NodeId, bool>) {
+    fn publish(&self, now: Time, table: &Table, in_sync: &mut BTreeMap<NodeId, bool>) {
         let mut peers = BTreeMap::new();
         for status in self.replication.status(now) {
             let synced = status.state == SyncState::InSync;
@@ -417,12 +405,15 @@ impl Thread {
         }
         let mut counters: Vec<_> = self.replication.counters().iter().collect();
         counters.extend([
-            ("applied", applied.written),
-            ("apply_full", applied.full),
-            ("apply_failed", applied.failed),
+            ("applied", table.written),
+            ("apply_full", table.full),
+            ("apply_failed", table.failed),
             ("events_malformed", self.flow_events.malformed()),
+            ("unsent", self.unsent),
+            ("refused_ttl", self.sockets.iter().map(|s| s.refused().ttl).sum()),
+            ("refused_length", self.sockets.iter().map(|s| s.refused().length).sum()),
         ]);
-        self.snapshot.store(Arc::new(Snapshot { peers, counters, flows: self.replication.len() }));
+        self.snapshot.store(Arc::new(Snapshot { at: now, peers, counters, flows: self.replication.len() }));
     }
 
     fn record(&self, event: &Event) {

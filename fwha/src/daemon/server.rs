@@ -20,7 +20,7 @@ use fwha_common::drop::DropReason;
 use fwha_common::flow::{Flow, FlowKey, FlowState, proto};
 use fwha_common::settings::Counter;
 use fwha_proto::NodeId;
-use fwha_proto::election::{GroupId, status::Status as ElectionStatus};
+use fwha_proto::election::GroupId;
 use fwha_proto::heartbeat::{PeerState, Role};
 use fwha_proto::replication::SyncState;
 use fwha_proto::time::Time;
@@ -28,16 +28,16 @@ use serde::Serialize;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::election;
-use super::events::EventLog;
+use super::events::{self, EventLog};
 use super::mailbox::Mailbox;
 use super::names::Names;
 use super::replication::Snapshot;
 use super::sweeper::expiry_ns;
 use crate::api::{self, ApiError, path};
 use crate::config::Config;
-use crate::dataplane::maps::{FlowMap, FlowWalk};
+use crate::dataplane::maps::FlowWalk;
 use crate::dataplane::{AttachKind, AttachedInterface, DataplaneError, Maps};
-use crate::socket::{Refused, SyncSocket};
+use crate::socket::Refused;
 use crate::sys::clock::KernelClock;
 
 /// Flows looked at between two pieces of an answer.
@@ -46,6 +46,17 @@ const CHUNK: usize = 1024;
 const PIECES: usize = 4;
 /// How long a switchover may take before the client is told that it did not happen.
 const SWITCHOVER_WAIT: Duration = Duration::from_secs(5);
+
+/// The tables that hold flows.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Table {
+    /// Answered flows through this node: the ones that are replicated, aged and taken over.
+    Main,
+    /// Not answered yet.
+    Embryonic,
+    /// Flows of the node itself, which belong to no group.
+    Node,
+}
 
 /// What the API shows, and whom it asks.
 pub struct Server {
@@ -70,13 +81,9 @@ pub struct Server {
     /// The election.
     pub election: Mailbox<election::Command>,
     /// How the election stands.
-    pub election_status: Arc<ArcSwap<ElectionStatus>>,
+    pub election_status: Arc<ArcSwap<election::Snapshot>>,
     /// How replication stands.
     pub replication_status: Arc<ArcSwap<Snapshot>>,
-    /// The heartbeats' sockets, which refuse what came from beyond the link.
-    pub heartbeat_sockets: Vec<Arc<SyncSocket>>,
-    /// Those of replication.
-    pub replication_sockets: Vec<Arc<SyncSocket>>,
     /// Where programs are attached.
     pub attached: Arc<ArcSwap<Vec<AttachedInterface>>>,
 }
@@ -126,7 +133,7 @@ pub fn routes(server: Server) -> Router {
         .route(path::STATUS, get(status))
         .route(path::FLOWS, get(flows))
         .route(path::STATS, get(stats))
-        .route(path::EVENTS, get(events))
+        .route(path::EVENTS, get(event_stream))
         .route(path::SWITCHOVER, post(switchover))
         .fallback(async || Problem(StatusCode::NOT_FOUND, "there is no such path".into()))
         .with_state(Arc::new(server))
@@ -153,7 +160,7 @@ async fn flows(
     let Query(filter) = filter?;
     let (sender, receiver) = mpsc::channel::<std::io::Result<Bytes>>(PIECES);
     tokio::task::spawn_blocking(move || {
-        for table in [server.maps.flows(), server.maps.embryonic(), server.maps.node_flows()] {
+        for table in [Table::Main, Table::Embryonic, Table::Node] {
             if let Err(error) = server.write_flows(table, &filter, &sender) {
                 // A client that hung up needs no error.
                 let _ = sender.blocking_send(Err(error));
@@ -165,7 +172,7 @@ async fn flows(
     Ok(ndjson(Body::from_stream(pieces)))
 }
 
-async fn events(
+async fn event_stream(
     State(server): Shared,
     query: Result<Query<api::EventsQuery>, QueryRejection>,
 ) -> Result<Response, Problem> {
@@ -183,18 +190,14 @@ async fn events(
         if let Some(first) = first {
             return Some((Ok::<_, std::io::Error>(first), (None, receiver)));
         }
-        loop {
-            match receiver.recv().await {
-                Ok(event) => {
-                    let mut line = Vec::new();
-                    push_line(&mut line, &event);
-                    return Some((Ok(Bytes::from(line)), (None, receiver)));
-                }
-                // It lagged; the history has what it missed.
-                Err(broadcast::error::RecvError::Lagged(_)) => {}
-                Err(broadcast::error::RecvError::Closed) => return None,
-            }
-        }
+        let event = match receiver.recv().await {
+            Ok(event) => event,
+            Err(broadcast::error::RecvError::Lagged(missed)) => events::missed(missed),
+            Err(broadcast::error::RecvError::Closed) => return None,
+        };
+        let mut line = Vec::new();
+        push_line(&mut line, &event);
+        Some((Ok(Bytes::from(line)), (None, receiver)))
     });
     Ok(ndjson(Body::from_stream(rest)))
 }
@@ -217,12 +220,15 @@ async fn switchover(
     let (reply, answer) = oneshot::channel();
     server.election.send(election::Command::Switchover { group, to, reply });
     let gone = |_| Problem(StatusCode::SERVICE_UNAVAILABLE, "the daemon is shutting down".into());
-    let to = answer.await.map_err(gone)?.map_err(|e| Problem(StatusCode::CONFLICT, e.to_string()))?;
+    let Ok(answer) = tokio::time::timeout(SWITCHOVER_WAIT, answer).await else {
+        return Err(Problem(StatusCode::SERVICE_UNAVAILABLE, "the election does not answer".into()));
+    };
+    let to = answer.map_err(gone)?.map_err(|e| Problem(StatusCode::CONFLICT, e.to_string()))?;
     let mut poll = tokio::time::interval(Duration::from_millis(5));
     while began.elapsed() < SWITCHOVER_WAIT {
         poll.tick().await;
-        let status = server.election_status.load();
-        let Some(group) = status.groups.iter().find(|g| g.group == group) else { break };
+        let election = server.election_status.load();
+        let Some(group) = election.status.groups.iter().find(|g| g.group == group) else { break };
         if group.role != Role::Active && group.active.contains(&to) {
             return Ok(Json(api::SwitchoverReply {
                 group: server.names.group(group.group).to_owned(),
@@ -250,7 +256,7 @@ fn push_line(lines: &mut Vec<u8>, object: &impl Serialize) {
 }
 
 impl Server {
-    fn now(&self) -> Time {
+    pub(super) fn now(&self) -> Time {
         Time::from_nanos(self.clock.now_ns())
     }
 
@@ -286,9 +292,11 @@ impl Server {
     }
 
     fn status(&self, flows: api::FlowCounts) -> api::Status {
-        let election = self.election_status.load();
+        let snapshot = self.election_status.load();
+        let election = &snapshot.status;
         let replication = self.replication_status.load();
         let mut warnings = self.config.warnings.clone();
+        warnings.extend(self.own_warnings(&snapshot, &replication));
         let groups = election.groups.iter().map(|g| self.group_status(g)).collect::<Vec<_>>();
         for group in &groups {
             match group.active {
@@ -338,8 +346,12 @@ impl Server {
                 sync: sync.map(sync_status).unwrap_or_default(),
             });
         }
-        if flows.local + flows.peer >= flows.max {
+        let used = flows.local + flows.peer;
+        if used >= flows.max {
             warnings.push("the flow table is full: new flows are refused; raise max-flows".into());
+        } else if used >= flows.max / 10 * 9 {
+            warnings
+                .push(format!("the flow table is nearly full ({used} of {}): raise max-flows", flows.max));
         }
         api::Status {
             node: self.names.me().to_owned(),
@@ -404,7 +416,8 @@ impl Server {
     }
 
     fn stats(&self) -> Result<api::Stats, Problem> {
-        let election = self.election_status.load();
+        let snapshot = self.election_status.load();
+        let election = &snapshot.status;
         let replication = self.replication_status.load();
         let counts = |names: &mut dyn Iterator<Item = &'static str>, values: Vec<u64>| -> api::StatSection {
             names.zip(values).map(|(name, value)| (name.to_owned(), value.into())).collect()
@@ -421,9 +434,9 @@ impl Server {
         for (family, name, count) in election.counters.iter() {
             families.entry(family).or_default().push((name, count));
         }
-        families.entry("heartbeat_refused").or_default().extend(refused(&self.heartbeat_sockets));
-        let refused = refused(&self.replication_sockets);
-        sync.extend(refused.map(|(reason, count)| (format!("refused_{reason}"), count.into())));
+        // What sockets refused before anybody looked inside.
+        let Refused { ttl, length } = snapshot.refused;
+        families.entry("heartbeat_refused").or_default().extend([("ttl", ttl), ("length", length)]);
         for (family, counters) in families {
             let section = if family.starts_with("vrrp") { &mut vrrp } else { &mut link };
             section.insert(family.to_owned(), counters.into_iter().collect());
@@ -432,6 +445,12 @@ impl Server {
             let received = peer.links.iter().map(|l| (self.link_status(l).interface, l.received));
             link.insert(format!("received_from_{}", self.names.node(peer.node)), received.collect());
         }
+        link.insert(
+            "thread".into(),
+            [("late", snapshot.lateness.count), ("worst_us", snapshot.lateness.worst.as_micros() as u64)]
+                .into_iter()
+                .collect(),
+        );
         let rules = self.config.rules.iter().map(|r| r.name.clone()).zip(self.maps.rule_hits()?);
         Ok(api::Stats {
             flows: counts(&mut Counter::ALL.iter().map(|c| c.as_str()), self.maps.counters()?),
@@ -446,30 +465,42 @@ impl Server {
     /// Writes the flows of one table that match, a line each.
     fn write_flows(
         &self,
-        table: &FlowMap,
+        table: Table,
         filter: &api::FlowFilter,
         to: &mpsc::Sender<std::io::Result<Bytes>>,
     ) -> std::io::Result<()> {
         let timeouts = self.maps.timeouts().map_err(std::io::Error::other)?;
-        let election = self.election_status.load();
+        let snapshot = self.election_status.load();
         let owner = |group: GroupId| {
-            let group = election.groups.iter().find(|g| g.group == group);
+            let group = snapshot.status.groups.iter().find(|g| g.group == group);
             group.and_then(|g| g.active.first()).map_or("", |n| self.names.node(*n))
         };
+        // Only flows that can be inherited are aged from the takeover on.
         let mut since_ns = [0; BUCKETS];
-        for (bucket, since) in since_ns.iter_mut().enumerate() {
-            let group =
-                self.maps.group(u32::from(self.bucket_group[bucket])).map_err(std::io::Error::other)?;
-            *since = group.since_ns;
+        if table == Table::Main {
+            for (bucket, since) in since_ns.iter_mut().enumerate() {
+                let group =
+                    self.maps.group(u32::from(self.bucket_group[bucket])).map_err(std::io::Error::other)?;
+                *since = group.since_ns;
+            }
         }
+        let flow_map = match table {
+            Table::Main => self.maps.flows(),
+            Table::Embryonic => self.maps.embryonic(),
+            Table::Node => self.maps.node_flows(),
+        };
         let mut walk = FlowWalk::new(CHUNK);
-        while let Some((keys, flows)) = walk.next_chunk(table)? {
+        while let Some((keys, flows)) = walk.next_chunk(flow_map)? {
             let now_ns = self.clock.now_ns();
             let mut lines = Vec::new();
             for (key, flow) in keys.iter().zip(flows) {
                 let bucket = usize::from(flow.bucket);
                 let ends_ns = expiry_ns(key, flow, since_ns[bucket], &timeouts);
-                let row = self.flow_row(key, flow, owner(self.bucket_group[bucket]), now_ns, ends_ns);
+                let owner = match table {
+                    Table::Node => self.names.me(),
+                    _ => owner(self.bucket_group[bucket]),
+                };
+                let row = self.flow_row(key, flow, owner, now_ns, ends_ns);
                 if filter.matches(&row) {
                     push_line(&mut lines, &row);
                 }
@@ -510,12 +541,6 @@ impl Server {
             rule: self.rules.get(&flow.rule_hash).cloned().unwrap_or_default(),
         }
     }
-}
-
-/// What sockets refused before anybody looked inside, by reason.
-fn refused(sockets: &[Arc<SyncSocket>]) -> [(&'static str, u64); 2] {
-    let sum = |of: fn(Refused) -> u64| sockets.iter().map(|socket| of(socket.refused())).sum();
-    [("ttl", sum(|r| r.ttl)), ("length", sum(|r| r.length))]
 }
 
 fn sync_status(sync: &super::replication::PeerSnapshot) -> api::SyncStatus {

@@ -16,6 +16,7 @@ use fwha_common::settings::{Counter, Timeouts};
 use fwha_proto::election::GroupId;
 use fwha_proto::replication::Buckets;
 
+use super::limit::Limit;
 use super::mailbox::Mailbox;
 use super::replication::{self, OwnedGroups};
 use crate::dataplane::Maps;
@@ -42,6 +43,8 @@ pub struct Thread {
     pub owned: Arc<OwnedGroups>,
     /// Who tells the peers.
     pub replication: Mailbox<replication::Command>,
+    /// Lost events by bucket, as counted before the replication thread first read the table.
+    pub lost: Vec<u64>,
     /// Closed when the thread is to end.
     pub stop: Receiver<()>,
 }
@@ -58,12 +61,13 @@ impl Thread {
             .context("cannot start the sweeper")
     }
 
-    fn run(self) {
+    fn run(mut self) {
         let mut walk: Option<FlowWalk> = None;
         let mut pass_due = 0;
-        let mut lost = self.maps.event_loss().unwrap_or_default();
+        let mut complaints = Limit::default();
+        let mut lost = std::mem::take(&mut self.lost);
         while self.stop.recv_timeout(INTERVAL) == Err(RecvTimeoutError::Timeout) {
-            self.watch_losses(&mut lost);
+            self.watch_losses(&mut lost, &mut complaints);
             let now_ns = self.clock.now_ns();
             if walk.is_none() && now_ns >= pass_due && self.owned.any() {
                 walk = Some(FlowWalk::new(CHUNK));
@@ -74,7 +78,9 @@ impl Thread {
                 Ok(true) => {}
                 Ok(false) => walk = None,
                 Err(error) => {
-                    tracing::warn!("cannot sweep expired flows: {error:#}");
+                    if let Some(held) = complaints.pass() {
+                        tracing::warn!(held, "cannot sweep expired flows: {error:#}");
+                    }
                     walk = None;
                 }
             }
@@ -91,20 +97,32 @@ impl Thread {
         }
         let Some((keys, flows)) = walk.next_chunk(self.maps.flows())? else { return Ok(false) };
         let mut expired: Vec<(FlowKey, FlowId)> = Vec::new();
+        let (mut astray, mut failure) = (Buckets::EMPTY, None);
         for (key, flow) in keys.iter().zip(flows) {
             let Some(group) = groups[usize::from(self.bucket_group[usize::from(flow.bucket)])] else {
                 continue;
             };
-            if expiry_ns(key, flow, group.since_ns, &timeouts) <= now_ns
-                && self.take(key, flow, group.since_ns, now_ns, &timeouts)?
-            {
-                expired.push((*key, flow.id));
+            if expiry_ns(key, flow, group.since_ns, &timeouts) > now_ns {
+                continue;
+            }
+            match self.take(key, flow, group.since_ns, now_ns, &timeouts) {
+                Ok(true) => expired.push((*key, flow.id)),
+                Ok(false) => {}
+                Err(error) => {
+                    // Whether it is still there is not known now, and nobody else would ever look.
+                    astray.insert(flow.bucket);
+                    failure = Some(error);
+                }
             }
         }
+        // Whatever failed: what is gone from the table must be told, or the peers keep it for ever.
         if !expired.is_empty() {
             self.replication.send(replication::Command::Expired(expired));
         }
-        Ok(true)
+        if !astray.is_empty() {
+            self.replication.send(replication::Command::Reconcile(astray));
+        }
+        failure.map_or(Ok(true), Err)
     }
 
     /// Takes an expired flow out of the table. Whether it was still that flow, and still expired:
@@ -129,29 +147,139 @@ impl Thread {
         }
     }
 
-    fn watch_losses(&self, before: &mut Vec<u64>) {
+    fn watch_losses(&self, before: &mut Vec<u64>, complaints: &mut Limit) {
         let total = |counters: Vec<u64>| counters.get(Counter::EventsLost as usize).copied();
         let Some(total) = self.maps.counters().ok().and_then(total) else { return };
         if total == before.iter().sum::<u64>() {
             return;
         }
         let Ok(now) = self.maps.event_loss() else { return };
-        let mut buckets = Buckets::EMPTY;
-        for (bucket, count) in now.iter().enumerate() {
-            if before.get(bucket) != Some(count) {
-                buckets.insert(bucket as u8);
-            }
-        }
+        let buckets = risen(before, &now);
         *before = now;
         if !buckets.is_empty() {
-            tracing::warn!("flow events of {} buckets were lost: comparing them", buckets.len());
+            if let Some(held) = complaints.pass() {
+                let count = buckets.len();
+                tracing::warn!(held, "flow events of {count} buckets were lost: comparing them");
+            }
             self.replication.send(replication::Command::Reconcile(buckets));
         }
     }
+}
+
+/// The buckets whose counters have risen.
+fn risen(before: &[u64], now: &[u64]) -> Buckets {
+    let mut buckets = Buckets::EMPTY;
+    for (bucket, count) in now.iter().enumerate() {
+        if before.get(bucket) != Some(count) {
+            buckets.insert(bucket as u8);
+        }
+    }
+    buckets
 }
 
 /// When a flow expires, in ns of the data plane's clock.
 pub fn expiry_ns(key: &FlowKey, flow: &Flow, since_ns: u64, timeouts: &Timeouts) -> u64 {
     let state = FlowState::from_u8(flow.state as u8).unwrap_or(FlowState::None);
     flow.expires_ns(since_ns, timeouts.ns[TimeoutClass::of(key.proto) as usize][state as usize])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::mailbox::mailbox;
+    use crate::dataplane::{Dataplane, Options, pin_dir};
+    use crate::testing::{Net, root};
+
+    const SECOND: u64 = 1_000_000_000;
+
+    /// A TCP flow in FIN-WAIT that was last seen at second `seen` of a time long ago.
+    fn flow(number: u64, seen: u64) -> Flow {
+        Flow {
+            id: FlowId { number, epoch: 1, node: 1, zero: [0; 3] },
+            state: FlowState::FinWait as u32,
+            last_seen_ns: [seen * SECOND, 0],
+            ..Flow::default()
+        }
+    }
+
+    fn key(n: u16) -> FlowKey {
+        FlowKey { port_a: n, proto: 6, ..FlowKey::default() }
+    }
+
+    #[test]
+    fn only_the_owner_expires_flows_and_not_before_its_time() {
+        if !root() {
+            return;
+        }
+        Net::new().with_bpffs(|| {
+            let options = Options {
+                pin_dir: pin_dir("test", "fw1"),
+                max_flows: 64,
+                max_embryonic: 256,
+                interfaces: Vec::new(),
+                sync_interfaces: Vec::new(),
+            };
+            let (dataplane, _events) = Dataplane::open(options).unwrap();
+            let maps = dataplane.maps();
+            maps.set_timeouts(&Timeouts::KERNEL).unwrap();
+            let (replication, told) = mailbox().unwrap();
+            let (_go_on, stop) = std::sync::mpsc::channel();
+            let clock = KernelClock::new().unwrap();
+            let owned = Arc::new(OwnedGroups::default());
+            let sweeper = Thread {
+                maps: Arc::clone(&maps),
+                clock,
+                bucket_group: [0; BUCKETS],
+                owned: Arc::clone(&owned),
+                replication,
+                lost: Vec::new(),
+                stop,
+            };
+            // FIN-WAIT lasts 120 s after the last packet.
+            let now_ns = 1000 * SECOND;
+            for (n, seen) in [(1, 879), (2, 881), (3, 999)] {
+                maps.flows().update(&key(n), &flow(n.into(), seen), Write::Any).unwrap();
+            }
+            let left = || (1..=3).filter(|n| maps.flows().lookup(&key(*n)).unwrap().is_some()).collect();
+            let own = |role, since: u64, until: u64| {
+                let (since_ns, lease_until_ns) = (since * SECOND, until * SECOND);
+                maps.write_group(0, &Group { lease_until_ns, since_ns, role, term: 1 }).unwrap();
+            };
+            let pass = || {
+                let mut walk = FlowWalk::new(64);
+                while sweeper.sweep(now_ns, &mut walk).unwrap() {}
+                let mut expired = Vec::new();
+                while let Some(replication::Command::Expired(flows)) = told.take() {
+                    expired.extend(flows);
+                }
+                let left: Vec<u16> = left();
+                (expired, left)
+            };
+
+            assert_eq!(pass(), (vec![], vec![1, 2, 3]), "a Backup never ages");
+            owned.set(0, true);
+            own(Group::ACTIVE, 0, 999);
+            assert_eq!(pass(), (vec![], vec![1, 2, 3]), "nor does a node whose lease is over");
+            own(Group::ACTIVE, 990, 1001);
+            assert_eq!(pass(), (vec![], vec![1, 2, 3]), "inherited flows get a whole timeout");
+            own(Group::ACTIVE, 0, 1001);
+            assert_eq!(pass(), (vec![(key(1), flow(1, 0).id)], vec![2, 3]));
+
+            // A flow that began between look and deletion is put back as it is.
+            maps.flows().update(&key(3), &flow(33, 999), Write::Any).unwrap();
+            assert!(!sweeper.take(&key(3), &flow(3, 0), 0, now_ns, &Timeouts::KERNEL).unwrap());
+            assert_eq!(maps.flows().lookup(&key(3)).unwrap(), Some(flow(33, 999)));
+            drop((sweeper, maps));
+            dataplane.close().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_counter_that_moved_names_its_bucket() {
+        let mut now = vec![7; BUCKETS];
+        assert!(risen(&vec![7; BUCKETS], &now).is_empty());
+        (now[0], now[255]) = (8, 6);
+        assert_eq!(risen(&vec![7; BUCKETS], &now).iter().collect::<Vec<_>>(), [0, 255]);
+        assert_eq!(risen(&[], &now), Buckets::ALL, "nothing known is everything to look at");
+    }
 }

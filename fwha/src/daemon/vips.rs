@@ -14,8 +14,10 @@ use anyhow::{Context, Result};
 use fwha_proto::election::GroupId;
 use fwha_proto::time::Time;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::MissedTickBehavior;
 
 use super::events::{EventLog, step};
+use super::limit::Limit;
 use super::names::Names;
 use crate::api::Step;
 use crate::netlink::{Address, Addresses, Garp};
@@ -24,8 +26,11 @@ use crate::sys::sched;
 
 /// One below the election.
 const PRIORITY: u8 = 19;
-/// How often what is there is compared with what should be, whatever was told.
-const REPAIR_INTERVAL: Duration = Duration::from_secs(5);
+/// How often what is there is compared with what should be, whatever was told, and its lifetime
+/// renewed.
+const REPAIR_INTERVAL: Duration = Duration::from_secs(1);
+/// By how much the lifetime of an address exceeds the lease: netlink may wait that long for a lock.
+const LIFETIME_SLACK: Duration = Duration::from_secs(3);
 
 /// How far a takeover is when the addresses' turn comes.
 pub struct Takeover {
@@ -56,6 +61,15 @@ pub enum Command {
     },
     /// An address went, by whomever.
     Check,
+    /// An interface has another index or MAC.
+    Replaced {
+        /// The index that it had.
+        before: u32,
+        /// The index that it has.
+        now: u32,
+        /// A socket on it.
+        garp: Garp,
+    },
     /// Remove everything and end; answered when that is done.
     Stop(oneshot::Sender<()>),
 }
@@ -68,6 +82,8 @@ pub struct Thread {
     pub garps: BTreeMap<u32, Garp>,
     /// Groups whose addresses may stay from the run before: it ended inside its lease.
     pub keep: BTreeSet<GroupId>,
+    /// How long the data plane owns what it owns without this process.
+    pub lease: Duration,
     /// What others want.
     pub commands: mpsc::UnboundedReceiver<Command>,
     /// The clock of the data plane.
@@ -82,32 +98,43 @@ impl Thread {
     /// Starts it.
     ///
     /// # Errors
-    /// The system has no thread to give.
+    /// The system has no thread or no netlink socket to give.
     pub fn spawn(self) -> Result<std::thread::JoinHandle<()>> {
-        std::thread::Builder::new()
+        let (ready, started) = std::sync::mpsc::channel();
+        let thread = std::thread::Builder::new()
             .name("fwha-vips".into())
             .spawn(move || {
                 if let Err(denied) = sched::run_realtime(PRIORITY) {
                     tracing::debug!("addresses move without real-time priority: {denied}");
                 }
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-                match runtime {
-                    Ok(runtime) => runtime.block_on(self.run()),
-                    Err(error) => tracing::error!("cannot move addresses: {error}"),
-                }
+                let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+                    Ok(runtime) => runtime,
+                    Err(error) => return drop(ready.send(Err(error.into()))),
+                };
+                runtime.block_on(async {
+                    match Addresses::new() {
+                        Ok(addresses) => {
+                            // Whoever spawns waits for it.
+                            let _ = ready.send(Ok(()));
+                            self.run(addresses).await;
+                        }
+                        Err(error) => drop(ready.send(Err(error.into()))),
+                    }
+                });
             })
-            .context("cannot start the thread that moves addresses")
+            .context("cannot start the thread that moves addresses")?;
+        let started: Result<()> = started.recv().context("the thread that moves addresses ended")?;
+        started.context("cannot move addresses")?;
+        Ok(thread)
     }
 
-    async fn run(mut self) {
-        let addresses = match Addresses::new() {
-            Ok(addresses) => addresses,
-            Err(error) => return tracing::error!("cannot move addresses: {error}"),
-        };
+    async fn run(mut self, addresses: Addresses) {
         let mut here: BTreeSet<GroupId> = std::mem::take(&mut self.keep);
         let mut takeovers: BTreeMap<GroupId, Takeover> = BTreeMap::new();
-        self.remove_strays(&addresses, &here).await;
+        let mut complaints = Limit::default();
+        self.remove_strays(&addresses, &here, &mut complaints).await;
         let mut repair = tokio::time::interval(REPAIR_INTERVAL);
+        repair.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let command = tokio::select! {
                 command = self.commands.recv() => command,
@@ -116,7 +143,7 @@ impl Thread {
             match command {
                 Some(Command::Add { group, mut takeover }) => {
                     here.insert(group);
-                    if let Err(error) = addresses.add(self.of(group)).await {
+                    if let Err(error) = addresses.add(self.of(group), self.lifetime()).await {
                         self.tell("vip-error", group, format!("{error}"));
                     }
                     takeover.steps.push(self.step("vips", takeover.decided));
@@ -139,9 +166,19 @@ impl Thread {
                     }
                 }
                 Some(Command::Announce { .. }) => {}
-                Some(Command::Check) => self.repair(&addresses, &here).await,
+                Some(Command::Check) => self.repair(&addresses, &here, &mut complaints).await,
+                Some(Command::Replaced { before, now, garp }) => {
+                    self.garps.remove(&before);
+                    self.garps.insert(now, garp);
+                    for address in self.groups.values_mut().flatten().filter(|a| a.ifindex == before) {
+                        address.ifindex = now;
+                    }
+                    self.repair(&addresses, &here, &mut complaints).await;
+                    // Those that were there already have another MAC now.
+                    here.iter().for_each(|&group| self.announce(group));
+                }
                 Some(Command::Stop(done)) => {
-                    self.remove_strays(&addresses, &BTreeSet::new()).await;
+                    self.remove_strays(&addresses, &BTreeSet::new(), &mut complaints).await;
                     // Whoever waited may have given up; the addresses are gone all the same.
                     let _ = done.send(());
                     return;
@@ -153,6 +190,10 @@ impl Thread {
 
     fn of(&self, group: GroupId) -> &[Address] {
         self.groups.get(&group).map_or(&[], Vec::as_slice)
+    }
+
+    fn lifetime(&self) -> Duration {
+        self.lease + LIFETIME_SLACK
     }
 
     fn step(&self, name: &str, decided: Time) -> Step {
@@ -175,7 +216,7 @@ impl Thread {
     }
 
     /// Removes marked addresses of groups that are not here: what a killed daemon left.
-    async fn remove_strays(&self, addresses: &Addresses, here: &BTreeSet<GroupId>) {
+    async fn remove_strays(&self, addresses: &Addresses, here: &BTreeSet<GroupId>, complaints: &mut Limit) {
         let interfaces: Vec<u32> = self.garps.keys().copied().collect();
         let keep: Vec<Address> = here.iter().flat_map(|g| self.of(*g)).copied().collect();
         match addresses.remove_leftovers(&interfaces, &keep).await {
@@ -183,30 +224,45 @@ impl Thread {
                 tracing::info!("removed {} virtual addresses that do not belong here now", removed.len());
             }
             Ok(_) => {}
-            Err(error) => tracing::warn!("cannot remove leftover addresses: {error}"),
+            Err(error) => {
+                if let Some(held) = complaints.pass() {
+                    tracing::warn!(held, "cannot remove leftover addresses: {error}");
+                }
+            }
         }
     }
 
-    /// Makes what is there what should be.
-    async fn repair(&self, addresses: &Addresses, here: &BTreeSet<GroupId>) {
-        self.remove_strays(addresses, here).await;
+    /// Makes what is there what should be, and renews its lifetime.
+    async fn repair(&self, addresses: &Addresses, here: &BTreeSet<GroupId>, complaints: &mut Limit) {
+        self.remove_strays(addresses, here, complaints).await;
+        if here.is_empty() {
+            return;
+        }
+        let interfaces: Vec<u32> = self.garps.keys().copied().collect();
+        let present = match addresses.list(&interfaces).await {
+            Ok(present) => present,
+            Err(error) => {
+                if let Some(held) = complaints.pass() {
+                    tracing::warn!(held, "cannot list addresses: {error}");
+                }
+                return;
+            }
+        };
         for &group in here {
-            let interfaces: Vec<u32> = self.garps.keys().copied().collect();
-            let present = match addresses.list(&interfaces).await {
-                Ok(present) => present,
-                Err(error) => return tracing::warn!("cannot list addresses: {error}"),
-            };
-            let missing: Vec<Address> =
-                self.of(group).iter().filter(|a| !present.contains(a)).copied().collect();
-            if missing.is_empty() {
-                continue;
+            let missing = self.of(group).iter().filter(|a| !present.contains(a)).count();
+            match addresses.add(self.of(group), self.lifetime()).await {
+                Ok(()) if missing > 0 => {
+                    let text = format!("{missing} of its addresses were missing and were added again");
+                    self.tell("vip-repair", group, text);
+                    self.announce(group);
+                }
+                Ok(()) => {}
+                Err(error) => {
+                    if complaints.pass().is_some() {
+                        self.tell("vip-error", group, format!("{error}"));
+                    }
+                }
             }
-            let text = format!("{} of its addresses were missing and were added again", missing.len());
-            self.tell("vip-repair", group, text);
-            if let Err(error) = addresses.add(&missing).await {
-                self.tell("vip-error", group, format!("{error}"));
-            }
-            self.announce(group);
         }
     }
 }

@@ -8,10 +8,13 @@
 //!
 //! Each VIP carries [`PROTOCOL`] as its origin (`IFA_PROTO`, Linux 5.18; `ip address` prints
 //! `proto 0x46`), so that what a killed daemon left behind is told from what the administrator added.
+//! And each has a lifetime, which must be renewed: the addresses of a daemon that was killed, or
+//! hangs, go by themselves, before their next owner has announced them for the last time.
 
 use std::{
     collections::HashSet,
     net::{IpAddr, Ipv4Addr},
+    time::Duration,
 };
 
 use futures_util::{TryStreamExt, future::join_all};
@@ -19,7 +22,7 @@ use rtnetlink::{
     AddressMessageBuilder, Handle,
     packet_route::{
         AddressFamily,
-        address::{AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, AddressScope},
+        address::{AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, AddressScope, CacheInfo},
     },
 };
 
@@ -59,19 +62,25 @@ impl Addresses {
         Ok(Self { handle: connect()? })
     }
 
-    /// Adds VIPs, all requests at once. One that is there already is fine, and is marked as ours.
+    /// Adds VIPs for a time of whole seconds, all requests at once. One that is there already is
+    /// fine: it is marked as ours, and its time begins anew. One whose time is over the kernel
+    /// removes, up to two seconds later. More than `u32::MAX` seconds are for ever.
     ///
     /// # Errors
     ///
     /// The first failure; the others are added all the same.
-    pub async fn add(&self, vips: &[Address]) -> Result<(), NetlinkError> {
+    pub async fn add(&self, vips: &[Address], lifetime: Duration) -> Result<(), NetlinkError> {
+        let mut cache = CacheInfo::default();
+        // The kernel refuses a zero, and takes the highest number for infinity (linux/if_addr.h).
+        cache.ifa_valid = u32::try_from(lifetime.as_secs()).unwrap_or(u32::MAX).max(1);
+        cache.ifa_preferred = cache.ifa_valid;
         let requests = vips.iter().map(|vip| async move {
             let mut request =
                 self.handle.address().add(vip.ifindex, vip.address.into(), vip.prefix_len).replace();
-            request
-                .message_mut()
-                .attributes
-                .push(AddressAttribute::Protocol(AddressProtocol::Other(PROTOCOL)));
+            request.message_mut().attributes.extend([
+                AddressAttribute::Protocol(AddressProtocol::Other(PROTOCOL)),
+                AddressAttribute::CacheInfo(cache),
+            ]);
             request.execute().await.map_err(|e| {
                 request_error(
                     format!("add {}/{} to interface {}", vip.address, vip.prefix_len, vip.ifindex),

@@ -18,7 +18,7 @@ use rtnetlink::{
 
 use super::{
     Link, NetlinkError,
-    addresses::{Address, address_of},
+    addresses::{Address, address_of, is_ours},
     links, request_error,
 };
 
@@ -39,6 +39,8 @@ pub enum NetworkEvent {
     LinkChanged(Link),
     /// An interface is gone. This is what it last was.
     LinkRemoved(Link),
+    /// An interface has an address, or another lifetime of it; not one of fwha's own.
+    AddressAdded(Address),
     /// An address was removed, by whomever.
     AddressRemoved(Address),
     /// The kernel had more messages than room for them. Interfaces were listed anew and their
@@ -130,8 +132,11 @@ impl Monitor {
             {
                 self.table.link_removed(m.header.index, &mut self.pending);
             }
+            NetlinkPayload::InnerMessage(M::NewAddress(m)) if !is_ours(&m) => {
+                self.pending.addresses.extend(address_of(&m).map(NetworkEvent::AddressAdded));
+            }
             NetlinkPayload::InnerMessage(M::DelAddress(m)) => {
-                self.pending.removed.extend(address_of(&m));
+                self.pending.addresses.extend(address_of(&m).map(NetworkEvent::AddressRemoved));
             }
             NetlinkPayload::InnerMessage(M::NewNeighbour(m)) => {
                 if let Some((key, mac)) = neighbour(&m) {
@@ -256,7 +261,7 @@ struct Pending {
     lost: bool,
     route_changed: bool,
     links: VecDeque<NetworkEvent>,
-    removed: VecDeque<Address>,
+    addresses: VecDeque<NetworkEvent>,
 }
 
 impl Pending {
@@ -275,8 +280,8 @@ impl Pending {
         if let Some(event) = self.links.pop_front() {
             return Some(event);
         }
-        if let Some(address) = self.removed.pop_front() {
-            return Some(NetworkEvent::AddressRemoved(address));
+        if let Some(event) = self.addresses.pop_front() {
+            return Some(event);
         }
         std::mem::take(&mut self.route_changed).then_some(NetworkEvent::RouteChanged)
     }

@@ -14,6 +14,9 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
 }
 
+/// A lifetime that has no end.
+const FOREVER: Duration = Duration::MAX;
+
 fn vip(ifindex: u32, n: u32) -> Address {
     Address { ifindex, address: Ipv4Addr::from(0x0a09_0100 + n), prefix_len: 16 }
 }
@@ -32,8 +35,8 @@ fn vips_are_added_recognised_and_removed() {
             let addresses = Addresses::new().unwrap();
             let vips: Vec<Address> = (0..300).map(|n| vip(ifindex, n)).collect();
 
-            addresses.add(&vips).await.unwrap();
-            addresses.add(&vips[..10]).await.unwrap();
+            addresses.add(&vips, FOREVER).await.unwrap();
+            addresses.add(&vips[..10], FOREVER).await.unwrap();
             let mut listed = addresses.list(&[ifindex]).await.unwrap();
             listed.sort();
             assert_eq!(listed, vips, "the node's own address is not among them");
@@ -51,7 +54,7 @@ fn vips_are_added_recognised_and_removed() {
             assert_eq!(addresses.primary(ifindex).await.unwrap(), Some(Ipv4Addr::new(10, 9, 0, 1)));
 
             let nowhere = vip(ifindex + 1000, 1);
-            let error = addresses.add(&[nowhere]).await.unwrap_err().to_string();
+            let error = addresses.add(&[nowhere], FOREVER).await.unwrap_err().to_string();
             assert!(error.contains("10.9.1.1/16"), "{error}");
             addresses.remove(&[nowhere]).await.unwrap();
         });
@@ -69,8 +72,28 @@ fn an_address_that_is_there_already_is_taken_over() {
     a.within(|| {
         block_on(async {
             let addresses = Addresses::new().unwrap();
-            addresses.add(&[vip(ifindex, 1)]).await.unwrap();
+            addresses.add(&[vip(ifindex, 1)], FOREVER).await.unwrap();
             assert_eq!(addresses.list(&[ifindex]).await.unwrap(), [vip(ifindex, 1)]);
+        });
+    });
+}
+
+#[test]
+fn a_vip_that_nobody_renews_goes_by_itself() {
+    if !root() {
+        return;
+    }
+    let (a, _b) = Net::pair();
+    let ifindex = a.ifindex("near");
+    a.within(|| {
+        block_on(async {
+            let (mut monitor, _) = Monitor::start().await.unwrap();
+            let addresses = Addresses::new().unwrap();
+            let (renewed, left) = (vip(ifindex, 1), vip(ifindex, 2));
+            addresses.add(&[renewed, left], Duration::from_secs(1)).await.unwrap();
+            addresses.add(&[renewed], FOREVER).await.unwrap();
+            until(&mut monitor, |e| *e == NetworkEvent::AddressRemoved(left)).await;
+            assert_eq!(addresses.list(&[ifindex]).await.unwrap(), [renewed]);
         });
     });
 }
@@ -164,8 +187,9 @@ fn changes_are_seen_and_noise_is_not() {
             a.ip("address add 10.9.5.5/32 dev near");
             a.ip("address del 10.9.5.5/32 dev near");
             let ifindex = a.ifindex("near");
-            let gone = Address { ifindex, address: Ipv4Addr::new(10, 9, 5, 5), prefix_len: 32 };
-            until(&mut monitor, |e| *e == NetworkEvent::AddressRemoved(gone)).await;
+            let address = Address { ifindex, address: Ipv4Addr::new(10, 9, 5, 5), prefix_len: 32 };
+            until(&mut monitor, |e| *e == NetworkEvent::AddressAdded(address)).await;
+            until(&mut monitor, |e| *e == NetworkEvent::AddressRemoved(address)).await;
 
             b.ip("link set far down");
             until(

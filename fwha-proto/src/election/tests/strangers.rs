@@ -1,6 +1,7 @@
 //! Forgers, strangers, and peers with another key or file.
 
 use super::*;
+use crate::seal::{Channel, OpenError, Purpose};
 
 #[test]
 fn a_forged_advert_moves_nothing_while_the_peer_is_alive() {
@@ -104,6 +105,19 @@ fn garbage_on_the_heartbeat_port_is_counted_and_moves_nothing() {
     }
     rig.run(ms(1000));
     assert_eq!(rig.counter(1, "heartbeat_refused", "garbage"), 200);
+    let stranger = rig.election(1).status(Time::ZERO).stranger.unwrap();
+    assert_eq!((stranger.claims, stranger.error), (0, OpenError::Garbage));
+    assert_eq!(rig.actives(0), [1]);
+}
+
+#[test]
+fn another_node_of_our_own_name_is_named() {
+    let mut rig = Rig::pair(1);
+    let config = &rig.election(1).config;
+    let mut twin = Channel::new(config.key.clone(), Purpose::Heartbeat, config.identity, 2);
+    rig.forge_heartbeat(1, twin.hello());
+    rig.run(ms(10));
+    assert_eq!(rig.election(1).status(Time::ZERO).stranger.unwrap().claims, 1);
     assert_eq!(rig.actives(0), [1]);
 }
 

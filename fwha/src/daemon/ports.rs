@@ -1,0 +1,182 @@
+//! This node's interfaces as the election knows them, and the sockets on them.
+//!
+//! A socket belongs to an interface's index, not to its name: when an interface is replaced by
+//! another of its name (a VLAN or a bond set up anew, a card plugged in again) all its sockets are
+//! dead for ever, without an error. Then they are opened anew, and handed to the threads.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use anyhow::{Context, Result, anyhow, bail};
+use fwha_proto::NodeId;
+use fwha_proto::heartbeat::{Interface, Via};
+
+use crate::config::{Config, GroupId, Node, SyncLink};
+use crate::netlink::{Address, Addresses, Garp, Link};
+use crate::socket::{ProbeSocket, SyncSocket, VrrpSocket};
+
+/// The longest IP packet that replication makes, whatever the sync links would carry: the peer's
+/// end may carry less.
+const MTU: u32 = 1500;
+/// The least MTU that replication can do with (that of IPv6).
+const MTU_MIN: u32 = 1280;
+
+/// An interface of this node by which the election speaks: a sync link, or the first of a zone.
+#[derive(Clone, Debug)]
+pub struct Port {
+    /// What the election calls it.
+    pub via: Via,
+    /// Its name.
+    pub name: String,
+    /// What it is now; `None` while there is no interface of this name.
+    pub link: Option<Link>,
+    /// The address by which this node speaks there; unspecified if it has none of its own.
+    pub address: Ipv4Addr,
+    /// Index and MAC that the sockets were opened with.
+    pub opened: (u32, [u8; 6]),
+}
+
+impl Port {
+    /// What the election is told.
+    pub fn interface(&self) -> Interface {
+        let mac = self.link.as_ref().and_then(|l| l.mac).unwrap_or_default();
+        Interface { mac, address: self.address, carrier: self.link.as_ref().is_some_and(Link::running) }
+    }
+
+    /// Index and MAC now.
+    pub fn identity(&self) -> Option<(u32, [u8; 6])> {
+        self.link.as_ref().map(|l| (l.index, l.mac.unwrap_or_default()))
+    }
+}
+
+/// Finds the node's ports in the system.
+///
+/// # Errors
+/// An interface is missing; the kernel refuses to list addresses.
+pub async fn look(config: &Config, node: &Node, links: &[Link]) -> Result<Vec<Port>> {
+    let addresses = Addresses::new()?;
+    let sync = node.sync.iter().enumerate().map(|(n, s)| (Via::Sync(n as u8), s.interface.as_str()));
+    let zones = config
+        .zones
+        .iter()
+        .filter_map(|zone| Some((Via::Zone(zone.id), zone.interfaces.get(&node.id)?.first()?.as_str())));
+    let mut ports = Vec::new();
+    for (via, name) in sync.chain(zones) {
+        let link = links.iter().find(|l| l.name == name);
+        let link = link.with_context(|| format!("there is no interface {name}"))?.clone();
+        if matches!(via, Via::Sync(_)) && link.mtu < MTU_MIN {
+            bail!(
+                "sync interface {name} has an MTU of {}, and replication needs {MTU_MIN}: \
+                 `ip link set {name} mtu {MTU}`",
+                link.mtu
+            );
+        }
+        let address = addresses.primary(link.index).await?;
+        if address.is_none() && matches!(via, Via::Zone(_)) {
+            tracing::warn!("interface {name} has no address of its own: VRRP needs one to speak from");
+        }
+        ports.push(Port {
+            via,
+            name: name.to_owned(),
+            opened: (link.index, link.mac.unwrap_or_default()),
+            link: Some(link),
+            address: address.unwrap_or(Ipv4Addr::UNSPECIFIED),
+        });
+    }
+    Ok(ports)
+}
+
+/// The MTU that datagrams of replication must fit into.
+pub fn sync_mtu(ports: &[Port]) -> u16 {
+    let links = ports.iter().filter(|p| matches!(p.via, Via::Sync(_))).filter_map(|p| p.link.as_ref());
+    links.map(|l| l.mtu).fold(MTU, u32::min) as u16
+}
+
+/// Opens the socket of one sync link.
+///
+/// # Errors
+/// Those of [`SyncSocket::open`], with what to do about them.
+pub fn sync_socket(link: &SyncLink, port: u16) -> Result<SyncSocket> {
+    let SyncLink { interface, address } = link;
+    let local = SocketAddrV4::new(*address, port);
+    SyncSocket::open(interface, local).map_err(|error| match error.raw_os_error() {
+        Some(libc::EADDRNOTAVAIL) => anyhow!(
+            "interface {interface} does not have this node's sync address {address}: add it \
+             (`ip address add {address}/24 dev {interface}`), or correct `sync` in the config file"
+        ),
+        Some(libc::EADDRINUSE) => anyhow!(
+            "another program uses UDP port {port} of {address}: end it, or choose another `port` in [sync] on \
+             all nodes"
+        ),
+        _ => anyhow::Error::new(error)
+            .context(format!("cannot use UDP {local} on sync interface {interface}")),
+    })
+}
+
+/// Opens the sockets of all sync links.
+///
+/// # Errors
+/// See [`sync_socket`].
+pub fn sync_sockets(node: &Node, port: u16) -> Result<Vec<SyncSocket>> {
+    node.sync.iter().map(|link| sync_socket(link, port)).collect()
+}
+
+/// Where the peers listen, by sync link and node. Link n of one node is wired to link n of another.
+pub fn peer_addresses(config: &Config, node: &Node, port: u16) -> BTreeMap<(u8, NodeId), SocketAddrV4> {
+    let peers = config.nodes.iter().filter(|n| n.id != node.id);
+    peers
+        .flat_map(|peer| {
+            let links = peer.sync.iter().enumerate();
+            links.map(move |(n, link)| ((n as u8, peer.id), SocketAddrV4::new(link.address, port)))
+        })
+        .collect()
+}
+
+/// Opens the socket for probes; `None` on an interface without a MAC.
+///
+/// # Errors
+/// Those of [`ProbeSocket::open`].
+pub fn probe_socket(link: &Link) -> Result<Option<ProbeSocket>> {
+    let socket = link.mac.map(|mac| ProbeSocket::open(link.index, mac)).transpose();
+    socket.with_context(|| format!("cannot probe on {}", link.name))
+}
+
+/// Opens the socket for VRRP.
+///
+/// # Errors
+/// Those of [`VrrpSocket::open`].
+pub fn vrrp_socket(link: &Link) -> Result<VrrpSocket> {
+    VrrpSocket::open(&link.name, link.index).with_context(|| format!("cannot speak VRRP on {}", link.name))
+}
+
+/// Opens the socket for announcements.
+///
+/// # Errors
+/// Those of [`Garp::open`].
+pub fn garp(link: &Link) -> Result<Garp> {
+    Garp::open(link.index, link.mac.unwrap_or_default())
+        .with_context(|| format!("cannot announce on {}", link.name))
+}
+
+/// The sockets for announcements, by interface.
+///
+/// # Errors
+/// See [`garp`].
+pub fn garps(ports: &[Port]) -> Result<BTreeMap<u32, Garp>> {
+    let zones = ports.iter().filter(|p| matches!(p.via, Via::Zone(_)));
+    zones.filter_map(|p| p.link.as_ref()).map(|link| Ok((link.index, garp(link)?))).collect()
+}
+
+/// The virtual addresses of each group, on the interfaces where they belong.
+pub fn group_addresses(config: &Config, ports: &[Port]) -> BTreeMap<GroupId, Vec<Address>> {
+    let ifindex = |zone| ports.iter().find(|p| p.via == Via::Zone(zone))?.link.as_ref().map(|l| l.index);
+    let of = |group: &crate::config::Group| {
+        let vips = group.vips.iter().filter_map(|vip| Some((ifindex(vip.zone)?, vip)));
+        vips.flat_map(|(ifindex, vip)| {
+            let addresses = vip.addresses.iter();
+            addresses.map(move |a| Address { ifindex, address: a.addr(), prefix_len: a.prefix_len() })
+        })
+        .collect()
+    };
+    config.groups.iter().map(|group| (group.id, of(group))).collect()
+}

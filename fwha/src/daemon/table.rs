@@ -1,0 +1,253 @@
+//! The kernel's flow table as replication writes it: what peers tell goes in, but never over what
+//! this node's data plane has made of a flow since.
+//!
+//! While this node owns a bucket, its data plane and a peer's last words about it meet: around a
+//! takeover, and when two owners find each other. The election does not wait for the replication
+//! thread, so each such flow is looked at here. In all other buckets nobody else writes.
+
+use std::collections::HashSet;
+use std::io;
+use std::sync::Arc;
+
+use fwha_common::BUCKETS;
+use fwha_common::flow::{Flow, FlowId, FlowKey};
+use fwha_proto::election::GroupId;
+use fwha_proto::replication::Buckets;
+
+use super::limit::Limit;
+use super::replication::OwnedGroups;
+use crate::dataplane::Maps;
+use crate::sys::bpf::Write;
+
+/// Flows that wait because the data plane had them in use; those of more are compared as buckets.
+const DEFERRED_MAX: usize = 65_536;
+
+/// See the module.
+pub struct Table {
+    maps: Arc<Maps>,
+    bucket_group: [GroupId; BUCKETS],
+    owned: Arc<OwnedGroups>,
+    deferred: HashSet<FlowKey>,
+    astray: Buckets,
+    complaints: Limit,
+    /// Flows written.
+    pub written: u64,
+    /// Flows for which the table had no room.
+    pub full: u64,
+    /// Flows that could not be written or deleted.
+    pub failed: u64,
+}
+
+impl Table {
+    /// The table of `maps`.
+    pub fn new(maps: Arc<Maps>, bucket_group: [GroupId; BUCKETS], owned: Arc<OwnedGroups>) -> Self {
+        Self {
+            maps,
+            bucket_group,
+            owned,
+            deferred: HashSet::new(),
+            astray: Buckets::EMPTY,
+            complaints: Limit::default(),
+            written: 0,
+            full: 0,
+            failed: 0,
+        }
+    }
+
+    fn ours(&self, bucket: u8) -> bool {
+        self.owned.get(self.bucket_group[usize::from(bucket)])
+    }
+
+    /// Writes flows of peers.
+    pub fn put(&mut self, keys: &[FlowKey], flows: &[Flow]) {
+        if self.owned.any() {
+            for (key, flow) in keys.iter().zip(flows) {
+                self.put_one(key, flow);
+            }
+            return;
+        }
+        match self.maps.flows().update_batch(keys, flows) {
+            Ok(written) => {
+                self.written += written.done as u64;
+                self.full += written.refused.len() as u64;
+                for at in written.refused {
+                    self.astray.insert(flows[at].bucket);
+                }
+            }
+            Err(error) => {
+                for flow in flows {
+                    self.astray.insert(flow.bucket);
+                }
+                self.complain("write", keys.len(), &error);
+            }
+        }
+    }
+
+    fn put_one(&mut self, key: &FlowKey, flow: &Flow) {
+        let result = if self.ours(flow.bucket) {
+            self.put_behind(key, flow)
+        } else {
+            self.maps.flows().update(key, flow, Write::Any)
+        };
+        let Err(error) = result else {
+            self.written += 1;
+            return;
+        };
+        self.astray.insert(flow.bucket);
+        if error.raw_os_error() == Some(libc::E2BIG) {
+            self.full += 1;
+        } else {
+            self.complain("write", 1, &error);
+        }
+    }
+
+    /// Writes a flow unless the data plane knows better. It may change the flow between the look
+    /// and the write; that is one packet's step, which the flow's next packets take again.
+    fn put_behind(&mut self, key: &FlowKey, flow: &Flow) -> io::Result<()> {
+        match self.maps.flows().update(key, flow, Write::New) {
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
+            done => return done,
+        }
+        let behind = self.maps.flows().lookup(key)?.is_none_or(|there| {
+            if there.id == flow.id {
+                there.version < flow.version
+            } else {
+                there.created_ns < flow.created_ns
+            }
+        });
+        if behind {
+            self.maps.flows().update(key, flow, Write::Any)?;
+        } else if self.deferred.len() < DEFERRED_MAX {
+            self.deferred.insert(*key);
+        } else {
+            self.astray.insert(flow.bucket);
+        }
+        Ok(())
+    }
+
+    /// Deletes flows of peers. In a bucket that is ours, another flow of the same key stays.
+    pub fn delete(&mut self, flows: &[(FlowKey, FlowId)]) {
+        let kernel = self.maps.flows();
+        let result = if self.owned.any() {
+            flows.iter().try_for_each(|(key, id)| match kernel.lookup(key)? {
+                Some(there) if there.id != *id && self.ours(there.bucket) => Ok(()),
+                Some(_) => kernel.delete(key).map(drop),
+                None => Ok(()),
+            })
+        } else {
+            let keys: Vec<FlowKey> = flows.iter().map(|(key, _)| *key).collect();
+            kernel.delete_batch(&keys).map(drop)
+        };
+        if let Err(error) = result {
+            // Which buckets they are of, only the elements could tell.
+            self.astray = Buckets::ALL;
+            self.complain("delete", flows.len(), &error);
+        }
+    }
+
+    /// Flows that a peer spoke of while the data plane had them in use. To be asked for, and written
+    /// as the replica has them, when buckets are not ours any more.
+    pub fn take_deferred(&mut self) -> HashSet<FlowKey> {
+        std::mem::take(&mut self.deferred)
+    }
+
+    /// Buckets in which table and replica differ, because something failed. They are to be compared.
+    pub fn take_astray(&mut self) -> Buckets {
+        std::mem::take(&mut self.astray)
+    }
+
+    fn complain(&mut self, what: &str, count: usize, error: &io::Error) {
+        self.failed += count as u64;
+        if let Some(held) = self.complaints.pass() {
+            tracing::warn!(held, "cannot {what} {count} flows of a peer, will compare tables: {error}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataplane::{Dataplane, Options, pin_dir};
+    use crate::testing::{Net, root};
+
+    fn key(n: u16) -> FlowKey {
+        FlowKey { port_a: n, proto: 6, ..FlowKey::default() }
+    }
+
+    fn flow(number: u64, version: u64) -> Flow {
+        let id = FlowId { number, epoch: 1, node: 1, zero: [0; 3] };
+        Flow { id, version, created_ns: number, ..Flow::default() }
+    }
+
+    fn with_table(test: impl FnOnce(&mut Table, &Maps, &OwnedGroups) + Send) {
+        if !root() {
+            return;
+        }
+        Net::new().with_bpffs(|| {
+            let options = Options {
+                pin_dir: pin_dir("test", "fw1"),
+                max_flows: 16,
+                max_embryonic: 256,
+                interfaces: Vec::new(),
+                sync_interfaces: Vec::new(),
+            };
+            let (dataplane, _events) = Dataplane::open(options).unwrap();
+            let (maps, owned) = (dataplane.maps(), Arc::new(OwnedGroups::default()));
+            let mut table = Table::new(Arc::clone(&maps), [0; BUCKETS], Arc::clone(&owned));
+            test(&mut table, &maps, &owned);
+            drop((table, maps));
+            dataplane.close().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_peers_word_replaces_anything_in_a_bucket_that_is_not_ours() {
+        with_table(|table, maps, _| {
+            table.put(&[key(1)], &[flow(5, 9)]);
+            table.put(&[key(1)], &[flow(4, 2)]);
+            assert_eq!(maps.flows().lookup(&key(1)).unwrap(), Some(flow(4, 2)));
+            table.delete(&[(key(1), flow(4, 2).id)]);
+            assert_eq!(maps.flows().lookup(&key(1)).unwrap(), None);
+            assert_eq!((table.written, table.failed), (2, 0));
+        });
+    }
+
+    #[test]
+    fn a_late_word_does_not_undo_what_the_data_plane_did() {
+        with_table(|table, maps, owned| {
+            let kernel = |n| maps.flows().lookup(&key(n)).unwrap();
+            owned.set(0, true);
+            // Not there, an older version, an older flow: the peer's word still counts.
+            for n in 1..=3 {
+                table.put(&[key(n)], &[flow(5, 3)]);
+                assert_eq!(kernel(n), Some(flow(5, 3)));
+            }
+            table.put(&[key(1), key(2)], &[flow(5, 4), flow(6, 1)]);
+            assert_eq!((kernel(1), kernel(2)), (Some(flow(5, 4)), Some(flow(6, 1))));
+            // Here the data plane has gone on: another version of the flow, and another flow.
+            table.put(&[key(1), key(2)], &[flow(5, 2), flow(5, 9)]);
+            table.delete(&[(key(2), flow(5, 9).id)]);
+            assert_eq!((kernel(1), kernel(2)), (Some(flow(5, 4)), Some(flow(6, 1))));
+            table.delete(&[(key(3), flow(5, 3).id)]);
+            assert_eq!(kernel(3), None);
+            // What was not written is known, for when the bucket is given up.
+            assert_eq!(table.take_deferred(), HashSet::from([key(1), key(2)]));
+            owned.set(0, false);
+            table.put(&[key(1)], &[flow(5, 2)]);
+            assert_eq!(kernel(1), Some(flow(5, 2)));
+        });
+    }
+
+    #[test]
+    fn a_full_table_is_counted_and_its_buckets_are_compared() {
+        with_table(|table, _, owned| {
+            let keys: Vec<FlowKey> = (0..20).map(key).collect();
+            table.put(&keys, &[flow(1, 1); 20]);
+            assert_eq!((table.written, table.full, table.failed), (16, 4, 0));
+            owned.set(1, true);
+            table.put(&keys, &[flow(1, 1); 20]);
+            assert_eq!((table.written, table.full, table.failed), (32, 8, 0));
+            assert_eq!(table.take_astray(), Buckets::one(0));
+        });
+    }
+}

@@ -1,0 +1,76 @@
+//! What `status` warns of when this daemon or this machine is to blame, not a peer.
+
+use std::time::Duration;
+
+use fwha_common::settings::Counter;
+use fwha_proto::election::status::Stranger;
+
+use super::election;
+use super::replication::Snapshot;
+use super::server::Server;
+
+/// A thread that has not shown anything for this long hangs.
+const HANG: Duration = Duration::from_secs(1);
+/// How long a stranger on a sync link is worth a warning.
+const STRANGER_MEMORY: Duration = Duration::from_secs(60);
+
+impl Server {
+    /// What is wrong with this daemon itself.
+    pub(super) fn own_warnings(&self, election: &election::Snapshot, replication: &Snapshot) -> Vec<String> {
+        let now = self.now();
+        let mut warnings = Vec::new();
+        for (thread, at) in [("election", election.at), ("replication", replication.at)] {
+            let age = now.since(at);
+            if age > HANG {
+                let age = age.as_secs_f64();
+                warnings.push(format!(
+                    "the {thread} thread has shown no sign of life for {age:.1} s: what is said here is old"
+                ));
+            }
+        }
+        let late = &election.lateness;
+        if late.recent(now) {
+            warnings.push(format!(
+                "the election thread was late by up to {} ms (last {} s ago): this machine is overloaded",
+                late.worst.as_millis(),
+                now.since(late.last).as_secs()
+            ));
+        }
+        if !self.config.replication.enabled && self.config.nodes.len() > 1 {
+            warnings.push("replication is off: a takeover breaks all connections".into());
+        }
+        if let Some(stranger) = election.status.stranger.filter(|s| now.since(s.at) < STRANGER_MEMORY) {
+            warnings.push(self.stranger(&stranger));
+        }
+        let count = |name| replication.counters.iter().find(|(n, _)| *n == name).map_or(0, |(_, n)| *n);
+        let (full, failed) = (count("apply_full"), count("apply_failed"));
+        if full + failed > 0 {
+            warnings.push(format!(
+                "{full} flows of peers found no room in the flow table, {failed} could not be written"
+            ));
+        }
+        if let Ok(lost @ 1..) =
+            self.maps.counters().map(|c| c.get(Counter::EventsLost as usize).copied().unwrap_or(0))
+        {
+            warnings
+                .push(format!("{lost} flow events were lost so far, and made up for by comparing tables"));
+        }
+        warnings
+    }
+
+    fn stranger(&self, stranger: &Stranger) -> String {
+        let me = self.config.node(self.me);
+        let link = me.and_then(|n| n.sync.get(usize::from(stranger.link))).map_or("?", |s| &s.interface);
+        let error = stranger.error;
+        match stranger.claims {
+            0 => format!("sync interface {link}: datagrams refused: {error}"),
+            node if node == self.me => format!(
+                "sync interface {link}: another machine says that it is {}, too: check --node there",
+                self.names.me()
+            ),
+            node => {
+                format!("sync interface {link}: datagrams refused: node {node} is not in the config file")
+            }
+        }
+    }
+}
