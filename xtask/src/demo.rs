@@ -114,6 +114,7 @@ fn one(args: &Args, options: &LabOptions) -> Result<Run> {
     let plan = Plan { size: args.size << 20, rate: args.rate << 20, ..Plan::default() };
     let mut outcome = None;
     let verdict = play(args, &lab, plan, &mut outcome);
+    lab::wait_if_terminating();
     match (&verdict, &outcome) {
         (Ok(()), Some(outcome)) if args.no_sync => {
             println!(
@@ -154,20 +155,32 @@ fn play(args: &Args, lab: &Lab, plan: Plan, told: &mut Option<Outcome>) -> Resul
     Ok(())
 }
 
-/// Runs the scenario under a progress bar.
+/// Runs the scenario under a progress bar, or with a line now and then where there is no terminal.
 fn watch(lab: &Lab, pair: &mut Pair, plan: Plan, no_sync: bool) -> Result<Outcome> {
-    let style = "{msg:<44} [{bar:30}] {binary_bytes:>10} of {binary_total_bytes}";
+    let style = "{msg:<41} [{wide_bar}] {binary_bytes} of {binary_total_bytes}";
     let bar =
         ProgressBar::new(plan.size).with_style(ProgressStyle::with_template(style)?.progress_chars("=> "));
     bar.enable_steady_tick(Duration::from_millis(100));
-    let result = takeover::run(lab, pair, plan, |progress| match progress {
-        Progress::Started => bar.set_message("fw1 and fw2 start"),
-        Progress::Settled(active) => bar.set_message(format!("{active} is active: copying through it")),
-        Progress::Copied(bytes) => bar.set_position(bytes),
-        Progress::Lost(lost) if no_sync => {
-            bar.set_message(format!("{lost} is lost: waiting for the copy to die"))
+    let say = |message: String| {
+        if bar.is_hidden() {
+            println!("{message}");
         }
-        Progress::Lost(lost) => bar.set_message(format!("{lost} is lost: copying through {}", lost.peer())),
+        bar.set_message(message);
+    };
+    let mut quarters = 0;
+    let result = takeover::run(lab, pair, plan, |progress| match progress {
+        Progress::Started => say("fw1 and fw2 start".into()),
+        Progress::Settled(active) => say(format!("{active} is active, {} backup: copying", active.peer())),
+        Progress::Copied(bytes) => {
+            bar.set_position(bytes);
+            let reached = bytes * 4 / plan.size;
+            if bar.is_hidden() && reached > quarters {
+                quarters = reached;
+                println!("{} of {} MiB", bytes >> 20, plan.size >> 20);
+            }
+        }
+        Progress::Lost(lost) if no_sync => say(format!("{lost} is lost: waiting for the copy to die")),
+        Progress::Lost(lost) => say(format!("{lost} is lost: copying through {}", lost.peer())),
     });
     bar.finish_and_clear();
     result

@@ -190,21 +190,14 @@ async fn event_stream(
         if let Some(first) = first {
             return Some((Ok::<_, std::io::Error>(first), (None, receiver)));
         }
-        loop {
-            match receiver.recv().await {
-                Ok(event) => {
-                    let mut line = Vec::new();
-                    push_line(&mut line, event.as_ref());
-                    return Some((Ok(Bytes::from(line)), (None, receiver)));
-                }
-                Err(broadcast::error::RecvError::Lagged(missed)) => {
-                    let mut line = Vec::new();
-                    push_line(&mut line, &events::missed(missed));
-                    return Some((Ok(Bytes::from(line)), (None, receiver)));
-                }
-                Err(broadcast::error::RecvError::Closed) => return None,
-            }
-        }
+        let event = match receiver.recv().await {
+            Ok(event) => event,
+            Err(broadcast::error::RecvError::Lagged(missed)) => events::missed(missed).into(),
+            Err(broadcast::error::RecvError::Closed) => return None,
+        };
+        let mut line = Vec::new();
+        push_line(&mut line, event.as_ref());
+        Some((Ok(Bytes::from(line)), (None, receiver)))
     });
     Ok(ndjson(Body::from_stream(rest)))
 }

@@ -14,6 +14,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -111,14 +112,25 @@ impl Entry {
         Ok(())
     }
 
-    /// Removes the lab unless that was done, or it was left standing.
+    /// Removes the lab unless that was done, or it was left standing. If another thread is about it, waits for its end.
     pub fn remove(&self) -> Result<()> {
-        if !std::mem::take(&mut *lock(&self.open)) {
+        let mut open = lock(&self.open);
+        if !std::mem::take(&mut *open) {
             return Ok(());
         }
         let result = remove_by_id(&self.id);
         lock(&OPEN).remove(&self.id);
         result
+    }
+}
+
+/// A signal ends this process: its labs go, and what runs in them fails for no other reason.
+static TERMINATING: AtomicBool = AtomicBool::new(false);
+
+/// Does not return if a signal is about to end this process: then what just failed is nobody's business.
+pub fn wait_if_terminating() {
+    while TERMINATING.load(Ordering::Acquire) {
+        std::thread::park();
     }
 }
 
@@ -128,6 +140,7 @@ pub fn remove_on_termination() -> Result<()> {
     let mut done = lock(&DONE);
     if !*done {
         crate::sys::on_termination(|| {
+            TERMINATING.store(true, Ordering::Release);
             let open: Vec<Arc<Entry>> = lock(&OPEN).values().cloned().collect();
             for entry in open {
                 if let Err(error) = entry.remove() {

@@ -35,7 +35,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 
 pub use self::config::{KEY_FILE, text as config_text};
-pub use self::ledger::{clean_kept, clean_stale};
+pub use self::ledger::{clean_kept, clean_stale, wait_if_terminating};
 pub use self::node::NodeProcess;
 pub use self::process::{LineProcess, binary};
 pub use self::wiring::Cut;

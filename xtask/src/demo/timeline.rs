@@ -6,67 +6,81 @@ use serde_json::Value;
 
 use super::Run;
 
-/// Prints one run: the survivor's events since the loss, then what the traffic saw.
+/// Prints one run: what happened since the loss, in its order, then what the traffic saw.
 pub fn print(outcome: &Outcome) {
-    let Outcome { lost, received, sent, probe, .. } = outcome;
-    let since = |at_ms: f64| at_ms - outcome.lost_at_mono_ms;
-    println!("   before     {lost} active, {} backup", outcome.survivor());
-    line(0.0, &format!("every cable of {lost} is pulled, its daemon killed"));
-    for event in &outcome.events {
-        line(since(event_ms(event)), &format!("{}: {}", outcome.survivor(), describe(event)));
-        for step in event["steps"].as_array().into_iter().flatten() {
-            let ms = step["ms"].as_f64().unwrap_or(0.0);
-            println!("{:14}  {ms:8.3} ms  {}", "", step["name"].as_str().unwrap_or("?"));
-        }
-    }
-    match &received.error {
-        None => line(since(received.ended_at_mono_ms), "the copy is complete"),
-        Some(error) => {
-            line(since(received.ended_at_mono_ms), &format!("the copy's last byte; then: {error}"))
-        }
+    let Outcome { received, sent, probe, .. } = outcome;
+    println!("     time ms");
+    for (at_ms, text) in moments(outcome) {
+        println!("{:+12.1}  {text}", at_ms - outcome.lost_at_mono_ms);
     }
 
     println!(
-        "   copy       {} of {} MiB over one TCP connection in {:.1} s; longest standstill {:.0} ms; \
-         {} segments sent again by the server, {} by the client",
+        "\ncopy      {} of {} MiB over one TCP connection in {:.1} s; it stood still for {:.0} ms at most,\n\
+         \u{20}         of which TCP itself waits 200 or more before it sends again; {} segments were sent again",
         received.bytes >> 20,
         received.expected >> 20,
         received.duration_ms / 1000.0,
         received.longest_gap_ms,
-        sent.retransmissions,
-        received.retransmissions,
+        sent.retransmissions + received.retransmissions,
     );
     println!(
-        "   probe      1 kHz UDP: outage {:.1} ms; {} of {} lost, {} of them on the way out; {} duplicates",
-        probe.outage_ms, probe.lost, probe.sent, probe.lost_forward, probe.duplicates,
+        "probe     1000 UDP datagrams a second to the server and back: none answered for {:.1} ms;\n\
+         \u{20}         {} of {} lost, {} twice",
+        probe.outage_ms, probe.lost, probe.sent, probe.duplicates,
     );
-    let same =
-        if received.sha256 == sent.sha256 { "the same at both ends" } else { "DIFFERENT at the server" };
-    if received.error.is_none() {
-        println!("   sha256     {}: {same}", received.sha256);
-    } else {
-        println!("   refused    {} packets of unknown TCP connections (not_syn)", outcome.not_syn);
+    match &received.error {
+        None if received.sha256 == sent.sha256 => {
+            println!("sha256    {}, at the client as at the server", received.sha256);
+        }
+        None => println!("sha256    {} at the client, {} at the server", received.sha256, sent.sha256),
+        Some(_) => println!(
+            "refused   {} packets of connections that {} does not know (not_syn)",
+            outcome.not_syn,
+            outcome.survivor()
+        ),
     }
 }
 
-fn line(at_ms: f64, text: &str) {
-    println!("{at_ms:+10.1} ms  {text}");
+/// What happened and when (ms of `CLOCK_MONOTONIC`), in that order.
+fn moments(outcome: &Outcome) -> Vec<(f64, String)> {
+    let Outcome { lost, received, probe, .. } = outcome;
+    let mut moments =
+        vec![(outcome.lost_at_mono_ms, format!("{lost} is lost: its daemon is killed, every cable pulled"))];
+    for event in &outcome.events {
+        moments.push((event_ms(event), format!("{}: {}", outcome.survivor(), text(event))));
+        for step in event["steps"].as_array().into_iter().flatten() {
+            let took_ms = step["ms"].as_f64().unwrap_or(0.0);
+            let name = step["name"].as_str().unwrap_or("?");
+            moments.push((event_ms(event) + took_ms, format!("{:5}{name}", "")));
+        }
+    }
+    if probe.lost > 0 {
+        moments.push((probe.outage_at_mono_ms, "probe: unanswered from here".into()));
+        moments.push((probe.outage_at_mono_ms + probe.outage_ms, "probe: answered again".into()));
+    }
+    if received.longest_gap_at_mono_ms + received.longest_gap_ms > outcome.lost_at_mono_ms {
+        moments.push((received.longest_gap_at_mono_ms, "copy: stands still from here".into()));
+    }
+    match &received.error {
+        None => {
+            let goes_on = received.longest_gap_at_mono_ms + received.longest_gap_ms;
+            moments.push((goes_on, "copy: goes on".into()));
+            moments.push((received.ended_at_mono_ms, "copy: complete".into()));
+        }
+        Some(error) => {
+            let given_up = received.longest_gap_at_mono_ms + received.longest_gap_ms;
+            moments.push((given_up, format!("copy: dead: {error}")));
+        }
+    }
+    moments.sort_by(|a, b| a.0.total_cmp(&b.0));
+    moments
 }
 
-/// An event in words: its kind, then its plain fields.
-fn describe(event: &Value) -> String {
-    let mut text = event["kind"].as_str().unwrap_or("event").replace('_', " ");
-    for (name, value) in event.as_object().into_iter().flatten() {
-        let value = match value {
-            _ if matches!(name.as_str(), "kind" | "at_mono_ms" | "at" | "steps" | "seq") => continue,
-            Value::String(value) => value.clone(),
-            Value::Number(value) => value.to_string(),
-            Value::Bool(value) => value.to_string(),
-            _ => continue,
-        };
-        text.push_str(&format!(", {} {value}", name.replace('_', " ")));
-    }
-    text
+/// An event as `fwhactl events` shows it.
+fn text(event: &Value) -> String {
+    let field = |name: &str| event[name].as_str().unwrap_or_default();
+    let group = if field("group").is_empty() { String::new() } else { format!("{}: ", field("group")) };
+    format!("{:9} {group}{}", field("kind"), field("text"))
 }
 
 /// Prints several runs: one a line, then median and worst.
