@@ -105,8 +105,8 @@ pub fn sync_socket(link: &SyncLink, port: u16) -> Result<SyncSocket> {
              (`ip address add {address}/24 dev {interface}`), or correct `sync` in the config file"
         ),
         Some(libc::EADDRINUSE) => anyhow!(
-            "another program uses UDP port {port} of {address}: end it, or choose another `port` in [sync] on \
-             all nodes"
+            "another program, perhaps another fwha daemon for this node, uses UDP port {port} of {address}: end \
+             it, or choose another `port` in [sync] on all nodes"
         ),
         _ => anyhow::Error::new(error)
             .context(format!("cannot use UDP {local} on sync interface {interface}")),
