@@ -226,6 +226,7 @@ fn dataplane_options(config: &Config, node: &Node) -> dataplane::Options {
                 config::Attach::Xdp => dataplane::Attach::Xdp,
                 config::Attach::Tc => dataplane::Attach::Tc,
             },
+            anti_spoofing: zone.anti_spoofing,
         })
     });
     dataplane::Options {

@@ -17,7 +17,7 @@ use axum::routing::{get, post};
 use futures_util::stream;
 use fwha_common::BUCKETS;
 use fwha_common::drop::DropReason;
-use fwha_common::flow::{Flow, FlowKey, FlowState, proto};
+use fwha_common::flow::{Flow, FlowKey, proto};
 use fwha_common::settings::Counter;
 use fwha_proto::NodeId;
 use fwha_proto::election::GroupId;
@@ -284,7 +284,7 @@ impl Server {
         };
         let mut walk = FlowWalk::new(CHUNK);
         while let Some((_, flows)) = walk.next_chunk(self.maps.flows())? {
-            let local = flows.iter().filter(|f| f.id.node == self.me).count() as u64;
+            let local = flows.iter().filter(|f| f.node == self.me).count() as u64;
             counts.local += local;
             counts.peer += flows.len() as u64 - local;
         }
@@ -513,31 +513,24 @@ impl Server {
     }
 
     fn flow_row(&self, key: &FlowKey, flow: &Flow, owner: &str, now_ns: u64, ends_ns: u64) -> api::FlowRow {
-        let (src, sport) = key.end(flow.originator_is_b());
-        let (dst, dport) = key.end(!flow.originator_is_b());
+        let [(src, sport), (dst, dport)] = key.ends(flow.originator_is_b());
         let ms = |ns: u64| ns / 1_000_000;
-        let seen_ns = flow.last_seen_ns[0].max(flow.last_seen_ns[1]);
         api::FlowRow {
-            proto: match key.proto {
-                proto::TCP => "tcp".into(),
-                proto::UDP => "udp".into(),
-                proto::ICMP => "icmp".into(),
-                other => other.to_string(),
-            },
+            proto: proto::name(key.proto).map_or_else(|| key.proto.to_string(), str::to_owned),
             src: address(src),
             sport,
             dst: address(dst),
             dport,
-            state: FlowState::from_u8(flow.state as u8).map_or("invalid", FlowState::as_str).to_owned(),
-            zone_in: self.names.zone(flow.zones[0]).to_owned(),
-            zone_out: self.names.zone(flow.zones[1]).to_owned(),
+            state: flow.state().as_str().to_owned(),
+            zone_in: self.names.zone(flow.zones()[0]).to_owned(),
+            zone_out: self.names.zone(flow.zones()[1]).to_owned(),
             owner: owner.to_owned(),
-            origin: if flow.id.node == self.me { api::Origin::Local } else { api::Origin::Peer },
+            origin: if flow.node == self.me { api::Origin::Local } else { api::Origin::Peer },
             age_ms: ms(now_ns.saturating_sub(flow.created_ns)),
-            idle_ms: ms(now_ns.saturating_sub(seen_ns)),
+            idle_ms: ms(now_ns.saturating_sub(flow.last_seen_ns())),
             timeout_ms: ms(ends_ns.saturating_sub(now_ns)),
-            packets: flow.packets,
-            bytes: flow.bytes,
+            packets: flow.packets(),
+            bytes: flow.bytes(),
             rule: self.rules.get(&flow.rule_hash).cloned().unwrap_or_default(),
         }
     }

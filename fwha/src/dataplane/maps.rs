@@ -10,7 +10,7 @@ use fwha_common::{
     BUCKETS, MAX_GROUPS,
     flow::{Flow, FlowKey},
     group::Group,
-    rule::{Interface, MAX_RULES, Rule},
+    rule::{Interface, InterfaceKey, MAX_RULES, Rule},
     settings::{Settings, Timeouts, name},
 };
 
@@ -36,7 +36,7 @@ pub struct Maps {
     groups: Map<u32, Group>,
     bucket_group: Map<u32, u32>,
     rules: Map<u32, Rule>,
-    interfaces: Map<u32, Interface>,
+    interfaces: Map<InterfaceKey, Interface>,
     settings: Map<u32, Settings>,
     timeouts: Map<u32, Timeouts>,
     rule_hits: PerCpuCounters,
@@ -206,10 +206,13 @@ impl Maps {
     }
 
     /// Makes the programs know exactly these interfaces.
-    pub(super) fn set_interfaces(&self, interfaces: &[(u32, Interface)]) -> Result<(), DataplaneError> {
+    pub(super) fn set_interfaces(
+        &self,
+        interfaces: &[(InterfaceKey, Interface)],
+    ) -> Result<(), DataplaneError> {
         let write = || -> io::Result<()> {
-            for (ifindex, interface) in interfaces {
-                self.interfaces.update(ifindex, interface, Write::Any)?;
+            for (key, interface) in interfaces {
+                self.interfaces.update(key, interface, Write::Any)?;
             }
             let mut gone = Vec::new();
             let mut walk = Walk::new(self.interfaces.max_entries() as usize);
@@ -221,12 +224,12 @@ impl Maps {
         write().map_err(map_error(name::INTERFACES))
     }
 
-    /// The interfaces that the programs know, by index.
+    /// The interfaces that the programs know.
     ///
     /// # Errors
     ///
     /// Those of the walk.
-    pub fn interfaces(&self) -> Result<Vec<(u32, Interface)>, DataplaneError> {
+    pub fn interfaces(&self) -> Result<Vec<(InterfaceKey, Interface)>, DataplaneError> {
         let mut all = Vec::new();
         let mut walk = Walk::new(self.interfaces.max_entries() as usize);
         while let Some((keys, values)) =
@@ -234,7 +237,7 @@ impl Maps {
         {
             all.extend(keys.iter().copied().zip(values.iter().copied()));
         }
-        all.sort_by_key(|(ifindex, _)| *ifindex);
+        all.sort_by_key(|(key, _)| (key.ifindex, key.vlan, key.inner));
         Ok(all)
     }
 

@@ -17,9 +17,9 @@ use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
 use aya::programs::{Program, SchedClassifier, TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use fwha_common::drop::DropReason;
-use fwha_common::flow::{Flow, FlowEvent, FlowKey, FlowState};
+use fwha_common::flow::{Flow, FlowEvent, FlowKey, FlowState, NextHop};
 use fwha_common::group::Group;
-use fwha_common::rule::{Action, Interface, MAX_RULES, Rule, ZONE_ANY};
+use fwha_common::rule::{Action, Interface, InterfaceKey, MAX_RULES, Rule, ZONE_ANY};
 use fwha_common::settings::{Counter, Settings, Timeouts, name};
 use nix::sched::{CloneFlags, unshare};
 
@@ -143,7 +143,7 @@ impl SkBuff {
 pub struct Event {
     pub kind: u32,
     pub key: FlowKey,
-    pub state: u32,
+    pub state: u8,
     pub version: u64,
     pub number: u64,
 }
@@ -166,9 +166,9 @@ impl Event {
                 proto: bytes[key + 36],
                 zero: [0; 3],
             },
-            state: u32(flow + offset_of!(Flow, state)),
+            state: Flow::state_of(u32(flow + offset_of!(Flow, word))),
             version: u64(flow + offset_of!(Flow, version)),
-            number: u64(flow + offset_of!(Flow, id)),
+            number: u64(flow + offset_of!(Flow, number)),
         }
     }
 }
@@ -180,7 +180,7 @@ pub struct Rig {
     pub flows: HashMap<MapData, FlowKey, Flow>,
     pub embryonic: HashMap<MapData, FlowKey, Flow>,
     pub node_flows: HashMap<MapData, FlowKey, Flow>,
-    interfaces: HashMap<MapData, u32, Interface>,
+    interfaces: HashMap<MapData, InterfaceKey, Interface>,
     groups: Array<MapData, Group>,
     rules: Array<MapData, Rule>,
     settings: Array<MapData, Settings>,
@@ -294,7 +294,7 @@ impl Rig {
             (Port::Wan, WAN, WAN_MAC),
             (Port::Sync, Interface::NO_ZONE, [2, 0, 0, 0, 3, 1]),
         ] {
-            rig.set_interface(port, Interface { zone, zero: 0, mac });
+            rig.set_interface(port, Interface { zone, mac, ..Interface::default() });
         }
         rig.set_group(Group { lease_until_ns: u64::MAX, since_ns: 0, role: Group::ACTIVE, term: TERM });
         rig.load_rules(&[Rule { from: LAN, to: WAN, ..accept("lan-out") }]);
@@ -325,14 +325,16 @@ impl Rig {
         self.groups.set(0, group, 0).expect("group");
     }
 
-    /// Describes an interface to the programs.
+    /// Describes an interface to the programs; it leaves by itself.
     pub fn set_interface(&mut self, port: Port, interface: Interface) {
-        self.interfaces.insert(self.ifindex(port), interface, 0).expect("interface");
+        let ifindex = self.ifindex(port);
+        let interface = Interface { out: NextHop::out(ifindex, 0), ..interface };
+        self.interfaces.insert(InterfaceKey::untagged(ifindex), interface, 0).expect("interface");
     }
 
     /// Takes an interface out of all zones.
     pub fn remove_interface(&mut self, port: Port) {
-        self.interfaces.remove(&self.ifindex(port)).expect("interface");
+        self.interfaces.remove(&InterfaceKey::untagged(self.ifindex(port))).expect("interface");
     }
 
     pub fn ifindex(&self, port: Port) -> u32 {
@@ -536,7 +538,7 @@ impl Rig {
 
     /// The state of a flow of the main table.
     pub fn state(&self, key: &FlowKey) -> Option<FlowState> {
-        FlowState::from_u8(self.flows.get(key, 0).ok()?.state as u8)
+        Some(self.flows.get(key, 0).ok()?.state())
     }
 }
 
