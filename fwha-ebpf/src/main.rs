@@ -13,6 +13,7 @@
 //! | [`flow`], [`tcp`], [`icmp`] | flows, their states, errors about them |
 //! | [`zone`], [`rules`] | where a packet comes from; the ruleset |
 //! | [`forward`] | next hop and rewrite |
+//! | [`capture`] | samples of what is dropped |
 //! | [`maps`], [`atomic`] | the maps; atomic operations |
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch, core_intrinsics))]
 #![cfg_attr(target_arch = "bpf", expect(internal_features, reason = "core::sync::atomic lacks these"))]
@@ -26,6 +27,8 @@ mod tcp;
 
 #[cfg(target_arch = "bpf")]
 mod atomic;
+#[cfg(target_arch = "bpf")]
+mod capture;
 #[cfg(target_arch = "bpf")]
 mod egress;
 #[cfg(target_arch = "bpf")]
@@ -58,10 +61,10 @@ mod entry {
         },
         helpers::generated::bpf_redirect,
     };
-    use fwha_common::{drop::DropReason, settings::Counter};
+    use fwha_common::{capture::DropHook, drop::DropReason, settings::Counter};
 
     use crate::{
-        Verdict, egress, engine,
+        Verdict, capture, egress, engine,
         hook::{Tc, Xdp},
         maps,
         packet::{Eth, Packet},
@@ -80,7 +83,10 @@ mod entry {
             // there until something else comes (`veth_xdp_flush` in drivers/net/veth.c).
             Ok(Verdict::Answer) => redirect(packet.ifindex()),
             Ok(Verdict::Pass) => XDP_PASS,
-            Err(_) => XDP_DROP,
+            Err(reason) => {
+                capture::xdp(ctx, reason);
+                XDP_DROP
+            }
         }
     }
 
@@ -99,7 +105,10 @@ mod entry {
                 }
                 TCX_NEXT
             }
-            Err(_) => TCX_DROP,
+            Err(reason) => {
+                capture::tc(ctx, DropHook::Ingress, reason);
+                TCX_DROP
+            }
         }
     }
 
@@ -112,6 +121,7 @@ mod entry {
             Ok(()) => TCX_NEXT,
             Err(reason) => {
                 count_drop(reason, packet.segments());
+                capture::tc(ctx, DropHook::Egress, reason);
                 TCX_DROP
             }
         }
@@ -129,7 +139,10 @@ mod entry {
         match count(&mut packet, |packet| probe::answer(packet, maps::settings())) {
             Ok(Verdict::Answer) => send(&packet, packet.ifindex()),
             Ok(_) => TCX_NEXT,
-            Err(_) => TCX_DROP,
+            Err(reason) => {
+                capture::tc(ctx, DropHook::Sync, reason);
+                TCX_DROP
+            }
         }
     }
 

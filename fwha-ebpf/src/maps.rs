@@ -7,12 +7,15 @@ use aya_ebpf::{
 };
 use fwha_common::{
     BUCKETS, MAX_GROUPS,
+    capture::{Capture, DropSample},
     drop::DROP_REASONS,
     flow::{Flow, FlowEvent, FlowKey},
     group::Group,
     rule::{Interface, MAX_RULES, Rule},
     settings::{COUNTERS as COUNTER_COUNT, Settings, Timeouts},
 };
+
+use crate::capture::Share;
 
 #[btf_map]
 pub static FLOWS: HashMap<FlowKey, Flow, 65_536> = HashMap::new();
@@ -55,6 +58,15 @@ pub static COUNTERS: PerCpuArray<u64, COUNTER_COUNT> = PerCpuArray::new();
 
 #[btf_map]
 pub static DROPS: PerCpuArray<u64, DROP_REASONS> = PerCpuArray::new();
+
+#[btf_map]
+pub static CAPTURE: Array<Capture, 1> = Array::new();
+
+#[btf_map]
+pub static DROP_SAMPLES: RingBuf<DropSample, { 512 << 10 }> = RingBuf::new();
+
+#[btf_map]
+pub static CAPTURE_SHARE: PerCpuArray<Share, 1> = PerCpuArray::new();
 
 /// Room for a flow under construction, which the stack (512 bytes) does not have. Nobody else reads it.
 #[btf_map]
