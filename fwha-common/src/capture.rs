@@ -100,7 +100,7 @@ pub struct DropSample {
     pub reason: u8,
     /// A [`DropHook`].
     pub hook: u8,
-    /// Bits; [`DropSample::TAGGED`].
+    /// Bits; [`DropSample::TAGGED`], [`DropSample::SERVICE_TAG`].
     pub flags: u8,
     /// Always zero.
     pub zero: u8,
@@ -111,6 +111,8 @@ pub struct DropSample {
 impl DropSample {
     /// The driver took a VLAN tag off the frame.
     pub const TAGGED: u8 = 1;
+    /// That was a service tag (EtherType 0x88a8), else it was a customer's (0x8100).
+    pub const SERVICE_TAG: u8 = 2;
 }
 
 #[cfg(feature = "user")]

@@ -15,6 +15,9 @@ use fwha_common::{
 
 use crate::{hook, maps};
 
+/// EtherType of a service VLAN tag, in network byte order.
+const SERVICE_TAG: u32 = 0x88a8u16.to_be() as u32;
+
 /// How much of its share a CPU has used.
 #[repr(C)]
 pub struct Share {
@@ -56,7 +59,7 @@ fn wanted(reason: DropReason) -> bool {
 fn sample_xdp(ctx: *mut xdp_md, reason: u32) {
     // SAFETY: the kernel's context, valid while the program runs; so below.
     let (len, ifindex) = unsafe { (bpf_xdp_get_buff_len(ctx) as u32, (*ctx).ingress_ifindex) };
-    let header = Header { ifindex, len, hook: DropHook::Xdp as u32, reason, vlan: None };
+    let header = Header { ifindex, len, hook: DropHook::Xdp as u32, reason, vlan_tci: 0, flags: 0 };
     // SAFETY: `write` gives room for as many bytes as it names.
     write(&header, |to, n| unsafe { bpf_xdp_load_bytes(ctx, 0, to, n) });
 }
@@ -65,8 +68,12 @@ fn sample_xdp(ctx: *mut xdp_md, reason: u32) {
 fn sample_tc(ctx: *mut __sk_buff, hook: u32, reason: u32) {
     // SAFETY: the kernel's context, valid while the program runs; so below.
     let skb = unsafe { &*ctx };
-    let vlan = (skb.vlan_present != 0).then_some(skb.vlan_tci as u16);
-    let header = Header { ifindex: skb.ifindex, len: skb.len, hook, reason, vlan };
+    let (vlan_tci, flags) = match skb.vlan_present {
+        0 => (0, 0),
+        _ if skb.vlan_proto == SERVICE_TAG => (skb.vlan_tci, DropSample::TAGGED | DropSample::SERVICE_TAG),
+        _ => (skb.vlan_tci, DropSample::TAGGED),
+    };
+    let header = Header { ifindex: skb.ifindex, len: skb.len, hook, reason, vlan_tci, flags };
     // SAFETY: as above.
     write(&header, |to, n| unsafe { bpf_skb_load_bytes(ctx.cast(), 0, to, n) });
 }
@@ -77,7 +84,8 @@ struct Header {
     len: u32,
     hook: u32,
     reason: u32,
-    vlan: Option<u16>,
+    vlan_tci: u32,
+    flags: u8,
 }
 
 /// Writes a sample; `load` copies the first bytes of the packet, and returns 0.
@@ -98,10 +106,10 @@ fn write(header: &Header, load: impl FnOnce(*mut c_void, u32) -> i64) {
         (*sample).time_ns = hook::exact_ns();
         (*sample).ifindex = header.ifindex;
         (*sample).len = header.len;
-        (*sample).vlan_tci = header.vlan.unwrap_or(0);
+        (*sample).vlan_tci = header.vlan_tci as u16;
         (*sample).reason = header.reason as u8;
         (*sample).hook = header.hook as u8;
-        (*sample).flags = if header.vlan.is_some() { DropSample::TAGGED } else { 0 };
+        (*sample).flags = header.flags;
         (*sample).zero = 0;
         let loaded = load((&raw mut (*sample).bytes).cast(), wanted) == 0;
         (*sample).captured = if loaded { wanted as u16 } else { 0 };

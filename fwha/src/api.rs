@@ -525,7 +525,7 @@ pub struct CaptureQuery {
     /// End after so many packets.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub count: Option<u64>,
-    /// Bytes of each packet, at most; there are never more than some 256.
+    /// Bytes of each packet, at most; there are never more than 256.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub snap_len: Option<u32>,
 }

@@ -179,10 +179,12 @@ pub struct CaptureArgs {
     /// Packets that are dropped; nothing else can be captured.
     #[arg(long, required = true)]
     pub drops: bool,
-    /// Only packets that are dropped for this reason; may be repeated. `fwhactl stats drops` has them all.
+    /// Only packets that are dropped for these reasons, with commas between them; may be repeated. `fwhactl stats
+    /// drops` has them all.
     #[arg(
         long = "reason",
         value_name = "REASON",
+        value_delimiter = ',',
         hide_possible_values = true,
         value_parser = PossibleValuesParser::new(DropReason::ALL.iter().map(|reason| reason.as_str())),
     )]

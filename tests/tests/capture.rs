@@ -4,13 +4,16 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::process::{Child, ChildStderr, Command, Stdio};
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use etherparse::{EtherType, Ethernet2Header, SlicedPacket, TransportSlice};
 use fwha_tests::lab::{Attach, CLIENT, Host, Lab, LabOptions, Node, SERVER};
 use fwha_tests::pair::{PATIENCE, Pair};
 use fwha_tests::scenario::with_pair;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 /// A port that no rule admits.
@@ -20,6 +23,8 @@ const DENIED: u16 = 80;
 struct Capture {
     child: Child,
     said: BufReader<ChildStderr>,
+    /// Reads what it prints, so that it never waits.
+    printed: Option<JoinHandle<std::io::Result<String>>>,
 }
 
 impl Drop for Capture {
@@ -36,7 +41,12 @@ impl Capture {
         let mut ctl = pair.node(node).ctl_command(&["-o", "json", "capture", "--drops"]);
         let mut child = ctl.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         let said = BufReader::new(child.stderr.take().context("its standard error")?);
-        let mut capture = Self { child, said };
+        let mut output = child.stdout.take().context("its standard output")?;
+        let printed = thread::spawn(move || {
+            let mut text = String::new();
+            output.read_to_string(&mut text).map(|_| text)
+        });
+        let mut capture = Self { child, said, printed: Some(printed) };
         let mut line = String::new();
         capture.said.read_line(&mut line)?;
         ensure!(line.starts_with("fwhactl: capturing"), "{line}");
@@ -49,11 +59,12 @@ impl Capture {
             meanwhile()?;
             Ok(self.child.try_wait()?)
         })?;
-        let (mut said, mut captured) = (String::new(), String::new());
+        let mut said = String::new();
         self.said.read_to_string(&mut said)?;
-        self.child.stdout.take().context("its standard output")?.read_to_string(&mut captured)?;
+        let printed = self.printed.take().context("what it printed")?;
+        let printed = printed.join().map_err(|_| anyhow!("the reader of its output panicked"))??;
         ensure!(status.success(), "{said}");
-        let packets = captured.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+        let packets = printed.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
         Ok((packets, said))
     }
 }
@@ -156,7 +167,7 @@ fn whoever_goes_away_ends_it(lab: &Lab, pair: &Pair, active: Node, hook: &str) -
         Ok(Some(Capture::begin(pair, active, &["--reason", "no_rule", "-c", "1", "--snaplen", "60"])?))
     })?;
     let (packets, _) = capture.end(lab, || knock(lab))?;
-    let [packet] = &packets[..] else { anyhow::bail!("one packet was asked for: {packets:?}") };
+    let [packet] = &packets[..] else { bail!("one packet was asked for: {packets:?}") };
     ensure!(
         packet["interface"] == "wan" && packet["hook"] == hook && packet["reason"] == "no_rule",
         "{packet}"
@@ -186,40 +197,81 @@ fn read_by_tcpdump(file: &str) -> Result<()> {
 
 /// The kernel takes VLAN tags off before tc sees a frame; in a capture they are back.
 fn a_tag_is_where_it_was(lab: &Lab, pair: &Pair, active: Node) -> Result<()> {
-    let header = Ethernet2Header { source: [2; 6], destination: [0xff; 6], ether_type: EtherType(0x8100) };
-    let frame = [&header.to_bytes()[..], &[0x20, 5, 0x08, 0x06], &[0xab; 46]].concat();
-    let capture = Capture::begin(pair, active, &["--reason", "unknown_ethertype", "-c", "1"])?;
+    let frames = [EtherType::VLAN_TAGGED_FRAME, EtherType::PROVIDER_BRIDGING].map(|tag| {
+        let header = Ethernet2Header { source: [2; 6], destination: [0xff; 6], ether_type: tag };
+        [&header.to_bytes()[..], &[0x20, 5, 0x08, 0x06], &[0xab; 46]].concat()
+    });
+    let capture = Capture::begin(pair, active, &["--reason", "unknown_ethertype", "-c", "2"])?;
     let (packets, _) = capture.end(lab, || {
         lab.within(Host::Client, || {
             let index = nix::net::if_::if_nametoindex("eth0")?;
-            fwha::sys::socket::packet_socket(index, 0)?.send(&frame)?;
+            let socket = fwha::sys::socket::packet_socket(index, 0)?;
+            frames.iter().try_for_each(|frame| socket.send(frame).map(drop))?;
             Ok(())
         })?
     })?;
-    ensure!(
-        unhex(&packets[0]["frame"])? == frame && packets[0]["length_bytes"] == frame.len(),
-        "{packets:?}"
-    );
+    let captured = packets.iter().map(|packet| unhex(&packet["frame"])).collect::<Result<Vec<_>>>()?;
+    ensure!(captured == frames, "{packets:?}");
+    ensure!(packets.iter().all(|packet| packet["length_bytes"] == frames[0].len()), "{packets:?}");
     Ok(())
 }
 
 /// More than is sampled in a moment is counted, and the client is told.
 fn a_flood_is_skipped(lab: &Lab, pair: &Pair, active: Node) -> Result<()> {
-    // More than of one window, and not more lines than a pipe holds: they are read at the end.
-    const ENOUGH: &str = "150";
+    // More than one window has of them.
+    const ENOUGH: &str = "500";
     let capture = Capture::begin(pair, active, &["-c", ENOUGH])?;
-    let (packets, said) = capture.end(lab, || {
-        lab.within(Host::Server, || {
-            let socket = UdpSocket::bind("0.0.0.0:0")?;
-            for _ in 0..1000 {
-                socket.send_to(&[0; 8], (CLIENT, DENIED))?;
-            }
-            Ok(())
-        })?
-    })?;
+    let (packets, said) = capture.end(lab, || flood(lab))?;
     ensure!(packets.len().to_string() == ENOUGH && packets.iter().all(|p| p["reason"] == "no_rule"));
-    let skipped = said.split(' ').zip(said.split(' ').skip(1)).find(|(_, word)| *word == "skipped");
-    let skipped: u64 = skipped.with_context(|| said.clone())?.0.parse()?;
+    let skipped = number_before(&said, "skipped")?;
     ensure!(skipped > 0 && pair.node(active).count("flows.capture_skipped")? >= skipped, "{said}");
     Ok(())
+}
+
+/// Sends more packets that no rule admits than are sampled in a window.
+fn flood(lab: &Lab) -> Result<()> {
+    lab.within(Host::Server, || {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        for _ in 0..500 {
+            socket.send_to(&[0; 1000], (CLIENT, DENIED))?;
+        }
+        Ok(())
+    })?
+}
+
+/// The number before a word of what a capture says at its end.
+fn number_before(said: &str, word: &str) -> Result<u64> {
+    let number = said.split(' ').zip(said.split(' ').skip(1)).find(|(_, next)| *next == word);
+    Ok(number.with_context(|| said.to_owned())?.0.parse()?)
+}
+
+#[test]
+fn a_capture_that_is_not_read_loses_packets_and_says_how_many() {
+    with_pair(LabOptions::default(), |lab, pair| {
+        let active = pair.settle(lab)?;
+        let before = pair.roles()?;
+        let file = lab.dir().join("drops.pcapng");
+        let arguments = ["-c", "10000", "-w", file.to_str().context("a name")?];
+        let mut capture = Capture::begin(pair, active, &arguments)?;
+        let pid = Pid::from_raw(capture.child.id().cast_signed());
+        kill(pid, Signal::SIGSTOP)?;
+        let lost = lab.wait_for("a packet that found no room", PATIENCE, || {
+            flood(lab)?;
+            let lost = pair.node(active).count("flows.capture_lost")?;
+            Ok((lost > 0).then_some(lost))
+        })?;
+        kill(pid, Signal::SIGCONT)?;
+        // It reads again, and is told.
+        lab.wait_for("what was waiting to be written", PATIENCE, || {
+            flood(lab)?;
+            Ok((fs::metadata(&file)?.len() > 1 << 20).then_some(()))
+        })?;
+        kill(pid, Signal::SIGINT)?;
+        ensure!(capture.child.wait()?.success());
+        let mut said = String::new();
+        capture.said.read_to_string(&mut said)?;
+        ensure!(number_before(&said, "lost")? >= lost, "{said}");
+        ensure!(pair.roles()? == before, "nothing moved");
+        Ok(())
+    });
 }

@@ -29,6 +29,9 @@ use crate::sys::watch::Watch;
 const CHUNK: usize = 64;
 /// Bytes of the two addresses that an Ethernet frame begins with.
 const MACS_LEN: usize = 12;
+/// EtherTypes of VLAN tags (IEEE 802.1Q, 9.6).
+const CUSTOMER_TAG: u16 = 0x8100;
+const SERVICE_TAG: u16 = 0x88a8;
 /// Between two looks at what was missed while no sample comes.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -48,7 +51,7 @@ pub(super) async fn capture(
         server,
         capture,
         watch,
-        snap_len: query.snap_len.map_or(SNAP_LEN, |len| len as usize),
+        snap_len: query.snap_len.map_or(SNAP_LEN, |len| SNAP_LEN.min(len as usize)),
         left: query.count.unwrap_or(u64::MAX),
         told: Missed::default(),
         ended: false,
@@ -110,17 +113,14 @@ impl Feed {
                     let mut ready = ready?;
                     // The ring's clock is not the wall clock, which may be set at any time.
                     let epoch_ns = wall_ns().saturating_sub(self.server.clock.now_ns());
-                    let mut wanted = self.left.min(CHUNK as u64);
-                    self.left -= wanted;
-                    while wanted > 0 {
+                    for _ in 0..self.left.min(CHUNK as u64) {
                         let Some(sample) = self.capture.next_sample() else {
                             ready.clear_ready();
                             break;
                         };
                         push_line(&mut lines, &self.server.dropped_packet(&sample, epoch_ns, self.snap_len));
-                        wanted -= 1;
+                        self.left -= 1;
                     }
-                    self.left += wanted;
                 }
                 _ = self.look.tick() => {}
             }
@@ -148,8 +148,10 @@ impl Server {
         let mut length_bytes = sample.len;
         if sample.flags & DropSample::TAGGED != 0 && frame.len() >= MACS_LEN {
             // Back to where the driver took it from.
-            let [high, low] = sample.vlan_tci.to_be_bytes();
-            frame.splice(MACS_LEN..MACS_LEN, [0x81, 0x00, high, low]);
+            let service = sample.flags & DropSample::SERVICE_TAG != 0;
+            let ethertype: u16 = if service { SERVICE_TAG } else { CUSTOMER_TAG };
+            let tag = [ethertype.to_be_bytes(), sample.vlan_tci.to_be_bytes()];
+            frame.splice(MACS_LEN..MACS_LEN, tag.concat());
             length_bytes += 4;
         }
         frame.truncate(snap_len);
