@@ -395,8 +395,12 @@ async fn dropped_packets_are_lines_until_there_are_enough() {
     let run = daemon.ctl(&["-o", "json", "capture", "--drops", "-c", "1"]).await;
     assert_eq!(serde_json::from_str::<DroppedPacket>(&run.stdout).unwrap(), dropped("no_rule"));
 
-    let run = daemon.ctl(&["capture", "--drops", "--reason", "rule"]).await;
+    let earlier = daemon.dir.path().join("earlier.pcapng");
+    std::fs::write(&earlier, "an earlier capture").unwrap();
+    let name = earlier.to_str().unwrap();
+    let run = daemon.ctl(&["capture", "--drops", "--reason", "rule", "-w", name]).await;
     assert_eq!((run.code, run.stderr.as_str()), (1, "fwhactl: another capture is running\n"));
+    assert_eq!(std::fs::read(&earlier).unwrap(), b"an earlier capture");
     for wrong in [&["capture"][..], &["capture", "--drops", "--reason", "bad luck"]] {
         assert_eq!(daemon.ctl(wrong).await.code, 2, "{wrong:?}");
     }

@@ -131,7 +131,8 @@ fn a_denied_packet_can_be_looked_at_at_xdp() {
     with_pair(LabOptions { attach: Attach::Xdp, ..LabOptions::default() }, |lab, pair| {
         let active = pair.settle(lab)?;
         a_file_has_the_knocks(lab, pair, active, "xdp")?;
-        whoever_goes_away_ends_it(lab, pair, active, "xdp")
+        whoever_goes_away_ends_it(lab, pair, active, "xdp")?;
+        a_daemon_does_not_wait_for_it(pair, active)
     });
 }
 
@@ -192,6 +193,18 @@ fn read_by_tcpdump(file: &str) -> Result<()> {
     let lines = String::from_utf8_lossy(&dump.stdout);
     let expected = format!("> {CLIENT}.{DENIED}: Flags [S]");
     ensure!(lines.lines().count() == 2 && lines.lines().all(|line| line.contains(&expected)), "{lines}");
+    Ok(())
+}
+
+/// A daemon that is told to end does not wait for a capture, which ends with it and says so.
+fn a_daemon_does_not_wait_for_it(pair: &mut Pair, active: Node) -> Result<()> {
+    let mut capture = Capture::begin(pair, active, &[])?;
+    let status = pair.node_mut(active).term(PATIENCE)?;
+    ensure!(status.success(), "{status}");
+    let mut said = String::new();
+    capture.said.read_to_string(&mut said)?;
+    ensure!(said.contains("packets captured") && said.contains("the daemon broke off"), "{said}");
+    ensure!(capture.child.wait()?.code() == Some(1));
     Ok(())
 }
 

@@ -24,12 +24,12 @@ use crate::{
 };
 
 pub(super) async fn run(ctl: &Ctl, args: &CaptureArgs) -> anyhow::Result<()> {
-    // First of all: a file that cannot be written is no reason to begin a capture.
-    let mut sink = Sink::open(ctl, args)?;
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let query =
         CaptureQuery { reasons: args.reasons.clone(), count: args.count, snap_len: Some(args.snap_len) };
     let mut lines = ctl.client.lines(path::CAPTURE, &query).await?;
+    // Not before: a capture that cannot be must not cost the file of an earlier one.
+    let mut sink = Sink::open(ctl, args)?;
     tell(format_args!("capturing dropped packets, up to {} bytes of each", args.snap_len));
 
     let (mut packets, mut missed) = (0u64, CaptureMissed::default());
@@ -86,9 +86,8 @@ impl Sink {
             Box::new(io::stdout())
         } else {
             // It holds what other people sent each other.
-            let file_options =
-                OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(file);
-            Box::new(file_options.with_context(|| format!("cannot write {}", file.display()))?)
+            let opened = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(file);
+            Box::new(opened.with_context(|| format!("cannot write {}", file.display()))?)
         };
         let application = concat!("fwhactl ", env!("CARGO_PKG_VERSION"));
         Ok(Self::File(pcapng::Writer::new(BufWriter::new(out), application, args.snap_len)?))
