@@ -9,11 +9,13 @@
 //! | [`group`] | ownership of buckets: roles, lease |
 //! | [`rule`] | the compiled ruleset and zones |
 //! | [`drop`] | every reason for which a packet is dropped |
+//! | [`capture`] | samples of dropped packets |
 //! | [`probe`] | the keyed probe frame that the data plane answers by itself |
 //! | [`settings`] | what user space tells the programs, and names of maps |
 //! | [`siphash`] | the keyed hash behind buckets and probes |
 #![cfg_attr(not(feature = "user"), no_std)]
 
+pub mod capture;
 pub mod drop;
 pub mod flow;
 pub mod group;

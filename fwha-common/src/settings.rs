@@ -100,10 +100,15 @@ pub enum Counter {
     Embryonic = 7,
     /// Forwarded packets whose next hop had to be looked up.
     FibLookups = 8,
+    /// Drops that a capture asked for and did not sample, because there were too many
+    /// ([`crate::capture::Capture::samples_max`]). These two count super-packets as one.
+    CaptureSkipped = 9,
+    /// Samples that found no room in the ring buffer `DROP_SAMPLES`.
+    CaptureLost = 10,
 }
 
 /// Number of [`Counter`]s.
-pub const COUNTERS: usize = 9;
+pub const COUNTERS: usize = 11;
 
 impl Counter {
     /// All counters, in the order of their numbers.
@@ -117,6 +122,8 @@ impl Counter {
         Self::FlowsCreated,
         Self::Embryonic,
         Self::FibLookups,
+        Self::CaptureSkipped,
+        Self::CaptureLost,
     ];
 
     /// The name under which it is shown.
@@ -131,6 +138,8 @@ impl Counter {
             Self::FlowsCreated => "flows_created",
             Self::Embryonic => "embryonic",
             Self::FibLookups => "fib_lookups",
+            Self::CaptureSkipped => "capture_skipped",
+            Self::CaptureLost => "capture_lost",
         }
     }
 }
@@ -167,6 +176,10 @@ pub mod name {
     pub const COUNTERS: &str = "COUNTERS";
     /// PERCPU_ARRAY of u64 by [`crate::drop::DropReason`].
     pub const DROPS: &str = "DROPS";
+    /// ARRAY of one [`crate::capture::Capture`].
+    pub const CAPTURE: &str = "CAPTURE";
+    /// Dropped packets, while a capture is on: RINGBUF of [`crate::capture::DropSample`].
+    pub const DROP_SAMPLES: &str = "DROP_SAMPLES";
     /// The XDP program for zone interfaces.
     pub const XDP_INGRESS: &str = "fwha_xdp";
     /// The tc (TCX) ingress program for zone interfaces.

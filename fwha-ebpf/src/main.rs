@@ -14,6 +14,7 @@
 //! | [`flow`], [`tcp`], [`sctp`], [`icmp`] | flows, their states and windows, errors about them |
 //! | [`zone`], [`rules`] | where a packet comes from; the ruleset |
 //! | [`forward`] | next hop and rewrite |
+//! | [`capture`] | samples of what is dropped |
 //! | [`maps`], [`atomic`] | the maps; atomic operations |
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch, core_intrinsics))]
 #![cfg_attr(target_arch = "bpf", expect(internal_features, reason = "core::sync::atomic lacks these"))]
@@ -30,6 +31,8 @@ mod tcp;
 
 #[cfg(target_arch = "bpf")]
 mod atomic;
+#[cfg(target_arch = "bpf")]
+mod capture;
 #[cfg(target_arch = "bpf")]
 mod egress;
 #[cfg(target_arch = "bpf")]
@@ -64,10 +67,10 @@ mod entry {
         },
         helpers::generated::bpf_redirect,
     };
-    use fwha_common::{flow::NextHop, settings::Counter};
+    use fwha_common::{capture::DropHook, flow::NextHop, settings::Counter};
 
     use crate::{
-        Outcome, Verdict, egress, engine,
+        Outcome, Verdict, capture, egress, engine,
         hook::{Tc, Xdp},
         maps,
         packet::{Eth, Packet},
@@ -86,7 +89,10 @@ mod entry {
             // there until something else comes (`veth_xdp_flush` in drivers/net/veth.c).
             Ok(Verdict::Answer) => redirect(packet.ifindex()),
             Ok(Verdict::Pass) => XDP_PASS,
-            Err(_) => XDP_DROP,
+            Err(reason) => {
+                capture::xdp(ctx, reason);
+                XDP_DROP
+            }
         }
     }
 
@@ -105,7 +111,10 @@ mod entry {
                 }
                 TCX_NEXT
             }
-            Err(_) => TCX_DROP,
+            Err(reason) => {
+                capture::tc(ctx, DropHook::Ingress, reason);
+                TCX_DROP
+            }
         }
     }
 
@@ -117,7 +126,9 @@ mod entry {
         match egress::egress(&packet) {
             Ok(()) => TCX_NEXT,
             Err(reason) => {
-                count_drop(reason as u32, packet.segments());
+                let reason = reason as u32;
+                count_drop(reason, packet.segments());
+                capture::tc(ctx, DropHook::Egress, reason);
                 TCX_DROP
             }
         }
@@ -135,7 +146,10 @@ mod entry {
         match count(&mut packet, |packet| probe::answer(packet, maps::settings()).into()) {
             Ok(Verdict::Answer) => send(&packet, packet.ifindex()),
             Ok(_) => TCX_NEXT,
-            Err(_) => TCX_DROP,
+            Err(reason) => {
+                capture::tc(ctx, DropHook::Sync, reason);
+                TCX_DROP
+            }
         }
     }
 

@@ -7,6 +7,7 @@ use aya_ebpf::{
 };
 use fwha_common::{
     BUCKETS, MAX_GROUPS,
+    capture::{Capture, DropSample},
     drop::DROP_REASONS,
     flow::{Flow, FlowEvent, FlowKey},
     group::Group,
@@ -15,6 +16,7 @@ use fwha_common::{
 };
 
 use crate::{
+    capture::Share,
     engine::RuleScan,
     fragment::{Datagram, DatagramKey},
     parse::Ip,
@@ -65,6 +67,15 @@ pub static COUNTERS: PerCpuArray<u64, COUNTER_COUNT> = PerCpuArray::new();
 
 #[btf_map]
 pub static DROPS: PerCpuArray<u64, DROP_REASONS> = PerCpuArray::new();
+
+#[btf_map]
+pub static CAPTURE: Array<Capture, 1> = Array::new();
+
+#[btf_map]
+pub static DROP_SAMPLES: RingBuf<DropSample, { 512 << 10 }> = RingBuf::new();
+
+#[btf_map]
+pub static CAPTURE_SHARE: PerCpuArray<Share, 1> = PerCpuArray::new();
 
 /// Room for what the stack (512 bytes) does not have. Nobody else reads it.
 #[btf_map]

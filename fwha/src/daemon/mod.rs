@@ -24,10 +24,12 @@
 //! | [`ports`] | this node's interfaces and the sockets on them |
 //! | [`server`], `warnings` | control API |
 //! | [`events`] | event log |
+//! | `capture` | captures of dropped packets |
 //! | [`lock`] | run directory: one daemon for one node |
 //! | [`log`] | log that nobody waits for |
 //! | [`mailbox`], [`names`], [`limit`] | small things that the others share |
 
+mod capture;
 pub mod election;
 pub mod events;
 pub mod limit;

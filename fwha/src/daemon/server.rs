@@ -27,6 +27,7 @@ use fwha_proto::time::Time;
 use serde::Serialize;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
+use super::capture;
 use super::election;
 use super::events::{self, EventLog};
 use super::mailbox::Mailbox;
@@ -89,7 +90,7 @@ pub struct Server {
 }
 
 /// An answer that is not the one asked for.
-struct Problem(StatusCode, String);
+pub(super) struct Problem(pub(super) StatusCode, pub(super) String);
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
@@ -99,13 +100,17 @@ impl IntoResponse for Problem {
 
 impl From<DataplaneError> for Problem {
     fn from(error: DataplaneError) -> Self {
-        Self(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
+        let status = match error {
+            DataplaneError::CaptureRuns => StatusCode::CONFLICT,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self(status, error.to_string())
     }
 }
 
 impl From<std::io::Error> for Problem {
     fn from(error: std::io::Error) -> Self {
-        Self(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot read the flow table: {error}"))
+        Self(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot read the data plane's tables: {error}"))
     }
 }
 
@@ -135,6 +140,7 @@ pub fn routes(server: Server) -> Router {
         .route(path::STATS, get(stats))
         .route(path::EVENTS, get(event_stream))
         .route(path::SWITCHOVER, post(switchover))
+        .route(path::CAPTURE, get(capture::capture))
         .fallback(async || Problem(StatusCode::NOT_FOUND, "there is no such path".into()))
         .with_state(Arc::new(server))
 }
@@ -245,11 +251,11 @@ async fn switchover(
     Err(Problem(StatusCode::CONFLICT, format!("{to} did not take the group: see `fwhactl events`")))
 }
 
-fn ndjson(body: Body) -> Response {
+pub(super) fn ndjson(body: Body) -> Response {
     ([(header::CONTENT_TYPE, api::NDJSON)], body).into_response()
 }
 
-fn push_line(lines: &mut Vec<u8>, object: &impl Serialize) {
+pub(super) fn push_line(lines: &mut Vec<u8>, object: &impl Serialize) {
     // Writing to memory does not fail, and neither do these types.
     let _ = serde_json::to_writer(&mut *lines, object);
     lines.push(b'\n');

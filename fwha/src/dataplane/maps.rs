@@ -2,12 +2,13 @@
 
 use std::{
     io,
-    os::fd::AsFd,
-    sync::{Mutex, MutexGuard, PoisonError},
+    os::fd::{AsFd, OwnedFd},
+    sync::{Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
 };
 
 use fwha_common::{
     BUCKETS, MAX_GROUPS,
+    capture::Capture,
     flow::{Flow, FlowKey},
     group::Group,
     rule::{Interface, InterfaceKey, MAX_RULES, Rule},
@@ -43,6 +44,10 @@ pub struct Maps {
     counters: PerCpuCounters,
     drops: PerCpuCounters,
     event_loss: PerCpuCounters,
+    pub(super) capture: Map<u32, Capture>,
+    pub(super) drop_samples: OwnedFd,
+    /// Whether there is a capture, of which there is one at a time.
+    pub(super) capturing: AtomicBool,
     /// Several threads change settings; each change is read, modify, write.
     settings_lock: Mutex<()>,
 }
@@ -71,6 +76,10 @@ impl Maps {
             counters: counters(name::COUNTERS)?,
             drops: counters(name::DROPS)?,
             event_loss: counters(name::EVENT_LOSS)?,
+            capture: map(pins, name::CAPTURE)?,
+            drop_samples: bpf::open_pinned(&pins.map(name::DROP_SAMPLES))
+                .map_err(map_error(name::DROP_SAMPLES))?,
+            capturing: AtomicBool::new(false),
             settings_lock: Mutex::new(()),
         })
     }
@@ -302,6 +311,6 @@ fn count(map: &FlowMap) -> io::Result<usize> {
     Ok(n)
 }
 
-fn map_error(name: &'static str) -> impl FnOnce(io::Error) -> DataplaneError {
+pub(super) fn map_error(name: &'static str) -> impl FnOnce(io::Error) -> DataplaneError {
     move |source| DataplaneError::Map { name, source }
 }

@@ -16,6 +16,7 @@
 //! |---|---|
 //! | [`maps`] | typed access to the maps |
 //! | [`events`] | reads flow events |
+//! | [`capture`] | captures dropped packets |
 //! | `object` | loads the programs |
 //! | `pins` | the pin directory |
 //! | `attach` | puts programs onto interfaces |
@@ -28,6 +29,7 @@ use std::{
 };
 
 use fwha_common::{
+    capture::Capture,
     flow::NextHop,
     rule::{Interface, InterfaceKey},
 };
@@ -36,6 +38,7 @@ use tracing::{info, warn};
 use crate::netlink::{Link, NetlinkError, links::links};
 
 mod attach;
+pub mod capture;
 pub mod events;
 pub mod maps;
 mod object;
@@ -185,6 +188,9 @@ pub enum DataplaneError {
         /// What the system said.
         source: io::Error,
     },
+    /// There is one capture at a time.
+    #[error("another capture of dropped packets is running on this node: end it first")]
+    CaptureRuns,
     /// Interfaces cannot be listed.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
@@ -227,6 +233,8 @@ impl Dataplane {
     fn open_in(options: Options, pins: PinDir) -> Result<(Self, Events), DataplaneError> {
         let (programs, adopted, events) = object::load(&pins, options.max_flows, options.max_embryonic)?;
         let maps = Arc::new(Maps::open(&pins)?);
+        // The reader of an earlier run's capture is gone.
+        maps.set_capture(&Capture::default())?;
         let links = Links::new(pins.clone());
         let mut dataplane = Self { options, pins, programs, maps, links, adopted };
         if let Err(e) = dataplane.attach(true) {

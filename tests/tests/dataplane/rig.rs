@@ -16,6 +16,7 @@ use std::thread;
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
 use aya::programs::{Program, SchedClassifier, TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
+use fwha_common::capture::{Capture, DropSample};
 use fwha_common::drop::DropReason;
 use fwha_common::flow::{Flow, FlowEvent, FlowKey, FlowState, NextHop};
 use fwha_common::group::Group;
@@ -38,6 +39,9 @@ pub const WAN_MTU: usize = 1400;
 
 /// Main table of the rig.
 pub const MAX_FLOWS: u32 = 8;
+
+/// Bytes of the ring of samples: one page.
+pub const SAMPLES_LEN: u32 = 4096;
 
 /// The settings every rig begins with.
 pub const SETTINGS: Settings = Settings {
@@ -189,6 +193,8 @@ pub struct Rig {
     rule_hits: PerCpuArray<MapData, u64>,
     event_loss: PerCpuArray<MapData, u64>,
     events: RingBuf<MapData>,
+    capture: Array<MapData, Capture>,
+    samples: RingBuf<MapData>,
     pub now: Settings,
 }
 
@@ -253,6 +259,7 @@ impl Rig {
         let mut bpf = EbpfLoader::new()
             .map_max_entries(name::FLOWS, MAX_FLOWS)
             .map_max_entries(name::EVENTS, 1 << 16)
+            .map_max_entries(name::DROP_SAMPLES, SAMPLES_LEN)
             .load(&object)
             .expect("the object loads");
         let unused = if hook == Hook::Xdp { name::TC_INGRESS } else { name::XDP_INGRESS };
@@ -282,6 +289,8 @@ impl Rig {
             rule_hits: take!(name::RULE_HITS),
             event_loss: take!(name::EVENT_LOSS),
             events: take!(name::EVENTS),
+            capture: take!(name::CAPTURE),
+            samples: take!(name::DROP_SAMPLES),
             now: SETTINGS,
             bpf,
         };
@@ -527,6 +536,35 @@ impl Rig {
             events.push(Event::read(&item));
         }
         events
+    }
+
+    /// Has drops for these reasons sampled: so many in a window on a CPU.
+    pub fn capture(&mut self, reasons: &[DropReason], samples_max: u32) {
+        let reasons = reasons.iter().fold(0, |bits, &reason| bits | Capture::bit(reason));
+        self.capture.set(0, Capture { reasons, samples_max, zero: 0 }, 0).expect("capture");
+    }
+
+    /// The samples written since the last call.
+    pub fn samples(&mut self) -> Vec<DropSample> {
+        let mut samples = Vec::new();
+        while let Some(item) = self.samples.next() {
+            let (header, bytes) = item.split_at(offset_of!(DropSample, bytes));
+            let u16 = |at: usize| u16::from_ne_bytes(header[at..at + 2].try_into().expect("two"));
+            let u32 = |at: usize| u32::from_ne_bytes(header[at..at + 4].try_into().expect("four"));
+            samples.push(DropSample {
+                time_ns: u64::from_ne_bytes(header[..8].try_into().expect("eight")),
+                ifindex: u32(8),
+                len: u32(12),
+                captured: u16(16),
+                vlan_tci: u16(18),
+                reason: header[20],
+                hook: header[21],
+                flags: header[22],
+                zero: header[23],
+                bytes: bytes.try_into().expect("a sample's bytes"),
+            });
+        }
+        samples
     }
 
     /// Changes a flow of the main table from user space.
