@@ -1,0 +1,1 @@
+//! TCP conversations made up from a seed.
