@@ -2,20 +2,24 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
+use fwha_tests::conformance::report::{Plan, Report};
 use fwha_tests::conformance::{Play, Rig, device, on_one_cpu, sequences};
 use fwha_tests::root::is_root;
 
 /// Compare fwha with the kernel's nf_conntrack, packet by packet
 #[derive(clap::Args)]
 pub struct Args {
-    /// Only sequences with this in their name
-    #[arg(long, value_name = "NAME")]
+    /// How many random TCP conversations are played besides the sequences
+    #[arg(long, value_name = "N", default_value_t = 300)]
+    seeds: u64,
+    /// Only the random conversation of this seed, packet by packet
+    #[arg(long, value_name = "S", conflicts_with_all = ["seeds", "only", "record"])]
+    seed: Option<u64>,
+    /// Only the sequences with this in their name, packet by packet
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["seeds", "record"])]
     only: Option<String>,
-    /// Show what happens to every packet
-    #[arg(long)]
-    trace: bool,
-    /// Write into the sequences what this kernel does, and compare nothing
+    /// Write what this kernel does into the sequences, and compare nothing
     #[arg(long)]
     record: bool,
 }
@@ -23,12 +27,38 @@ pub struct Args {
 /// Runs the verb.
 pub fn run(args: &Args) -> Result<ExitCode> {
     if !is_root() {
-        bail!("the comparison needs root: it makes network namespaces and loads BPF programs; run `sudo -E cargo xtask conformance`");
+        bail!(
+            "the comparison needs root: it makes network namespaces and loads BPF programs; run `sudo -E cargo xtask conformance`"
+        );
     }
     ensure!(device::has_nft(), "nft is missing: install the package nftables");
-    on_one_cpu(|| if args.record { record() } else { compare(args) })
+    if args.record {
+        return on_one_cpu(record);
+    }
+    let plan = match (args.seed, &args.only) {
+        (Some(seed), _) => Plan { only: Some("no sequence".into()), seeds: seed..seed + 1, look: true },
+        (None, Some(only)) => Plan { only: Some(only.clone()), seeds: 0..0, look: true },
+        (None, None) => Plan { only: None, seeds: 0..args.seeds, look: false },
+    };
+    let report = on_one_cpu(|| {
+        Report::of(&plan, |play| {
+            if plan.look {
+                print(play)
+            }
+        })
+    })?;
+    println!("{report}");
+    Ok(if report.agrees() && report.as_scripted() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+fn print(play: &Play<'_>) {
+    let [inside, outside] = play.sequence.isn;
+    println!("== {} {} isn {inside} {outside}", play.sequence.name, play.family.as_str());
+    play.lines().iter().for_each(|line| println!("{line}"));
+    println!();
+}
+
+/// Has the scripts say what the kernel does.
 fn record() -> Result<ExitCode> {
     let mut rig = Rig::new()?;
     for file in sequences::FILES {
@@ -39,37 +69,8 @@ fn record() -> Result<ExitCode> {
                 plays.push(rig.play(sequence, *family, false)?);
             }
         }
-        std::fs::write(file.path(), file.recorded(&plays))?;
+        let path = file.path();
+        std::fs::write(&path, file.recorded(&plays)).with_context(|| format!("write {}", path.display()))?;
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn compare(args: &Args) -> Result<ExitCode> {
-    let mut rig = Rig::new()?;
-    let mut differences = Vec::new();
-    let mut packets = 0;
-    for sequence in &sequences::all()? {
-        if args.only.as_ref().is_some_and(|only| !sequence.name.contains(only)) { continue; }
-        for family in &sequence.families {
-            let play = rig.play(sequence, *family, args.trace)?;
-            packets += play.answers.len();
-            if args.trace { trace(&play); }
-            differences.extend(play.differences());
-        }
-    }
-    for difference in &differences { println!("{difference}"); }
-    println!("{packets} packets, {} differences", differences.len());
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Prints a conversation with what the kernel did, and fwha where it did something else.
-fn trace(play: &Play<'_>) {
-    println!("== {} {}", play.sequence.name, play.family.as_str());
-    let differences = play.differences();
-    for (index, (step, answers)) in play.sequence.steps.iter().zip(&play.answers).enumerate() {
-        println!("{:60} {}", step.text, answers[0]);
-        for difference in differences.iter().filter(|d| d.packet == index + 1) {
-            println!("{:>60} {}", difference.hooks.join(" "), difference.fwha);
-        }
-    }
 }

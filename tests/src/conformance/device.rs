@@ -25,8 +25,8 @@ use crate::lab::space::{in_netns, new_netns};
 use crate::lab::wiring::ip;
 use crate::sys::{Feature, packet_socket, set_feature};
 
-/// MTU of the outside; that of the inside is 1500.
-pub const OUTSIDE_MTU: u16 = 1400;
+/// MTU of the inside. More than that of the outside, which is Ethernet's, and less than what native XDP takes.
+const INSIDE_MTU: u16 = 3000;
 
 /// How long a marker may be under way before something is wrong. Only a broken device ever takes so long.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -128,11 +128,12 @@ impl World {
             Side::BOTH.map(|side| -> Result<OwnedFd> {
                 let (inner, outer) = (side.interface(), format!("{name}-{}", side.interface()));
                 let mac = mac(side.router_mac());
+                let mtu = if side == Side::Inside { format!("mtu {INSIDE_MTU}") } else { String::new() };
                 ip(
                     &["-batch", "-"],
                     &format!(
                         "link add {outer} address {mac} type veth peer name {inner} netns {far}\n\
-                         link set {outer} up\n"
+                         link set {outer} {mtu} up\n"
                     ),
                 )?;
                 // An XDP program at the other end can redirect into a veth only while this end polls.
@@ -226,7 +227,8 @@ impl Device {
                     if left.is_zero() {
                         bail!("{} does not forward any more: a marker was lost", self.name);
                     }
-                    let mut port = [PollFd::new(self.ports[from.other() as usize].as_fd(), PollFlags::POLLIN)];
+                    let mut port =
+                        [PollFd::new(self.ports[from.other() as usize].as_fd(), PollFlags::POLLIN)];
                     poll(&mut port, PollTimeout::try_from(left)?)?;
                 }
             }
@@ -277,7 +279,7 @@ fn mac(mac: [u8; 6]) -> String {
 
 /// Commands for `ip`: addresses, the routers as neighbours, the networks behind them.
 fn addressing() -> String {
-    let mut commands = format!("link set lo up\nlink set wan mtu {OUTSIDE_MTU}\n");
+    let mut commands = format!("link set lo up\nlink set lan mtu {INSIDE_MTU}\n");
     for side in Side::BOTH {
         let (interface, own) = (side.interface(), mac(side.device_mac()));
         commands += &format!("link set {interface} address {own} up\n");

@@ -5,7 +5,7 @@
 //! * [`wire`]: their bytes.
 //! * [`device`]: the devices under test; [`fwha`]: what fills in fwha's maps.
 //! * [`compare`]: what came out, in comparable form.
-//! * [`known`]: the differences that are meant.
+//! * [`known`]: the differences that are meant; [`report`]: the others.
 //!
 //! Nothing here waits for time to pass: behind each packet goes a marker, and what comes out before the marker is the
 //! device's answer. No play shares an address with another, so thousands run one after the other in the same devices.
@@ -15,6 +15,7 @@ pub mod device;
 pub mod fwha;
 pub mod known;
 pub mod random;
+pub mod report;
 pub mod script;
 pub mod sequences;
 pub mod wire;
@@ -158,7 +159,7 @@ impl Rig {
             let from = step.message.from;
             let sent = frames(&step.message, &ends);
             let whole = expected.take(sent.iter().map(|frame| (from.other(), routed(from, frame))).collect());
-            let mut answer = |device: &mut Device, plain: &mut Plain| -> Result<Answer> {
+            let answer = |device: &mut Device, plain: &mut Plain| -> Result<Answer> {
                 let mut heard = Vec::new();
                 for frame in &sent {
                     heard.extend(device.send(from, frame)?);
@@ -183,11 +184,6 @@ impl Rig {
             ]);
         }
         Ok(Play { sequence, family, answers })
-    }
-
-    /// The names of the devices, the kernel first.
-    pub fn names(&self) -> [&'static str; 3] {
-        self.devices.each_ref().map(|device| device.name)
     }
 }
 
@@ -220,6 +216,19 @@ impl Play<'_> {
             }
         }
         differences
+    }
+
+    /// The conversation, line by line, with what the kernel did; and fwha, where it did something else.
+    pub fn lines(&self) -> Vec<String> {
+        let differences = self.differences();
+        let mut lines = Vec::new();
+        for (index, (step, answers)) in self.sequence.steps.iter().zip(&self.answers).enumerate() {
+            lines.push(format!("{:60} {}", step.text, answers[0]));
+            for difference in differences.iter().filter(|difference| difference.packet == index + 1) {
+                lines.push(format!("{:>60} {}", difference.hooks.join(" "), difference.fwha));
+            }
+        }
+        lines
     }
 
     /// The packets, by their index, with which the kernel does not do what the script says.

@@ -760,7 +760,8 @@ mod tests {
 
     #[test]
     fn a_segment_goes_on_where_its_sender_is() {
-        let text = "== x\n> S 0:0 <mss 1460,wscale 7>\n> . ack 1\n> P. 1:101 ack 1\n> F. ack 1\n> . ack 2 : drop";
+        let text =
+            "== x\n> S 0:0 <mss 1460,wscale 7>\n> . ack 1\n> P. 1:101 ack 1\n> F. ack 1\n> . ack 2 : drop";
         let sequence = parse(text).unwrap().remove(0);
         let seqs: Vec<u32> = sequence
             .steps
@@ -777,7 +778,9 @@ mod tests {
 
     #[test]
     fn what_is_no_packet_is_refused_with_its_line() {
-        for text in ["> S 0", "> . ack", "- S", "> S <mss>", "> S {ttl}", "> udp 1 2", "> too-big 3", "> . : no"] {
+        for text in
+            ["> S 0", "> . ack", "- S", "> S <mss>", "> S {ttl}", "> udp 1 2", "> too-big 3", "> . : no"]
+        {
             let error = parse(&format!("== x\n{text}")).unwrap_err();
             assert!(error.to_string().starts_with("line 2"), "{text}: {error}");
         }

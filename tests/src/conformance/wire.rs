@@ -182,9 +182,7 @@ pub fn frames(message: &Message, ends: &Ends) -> Vec<Vec<u8>> {
     let ethertype: [u8; 2] = if ends.family == Family::V4 { [0x08, 0x00] } else { [0x86, 0xdd] };
     packets(message, ends)
         .into_iter()
-        .map(|packet| {
-            [&mac[..], &message.from.router_mac(), &ethertype, &packet, &vec![0xaa; pad]].concat()
-        })
+        .map(|packet| [&mac[..], &message.from.router_mac(), &ethertype, &packet, &vec![0xaa; pad]].concat())
         .collect()
 }
 
@@ -230,10 +228,7 @@ fn packets(message: &Message, ends: &Ends) -> Vec<Vec<u8>> {
 }
 
 /// Pieces of a payload, each with offset and more-fragments flag as IPv4 writes them.
-fn pieces<'a>(
-    ranges: &'a [Fragment],
-    payload: &'a [u8],
-) -> impl Iterator<Item = (u16, &'a [u8])> + use<'a> {
+fn pieces<'a>(ranges: &'a [Fragment], payload: &'a [u8]) -> impl Iterator<Item = (u16, &'a [u8])> + use<'a> {
     ranges.iter().map(|fragment| {
         let from = fragment.from.min(payload.len());
         let to = fragment.len.map_or(payload.len(), |len| (from + len).min(payload.len()));
@@ -329,8 +324,9 @@ impl<'a> Header<'a> {
             (IpAddr::V4(src), IpAddr::V4(dst)) => {
                 [&src.octets()[..], &dst.octets(), &[0, proto], &(len as u16).to_be_bytes()].concat()
             }
-            (src, dst) => [octets(src), octets(dst), (len as u32).to_be_bytes().into(), vec![0, 0, 0, proto]]
-                .concat(),
+            (src, dst) => {
+                [octets(src), octets(dst), (len as u32).to_be_bytes().into(), vec![0, 0, 0, proto]].concat()
+            }
         }
     }
 
