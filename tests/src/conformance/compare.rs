@@ -168,9 +168,9 @@ impl<'a> Fragment<'a> {
                 data: &ip[header_len..],
             });
         }
-        // Only hop-by-hop options come before the fragment header here.
+        // Behind hop-by-hop options, routing header and destination options.
         let (mut at, mut next_at) = (40, 6);
-        if *ip.get(next_at)? == 0 {
+        while matches!(ip.get(next_at)?, 0 | 43 | 60) {
             next_at = at;
             at += 8 + usize::from(*ip.get(at + 1)?) * 8;
         }

@@ -31,6 +31,10 @@ const INSIDE_MTU: u16 = 3000;
 /// How long a marker may be under way before something is wrong. Only a broken device ever takes so long.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// After this time the first markers are sent again: an interface drops what it sends until the kernel, some time after
+/// both ends are up, has noticed its carrier.
+const CARRIER: Duration = Duration::from_millis(10);
+
 /// What the kernel does as a firewall, in terms of nft: from inside to outside everything that begins a flow, nothing else.
 const RULESET: &str = r#"
 table inet filter {
@@ -150,7 +154,12 @@ impl World {
         let mut device = Device { name, namespace, ports, markers: 0, filter };
         // The markers' flow; it is opened from inside.
         for side in Side::BOTH {
-            device.until_marker(side).with_context(|| format!("open the markers' flow through {name}"))?;
+            let deadline = Instant::now() + PATIENCE;
+            while let Err(error) = device.until_marker(side, CARRIER) {
+                if Instant::now() > deadline {
+                    return Err(error.context("open the markers' flow"));
+                }
+            }
         }
         Ok(device)
     }
@@ -164,11 +173,11 @@ impl Device {
     /// When the device forwards nothing any more.
     pub fn send(&mut self, from: Side, frame: &[u8]) -> Result<Vec<(Side, Vec<u8>)>> {
         self.transmit(from, frame)?;
-        let mut heard = self.until_marker(from)?;
+        let mut heard = self.until_marker(from, PATIENCE)?;
         if heard.is_empty() {
             // A marker that is redirected by XDP overtakes a packet that the same poll of the interface gave to the
             // stack; one that is sent after the first came through does not.
-            heard = self.until_marker(from)?;
+            heard = self.until_marker(from, PATIENCE)?;
         }
         Ok(heard)
     }
@@ -209,14 +218,14 @@ impl Device {
     }
 
     /// Sends a marker and collects what comes out before it.
-    fn until_marker(&mut self, from: Side) -> Result<Vec<(Side, Vec<u8>)>> {
+    fn until_marker(&mut self, from: Side, patience: Duration) -> Result<Vec<(Side, Vec<u8>)>> {
         /// Behind the MACs and the first of the IP header: from the addresses on a router changes nothing.
         const ADDRESSES: usize = 14 + 12;
 
         self.markers += 1;
         let sent = marker(from, self.markers);
         self.transmit(from, &sent)?;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience;
         let mut heard = Vec::new();
         loop {
             match self.receive(from.other())? {

@@ -658,7 +658,8 @@ fn ip_option(name: &str) -> Result<&'static [u8]> {
     Ok(match name {
         "nop" => &[1, 1, 1, 0],
         "rr" => &[7, 7, 4, 0, 0, 0, 0, 0],
-        "ts" => &[68, 8, 5, 0, 0, 0, 0, 0],
+        // Full, so that no router writes its time into it: it counts up how many could not.
+        "ts" => &[68, 8, 9, 0, 0, 0, 0, 0],
         "lsrr" => &[131, 7, 4, 10, 2, 0, 9, 0],
         "ssrr" => &[137, 7, 4, 10, 2, 0, 9, 0],
         "ra" => &[148, 4, 0, 0],
