@@ -110,8 +110,11 @@ impl Plain {
             self.datagrams.len() - 1
         });
         let datagram = &mut self.datagrams[at];
-        let (from, to) = (fragment.from, fragment.from + fragment.data.len());
-        if datagram.parts.iter().any(|(at, part)| *at == from && part == fragment.data) {
+        // Only the last may end anywhere; Linux cuts the others to where the next can begin.
+        let len = if fragment.more { fragment.data.len() / 8 * 8 } else { fragment.data.len() };
+        let data = &fragment.data[..len];
+        let (from, to) = (fragment.from, fragment.from + len);
+        if datagram.parts.iter().any(|(at, part)| *at == from && part == data) {
             return None;
         }
         if datagram.parts.iter().any(|(at, part)| from < at + part.len() && *at < to) {
@@ -123,7 +126,7 @@ impl Plain {
         if !fragment.more {
             datagram.len = Some(to);
         }
-        datagram.parts.push((from, fragment.data.to_vec()));
+        datagram.parts.push((from, data.to_vec()));
         let have: usize = datagram.parts.iter().map(|(_, part)| part.len()).sum();
         if datagram.len != Some(have) || datagram.head.is_none() {
             return None;
@@ -133,6 +136,9 @@ impl Plain {
         parts.sort();
         let mut frame = datagram.head?;
         parts.iter().for_each(|(_, part)| frame.extend(part));
+        let (at, len) =
+            if frame[12..ETH] == [0x08, 0x00] { (2, frame.len() - ETH) } else { (4, frame.len() - ETH - 40) };
+        frame[ETH + at..ETH + at + 2].copy_from_slice(&(len as u16).to_be_bytes());
         Some(Output { side, frame })
     }
 }
@@ -156,9 +162,8 @@ impl<'a> Fragment<'a> {
                 return None;
             }
             let mut head = frame[..ETH + header_len].to_vec();
-            // Neither length nor fragmentation says anything about the whole.
-            head[ETH + 2..ETH + 4].fill(0);
-            head[ETH + 6] &= 0xc0;
+            // Whether the fragments may be fragmented says nothing about the whole; Linux forgets it.
+            head[ETH + 6] &= 0x80;
             head[ETH + 7] = 0;
             return Some(Self {
                 key: [&ip[4..6], &ip[9..10], &ip[12..20]].concat(),
@@ -179,7 +184,6 @@ impl<'a> Fragment<'a> {
         }
         let field = u16::from_be_bytes([ip[at + 2], ip[at + 3]]);
         let mut head = frame[..ETH + at].to_vec();
-        head[ETH + 4..ETH + 6].fill(0);
         head[ETH + next_at] = ip[at];
         (field & 0xfff9 != 0).then(|| Self {
             key: [&ip[at + 4..at + 8], &ip[8..40]].concat(),
@@ -240,4 +244,49 @@ fn icmp(frame: &[u8]) -> Option<(u8, u8)> {
         _ => return None,
     };
     Some((*frame.get(at)?, *frame.get(at + 1)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conformance::script::parse;
+    use crate::conformance::wire::{Ends, frames};
+
+    /// What comes out if the packets of this script are routed.
+    fn routed_script(lines: &str) -> Vec<Output> {
+        let sequence = parse(&format!("== x\n{lines}")).unwrap().remove(0);
+        let ends = Ends::new(Family::V4, 1, sequence.isn);
+        let mut plain = Plain::default();
+        let steps = sequence.steps.iter();
+        let sent = steps.flat_map(|step| frames(&step.message, &ends));
+        plain.take(sent.map(|frame| (Side::Outside, routed(Side::Inside, &frame))).collect())
+    }
+
+    #[test]
+    fn a_datagram_is_the_same_whole_and_in_fragments_of_any_order() {
+        let whole = routed_script("> udp 1000");
+        assert_eq!(whole.len(), 1);
+        for pieces in ["0+400 400+", "400+ 0+400", "800+ 0+400 400+400", "0+400 0+400 400+"] {
+            assert_eq!(routed_script(&format!("> udp 1000 {{frag {pieces}}}")), whole, "{pieces}");
+        }
+        assert_eq!(routed_script("> udp 1000 {frag 0+400}\n> udp 1000 {frag 400+}"), whole);
+    }
+
+    #[test]
+    fn what_cannot_be_put_together_is_no_datagram() {
+        assert!(routed_script("> udp 1000 {frag 0+400 408+}").is_empty());
+        assert!(routed_script("> udp 1000 {frag 0+400}\n> udp 1000 {id 1,frag 400+}").is_empty());
+        let overlapping = routed_script("> udp 1000 {frag 0+408 400+}");
+        assert!(overlapping.len() == 1 && overlapping != routed_script("> udp 1000"));
+    }
+
+    #[test]
+    fn padding_does_not_count_but_a_changed_byte_does() {
+        let sent = routed_script("> udp 10");
+        assert_eq!(routed_script("> udp 10 {pad 9}"), sent);
+        assert_ne!(routed_script("> udp 10 {tos 1}"), sent);
+        assert_ne!(routed_script("> udp 10 {ipcsum bad}"), sent);
+        assert_eq!(verdict(&sent, &sent), Verdict::Pass);
+        assert_eq!(verdict(&routed_script("> udp 10 {ttl 9}"), &sent), Verdict::Other);
+    }
 }

@@ -9,7 +9,7 @@ use aya::programs::{Program, SchedClassifier, TcAttachType, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 use fwha_common::drop::DropReason;
 use fwha_common::group::Group;
-use fwha_common::rule::{Action, Interface, MAX_RULES, Rule, ZONE_ANY};
+use fwha_common::rule::{Action, Interface, MAX_RULES, Rule};
 use fwha_common::settings::{Settings, Timeouts, name};
 
 use super::wire::Side;
@@ -107,7 +107,7 @@ fn fill(bpf: &mut Ebpf) -> Result<()> {
     let rule = Rule {
         port_max: u16::MAX,
         from: ZONES[Side::Inside as usize],
-        to: ZONE_ANY,
+        to: ZONES[Side::Outside as usize],
         action: Action::Accept as u8,
         ..Rule::default()
     };
