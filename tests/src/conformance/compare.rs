@@ -114,10 +114,16 @@ impl Plain {
         let len = if fragment.more { fragment.data.len() / 8 * 8 } else { fragment.data.len() };
         let data = &fragment.data[..len];
         let (from, to) = (fragment.from, fragment.from + len);
-        if datagram.parts.iter().any(|(at, part)| *at == from && part == data) {
+        // What is there already, wholly, is a duplicate (RFC 8200, 4.5; erratum 3089 to RFC 5722).
+        let covered: usize = datagram
+            .parts
+            .iter()
+            .map(|(at, part)| to.min(at + part.len()).saturating_sub(from.max(*at)))
+            .sum();
+        if covered == len && len > 0 {
             return None;
         }
-        if datagram.parts.iter().any(|(at, part)| from < at + part.len() && *at < to) {
+        if covered > 0 {
             return Some(Output { side, frame });
         }
         if from == 0 {
@@ -185,7 +191,8 @@ impl<'a> Fragment<'a> {
         let field = u16::from_be_bytes([ip[at + 2], ip[at + 3]]);
         let mut head = frame[..ETH + at].to_vec();
         head[ETH + next_at] = ip[at];
-        (field & 0xfff9 != 0).then(|| Self {
+        // One in one piece (RFC 6946) is a datagram as any other: Linux takes the header away.
+        Some(Self {
             key: [&ip[at + 4..at + 8], &ip[8..40]].concat(),
             head,
             from: usize::from(field >> 3) * 8,
