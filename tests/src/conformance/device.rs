@@ -68,13 +68,8 @@ pub struct Device {
     namespace: File,
     ports: [OwnedFd; 2],
     markers: u64,
-    filter: Filter,
-}
-
-/// What filters in a device.
-enum Filter {
-    Kernel,
-    Fwha(Fwha),
+    /// Its programs; the kernel's own filter has none.
+    fwha: Option<Fwha>,
 }
 
 /// Where the other ends of all devices' cables are.
@@ -107,7 +102,7 @@ impl World {
             // Sequence numbers count: nothing is picked up in mid-stream, no window is ignored.
             sysctl("netfilter/nf_conntrack_tcp_loose", "0")?;
             sysctl("netfilter/nf_conntrack_tcp_be_liberal", "0")?;
-            Ok(Filter::Kernel)
+            Ok(None)
         })
     }
 
@@ -121,10 +116,14 @@ impl World {
             Hook::Xdp => "xdp",
             Hook::Tc => "tc",
         };
-        self.device(name, || Ok(Filter::Fwha(Fwha::attach(hook)?)))
+        self.device(name, || Fwha::attach(hook).map(Some))
     }
 
-    fn device(&self, name: &'static str, filter: impl FnOnce() -> Result<Filter> + Send) -> Result<Device> {
+    fn device(
+        &self,
+        name: &'static str,
+        filter: impl FnOnce() -> Result<Option<Fwha>> + Send,
+    ) -> Result<Device> {
         let namespace = new_netns()?;
         in_netns(&namespace, || SYSCTLS.iter().try_for_each(|(name, value)| sysctl(name, value)))??;
         let far = format!("/proc/{}/fd/{}", std::process::id(), namespace.as_raw_fd());
@@ -146,12 +145,12 @@ impl World {
             })
         })?;
         let [inside, outside] = ports;
-        let filter = in_netns(&namespace, || {
+        let fwha = in_netns(&namespace, || {
             ip(&["-batch", "-"], &addressing())?;
             filter()
         })??;
         let ports = [inside?, outside?];
-        let mut device = Device { name, namespace, ports, markers: 0, filter };
+        let mut device = Device { name, namespace, ports, markers: 0, fwha };
         // The markers' flow; it is opened from inside.
         for side in Side::BOTH {
             let deadline = Instant::now() + PATIENCE;
@@ -188,10 +187,7 @@ impl Device {
     ///
     /// When a counter cannot be read.
     pub fn reasons(&mut self) -> Result<Vec<&'static str>> {
-        match &mut self.filter {
-            Filter::Kernel => Ok(Vec::new()),
-            Filter::Fwha(fwha) => fwha.drop_reasons(),
-        }
+        self.fwha.as_mut().map_or(Ok(Vec::new()), Fwha::drop_reasons)
     }
 
     /// The kernel's conntrack entries with this address, without what changes by the clock.
@@ -200,7 +196,7 @@ impl Device {
     ///
     /// When they cannot be read.
     pub fn entries(&self, address: &str) -> Result<Vec<String>> {
-        if !matches!(self.filter, Filter::Kernel) {
+        if self.fwha.is_some() {
             return Ok(Vec::new());
         }
         let table = in_netns(&self.namespace, || {

@@ -219,7 +219,8 @@ fn packets(message: &Message, ends: &Ends) -> Vec<Vec<u8>> {
             to.extensions = hop;
             pieces(ranges, &payload)
                 .map(|(field, piece)| {
-                    let field = (field << 3) | (field >> 13);
+                    // The offset before the flags, not behind them.
+                    let field = field.rotate_left(3);
                     to.v6(FRAGMENT, &[&fragment_header(proto, field, to.id), piece].concat())
                 })
                 .collect()
