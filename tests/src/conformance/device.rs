@@ -12,6 +12,7 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -47,8 +48,16 @@ table inet filter {
 }
 "#;
 
-/// Sysctls of every device, besides forwarding: no packet is lost to a limit, and what is no packet filter is off.
-const SYSCTLS: [(&str, &str); 10] = [
+/// Protocols that some kernels track, each with a sysctl that only those have.
+const TRACKERS: [(&str, &str); 3] = [
+    ("SCTP", "netfilter/nf_conntrack_sctp_timeout_established"),
+    ("GRE", "netfilter/nf_conntrack_gre_timeout"),
+    ("DCCP", "netfilter/nf_conntrack_dccp_timeout_open"),
+];
+
+/// Sysctls of every device, besides forwarding: no packet is lost to a limit, what is no packet filter is off, and nobody
+/// complains of a datagram's missing fragments in the middle of another sequence.
+const SYSCTLS: [(&str, &str); 12] = [
     ("ipv4/ip_forward", "1"),
     ("ipv6/conf/all/forwarding", "1"),
     ("ipv6/conf/default/accept_dad", "0"),
@@ -59,6 +68,8 @@ const SYSCTLS: [(&str, &str); 10] = [
     ("ipv4/icmp_ratelimit", "0"),
     ("ipv4/icmp_msgs_per_sec", "1000000"),
     ("ipv6/icmp/ratelimit", "0"),
+    ("ipv4/ipfrag_time", "3600"),
+    ("ipv6/ip6frag_time", "3600"),
 ];
 
 /// A device under test.
@@ -102,6 +113,7 @@ impl World {
             // Sequence numbers count: nothing is picked up in mid-stream, no window is ignored.
             sysctl("netfilter/nf_conntrack_tcp_loose", "0")?;
             sysctl("netfilter/nf_conntrack_tcp_be_liberal", "0")?;
+            sysctl("netfilter/nf_conntrack_frag6_timeout", "3600")?;
             Ok(None)
         })
     }
@@ -205,6 +217,19 @@ impl Device {
         let word = format!("src={address}");
         let of_address = table.lines().filter(|line| line.split_whitespace().any(|w| w == word));
         Ok(of_address.map(state).collect())
+    }
+
+    /// Protocols that this kernel has no tracker for: their packets are known by addresses alone.
+    ///
+    /// # Errors
+    ///
+    /// When the namespace cannot be entered.
+    pub fn untracked(&self) -> Result<Vec<&'static str>> {
+        in_netns(&self.namespace, || {
+            let missing =
+                TRACKERS.iter().filter(|(_, sysctl)| !Path::new("/proc/sys/net").join(sysctl).exists());
+            missing.map(|(protocol, _)| *protocol).collect()
+        })
     }
 
     fn transmit(&self, from: Side, frame: &[u8]) -> Result<()> {

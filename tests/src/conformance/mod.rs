@@ -141,6 +141,15 @@ impl Rig {
         Ok(Self { devices, plays: 0 })
     }
 
+    /// Protocols that this kernel has no tracker for.
+    ///
+    /// # Errors
+    ///
+    /// When its namespace cannot be entered.
+    pub fn untracked(&self) -> Result<Vec<&'static str>> {
+        self.devices[0].untracked()
+    }
+
     /// Plays a sequence through all devices. With `look`, the kernel's entries are read after each packet.
     ///
     /// # Errors

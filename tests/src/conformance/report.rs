@@ -40,6 +40,8 @@ pub struct Report {
     differences: Vec<String>,
     /// Packets with which the kernel does not do what the script says.
     misread: Vec<String>,
+    /// Protocols that this kernel has no tracker for.
+    untracked: Vec<&'static str>,
 }
 
 impl Report {
@@ -50,7 +52,7 @@ impl Report {
     /// When a device cannot be laid, or forwards nothing any more.
     pub fn of(plan: &Plan, mut watch: impl FnMut(&Play<'_>)) -> Result<Self> {
         let mut rig = Rig::new()?;
-        let mut report = Self::default();
+        let mut report = Self { untracked: rig.untracked()?, ..Self::default() };
         let wanted = |sequence: &&Sequence| {
             plan.only.as_ref().is_none_or(|only| sequence.name.contains(only.as_str()))
         };
@@ -139,6 +141,9 @@ impl fmt::Display for Report {
         if !self.misread.is_empty() {
             writeln!(f, "this kernel does not do what the scripts say:")?;
             self.misread.iter().try_for_each(|line| writeln!(f, "    {line}"))?;
+        }
+        if !self.untracked.is_empty() {
+            writeln!(f, "without a tracker in this kernel: {}", self.untracked.join(", "))?;
         }
         for (kind, count) in &self.kinds {
             writeln!(f, "{count:7}  {kind}")?;
