@@ -176,7 +176,7 @@ impl Model {
             early: Vec::new(),
         };
         let ends = [0, 1].map(&mut end);
-        let (strays, accidents) = (random.pick(&[0, 3, 10, 30]), random.pick(&[0, 5, 25]));
+        let (strays, accidents) = (random.pick(&[0, 2, 5, 15]), random.pick(&[0, 5, 25]));
         Self {
             random,
             ends,
@@ -190,7 +190,8 @@ impl Model {
 
     fn event(&mut self) {
         let from = self.random.pick(&Side::BOTH);
-        if self.random.percent(self.strays) {
+        // Before anything has begun, every stray is the same.
+        if self.random.percent(if self.lines.is_empty() { 1 } else { self.strays }) {
             return self.stray(from);
         }
         match self.random.below(10) {
@@ -431,9 +432,18 @@ impl Model {
             other.expected,
             other.expected.wrapping_add(other.window),
             other.expected.wrapping_sub(own.others_window),
+            other.expected.wrapping_add(2 * other.window),
+            own.next.wrapping_sub(other.window),
             own.unacknowledged.wrapping_add(u32::from(u16::MAX) << shift.min(14)),
         ]);
-        let ack = random.pick(&[other.next, other.next, other.unacknowledged, own.expected, own.expected]);
+        let ack = random.pick(&[
+            other.next,
+            other.next,
+            other.unacknowledged,
+            own.expected,
+            own.expected,
+            other.next.wrapping_sub(own.window),
+        ]);
         let flags = random.pick(&[
             ".", ".", "P.", "F.", "R", "R", "R.", "S", "S", "S.", "S.", "SF", "-", "FP.U", "SR", "F", "P",
             ".U", "SEW",
