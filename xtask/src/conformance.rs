@@ -48,7 +48,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         })
     })?;
     println!("{report}");
-    Ok(if report.agrees() && report.as_scripted() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    // Another kernel may well do something else than is written; that is no fault of fwha's.
+    let as_scripted = report.as_scripted() || !sequences::recorded_here();
+    Ok(if report.agrees() && as_scripted { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn print(play: &Play<'_>) {

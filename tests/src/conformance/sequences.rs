@@ -15,6 +15,15 @@ pub struct File {
     pub text: &'static str,
 }
 
+/// The kernel whose doings are written in the sequences.
+pub const RECORDED: &str = "6.18";
+
+/// Whether this is that kernel.
+pub fn recorded_here() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    release.strip_prefix(RECORDED).is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit()))
+}
+
 macro_rules! files {
     ($($name:literal),+ $(,)?) => {
         /// All files.
