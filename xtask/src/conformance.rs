@@ -10,7 +10,7 @@ use fwha_tests::root::is_root;
 /// Compare fwha with the kernel's nf_conntrack, packet by packet
 #[derive(clap::Args)]
 pub struct Args {
-    /// How many random TCP conversations are played besides the sequences
+    /// How many random conversations are played besides the sequences
     #[arg(long, value_name = "N", default_value_t = 300)]
     seeds: u64,
     /// Only the random conversation of this seed, packet by packet
