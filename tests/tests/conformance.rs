@@ -10,10 +10,11 @@ const SEEDS: u64 = 100;
 /// Plays this many random conversations besides the sequences; nothing without `nft`.
 fn play(seeds: u64) -> Option<Report> {
     if !device::has_nft() {
+        assert!(std::env::var("CI").as_deref() != Ok("true"), "nft is missing, and CI=true forbids skipping");
         eprintln!("skipped: needs nft (Debian package nftables)");
         return None;
     }
-    let plan = Plan { seeds: 0..seeds, ..Plan::default() };
+    let plan = Plan { sequences: Some(String::new()), seeds: 0..seeds, look: false };
     let report = on_one_cpu(|| Report::of(&plan, |_| ())).unwrap_or_else(|error| panic!("{error:?}"));
     println!("{report}");
     Some(report)

@@ -36,9 +36,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         return on_one_cpu(record);
     }
     let plan = match (args.seed, &args.only) {
-        (Some(seed), _) => Plan { only: Some("no sequence".into()), seeds: seed..seed + 1, look: true },
-        (None, Some(only)) => Plan { only: Some(only.clone()), seeds: 0..0, look: true },
-        (None, None) => Plan { only: None, seeds: 0..args.seeds, look: false },
+        (Some(seed), _) => Plan { sequences: None, seeds: seed..seed + 1, look: true },
+        (None, Some(name)) => Plan { sequences: Some(name.clone()), seeds: 0..0, look: true },
+        (None, None) => Plan { sequences: Some(String::new()), seeds: 0..args.seeds, look: false },
     };
     let report = on_one_cpu(|| {
         Report::of(&plan, |play| {

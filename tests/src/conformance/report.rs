@@ -19,8 +19,8 @@ const SHRUNK: usize = 2;
 /// What is to be played.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
-    /// Only sequences with this in their name.
-    pub only: Option<String>,
+    /// The sequences with this in their name, so all of them when it is empty; none without it.
+    pub sequences: Option<String>,
     /// Seeds of random conversations.
     pub seeds: Range<u64>,
     /// Whether the kernel's entries are read after each packet, for whoever watches.
@@ -54,7 +54,7 @@ impl Report {
         let mut rig = Rig::new()?;
         let mut report = Self { untracked: rig.untracked()?, ..Self::default() };
         let wanted = |sequence: &&Sequence| {
-            plan.only.as_ref().is_none_or(|only| sequence.name.contains(only.as_str()))
+            plan.sequences.as_ref().is_some_and(|name| sequence.name.contains(name.as_str()))
         };
         for sequence in sequences::all()?.iter().filter(wanted) {
             for family in &sequence.families {
