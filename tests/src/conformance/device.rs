@@ -44,7 +44,7 @@ table inet filter {
         type filter hook forward priority filter; policy drop;
         ct state invalid drop
         ct state established,related accept
-        ct state new iif "lan" accept
+        ct state new iif "lan" oif "wan" accept
     }
 }
 "#;
@@ -333,7 +333,7 @@ fn addressing() -> String {
 fn sysctl(name: &str, value: &str) -> Result<()> {
     let path = format!("/proc/sys/net/{name}");
     match std::fs::write(&path, value) {
-        // Before Linux 6.13 this is one limit for all namespaces, and not to be changed in one of them.
+        // On older kernels this is one limit for all namespaces, and not to be changed in one of them.
         Err(error) if error.kind() == ErrorKind::NotFound && name.ends_with("icmp_msgs_per_sec") => Ok(()),
         result => result.with_context(|| format!("write {path}")),
     }

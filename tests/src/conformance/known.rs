@@ -29,6 +29,11 @@ pub const KNOWN: &[Known] = &[
         },
     },
     Known {
+        id: "wrong-zone",
+        reason: "a packet of a flow comes from its sender's zone or is forged",
+        explains: |d| d.fwha.verdict == Verdict::Drop && d.fwha.reasons == ["wrong_zone"],
+    },
+    Known {
         id: "redirect",
         reason: "a redirect is for a neighbour; one that comes from afar is an attack",
         explains: |d| verdicts(d) == (Verdict::Pass, Verdict::Drop) && sends(d, "redirect"),

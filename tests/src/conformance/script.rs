@@ -383,6 +383,8 @@ pub enum Special {
     Near,
     /// `same`: the other end's address.
     Same,
+    /// `own`: the sender's address.
+    Own,
     /// `third`: another host on the sender's side.
     Third,
     /// `router`: another host on the path of the sender.
@@ -696,6 +698,7 @@ fn special(name: &str) -> Result<Special> {
         "link-local" => Special::LinkLocal,
         "near" => Special::Near,
         "same" => Special::Same,
+        "own" => Special::Own,
         "third" => Special::Third,
         "router" => Special::Router,
         other => bail!("no such address: {other}"),

@@ -144,6 +144,7 @@ impl Ends {
             Special::LinkLocal => pick([169, 254, 0, 9], [0xfe80, 0, 0, 0, 0, 0, 0, 9]),
             Special::Near => sender.device_address(self.family),
             Special::Router => sender.router_address(self.family),
+            Special::Own => self.addresses[sender as usize],
             Special::Same => self.addresses[sender.other() as usize],
             Special::Third => match self.addresses[sender as usize] {
                 IpAddr::V4(address) => Ipv4Addr::from_bits(address.to_bits() ^ 0x8000).into(),
