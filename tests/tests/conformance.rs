@@ -21,7 +21,6 @@ fn play(seeds: u64) -> Option<Report> {
 }
 
 #[test]
-#[ignore = "the engine does not track all that the kernel does yet; `cargo xtask conformance` lists what it lacks"]
 fn fwha_forwards_what_nf_conntrack_forwards_and_drops_what_it_drops() {
     needs_root!();
     if let Some(report) = play(SEEDS) {
