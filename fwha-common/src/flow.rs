@@ -404,7 +404,7 @@ pub struct Way {
     pub mtu: u16,
     /// TCP: the shift of the window scale option in its SYN, 0 to 14; counts only if both SYNs had one.
     pub scale: u8,
-    /// Bits: [`Way::SCALE`], [`Way::SACK`], [`Way::ACKED`], [`Way::SEEN`].
+    /// Bits: [`Way::SCALE`], [`Way::SACK`], [`Way::ACKED`], [`Way::SEEN`], [`Way::ENDED`].
     pub flags: u8,
     /// TCP: the highest sequence number sent, plus length. SCTP: the verification tag of its packets.
     /// Raised by the other direction while the flow is inherited.
@@ -428,6 +428,9 @@ impl Way {
     pub const ACKED: u8 = 4;
     /// Flag: this node has seen a packet of it, so that its window fields are of this node.
     pub const SEEN: u8 = 8;
+    /// Flag: it sent a FIN, or is the originator's and sent the reset that closed. A SYN may then begin
+    /// another connection in its place.
+    pub const ENDED: u8 = 16;
     /// The flags that a replica keeps.
     pub const REPLICATED: u8 = Self::SCALE | Self::SACK;
 }

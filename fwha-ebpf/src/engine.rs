@@ -170,11 +170,10 @@ fn admit(
         return Err(DropReason::OtherStation);
     }
     if interface.flags & Interface::LOOSE == 0 {
-        let mut hop = NextHop::default();
-        reverse_path(packet, settings, ip, interface.out, &mut hop)?;
+        let hop = reverse_path(packet, settings, ip, interface.out)?;
         if hop.generation != 0 {
             // SAFETY: as above.
-            unsafe { forward::keep(back, &hop) };
+            unsafe { forward::keep(back, hop) };
         }
     }
     Ok(group)
@@ -192,10 +191,9 @@ fn reverse_path(
     settings: &Settings,
     ip: &Ip,
     out: u32,
-    hop: &mut NextHop,
-) -> Result<(), DropReason> {
-    match forward::route(packet, settings, ip, true, hop) {
-        Ok((RouteKind::Resolved | RouteKind::Unresolved, _)) if hop.out == out => Ok(()),
+) -> Result<&'static NextHop, DropReason> {
+    match forward::route(packet, settings, ip, true) {
+        Ok((RouteKind::Resolved | RouteKind::Unresolved, _, hop)) if hop.out == out => Ok(hop),
         _ => Err(DropReason::Spoofed),
     }
 }
@@ -226,17 +224,16 @@ fn begin(
     let multicast = eth.dst.is_group();
     zone::source(ip, multicast)?;
     let draft = flow::draft().ok_or(DropReason::TableFull)?;
-    let mut hop = NextHop::default();
     let mut zones = [interface.zone, ZONE_NODE];
     // Routers do not forward multicast or broadcast frames (RFC 1812, 5.3.4).
     let mut local = multicast;
     if !local {
-        match forward::route(packet, settings, ip, false, &mut hop)? {
-            (RouteKind::Local, _) => local = true,
-            (_, zone) => {
+        match forward::route(packet, settings, ip, false)? {
+            (RouteKind::Local, ..) => local = true,
+            (_, zone, hop) => {
                 zones[1] = zone;
                 // SAFETY: the draft is a map element, which nobody else has.
-                unsafe { forward::keep(&raw mut draft.ways[0], &hop) };
+                unsafe { forward::keep(&raw mut draft.ways[0], hop) };
             }
         }
     }
@@ -247,10 +244,9 @@ fn begin(
     }
     // A host that has no address yet, or only one of its link, has no way back but the link.
     if interface.flags & Interface::LOOSE == 0 && !(local && link_local(ip)) {
-        hop = NextHop::default();
-        reverse_path(packet, settings, ip, interface.out, &mut hop)?;
+        let hop = reverse_path(packet, settings, ip, interface.out)?;
         // SAFETY: as above.
-        unsafe { forward::keep(&raw mut draft.ways[1], &hop) };
+        unsafe { forward::keep(&raw mut draft.ways[1], hop) };
     }
     let admitted = judge(settings, ip, zones)?;
     if !local && ip.ttl <= 1 {

@@ -237,11 +237,13 @@ impl FlowRef {
         unsafe { (*self.0).expires_ns(since_ns, timeout) > now }
     }
 
-    /// Whether it is a TCP connection that is over, and lives on for what is still under way.
+    /// Whether it is a TCP connection that lives on only for what is still under way.
     #[inline(always)]
     fn over(self) -> bool {
         let state = Flow::state_of(self.word());
-        state == FlowState::TimeWait as u8 || state == FlowState::Close as u8
+        // SAFETY: see `word`.
+        let ended = unsafe { (*self.0).ways[0].flags | (*self.0).ways[1].flags } & Way::ENDED != 0;
+        state == FlowState::TimeWait as u8 || state == FlowState::Close as u8 && ended
     }
 
     /// Whether it is a SYN without an answer.
@@ -285,7 +287,7 @@ impl FlowRef {
                 }
                 if matches!(stepped, Step::Begin) {
                     let end = ip.tcp.seq.wrapping_add(ip.len.wrapping_sub(ip.header_len)).wrapping_add(1);
-                    return Ok(if !self.over() && tcp::late_syn(end, own, other) {
+                    return Ok(if state < FlowState::TimeWait as u8 && tcp::late_syn(end, own, other) {
                         Step::Ignore
                     } else {
                         stepped
@@ -297,7 +299,13 @@ impl FlowRef {
                 let inherited = self.flags() & Flow::INHERITED != 0;
                 let len = ip.len.wrapping_sub(ip.header_len);
                 match tcp::window(state, own, other, &ip.tcp, len, options, inherited) {
-                    tcp::Window::In => Ok(stepped),
+                    tcp::Window::In => {
+                        let resets = ip.tcp.flags & tcp::RST != 0 && matches!(stepped, Step::To(_));
+                        if ip.tcp.flags & tcp::FIN != 0 || resets && !reply {
+                            own.flags |= Way::ENDED;
+                        }
+                        Ok(stepped)
+                    }
                     tcp::Window::Ignore => Ok(Step::Ignore),
                     tcp::Window::Out => Err(DropReason::TcpWindow),
                 }
@@ -362,7 +370,9 @@ impl FlowRef {
                 if answered {
                     // No answer, but a sign of life, which the originator may answer with a reset.
                     // SAFETY: see `word`.
-                    unsafe { (*self.ways(true).0).last_seen_ns = now };
+                    let way = unsafe { &mut *self.ways(true).0 };
+                    way.last_seen_ns = now;
+                    way.maxack = ip.tcp.ack;
                 }
                 return Ok(Some(self));
             }

@@ -27,13 +27,14 @@ pub fn route(
     settings: &Settings,
     ip: &Ip,
     back: bool,
-    hop: &mut NextHop,
-) -> Result<(RouteKind, u8), DropReason> {
+) -> Result<(RouteKind, u8, &'static NextHop), DropReason> {
+    let hop = maps::hop().ok_or(DropReason::NoRoute)?;
+    *hop = NextHop::default();
     maps::add(&maps::COUNTERS, Counter::FibLookups as u32, 1);
     let generation = maps::route_generation(settings);
     let kind = packet.route(ip, back, hop);
     match kind {
-        RouteKind::Local => return Ok((kind, Interface::NO_ZONE)),
+        RouteKind::Local => return Ok((kind, Interface::NO_ZONE, hop)),
         RouteKind::None => return Err(DropReason::NoRoute),
         RouteKind::Resolved => hop.generation = generation,
         RouteKind::Unresolved => {}
@@ -41,7 +42,7 @@ pub fn route(
     match maps::interface(InterfaceKey::untagged(hop.out)) {
         Some(interface) if interface.zone != Interface::NO_ZONE => {
             hop.out = interface.out;
-            Ok((kind, interface.zone))
+            Ok((kind, interface.zone, hop))
         }
         _ => Err(DropReason::RouteNoZone),
     }
@@ -83,14 +84,13 @@ pub fn send(
     let (way, back) = flow.ways(reply);
     // SAFETY: `way` lies in a map element. Others may write it: see the module `flow`.
     if unsafe { (&raw const (*way).generation).read_volatile() } != maps::route_generation(settings) {
-        let mut hop = NextHop::default();
-        match route(packet, settings, ip, false, &mut hop)? {
+        match route(packet, settings, ip, false)? {
             // The way to the other end now ends here: an address of it moved to this node.
-            (RouteKind::Local | RouteKind::None, _) => return Err(DropReason::NoRoute),
-            (_, zone) if zone != flow.zone(!reply) => return Err(DropReason::WrongZone),
-            (RouteKind::Unresolved, _) => return Ok(Verdict::Pass),
+            (RouteKind::Local | RouteKind::None, ..) => return Err(DropReason::NoRoute),
+            (_, zone, _) if zone != flow.zone(!reply) => return Err(DropReason::WrongZone),
+            (RouteKind::Unresolved, ..) => return Ok(Verdict::Pass),
             // SAFETY: as above.
-            (RouteKind::Resolved, _) => unsafe { keep(way, &hop) },
+            (RouteKind::Resolved, _, hop) => unsafe { keep(way, hop) },
         }
     }
     // SAFETY: as above.

@@ -9,7 +9,7 @@ use fwha_common::{
     BUCKETS, MAX_GROUPS,
     capture::{Capture, DropSample},
     drop::DROP_REASONS,
-    flow::{Flow, FlowEvent, FlowKey},
+    flow::{Flow, FlowEvent, FlowKey, NextHop},
     group::Group,
     rule::{Interface, InterfaceKey, MAX_RULES, Rule},
     settings::{COUNTERS as COUNTER_COUNT, Settings, Timeouts},
@@ -93,6 +93,7 @@ struct Scratch {
     flow: Flow,
     inner: Ip,
     datagram: Datagram,
+    hop: NextHop,
 }
 
 /// A reference of which the compiler knows nothing, so that what it refers to is read from memory.
@@ -145,6 +146,10 @@ scratch! {
 scratch! {
     /// The room for the packet inside an ICMP error.
     inner, inner, Ip
+}
+scratch! {
+    /// The room for a next hop.
+    hop, hop, NextHop
 }
 scratch! {
     /// The room for a datagram that is about to be remembered.

@@ -159,14 +159,14 @@ pub fn read(packet: &impl Packet, ip: &mut Ip, at: usize, room: u32) -> Result<(
     Ok(())
 }
 
-/// Whether a packet with `tag` may go the way whose tag is `own`; `other` is that of the way back. 0
-/// stands for a tag that is not known.
+/// Whether a packet with `tag` may go the way whose tag is `own`; `other` is that of the way back. A tag
+/// that is not known yet is 0, which none is: before the INIT ACK there is nothing but INITs to send.
 #[inline(always)]
 pub const fn tag_valid(chunk: Chunk, tag: u32, own: u32, other: u32) -> bool {
     match chunk {
         Chunk::Init => tag == 0,
-        Chunk::AbortReflected | Chunk::ShutdownCompleteReflected => other == 0 || tag == other,
-        _ => own == 0 || tag == own,
+        Chunk::AbortReflected | Chunk::ShutdownCompleteReflected => tag == other && other != 0,
+        _ => tag == own && own != 0,
     }
 }
 
@@ -239,6 +239,6 @@ mod tests {
         assert!(tag_valid(Chunk::None, 5, 5, 7) && !tag_valid(Chunk::None, 7, 5, 7));
         assert!(tag_valid(Chunk::Abort, 5, 5, 7) && !tag_valid(Chunk::Abort, 7, 5, 7));
         assert!(tag_valid(Chunk::AbortReflected, 7, 5, 7) && !tag_valid(Chunk::AbortReflected, 5, 5, 7));
-        assert!(tag_valid(Chunk::None, 9, 0, 7), "not known yet");
+        assert!(!tag_valid(Chunk::None, 9, 0, 7) && !tag_valid(Chunk::None, 0, 0, 7), "not known yet");
     }
 }

@@ -154,8 +154,8 @@ pub fn step(state: u8, reply: bool, flags: u8) -> Step {
 #[inline(always)]
 pub fn reset(state: u8, reply: bool, seq: u32, own: &Way, other: &Way) -> Result<Step, DropReason> {
     let established = state == ES;
-    if state == SS && !reply && seq != own.end && other.last_seen_ns != 0 {
-        // The responder had another connection in mind, and is told.
+    if state == SS && !reply && seq == other.maxack && other.last_seen_ns != 0 {
+        // The responder had another connection in mind, and is told so (RFC 9293, 3.5.2).
         return Ok(Step::Ignore);
     }
     if state == CL {

@@ -117,10 +117,23 @@ pub const KNOWN: &[Known] = &[
     },
     Known {
         id: "begun-beside",
-        reason: "a SYN on a connection that is over begins another beside it, which its own packets alone can end",
+        reason: "a SYN on a connection begins another beside it; each of the two has its own packets, and an answer decides",
         explains: |d| {
+            let opened =
+                d.before.iter().filter(|text| flags(text).contains('S') && !flags(text).contains('.'));
             is_random(d)
-                && ["R", "R.", "S", "S."].iter().any(|kind| sends(d, kind))
+                && (opened.count() > 1 || d.before.iter().any(|text| flags(text).contains('R')))
+                && (verdicts(d) == (Verdict::Drop, Verdict::Pass) || drops_for(d, &["tcp_window"]))
+        },
+    },
+    Known {
+        id: "refused-syn-ack",
+        reason: "a SYN ACK that is dropped has said nothing",
+        explains: |d| {
+            let before = || d.before.iter().chain([&d.text]).filter(|text| flags(text).starts_with("S."));
+            let odd = before().any(|text| text.starts_with('>')) || before().count() > 1;
+            is_random(d)
+                && odd
                 && (verdicts(d) == (Verdict::Drop, Verdict::Pass) || drops_for(d, &["tcp_window"]))
         },
     },
@@ -170,6 +183,12 @@ fn is_random(difference: &Difference) -> bool {
 /// Whether the packet itself is of this kind.
 fn sends(difference: &Difference, kind: &str) -> bool {
     difference.text.split_whitespace().nth(1) == Some(kind)
+}
+
+/// The TCP flags of a packet, as the script has them; nothing if it is of another protocol.
+fn flags(text: &str) -> &str {
+    let word = text.split_whitespace().nth(1).unwrap_or_default();
+    if word.chars().all(|c| "SFRPUEW.".contains(c)) { word } else { "" }
 }
 
 /// Whether the packet has this in its braces.

@@ -118,11 +118,13 @@ pub struct Difference {
     pub fwha: Answer,
     /// At which hooks.
     pub hooks: Vec<&'static str>,
+    /// The packets before it.
+    pub before: Vec<String>,
 }
 
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { sequence, family, packet, text, kernel, fwha, hooks } = self;
+        let Self { sequence, family, packet, text, kernel, fwha, hooks, before: _ } = self;
         writeln!(f, "{sequence} ({}), packet {packet}: {text}", family.as_str())?;
         writeln!(f, "    {:8}{kernel}", "kernel")?;
         write!(f, "    {:8}{fwha}", hooks.join(" "))
@@ -210,6 +212,7 @@ impl Play<'_> {
                 kernel: kernel.clone(),
                 fwha: fwha.clone(),
                 hooks: hooks.into(),
+                before: self.sequence.steps[..index].iter().map(|step| step.text.clone()).collect(),
             };
             match (xdp.outputs == kernel.outputs, tc.outputs == kernel.outputs) {
                 (true, true) => {}
