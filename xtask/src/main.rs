@@ -1,5 +1,6 @@
 //! Chores of the project: `cargo xtask VERB`. One verb, one file.
 
+mod bench;
 mod build_ebpf;
 mod cargo;
 mod demo;
@@ -12,6 +13,7 @@ use clap::Parser;
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "chores of the project")]
 enum Command {
+    Bench(bench::Args),
     BuildEbpf(build_ebpf::Args),
     Demo(demo::Args),
     Test(test::Args),
@@ -19,6 +21,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Command::parse() {
+        Command::Bench(args) => bench::run(&args),
         Command::BuildEbpf(args) => build_ebpf::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(&args),
