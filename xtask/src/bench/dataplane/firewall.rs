@@ -9,6 +9,7 @@ use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf};
 use aya::programs::{ProgramFd, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use fwha_common::drop::DropReason;
+use fwha_common::flow::{FLOW_STATES, TIMEOUT_CLASSES};
 use fwha_common::group::Group;
 use fwha_common::rule::{Action, Interface, MAX_RULES, Rule, ZONE_ANY};
 use fwha_common::settings::{Counter, Settings, Timeouts, name};
@@ -20,6 +21,9 @@ use super::rig::{LAN_MAC, WAN_MAC};
 const MAX_FLOWS: u32 = 1_000_000;
 /// Elements that the daemon gives the embryonic table.
 const EMBRYONIC: u32 = 65_536;
+
+/// No flow expires while others are measured: five days.
+const TIMEOUT_NS: u64 = 432_000 * 1_000_000_000;
 
 /// Zones.
 const LAN: u8 = 1;
@@ -54,7 +58,7 @@ impl Firewall {
         let tc_time = start.elapsed();
 
         let mut timeouts: Array<_, Timeouts> = map(&mut bpf, name::TIMEOUTS)?.try_into()?;
-        timeouts.set(0, Timeouts::KERNEL, 0)?;
+        timeouts.set(0, Timeouts { ns: [[TIMEOUT_NS; FLOW_STATES]; TIMEOUT_CLASSES] }, 0)?;
         let mut groups: Array<_, Group> = map(&mut bpf, name::GROUPS)?.try_into()?;
         let group = Group { lease_until_ns: u64::MAX, since_ns: 0, role: Group::ACTIVE, term: 1 };
         groups.set(0, group, 0)?;
@@ -134,9 +138,15 @@ impl Firewall {
         })
     }
 
-    /// Packets forwarded and dropped so far.
-    pub fn verdicts(&self) -> Result<[u64; 2]> {
-        Ok([self.counter(Counter::Forwarded)?, self.counter(Counter::Dropped)?])
+    /// Packets so far that were forwarded, and that were dropped, by reason.
+    pub fn verdicts(&self) -> Result<Verdicts> {
+        Ok(Verdicts {
+            forwarded: self.counter(Counter::Forwarded)?,
+            dropped: DropReason::ALL
+                .iter()
+                .map(|&reason| Ok((reason, self.drops.get(&(reason as u32), 0)?.iter().sum())))
+                .collect::<Result<_>>()?,
+        })
     }
 
     /// Events that found no room.
@@ -147,10 +157,25 @@ impl Firewall {
     fn counter(&self, counter: Counter) -> Result<u64> {
         Ok(self.counters.get(&(counter as u32), 0)?.iter().sum())
     }
+}
 
-    /// All drops, by reason.
-    pub fn drops(&self) -> Result<Vec<(DropReason, u64)>> {
-        DropReason::ALL.iter().map(|&r| Ok((r, self.drops.get(&(r as u32), 0)?.iter().sum()))).collect()
+/// What the firewall did with packets, in packets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdicts {
+    /// Forwarded.
+    pub forwarded: u64,
+    /// Dropped, by reason.
+    pub dropped: Vec<(DropReason, u64)>,
+}
+
+impl Verdicts {
+    /// What was done since `before`; reasons without a packet are left out.
+    pub fn since(&self, before: &Self) -> Self {
+        let rise = self.dropped.iter().zip(&before.dropped).map(|(now, then)| (now.0, now.1 - then.1));
+        Self {
+            forwarded: self.forwarded - before.forwarded,
+            dropped: rise.filter(|(_, packets)| *packets > 0).collect(),
+        }
     }
 }
 

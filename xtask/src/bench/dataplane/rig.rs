@@ -14,6 +14,7 @@ use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, MapData, ProgramArray};
 use aya::programs::{Program as Loaded, SchedClassifier, TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
+use fwha_common::drop::DropReason;
 use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, unshare};
 use nix::unistd::Pid;
 
@@ -32,9 +33,6 @@ const WAN_ROUTER: [u8; 6] = [2, 0, 0, 0, 2, 2];
 /// Lengths of frames, as the generator writes them.
 const V4_LEN: usize = 60;
 const V6_LEN: usize = 80;
-
-/// The seed of all pseudo-random numbers: the same flows in the same order for every program.
-const SEED: u64 = 0x5eed;
 
 /// Where programs are called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -148,8 +146,10 @@ pub enum Action {
 pub struct Run {
     /// Mean time of a packet, with the generator, in ns.
     pub ns: f64,
-    /// What became of the last packet.
+    /// What became of the last packet; with fwha, of all of them.
     pub action: Action,
+    /// Why fwha dropped them, if it did.
+    pub reason: Option<DropReason>,
 }
 
 /// The loaded programs.
@@ -252,10 +252,10 @@ impl Rig {
     ///
     /// Those of a test run; the firewall did not treat all packets as `traffic` says.
     pub fn run(&mut self, program: Program, hook: Hook, traffic: &Traffic, place: Place) -> Result<Run> {
-        let (first, random, packets) = match place {
-            Place::Sequence(flows) => (flows.start, 0, flows.end - flows.start),
-            Place::Random { packets, .. } if traffic.fresh => (0, 0, packets),
-            Place::Random { flows, packets } => (0, flows, packets),
+        let (first, random, packets, seed) = match place {
+            Place::Sequence(flows) => (flows.start, 0, flows.end - flows.start, 0),
+            Place::Random { packets, .. } if traffic.fresh => (0, 0, packets, 0),
+            Place::Random { flows, packets, seed } => (0, flows, packets, seed),
         };
         let moved = *self.moved.entry(traffic.family).or_default();
         let moved = if traffic.moving { moved } else { 0 };
@@ -273,7 +273,7 @@ impl Rig {
             sent: traffic.sent + moved,
             heard: traffic.heard + moved,
             made: 0,
-            seed: SEED,
+            seed: seed.into(),
         };
         if program == Program::Fwha {
             if traffic.moving {
@@ -290,17 +290,16 @@ impl Rig {
         }
         self.order.set(0, order.words(), 0)?;
         let before = self.firewall.verdicts()?;
-        let run = self.test_run(hook, traffic, packets)?;
+        let mut run = self.test_run(hook, traffic, packets)?;
         if program == Program::Fwha {
-            let after = self.firewall.verdicts()?;
-            let counted = [after[0] - before[0], after[1] - before[1]];
-            let all = u64::from(packets);
-            let uniform = match run.action {
-                Action::Redirect => counted == [all, 0],
-                Action::Drop => counted == [0, all],
-                Action::Other(_) => true,
+            let verdicts = self.firewall.verdicts()?.since(&before);
+            run.reason = verdicts.dropped.first().map(|(reason, _)| *reason);
+            let alike = match run.action {
+                Action::Redirect => verdicts.forwarded == u64::from(packets) && verdicts.dropped.is_empty(),
+                Action::Drop => verdicts.forwarded == 0 && verdicts.dropped.len() == 1,
+                Action::Other(_) => false,
             };
-            ensure!(uniform, "not all of {all} packets alike: {counted:?} forwarded and dropped");
+            ensure!(alike, "{packets} packets not treated alike, {verdicts:?}: {traffic:?}");
         }
         Ok(run)
     }
@@ -338,7 +337,7 @@ impl Rig {
             (Hook::Xdp, 4) | (Hook::Tc, 7) => Action::Redirect,
             (_, other) => Action::Other(other),
         };
-        Ok(Run { ns: result.duration.as_secs_f64() * 1e9, action })
+        Ok(Run { ns: result.duration.as_secs_f64() * 1e9, action, reason: None })
     }
 }
 

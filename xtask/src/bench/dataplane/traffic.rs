@@ -58,6 +58,8 @@ pub enum Place {
         flows: u32,
         /// Packets.
         packets: u32,
+        /// With the same seed, the same flows in the same order.
+        seed: u32,
     },
 }
 
