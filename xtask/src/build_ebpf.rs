@@ -17,6 +17,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, Result, ensure};
 
 use crate::cargo::{cargo, root, spinner};
+pub use sources::OBJECT;
 use tools::{Tools, output};
 
 /// Build the kernel programs into the object that the daemon carries

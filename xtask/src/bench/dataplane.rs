@@ -45,12 +45,18 @@ pub struct Args {
     /// Also with four million flows, which takes some 5 GiB
     #[arg(long, conflicts_with = "quick")]
     full: bool,
+    /// Numbers of flows
+    #[arg(long, value_name = "N,N", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=16_000_000))]
+    flows: Vec<u32>,
     /// How often each program has its turn
     #[arg(long, value_parser = clap::value_parser!(u32).range(3..=1_000))]
     rounds: Option<u32>,
     /// The CPU to run on; by default the last one
     #[arg(long)]
     cpu: Option<usize>,
+    /// Measure this object of fwha's programs instead of the committed one
+    #[arg(long, value_name = "FILE")]
+    object: Option<PathBuf>,
     /// Write the figures to a file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -87,10 +93,14 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if args.full {
         plan.flows.push(4_000_000);
     }
+    if !args.flows.is_empty() {
+        plan.flows.clone_from(&args.flows);
+        plan.flows.sort_unstable();
+    }
     plan.rounds = args.rounds.unwrap_or(plan.rounds);
     let object = build_ebpf::build_package("fwha-bench-ebpf")?;
     let object = fs::read(&object).with_context(|| format!("read {}", object.display()))?;
-    let fwha = root().join("fwha-ebpf/object/fwha.bpf.o");
+    let fwha = args.object.clone().unwrap_or_else(|| root().join(build_ebpf::OBJECT));
     let fwha = fs::read(&fwha).with_context(|| format!("read {}", fwha.display()))?;
 
     // On a thread of its own, with which the network namespace ends.
@@ -164,7 +174,9 @@ impl Bench<'_> {
             }
         }
         for chunk in chunks(&flows) {
-            self.rig.run(Program::Insert, Hook::Xdp, &Kind::Tcp4.both_ways()[0], Place::Sequence(chunk))?;
+            let traffic = &Kind::Tcp4.both_ways()[0];
+            let run = self.rig.run(Program::Insert, Hook::Xdp, traffic, Place::Sequence(chunk))?;
+            ensure!(run.action == Action::Drop, "a flow was not put into the tables: {:?}", run.action);
         }
         // Nothing announces that a UDP flow has become a stream: its next packet after that time finds out.
         thread::sleep(UDP_STREAM.saturating_sub(udp_since.elapsed()));
@@ -179,7 +191,8 @@ impl Bench<'_> {
     /// Compares the programs with each kind of traffic at this number of flows.
     fn compare(&mut self, flows: u32, report: &mut Report) -> Result<()> {
         use Program::{
-            CoarseClock, Counters, ExactClock, Fwha, Lookup, Parse, Rewrite, Router, Settings, Touch,
+            CoarseClock, Counters, ExactClock, Fwha, Lookup, LookupShort, Parse, Rewrite, Router, Settings,
+            Ticks, Touch,
         };
         for kind in Kind::ALL {
             self.rounds(kind.name(), Hook::Xdp, flows, &kind.both_ways(), &[Router, Fwha], report)?;
@@ -187,8 +200,20 @@ impl Bench<'_> {
         for kind in [Kind::Tcp4, Kind::Tcp6] {
             self.rounds(kind.name(), Hook::Tc, flows, &kind.both_ways(), &[Router, Fwha], report)?;
         }
-        let steps = [Parse, Lookup, Touch, CoarseClock, ExactClock, Counters, Settings, Rewrite];
-        self.rounds("steps", Hook::Xdp, flows, &Kind::Tcp4.both_ways(), &steps, report)?;
+        let steps = [
+            Fwha,
+            Parse,
+            LookupShort,
+            Lookup,
+            Touch,
+            Ticks,
+            CoarseClock,
+            ExactClock,
+            Counters,
+            Settings,
+            Rewrite,
+        ];
+        self.rounds(report::STEPS, Hook::Xdp, flows, &Kind::Tcp4.both_ways(), &steps, report)?;
         for (name, traffic) in traffic::OTHERS {
             self.rounds(name, Hook::Xdp, flows, &[traffic], &[Fwha], report)?;
         }

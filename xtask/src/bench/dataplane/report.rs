@@ -10,6 +10,20 @@ use super::Plan;
 use super::figures::Series;
 use super::rig::{Hook, Program};
 
+/// Name of the traffic with which the steps are measured: established TCP over IPv4.
+pub const STEPS: &str = "steps, TCP, IPv4";
+
+/// What an established packet needs, as programs whose cost is added, and one that is part of it and taken off.
+const SHARES: [(&str, Program, Option<Program>); 7] = [
+    ("parse, build the key", Program::Parse, None),
+    ("look up the flow", Program::Lookup, Some(Program::Parse)),
+    ("count in the flow", Program::Touch, Some(Program::Lookup)),
+    ("read the clock", Program::CoarseClock, None),
+    ("count per CPU", Program::Counters, None),
+    ("settings and ownership", Program::Settings, None),
+    ("rewrite, redirect", Program::Rewrite, None),
+];
+
 /// All figures.
 #[derive(Default)]
 pub struct Report {
@@ -113,6 +127,7 @@ impl Report {
             );
             println!("{}", line.trim_end());
         }
+        self.print_shares();
         println!("\n{:<18} {:>9}  {:<38} {:>22}", "opening a flow", "flows", "packet", "ns");
         for stage in &self.stages {
             println!(
@@ -150,6 +165,40 @@ impl Report {
         }
         if self.events_lost > 0 {
             println!("{} events found no room", self.events_lost);
+        }
+    }
+
+    /// What the steps of an established packet cost at least, and what fwha takes beside them.
+    fn print_shares(&self) {
+        println!("\nan established TCP packet in fwha, IPv4, XDP, by what each step costs alone; ns");
+        print!("{:<28}", "flows");
+        self.plan.flows.iter().for_each(|flows| print!("{flows:>10}"));
+        let mut rest: Vec<f64> = self.plan.flows.iter().map(|&n| self.step(n, Program::Fwha, None)).collect();
+        let total = rest.clone();
+        for (name, program, without) in SHARES {
+            print!("\n{name:<28}");
+            for (&flows, rest) in self.plan.flows.iter().zip(&mut rest) {
+                let ns = self.step(flows, program, without);
+                *rest -= ns;
+                print!("{ns:>10.1}");
+            }
+        }
+        for (name, figures) in [("the rest", rest), ("fwha", total)] {
+            print!("\n{name:<28}");
+            figures.iter().for_each(|ns| print!("{ns:>10.1}"));
+        }
+        println!();
+    }
+
+    /// Median cost of a step, without another that is part of it.
+    fn step(&self, flows: u32, program: Program, without: Option<Program>) -> f64 {
+        let row = |program| {
+            self.rows.iter().find(|row| (row.traffic, row.flows, row.program) == (STEPS, flows, program))
+        };
+        match (row(program), without.and_then(row)) {
+            (Some(row), Some(without)) => row.ns.minus(&without.ns).median(),
+            (Some(row), None) => row.ns.median(),
+            _ => f64::NAN,
         }
     }
 

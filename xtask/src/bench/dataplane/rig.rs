@@ -59,7 +59,9 @@ pub enum Program {
     Fwha,
     Parse,
     Lookup,
+    LookupShort,
     Touch,
+    Ticks,
     CoarseClock,
     ExactClock,
     Counters,
@@ -69,13 +71,15 @@ pub enum Program {
 }
 
 impl Program {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 14] = [
         Self::Empty,
         Self::Router,
         Self::Fwha,
         Self::Parse,
         Self::Lookup,
+        Self::LookupShort,
         Self::Touch,
+        Self::Ticks,
         Self::CoarseClock,
         Self::ExactClock,
         Self::Counters,
@@ -92,7 +96,9 @@ impl Program {
             Self::Fwha => "fwha",
             Self::Parse => "parse, build the key",
             Self::Lookup => "parse, key, lookup",
+            Self::LookupShort => "parse, 12-byte key, lookup",
             Self::Touch => "parse, key, lookup, count in the flow",
+            Self::Ticks => "count of ticks",
             Self::CoarseClock => "clock of the last tick",
             Self::ExactClock => "exact clock",
             Self::Counters => "two counters per CPU",
@@ -111,7 +117,9 @@ impl Program {
             (Self::Router, Hook::Tc) => "router_tc",
             (Self::Parse, Hook::Xdp) => "step_parse",
             (Self::Lookup, Hook::Xdp) => "step_lookup",
+            (Self::LookupShort, Hook::Xdp) => "step_lookup_short",
             (Self::Touch, Hook::Xdp) => "step_touch",
+            (Self::Ticks, Hook::Xdp) => "step_ticks",
             (Self::CoarseClock, Hook::Xdp) => "step_coarse_clock",
             (Self::ExactClock, Hook::Xdp) => "step_exact_clock",
             (Self::Counters, Hook::Xdp) => "step_counters",
@@ -183,6 +191,7 @@ impl Rig {
         let firewall = Firewall::new(fwha, 3 * flows, ifindex[0], ifindex[1])?;
         let mut bench = EbpfLoader::new()
             .map_max_entries("TABLE", flows)
+            .map_max_entries("TABLE_SHORT", flows)
             .load(object)
             .context("load the generator's object")?;
         let mut load = BTreeMap::new();
