@@ -42,13 +42,16 @@ pub struct Args {
     /// Few flows and short runs, to see that all of it works; the times mean nothing
     #[arg(long)]
     quick: bool,
-    /// Also with four million flows, which takes some 5 GiB
+    /// Also with four million flows, which take some 5 GiB, and up to twice that
     #[arg(long, conflicts_with = "quick")]
     full: bool,
     /// Numbers of flows
     #[arg(long, value_name = "N,N", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=16_000_000))]
     flows: Vec<u32>,
-    /// How often each program has its turn
+    /// How often everything is loaded anew, to another place in memory
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100))]
+    loads: Option<u32>,
+    /// How often each program has its turn after each loading
     #[arg(long, value_parser = clap::value_parser!(u32).range(3..=1_000))]
     rounds: Option<u32>,
     /// The CPU to run on; by default the last one
@@ -67,7 +70,9 @@ pub struct Args {
 pub struct Plan {
     /// Numbers of flows.
     flows: Vec<u32>,
-    /// How often each program has its turn.
+    /// How often everything is loaded anew.
+    loads: u32,
+    /// How often each program then has its turn.
     rounds: u32,
     /// Packets of one turn.
     packets: u32,
@@ -79,6 +84,8 @@ pub struct Plan {
 const UDP_STREAM: Duration = Duration::from_millis(2_100);
 /// Flows that are opened at a time: few enough to leave room among the embryonic ones, and in the ring buffer.
 const CHUNK: u32 = 4_096;
+/// Memory that the tables take for one flow of each kind, twice: those of the last loading may not be gone yet.
+const BYTES_PER_FLOW: u64 = 2 * 1_300;
 
 /// Runs the suite.
 pub fn run(args: &Args) -> Result<ExitCode> {
@@ -86,9 +93,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         bail!("the bench needs root: it loads BPF programs; run `sudo -E cargo xtask bench dataplane`");
     }
     let mut plan = if args.quick {
-        Plan { flows: vec![1_000, 64_000], rounds: 3, packets: 20_000, cpu: args.cpu }
+        Plan { flows: vec![1_000, 64_000], loads: 1, rounds: 3, packets: 20_000, cpu: args.cpu }
     } else {
-        Plan { flows: vec![1_000, 64_000, 1_000_000], rounds: 7, packets: 500_000, cpu: args.cpu }
+        Plan { flows: vec![1_000, 64_000, 1_000_000], loads: 3, rounds: 3, packets: 300_000, cpu: args.cpu }
     };
     if args.full {
         plan.flows.push(4_000_000);
@@ -97,15 +104,31 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         plan.flows.clone_from(&args.flows);
         plan.flows.sort_unstable();
     }
+    plan.loads = args.loads.unwrap_or(plan.loads);
     plan.rounds = args.rounds.unwrap_or(plan.rounds);
+    let most = plan.flows.iter().copied().max().context("no number of flows")?;
+    let (needed, available) = (u64::from(most) * BYTES_PER_FLOW, available_memory()?);
+    ensure!(
+        needed < available,
+        "{most} flows need {} MiB of memory and {} are available; take fewer: --flows",
+        needed >> 20,
+        available >> 20
+    );
     let object = build_ebpf::build_package("fwha-bench-ebpf")?;
     let object = fs::read(&object).with_context(|| format!("read {}", object.display()))?;
     let fwha = args.object.clone().unwrap_or_else(|| root().join(build_ebpf::OBJECT));
     let fwha = fs::read(&fwha).with_context(|| format!("read {}", fwha.display()))?;
 
-    // On a thread of its own, with which the network namespace ends.
-    let report = thread::scope(|scope| scope.spawn(|| measure(&plan, &object, &fwha)).join())
-        .map_err(|_| anyhow!("the bench panicked"))??;
+    let spinner = spinner("loading");
+    let mut report = Report { plan: plan.clone(), ..Report::default() };
+    for _ in 0..plan.loads {
+        // On a thread of its own, with which the network namespace ends.
+        let load = || measure(&plan, &spinner, &object, &fwha, most);
+        let load =
+            thread::scope(|scope| scope.spawn(load).join()).map_err(|_| anyhow!("the bench panicked"))??;
+        report.add(load);
+    }
+    spinner.finish_and_clear();
     report.print();
     if let Some(path) = &args.json {
         fs::write(path, format!("{:#}\n", report.json()))
@@ -117,14 +140,22 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Measures all there is.
-fn measure(plan: &Plan, object: &[u8], fwha: &[u8]) -> Result<Report> {
-    let spinner = spinner("loading");
-    let most = plan.flows.iter().copied().max().context("no number of flows")?;
-    let mut bench = Bench { rig: Rig::new(plan.cpu, object, fwha, most)?, plan, spinner };
-    let mut report = Report { plan: plan.clone(), machine: bench.rig.machine()?, ..Report::default() };
-    report.sizes = bench.rig.sizes();
+/// What the machine can still give, in bytes.
+fn available_memory() -> Result<u64> {
+    let info = fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
+    let kib = info.lines().find_map(|line| line.strip_prefix("MemAvailable:")?.split_whitespace().next());
+    Ok(kib.context("MemAvailable in /proc/meminfo")?.parse::<u64>()? << 10)
+}
 
+/// Loads everything once, and measures all there is.
+fn measure(plan: &Plan, spinner: &ProgressBar, object: &[u8], fwha: &[u8], most: u32) -> Result<Report> {
+    let mut bench = Bench { rig: Rig::new(plan.cpu, object, fwha, most)?, plan, spinner };
+    let mut report = Report {
+        plan: plan.clone(),
+        machine: bench.rig.machine()?,
+        sizes: bench.rig.sizes(),
+        ..Report::default()
+    };
     let mut filled = 0;
     for &flows in &plan.flows {
         bench.fill(filled..flows, &mut report)?;
@@ -133,14 +164,13 @@ fn measure(plan: &Plan, object: &[u8], fwha: &[u8]) -> Result<Report> {
     }
     report.memory = bench.rig.firewall.flow_memory()?;
     report.events_lost = bench.rig.firewall.events_lost()?;
-    bench.spinner.finish_and_clear();
     Ok(report)
 }
 
 struct Bench<'a> {
     rig: Rig,
     plan: &'a Plan,
-    spinner: ProgressBar,
+    spinner: &'a ProgressBar,
 }
 
 impl Bench<'_> {

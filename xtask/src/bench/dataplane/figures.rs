@@ -10,6 +10,11 @@ impl Series {
         self.0.push(figure);
     }
 
+    /// Adds the figures of more rounds.
+    pub fn extend(&mut self, more: Self) {
+        self.0.extend(more.0);
+    }
+
     /// Round by round, what this is more than `other`.
     pub fn minus(&self, other: &Self) -> Self {
         Self(self.0.iter().zip(&other.0).map(|(a, b)| a - b).collect())

@@ -98,12 +98,30 @@ impl Memory {
 }
 
 impl Report {
+    /// Adds the figures of one more loading, which come in the same order.
+    pub fn add(&mut self, load: Self) {
+        if self.rows.is_empty() {
+            *self = load;
+            return;
+        }
+        for (row, more) in self.rows.iter_mut().zip(load.rows) {
+            row.ns.extend(more.ns);
+            if let (Some(of), Some(more)) = (&mut row.of_router, more.of_router) {
+                of.extend(more);
+            }
+        }
+        for (stage, more) in self.stages.iter_mut().zip(load.stages) {
+            stage.ns.extend(more.ns);
+        }
+        self.events_lost += load.events_lost;
+    }
+
     /// Prints the tables.
     pub fn print(&self) {
         println!("{}", self.machine);
         println!(
-            "{} rounds of {} packets each; ns a packet without the generator; median (quartiles)\n",
-            self.plan.rounds, self.plan.packets
+            "loaded {} times, each time {} rounds of {} packets; ns a packet without the generator; median (quartiles)\n",
+            self.plan.loads, self.plan.rounds, self.plan.packets
         );
         println!(
             "{:<18} {:<4} {:>9}  {:<38} {:>22}  {:>20}",
@@ -221,7 +239,7 @@ impl Report {
             })
         });
         json!({
-            "machine": self.machine, "rounds": self.plan.rounds, "packets": self.plan.packets,
+            "machine": self.machine, "loads": self.plan.loads, "rounds": self.plan.rounds, "packets": self.plan.packets,
             "rows": rows.collect::<Vec<_>>(), "opening": opening.collect::<Vec<_>>(),
             "programs": programs.collect::<Vec<_>>(),
             "memory": {
