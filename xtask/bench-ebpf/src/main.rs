@@ -7,7 +7,7 @@
 //! | [`rivals`] | programs to compare with: one that does nothing, one that only forwards |
 //! | [`steps`] | programs that do one step of a firewall's work each |
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
-#![cfg_attr(not(target_arch = "bpf"), expect(dead_code, reason = "on the host only tests use it"))]
+#![cfg_attr(not(any(target_arch = "bpf", test)), expect(dead_code, reason = "on the host only tests use it"))]
 
 mod frame;
 mod order;

@@ -17,8 +17,6 @@ use fwha_common::settings::{Counter, Settings, Timeouts, name};
 use super::report::{Memory, Size};
 use super::rig::{LAN_MAC, WAN_MAC};
 
-/// The daemon's default of `max-flows`.
-const MAX_FLOWS: u32 = 1_000_000;
 /// Elements that the daemon gives the embryonic table.
 const EMBRYONIC: u32 = 65_536;
 
@@ -43,7 +41,7 @@ impl Firewall {
     /// Loads the programs, with room for so many flows, a zone on each interface, and a rule that lets clients out.
     pub fn new(object: &[u8], flows: u32, lan: u32, wan: u32) -> Result<Self> {
         let mut bpf = EbpfLoader::new()
-            .map_max_entries(name::FLOWS, flows.max(MAX_FLOWS))
+            .map_max_entries(name::FLOWS, flows)
             .map_max_entries(name::EMBRYONIC, EMBRYONIC)
             .load(object)
             .context("load the firewall's object")?;

@@ -21,7 +21,7 @@ use nix::unistd::Pid;
 use super::firewall::Firewall;
 use super::order::Order;
 use super::report::Size;
-use super::traffic::{LEAP, Place, Traffic};
+use super::traffic::{Kind, LEAP, Place, Traffic};
 
 /// MACs of the node's interfaces.
 pub const LAN_MAC: [u8; 6] = [2, 0, 0, 0, 1, 1];
@@ -29,6 +29,9 @@ pub const WAN_MAC: [u8; 6] = [2, 0, 0, 0, 2, 1];
 /// MACs of the routers beside it.
 const LAN_ROUTER: [u8; 6] = [2, 0, 0, 0, 1, 2];
 const WAN_ROUTER: [u8; 6] = [2, 0, 0, 0, 2, 2];
+
+/// The daemon's default of `max-flows`: the table is not smaller.
+const MAX_FLOWS: u32 = 1_000_000;
 
 /// Lengths of frames, as the generator writes them.
 const V4_LEN: usize = 60;
@@ -188,10 +191,13 @@ impl Rig {
         lay_interfaces()?;
         let ifindex = [nix::net::if_::if_nametoindex("lan")?, nix::net::if_::if_nametoindex("wan")?];
 
-        let firewall = Firewall::new(fwha, 3 * flows, ifindex[0], ifindex[1])?;
+        let table = MAX_FLOWS.max(Kind::ALL.len() as u32 * flows);
+        let firewall = Firewall::new(fwha, table, ifindex[0], ifindex[1])?;
+        // As many hash buckets as there, which the kernel makes the next power of two, for fewer flows.
+        let fewer = table.next_power_of_two() / 2 + 1;
         let mut bench = EbpfLoader::new()
-            .map_max_entries("TABLE", flows)
-            .map_max_entries("TABLE_SHORT", flows)
+            .map_max_entries("TABLE", fewer)
+            .map_max_entries("TABLE_SHORT", fewer)
             .load(object)
             .context("load the generator's object")?;
         let mut load = BTreeMap::new();
