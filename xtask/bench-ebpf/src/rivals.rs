@@ -4,7 +4,10 @@
 //! rewrite, redirect (compare samples/bpf/xdp_fwd_kern.c). No firewall in it. A packet that it cannot forward goes to the
 //! stack.
 
-use core::{ffi::c_void, mem};
+use core::{
+    ffi::c_void,
+    mem::{self, MaybeUninit},
+};
 
 use aya_ebpf::{
     bindings::{
@@ -64,6 +67,12 @@ fn router_tc(ctx: *mut __sk_buff) -> i32 {
     }
 }
 
+/// What the kernel's routing table is asked and answers, where whole words can be written.
+#[repr(align(8))]
+struct Params(FibLookup);
+
+const _: () = assert!(mem::size_of::<Params>() == 64);
+
 /// Looks up where a packet goes, and makes its headers ready to go there.
 #[inline(always)]
 fn route(ctx: *mut c_void, start: usize, end: usize, from: u32) -> Option<u32> {
@@ -71,8 +80,21 @@ fn route(ctx: *mut c_void, start: usize, end: usize, from: u32) -> Option<u32> {
         return None;
     }
     let frame = Frame(start);
-    // SAFETY: integers and unions of integers only.
-    let mut fib: FibLookup = unsafe { mem::zeroed() };
+    let mut params = MaybeUninit::<Params>::uninit();
+    // SAFETY: integers and unions of integers only, and of this size. Written word by word: the compiler would call a
+    // function that writes byte by byte, which costs as much as half of the lookup.
+    let fib = unsafe {
+        let words = Frame(params.as_mut_ptr() as usize);
+        words.set_u64::<0>(0);
+        words.set_u64::<8>(0);
+        words.set_u64::<16>(0);
+        words.set_u64::<24>(0);
+        words.set_u64::<32>(0);
+        words.set_u64::<40>(0);
+        words.set_u64::<48>(0);
+        words.set_u64::<56>(0);
+        &mut params.assume_init_mut().0
+    };
     fib.ifindex = from;
     // SAFETY: in the 34 bytes that are there, or the 54 after the second look; so below.
     let v4 = unsafe { frame.u16::<12>() } == IPV4;
@@ -112,7 +134,7 @@ fn route(ctx: *mut c_void, start: usize, end: usize, from: u32) -> Option<u32> {
         return None;
     }
     // SAFETY: context and parameters are valid, the length is the parameters' own.
-    let result = unsafe { bpf_fib_lookup(ctx, &raw mut fib, size_of::<FibLookup>() as i32, 0) };
+    let result = unsafe { bpf_fib_lookup(ctx, &raw mut *fib, size_of::<FibLookup>() as i32, 0) };
     if result as u32 != BPF_FIB_LKUP_RET_SUCCESS {
         return None;
     }
