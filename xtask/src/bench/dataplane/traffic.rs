@@ -19,6 +19,8 @@ const PAYLOAD: u64 = 6;
 
 /// Number from which on no flow is established.
 const STRANGERS: u64 = 1 << 25;
+/// Number from which on each flow is new once: none of the strangers, or one of these might still be known.
+const FRESH: u64 = 1 << 26;
 
 /// Packets that differ in their flow only.
 #[derive(Clone, Copy, Debug)]
@@ -99,7 +101,7 @@ const STRANGER: Traffic = Traffic {
 /// Packets of flows that are not established: a new one each time; one that no rule admits, from outside; one in the
 /// middle of a connection that nobody saw begin.
 pub const OTHERS: [(&str, Traffic); 3] = [
-    ("new flow (SYN)", Traffic { flags: SYN, fresh: true, forwarded: true, ..STRANGER }),
+    ("new flow (SYN)", Traffic { flags: SYN, first: FRESH, fresh: true, forwarded: true, ..STRANGER }),
     ("denied (SYN)", Traffic { flags: SYN, reply: true, ..STRANGER }),
     ("of no flow (ACK)", Traffic { flags: ACK, sent: 1, heard: 1, ..STRANGER }),
 ];
