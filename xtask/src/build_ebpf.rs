@@ -17,6 +17,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, Result, ensure};
 
 use crate::cargo::{cargo, root, spinner};
+pub use sources::OBJECT;
 use tools::{Tools, output};
 
 /// Build the kernel programs into the object that the daemon carries
@@ -28,17 +29,16 @@ pub struct Args {
 }
 
 const TARGET: &str = "bpfel-unknown-none";
+/// Where it is built, relative to the workspace.
+const DIR: &str = "target/ebpf";
 
 /// Runs the verb.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let root = root();
-    let dir = root.join("target/ebpf");
-    fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+    let dir = root.join(DIR);
     let tools = Tools::find(&root)?;
     let hash = sources::hash(&root).context("read the sources")?;
-    let spinner = spinner("building the BPF object");
-    let built = build(&root, &dir, &tools)?;
-    spinner.finish_and_clear();
+    let built = build(&root, &dir, &tools, "fwha-ebpf")?;
 
     let object = root.join(sources::OBJECT);
     let object_hash = root.join(sources::OBJECT_HASH);
@@ -66,14 +66,22 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Builds the object below `dir` and returns its path.
-fn build(root: &Path, dir: &Path, tools: &Tools) -> Result<PathBuf> {
+/// Builds the programs of another package of the workspace, and returns the path of their object.
+pub fn build_package(package: &str) -> Result<PathBuf> {
+    let root = root();
+    build(&root, &root.join(DIR), &Tools::find(&root)?, package)
+}
+
+/// Builds a package's object below `dir` and returns its path.
+fn build(root: &Path, dir: &Path, tools: &Tools, package: &str) -> Result<PathBuf> {
+    fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
+    let spinner = spinner("building the BPF object");
     let wrapper = dir.join("rustc-wrapper");
     fs::write(&wrapper, WRAPPER).with_context(|| format!("write {}", wrapper.display()))?;
     fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755))?;
     let mut command = cargo();
     command
-        .args(["build", "--quiet", "--locked", "--release", "--package", "fwha-ebpf", "--bin", "fwha-ebpf"])
+        .args(["build", "--quiet", "--locked", "--release", "--package", package, "--bin", package])
         .args(["--target", TARGET, "-Z", "build-std=core", "--config", "profile.release.codegen-units=1"])
         .env("CARGO_TARGET_DIR", dir)
         .env("CARGO_ENCODED_RUSTFLAGS", flags(root, tools)?)
@@ -87,9 +95,10 @@ fn build(root: &Path, dir: &Path, tools: &Tools) -> Result<PathBuf> {
     ensure!(command.status().context("start cargo")?.success(), "the BPF object does not build");
 
     // DWARF is five times the programs; what the kernel reads (BTF and its line numbers) stays.
-    let object = dir.join("fwha.bpf.o");
-    let linked = dir.join(TARGET).join("release/fwha-ebpf");
+    let object = dir.join(format!("{package}.o"));
+    let linked = dir.join(TARGET).join("release").join(package);
     output(Command::new(&tools.llvm_strip).arg("--strip-debug").arg("-o").arg(&object).arg(&linked))?;
+    spinner.finish_and_clear();
     Ok(object)
 }
 

@@ -1,5 +1,6 @@
 //! Chores of the project: `cargo xtask VERB`. One verb, one file.
 
+mod bench;
 mod build_ebpf;
 mod cargo;
 mod conformance;
@@ -13,6 +14,7 @@ use clap::Parser;
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "chores of the project")]
 enum Command {
+    Bench(bench::Args),
     BuildEbpf(build_ebpf::Args),
     Conformance(conformance::Args),
     Demo(demo::Args),
@@ -21,6 +23,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Command::parse() {
+        Command::Bench(args) => bench::run(&args),
         Command::BuildEbpf(args) => build_ebpf::run(&args),
         Command::Conformance(args) => conformance::run(&args),
         Command::Demo(args) => demo::run(&args),

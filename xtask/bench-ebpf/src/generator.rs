@@ -1,0 +1,93 @@
+//! The traffic: a packet of another flow at each run, then a tail call into the program under test.
+//!
+//! A test run (`BPF_PROG_TEST_RUN`) repeats one frame. One flow over and over would find everything in the nearest
+//! cache and every branch foretold, so the headers are written anew each time. What that costs is known from the same
+//! with a program that does nothing.
+
+use aya_ebpf::{
+    bindings::{__sk_buff, xdp_action::XDP_ABORTED, xdp_md},
+    btf_maps::{Array, ProgramArray},
+    helpers::generated::bpf_tail_call,
+    macros::btf_map,
+};
+
+use crate::{
+    frame::{Frame, V4_LEN, V6_LEN},
+    order::Order,
+};
+
+/// Programs under test. The kernel takes those of one kind only into an array.
+const PROGRAMS: usize = 16;
+
+#[btf_map]
+static ORDER: Array<Order, 1> = Array::new();
+
+#[btf_map]
+static XDP_PROGRAMS: ProgramArray<PROGRAMS> = ProgramArray::new();
+
+#[btf_map]
+static TC_PROGRAMS: ProgramArray<PROGRAMS> = ProgramArray::new();
+
+/// The generator at XDP.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "xdp")]
+fn generate_xdp(ctx: *mut xdp_md) -> u32 {
+    // SAFETY: the kernel's context, valid while the program runs.
+    let (start, end) = unsafe { ((*ctx).data as usize, (*ctx).data_end as usize) };
+    if let Some(program) = write(start, end) {
+        // SAFETY: context and map are valid. Does not return if there is such a program.
+        unsafe { bpf_tail_call(ctx.cast(), (&raw const XDP_PROGRAMS).cast_mut().cast(), program) };
+    }
+    XDP_ABORTED
+}
+
+/// The generator at tc.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "classifier")]
+fn generate_tc(ctx: *mut __sk_buff) -> i32 {
+    // SAFETY: the kernel's context, valid while the program runs. The last packet's mark must not stay.
+    let (start, end) = unsafe {
+        (*ctx).mark = 0;
+        ((*ctx).data as usize, (*ctx).data_end as usize)
+    };
+    if let Some(program) = write(start, end) {
+        // SAFETY: as above.
+        unsafe { bpf_tail_call(ctx.cast(), (&raw const TC_PROGRAMS).cast_mut().cast(), program) };
+    }
+    FAILED
+}
+
+/// No action of tc.
+const FAILED: i32 = 0xff;
+
+/// Writes the next packet of the order, and says which program gets it.
+#[inline(always)]
+fn write(start: usize, end: usize) -> Option<u32> {
+    let order = ORDER.get_ptr_mut(0)?;
+    // SAFETY: a map element that nobody else writes while the test runs.
+    let order = unsafe { &mut *order };
+    let (turn, moved) = if order.random == 0 {
+        (order.made as u32, 0)
+    } else {
+        // Knuth's MMIX generator; its high half is random enough.
+        order.seed =
+            order.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (((order.seed >> 32) * order.random >> 32) as u32, (order.made * order.payload) as u32)
+    };
+    order.made += 1;
+    let flow = (order.first as u32).wrapping_add(turn);
+    if order.family == 4 {
+        if start + V4_LEN > end {
+            return None;
+        }
+        // SAFETY: just checked.
+        unsafe { Frame(start).write_v4(order, flow, moved) };
+    } else {
+        if start + V6_LEN > end {
+            return None;
+        }
+        // SAFETY: just checked.
+        unsafe { Frame(start).write_v6(order, flow, moved) };
+    }
+    Some(order.program as u32)
+}
