@@ -1,0 +1,75 @@
+//! The data plane, once more, as plainly as it can be said: what the programs in the kernel promise, packet by packet.
+//! The property test in `tests/tests/dataplane/model.rs` holds the programs against it.
+//!
+//! It is written from the rules in `docs/packet-path.md`, from the RFCs and from the behaviour of the kernel's tracker
+//! (`net/netfilter/nf_conntrack_proto_{tcp,udp,sctp}.c` of Linux 6.x), never from the programs. It spares no time and
+//! no memory: owned values, ordered maps, and nothing is touched before the verdict is known.
+//!
+//! * [`packet`]: what a frame says.
+//! * [`environment`]: what the node knows of its ports, routes, rules and ownership.
+//! * [`flow`]: keys, states, timeouts.
+//! * [`tcp`], [`sctp`]: their state machines, as pure functions.
+//! * [`icmp`]: what an error says about another packet.
+//! * [`fragment`]: what is remembered of a datagram in pieces.
+//! * [`verdict`]: the ways out.
+//!
+//! # Where the rules leave a choice
+//!
+//! Each of these was decided here; whoever decides otherwise changes both sides.
+//!
+//! *Packets.* No checksum is verified, nor the length field of UDP. A data offset or header length below its least is
+//! `malformed`, one beyond the packet `truncated`. VRRP, IGMP, ND and MLD in fragments are nothing special; ND is that
+//! only directly behind the IPv6 header. VRRP over IPv6 is to `ff02::12`. In the chain of IPv6, mobility, HIP, Shim6
+//! and the two experimental numbers are `extension_header`, as is a second fragment header; a fragment header with
+//! neither offset nor more to come is no fragment (RFC 6946). ICMP in IPv6 and ICMPv6 in IPv4 are `icmp`. A GRE key
+//! fills the ports as its two halves, that of the lower address first.
+//!
+//! *Fragments.* The first begins its datagram anew, whatever was remembered: identifications come round. What a
+//! fragment of IPv6 is remembered by is the protocol that its fragment header names. A range is measured in bytes, and
+//! counts as covered if one byte of it is. Memory lasts 30 s. Errors of ICMP are not remembered: they have no flow.
+//! A later fragment without a living flow is `fragment`.
+//!
+//! *New flows.* In order: the kind of packet, `other_station`, `martian`, `land`, `spoofed`, the route, ownership, the
+//! rules. A packet in a group frame is for the node. An address without any route is judged as if it were the node's,
+//! since only the stack can say so. Ports of a rule are compared for TCP, UDP and SCTP. SCTP that begins with anything
+//! but INIT is `sctp_state`.
+//!
+//! *Known flows.* In order: `no_zone`, `other_station`, ownership, `wrong_zone`, the protocol. Every packet that goes
+//! on is counted and renews the flow, also one that changes no state. Of the node's own flows nothing is tracked but
+//! that they are there.
+//!
+//! *TCP.* A dropped segment changes nothing. An unseen side bounds nothing (the kernel's `td_maxwin == 0`). The state
+//! table is the kernel's: SYN in `syn-recv`, SYN+ACK where none is due and an ACK by the responder of a SYN are
+//! forwarded and change nothing; after a simultaneous open an ACK of either side establishes. A SYN in `syn-sent2`
+//! by either side is a repeat. A SYN+ACK in `syn-recv` whose end is not higher is such a repeat too. Beyond the window by
+//! no more than `maxwin` bytes: end + 1 - edge, as the kernel counts. RST in `established` without the exact number
+//! changes nothing at all; else a second one would hit the end that the first one raised. RST of the originator in
+//! `syn-sent` takes the embryonic flow away too. A SYN on a flow past `syn-recv` replaces the one that was remembered,
+//! from either end; being about the next flow, it is not counted into the old one. In an inherited flow that was
+//! not seen in both directions, RST in `established` closes only by the exact number, if one is known.
+//!
+//! *ICMP errors.* At least eight bytes of the embedded transport header are needed. With a flow and an embryonic one of
+//! the same key, the error may be about either.
+//!
+//! *SCTP.* HEARTBEAT and its answer carry the right tag, like DATA; the kernel's repair of tags by heartbeats is left
+//! out. ABORT of an embryonic flow takes it away.
+//!
+//! # What is not modelled
+//!
+//! Probes, super-packets, the egress guard, eviction from the tables that evict, the rewriting of frames.
+
+pub mod environment;
+pub mod flow;
+pub mod fragment;
+pub mod icmp;
+pub mod packet;
+pub mod sctp;
+pub mod tcp;
+pub mod verdict;
+
+mod engine;
+
+pub use engine::Model;
+pub use environment::{Environment, Ownership, Port, Prefix, Route, Rule, Target, Zone};
+pub use flow::{Direction, End, Flow, Key, State};
+pub use verdict::{Reason, Verdict};
