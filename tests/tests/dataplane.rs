@@ -14,6 +14,8 @@ mod flows;
 mod forwarding;
 #[path = "dataplane/guard.rs"]
 mod guard;
+#[path = "dataplane/model.rs"]
+mod model;
 #[path = "dataplane/ownership.rs"]
 mod ownership;
 #[path = "dataplane/policy.rs"]
@@ -22,3 +24,5 @@ mod policy;
 mod probes;
 #[path = "dataplane/robustness.rs"]
 mod robustness;
+#[path = "dataplane/script.rs"]
+mod script;

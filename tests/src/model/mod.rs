@@ -69,7 +69,7 @@ pub mod verdict;
 
 mod engine;
 
-pub use engine::Model;
+pub use engine::{Model, Table};
 pub use environment::{Environment, Ownership, Port, Prefix, Route, Rule, Target, Zone};
 pub use flow::{Direction, End, Flow, Key, State};
 pub use verdict::{Reason, Verdict};

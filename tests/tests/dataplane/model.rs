@@ -1,0 +1,426 @@
+//! The programs and the model get the same packets, and must give the same verdict and keep the same flows.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use aya::maps::{HashMap, MapData};
+use fwha_common::flow::{Flow, FlowKey, FlowState};
+use fwha_common::group::Group;
+use fwha_common::rule::{self, Action, ZONE_NODE};
+use fwha_tests::frames::{Host, Random, random_frame};
+use fwha_tests::model::environment::Environment;
+use fwha_tests::model::flow::{SECOND_NS, Tracking, protocol};
+use fwha_tests::model::{self, Key, Model, Ownership, Port, Prefix, Route, Rule, Target, Verdict};
+use fwha_tests::needs_root;
+use proptest::strategy::{Strategy as _, ValueTree as _};
+use proptest::test_runner::{Config, FileFailurePersistence, TestCaseError, TestRunner};
+
+use crate::rig::{
+    self, CLIENT_MAC, LAN_MAC, MAX_FLOWS, Rig, SERVER_MAC, TERM, WAN_MAC, WAN_MTU, at_both_hooks,
+};
+use crate::script::{Audience, Extent, play, scripts};
+
+/// What the programs have so far.
+const EXTENT: Extent = Extent::States;
+
+/// Scripts at each hook, unless `FWHA_MODEL_CASES` says how many.
+const CASES: u32 = 150;
+
+/// Random frames at each hook, unless `FWHA_MODEL_FRAMES` says how many.
+const FRAMES: u32 = 10_000;
+
+const MTU: usize = 1500;
+
+/// As the rig lays it.
+fn environment() -> Environment {
+    let port = |zone, mac| Port { zone, mac };
+    let addresses = |addresses: &[&str]| -> BTreeSet<IpAddr> {
+        addresses.iter().map(|address| address.parse().expect("an address")).collect()
+    };
+    let via = |network: [u8; 4], length, port, mtu, router: Option<[u8; 4]>| {
+        (Prefix::new(network, length), Route::Via { port, router: router.map(IpAddr::from), mtu })
+    };
+    let via_v6 =
+        |network: [u16; 8], port, mtu| (Prefix::new(network, 64), Route::Via { port, router: None, mtu });
+    let neighbour = |port, address: &str| (port, address.parse().expect("an address"));
+    Environment {
+        ports: vec![
+            port(Some(rig::LAN), LAN_MAC),
+            port(Some(rig::WAN), WAN_MAC),
+            port(None, [2, 0, 0, 0, 3, 1]),
+        ],
+        own: addresses(&[
+            "192.168.100.1",
+            "192.168.100.255",
+            "10.0.0.1",
+            "10.0.0.255",
+            "172.16.0.1",
+            "172.16.0.255",
+            "2001:db8:1::1",
+            "2001:db8:2::1",
+        ]),
+        routes: vec![
+            via([192, 168, 100, 0], 24, 0, MTU, None),
+            via([10, 0, 0, 0], 24, 1, WAN_MTU, None),
+            via([172, 16, 0, 0], 24, 2, MTU, None),
+            via([203, 0, 113, 0], 24, 1, WAN_MTU, Some([10, 0, 0, 254])),
+            via([192, 0, 2, 0], 24, 2, MTU, Some([172, 16, 0, 2])),
+            (Prefix::new([198, 51, 100, 0], 24), Route::Nowhere),
+            via_v6([0x2001, 0xdb8, 1, 0, 0, 0, 0, 0], 0, MTU),
+            via_v6([0x2001, 0xdb8, 2, 0, 0, 0, 0, 0], 1, WAN_MTU),
+        ],
+        neighbours: BTreeSet::from([
+            neighbour(0, "192.168.100.100"),
+            neighbour(0, "192.168.100.101"),
+            neighbour(1, "10.0.0.128"),
+            neighbour(2, "172.16.0.2"),
+            neighbour(0, "2001:db8:1::100"),
+            neighbour(1, "2001:db8:2::128"),
+        ]),
+        rules: Some(rules()),
+        ownership: BTreeMap::new(),
+        owned_by_default: Ownership::Owned,
+        owned_since_ns: 0,
+        max_flows: MAX_FLOWS as usize,
+        now_ns: uptime_ns(),
+    }
+}
+
+fn rules() -> Vec<Rule> {
+    let to = |zone| Some(Target::Zone(zone));
+    let rule = Rule::accept_all;
+    vec![
+        Rule { source: Some(Prefix::new([192, 168, 100, 101], 32)), accept: false, ..rule() },
+        Rule { from: Some(rig::LAN), to: to(rig::WAN), ..rule() },
+        // So that a connection may be opened from both sides.
+        Rule {
+            from: Some(rig::WAN),
+            to: to(rig::LAN),
+            protocol: Some(protocol::TCP),
+            ports: 40_001..=40_001,
+            ..rule()
+        },
+        Rule { to: Some(Target::Node), protocol: Some(protocol::TCP), ports: 22..=22, ..rule() },
+        Rule { to: Some(Target::Node), protocol: Some(protocol::UDP), ports: 67..=67, ..rule() },
+    ]
+}
+
+/// A rule as the programs read it.
+fn compiled(rule: &Rule) -> rule::Rule {
+    let network = |prefix: Option<Prefix>| match prefix {
+        None => ([0; 4], [0; 4]),
+        Some(prefix) => {
+            let length = prefix.length + if prefix.address.is_ipv4() { 96 } else { 0 };
+            let mask = if length == 0 { 0 } else { u128::MAX << (128 - length) };
+            let words = |number: u128| {
+                let bytes = number.to_be_bytes();
+                [0, 4, 8, 12].map(|at| u32::from_ne_bytes(bytes[at..at + 4].try_into().expect("four bytes")))
+            };
+            (words(u128::from_be_bytes(sixteen(prefix.address)) & mask), words(mask))
+        }
+    };
+    let ((src, src_mask), (dst, dst_mask)) = (network(rule.source), network(rule.destination));
+    rule::Rule {
+        src,
+        src_mask,
+        dst,
+        dst_mask,
+        port_min: *rule.ports.start(),
+        port_max: *rule.ports.end(),
+        proto: rule.protocol.unwrap_or(0),
+        from: rule.from.unwrap_or(rule::ZONE_ANY),
+        to: match rule.to {
+            None => rule::ZONE_ANY,
+            Some(Target::Node) => ZONE_NODE,
+            Some(Target::Zone(zone)) => zone,
+        },
+        action: if rule.accept { Action::Accept } else { Action::Drop } as u8,
+        ..rule::Rule::default()
+    }
+}
+
+fn sixteen(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+        IpAddr::V6(address) => address.octets(),
+    }
+}
+
+/// A key as the programs have it.
+fn flow_key(key: &Key) -> FlowKey {
+    let (low, high) = (key.low, key.high);
+    FlowKey::new(sixteen(low.address), sixteen(high.address), low.port, high.port, key.protocol).0
+}
+
+/// `CLOCK_MONOTONIC` as of the kernel's last tick, as the programs read it.
+fn uptime_ns() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC_COARSE).expect("a clock");
+    now.tv_sec() as u64 * SECOND_NS + now.tv_nsec() as u64
+}
+
+/// What is compared of a flow, in words.
+#[derive(Debug, PartialEq, Eq)]
+struct Seen {
+    state: &'static str,
+    originator_is_high: bool,
+    zones: [u8; 2],
+    packets: [u64; 2],
+    bytes: [u64; 2],
+    windows: Option<[Window; 2]>,
+}
+
+/// What is compared of one side of a TCP connection.
+#[derive(Debug, PartialEq, Eq)]
+struct Window {
+    end: u32,
+    edge: u32,
+    max_window: u32,
+    max_ack: Option<u32>,
+}
+
+impl Seen {
+    fn in_model(flow: &model::Flow) -> Self {
+        let windows = match &flow.tracking {
+            // One side alone is kept in many ways.
+            Tracking::Tcp(connection) if connection.sides.iter().all(|side| side.max_window > 0) => {
+                Some(connection.sides.map(|side| Window {
+                    end: side.end.0,
+                    edge: side.edge.0,
+                    max_window: side.max_window,
+                    max_ack: side.max_ack.map(|ack| ack.0),
+                }))
+            }
+            _ => None,
+        };
+        Self {
+            state: flow.state().as_str(),
+            originator_is_high: flow.originator_is_high,
+            zones: flow.zones.map(|zone| zone.unwrap_or(ZONE_NODE)),
+            packets: flow.packets,
+            bytes: flow.bytes,
+            windows: if matches!(EXTENT, Extent::Whole) { windows } else { None },
+        }
+    }
+
+    fn in_kernel(flow: &Flow) -> Self {
+        let state = u8::try_from(flow.state).ok().and_then(FlowState::from_u8).expect("a state");
+        Self {
+            state: state.as_str(),
+            originator_is_high: flow.originator_is_b(),
+            zones: flow.zones,
+            packets: flow.packets,
+            bytes: flow.bytes,
+            windows: None,
+        }
+    }
+}
+
+/// The programs and the model beside each other.
+struct Pair<'a> {
+    rig: &'a mut Rig,
+    model: Model,
+}
+
+impl<'a> Pair<'a> {
+    /// Both without flows.
+    fn new(rig: &'a mut Rig) -> Self {
+        for table in [&mut rig.flows, &mut rig.embryonic, &mut rig.node_flows] {
+            for key in keys(table) {
+                table.remove(&key).expect("a flow");
+            }
+        }
+        rig.load_rules(&rules().iter().map(compiled).collect::<Vec<_>>());
+        let mut pair = Self { rig, model: Model::new(environment()) };
+        pair.own(Ownership::Owned);
+        pair
+    }
+
+    fn compare(
+        &self,
+        table: &str,
+        model: &model::Table,
+        kernel: &HashMap<MapData, FlowKey, Flow>,
+    ) -> Result<(), TestCaseError> {
+        for (key, flow) in model {
+            let expected = Seen::in_model(flow);
+            let found = kernel.get(&flow_key(key), 0).ok().map(|flow| Seen::in_kernel(&flow));
+            if found.as_ref() != Some(&expected) {
+                return Err(TestCaseError::fail(format!(
+                    "{table}, {key:?}:\n  the model has    {expected:?}\n  the programs have {found:?}"
+                )));
+            }
+        }
+        let (expected, found) = (model.len(), keys(kernel).len());
+        if expected != found {
+            return Err(TestCaseError::fail(format!(
+                "{table}: {expected} flows in the model, {found} in the programs"
+            )));
+        }
+        Ok(())
+    }
+}
+
+impl Audience for Pair<'_> {
+    fn model(&self) -> &Model {
+        &self.model
+    }
+
+    fn own(&mut self, ownership: Ownership) {
+        self.model.environment.owned_by_default = ownership;
+        let owner = Group { lease_until_ns: u64::MAX, since_ns: 0, role: Group::ACTIVE, term: TERM };
+        self.rig.set_group(match ownership {
+            Ownership::Owned => owner,
+            Ownership::NotOwned => Group { role: 0, ..owner },
+            Ownership::Lapsed => Group { lease_until_ns: 1, ..owner },
+        });
+    }
+
+    fn wait(&mut self, ns: u64) {
+        self.model.age(ns);
+        for table in [&mut self.rig.flows, &mut self.rig.embryonic, &mut self.rig.node_flows] {
+            for key in keys(table) {
+                let mut flow = table.get(&key, 0).expect("a flow");
+                flow.created_ns = flow.created_ns.saturating_sub(ns);
+                // 0 is never.
+                flow.last_seen_ns =
+                    flow.last_seen_ns.map(|seen| if seen == 0 { 0 } else { seen.saturating_sub(ns).max(1) });
+                table.insert(key, flow, 0).expect("a flow");
+            }
+        }
+    }
+
+    fn send(&mut self, port: usize, frame: &[u8]) -> Result<Verdict, TestCaseError> {
+        self.model.environment.now_ns = uptime_ns();
+        let expected = self.model.judge(port, frame);
+        let port = [rig::Port::Lan, rig::Port::Wan, rig::Port::Sync][port];
+        let verdict = self.rig.send(port, frame).verdict;
+        let name = |reason: &'static str| format!("drop: {reason}");
+        let expected_name = match expected {
+            Verdict::Drop(reason) => name(reason.as_str()),
+            other => format!("{other:?}"),
+        };
+        let verdict_name = match verdict {
+            rig::Verdict::Drop(reason) => name(reason.as_str()),
+            other => format!("{other:?}"),
+        };
+        if verdict_name != expected_name {
+            return Err(TestCaseError::fail(format!(
+                "the model says {expected_name}, the programs {verdict_name}"
+            )));
+        }
+        self.compare("main", &self.model.main, &self.rig.flows)?;
+        self.compare("embryonic", &self.model.embryonic, &self.rig.embryonic)?;
+        let (model, kernel): (BTreeSet<_>, BTreeSet<_>) = (
+            self.model.node.keys().map(|key| format!("{:?}", flow_key(key))).collect(),
+            keys(&self.rig.node_flows).iter().map(|key| format!("{key:?}")).collect(),
+        );
+        if model != kernel {
+            return Err(TestCaseError::fail(format!("flows of the node: {model:?} and {kernel:?}")));
+        }
+        Ok(expected)
+    }
+}
+
+fn keys(table: &HashMap<MapData, FlowKey, Flow>) -> Vec<FlowKey> {
+    table.keys().map(|key| key.expect("a key")).collect()
+}
+
+fn number(variable: &str, default: u32) -> u32 {
+    std::env::var(variable).map_or(default, |n| n.parse().expect(variable))
+}
+
+#[test]
+fn the_programs_do_what_the_model_says() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        let rig = RefCell::new(rig);
+        let seeds = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/dataplane/model.seeds");
+        let mut runner = TestRunner::new(Config {
+            cases: number("FWHA_MODEL_CASES", CASES),
+            failure_persistence: Some(Box::new(FileFailurePersistence::Direct(seeds))),
+            ..Config::default()
+        });
+        let outcome =
+            runner.run(&scripts(EXTENT, 1..=60), |steps| play(&steps, &mut Pair::new(&mut rig.borrow_mut())));
+        outcome.unwrap_or_else(|error| panic!("{error}"));
+    });
+}
+
+#[test]
+fn random_frames_meet_the_end_that_the_model_says() {
+    needs_root!();
+    if matches!(EXTENT, Extent::States) {
+        return;
+    }
+    at_both_hooks(|rig| {
+        let mut pair = Pair::new(rig);
+        // Flows begin and are forgotten; with few ends there are never many.
+        pair.model.environment.max_flows = MAX_FLOWS as usize;
+        let mut random = Random(1);
+        for i in 0..number("FWHA_MODEL_FRAMES", FRAMES) {
+            let (port, frame) = random_frame(&mut random, &hosts());
+            if let Err(error) = pair.send(port, &frame) {
+                panic!("frame {i}, by port {port}: {error}\n{frame:02x?}");
+            }
+        }
+    });
+}
+
+fn hosts() -> [Host; 2] {
+    let addresses = |addresses: &[&str]| addresses.iter().map(|a| a.parse().expect("an address")).collect();
+    [
+        Host { macs: (LAN_MAC, CLIENT_MAC), addresses: addresses(&["192.168.100.100", "2001:db8:1::100"]) },
+        Host {
+            macs: (WAN_MAC, SERVER_MAC),
+            addresses: addresses(&["10.0.0.128", "2001:db8:2::128", "10.0.0.1", "203.0.113.1"]),
+        },
+    ]
+}
+
+/// The model alone, and how often it came to which verdict and state.
+struct Tally {
+    model: Model,
+    met: BTreeMap<String, u32>,
+}
+
+impl Audience for Tally {
+    fn model(&self) -> &Model {
+        &self.model
+    }
+
+    fn wait(&mut self, ns: u64) {
+        self.model.age(ns);
+    }
+
+    fn own(&mut self, ownership: Ownership) {
+        self.model.environment.owned_by_default = ownership;
+    }
+
+    fn send(&mut self, port: usize, frame: &[u8]) -> Result<Verdict, TestCaseError> {
+        let verdict = self.model.judge(port, frame);
+        let name = match verdict {
+            Verdict::Drop(reason) => reason.as_str().to_owned(),
+            other => format!("{other:?}"),
+        };
+        *self.met.entry(name).or_default() += 1;
+        for flow in self.model.main.values().chain(self.model.embryonic.values()) {
+            *self.met.entry(flow.state().as_str().to_owned()).or_default() += 1;
+        }
+        Ok(verdict)
+    }
+}
+
+/// The scripts are worth playing: they come everywhere.
+#[test]
+fn scripts_meet_every_state_and_reason() {
+    let mut runner = TestRunner::deterministic();
+    let scripts = scripts(Extent::Whole, 60..=60);
+    let mut tally = Tally { model: Model::new(environment()), met: BTreeMap::new() };
+    for _ in 0..400 {
+        tally.model = Model::new(environment());
+        let steps = scripts.new_tree(&mut runner).expect("a script").current();
+        play(&steps, &mut tally).expect("nothing to fail");
+    }
+    println!("{:#?}", tally.met);
+}
