@@ -97,6 +97,9 @@ macro_rules! states {
         }
 
         impl State {
+            /// All of them.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)+];
+
             /// The name that commands print.
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$name => $text,)+ }

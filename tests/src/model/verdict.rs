@@ -22,6 +22,9 @@ macro_rules! reasons {
         }
 
         impl Reason {
+            /// All of them.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)+];
+
             /// The name under which the programs count it.
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$name => $text,)+ }

@@ -11,7 +11,9 @@ use fwha_common::rule::{self, Action, ZONE_NODE};
 use fwha_tests::frames::{Host, Random, random_frame};
 use fwha_tests::model::environment::Environment;
 use fwha_tests::model::flow::{SECOND_NS, Tracking, protocol};
-use fwha_tests::model::{self, Key, Model, Ownership, Port, Prefix, Route, Rule, Target, Verdict};
+use fwha_tests::model::{
+    self, Key, Model, Ownership, Port, Prefix, Reason, Route, Rule, State, Target, Verdict,
+};
 use fwha_tests::needs_root;
 use proptest::strategy::{Strategy as _, ValueTree as _};
 use proptest::test_runner::{Config, FileFailurePersistence, TestCaseError, TestRunner};
@@ -413,14 +415,24 @@ impl Audience for Tally {
 
 /// The scripts are worth playing: they come everywhere.
 #[test]
-fn scripts_meet_every_state_and_reason() {
+fn scripts_meet_every_verdict_reason_and_state() {
     let mut runner = TestRunner::deterministic();
     let scripts = scripts(Extent::Whole, 60..=60);
     let mut tally = Tally { model: Model::new(environment()), met: BTreeMap::new() };
-    for _ in 0..400 {
+    for _ in 0..500 {
         tally.model = Model::new(environment());
         let steps = scripts.new_tree(&mut runner).expect("a script").current();
         play(&steps, &mut tally).expect("nothing to fail");
     }
     println!("{:#?}", tally.met);
+    let names = Reason::ALL.iter().map(|reason| reason.as_str());
+    let names = names.chain(State::ALL.iter().map(|state| state.as_str())).chain(["Forward", "Pass"]);
+    // There is always a ruleset.
+    for name in names.filter(|&name| name != Reason::NoRuleset.as_str()) {
+        let met = tally.met.get(name).copied().unwrap_or(0);
+        assert!(met >= 10, "{name} was met {met} times");
+    }
+    let forwarded = tally.met["Forward"];
+    let all: u32 = Reason::ALL.iter().filter_map(|reason| tally.met.get(reason.as_str())).sum();
+    assert!(forwarded > all, "{forwarded} forwarded, {all} dropped: too much goes wrong");
 }

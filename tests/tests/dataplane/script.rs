@@ -213,6 +213,8 @@ pub enum Step {
         protocol: u8,
     },
     Stranger(Stranger),
+    /// So many clients that were not there before ask, and are answered.
+    Crowd(u16),
     /// An ICMP error about the packet so many before, with so much of it, by the node that it was on the way to.
     Error {
         back: usize,
@@ -255,6 +257,8 @@ struct Stage {
     connections: Vec<((Family, u16), [Speaker; 2])>,
     /// The speaker of the last segment, as it is once that has gone on.
     said: Option<Speaker>,
+    /// How many came in [`Step::Crowd`]s.
+    crowd: u16,
     /// How far the association of [`Step::NextSctp`] is.
     association: usize,
     /// Frames that were sent, and the ports they came in by.
@@ -310,6 +314,8 @@ const SCTP: (u16, u16) = (40_200, 36_412);
 /// Tags that the client and the server want to see.
 const TAGS: [u32; 2] = [11, 22];
 const QUERY: u16 = 7;
+/// The first port of those in a crowd.
+const CROWD: u16 = 42_000;
 
 /// An association from its beginning to its end: INIT, INIT ACK, COOKIE ECHO, COOKIE ACK, DATA, SHUTDOWN, SHUTDOWN
 /// ACK, SHUTDOWN COMPLETE.
@@ -319,14 +325,15 @@ const ASSOCIATION: [(Who, u8, Tag); 8] = [
     (Client, 10, Tag::Right),
     (Server, 11, Tag::Right),
     (Client, 0, Tag::Right),
-    (Server, 7, Tag::Right),
-    (Client, 8, Tag::Right),
-    (Server, 14, Tag::Right),
+    (Client, 7, Tag::Right),
+    (Server, 8, Tag::Right),
+    (Client, 14, Tag::Right),
 ];
+const SHUTDOWN: usize = 5;
 
 impl Stage {
     fn new() -> Self {
-        Self { connections: Vec::new(), said: None, association: 0, sent: Vec::new() }
+        Self { connections: Vec::new(), said: None, crowd: 0, association: 0, sent: Vec::new() }
     }
 
     /// What a step does. `model` knows what was judged so far.
@@ -356,15 +363,28 @@ impl Stage {
             }
             Step::Sctp { who, chunks, tag } => vec![sctp_packet(*who, chunks, *tag)],
             Step::NextSctp => {
-                let (who, chunk, tag) = ASSOCIATION[self.association % ASSOCIATION.len()];
+                let (round, at) =
+                    (self.association / ASSOCIATION.len(), self.association % ASSOCIATION.len());
+                let (who, chunk, tag) = ASSOCIATION[at];
                 self.association += 1;
-                vec![sctp_packet(who, &[chunk], tag)]
+                // The one and the other shut down in turn.
+                let turned = at >= SHUTDOWN && round % 2 == 1;
+                vec![sctp_packet(if turned { who.other() } else { who }, &[chunk], tag)]
             }
             Step::Gre { who, key } => {
                 vec![(who.port(), ip(Family::V4, *who).frame(protocol::GRE, &gre(*key)))]
             }
             Step::Other { who, protocol } => {
                 vec![(who.port(), ip(Family::V4, *who).frame(*protocol, &[0; 24]))]
+            }
+            Step::Crowd(count) => {
+                let ports = CROWD + self.crowd..CROWD + self.crowd + count;
+                self.crowd += count;
+                let datagram = |who: Who, port| {
+                    let (ip, ports) = (ip(Family::V4, who), directed(who, (port, SERVER_UDP)));
+                    (who.port(), ip.frame(protocol::UDP, &ip.udp(ports.0, ports.1, b"me too")))
+                };
+                ports.flat_map(|port| [datagram(Client, port), datagram(Server, port)]).collect()
             }
             Step::Stranger(stranger) => vec![self::stranger(*stranger)],
             Step::Error { back, kind, length, to_sender } => self.error(*back, *kind, *length, *to_sender),
@@ -736,8 +756,8 @@ pub fn scripts(extent: Extent, length: RangeInclusive<usize>) -> BoxedStrategy<V
         select(windows)
     };
     let lost = if whole { prop::bool::weighted(0.1).boxed() } else { Just(false).boxed() };
-    let tcp = (family(), 0..2u16, who(), say, window(), twists(segment_twist()), lost).prop_map(
-        |(family, connection, who, say, window, twists, lost)| Step::Tcp {
+    let tcp = (family(), select(vec![0, 0, 1]), who(), say, window(), twists(segment_twist()), lost)
+        .prop_map(|(family, connection, who, say, window, twists, lost)| Step::Tcp {
             family,
             connection,
             who,
@@ -745,8 +765,7 @@ pub fn scripts(extent: Extent, length: RangeInclusive<usize>) -> BoxedStrategy<V
             window,
             twists,
             lost,
-        },
-    );
+        });
     let udp = (family(), who(), select(vec![0, 1, 100, 1372, 1373]), twists(packet_twist()))
         .prop_map(|(family, who, length, twists)| Step::Udp { family, who, length, twists });
     let query = (
@@ -761,6 +780,8 @@ pub fn scripts(extent: Extent, length: RangeInclusive<usize>) -> BoxedStrategy<V
     // A little more than each timeout; not even sums of them are so near to one that a tick of the clock decides.
     let wait = select(vec![1_013, 3_037, 11_071, 31_153, 61_331, 121_607]).prop_map(|ms| Step::Wait { ms });
     let own = select(vec![Ownership::NotOwned, Ownership::Lapsed]).prop_map(Step::Own);
+    let crowd = (1..6u16).prop_map(Step::Crowd);
+    let elsewhere = (0..3usize).prop_map(|back| Step::Elsewhere { back });
     if !whole {
         let step = prop_oneof![12 => tcp, 3 => udp, 2 => query, 1 => wait, 1 => own];
         return vec(step, length).boxed();
@@ -798,14 +819,13 @@ pub fn scripts(extent: Extent, length: RangeInclusive<usize>) -> BoxedStrategy<V
     ])
     .prop_map(Step::Stranger);
     let again = (0..12usize).prop_map(|back| Step::Again { back });
-    let elsewhere = (0..3usize).prop_map(|back| Step::Elsewhere { back });
     let step = prop_oneof![
-        30 => tcp,
+        60 => tcp,
         4 => udp,
         2 => query,
         3 => error,
         2 => sctp,
-        6 => Just(Step::NextSctp),
+        8 => Just(Step::NextSctp),
         1 => gre,
         1 => other,
         2 => strangers,
@@ -813,6 +833,7 @@ pub fn scripts(extent: Extent, length: RangeInclusive<usize>) -> BoxedStrategy<V
         1 => elsewhere,
         2 => wait,
         1 => own,
+        1 => crowd,
     ];
     vec(step, length).boxed()
 }
