@@ -68,6 +68,8 @@ pub mod tcp;
 pub mod verdict;
 
 mod engine;
+#[cfg(test)]
+mod stories;
 
 pub use engine::{Model, Table};
 pub use environment::{Environment, Ownership, Port, Prefix, Route, Rule, Target, Zone};
