@@ -21,13 +21,13 @@ use proptest::test_runner::{Config, FileFailurePersistence, TestCaseError, TestR
 use crate::rig::{
     self, CLIENT_MAC, LAN_MAC, MAX_FLOWS, Rig, SERVER_MAC, TERM, WAN_MAC, WAN_MTU, at_both_hooks,
 };
-use crate::script::{Audience, Extent, play, scripts};
+use crate::script::{Audience, Extent, Family, Say, Step, Tag, Who, play, scripts};
 
 /// What the programs have so far.
 const EXTENT: Extent = Extent::States;
 
 /// Scripts at each hook, unless `FWHA_MODEL_CASES` says how many.
-const CASES: u32 = 150;
+const CASES: u32 = 300;
 
 /// Random frames at each hook, unless `FWHA_MODEL_FRAMES` says how many.
 const FRAMES: u32 = 10_000;
@@ -349,6 +349,76 @@ fn the_programs_do_what_the_model_says() {
     });
 }
 
+/// Scripts that went wrong once, or come up too seldom.
+fn cases() -> Vec<(&'static str, Vec<Step>)> {
+    let tcp = |who, say| Step::Tcp {
+        family: Family::V4,
+        connection: 1,
+        who,
+        say,
+        window: 8192,
+        twists: Vec::new(),
+        lost: false,
+    };
+    let sctp = |who, chunk, tag, fresh| Step::Sctp { who, chunks: vec![chunk], tag, fresh };
+    let (client, server) = (Who::Client, Who::Server);
+    vec![
+        (
+            "an answer that finds the table full leaves the question where it was",
+            vec![
+                Step::Crowd(MAX_FLOWS as u16),
+                tcp(client, Say::Next(1)),
+                tcp(server, Say::Next(1)),
+                Step::Error { back: 1, kind: 0, length: 28, to_sender: true, seq: None },
+                Step::Wait { ms: 121_607 },
+            ],
+        ),
+        (
+            "the next connection takes the place of the old one in a full table",
+            vec![
+                tcp(client, Say::Next(1)),
+                tcp(server, Say::Next(1)),
+                tcp(client, Say::Next(1)),
+                Step::Crowd(MAX_FLOWS as u16),
+                tcp(client, Say::Syn(Some(100_000))),
+                tcp(server, Say::SynAck),
+            ],
+        ),
+        (
+            "a reset from 0 while a connection opens",
+            vec![tcp(client, Say::Next(1)), tcp(server, Say::Next(1)), tcp(client, Say::RstZero)],
+        ),
+        (
+            "both ends begin an association, and one changes its mind",
+            vec![
+                sctp(client, 1, Tag::Zero, false),
+                sctp(server, 2, Tag::Right, false),
+                sctp(server, 1, Tag::Zero, false),
+                sctp(client, 1, Tag::Zero, false),
+                sctp(server, 1, Tag::Zero, true),
+                sctp(client, 2, Tag::Right, true),
+                sctp(server, 2, Tag::Right, true),
+                sctp(server, 2, Tag::Right, false),
+            ],
+        ),
+    ]
+}
+
+#[test]
+fn the_programs_do_what_the_model_says_in_these_cases() {
+    needs_root!();
+    if matches!(EXTENT, Extent::States) {
+        return;
+    }
+    at_both_hooks(|rig| {
+        for (name, steps) in cases() {
+            if let Err(error) = play(&steps, &mut Pair::new(rig)) {
+                panic!("{name}: {error}");
+            }
+        }
+    });
+}
+
 #[test]
 fn random_frames_meet_the_end_that_the_model_says() {
     needs_root!();
@@ -419,7 +489,7 @@ fn scripts_meet_every_verdict_reason_and_state() {
     let mut runner = TestRunner::deterministic();
     let scripts = scripts(Extent::Whole, 60..=60);
     let mut tally = Tally { model: Model::new(environment()), met: BTreeMap::new() };
-    for _ in 0..500 {
+    for _ in 0..1000 {
         tally.model = Model::new(environment());
         let steps = scripts.new_tree(&mut runner).expect("a script").current();
         play(&steps, &mut tally).expect("nothing to fail");

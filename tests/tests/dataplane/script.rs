@@ -9,7 +9,7 @@ use std::ops::RangeInclusive;
 
 use fwha_tests::frames::{Ip, Tcp, flag, gre, sctp, sctp_chunk};
 use fwha_tests::model::flow::{SECOND_NS, Tracking, Tuple, protocol};
-use fwha_tests::model::packet::{Mac, Query};
+use fwha_tests::model::packet::{Content, Frame, Mac, Query, Transport};
 use fwha_tests::model::tcp::{Seq, Side};
 use fwha_tests::model::{Direction, End, Model, Ownership, Verdict};
 use proptest::collection::vec;
@@ -86,6 +86,8 @@ pub enum Say {
     Fin,
     Rst,
     RstAck,
+    /// RST as who knows of no connection sends it, from 0.
+    RstZero,
 }
 
 /// A number that the model keeps of a flow, by which a segment is judged.
@@ -131,16 +133,27 @@ pub enum Twist {
         last_first: bool,
         twice: Option<usize>,
         never: Option<usize>,
+        every_other: bool,
     },
     /// Cut off at the end.
     Cut(usize),
 }
 
 impl Twist {
-    /// Whether it leaves the transport header alone.
+    /// Whether it leaves numbers and flags alone.
     const fn is_of_packet(&self) -> bool {
-        use Twist::{Cut, Extensions, Hops, IpOptions, Pieces, Station};
-        matches!(self, Hops(_) | IpOptions | Extensions(_) | Station(_) | Pieces { .. } | Cut(_))
+        use Twist::{Cut, Extensions, Hops, IpOptions, Options, Pieces, Station, Window};
+        matches!(
+            self,
+            Hops(_)
+                | IpOptions
+                | Extensions(_)
+                | Station(_)
+                | Pieces { .. }
+                | Cut(_)
+                | Window(_)
+                | Options(_)
+        )
     }
 }
 
@@ -197,10 +210,12 @@ pub enum Step {
         query: Query,
         timestamp: bool,
     },
+    /// Chunks by their numbers. `fresh`: an INIT with another tag than ever.
     Sctp {
         who: Who,
         chunks: Vec<u8>,
         tag: Tag,
+        fresh: bool,
     },
     /// What comes next in an association, from its beginning to its end.
     NextSctp,
@@ -216,11 +231,13 @@ pub enum Step {
     /// So many clients that were not there before ask, and are answered.
     Crowd(u16),
     /// An ICMP error about the packet so many before, with so much of it, by the node that it was on the way to.
+    /// If it is a segment, its number may be so far from a mark.
     Error {
         back: usize,
         kind: u8,
         length: usize,
         to_sender: bool,
+        seq: Option<(Mark, i32)>,
     },
     /// The frame so many before, again.
     Again {
@@ -361,7 +378,7 @@ impl Stage {
                 };
                 vec![(who.port(), ip.frame(ip.icmp_protocol(), &ip.query(kind, QUERY)))]
             }
-            Step::Sctp { who, chunks, tag } => vec![sctp_packet(*who, chunks, *tag)],
+            Step::Sctp { who, chunks, tag, fresh } => vec![sctp_packet(*who, chunks, *tag, *fresh)],
             Step::NextSctp => {
                 let (round, at) =
                     (self.association / ASSOCIATION.len(), self.association % ASSOCIATION.len());
@@ -369,7 +386,7 @@ impl Stage {
                 self.association += 1;
                 // The one and the other shut down in turn.
                 let turned = at >= SHUTDOWN && round % 2 == 1;
-                vec![sctp_packet(if turned { who.other() } else { who }, &[chunk], tag)]
+                vec![sctp_packet(if turned { who.other() } else { who }, &[chunk], tag, false)]
             }
             Step::Gre { who, key } => {
                 vec![(who.port(), ip(Family::V4, *who).frame(protocol::GRE, &gre(*key)))]
@@ -387,7 +404,9 @@ impl Stage {
                 ports.flat_map(|port| [datagram(Client, port), datagram(Server, port)]).collect()
             }
             Step::Stranger(stranger) => vec![self::stranger(*stranger)],
-            Step::Error { back, kind, length, to_sender } => self.error(*back, *kind, *length, *to_sender),
+            Step::Error { back, kind, length, to_sender, seq } => {
+                self.error(*back, *kind, *length, *to_sender, *seq, model)
+            }
             Step::Again { back } => self.back(*back).into_iter().collect(),
             Step::Elsewhere { back } => {
                 let other = |(port, mut frame): (usize, Vec<u8>)| {
@@ -427,8 +446,7 @@ impl Stage {
     fn speakers(&mut self, family: Family, connection: u16) -> &mut [Speaker; 2] {
         let name = (family, connection);
         let at = self.connections.iter().position(|(other, _)| *other == name).unwrap_or_else(|| {
-            // The client's numbers come round soon.
-            let speaker = |first: u32| Speaker {
+            let speaker = |first| Speaker {
                 first,
                 next: first,
                 heard: None,
@@ -436,7 +454,9 @@ impl Stage {
                 established: false,
                 finished: false,
             };
-            self.connections.push((name, [speaker(u32::MAX - 300), speaker(5_000_000)]));
+            // The numbers of one client come round soon.
+            let first = if connection == 0 { u32::MAX - 300 } else { 9_000_000 };
+            self.connections.push((name, [speaker(first), speaker(5_000_000)]));
             self.connections.len() - 1
         });
         &mut self.connections[at].1
@@ -457,7 +477,11 @@ impl Stage {
         };
         // Nothing comes behind a FIN.
         let say = if polite && speaker.finished { Say::Ack } else { say };
-        let syn_options = [3, 3, if *connection % 2 == 0 { 2 } else { 0 }, 4, 2, 0, 0, 0].to_vec();
+        let syn_options: &[u8] = match (connection, who) {
+            (0, _) => &[3, 3, 2, 4, 2],
+            (_, Client) => &[3, 3, 1],
+            (_, Server) => &[],
+        };
         let mut segment = Tcp {
             ports: directed(*who, (40_000 + connection, SERVER_TCP)),
             ack: speaker.heard.unwrap_or(0),
@@ -469,7 +493,11 @@ impl Stage {
             (speaker.heard, speaker.established, speaker.finished) = (None, false, false);
             segment.ack = 0;
         }
-        segment.seq = if matches!(say, Say::Syn(_) | Say::SynAck) { speaker.first } else { speaker.next };
+        segment.seq = match say {
+            Say::Syn(_) | Say::SynAck => speaker.first,
+            Say::RstZero => 0,
+            _ => speaker.next,
+        };
         (segment.flags, segment.length) = match say {
             Say::Next(length) => (flag::ACK | flag::PSH, length.into()),
             Say::Syn(_) => (flag::SYN, 0),
@@ -477,11 +505,11 @@ impl Stage {
             Say::Ack => (flag::ACK, 0),
             Say::Fin => (flag::FIN | flag::ACK, 0),
             Say::Rst => (flag::RST, 0),
-            Say::RstAck => (flag::RST | flag::ACK, 0),
+            Say::RstAck | Say::RstZero => (flag::RST | flag::ACK, 0),
         };
         match say {
             Say::Syn(_) | Say::SynAck => {
-                segment.options = syn_options;
+                segment.options = syn_options.to_vec();
                 speaker.opened = true;
                 if speaker.next == speaker.first || matches!(say, Say::Syn(Some(_))) {
                     speaker.next = speaker.first.wrapping_add(1);
@@ -494,7 +522,9 @@ impl Stage {
             _ => speaker.next = speaker.next.wrapping_add(segment.length as u32),
         }
         let mut ip = ip(*family, *who);
-        let (sender, other) = self::sides(model, &ip, segment.ports);
+        let end = |address, port| End { address, port };
+        let (source, destination) = (end(ip.source, segment.ports.0), end(ip.destination, segment.ports.1));
+        let (sender, other) = sides(model, &Tuple::new(source, destination, protocol::TCP));
         for twist in twists {
             twist_segment(&mut segment, twist, &sender, &other);
         }
@@ -505,8 +535,25 @@ impl Stage {
         laid(&ip, *who, protocol::TCP, &payload, twists)
     }
 
-    fn error(&self, back: usize, kind: u8, length: usize, to_sender: bool) -> Vec<(usize, Vec<u8>)> {
-        let Some((port, about)) = self.back(back) else { return Vec::new() };
+    fn error(
+        &self,
+        back: usize,
+        kind: u8,
+        length: usize,
+        to_sender: bool,
+        seq: Option<(Mark, i32)>,
+        model: &Model,
+    ) -> Vec<(usize, Vec<u8>)> {
+        let Some((port, mut about)) = self.back(back) else { return Vec::new() };
+        if let (Some((at, off)), Ok(frame)) = (seq, Frame::parse(&about))
+            && let Content::Ip(packet) = frame.content
+            && let Transport::Tcp(tuple, segment) = packet.transport
+            && let Some(field) = about.windows(4).position(|bytes| bytes == segment.seq.0.to_be_bytes())
+        {
+            let (sender, other) = sides(model, &tuple);
+            let seq = mark(at, &sender, &other).wrapping_add_signed(off);
+            about[field..field + 4].copy_from_slice(&seq.to_be_bytes());
+        }
         let family = match about.get(12..14) {
             Some([0x08, 0x00]) if about.len() >= 34 => Family::V4,
             Some([0x86, 0xdd]) if about.len() >= 54 => Family::V6,
@@ -540,11 +587,9 @@ fn directed(who: Who, (client, server): (u16, u16)) -> (u16, u16) {
 }
 
 /// What the model knows of sender and receiver of a segment.
-fn sides(model: &Model, ip: &Ip, ports: (u16, u16)) -> (Side, Side) {
-    let end = |address, port| End { address, port };
-    let tuple = Tuple::new(end(ip.source, ports.0), end(ip.destination, ports.1), protocol::TCP);
+fn sides(model: &Model, tuple: &Tuple) -> (Side, Side) {
     let flow = model.main.get(&tuple.key).or_else(|| model.embryonic.get(&tuple.key));
-    match flow.map(|flow| (&flow.tracking, flow.direction(&tuple))) {
+    match flow.map(|flow| (&flow.tracking, flow.direction(tuple))) {
         Some((Tracking::Tcp(connection), Direction::Original)) => (connection.sides[0], connection.sides[1]),
         Some((Tracking::Tcp(connection), Direction::Reply)) => (connection.sides[1], connection.sides[0]),
         _ => {
@@ -561,15 +606,18 @@ fn sides(model: &Model, ip: &Ip, ports: (u16, u16)) -> (Side, Side) {
     }
 }
 
-fn twist_segment(segment: &mut Tcp, twist: &Twist, sender: &Side, other: &Side) {
-    let mark = |mark, sender: &Side, other: &Side| match mark {
+fn mark(mark: Mark, sender: &Side, other: &Side) -> u32 {
+    match mark {
         Mark::End => sender.end.0,
         Mark::Edge => other.edge.0,
         Mark::Beyond => other.edge.0.wrapping_add(other.max_window),
         Mark::Oldest => sender.end.0.wrapping_sub(other.max_window),
         Mark::Acknowledged => other.max_ack.unwrap_or(Seq(0)).0,
         Mark::Zero => 0,
-    };
+    }
+}
+
+fn twist_segment(segment: &mut Tcp, twist: &Twist, sender: &Side, other: &Side) {
     match *twist {
         Twist::Seq(at, off) => segment.seq = mark(at, sender, other).wrapping_add_signed(off),
         Twist::Ends(at, off) => {
@@ -608,14 +656,15 @@ fn twist_ip(ip: &mut Ip, twists: &[Twist]) {
     }
 }
 
-fn sctp_packet(who: Who, chunks: &[u8], tag: Tag) -> (usize, Vec<u8>) {
+fn sctp_packet(who: Who, chunks: &[u8], tag: Tag, fresh: bool) -> (usize, Vec<u8>) {
     let tag = match tag {
         Tag::Right => TAGS[who.other() as usize],
         Tag::Mirrored => TAGS[who as usize],
         Tag::Zero => 0,
         Tag::Wrong => 33,
     };
-    let init = [&TAGS[who as usize].to_be_bytes()[..], &[0; 12]].concat();
+    let own = TAGS[who as usize] + if fresh { 100 } else { 0 };
+    let init = [&own.to_be_bytes()[..], &[0; 12]].concat();
     let mirrored = u8::from(tag == TAGS[who as usize]);
     let chunk = |&kind: &u8| sctp_chunk(kind, mirrored, if matches!(kind, 1 | 2) { &init } else { &[0; 4] });
     let packet = sctp(directed(who, SCTP), tag, &chunks.iter().map(chunk).collect::<Vec<_>>());
@@ -627,7 +676,7 @@ fn laid(ip: &Ip, who: Who, protocol: u8, payload: &[u8], twists: &[Twist]) -> Ve
     let mut frames = vec![ip.frame(protocol, payload)];
     for twist in twists {
         match twist {
-            Twist::Pieces { after, last_first, twice, never } => {
+            Twist::Pieces { after, last_first, twice, never, every_other } => {
                 let size = usize::from(*after) * 8;
                 let count = payload.chunks(size).count();
                 let pieces = payload.chunks(size).enumerate().map(|(i, piece)| {
@@ -636,7 +685,7 @@ fn laid(ip: &Ip, who: Who, protocol: u8, payload: &[u8], twists: &[Twist]) -> Ve
                         Ip { piece: Some((u32::from(*after), offset, i + 1 < count)), ..ip.clone() };
                     piece_of.frame(protocol, piece)
                 });
-                frames = pieces.take(12).collect();
+                frames = pieces.step_by(if *every_other { 2 } else { 1 }).take(12).collect();
                 if let Some(frame) = twice.and_then(|i| frames.get(i)).cloned() {
                     frames.push(frame);
                 }
@@ -740,7 +789,7 @@ pub fn scripts(extent: Extent, length: RangeInclusive<usize>) -> BoxedStrategy<V
             3 => Just(Say::Ack),
             2 => Just(Say::Fin),
             1 => Just(Say::Rst),
-            1 => Just(Say::RstAck),
+            1 => select(vec![Say::RstAck, Say::RstZero]),
         ]
         .boxed()
     } else {
@@ -775,8 +824,20 @@ pub fn scripts(extent: Extent, length: RangeInclusive<usize>) -> BoxedStrategy<V
         any::<bool>().prop_map(move |t| t && whole),
     )
         .prop_map(|(family, who, query, timestamp)| Step::Query { family, who, query, timestamp });
-    let error = (0..6usize, 0..4u8, select(vec![28, 48, 68, 88, 19, 27, 47]), prop::bool::weighted(0.9))
-        .prop_map(|(back, kind, length, to_sender)| Step::Error { back, kind, length, to_sender });
+    let error = (
+        0..6usize,
+        0..4u8,
+        select(vec![28, 48, 68, 88, 19, 27, 47]),
+        prop::bool::weighted(0.9),
+        weighted(0.4, (select(vec![Mark::End, Mark::Oldest]), -2..=2i32)),
+    )
+        .prop_map(|(back, kind, length, to_sender, seq)| Step::Error {
+            back,
+            kind,
+            length,
+            to_sender,
+            seq,
+        });
     // A little more than each timeout; not even sums of them are so near to one that a tick of the clock decides.
     let wait = select(vec![1_013, 3_037, 11_071, 31_153, 61_331, 121_607]).prop_map(|ms| Step::Wait { ms });
     let own = select(vec![Ownership::NotOwned, Ownership::Lapsed]).prop_map(Step::Own);
@@ -793,8 +854,9 @@ pub fn scripts(extent: Extent, length: RangeInclusive<usize>) -> BoxedStrategy<V
             1 => vec(select(vec![0u8, 1, 3, 10, 11, 14]), 2),
         ],
         select(vec![Tag::Right, Tag::Right, Tag::Right, Tag::Right, Tag::Mirrored, Tag::Zero, Tag::Zero, Tag::Wrong]),
+        prop::bool::weighted(0.2),
     )
-        .prop_map(|(who, chunks, tag)| Step::Sctp { who, chunks, tag });
+        .prop_map(|(who, chunks, tag, fresh)| Step::Sctp { who, chunks, tag, fresh });
     let gre =
         (who(), select(vec![None, Some(1), Some(0x0001_0002)])).prop_map(|(who, key)| Step::Gre { who, key });
     let other = (who(), select(vec![2u8, 4, 50, 51, 59, 58]))
@@ -823,8 +885,8 @@ pub fn scripts(extent: Extent, length: RangeInclusive<usize>) -> BoxedStrategy<V
         60 => tcp,
         4 => udp,
         2 => query,
-        3 => error,
-        2 => sctp,
+        5 => error,
+        5 => sctp,
         8 => Just(Step::NextSctp),
         1 => gre,
         1 => other,
@@ -839,20 +901,26 @@ pub fn scripts(extent: Extent, length: RangeInclusive<usize>) -> BoxedStrategy<V
 }
 
 fn packet_twist() -> BoxedStrategy<Twist> {
-    let pieces = (1..=8u16, any::<bool>(), weighted(0.3, 0..3usize), weighted(0.2, 0..3usize)).prop_map(
-        |(after, last_first, twice, never)| Twist::Pieces {
-            // Enough that a long datagram has few pieces, or so few bytes that the first is too short.
-            after: if after == 8 { 60 } else { after },
-            last_first: last_first && after % 3 == 0,
+    let pieces = (
+        // A few large ones, or many so small that the first may be too short.
+        select(vec![1, 2, 3, 4, 5, 60, 60]),
+        prop::bool::weighted(0.2),
+        weighted(0.3, 0..3usize),
+        weighted(0.2, 0..3usize),
+        prop::bool::weighted(0.2),
+    )
+        .prop_map(|(after, last_first, twice, never, every_other)| Twist::Pieces {
+            after,
+            last_first,
             twice,
             never,
-        },
-    );
+            every_other,
+        });
     prop_oneof![
         2 => select(vec![0, 1, 2]).prop_map(Twist::Hops),
         1 => Just(Twist::IpOptions),
         2 => vec(select(vec![0, 60, 60, 60, 43, 135]), 1..=7).prop_map(Twist::Extensions),
-        2 => select(vec![vec![0], vec![60], vec![0, 60]]).prop_map(Twist::Extensions),
+        2 => select(vec![vec![0], vec![60], vec![0, 60], vec![60; 6], vec![60; 7]]).prop_map(Twist::Extensions),
         1 => select(vec![[2, 9, 9, 9, 9, 9], [0xff; 6]]).prop_map(Twist::Station),
         5 => pieces,
         1 => (1..60usize).prop_map(Twist::Cut),
