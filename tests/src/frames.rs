@@ -123,7 +123,7 @@ impl Ip {
         let mut packet = [segment.ports.0, segment.ports.1].map(u16::to_be_bytes).concat();
         packet.extend(segment.seq.to_be_bytes());
         packet.extend(segment.ack.to_be_bytes());
-        packet.extend([((20 + options.len()) / 4 << 4) as u8, segment.flags]);
+        packet.extend([(((20 + options.len()) / 4) << 4) as u8, segment.flags]);
         packet.extend([segment.window, 0, 0].map(u16::to_be_bytes).concat());
         packet.extend(options);
         packet.extend(vec![0x5a; segment.length]);
@@ -233,7 +233,7 @@ pub struct Random(pub u64);
 
 impl Random {
     /// The next.
-    pub fn next(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -243,7 +243,7 @@ impl Random {
 
     /// One below `n`.
     pub fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
+        (self.number() % n as u64) as usize
     }
 
     /// Whether a thing happens that does once in `n` times.
@@ -263,8 +263,8 @@ pub fn mutate(frame: &mut Vec<u8>, random: &mut Random, changes: usize, shortest
         let at = random.below(frame.len());
         match random.below(8) {
             0 => frame.truncate(at.max(shortest)),
-            1 => frame.extend(vec![random.next() as u8; random.below(40)]),
-            2 => frame[at] = random.next() as u8,
+            1 => frame.extend(vec![random.number() as u8; random.below(40)]),
+            2 => frame[at] = random.number() as u8,
             _ => frame[at] ^= 1 << random.below(8),
         }
     }
@@ -333,7 +333,7 @@ fn random_payload(random: &mut Random, ip: &Ip, ports: (u16, u16), may_nest: boo
                 ports,
                 seq: number(random),
                 ack: number(random),
-                flags: if random.once_in(12) { random.next() as u8 } else { random.one_of(&usual) },
+                flags: if random.once_in(12) { random.number() as u8 } else { random.one_of(&usual) },
                 window: random.one_of(&[0, 1, 1000, 8192, 65_535]),
                 options: random
                     .one_of::<&[u8]>(&[

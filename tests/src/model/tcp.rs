@@ -539,7 +539,7 @@ mod tests {
     fn options_are_read_up_to_the_first_that_is_cut() {
         let read = |options: &[u8]| {
             let mut bytes = vec![0; 20];
-            bytes[12] = ((20 + options.len()) / 4 << 4) as u8;
+            bytes[12] = (((20 + options.len()) / 4) << 4) as u8;
             bytes[13] = 2;
             bytes.extend(options);
             Segment::parse(&bytes).unwrap()
