@@ -298,6 +298,9 @@ impl Model {
             }
         };
         if to != Target::Node {
+            if packet::is_link_local(packet.source) {
+                return Err(Reason::Martian);
+            }
             self.environment.owns(&tuple.key)?;
         }
         self.environment.admits(&Question {

@@ -19,40 +19,45 @@
 //!
 //! *Packets.* No checksum is verified, nor the length field of UDP. A data offset or header length below its least is
 //! `malformed`, one beyond the packet `truncated`. VRRP, IGMP, ND and MLD in fragments are nothing special; ND is that
-//! only directly behind the IPv6 header. VRRP over IPv6 is to `ff02::12`. In the chain of IPv6, mobility, HIP, Shim6
-//! and the two experimental numbers are `extension_header`, as is a second fragment header; a fragment header with
-//! neither offset nor more to come is no fragment (RFC 6946). ICMP in IPv6 and ICMPv6 in IPv4 are `icmp`. A GRE key
-//! fills the ports as its two halves, that of the lower address first.
+//! only directly behind the IPv6 header. VRRP over IPv6 is to `ff02::12`. In the chain of IPv6, mobility, HIP and Shim6
+//! are `extension_header`, as is a second fragment header; a fragment header with neither offset nor more to come is
+//! no fragment (RFC 6946). ICMP in IPv6 and ICMPv6 in IPv4 are `icmp`. A GRE key fills the ports as its two halves,
+//! that of the lower address first; version 1 has none. Echo and timestamp with the same identifier are one flow.
 //!
 //! *Fragments.* The first begins its datagram anew, whatever was remembered: identifications come round. What a
 //! fragment of IPv6 is remembered by is the protocol that its fragment header names. A range is measured in bytes, and
-//! counts as covered if one byte of it is. Memory lasts 30 s. Errors of ICMP are not remembered: they have no flow.
-//! A later fragment without a living flow is `fragment`.
+//! counts as covered if one byte of it is; it is remembered even if the fragment then does not go on. Memory lasts
+//! 30 s. Errors of ICMP are not remembered: they have no flow. A later fragment without a living flow is `fragment`.
+//! Where a datagram ends is not looked at, nor whether it is longer than 64 KiB.
 //!
 //! *New flows.* In order: the kind of packet, `other_station`, `martian`, `land`, `spoofed`, the route, ownership, the
 //! rules. A packet in a group frame is for the node. An address without any route is judged as if it were the node's,
-//! since only the stack can say so. Ports of a rule are compared for TCP, UDP and SCTP. SCTP that begins with anything
-//! but INIT is `sctp_state`.
+//! since only the stack can say so. Link-local sources of IPv6 are right on any port, but `martian` beyond the node
+//! (RFC 4291, 2.5.6). Ports of a rule are compared for TCP, UDP and SCTP. SCTP that begins with anything but INIT is
+//! `sctp_state`. What the stack has to refuse (TTL, length) begins a flow like any other.
 //!
 //! *Known flows.* In order: `no_zone`, `other_station`, ownership, `wrong_zone`, the protocol. Every packet that goes
 //! on is counted and renews the flow, also one that changes no state. Of the node's own flows nothing is tracked but
-//! that they are there.
+//! that they are there. A dropped packet changes nothing; an answer that finds the main table full leaves the
+//! embryonic flow where it is.
 //!
-//! *TCP.* A dropped segment changes nothing. An unseen side bounds nothing (the kernel's `td_maxwin == 0`). The state
-//! table is the kernel's: SYN in `syn-recv`, SYN+ACK where none is due and an ACK by the responder of a SYN are
-//! forwarded and change nothing; after a simultaneous open an ACK of either side establishes. A SYN in `syn-sent2`
-//! by either side is a repeat. A SYN+ACK in `syn-recv` whose end is not higher is such a repeat too. Beyond the window by
-//! no more than `maxwin` bytes: end + 1 - edge, as the kernel counts. RST in `established` without the exact number
-//! changes nothing at all; else a second one would hit the end that the first one raised. RST of the originator in
-//! `syn-sent` takes the embryonic flow away too. A SYN on a flow past `syn-recv` replaces the one that was remembered,
-//! from either end; being about the next flow, it is not counted into the old one. In an inherited flow that was
-//! not seen in both directions, RST in `established` closes only by the exact number, if one is known.
+//! *TCP.* A segment without data is placed by what it acknowledges alone; Linux 6.x looks at its number too. An unseen
+//! side bounds nothing (the kernel's `td_maxwin == 0`). The state table is the kernel's: SYN in `syn-recv`, the
+//! responder's SYN+ACK where none is due and its ACK of a SYN are forwarded and change nothing; after a simultaneous
+//! open an ACK of either side establishes; a SYN in `syn-sent2` by either side is a repeat. A SYN+ACK in `syn-recv`
+//! whose end is not higher is a repeat too. Beyond the window by no more than `maxwin` bytes: end + 1 - edge, as the
+//! kernel counts. RST in `established` without the exact number changes nothing at all; else a second one would hit the
+//! end that the first one raised. RST of the originator in `syn-sent` takes the embryonic flow away too. A SYN on a flow
+//! past `syn-recv` replaces the one that was remembered, from either end; being about the next flow, it is not counted
+//! into the old one. In an inherited flow that was not seen in both directions, RST in `established` closes only by
+//! the exact number, if one is known.
 //!
 //! *ICMP errors.* At least eight bytes of the embedded transport header are needed. With a flow and an embryonic one of
-//! the same key, the error may be about either.
+//! the same key, the error may be about either. A side that was not seen has nothing under way.
 //!
 //! *SCTP.* HEARTBEAT and its answer carry the right tag, like DATA; the kernel's repair of tags by heartbeats is left
-//! out. ABORT of an embryonic flow takes it away.
+//! out. Chunks in a bundle that must be alone or first are `malformed`. ABORT of an embryonic flow takes it away, and only
+//! INIT ACK answers it.
 //!
 //! # What is not modelled
 //!

@@ -31,8 +31,8 @@ pub mod extension {
     pub const FRAGMENT: u8 = 44;
     /// Destination options.
     pub const DESTINATION: u8 = 60;
-    /// The others of the IANA registry that are neither protocols here (AH, ESP) nor walked over.
-    pub const REFUSED: [u8; 5] = [135, 139, 140, 253, 254];
+    /// Mobility, HIP and Shim6, which no router has to do with.
+    pub const REFUSED: [u8; 3] = [135, 139, 140];
     /// As many are walked over.
     pub const MOST: usize = 6;
 }

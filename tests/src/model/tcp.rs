@@ -243,8 +243,8 @@ fn step(state: State, direction: Direction, kind: Kind) -> Option<Step> {
         (Kind::Syn, Reply, TimeWait | Close) => Begins,
         (Kind::Syn, Reply, _) => return None,
 
-        (Kind::SynAck, Original, SynSent) => return None,
-        (Kind::SynAck, Original, SynSent2) => To(SynRecv),
+        (Kind::SynAck, Original, SynSent2 | SynRecv) => To(SynRecv),
+        (Kind::SynAck, Original, _) => return None,
         (Kind::SynAck, Reply, SynSent | SynSent2) => To(SynRecv),
         (Kind::SynAck, ..) => Stay,
 
@@ -378,6 +378,7 @@ impl Connection {
         if other.sack_permitted && segment.ack.is_some() {
             sack = segment.sacks.iter().fold(ack, |sack, &edge| sack.max(edge));
         }
+        // Linux 6.x has this for the answer to a SYN only: there, empty segments are placed by their number as well.
         let answers_syn = self.state == State::SynSent && segment.seq == Seq(0);
         let empty = segment.seq == segment.end && (segment.kind != Kind::Rst || answers_syn);
         let (seq, end) =
@@ -588,6 +589,25 @@ mod tests {
         let repeat = segment(Kind::SynAck, 5000, 0, Some(1001), 8192);
         assert_eq!(connection.judge(Reply, &repeat, false), Ok(Outcome::Unchanged));
         assert_eq!(changed(&connection, Reply, &ack(5001, 0, 1001, 8192)).state, Established);
+    }
+
+    #[test]
+    fn segments_that_a_state_does_not_allow() {
+        let answer = segment(Kind::SynAck, 1000, 0, Some(5001), 8192);
+        let fin = segment(Kind::Fin, 1001, 0, Some(5001), 8192);
+        for state in [SynSent, Established, FinWait, CloseWait, LastAck, TimeWait, Close] {
+            assert_eq!(in_state(state).judge(Original, &answer, false), Err(Reason::TcpState), "{state:?}");
+        }
+        assert_eq!(changed(&in_state(SynRecv), Original, &answer).state, SynRecv);
+        for state in [SynSent, SynSent2] {
+            assert_eq!(in_state(state).judge(Original, &fin, false), Err(Reason::TcpState), "{state:?}");
+            let ack = ack(1001, 0, 5001, 8192);
+            assert_eq!(in_state(state).judge(Original, &ack, false), Err(Reason::TcpState), "{state:?}");
+        }
+        for state in [SynRecv, Established, FinWait, CloseWait, LastAck, TimeWait, Close] {
+            let answer = segment(Kind::SynAck, 5000, 0, Some(1001), 8192);
+            assert_eq!(in_state(state).judge(Reply, &answer, false), Ok(Outcome::Unchanged), "{state:?}");
+        }
     }
 
     #[test]
