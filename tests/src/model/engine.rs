@@ -58,15 +58,14 @@ impl Model {
         self.try_judge(port, frame).unwrap_or_else(Verdict::Drop)
     }
 
-    /// Makes everything that is remembered `ns` older.
+    /// Makes all flows `ns` older.
     pub fn age(&mut self, ns: u64) {
-        for flow in
-            [&mut self.main, &mut self.embryonic, &mut self.node].into_iter().flat_map(Table::values_mut)
-        {
-            flow.created_ns = flow.created_ns.saturating_sub(ns);
-            flow.seen_ns = flow.seen_ns.map(|seen| seen.map(|seen| seen.saturating_sub(ns)));
+        for table in [&mut self.main, &mut self.embryonic, &mut self.node] {
+            for flow in table.values_mut() {
+                flow.created_ns = flow.created_ns.saturating_sub(ns);
+                flow.seen_ns = flow.seen_ns.map(|seen| seen.map(|seen| seen.saturating_sub(ns)));
+            }
         }
-        self.fragments.age(ns);
     }
 
     fn try_judge(&mut self, port: usize, frame: &[u8]) -> Goes {
@@ -179,12 +178,12 @@ impl Model {
             (Transport::Tcp(..), State::Close) => {
                 self.embryonic.remove(&tuple.key);
             }
-            (Transport::Sctp(_, packet), State::Closed)
+            (Transport::Sctp(_, packet), State::Close)
                 if packet.chunks.iter().any(|chunk| chunk.kind == Chunk::Abort) =>
             {
                 self.embryonic.remove(&tuple.key);
             }
-            (_, State::SynSent | State::Closed | State::Unreplied) => {
+            (_, State::SynSent | State::Close | State::Unreplied) => {
                 self.embryonic.insert(tuple.key, flow);
             }
             _ => {

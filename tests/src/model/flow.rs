@@ -125,10 +125,8 @@ states! {
     LastAck, "last-ack";
     /// TCP: the last FIN was acknowledged.
     TimeWait, "time-wait";
-    /// TCP: reset.
+    /// TCP: reset. SCTP: not yet answered, or at its end.
     Close, "close";
-    /// SCTP: INIT seen, or the end of the association.
-    Closed, "closed";
     /// SCTP: INIT was answered.
     CookieWait, "cookie-wait";
     /// SCTP: the cookie came back.
@@ -172,8 +170,10 @@ pub fn timeout_ns(protocol: u8, state: State) -> u64 {
         (protocol::UDP, _) => 30,
         (protocol::ICMP | protocol::ICMPV6, _) => 30,
         (protocol::SCTP, Established) => 210,
-        (protocol::SCTP, Closed) => 10,
+        (protocol::SCTP, Close) => 10,
         (protocol::SCTP, _) => 3,
+        (protocol::GRE, Unreplied) => 30,
+        (protocol::GRE, _) => 180,
         _ => 600,
     };
     seconds * SECOND_NS

@@ -45,13 +45,6 @@ impl Fragments {
         memory.ranges = cover(&memory.ranges, piece.offset..piece.offset + piece.length)?;
         Ok(memory.tuple)
     }
-
-    /// Makes everything `ns` older.
-    pub fn age(&mut self, ns: u64) {
-        for memory in self.0.values_mut() {
-            memory.since_ns = memory.since_ns.saturating_sub(ns);
-        }
-    }
 }
 
 fn datagram(packet: &Packet, piece: &Piece) -> Datagram {

@@ -110,7 +110,7 @@ impl Association {
         if packet.tag != 0 {
             return Err(Reason::SctpTag);
         }
-        Ok(Self { state: State::Closed, tags: [None, Some(tag)], initiated: [true, false] })
+        Ok(Self { state: State::Close, tags: [None, Some(tag)], initiated: [true, false] })
     }
 
     /// The association after a packet.
@@ -170,16 +170,16 @@ fn step(state: State, direction: Direction, kind: Kind) -> State {
     use Direction::{Original, Reply};
     use State::*;
     match (kind, direction, state) {
-        (Kind::Abort, ..) => Closed,
-        (Kind::Init(_), Original, ShutdownSent | ShutdownRecd) => Closed,
-        (Kind::InitAck(_), Reply, Closed) => CookieWait,
+        (Kind::Abort, ..) => Close,
+        (Kind::Init(_), Original, ShutdownSent | ShutdownRecd) => Close,
+        (Kind::InitAck(_), Reply, Close) => CookieWait,
         (Kind::CookieEcho, _, CookieWait) => CookieEchoed,
         (Kind::CookieAck, _, CookieEchoed) => Established,
-        (Kind::Error, Reply, CookieEchoed) => Closed,
+        (Kind::Error, Reply, CookieEchoed) => Close,
         (Kind::Shutdown, Original, Established) => ShutdownSent,
         (Kind::Shutdown, Reply, Established) => ShutdownRecd,
         (Kind::ShutdownAck, _, ShutdownSent | ShutdownRecd) => ShutdownAckSent,
-        (Kind::ShutdownComplete, _, ShutdownAckSent) => Closed,
+        (Kind::ShutdownComplete, _, ShutdownAckSent) => Close,
         _ => state,
     }
 }
@@ -214,7 +214,7 @@ mod tests {
             (Original, 22, Kind::Other, State::Established),
             (Original, 22, Kind::Shutdown, State::ShutdownSent),
             (Reply, 11, Kind::ShutdownAck, State::ShutdownAckSent),
-            (Original, 22, Kind::ShutdownComplete, State::Closed),
+            (Original, 22, Kind::ShutdownComplete, State::Close),
         ] {
             association = association.judge(direction, &packet(tag, &[kind])).unwrap();
             assert_eq!(association.state, state, "after {kind:?}");
@@ -228,9 +228,9 @@ mod tests {
         assert_eq!(judge(Original, &packet(23, &[Kind::Other])), Err(Reason::SctpTag));
         assert_eq!(judge(Reply, &packet(22, &[Kind::Other])), Err(Reason::SctpTag));
         assert_eq!(judge(Original, &packet(11, &[Kind::Abort])), Err(Reason::SctpTag));
-        assert_eq!(judge(Original, &packet(22, &[Kind::Abort])), Ok(State::Closed));
+        assert_eq!(judge(Original, &packet(22, &[Kind::Abort])), Ok(State::Close));
         let mirrored = Chunks { tag: 11, chunks: vec![Chunk { kind: Kind::Abort, mirrored: true }] };
-        assert_eq!(judge(Original, &mirrored), Ok(State::Closed));
+        assert_eq!(judge(Original, &mirrored), Ok(State::Close));
         assert_eq!(judge(Original, &packet(22, &[Kind::Init(33)])), Err(Reason::SctpTag));
         assert_eq!(judge(Reply, &packet(11, &[Kind::InitAck(99)])), Err(Reason::SctpTag), "22 is agreed on");
     }

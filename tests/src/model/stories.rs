@@ -223,7 +223,7 @@ fn what_the_stack_must_do() {
 #[test]
 fn a_datagram_in_pieces() {
     let mut node = node();
-    let datagram = there().udp(1, 53, &[0; 40]);
+    let datagram = there().udp(1, 53, &[0; 48]);
     let piece = |offset: usize, length: usize, more| {
         let ip = Ip { piece: Some((7, (offset / 8) as u16, more)), ..there() };
         ip.frame(protocol::UDP, &datagram[offset..offset + length])
@@ -235,8 +235,11 @@ fn a_datagram_in_pieces() {
     assert_eq!(node.judge(LAN, &piece(16, 16, true)), Forward);
     assert_eq!(node.judge(LAN, &piece(16, 16, true)), Drop(Reason::FragmentOverlap), "twice");
     assert_eq!(node.embryonic.values().next().unwrap().packets, [3, 0]);
-    node.age(31 * SECOND_NS);
-    assert_eq!(node.judge(LAN, &piece(40, 8, false)), Drop(Reason::Fragment), "too late");
+    node.environment.now_ns += 29 * SECOND_NS;
+    node.udp(true, 1);
+    node.environment.now_ns += 2 * SECOND_NS;
+    assert_eq!(node.judge(LAN, &piece(48, 8, false)), Drop(Reason::Fragment), "too late");
+    node.embryonic.clear();
     node.environment.rules = Some(Vec::new());
     assert_eq!(node.judge(LAN, &piece(0, 16, true)), Drop(Reason::NoRule));
     assert_eq!(node.judge(LAN, &piece(16, 16, true)), Drop(Reason::Fragment), "the first did not go on");

@@ -6,10 +6,11 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use fwha_tests::frames::{Ip, Tcp, flag, gre, sctp, sctp_chunk};
 use fwha_tests::model::flow::{SECOND_NS, Tracking, Tuple, protocol};
-use fwha_tests::model::packet::{Content, Frame, Mac, Query, Transport};
+use fwha_tests::model::packet::{Content, Frame, Mac, Query, Transport, ether_type};
 use fwha_tests::model::tcp::{Seq, Side};
 use fwha_tests::model::{Direction, End, Model, Ownership, Verdict};
 use proptest::collection::vec;
@@ -182,6 +183,7 @@ pub enum Stranger {
     FromNoZone,
     Unresolved,
     UnknownEtherType,
+    Vlan,
     Arp,
     Vrrp,
 }
@@ -271,6 +273,8 @@ struct Speaker {
 
 /// What happened so far.
 struct Stage {
+    /// Identification of the first datagram in pieces: datagrams of other scripts are still remembered.
+    identification: u32,
     connections: Vec<((Family, u16), [Speaker; 2])>,
     /// The speaker of the last segment, as it is once that has gone on.
     said: Option<Speaker>,
@@ -350,7 +354,16 @@ const SHUTDOWN: usize = 5;
 
 impl Stage {
     fn new() -> Self {
-        Self { connections: Vec::new(), said: None, crowd: 0, association: 0, sent: Vec::new() }
+        static DATAGRAMS: AtomicU32 = AtomicU32::new(0);
+        let identification = DATAGRAMS.fetch_add(64, Ordering::Relaxed);
+        Self {
+            identification,
+            connections: Vec::new(),
+            said: None,
+            crowd: 0,
+            association: 0,
+            sent: Vec::new(),
+        }
     }
 
     /// What a step does. `model` knows what was judged so far.
@@ -364,7 +377,7 @@ impl Stage {
                 let ports = directed(*who, (CLIENT_UDP, SERVER_UDP));
                 let payload = ip.udp(ports.0, ports.1, &vec![0x5a; *length]);
                 twist_ip(&mut ip, twists);
-                laid(&ip, *who, protocol::UDP, &payload, twists)
+                laid(&ip, *who, protocol::UDP, &payload, twists, self.identification)
             }
             Step::Query { family, who, query, timestamp } => {
                 let ip = ip(*family, *who);
@@ -532,7 +545,7 @@ impl Stage {
         self.said = twists.iter().all(Twist::is_of_packet).then_some(speaker);
         let payload = ip.tcp(&segment);
         twist_ip(&mut ip, twists);
-        laid(&ip, *who, protocol::TCP, &payload, twists)
+        laid(&ip, *who, protocol::TCP, &payload, twists, self.identification)
     }
 
     fn error(
@@ -672,7 +685,14 @@ fn sctp_packet(who: Who, chunks: &[u8], tag: Tag, fresh: bool) -> (usize, Vec<u8
 }
 
 /// The frames of a packet: one, or its pieces.
-fn laid(ip: &Ip, who: Who, protocol: u8, payload: &[u8], twists: &[Twist]) -> Vec<(usize, Vec<u8>)> {
+fn laid(
+    ip: &Ip,
+    who: Who,
+    protocol: u8,
+    payload: &[u8],
+    twists: &[Twist],
+    identification: u32,
+) -> Vec<(usize, Vec<u8>)> {
     let mut frames = vec![ip.frame(protocol, payload)];
     for twist in twists {
         match twist {
@@ -681,8 +701,8 @@ fn laid(ip: &Ip, who: Who, protocol: u8, payload: &[u8], twists: &[Twist]) -> Ve
                 let count = payload.chunks(size).count();
                 let pieces = payload.chunks(size).enumerate().map(|(i, piece)| {
                     let offset = (i * size / 8) as u16;
-                    let piece_of =
-                        Ip { piece: Some((u32::from(*after), offset, i + 1 < count)), ..ip.clone() };
+                    let number = identification.wrapping_add(u32::from(*after)) & 0xffff;
+                    let piece_of = Ip { piece: Some((number, offset, i + 1 < count)), ..ip.clone() };
                     piece_of.frame(protocol, piece)
                 });
                 frames = pieces.step_by(if *every_other { 2 } else { 1 }).take(12).collect();
@@ -740,14 +760,14 @@ fn stranger(stranger: Stranger) -> (usize, Vec<u8>) {
         Stranger::NoZone => (LAN, udp(client, v4(192, 0, 2, 1), ports)),
         Stranger::FromNoZone => (SYNC, udp(client, server, ports)),
         Stranger::Unresolved => (LAN, udp(client, v4(203, 0, 113, 1), ports)),
-        Stranger::UnknownEtherType => {
+        Stranger::UnknownEtherType | Stranger::Vlan | Stranger::Arp => {
+            let ether_type: u16 = match stranger {
+                Stranger::UnknownEtherType => 0x8847,
+                Stranger::Vlan => ether_type::VLAN[0],
+                _ => ether_type::ARP,
+            };
             let mut frame = udp(client, server, ports);
-            frame[12..14].copy_from_slice(&0x8847u16.to_be_bytes());
-            (LAN, frame)
-        }
-        Stranger::Arp => {
-            let mut frame = udp(client, server, ports);
-            frame[12..14].copy_from_slice(&0x0806u16.to_be_bytes());
+            frame[12..14].copy_from_slice(&ether_type.to_be_bytes());
             (LAN, frame)
         }
         Stranger::Vrrp => {
@@ -876,6 +896,7 @@ pub fn scripts(extent: Extent, length: RangeInclusive<usize>) -> BoxedStrategy<V
         Stranger::FromNoZone,
         Stranger::Unresolved,
         Stranger::UnknownEtherType,
+        Stranger::Vlan,
         Stranger::Arp,
         Stranger::Vrrp,
     ])
