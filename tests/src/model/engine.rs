@@ -174,25 +174,26 @@ impl Model {
         };
         flow.tracking = tracking;
         self.count(arrival, &mut flow, direction);
-        match (&arrival.packet.transport, flow.state()) {
-            (Transport::Tcp(..), State::Close) => {
-                self.embryonic.remove(&tuple.key);
+        let chunk = |is: fn(&Chunk) -> bool| match &arrival.packet.transport {
+            Transport::Sctp(_, packet) => packet.chunks.iter().any(|chunk| is(&chunk.kind)),
+            _ => false,
+        };
+        let ended = flow.state() == State::Close;
+        let answered = match (&flow.tracking, direction) {
+            (Tracking::Sctp(_), Direction::Reply) => chunk(|kind| matches!(kind, Chunk::InitAck(_))),
+            (Tracking::Sctp(_), Direction::Original) => false,
+            _ => !matches!(flow.state(), State::SynSent | State::Unreplied),
+        };
+        if ended {
+            self.embryonic.remove(&tuple.key);
+        } else if answered {
+            if !self.main.contains_key(&tuple.key) && self.main.len() >= self.environment.max_flows {
+                return Err(Reason::TableFull);
             }
-            (Transport::Sctp(_, packet), State::Close)
-                if packet.chunks.iter().any(|chunk| chunk.kind == Chunk::Abort) =>
-            {
-                self.embryonic.remove(&tuple.key);
-            }
-            (_, State::SynSent | State::Close | State::Unreplied) => {
-                self.embryonic.insert(tuple.key, flow);
-            }
-            _ => {
-                if !self.main.contains_key(&tuple.key) && self.main.len() >= self.environment.max_flows {
-                    return Err(Reason::TableFull);
-                }
-                self.main.insert(tuple.key, flow);
-                self.embryonic.remove(&tuple.key);
-            }
+            self.main.insert(tuple.key, flow);
+            self.embryonic.remove(&tuple.key);
+        } else {
+            self.embryonic.insert(tuple.key, flow);
         }
         Ok(goes)
     }

@@ -125,9 +125,9 @@ states! {
     LastAck, "last-ack";
     /// TCP: the last FIN was acknowledged.
     TimeWait, "time-wait";
-    /// TCP: reset. SCTP: not yet answered, or at its end.
+    /// TCP: reset. SCTP: at its end.
     Close, "close";
-    /// SCTP: INIT was answered.
+    /// SCTP: INIT was seen.
     CookieWait, "cookie-wait";
     /// SCTP: the cookie came back.
     CookieEchoed, "cookie-echoed";

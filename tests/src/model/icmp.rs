@@ -64,7 +64,6 @@ impl About {
                     Kind::Error | Kind::Other => return None,
                 }
             }
-            (protocol::ICMP | protocol::ICMPV6, _) => return None,
             (protocol::GRE, _) => match gre_key(transport)? {
                 Some(key) => Tuple::gre(source, destination, key),
                 None => tuple(0, 0),

@@ -21,7 +21,7 @@
 //! `malformed`, one beyond the packet `truncated`. VRRP, IGMP, ND and MLD in fragments are nothing special; ND is that
 //! only directly behind the IPv6 header. VRRP over IPv6 is to `ff02::12`. In the chain of IPv6, mobility, HIP and Shim6
 //! are `extension_header`, as is a second fragment header; a fragment header with neither offset nor more to come is
-//! no fragment (RFC 6946). ICMP in IPv6 and ICMPv6 in IPv4 are `icmp`. A GRE key fills the ports as its two halves,
+//! no fragment (RFC 6946). ICMP in IPv6 and ICMPv6 in IPv4 are like any other. A GRE key fills the ports as its two halves,
 //! that of the lower address first; version 1 has none. Echo and timestamp with the same identifier are one flow.
 //!
 //! *Fragments.* The first begins its datagram anew, whatever was remembered: identifications come round. What a
@@ -42,7 +42,7 @@
 //! embryonic flow where it is.
 //!
 //! *TCP.* A segment without data is placed by what it acknowledges alone; Linux 6.x looks at its number too. An unseen
-//! side bounds nothing (the kernel's `td_maxwin == 0`). The state table is the kernel's: SYN in `syn-recv`, the
+//! side bounds nothing (the kernel's `td_maxwin == 0`). A SYN in `syn-sent` begins anew, whatever its number. The state table is the kernel's: SYN in `syn-recv`, the
 //! responder's SYN+ACK where none is due and its ACK of a SYN are forwarded and change nothing; after a simultaneous
 //! open an ACK of either side establishes; a SYN in `syn-sent2` by either side is a repeat. A SYN+ACK in `syn-recv`
 //! whose end is not higher is a repeat too. Beyond the window by no more than `maxwin` bytes: end + 1 - edge, as the
@@ -55,7 +55,7 @@
 //! *ICMP errors.* At least eight bytes of the embedded transport header are needed. With a flow and an embryonic one of
 //! the same key, the error may be about either. A side that was not seen has nothing under way.
 //!
-//! *SCTP.* HEARTBEAT and its answer carry the right tag, like DATA; the kernel's repair of tags by heartbeats is left
+//! *SCTP.* From INIT on the state is `cookie-wait`; the kernel says CLOSED until INIT ACK. HEARTBEAT and its answer carry the right tag, like DATA; the kernel's repair of tags by heartbeats is left
 //! out. Chunks in a bundle that must be alone or first are `malformed`. ABORT of an embryonic flow takes it away, and only
 //! INIT ACK answers it.
 //!

@@ -337,7 +337,6 @@ impl Packet {
                     icmp::Kind::Other => Transport::OtherIcmp(bytes[0]),
                 })
             }
-            (protocol::ICMP | protocol::ICMPV6, _) => Ok(Transport::OtherIcmp(*bytes.first().ok_or(short)?)),
             (protocol::GRE, _) => Ok(match gre_key(bytes).ok_or(short)? {
                 Some(key) => Transport::Plain(Tuple::gre(self.source, self.destination, key), None),
                 None => Transport::Plain(tuple(0, 0), None),

@@ -110,7 +110,7 @@ impl Association {
         if packet.tag != 0 {
             return Err(Reason::SctpTag);
         }
-        Ok(Self { state: State::Close, tags: [None, Some(tag)], initiated: [true, false] })
+        Ok(Self { state: State::CookieWait, tags: [None, Some(tag)], initiated: [true, false] })
     }
 
     /// The association after a packet.
@@ -171,8 +171,7 @@ fn step(state: State, direction: Direction, kind: Kind) -> State {
     use State::*;
     match (kind, direction, state) {
         (Kind::Abort, ..) => Close,
-        (Kind::Init(_), Original, ShutdownSent | ShutdownRecd) => Close,
-        (Kind::InitAck(_), Reply, Close) => CookieWait,
+        (Kind::Init(_), Original, Close | ShutdownSent | ShutdownRecd) => CookieWait,
         (Kind::CookieEcho, _, CookieWait) => CookieEchoed,
         (Kind::CookieAck, _, CookieEchoed) => Established,
         (Kind::Error, Reply, CookieEchoed) => Close,

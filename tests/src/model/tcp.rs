@@ -293,6 +293,8 @@ impl Connection {
     /// What a segment does. `unchecked` in an inherited flow of which not both directions were seen.
     pub fn judge(&self, direction: Direction, segment: &Segment, unchecked: bool) -> Result<Outcome, Reason> {
         let mut to = match step(self.state, direction, segment.kind).ok_or(Reason::TcpState)? {
+            // The last SYN counts, not the first.
+            Step::To(State::SynSent) => return Ok(Outcome::Changed(Self::begin(segment))),
             Step::To(state) => state,
             Step::Begins => return Ok(Outcome::Begins),
             Step::Stay if self.is_newer_answer(direction, segment) => State::SynRecv,
@@ -347,9 +349,8 @@ impl Connection {
     /// Whether the sender's side begins (again) with this segment.
     fn sides_begin(&self, direction: Direction, segment: &Segment) -> bool {
         let sender = &self.sides[direction as usize];
-        let handshake = matches!(self.state, State::SynSent | State::SynRecv);
-        matches!(segment.kind, Kind::Syn | Kind::SynAck)
-            && (!sender.seen() || handshake && segment.end.after(sender.end))
+        let again = self.state == State::SynRecv && segment.end.after(sender.end);
+        matches!(segment.kind, Kind::Syn | Kind::SynAck) && (!sender.seen() || again)
     }
 
     /// Whether a RST may close (RFC 5961, 3); an error if it may not even go on.
@@ -364,7 +365,12 @@ impl Connection {
             return Err(Reason::TcpReset);
         }
         let sent = self.sides[direction as usize].end;
-        Ok(self.state != State::Established || exact == Some(rst.seq) || rst.seq == sent)
+        Ok(match (self.state, direction) {
+            (State::Established, _) => exact == Some(rst.seq) || rst.seq == sent,
+            // Who has sent a SYN takes no RST that does not acknowledge it (RFC 9293, 3.10.7.3).
+            (State::SynSent, Direction::Reply) => self.is_acknowledged_by(rst),
+            _ => true,
+        })
     }
 
     fn place(&self, direction: Direction, segment: &Segment) -> (Numbers, Place) {
@@ -460,7 +466,7 @@ impl Connection {
     pub fn is_under_way(&self, direction: Direction, seq: Seq) -> bool {
         let (sender, other) = (&self.sides[direction as usize], &self.sides[direction.other() as usize]);
         let oldest = sender.end.minus(other.max_window).minus(1);
-        !oldest.after(seq) && !seq.after(sender.end)
+        sender.seen() && !oldest.after(seq) && !seq.after(sender.end)
     }
 
     /// Whether a segment of the responder acknowledges exactly the SYN.
@@ -672,8 +678,9 @@ mod tests {
     fn a_syn_again() {
         let syn = |seq| segment(Kind::Syn, seq, 0, None, 8192);
         let connection = Connection::begin(&syn(1000));
-        assert_eq!(changed(&connection, Original, &syn(2000)).sides[0].end, Seq(2001));
-        assert_eq!(changed(&connection, Original, &syn(1000)), connection);
+        for seq in [900, 2000] {
+            assert_eq!(changed(&connection, Original, &syn(seq)), Connection::begin(&syn(seq)));
+        }
         for state in [Established, FinWait, CloseWait, LastAck, TimeWait, Close] {
             assert_eq!(in_state(state).judge(Original, &syn(9000), false), Ok(Outcome::Begins));
         }
@@ -712,13 +719,12 @@ mod tests {
     #[test]
     fn a_refused_syn() {
         let connection = Connection::begin(&segment(Kind::Syn, 1000, 0, None, 8192));
-        for refusal in [
-            segment(Kind::Rst, 0, 0, Some(1001), 0),
-            segment(Kind::Rst, 77, 0, Some(1001), 0),
-            segment(Kind::Rst, 77, 0, None, 0),
-            segment(Kind::Rst, 0, 0, Some(0), 0),
-        ] {
-            assert_eq!(changed(&connection, Reply, &refusal).state, Close);
+        for seq in [0, 77] {
+            assert_eq!(changed(&connection, Reply, &segment(Kind::Rst, seq, 0, Some(1001), 0)).state, Close);
+        }
+        for other in [None, Some(0), Some(1000)] {
+            let rst = segment(Kind::Rst, 77, 0, other, 0);
+            assert_eq!(connection.judge(Reply, &rst, false), Ok(Outcome::Unchanged));
         }
         let unrelated = segment(Kind::Rst, 0, 0, Some(1002), 0);
         assert_eq!(connection.judge(Reply, &unrelated, false), Err(Reason::TcpWindow));

@@ -21,7 +21,7 @@ use proptest::test_runner::{Config, FileFailurePersistence, TestCaseError, TestR
 use crate::rig::{
     self, CLIENT_MAC, LAN_MAC, MAX_FLOWS, Rig, SERVER_MAC, TERM, WAN_MAC, WAN_MTU, at_both_hooks,
 };
-use crate::script::{Audience, Extent, Family, Say, Step, Tag, Who, play, scripts};
+use crate::script::{Audience, Extent, Family, Mark, Say, Step, Tag, Twist, Who, play, scripts};
 
 /// What the programs have so far.
 const EXTENT: Extent = Extent::States;
@@ -360,6 +360,12 @@ fn cases() -> Vec<(&'static str, Vec<Step>)> {
         twists: Vec::new(),
         lost: false,
     };
+    let twisted = |who, say, twist| match tcp(who, say) {
+        Step::Tcp { family, connection, who, say, window, lost, .. } => {
+            Step::Tcp { family, connection, who, say, window, lost, twists: vec![twist] }
+        }
+        other => other,
+    };
     let sctp = |who, chunk, tag, fresh| Step::Sctp { who, chunks: vec![chunk], tag, fresh };
     let (client, server) = (Who::Client, Who::Server);
     vec![
@@ -387,6 +393,31 @@ fn cases() -> Vec<(&'static str, Vec<Step>)> {
         (
             "a reset from 0 while a connection opens",
             vec![tcp(client, Say::Next(1)), tcp(server, Say::Next(1)), tcp(client, Say::RstZero)],
+        ),
+        (
+            "a reset beyond the window does not become exact when the window moves",
+            vec![
+                tcp(client, Say::Next(1)),
+                tcp(server, Say::Next(1)),
+                tcp(client, Say::Next(1)),
+                twisted(server, Say::Rst, Twist::Seq(Mark::Edge, 1)),
+                tcp(server, Say::Next(1000)),
+                tcp(client, Say::Ack),
+                // The window has moved by what was acknowledged: the same number.
+                twisted(server, Say::Rst, Twist::Seq(Mark::Edge, 1 - 1000)),
+                tcp(server, Say::Next(1)),
+            ],
+        ),
+        (
+            "a reset in the window does not become exact by coming twice",
+            vec![
+                tcp(client, Say::Next(1)),
+                tcp(server, Say::Next(1)),
+                tcp(client, Say::Next(1)),
+                twisted(server, Say::Rst, Twist::Seq(Mark::End, 100)),
+                twisted(server, Say::Rst, Twist::Seq(Mark::End, 100)),
+                tcp(server, Say::Next(1)),
+            ],
         ),
         (
             "both ends begin an association, and one changes its mind",
