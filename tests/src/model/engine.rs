@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use super::environment::{Environment, Question, Target, Way, Zone};
 use super::flow::{Direction, Flow, Key, STREAM_AFTER_NS, State, Tracking, Tuple, protocol};
-use super::fragment::Fragments;
+use super::fragment::{First, Fragments};
 use super::icmp::{self, About};
 use super::packet::{self, Content, Frame, Packet, Transport};
-use super::sctp::{Association, Kind as Chunk};
-use super::tcp::{Connection, Kind, Outcome};
+use super::sctp::Association;
+use super::tcp::{Connection, Kind, Outcome, Seq};
 use super::verdict::{Reason, Verdict};
 
 /// The tables of flows. An element whose time is over stays where it is, counts for the limit, and is not found.
@@ -82,8 +82,9 @@ impl Model {
             Transport::OtherIcmp(_) => return Err(Reason::Icmp),
             Transport::Rest => {
                 let piece = packet.piece.as_ref().expect("a later piece");
-                let tuple = self.fragments.follow(packet, piece, self.environment.now_ns)?;
-                return self.later_piece(arrival, tuple);
+                let first = self.fragments.follow(packet, piece, self.environment.now_ns)?;
+                let end = first.origin.map(|origin| origin.plus((piece.offset + piece.length) as u32));
+                return self.later_piece(arrival, first.tuple, end);
             }
             Transport::Tcp(tuple, _)
             | Transport::Sctp(tuple, _)
@@ -92,7 +93,11 @@ impl Model {
         };
         let goes = self.whole(arrival, tuple)?;
         if let Some(piece) = &packet.piece {
-            self.fragments.begin(packet, piece, tuple, self.environment.now_ns);
+            let origin = match &packet.transport {
+                Transport::Tcp(_, segment) => Some(segment.origin),
+                _ => None,
+            };
+            self.fragments.begin(packet, piece, First { tuple, origin }, self.environment.now_ns);
         }
         Ok(goes)
     }
@@ -150,6 +155,12 @@ impl Model {
         }
 
         match self.track(arrival.packet, &flow, direction)? {
+            Tracked::Nothing => Ok(goes),
+            Tracked::Noted(tracking) => {
+                flow.tracking = tracking;
+                self.main.insert(tuple.key, flow);
+                Ok(goes)
+            }
             Tracked::As(tracking) => {
                 flow.tracking = tracking;
                 self.count(arrival, &mut flow, direction);
@@ -169,19 +180,17 @@ impl Model {
         let direction = flow.direction(&tuple);
         self.belongs(arrival, &tuple.key, &flow, direction)?;
         let goes = self.leave(arrival, &flow, direction)?;
-        let Tracked::As(tracking) = self.track(arrival.packet, &flow, direction)? else {
-            unreachable!("nothing begins on what has just begun");
+        let tracking = match self.track(arrival.packet, &flow, direction)? {
+            Tracked::Nothing => return Ok(goes),
+            Tracked::As(tracking) => tracking,
+            Tracked::Noted(_) => unreachable!("there is no window yet to be beyond of"),
+            Tracked::Begins => unreachable!("nothing begins on what has just begun"),
         };
         flow.tracking = tracking;
         self.count(arrival, &mut flow, direction);
-        let chunk = |is: fn(&Chunk) -> bool| match &arrival.packet.transport {
-            Transport::Sctp(_, packet) => packet.chunks.iter().any(|chunk| is(&chunk.kind)),
-            _ => false,
-        };
         let ended = flow.state() == State::Close;
-        let answered = match (&flow.tracking, direction) {
-            (Tracking::Sctp(_), Direction::Reply) => chunk(|kind| matches!(kind, Chunk::InitAck(_))),
-            (Tracking::Sctp(_), Direction::Original) => false,
+        let answered = match &flow.tracking {
+            Tracking::Sctp(_) => direction == Direction::Reply,
             _ => !matches!(flow.state(), State::SynSent | State::Unreplied),
         };
         if ended {
@@ -207,8 +216,8 @@ impl Model {
         Ok(Verdict::Pass)
     }
 
-    /// A later piece of a datagram.
-    fn later_piece(&mut self, arrival: &Arrival<'_>, tuple: Tuple) -> Goes {
+    /// A later piece of a datagram; of TCP, which number it reaches.
+    fn later_piece(&mut self, arrival: &Arrival<'_>, tuple: Tuple, end: Option<Seq>) -> Goes {
         let in_main = self.living(&self.main, &tuple.key).is_some();
         let table = if in_main { &self.main } else { &self.embryonic };
         let Some(mut flow) = self.living(table, &tuple.key).cloned() else {
@@ -218,8 +227,11 @@ impl Model {
         let direction = flow.direction(&tuple);
         self.belongs(arrival, &tuple.key, &flow, direction)?;
         let goes = self.leave(arrival, &flow, direction)?;
-        if let Tracking::Tcp(connection) = &mut flow.tracking {
-            connection.carry(direction, arrival.packet.piece.as_ref().expect("a piece").length);
+        if let (Tracking::Tcp(connection), Some(end)) = (&mut flow.tracking, end) {
+            connection.carry(direction, end);
+        }
+        if !in_main && direction == Direction::Reply {
+            return Ok(goes);
         }
         self.count(arrival, &mut flow, direction);
         let table = if in_main { &mut self.main } else { &mut self.embryonic };
@@ -280,9 +292,6 @@ impl Model {
             if source == destination {
                 return Err(Reason::Land);
             }
-            if !self.environment.reached_by(packet.source, arrival.port) {
-                return Err(Reason::Spoofed);
-            }
         }
 
         let way = if packet::is_group(frame.destination) {
@@ -302,6 +311,9 @@ impl Model {
                 return Err(Reason::Martian);
             }
             self.environment.owns(&tuple.key)?;
+        }
+        if !asks_for_address && !self.environment.reached_by(packet.source, arrival.port) {
+            return Err(Reason::Spoofed);
         }
         self.environment.admits(&Question {
             from: arrival.zone,
@@ -338,8 +350,9 @@ impl Model {
             (Tracking::Tcp(connection), Transport::Tcp(_, segment)) => {
                 let unchecked = flow.inherited && !flow.seen_both_ways();
                 match connection.judge(direction, segment, unchecked)? {
-                    Outcome::Unchanged => flow.tracking.clone(),
+                    Outcome::Unchanged => return Ok(Tracked::Nothing),
                     Outcome::Changed(connection) => Tracking::Tcp(connection),
+                    Outcome::Noted(connection) => return Ok(Tracked::Noted(Tracking::Tcp(connection))),
                     Outcome::Begins => return Ok(Tracked::Begins),
                 }
             }
@@ -366,7 +379,7 @@ impl Model {
         Ok(Tracked::As(tracking))
     }
 
-    /// Whether a packet of a flow came to this station, is this node's to forward, and is in the right zone.
+    /// Whether a packet of a flow is this node's to forward, came to this station, and by the right zone.
     fn belongs(
         &self,
         arrival: &Arrival<'_>,
@@ -374,8 +387,8 @@ impl Model {
         flow: &Flow,
         direction: Direction,
     ) -> Result<(), Reason> {
-        self.for_this_station(arrival, false)?;
         self.environment.owns(key)?;
+        self.for_this_station(arrival, false)?;
         if flow.zones[direction as usize] != Some(arrival.zone) {
             return Err(Reason::WrongZone);
         }
@@ -418,6 +431,10 @@ impl Model {
 
 /// What tracking says of a packet.
 enum Tracked {
+    /// It goes on, and the flow knows nothing of it.
+    Nothing,
+    /// It goes on, and the flow is now this, but neither counts it nor lives longer.
+    Noted(Tracking),
     /// The flow is now this.
     As(Tracking),
     /// It may begin the next flow of the same key.

@@ -151,9 +151,6 @@ pub const STREAM_AFTER_NS: u64 = 2 * SECOND_NS;
 /// A second.
 pub const SECOND_NS: u64 = 1_000_000_000;
 
-/// How long a flow of the node itself lives unused: as long as the longest it may be.
-const NODE_TIMEOUT_S: u64 = 432_000;
-
 /// How long a flow lives after its last packet: the kernel's defaults, in ns.
 pub fn timeout_ns(protocol: u8, state: State) -> u64 {
     use State::*;
@@ -226,10 +223,10 @@ impl Flow {
     /// Whether its time is not over.
     pub fn lives(&self, protocol: u8, now_ns: u64, owned_since_ns: u64) -> bool {
         let seen = self.seen_ns.into_iter().flatten().fold(owned_since_ns, u64::max);
-        let timeout = match self.zones {
-            [_, None] | [None, _] => NODE_TIMEOUT_S * SECOND_NS,
-            _ => timeout_ns(protocol, self.state()),
-        };
+        // Those of the node itself: as long as the longest may.
+        let of_node = self.zones.contains(&None);
+        let state = if of_node { State::Established } else { self.state() };
+        let timeout = timeout_ns(protocol, state);
         now_ns < seen.saturating_add(timeout)
     }
 

@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use super::flow::{SECOND_NS, Tuple};
 use super::packet::{Packet, Piece};
+use super::tcp::Seq;
 use super::verdict::Reason;
 
 /// As many separate ranges of a datagram are remembered.
@@ -21,29 +22,38 @@ type Datagram = (IpAddr, IpAddr, u32, u8);
 #[derive(Clone, Debug, Default)]
 pub struct Fragments(BTreeMap<Datagram, Memory>);
 
+/// What the first piece tells of the others.
+#[derive(Clone, Copy, Debug)]
+pub struct First {
+    /// Whose flow they are of.
+    pub tuple: Tuple,
+    /// Of TCP, the number that byte 0 of the datagram would have, if it were data.
+    pub origin: Option<Seq>,
+}
+
 #[derive(Clone, Debug)]
 struct Memory {
-    tuple: Tuple,
+    first: First,
     since_ns: u64,
     /// Bytes that came, ascending, never touching.
     ranges: Vec<Range<usize>>,
 }
 
 impl Fragments {
-    /// Notes a first piece that went on, and whose flow it is of.
-    pub fn begin(&mut self, packet: &Packet, piece: &Piece, tuple: Tuple, now_ns: u64) {
-        let memory = Memory { tuple, since_ns: now_ns, ranges: alone(0..piece.length) };
+    /// Notes a first piece that went on.
+    pub fn begin(&mut self, packet: &Packet, piece: &Piece, first: First, now_ns: u64) {
+        let memory = Memory { first, since_ns: now_ns, ranges: alone(0..piece.length) };
         self.0.insert(datagram(packet, piece), memory);
     }
 
-    /// Takes a later piece, and says whose flow it is of.
-    pub fn follow(&mut self, packet: &Packet, piece: &Piece, now_ns: u64) -> Result<Tuple, Reason> {
+    /// Takes a later piece, and says what its first one told.
+    pub fn follow(&mut self, packet: &Packet, piece: &Piece, now_ns: u64) -> Result<First, Reason> {
         let memory = self.0.get_mut(&datagram(packet, piece)).ok_or(Reason::Fragment)?;
         if now_ns >= memory.since_ns + MEMORY_NS {
             return Err(Reason::Fragment);
         }
         memory.ranges = cover(&memory.ranges, piece.offset..piece.offset + piece.length)?;
-        Ok(memory.tuple)
+        Ok(memory.first)
     }
 }
 

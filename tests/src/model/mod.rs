@@ -27,18 +27,19 @@
 //! *Fragments.* The first begins its datagram anew, whatever was remembered: identifications come round. What a
 //! fragment of IPv6 is remembered by is the protocol that its fragment header names. A range is measured in bytes, and
 //! counts as covered if one byte of it is; it is remembered even if the fragment then does not go on. Memory lasts
-//! 30 s. Errors of ICMP are not remembered: they have no flow. A later fragment without a living flow is `fragment`.
+//! 30 s. Errors of ICMP are not remembered: they have no flow. A later fragment without a living flow is `fragment`;
+//! of an embryonic flow, nothing of the responder is counted.
 //! Where a datagram ends is not looked at, nor whether it is longer than 64 KiB.
 //!
-//! *New flows.* In order: the kind of packet, `other_station`, `martian`, `land`, `spoofed`, the route, ownership, the
+//! *New flows.* In order: the kind of packet, `other_station`, `martian`, `land`, the route, ownership, `spoofed`, the
 //! rules. A packet in a group frame is for the node. An address without any route is judged as if it were the node's,
 //! since only the stack can say so. Link-local sources of IPv6 are right on any port, but `martian` beyond the node
 //! (RFC 4291, 2.5.6). Ports of a rule are compared for TCP, UDP and SCTP. SCTP that begins with anything but INIT is
 //! `sctp_state`. What the stack has to refuse (TTL, length) begins a flow like any other.
 //!
-//! *Known flows.* In order: `no_zone`, `other_station`, ownership, `wrong_zone`, the protocol. Every packet that goes
-//! on is counted and renews the flow, also one that changes no state. Of the node's own flows nothing is tracked but
-//! that they are there. A dropped packet changes nothing; an answer that finds the main table full leaves the
+//! *Known flows.* In order: `no_zone`, ownership, `other_station`, `wrong_zone`, the protocol. A packet that
+//! goes on and changes nothing is not counted and renews nothing. Of the node's own flows nothing is tracked but that
+//! they are there. A dropped packet changes nothing; an answer that finds the main table full leaves the
 //! embryonic flow where it is.
 //!
 //! *TCP.* A segment without data is placed by what it acknowledges alone; Linux 6.x looks at its number too. An unseen
@@ -46,7 +47,7 @@
 //! responder's SYN+ACK where none is due and its ACK of a SYN are forwarded and change nothing; after a simultaneous
 //! open an ACK of either side establishes; a SYN in `syn-sent2` by either side is a repeat. A SYN+ACK in `syn-recv`
 //! whose end is not higher is a repeat too. Beyond the window by no more than `maxwin` bytes: end + 1 - edge, as the
-//! kernel counts. RST in `established` without the exact number changes nothing at all; else a second one would hit the
+//! kernel counts. RST from 0 is spared the comparison with what was acknowledged in all states but `established`. RST in `established` without the exact number changes nothing at all; else a second one would hit the
 //! end that the first one raised. RST of the originator in `syn-sent` takes the embryonic flow away too. A SYN on a flow
 //! past `syn-recv` replaces the one that was remembered, from either end; being about the next flow, it is not counted
 //! into the old one. In an inherited flow that was not seen in both directions, RST in `established` closes only by
@@ -55,13 +56,13 @@
 //! *ICMP errors.* At least eight bytes of the embedded transport header are needed. With a flow and an embryonic one of
 //! the same key, the error may be about either. A side that was not seen has nothing under way.
 //!
-//! *SCTP.* From INIT on the state is `cookie-wait`; the kernel says CLOSED until INIT ACK. HEARTBEAT and its answer carry the right tag, like DATA; the kernel's repair of tags by heartbeats is left
-//! out. Chunks in a bundle that must be alone or first are `malformed`. ABORT of an embryonic flow takes it away, and only
-//! INIT ACK answers it.
+//! *SCTP.* After the first INIT the state is `cookie-wait`; the kernel says CLOSED until INIT ACK. HEARTBEAT and its answer carry the right tag, like DATA; the kernel's repair of tags by heartbeats is left
+//! out. Chunks in a bundle that must be alone or first are `malformed`. ABORT of an embryonic flow takes it away;
+//! any other packet of the responder answers it.
 //!
 //! # What is not modelled
 //!
-//! Probes, super-packets, the egress guard, eviction from the tables that evict, the rewriting of frames.
+//! Probes, super-packets, how long flows of the node itself live, the egress guard, eviction from the tables that evict, the rewriting of frames.
 
 pub mod environment;
 pub mod flow;

@@ -171,7 +171,8 @@ fn step(state: State, direction: Direction, kind: Kind) -> State {
     use State::*;
     match (kind, direction, state) {
         (Kind::Abort, ..) => Close,
-        (Kind::Init(_), Original, Close | ShutdownSent | ShutdownRecd) => CookieWait,
+        (Kind::Init(_), Original, ShutdownSent | ShutdownRecd) => Close,
+        (Kind::InitAck(_), Reply, Close) => CookieWait,
         (Kind::CookieEcho, _, CookieWait) => CookieEchoed,
         (Kind::CookieAck, _, CookieEchoed) => Established,
         (Kind::Error, Reply, CookieEchoed) => Close,

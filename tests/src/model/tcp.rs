@@ -74,6 +74,8 @@ pub struct Segment {
     pub seq: Seq,
     /// One beyond its last: SYN and FIN count, data too.
     pub end: Seq,
+    /// The number of the first byte of its header, if that were data.
+    pub origin: Seq,
     /// What it acknowledges, if it does.
     pub ack: Option<Seq>,
     /// Its window, as in the header.
@@ -116,6 +118,7 @@ impl Segment {
             kind,
             seq,
             end: seq.plus((bytes.len() - header_length) as u32 + flags),
+            origin: seq.minus(header_length as u32),
             ack: (header[13] & ACK != 0).then(|| Seq(word(8))),
             window: word(12) & 0xffff,
             scale: None,
@@ -216,6 +219,8 @@ pub enum Outcome {
     Unchanged,
     /// It goes on, and the connection is now this.
     Changed(Connection),
+    /// It goes on, and all that is taken from it is how far its sender got.
+    Noted(Connection),
     /// It is a SYN that may begin the next connection between these ends: the rules decide.
     Begins,
 }
@@ -331,7 +336,7 @@ impl Connection {
             Place::Beyond => {
                 let mut same = self.clone();
                 same.sides[direction as usize].end = numbers.end;
-                Ok(Outcome::Changed(same))
+                Ok(Outcome::Noted(same))
             }
             Place::Inside => {
                 next.advance(direction, segment, &numbers);
@@ -349,18 +354,18 @@ impl Connection {
     /// Whether the sender's side begins (again) with this segment.
     fn sides_begin(&self, direction: Direction, segment: &Segment) -> bool {
         let sender = &self.sides[direction as usize];
-        let again = self.state == State::SynRecv && segment.end.after(sender.end);
+        let answer = (self.state, direction) == (State::SynRecv, Direction::Reply);
+        let again = answer && segment.end.after(sender.end);
         matches!(segment.kind, Kind::Syn | Kind::SynAck) && (!sender.seen() || again)
     }
 
     /// Whether a RST may close (RFC 5961, 3); an error if it may not even go on.
     fn reset_closes(&self, direction: Direction, rst: &Segment, unchecked: bool) -> Result<bool, Reason> {
-        let opening = matches!(self.state, State::SynSent | State::SynSent2 | State::SynRecv);
         let exact = self.sides[direction.other() as usize].max_ack;
         if let Some(exact) = exact
             && !unchecked
             && exact.after(rst.seq)
-            && !(opening && rst.seq == Seq(0))
+            && !(self.state != State::Established && rst.seq == Seq(0))
         {
             return Err(Reason::TcpReset);
         }
@@ -456,10 +461,10 @@ impl Connection {
         }
     }
 
-    /// Takes in a later fragment of a segment, of which only the length is known.
-    pub fn carry(&mut self, direction: Direction, bytes: usize) {
+    /// Takes in a later fragment of a segment, which reaches so far.
+    pub fn carry(&mut self, direction: Direction, end: Seq) {
         let sender = &mut self.sides[direction as usize];
-        sender.end = sender.end.plus(bytes as u32);
+        sender.end = sender.end.max(end);
     }
 
     /// Whether a segment with this sequence number is under way from a side, so that an error may be about it.
@@ -487,6 +492,7 @@ mod tests {
             kind,
             seq: Seq(seq),
             end: Seq(seq).plus(length + flags),
+            origin: Seq(seq).minus(20),
             ack: ack.map(Seq),
             window,
             scale: None,
@@ -623,7 +629,7 @@ mod tests {
         // I: the responder lets the originator go up to 1501.
         assert!(matches!(judge(&ack(1501, 1, 5001, 1000)), Ok(Outcome::Changed(_))));
         assert_eq!(judge(&ack(1502, 499, 5001, 1000)), Err(Reason::TcpWindow), "500 beyond, by one too many");
-        let beyond = changed(&connection, Original, &ack(1502, 498, 5001, 1000));
+        let Ok(Outcome::Noted(beyond)) = judge(&ack(1502, 498, 5001, 1000)) else { panic!("499 beyond") };
         assert_eq!(beyond.sides[0], Side { end: Seq(2000), ..connection.sides[0] });
         assert_eq!(beyond.sides[1], connection.sides[1]);
         assert_eq!(judge(&ack(1502, 1, 5002, 1000)), Err(Reason::TcpWindow), "I and III");
@@ -648,8 +654,8 @@ mod tests {
         let next = changed(&connection, Original, &ack(1501, 100, 5001, 2000));
         assert_eq!(next.sides[1].max_window, 600);
         assert_eq!((next.sides[0].max_window, next.sides[0].edge), (2000, Seq(7001)));
-        let shut = changed(&next, Original, &ack(1601, 0, 5001, 0));
-        assert_eq!((shut.sides[0].max_window, shut.sides[0].edge), (2000, Seq(7001)), "never smaller");
+        let shut = changed(&established([1000, 500]), Original, &ack(1001, 0, 5001, 0));
+        assert_eq!((shut.sides[0].max_window, shut.sides[0].edge), (1000, Seq(6001)), "never smaller");
         let shut = changed(&established([1, 1]), Original, &ack(1001, 0, 5001, 0));
         assert_eq!(shut.sides[0].edge, Seq(5002));
     }

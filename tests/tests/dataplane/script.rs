@@ -355,7 +355,7 @@ const SHUTDOWN: usize = 5;
 impl Stage {
     fn new() -> Self {
         static DATAGRAMS: AtomicU32 = AtomicU32::new(0);
-        let identification = DATAGRAMS.fetch_add(64, Ordering::Relaxed);
+        let identification = DATAGRAMS.fetch_add(8, Ordering::Relaxed);
         Self {
             identification,
             connections: Vec::new(),
@@ -701,7 +701,8 @@ fn laid(
                 let count = payload.chunks(size).count();
                 let pieces = payload.chunks(size).enumerate().map(|(i, piece)| {
                     let offset = (i * size / 8) as u16;
-                    let number = identification.wrapping_add(u32::from(*after)) & 0xffff;
+                    // Pieces of one size are of one datagram.
+                    let number = identification.wrapping_add(u32::from(*after % 8)) & 0xffff;
                     let piece_of = Ip { piece: Some((number, offset, i + 1 < count)), ..ip.clone() };
                     piece_of.frame(protocol, piece)
                 });
@@ -864,7 +865,7 @@ pub fn scripts(extent: Extent, length: RangeInclusive<usize>) -> BoxedStrategy<V
     let crowd = (1..6u16).prop_map(Step::Crowd);
     let elsewhere = (0..3usize).prop_map(|back| Step::Elsewhere { back });
     if !whole {
-        let step = prop_oneof![12 => tcp, 3 => udp, 2 => query, 1 => wait, 1 => own];
+        let step = prop_oneof![12 => tcp, 3 => udp, 2 => query, 1 => own];
         return vec(step, length).boxed();
     }
     let sctp = (
