@@ -14,6 +14,14 @@ macro_rules! reasons {
             /// All reasons, in the order of their numbers.
             pub const ALL: &'static [Self] = &[$(Self::$name,)+];
 
+            /// The reason with this number.
+            pub const fn from_u32(number: u32) -> Option<Self> {
+                match number {
+                    $($number => Some(Self::$name),)+
+                    _ => None,
+                }
+            }
+
             /// The name under which it is counted.
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$name => $text,)+ }
@@ -32,13 +40,13 @@ reasons! {
     Truncated = 0, "truncated";
     /// Header fields contradict each other (version, length, header length).
     Malformed = 1, "malformed";
-    /// An EtherType or VLAN tag that no zone takes.
+    /// An EtherType that no zone takes.
     UnknownEtherType = 2, "unknown_ethertype";
     /// An IP protocol that the firewall does not track.
     UnsupportedProtocol = 3, "unsupported_protocol";
-    /// IPv6 other than neighbour discovery.
-    Ipv6 = 4, "ipv6";
-    /// A fragment.
+    /// IPv6 extension headers: too many, out of order, cut, or a type 0 routing header.
+    ExtensionHeader = 4, "extension_header";
+    /// A fragment whose datagram's first fragment was not let through before.
     Fragment = 5, "fragment";
     /// The interface belongs to no zone.
     NoZone = 6, "no_zone";
@@ -78,6 +86,32 @@ reasons! {
     NoSettings = 23, "no_settings";
     /// A frame for another station, which a bridge flooded.
     OtherStation = 24, "other_station";
+    /// A first fragment without its whole L4 header, or one that would overwrite it.
+    FragmentTiny = 25, "fragment_tiny";
+    /// A fragment that overlaps another of its datagram, or one too many out of order.
+    FragmentOverlap = 26, "fragment_overlap";
+    /// A TCP segment outside of the windows of its connection.
+    TcpWindow = 27, "tcp_window";
+    /// A TCP reset with a sequence number below what was acknowledged.
+    TcpReset = 28, "tcp_reset";
+    /// An SCTP packet with a wrong verification tag.
+    SctpTag = 29, "sctp_tag";
+    /// SCTP chunks that do not go together, or that the association's state does not allow.
+    SctpState = 30, "sctp_state";
+    /// A source whose way back is not the interface that it came by, or an own address.
+    Spoofed = 31, "spoofed";
+    /// A source that no host has: multicast, loopback, reserved.
+    Martian = 32, "martian";
+    /// Source and destination are the same.
+    Land = 33, "land";
+    /// A rule rejects the flow; its sender is told, as often as the limit allows.
+    Reject = 34, "reject";
+    /// The source begins more new flows per second than it may.
+    SourceRate = 35, "source_rate";
+    /// The source has as many flows as it may.
+    SourceFlows = 36, "source_flows";
+    /// A VLAN tag that no zone takes.
+    Vlan = 37, "vlan";
 }
 
 /// Number of reasons.

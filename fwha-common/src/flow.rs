@@ -10,10 +10,41 @@ pub mod proto {
     pub const TCP: u8 = 6;
     /// UDP (RFC 768).
     pub const UDP: u8 = 17;
+    /// DCCP (RFC 4340).
+    pub const DCCP: u8 = 33;
+    /// GRE (RFC 2784).
+    pub const GRE: u8 = 47;
+    /// IPsec ESP (RFC 4303).
+    pub const ESP: u8 = 50;
+    /// IPsec AH (RFC 4302).
+    pub const AH: u8 = 51;
     /// ICMPv6 (RFC 4443).
     pub const ICMPV6: u8 = 58;
     /// VRRP (RFC 9568).
     pub const VRRP: u8 = 112;
+    /// SCTP (RFC 9260).
+    pub const SCTP: u8 = 132;
+    /// UDP-Lite (RFC 3828).
+    pub const UDPLITE: u8 = 136;
+
+    /// Those that have a name in configs and in what commands print.
+    pub const NAMES: [(u8, &str); 10] = [
+        (ICMP, "icmp"),
+        (TCP, "tcp"),
+        (UDP, "udp"),
+        (DCCP, "dccp"),
+        (GRE, "gre"),
+        (ESP, "esp"),
+        (AH, "ah"),
+        (ICMPV6, "icmpv6"),
+        (SCTP, "sctp"),
+        (UDPLITE, "udplite"),
+    ];
+
+    /// The name of a protocol, if it has one here.
+    pub fn name(proto: u8) -> Option<&'static str> {
+        NAMES.iter().find(|(number, _)| *number == proto).map(|(_, name)| *name)
+    }
 }
 
 /// The key of a flow, the same for both directions.
@@ -28,7 +59,8 @@ pub mod proto {
 ///  +---------+---------+-----+-----+-----+----+
 /// ```
 ///
-/// ICMP echo has no ports: both port fields hold the identifier, as in the kernel's tracker.
+/// Protocols without ports: an ICMP query (echo, timestamp) has its identifier in both port fields; a
+/// GRE packet with a key has the key's halves in them, the higher one first; others have zero.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct FlowKey {
@@ -50,44 +82,64 @@ pub struct FlowKey {
 pub const V4_MAPPED: u32 = u32::from_be(0x0000_ffff);
 
 impl FlowKey {
-    /// The key for an IPv4 packet, and whether its source is end B. All four in network byte order.
+    /// The key for a packet, and whether its source is end B. Addresses as in the key, ports in network
+    /// byte order; `v6` if the addresses are more than mapped IPv4 ones.
+    #[inline(always)]
+    pub fn of(src: &[u32; 4], dst: &[u32; 4], sport: u16, dport: u16, proto: u8, v6: bool) -> (Self, bool) {
+        let mut src_is_b = if src[3] == dst[3] {
+            u16::from_be(sport) > u16::from_be(dport)
+        } else {
+            u32::from_be(src[3]) > u32::from_be(dst[3])
+        };
+        if v6 {
+            let mut i = 3;
+            while i > 0 {
+                i -= 1;
+                if src[i] != dst[i] {
+                    src_is_b = u32::from_be(src[i]) > u32::from_be(dst[i]);
+                }
+            }
+        }
+        // GRE's key is of the packet, not of its ends.
+        let swap = src_is_b && proto != proto::GRE;
+        let key = Self {
+            addr_a: if src_is_b { *dst } else { *src },
+            addr_b: if src_is_b { *src } else { *dst },
+            port_a: if swap { dport } else { sport },
+            port_b: if swap { sport } else { dport },
+            proto,
+            zero: [0; 3],
+        };
+        (key, src_is_b)
+    }
+
+    /// The key for an IPv4 packet, and whether its source is end B. All in network byte order.
     #[inline(always)]
     pub fn v4(src: u32, dst: u32, sport: u16, dport: u16, proto: u8) -> (Self, bool) {
-        let src_is_b = (u32::from_be(src), u16::from_be(sport)) > (u32::from_be(dst), u16::from_be(dport));
-        let (a, b, port_a, port_b) =
-            if src_is_b { (dst, src, dport, sport) } else { (src, dst, sport, dport) };
-        let key = Self {
-            addr_a: [0, 0, V4_MAPPED, a],
-            addr_b: [0, 0, V4_MAPPED, b],
-            port_a,
-            port_b,
-            proto,
-            zero: [0; 3],
-        };
-        (key, src_is_b)
+        Self::of(&Self::mapped(src), &Self::mapped(dst), sport, dport, proto, false)
     }
 
-    /// The key for any packet by its 16-byte addresses, and whether its source is end B. For user
-    /// space: the kernel side has cheaper ways for each family.
+    /// An IPv4 address (network byte order) as in a key.
+    #[inline(always)]
+    pub const fn mapped(address: u32) -> [u32; 4] {
+        [0, 0, V4_MAPPED, address]
+    }
+
+    /// The key for a packet by its 16-byte addresses and ports in host byte order, for user space.
     pub fn new(src: [u8; 16], dst: [u8; 16], sport: u16, dport: u16, proto: u8) -> (Self, bool) {
-        let src_is_b = (src, sport) > (dst, dport);
-        let (a, b, port_a, port_b) =
-            if src_is_b { (dst, src, dport, sport) } else { (src, dst, sport, dport) };
-        let key = Self {
-            addr_a: words(a),
-            addr_b: words(b),
-            port_a: port_a.to_be(),
-            port_b: port_b.to_be(),
-            proto,
-            zero: [0; 3],
-        };
-        (key, src_is_b)
+        Self::of(&words(src), &words(dst), sport.to_be(), dport.to_be(), proto, true)
     }
 
-    /// Address and port (host byte order) of end A (`false`) or B (`true`).
-    pub fn end(&self, b: bool) -> ([u8; 16], u16) {
-        let (addr, port) = if b { (self.addr_b, self.port_b) } else { (self.addr_a, self.port_a) };
-        (bytes(addr), u16::from_be(port))
+    /// Source and destination, each as address and port (host byte order), of a packet whose source is
+    /// end B (`true`) or A: what [`Self::new`] was given.
+    pub fn ends(&self, src_is_b: bool) -> [([u8; 16], u16); 2] {
+        let (a, b) = (bytes(self.addr_a), bytes(self.addr_b));
+        let (port_a, port_b) = (u16::from_be(self.port_a), u16::from_be(self.port_b));
+        match (src_is_b, self.proto == proto::GRE) {
+            (false, _) => [(a, port_a), (b, port_b)],
+            (true, false) => [(b, port_b), (a, port_a)],
+            (true, true) => [(b, port_a), (a, port_b)],
+        }
     }
 
     /// The key as ten native words, as hashed.
@@ -172,10 +224,22 @@ pub enum FlowState {
     Replied = 10,
     /// UDP: answered, and more than one exchange: a stream.
     Assured = 11,
+    /// TCP: both sides sent a SYN (simultaneous open).
+    SynSent2 = 12,
+    /// SCTP: the originator's INIT was seen.
+    CookieWait = 13,
+    /// SCTP: the COOKIE ECHO was seen.
+    CookieEchoed = 14,
+    /// SCTP: the originator sent SHUTDOWN.
+    ShutdownSent = 15,
+    /// SCTP: the responder sent SHUTDOWN.
+    ShutdownRecd = 16,
+    /// SCTP: a SHUTDOWN ACK was seen.
+    ShutdownAckSent = 17,
 }
 
 /// Number of [`FlowState`]s, the size of a timeout table.
-pub const FLOW_STATES: usize = 12;
+pub const FLOW_STATES: usize = 18;
 
 impl FlowState {
     /// All states, in the order of their numbers.
@@ -192,6 +256,12 @@ impl FlowState {
         Self::Unreplied,
         Self::Replied,
         Self::Assured,
+        Self::SynSent2,
+        Self::CookieWait,
+        Self::CookieEchoed,
+        Self::ShutdownSent,
+        Self::ShutdownRecd,
+        Self::ShutdownAckSent,
     ];
 
     /// The state with this number.
@@ -214,6 +284,12 @@ impl FlowState {
             Self::Unreplied => "unreplied",
             Self::Replied => "replied",
             Self::Assured => "assured",
+            Self::SynSent2 => "syn-sent2",
+            Self::CookieWait => "cookie-wait",
+            Self::CookieEchoed => "cookie-echoed",
+            Self::ShutdownSent => "shutdown-sent",
+            Self::ShutdownRecd => "shutdown-recd",
+            Self::ShutdownAckSent => "shutdown-ack-sent",
         }
     }
 }
@@ -224,16 +300,24 @@ impl FlowState {
 pub enum TimeoutClass {
     /// TCP.
     Tcp = 0,
-    /// UDP.
+    /// UDP and UDP-Lite.
     Udp = 1,
-    /// ICMP echo.
+    /// ICMP queries.
     Icmp = 2,
+    /// ICMPv6 queries.
+    Icmpv6 = 3,
+    /// SCTP.
+    Sctp = 4,
+    /// DCCP.
+    Dccp = 5,
+    /// GRE.
+    Gre = 6,
     /// Everything else.
-    Other = 3,
+    Other = 7,
 }
 
 /// Number of [`TimeoutClass`]es.
-pub const TIMEOUT_CLASSES: usize = 4;
+pub const TIMEOUT_CLASSES: usize = 8;
 
 impl TimeoutClass {
     /// The class of an IP protocol.
@@ -241,26 +325,24 @@ impl TimeoutClass {
     pub const fn of(proto: u8) -> Self {
         match proto {
             proto::TCP => Self::Tcp,
-            proto::UDP => Self::Udp,
-            proto::ICMP | proto::ICMPV6 => Self::Icmp,
+            proto::UDP | proto::UDPLITE => Self::Udp,
+            proto::ICMP => Self::Icmp,
+            proto::ICMPV6 => Self::Icmpv6,
+            proto::SCTP => Self::Sctp,
+            proto::DCCP => Self::Dccp,
+            proto::GRE => Self::Gre,
             _ => Self::Other,
         }
     }
 }
 
-/// Where packets of one direction leave: the cached result of a route and neighbour lookup. Valid
-/// while `generation` equals [`crate::settings::Settings::route_generation`]; generation 0 is never
-/// current, so a zeroed value is "not looked up".
-///
-/// ```text
-///  0        4        8       14       20    22    24
-///  | ifindex|  gen   | dmac   | smac   | mtu | 0   |
-/// ```
-#[repr(C)]
+/// Where packets of one direction leave: the result of a route and neighbour lookup. Valid while
+/// `generation` equals [`crate::settings::Settings::route_generation`]; generation 0 is never current,
+/// so a zeroed value is "not looked up".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NextHop {
-    /// Interface to leave by.
-    pub ifindex: u32,
+    /// Interface to leave by, and VLAN; see [`NextHop::out`].
+    pub out: u32,
     /// Route generation at the time of the lookup.
     pub generation: u32,
     /// MAC of the next hop.
@@ -269,67 +351,221 @@ pub struct NextHop {
     pub src_mac: [u8; 6],
     /// Largest L3 packet for this route, in bytes; 0 if unknown.
     pub mtu: u16,
-    /// Always zero.
-    pub zero: u16,
+}
+
+impl NextHop {
+    /// Interface indices from here on do not fit beside a VLAN.
+    pub const IFINDEX_LIMIT: u32 = 1 << 20;
+
+    /// An interface (index below [`Self::IFINDEX_LIMIT`]) and the VLAN to tag with there, 0 for none.
+    #[inline(always)]
+    pub const fn out(ifindex: u32, vlan: u16) -> u32 {
+        ifindex | (vlan as u32) << 20
+    }
+
+    /// The interface of [`Self::out`].
+    #[inline(always)]
+    pub const fn ifindex(out: u32) -> u32 {
+        out & (Self::IFINDEX_LIMIT - 1)
+    }
+
+    /// The VLAN of [`Self::out`].
+    #[inline(always)]
+    pub const fn vlan(out: u32) -> u16 {
+        (out >> 20) as u16
+    }
+}
+
+/// One direction of a flow: what its packets were, where they leave, and how far they got. Written by
+/// packets of this direction only, but for the exceptions named at the fields; read by both.
+///
+/// ```text
+///  0        8        16       24   28   32     38     44   46    47    48   52   56     60     64
+///  |last seen|packets| bytes  |out |gen |dst mac|src mac|mtu|scale|flags|end |edge|maxwin|maxack|
+/// ```
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Way {
+    /// When its last packet was seen, coarse `CLOCK_MONOTONIC` in ns. 0 if this node has seen none.
+    pub last_seen_ns: u64,
+    /// Packets, on all nodes together. A super-packet counts as its segments.
+    pub packets: u64,
+    /// Bytes at L3.
+    pub bytes: u64,
+    /// As [`NextHop::out`].
+    pub out: u32,
+    /// As [`NextHop::generation`].
+    pub generation: u32,
+    /// As [`NextHop::dst_mac`].
+    pub dst_mac: [u8; 6],
+    /// As [`NextHop::src_mac`].
+    pub src_mac: [u8; 6],
+    /// As [`NextHop::mtu`].
+    pub mtu: u16,
+    /// TCP: the shift of the window scale option in its SYN, 0 to 14; counts only if both SYNs had one.
+    pub scale: u8,
+    /// Bits: [`Way::SCALE`], [`Way::SACK`], [`Way::ACKED`], [`Way::SEEN`].
+    pub flags: u8,
+    /// TCP: the highest sequence number sent, plus length. SCTP: the verification tag of its packets.
+    /// Raised by the other direction while the flow is inherited.
+    pub end: u32,
+    /// TCP: the right edge of the window granted to the other side: highest acknowledgement plus window.
+    /// The other side's SYN sets it to its own end: nothing is granted yet.
+    pub edge: u32,
+    /// TCP: the largest window granted to the other side, in bytes. Raised by the other side when it
+    /// sends beyond the edge.
+    pub maxwin: u32,
+    /// TCP: the highest acknowledgement sent, if [`Way::ACKED`].
+    pub maxack: u32,
+}
+
+impl Way {
+    /// Flag: its SYN had the window scale option (RFC 7323).
+    pub const SCALE: u8 = 1;
+    /// Flag: its SYN had the SACK-permitted option (RFC 2018).
+    pub const SACK: u8 = 2;
+    /// Flag: an acknowledgement was sent.
+    pub const ACKED: u8 = 4;
+    /// Flag: this node has seen a packet of it, so that its window fields are of this node.
+    pub const SEEN: u8 = 8;
+    /// The flags that a replica keeps.
+    pub const REPLICATED: u8 = Self::SCALE | Self::SACK;
 }
 
 /// A flow. One element serves both directions; index 0 is the original direction, 1 the reply.
 ///
-/// Both directions may run on two CPUs at once. `last_seen_ns`, `packets`, `bytes` and `hops` are
-/// indexed by direction and, with receive-side scaling by flow, have one writer each; should two
-/// CPUs work on one direction, a count may miss a packet and nothing else happens. `state` and
-/// `version` are changed by compare-and-exchange. The rest is written once, before the element is
-/// in the map.
+/// Element, key and value together are 256 bytes in the kernel's hash table (its own header is 48,
+/// `struct htab_elem` in kernel/bpf/hashtab.c): the two directions are a cache line each, and what
+/// every packet reads of the rest lies in one.
 ///
 /// ```text
-///   0  last_seen_ns[2]   16  packets[2]   32  bytes[2]
-///  48  hops[2]           96  state flags bucket zones[2]
-/// 104  version          112  id          128  created_ns
-/// 136  rule_hash ruleset_generation     144
+///   0  word: state | flags << 8 | zone of originator << 16 | zone of responder << 24
+///   4  rule_hash      8  version      16  number   24  epoch   28  node  29  bucket  30  mss
+///  32  created_ns    40  ways[2]     168
 /// ```
+///
+/// What two CPUs may do to it at once is written at the top of `fwha-ebpf/src/flow.rs`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flow {
-    /// When the last packet of each direction was seen, coarse `CLOCK_MONOTONIC` in ns. 0 in a
-    /// direction that this node has not seen.
-    pub last_seen_ns: [u64; 2],
-    /// Packets of each direction, on all nodes together. A super-packet counts as its segments.
-    pub packets: [u64; 2],
-    /// Bytes at L3 of each direction.
-    pub bytes: [u64; 2],
-    /// Where packets of each direction leave.
-    pub hops: [NextHop; 2],
-    /// A [`FlowState`]. Four bytes, because it is changed by 32-bit compare-and-exchange.
-    pub state: u32,
-    /// Bits: [`Flow::ORIGINATOR_IS_B`], [`Flow::INHERITED`].
-    pub flags: u8,
-    /// The bucket, of the original tuple.
-    pub bucket: u8,
-    /// Zone of the originator and of the responder.
-    pub zones: [u8; 2],
+    /// State, flags and zones, changed by 32-bit compare-and-exchange; see the accessors.
+    pub word: u32,
+    /// Hash of the name of the rule that admitted it.
+    pub rule_hash: u32,
     /// Term in the high half, a count of changes in the low one. A replica takes a record of the
     /// same identity only if its version is higher.
     pub version: u64,
-    /// The identity.
-    pub id: FlowId,
+    /// [`FlowId::number`].
+    pub number: u64,
+    /// [`FlowId::epoch`].
+    pub epoch: u32,
+    /// [`FlowId::node`].
+    pub node: u8,
+    /// The bucket, of the original tuple.
+    pub bucket: u8,
+    /// TCP: the maximum segment size to clamp SYNs to; 0 for none, [`Flow::MSS_PMTU`] for the route's.
+    pub mss: u16,
     /// When the flow began, in this node's `CLOCK_MONOTONIC` ns.
     pub created_ns: u64,
-    /// Hash of the name of the rule that admitted it.
-    pub rule_hash: u32,
-    /// Generation of the ruleset that admitted it.
-    pub ruleset_generation: u32,
+    /// Both directions.
+    pub ways: [Way; 2],
 }
 
 impl Flow {
     /// Flag: end B of the key began the connection; otherwise end A.
     pub const ORIGINATOR_IS_B: u8 = 1;
-    /// Flag: came from a peer. Window checks stay lenient until both directions were seen here.
+    /// Flag: came from a peer. Windows are not checked until both directions were seen here.
     pub const INHERITED: u8 = 2;
+    /// [`Flow::mss`]: what fits the route's MTU.
+    pub const MSS_PMTU: u16 = u16::MAX;
+
+    /// The word for a flow.
+    #[inline(always)]
+    pub const fn word(state: FlowState, flags: u8, zones: [u8; 2]) -> u32 {
+        u32::from_le_bytes([state as u8, flags, zones[0], zones[1]])
+    }
+
+    /// `word` with another state.
+    #[inline(always)]
+    pub const fn with_state(word: u32, state: FlowState) -> u32 {
+        word & !0xff | state as u32
+    }
+
+    /// The state in a word, a [`FlowState`].
+    #[inline(always)]
+    pub const fn state_of(word: u32) -> u8 {
+        word as u8
+    }
+
+    /// The state.
+    pub const fn state(&self) -> FlowState {
+        match FlowState::from_u8(Self::state_of(self.word)) {
+            Some(state) => state,
+            None => FlowState::None,
+        }
+    }
+
+    /// The flags: [`Self::ORIGINATOR_IS_B`], [`Self::INHERITED`].
+    #[inline(always)]
+    pub const fn flags(&self) -> u8 {
+        (self.word >> 8) as u8
+    }
+
+    /// Zone of the originator and of the responder.
+    #[inline(always)]
+    pub const fn zones(&self) -> [u8; 2] {
+        [(self.word >> 16) as u8, (self.word >> 24) as u8]
+    }
+
+    /// A flow of this identity, of which nothing else is known.
+    pub fn of(id: FlowId) -> Self {
+        Self { number: id.number, epoch: id.epoch, node: id.node, ..Self::default() }
+    }
+
+    /// What a direction (`reply` or not) told at the handshake, for a replica: of TCP the scale and the
+    /// flags [`Way::REPLICATED`], of SCTP the verification tag, else 0.
+    pub const fn handshake(&self, proto: u8, reply: bool) -> u32 {
+        let way = &self.ways[reply as usize];
+        match proto {
+            proto::TCP => way.scale as u32 | ((way.flags & Way::REPLICATED) as u32) << 8,
+            proto::SCTP => way.end,
+            _ => 0,
+        }
+    }
+
+    /// Takes up what [`Self::handshake`] gave on another node.
+    pub const fn set_handshake(&mut self, proto: u8, reply: bool, told: u32) {
+        let way = &mut self.ways[reply as usize];
+        match proto {
+            proto::TCP => {
+                way.scale = told as u8 & 15;
+                way.flags = (told >> 8) as u8 & Way::REPLICATED;
+            }
+            proto::SCTP => way.end = told,
+            _ => {}
+        }
+    }
+
+    /// Packets of both directions.
+    pub const fn packets(&self) -> [u64; 2] {
+        [self.ways[0].packets, self.ways[1].packets]
+    }
+
+    /// Bytes of both directions.
+    pub const fn bytes(&self) -> [u64; 2] {
+        [self.ways[0].bytes, self.ways[1].bytes]
+    }
+
+    /// The identity.
+    #[inline(always)]
+    pub const fn id(&self) -> FlowId {
+        FlowId { number: self.number, epoch: self.epoch, node: self.node, zero: [0; 3] }
+    }
 
     /// Whether end B began the connection.
     #[inline(always)]
     pub const fn originator_is_b(&self) -> bool {
-        self.flags & Self::ORIGINATOR_IS_B != 0
+        self.flags() & Self::ORIGINATOR_IS_B != 0
     }
 
     /// The term of the last change.
@@ -347,18 +583,20 @@ impl Flow {
         if next > floor { next } else { floor + 1 }
     }
 
+    /// When a packet of either direction was last seen, in `CLOCK_MONOTONIC` ns; 0 for never.
+    #[inline(always)]
+    pub const fn last_seen_ns(&self) -> u64 {
+        let [original, reply] = [self.ways[0].last_seen_ns, self.ways[1].last_seen_ns];
+        if original > reply { original } else { reply }
+    }
+
     /// When this flow expires, in `CLOCK_MONOTONIC` ns: `timeout_ns` after the last packet of either
     /// direction, but never before `timeout_ns` after `since_ns`, the time at which this node got
     /// ownership (a flow inherited in a takeover gets a whole timeout, without a walk).
     #[inline(always)]
     pub const fn expires_ns(&self, since_ns: u64, timeout_ns: u64) -> u64 {
-        let mut seen = since_ns;
-        if self.last_seen_ns[0] > seen {
-            seen = self.last_seen_ns[0];
-        }
-        if self.last_seen_ns[1] > seen {
-            seen = self.last_seen_ns[1];
-        }
+        let seen = self.last_seen_ns();
+        let seen = if since_ns > seen { since_ns } else { seen };
         seen.saturating_add(timeout_ns)
     }
 }
@@ -400,9 +638,10 @@ mod pod {
 const _: () = {
     assert!(size_of::<FlowKey>() == 40);
     assert!(size_of::<FlowId>() == 16);
-    assert!(size_of::<NextHop>() == 24);
-    assert!(size_of::<Flow>() == 144);
-    assert!(size_of::<FlowEvent>() == 192);
+    assert!(size_of::<Way>() == 64);
+    // With a header of 48 and the key, four cache lines in the kernel's table.
+    assert!(48 + size_of::<FlowKey>() + size_of::<Flow>() == 256);
+    assert!(size_of::<FlowEvent>() == 216);
 };
 
 #[cfg(test)]
@@ -441,9 +680,52 @@ mod tests {
             let fast = FlowKey::v4(v4(src), v4(dst), u16::to_be(sport), u16::to_be(dport), proto::UDP);
             let general = FlowKey::new(mapped(src), mapped(dst), sport, dport, proto::UDP);
             assert_eq!(fast, general);
-            assert_eq!(general.0.end(general.1), (mapped(src), sport));
-            assert_eq!(general.0.end(!general.1), (mapped(dst), dport));
+            assert_eq!(general.0.ends(general.1), [(mapped(src), sport), (mapped(dst), dport)]);
         }
+    }
+
+    #[test]
+    fn ipv6_addresses_are_ordered_by_all_their_bits() {
+        let address = |at: usize| {
+            let mut a = [0; 16];
+            a[at] = 1;
+            a
+        };
+        for at in 0..15 {
+            let (high, low) = (address(at), address(at + 1));
+            let (there, src_is_b) = FlowKey::new(high, low, 1, 2, proto::UDP);
+            let (back, back_is_b) = FlowKey::new(low, high, 2, 1, proto::UDP);
+            assert_eq!(there, back);
+            assert!(src_is_b && !back_is_b, "byte {at}");
+            assert_eq!(there.ends(true), [(high, 1), (low, 2)]);
+        }
+    }
+
+    #[test]
+    fn a_gre_key_is_the_same_both_ways() {
+        let (a, b) = ([1; 16], [2; 16]);
+        let (there, src_is_b) = FlowKey::new(b, a, 0x1234, 0x5678, proto::GRE);
+        let (back, _) = FlowKey::new(a, b, 0x1234, 0x5678, proto::GRE);
+        assert_eq!(there, back);
+        assert_eq!(there.ends(src_is_b), [(b, 0x1234), (a, 0x5678)]);
+        assert_eq!(there.ends(!src_is_b), [(a, 0x1234), (b, 0x5678)]);
+    }
+
+    #[test]
+    fn the_word_holds_state_flags_and_zones() {
+        let flow = Flow { word: Flow::word(FlowState::TimeWait, Flow::INHERITED, [3, 4]), ..Flow::default() };
+        assert_eq!(
+            (flow.state(), flow.flags(), flow.zones()),
+            (FlowState::TimeWait, Flow::INHERITED, [3, 4])
+        );
+        let word = Flow::with_state(flow.word, FlowState::Close);
+        assert_eq!(word, Flow::word(FlowState::Close, Flow::INHERITED, [3, 4]));
+    }
+
+    #[test]
+    fn a_way_out_holds_interface_and_vlan() {
+        let out = NextHop::out(NextHop::IFINDEX_LIMIT - 1, 4094);
+        assert_eq!((NextHop::ifindex(out), NextHop::vlan(out)), (NextHop::IFINDEX_LIMIT - 1, 4094));
     }
 
     #[test]
@@ -458,7 +740,8 @@ mod tests {
 
     #[test]
     fn an_inherited_flow_gets_a_whole_timeout() {
-        let flow = Flow { last_seen_ns: [5, 7], ..Flow::default() };
+        let way = |last_seen_ns| Way { last_seen_ns, ..Way::default() };
+        let flow = Flow { ways: [way(5), way(7)], ..Flow::default() };
         assert_eq!(flow.expires_ns(0, 100), 107);
         assert_eq!(flow.expires_ns(1000, 100), 1100);
         assert_eq!(flow.expires_ns(0, u64::MAX), u64::MAX);

@@ -9,11 +9,13 @@
 //! | [`group`] | ownership of buckets: roles, lease |
 //! | [`rule`] | the compiled ruleset and zones |
 //! | [`drop`] | every reason for which a packet is dropped |
+//! | [`capture`] | samples of dropped packets |
 //! | [`probe`] | the keyed probe frame that the data plane answers by itself |
 //! | [`settings`] | what user space tells the programs, and names of maps |
 //! | [`siphash`] | the keyed hash behind buckets and probes |
 #![cfg_attr(not(feature = "user"), no_std)]
 
+pub mod capture;
 pub mod drop;
 pub mod flow;
 pub mod group;
@@ -25,7 +27,7 @@ pub mod siphash;
 /// Version of every layout in this crate. Pinned maps live below a path that carries it, so that a
 /// daemon never reads a map that another layout wrote. Raise it with each change of a map's key,
 /// value or meaning.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Hash classes of flows. A bucket is the unit of ownership, of digests and of healing.
 pub const BUCKETS: usize = 256;

@@ -16,6 +16,8 @@ pub enum Action {
     Drop = 0,
     /// Admit the flow.
     Accept = 1,
+    /// Drop, and answer: TCP with a reset, anything else with an ICMP error.
+    Reject = 2,
 }
 
 /// An element of `RULES`. A config rule with several sources, destinations or services becomes
@@ -49,6 +51,10 @@ pub struct Rule {
     pub name_hash: u32,
     /// Number of the rule in the config file, from 0: index into `RULE_HITS`.
     pub index: u32,
+    /// TCP: as [`crate::flow::Flow::mss`].
+    pub mss: u16,
+    /// Always zero.
+    pub zero: u16,
 }
 
 /// FNV-1a, 32 bits, of a rule's name: how a rule is named in flows and between nodes.
@@ -63,22 +69,53 @@ pub const fn name_hash(name: &str) -> u32 {
     hash
 }
 
-/// An element of the hash map `INTERFACES`, keyed by interface index (u32).
+/// A key of the hash map `INTERFACES`: where a frame came in.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct InterfaceKey {
+    /// Interface index.
+    pub ifindex: u32,
+    /// VLAN of its (outer) tag; 0 without one.
+    pub vlan: u16,
+    /// VLAN of a second tag behind the first; 0 without one.
+    pub inner: u16,
+}
+
+impl InterfaceKey {
+    /// Frames without tag at this interface.
+    #[inline(always)]
+    pub const fn untagged(ifindex: u32) -> Self {
+        Self { ifindex, vlan: 0, inner: 0 }
+    }
+}
+
+/// An element of the hash map `INTERFACES`.
+///
+/// ```text
+///  0    1     2          8      12     16
+///  |zone|flags| MAC      | out  | zero |
+/// ```
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Interface {
     /// The zone; [`Interface::NO_ZONE`] on a sync interface, where only probes are looked at.
     pub zone: u8,
-    /// Always zero.
-    pub zero: u8,
+    /// Bits: [`Interface::LOOSE`].
+    pub flags: u8,
     /// Its MAC: new flows in frames to another station (a bridge floods them) are not taken, and
     /// probes are answered from it. All zero on an interface that has none: nothing is compared.
     pub mac: [u8; 6],
+    /// How to leave by it: [`crate::flow::NextHop::out`] of itself, or of the trunk that it is a VLAN of.
+    pub out: u32,
+    /// Always zero.
+    pub zero: u32,
 }
 
 impl Interface {
     /// [`Interface::zone`] of an interface that is in no zone.
     pub const NO_ZONE: u8 = 0xfe;
+    /// Flag: sources are not held against the routes (strict reverse path, RFC 3704).
+    pub const LOOSE: u8 = 1;
 }
 
 #[cfg(feature = "user")]
@@ -86,10 +123,13 @@ mod pod {
     // SAFETY: `repr(C)`, integers only, no padding (asserted below), valid for any bits.
     unsafe impl aya::Pod for super::Rule {}
     // SAFETY: as above.
+    unsafe impl aya::Pod for super::InterfaceKey {}
+    // SAFETY: as above.
     unsafe impl aya::Pod for super::Interface {}
 }
 
 const _: () = {
-    assert!(size_of::<Rule>() == 80);
-    assert!(size_of::<Interface>() == 8);
+    assert!(size_of::<Rule>() == 84);
+    assert!(size_of::<InterfaceKey>() == 8);
+    assert!(size_of::<Interface>() == 16);
 };

@@ -36,37 +36,42 @@ pub struct Timeouts {
 }
 
 impl Timeouts {
-    /// The kernel's defaults (net/netfilter/nf_conntrack_proto_tcp.c, _udp.c, _icmp.c,
-    /// _generic.c). A state that a protocol does not use has that protocol's shortest timeout.
+    /// The kernel's defaults (net/netfilter/nf_conntrack_proto_tcp.c, _udp.c, _icmp.c, _icmpv6.c, _sctp.c,
+    /// _gre.c, _generic.c; _dccp.c up to Linux 6.16). A state that a protocol does not use has that
+    /// protocol's shortest timeout.
     pub const KERNEL: Self = {
-        const S: u64 = 1_000_000_000;
-        const fn class(unreplied: u64, replied: u64, assured: u64) -> [u64; FLOW_STATES] {
-            let mut t = [unreplied * S; FLOW_STATES];
-            t[crate::flow::FlowState::Replied as usize] = replied * S;
-            t[crate::flow::FlowState::Assured as usize] = assured * S;
-            t
+        use crate::flow::{FlowState as S, TimeoutClass as C};
+        const fn class(shortest: u64, states: &[(S, u64)]) -> [u64; FLOW_STATES] {
+            let mut ns = [shortest * 1_000_000_000; FLOW_STATES];
+            let mut i = 0;
+            while i < states.len() {
+                ns[states[i].0 as usize] = states[i].1 * 1_000_000_000;
+                i += 1;
+            }
+            ns
         }
-        Self {
-            ns: [
-                [
-                    10 * S,
-                    120 * S,     // syn-sent
-                    60 * S,      // syn-recv
-                    432_000 * S, // established
-                    120 * S,     // fin-wait
-                    60 * S,      // close-wait
-                    30 * S,      // last-ack
-                    120 * S,     // time-wait
-                    10 * S,      // close
-                    10 * S,
-                    10 * S,
-                    10 * S,
-                ],
-                class(30, 30, 120),
-                class(30, 30, 30),
-                class(600, 600, 600),
+        let mut ns = [[0; FLOW_STATES]; TIMEOUT_CLASSES];
+        ns[C::Tcp as usize] = class(
+            10,
+            &[
+                (S::SynSent, 120),
+                (S::SynSent2, 120),
+                (S::SynRecv, 60),
+                (S::Established, 432_000),
+                (S::FinWait, 120),
+                (S::CloseWait, 60),
+                (S::LastAck, 30),
+                (S::TimeWait, 120),
             ],
-        }
+        );
+        ns[C::Udp as usize] = class(30, &[(S::Assured, 120)]);
+        ns[C::Icmp as usize] = class(30, &[]);
+        ns[C::Icmpv6 as usize] = class(30, &[]);
+        ns[C::Sctp as usize] = class(3, &[(S::Close, 10), (S::Established, 210)]);
+        ns[C::Dccp as usize] = class(240, &[(S::Replied, 480), (S::Assured, 43_200)]);
+        ns[C::Gre as usize] = class(30, &[(S::Replied, 180), (S::Assured, 180)]);
+        ns[C::Other as usize] = class(600, &[]);
+        Self { ns }
     };
 }
 
@@ -95,10 +100,15 @@ pub enum Counter {
     Embryonic = 7,
     /// Forwarded packets whose next hop had to be looked up.
     FibLookups = 8,
+    /// Drops that a capture asked for and did not sample, because there were too many
+    /// ([`crate::capture::Capture::samples_max`]). These two count super-packets as one.
+    CaptureSkipped = 9,
+    /// Samples that found no room in the ring buffer `DROP_SAMPLES`.
+    CaptureLost = 10,
 }
 
 /// Number of [`Counter`]s.
-pub const COUNTERS: usize = 9;
+pub const COUNTERS: usize = 11;
 
 impl Counter {
     /// All counters, in the order of their numbers.
@@ -112,6 +122,8 @@ impl Counter {
         Self::FlowsCreated,
         Self::Embryonic,
         Self::FibLookups,
+        Self::CaptureSkipped,
+        Self::CaptureLost,
     ];
 
     /// The name under which it is shown.
@@ -126,6 +138,8 @@ impl Counter {
             Self::FlowsCreated => "flows_created",
             Self::Embryonic => "embryonic",
             Self::FibLookups => "fib_lookups",
+            Self::CaptureSkipped => "capture_skipped",
+            Self::CaptureLost => "capture_lost",
         }
     }
 }
@@ -138,6 +152,8 @@ pub mod name {
     pub const EMBRYONIC: &str = "EMBRYONIC";
     /// Flows that begin or end at this node: LRU_HASH, same types, never replicated.
     pub const NODE_FLOWS: &str = "NODE_FLOWS";
+    /// Datagrams in fragments: LRU_HASH, kept by the programs for themselves.
+    pub const FRAGMENTS: &str = "FRAGMENTS";
     /// Flow events: RINGBUF of [`crate::flow::FlowEvent`].
     pub const EVENTS: &str = "EVENTS";
     /// Events lost by bucket: PERCPU_ARRAY of u64, [`crate::BUCKETS`] elements.
@@ -150,7 +166,7 @@ pub mod name {
     pub const RULES: &str = "RULES";
     /// PERCPU_ARRAY of u64: hits by rule index, [`crate::rule::MAX_RULES`] elements.
     pub const RULE_HITS: &str = "RULE_HITS";
-    /// HASH of u32 (interface index) to [`crate::rule::Interface`].
+    /// HASH of [`crate::rule::InterfaceKey`] to [`crate::rule::Interface`].
     pub const INTERFACES: &str = "INTERFACES";
     /// ARRAY of one [`super::Settings`].
     pub const SETTINGS: &str = "SETTINGS";
@@ -160,6 +176,10 @@ pub mod name {
     pub const COUNTERS: &str = "COUNTERS";
     /// PERCPU_ARRAY of u64 by [`crate::drop::DropReason`].
     pub const DROPS: &str = "DROPS";
+    /// ARRAY of one [`crate::capture::Capture`].
+    pub const CAPTURE: &str = "CAPTURE";
+    /// Dropped packets, while a capture is on: RINGBUF of [`crate::capture::DropSample`].
+    pub const DROP_SAMPLES: &str = "DROP_SAMPLES";
     /// The XDP program for zone interfaces.
     pub const XDP_INGRESS: &str = "fwha_xdp";
     /// The tc (TCX) ingress program for zone interfaces.

@@ -2,15 +2,21 @@
 //! guards against forwarding that no flow covers. If the ingress program is missing somewhere, the
 //! machine must not become an open router.
 
-use fwha_common::{drop::DropReason, flow::NextHop, rule::ZONE_NODE, settings::Settings};
+use fwha_common::{
+    drop::DropReason,
+    rule::{InterfaceKey, ZONE_NODE},
+    settings::Settings,
+};
 
 use crate::{
     flow::{self, Found, NewFlow},
+    fragment,
     hook::{self, Tc},
     icmp::{self, Related},
     maps,
     packet::{ETH_LEN, Eth, Packet},
     parse::{self, Ip, Payload, ethertype},
+    tcp::Options,
 };
 
 /// The mark that tells the egress program of a packet that the ingress program judged and sends on
@@ -37,32 +43,37 @@ pub fn egress(packet: &Tc) -> Result<(), DropReason> {
         return Ok(());
     }
     let local = packet.entered_by() == 0;
-    match (settings, ipv4(packet)) {
-        (Some(settings), Ok(ip)) if local => {
-            own(packet, settings, &ip);
-            Ok(())
-        }
-        (Some(_), Ok(ip)) if covered(packet, &ip) => Ok(()),
-        _ if local => Ok(()),
-        _ => Err(DropReason::Unfiltered),
-    }
+    let covered = match (settings, maps::ip()) {
+        (Some(settings), Some(ip)) => match read(packet, ip) {
+            Ok(ip) if local => {
+                own(packet, settings, ip);
+                true
+            }
+            Ok(ip) => covered(packet, ip),
+            Err(_) => false,
+        },
+        _ => false,
+    };
+    if covered || local { Ok(()) } else { Err(DropReason::Unfiltered) }
 }
 
 #[inline(always)]
-fn ipv4(packet: &Tc) -> Result<Ip, DropReason> {
-    let eth = Eth::read(packet)?;
-    if eth.ethertype != ethertype::IPV4 || packet.tagged() {
-        return Err(DropReason::UnknownEtherType);
+fn read(packet: &Tc, ip: &'static mut Ip) -> Result<&'static mut Ip, DropReason> {
+    match Eth::read(packet)?.ethertype {
+        ethertype::IPV4 => parse::ipv4(packet, ETH_LEN, ip)?,
+        ethertype::IPV6 => parse::ipv6(packet, ETH_LEN, ip)?,
+        _ => return Err(DropReason::UnknownEtherType),
     }
-    parse::ipv4(packet, ETH_LEN)
+    let ip = maps::opaque(ip);
+    parse::transport(packet, ip, ETH_LEN)?;
+    Ok(maps::opaque(ip))
 }
 
 /// Remembers a flow that the node itself began, or keeps alive one that began elsewhere.
 #[inline(always)]
 fn own(packet: &Tc, settings: &Settings, ip: &Ip) {
-    match ip.payload {
-        Payload::Tcp | Payload::Udp | Payload::EchoRequest | Payload::EchoReply => {}
-        _ => return,
+    if matches!(ip.payload, Payload::IcmpError | Payload::IcmpOther | Payload::LaterFragment) {
+        return;
     }
     let now = hook::now_ns();
     let (key, src_is_b) = ip.key();
@@ -70,19 +81,23 @@ fn own(packet: &Tc, settings: &Settings, ip: &Ip) {
         flow.follow(ip, flow.is_reply(src_is_b), now, packet.segments());
         return;
     }
-    // An echo reply answers a request that was let in, and is never the beginning.
-    if ip.payload != Payload::EchoReply {
-        let to = maps::interface(packet.ifindex()).map_or(ZONE_NODE, |interface| interface.zone);
+    // An ICMP response answers a query that was let in, and is never the beginning.
+    if ip.payload != Payload::Response {
+        let interface = maps::interface(InterfaceKey::untagged(packet.ifindex()));
+        let Some(draft) = flow::draft() else {
+            return;
+        };
         NewFlow {
             originator_is_b: src_is_b,
             bucket: 0,
-            zones: [ZONE_NODE, to],
+            zones: [ZONE_NODE, interface.map_or(ZONE_NODE, |interface| interface.zone)],
             rule_hash: 0,
+            mss: 0,
             packets: packet.segments(),
             now,
-            hop: NextHop::default(),
         }
-        .node(&key, ip, settings);
+        .complete(draft, ip, settings, &Options::default());
+        flow::insert_node(draft, &key, ip);
     }
 }
 
@@ -90,20 +105,28 @@ fn own(packet: &Tc, settings: &Settings, ip: &Ip) {
 /// to the stack can come here rightly, so this repeats no more than that there is a flow, and that
 /// it is owned.
 #[inline(always)]
-fn covered(packet: &Tc, ip: &Ip) -> bool {
+fn covered(packet: &Tc, ip: &mut Ip) -> bool {
     let now = hook::now_ns();
+    if ip.payload == Payload::LaterFragment && fragment::resume(ip, now).is_err() {
+        return false;
+    }
     let bucket = match ip.payload {
-        Payload::Tcp | Payload::Udp | Payload::EchoRequest | Payload::EchoReply => {
-            match flow::find(&ip.key().0, ip, now) {
-                Found::Main(flow) | Found::Embryonic(flow) => flow.bucket(),
-                Found::Node(_) | Found::Nothing => return false,
-            }
-        }
         Payload::IcmpError => match icmp::related(packet, ip, now) {
             Ok(Related::Flow(flow, _)) => flow.bucket(),
             _ => return false,
         },
-        Payload::IcmpOther | Payload::Other => return false,
+        Payload::IcmpOther => return false,
+        _ => match flow::find(&ip.key().0, ip, now) {
+            Found::Main(flow) | Found::Embryonic(flow) => flow.bucket(),
+            Found::Node(_) | Found::Nothing => return false,
+        },
     };
-    flow::owner(bucket, now).is_ok()
+    if flow::owner(bucket, now).is_err() {
+        return false;
+    }
+    if ip.first_fragment() {
+        // The stack makes fragments of what is too long for the route; those that follow need it.
+        fragment::remember(ip, now);
+    }
+    true
 }

@@ -8,57 +8,88 @@ use fwha_common::{
     flow::{FlowKey, NextHop},
     group::Group,
     rule::{Action, Interface, MAX_RULES, ZONE_NODE},
-    settings::{Counter, Settings},
+    settings::Settings,
 };
 
 use crate::{
-    Verdict,
+    Outcome, Verdict,
     flow::{self, FlowRef, Found, NewFlow},
-    forward, hook, icmp, maps, own,
+    forward, fragment, hook,
+    icmp::{self, Related},
+    maps, own,
     packet::{ETH_LEN, Eth, Mac, Packet, RouteKind},
     parse::{self, Ip, Payload, ethertype},
     probe,
     rules::{self, Query},
-    tcp, zone,
+    tcp::Options,
+    zone,
 };
 
 /// Judges a packet that came in.
-///
-/// # Errors
-///
-/// The reason to drop it.
-#[inline(always)]
-pub fn ingress(packet: &mut impl Packet) -> Result<Verdict, DropReason> {
-    let eth = Eth::read(packet)?;
-    if packet.tagged() {
-        return Err(DropReason::UnknownEtherType);
-    }
-    match eth.ethertype {
-        ethertype::IPV4 => ipv4(packet, &eth),
-        ethertype::ARP => Ok(Verdict::Pass),
-        ethertype::IPV6 if own::ipv6(packet) => Ok(Verdict::Pass),
-        ethertype::IPV6 => Err(DropReason::Ipv6),
-        ethertype::PROBE => probe::answer(packet, maps::settings()),
-        _ if eth.dst.is_link_local() => Ok(Verdict::Pass),
-        _ => Err(DropReason::UnknownEtherType),
-    }
+#[inline(never)]
+pub fn ingress<P: Packet>(packet: &mut P) -> Outcome {
+    enter(packet).into()
 }
 
 #[inline(always)]
-fn ipv4(packet: &mut impl Packet, eth: &Eth) -> Result<Verdict, DropReason> {
-    let ip = parse::ipv4(packet, ETH_LEN)?;
-    if own::ipv4(&ip, eth.dst.is_group()) {
+fn enter(packet: &mut impl Packet) -> Result<Verdict, DropReason> {
+    let eth = Eth::read(packet)?;
+    let ip = maps::ip().ok_or(DropReason::NoSettings)?;
+    match eth.ethertype {
+        ethertype::IPV4 => parse::ipv4(packet, ETH_LEN, ip)?,
+        ethertype::IPV6 => parse::ipv6(packet, ETH_LEN, ip)?,
+        ethertype::ARP => return Ok(Verdict::Pass),
+        ethertype::PROBE => return probe::answer(packet, maps::settings()),
+        _ if eth.dst.is_link_local() => return Ok(Verdict::Pass),
+        _ => return Err(DropReason::UnknownEtherType),
+    }
+    let ip = maps::opaque(ip);
+    parse::transport(packet, ip, ETH_LEN)?;
+    let ip = maps::opaque(ip);
+    if own::passes(ip, eth.dst.is_group()) {
         return Ok(Verdict::Pass);
     }
     let settings = maps::settings().ok_or(DropReason::NoSettings)?;
     let now = hook::now_ns();
-    match ip.payload {
-        Payload::Tcp | Payload::Udp | Payload::EchoRequest | Payload::EchoReply => {
-            track(packet, settings, eth, &ip, now)
-        }
-        Payload::IcmpError => icmp::error(packet, settings, eth, &ip, now),
+    if ip.payload == Payload::LaterFragment {
+        let datagram = fragment::resume(ip, now)?;
+        fragment::cover(datagram, ip)?;
+    }
+    let verdict = match ip.payload {
+        Payload::IcmpError => icmp_error(packet, settings, &eth, ip, now),
         Payload::IcmpOther => Err(DropReason::Icmp),
-        Payload::Other => Err(DropReason::UnsupportedProtocol),
+        _ => track(packet, settings, &eth, ip, now),
+    }?;
+    if ip.first_fragment() {
+        fragment::remember(ip, now);
+    }
+    Ok(verdict)
+}
+
+/// Judges an ICMP error.
+#[inline(always)]
+fn icmp_error(
+    packet: &mut impl Packet,
+    settings: &Settings,
+    eth: &Eth,
+    ip: &Ip,
+    now: u64,
+) -> Result<Verdict, DropReason> {
+    match icmp::related(packet, ip, now)? {
+        Related::Node => Ok(Verdict::Pass),
+        Related::Flow(flow, to_originator) => {
+            // It travels as replies to the inner packet do, so it comes from the other end's zone. Its
+            // source may be any router on the way.
+            flow::owner(flow.bucket(), now)?;
+            let interface = zone::of(packet, eth)?;
+            if interface.zone != flow.zone(to_originator) {
+                return Err(DropReason::WrongZone);
+            }
+            if eth.dst.is_group() {
+                return Err(DropReason::OtherStation);
+            }
+            forward::send(packet, settings, flow, to_originator, ip, &Options::default())
+        }
     }
 }
 
@@ -72,59 +103,107 @@ fn track(
 ) -> Result<Verdict, DropReason> {
     let (key, src_is_b) = ip.key();
     let packets = packet.segments();
-    let (flow, reply) = match flow::find(&key, ip, now) {
-        Found::Main(flow) => {
-            let reply = flow.is_reply(src_is_b);
-            let group = admit(packet, settings, eth, flow, reply, now)?;
-            flow.advance(&key, ip, reply, group, now, packets)?;
-            (flow, reply)
-        }
-        Found::Embryonic(flow) => {
-            let reply = flow.is_reply(src_is_b);
-            let group = admit(packet, settings, eth, flow, reply, now)?;
-            (flow.hatch(&key, ip, reply, group, now, packets)?, reply)
-        }
+    let options = maps::options().ok_or(DropReason::NoSettings)?;
+    *options = Options::default();
+    if ip.payload == Payload::Tcp && ip.tcp.header_len > 20 {
+        options::read(packet, ip, options);
+    }
+    let options: &Options = maps::opaque(options);
+    let (flow, young) = match flow::find(&key, ip, now) {
+        Found::Main(flow) => (Some(flow), false),
+        Found::Embryonic(flow) => (Some(flow), true),
         Found::Node(flow) => {
             flow.follow(ip, flow.is_reply(src_is_b), now, packets);
             return Ok(Verdict::Pass);
         }
-        Found::Nothing => match begin(packet, settings, eth, &key, src_is_b, ip, now)? {
+        Found::Nothing => (None, false),
+    };
+    let known = match flow {
+        Some(flow) => {
+            let reply = flow.is_reply(src_is_b);
+            let group = admit(packet, settings, eth, ip, flow, reply, now)?;
+            flow.advance(&key, ip, young, reply, group, now, packets, options)?.map(|flow| (flow, reply))
+        }
+        None => None,
+    };
+    let (flow, reply) = match known {
+        Some(known) => known,
+        None => match begin(packet, settings, eth, &key, src_is_b, ip, now, options)? {
             Some(flow) => (flow, false),
             None => return Ok(Verdict::Pass),
         },
     };
-    forward::send(packet, settings, flow, reply, ip)
+    forward::send(packet, settings, flow, reply, ip, options)
 }
 
 /// Whether a packet of a known flow may go on: the flow's bucket is owned here, and the packet came
-/// from the zone of its sender.
+/// by the interface that answers to it would leave by, or where routes are not looked at, from the zone
+/// of its sender.
 #[inline(always)]
 fn admit(
     packet: &impl Packet,
     settings: &Settings,
     eth: &Eth,
+    ip: &Ip,
     flow: FlowRef,
     reply: bool,
     now: u64,
 ) -> Result<&'static Group, DropReason> {
     let group = flow::owner(flow.bucket(), now)?;
-    // Packets the other way leave by the interface that these come in by, and its zone was looked
-    // at when that way was found: mostly, this spares a lookup.
+    let (_, back) = flow.ways(reply);
     // SAFETY: lies in a map element; another CPU may write it: see the module `flow`.
-    let back = unsafe { &*flow.hop(!reply) };
-    if back.generation == maps::route_generation(settings)
-        && back.ifindex == packet.ifindex()
-        && Mac::new(back.src_mac) == eth.dst
+    let known = unsafe { &*back };
+    // Mostly the way back is known, which spares the lookup of the interface.
+    let [vlan, inner] = packet.vlans();
+    if known.generation == maps::route_generation(settings)
+        && known.out == NextHop::out(packet.ifindex(), vlan)
+        && inner == 0
+        && Mac::new(known.src_mac) == eth.dst
     {
         return Ok(group);
     }
-    zone::check(packet, eth, flow.zone(reply))?;
+    let interface = zone::of(packet, eth)?;
+    if interface.zone != flow.zone(reply) {
+        return Err(DropReason::WrongZone);
+    }
+    if eth.dst.is_group() {
+        return Err(DropReason::OtherStation);
+    }
+    if interface.flags & Interface::LOOSE == 0 {
+        let mut hop = NextHop::default();
+        reverse_path(packet, settings, ip, interface.out, &mut hop)?;
+        if hop.generation != 0 {
+            // SAFETY: as above.
+            unsafe { forward::keep(back, &hop) };
+        }
+    }
     Ok(group)
+}
+
+/// Holds the source of a packet against the routes: the way back must leave by the interface that the
+/// packet came by (RFC 3704, 2.2).
+///
+/// # Errors
+///
+/// It does not, there is none, or the source is an own address.
+#[inline(always)]
+fn reverse_path(
+    packet: &impl Packet,
+    settings: &Settings,
+    ip: &Ip,
+    out: u32,
+    hop: &mut NextHop,
+) -> Result<(), DropReason> {
+    match forward::route(packet, settings, ip, true, hop) {
+        Ok((RouteKind::Resolved | RouteKind::Unresolved, _)) if hop.out == out => Ok(()),
+        _ => Err(DropReason::Spoofed),
+    }
 }
 
 /// Judges the first packet of a flow. A flow to the node itself has no place to be forwarded to, and
 /// nothing is returned for it; it is subject to no ownership, so that a Backup answers too.
 #[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "inlined once")]
 fn begin(
     packet: &mut impl Packet,
     settings: &Settings,
@@ -133,86 +212,115 @@ fn begin(
     src_is_b: bool,
     ip: &Ip,
     now: u64,
+    options: &Options,
 ) -> Result<Option<FlowRef>, DropReason> {
-    match ip.payload {
-        Payload::Tcp if !tcp::opens(ip.tcp_flags) => return Err(DropReason::NotSyn),
-        Payload::EchoReply => return Err(DropReason::Icmp),
-        _ => {}
+    if !ip.opens() {
+        return Err(match ip.payload {
+            Payload::Tcp => DropReason::NotSyn,
+            Payload::Sctp => DropReason::SctpState,
+            Payload::LaterFragment => DropReason::Fragment,
+            _ => DropReason::Icmp,
+        });
     }
-    let from = zone::of(packet, eth)?;
-    let mut new = NewFlow {
+    let interface = zone::of(packet, eth)?;
+    let multicast = eth.dst.is_group();
+    zone::source(ip, multicast)?;
+    let draft = flow::draft().ok_or(DropReason::TableFull)?;
+    let mut hop = NextHop::default();
+    let mut zones = [interface.zone, ZONE_NODE];
+    // Routers do not forward multicast or broadcast frames (RFC 1812, 5.3.4).
+    let mut local = multicast;
+    if !local {
+        match forward::route(packet, settings, ip, false, &mut hop)? {
+            (RouteKind::Local, _) => local = true,
+            (_, zone) => {
+                zones[1] = zone;
+                // SAFETY: the draft is a map element, which nobody else has.
+                unsafe { forward::keep(&raw mut draft.ways[0], &hop) };
+            }
+        }
+    }
+    let mut bucket = 0;
+    if !local {
+        bucket = key.bucket(&settings.bucket_key);
+        flow::owner(bucket, now)?;
+    }
+    // A host that has no address yet, or only one of its link, has no way back but the link.
+    if interface.flags & Interface::LOOSE == 0 && !(local && link_local(ip)) {
+        hop = NextHop::default();
+        reverse_path(packet, settings, ip, interface.out, &mut hop)?;
+        // SAFETY: as above.
+        unsafe { forward::keep(&raw mut draft.ways[1], &hop) };
+    }
+    let admitted = judge(settings, ip, zones)?;
+    let new = NewFlow {
         originator_is_b: src_is_b,
-        bucket: 0,
-        zones: [from, ZONE_NODE],
-        rule_hash: 0,
+        bucket,
+        zones,
+        rule_hash: admitted.name_hash,
+        mss: admitted.mss,
         packets: packet.segments(),
         now,
-        hop: NextHop::default(),
     };
-    // Routers do not forward multicast or broadcast frames (RFC 1812, 5.3.4).
-    let local = eth.dst.is_group() || {
-        let generation = maps::route_generation(settings);
-        maps::add(&maps::COUNTERS, Counter::FibLookups as u32, 1);
-        match packet.route(&forward::query(ip), &mut new.hop) {
-            RouteKind::Resolved => {
-                new.hop.generation = generation;
-                false
-            }
-            RouteKind::Unresolved => false,
-            RouteKind::Local => true,
-            RouteKind::None => return Err(DropReason::NoRoute),
-        }
-    };
-    if !local {
-        new.bucket = key.bucket(&settings.bucket_key);
-        flow::owner(new.bucket, now)?;
-        match maps::interface(new.hop.ifindex) {
-            Some(to) if to.zone != Interface::NO_ZONE => new.zones[1] = to.zone,
-            _ => return Err(DropReason::RouteNoZone),
-        }
-    }
-    new.rule_hash = judge(settings, ip, new.zones)?;
+    new.complete(draft, ip, settings, options);
     if local {
-        new.node(key, ip, settings);
+        flow::insert_node(draft, key, ip);
         return Ok(None);
     }
-    new.embryonic(key, ip, settings).map(Some)
+    flow::insert_embryonic(draft, key).map(Some)
 }
 
-/// The first rule that matches; its name's hash if it admits the flow.
+/// Whether a source is of its link only: 0.0.0.0, 169.254.0.0/16, fe80::/10.
 #[inline(always)]
-fn judge(settings: &Settings, ip: &Ip, zones: [u8; 2]) -> Result<u32, DropReason> {
+fn link_local(ip: &Ip) -> bool {
+    if ip.v6 {
+        u32::from_be(ip.src[0]) >> 22 == 0xfe80 >> 6
+    } else {
+        ip.src[3] == 0 || u32::from_be(ip.src[3]) >> 16 == 0xa9fe
+    }
+}
+
+/// What the rule that admits a flow says of it.
+struct Admitted {
+    name_hash: u32,
+    mss: u16,
+}
+
+/// The first rule that matches, if it admits the flow.
+#[inline(always)]
+fn judge(settings: &Settings, ip: &Ip, zones: [u8; 2]) -> Result<Admitted, DropReason> {
     if settings.ruleset_generation == 0 {
         return Err(DropReason::NoRuleset);
     }
-    let (key, src_is_b) = ip.key();
-    let (src, dst) = if src_is_b { (key.addr_b, key.addr_a) } else { (key.addr_a, key.addr_b) };
-    let query = Query {
-        src,
-        dst,
-        port: if ip.payload == Payload::EchoRequest { 0 } else { u16::from_be(ip.dport) },
+    let scan = maps::rule_scan().ok_or(DropReason::NoRuleset)?;
+    scan.query = Query {
+        src: ip.src,
+        dst: ip.dst,
+        port: match ip.payload {
+            Payload::Query => 0,
+            Payload::Other if ip.proto != fwha_common::flow::proto::DCCP => 0,
+            _ => u16::from_be(ip.dport),
+        },
         proto: ip.proto,
         from: zones[0],
         to: zones[1],
     };
-    let mut scan = Scan {
-        query,
-        base: (settings.ruleset_generation & 1) * MAX_RULES as u32,
-        verdict: NO_RULE,
-        name_hash: 0,
-    };
+    scan.base = (settings.ruleset_generation & 1) * MAX_RULES as u32;
+    scan.verdict = NO_RULE;
     let rules = if settings.rules < MAX_RULES as u32 { settings.rules } else { MAX_RULES as u32 };
-    // SAFETY: `try_rule` is a callback as `bpf_loop` wants it, and `scan` is what it expects.
-    unsafe { bpf_loop(rules, try_rule as *mut c_void, (&raw mut scan).cast(), 0) };
+    // SAFETY: `try_rule` is a callback as `bpf_loop` wants it.
+    unsafe { bpf_loop(rules, try_rule as *mut c_void, core::ptr::null_mut(), 0) };
+    let scan = maps::opaque(scan);
     match scan.verdict {
-        ACCEPT => Ok(scan.name_hash),
+        ACCEPT => Ok(Admitted { name_hash: scan.name_hash, mss: scan.mss as u16 }),
         NO_RULE => Err(DropReason::NoRule),
+        REJECT => Err(DropReason::Reject),
         _ => Err(DropReason::Rule),
     }
 }
 
 /// A scan through the ruleset under way.
-struct Scan {
+pub struct RuleScan {
     query: Query,
     /// Where in `RULES` the ruleset begins.
     base: u32,
@@ -220,16 +328,20 @@ struct Scan {
     verdict: u32,
     /// Of the rule that matched.
     name_hash: u32,
+    /// Of the rule that matched.
+    mss: u32,
 }
 
 const NO_RULE: u32 = u32::MAX;
 const ACCEPT: u32 = Action::Accept as u32;
+const REJECT: u32 = Action::Reject as u32;
 
 /// One step of the scan; 1 ends it. A callback of `bpf_loop`, which the verifier looks at once; it
 /// would follow every turn of a plain loop, for every path that leads to it.
-unsafe extern "C" fn try_rule(index: u32, scan: *mut Scan) -> i64 {
-    // SAFETY: `judge` passes its own.
-    let scan = unsafe { &mut *scan };
+unsafe extern "C" fn try_rule(index: u32, _: *mut c_void) -> i64 {
+    let Some(scan) = maps::rule_scan() else {
+        return 1;
+    };
     let Some(rule) = maps::RULES.get(scan.base.wrapping_add(index)) else {
         return 1;
     };
@@ -239,5 +351,72 @@ unsafe extern "C" fn try_rule(index: u32, scan: *mut Scan) -> i64 {
     maps::add(&maps::RULE_HITS, rule.index, 1);
     scan.verdict = rule.action as u32;
     scan.name_hash = rule.name_hash;
+    scan.mss = rule.mss as u32;
     1
+}
+
+/// Reading TCP options: not in [`tcp`], which knows nothing of the kernel.
+mod options {
+    use core::ffi::c_void;
+
+    use aya_ebpf::helpers::generated::bpf_loop;
+
+    use crate::{
+        maps,
+        packet::{ETH_LEN, Packet, bounded},
+        parse::Ip,
+        tcp::{ACK, OPTIONS_LEN, Options, RST, SYN},
+    };
+
+    /// NOP, NOP, timestamp of 10 bytes: what nearly every segment of an established connection has.
+    const TIMESTAMP: [u8; 4] = [1, 1, 8, 10];
+
+    /// Reads the options of a segment, as far as they count: of a SYN, or of one that may have SACK
+    /// blocks.
+    #[inline(always)]
+    pub fn read<P: Packet>(packet: &P, ip: &Ip, found: &mut Options) {
+        let at = ETH_LEN as u32 + ip.l4 + 20;
+        let len = ip.tcp.header_len as u32 - 20;
+        if ip.tcp.flags & SYN == 0 {
+            if ip.tcp.flags & (ACK | RST) != ACK {
+                return;
+            }
+            if len == 12 {
+                let mut first = [0; 4];
+                if !packet.load(at, &mut first) || first == TIMESTAMP {
+                    return;
+                }
+            }
+        }
+        scan(packet, at, len, found);
+    }
+
+    #[inline(always)]
+    fn scan<P: Packet>(packet: &P, at: u32, len: u32, found: &mut Options) {
+        let Some(scan) = maps::scan() else {
+            return;
+        };
+        // The helper wants to see the bounds of the length.
+        let len = bounded::<{ OPTIONS_LEN as u32 - 1 }>(len);
+        let Some(bytes) = scan.bytes.get_mut(..len) else {
+            return;
+        };
+        if len == 0 || !packet.load(at, bytes) {
+            return;
+        }
+        scan.len = len as u32;
+        scan.at = 0;
+        scan.found = Options::default();
+        // SAFETY: `step` is a callback as `bpf_loop` wants it.
+        unsafe { bpf_loop(40, step as *mut c_void, core::ptr::null_mut(), 0) };
+        *found = maps::opaque(scan).found;
+    }
+
+    /// One option; 1 ends it.
+    unsafe extern "C" fn step(_: u32, _: *mut c_void) -> i64 {
+        match maps::scan() {
+            Some(scan) => !scan.step() as i64,
+            None => 1,
+        }
+    }
 }

@@ -5,28 +5,37 @@
 //! Both directions of a flow, and with some hardware two packets of one direction, run at the same
 //! time, and user space deletes and replaces elements under way.
 //!
-//! - `state`: compare-and-exchange. Who loses looks again with the state that won.
+//! - `word` (state): compare-and-exchange. Who loses looks again with the state that won.
 //! - `version`: compare-and-exchange, always after the change it stands for. The event of a version
 //!   is a copy of the flow taken after that version was won. So a change with a lower version was
 //!   in the flow before the copy was taken: **the event with the highest version holds them all**,
 //!   in whatever order events reach user space. The copy may hold a later change too, which then
 //!   is told again under its own version.
-//! - `last_seen_ns`, `packets`, `bytes` of a direction: plain writes. Two CPUs in one direction
-//!   may lose a count, and a time may be that of the other packet of the same moment.
-//! - `hops` of a direction: plain writes, `generation` last. Two CPUs write the result of the same
-//!   lookup for the same generation; where a route changed in between, user space raises the
-//!   generation once more and the next packet looks again. At worst one frame goes the old way.
+//! - `last_seen_ns`, `packets`, `bytes` of a way: plain writes by its own packets. Two CPUs in one
+//!   direction may lose a count, and a time may be that of the other packet of the same moment.
+//! - The next hop of a way: plain writes by both directions, `generation` last. Two CPUs write the
+//!   result of the same lookup for the same generation; where a route changed in between, user space
+//!   raises the generation once more and the next packet looks again. At worst one frame goes the old
+//!   way.
+//! - `end`, `edge`, `maxwin`, `maxack`, `scale`, `flags` of a way (TCP): written by its own packets,
+//!   read by the other direction. Each is an aligned word, so a reader sees an old or a new one, and
+//!   they only move forward. A reader that sees an old `end` or `edge` judges as if the packet that
+//!   moves it came a moment later: on two CPUs there is no other order. Two CPUs in one direction (a
+//!   NIC that spreads a flow) may undo each other's move; the next packet of that direction makes up
+//!   for it, and the slack of one window covers one packet. The other direction writes them at the
+//!   handshake, where one packet is under way at a time, when the flow is inherited, and `maxwin` when
+//!   it sent beyond the edge: lost, one more packet passes without moving the windows.
+//! - `end` of a way (SCTP: its tag): written at the handshake only.
 //! - An element that user space deletes while a program holds it may be reused for another flow at
 //!   once, and take one packet's count. User space deletes what has expired, which by then had no
 //!   packet for the whole timeout.
 //! - Promotion: deleting the embryonic element is atomic, so one CPU wins and makes the flow.
+//! - The rest is written once, before the element is in the map.
 
 use aya_ebpf::{bindings::BPF_ANY, helpers::generated::bpf_get_smp_processor_id};
 use fwha_common::{
     drop::DropReason,
-    flow::{
-        FLOW_STATES, Flow, FlowEvent, FlowEventKind, FlowId, FlowKey, FlowState, NextHop, TimeoutClass, proto,
-    },
+    flow::{FLOW_STATES, Flow, FlowEvent, FlowEventKind, FlowKey, FlowState, TimeoutClass, Way, proto},
     group::Group,
     settings::{Counter, Settings},
 };
@@ -35,7 +44,8 @@ use crate::{
     atomic::{compare_exchange_u32, compare_exchange_u64},
     hook, maps,
     parse::{Ip, Payload},
-    tcp::{self, Step},
+    sctp::{self, Chunk},
+    tcp::{self, Options, Step},
 };
 
 /// Attempts at a compare-and-exchange before giving up. Each failure means that another CPU got on.
@@ -61,17 +71,23 @@ pub enum Found {
     Nothing,
 }
 
-/// Looks for a live flow in all tables: the main one first, as most packets are of it.
+/// Looks for a live flow in all tables: the main one first, as most packets are of it. What answers the
+/// SYN of a connection that was begun beside one of the main table belongs to the new one.
 #[inline(always)]
 pub fn find(key: &FlowKey, ip: &Ip, now: u64) -> Found {
     if let Some(flow) = maps::FLOWS.get_ptr_mut(key).map(FlowRef)
-        && !flow.succeeded_by(ip)
         && flow.alive(ip.proto, maps::group(flow.bucket()).map_or(0, |group| group.since_ns), now)
     {
+        if ip.payload == Payload::Tcp
+            && tcp::answers_syn(ip.tcp.flags)
+            && let Some(young) = maps::EMBRYONIC.get_ptr_mut(key).map(FlowRef)
+            && young.awaits(ip.tcp.ack)
+        {
+            return Found::Embryonic(young);
+        }
         return Found::Main(flow);
     }
     if let Some(flow) = maps::EMBRYONIC.get_ptr_mut(key).map(FlowRef)
-        && !flow.succeeded_by(ip)
         && flow.alive(ip.proto, 0, now)
     {
         return Found::Embryonic(flow);
@@ -98,61 +114,76 @@ pub fn owner(bucket: u8, now: u64) -> Result<&'static Group, DropReason> {
     }
 }
 
-/// What a packet does to the state of its flow.
+/// What a packet does to the state of its flow, by its kind alone.
 ///
 /// # Errors
 ///
-/// The state does not allow it, or an ICMP echo goes the wrong way.
+/// The state does not allow it, or an ICMP query goes the wrong way.
 #[inline(always)]
-fn step(flow: FlowRef, ip: &Ip, state: u32, reply: bool, now: u64) -> Result<Step, DropReason> {
+fn step(flow: FlowRef, ip: &Ip, state: u8, reply: bool, now: u64) -> Result<Step, DropReason> {
     match ip.payload {
-        Payload::Tcp => match tcp::step(state, reply, ip.tcp_flags) {
+        Payload::Tcp => match tcp::step(state, reply, ip.tcp.flags) {
             Step::Invalid => Err(DropReason::TcpState),
             step => Ok(step),
         },
-        Payload::Udp => Ok(if state == FlowState::Unreplied as u32 {
+        Payload::Sctp => {
+            let state = FlowState::from_u8(state).ok_or(DropReason::SctpState)?;
+            match sctp::step(state, reply, Chunk::from_u8(ip.tcp.flags))? {
+                next if next as u8 == state as u8 => Ok(Step::Stay),
+                next => Ok(Step::To(next)),
+            }
+        }
+        Payload::Query if reply => Err(DropReason::Icmp),
+        Payload::Response if !reply => Err(DropReason::Icmp),
+        Payload::LaterFragment => Ok(Step::Stay),
+        // UDP and the rest.
+        _ => Ok(if state == FlowState::Unreplied as u8 {
             if reply { Step::To(FlowState::Replied) } else { Step::Stay }
-        } else if state == FlowState::Replied as u32 && now > flow.created_ns().saturating_add(UDP_STREAM_NS)
+        } else if state == FlowState::Replied as u8
+            && matches!(ip.payload, Payload::Udp | Payload::Other)
+            && now > flow.created_ns().saturating_add(UDP_STREAM_NS)
         {
             Step::To(FlowState::Assured)
         } else {
             Step::Stay
         }),
-        Payload::EchoRequest if !reply => Ok(Step::Stay),
-        Payload::EchoReply if reply => {
-            Ok(if state == FlowState::Unreplied as u32 { Step::To(FlowState::Replied) } else { Step::Stay })
-        }
-        _ => Err(DropReason::Icmp),
     }
 }
 
 impl FlowRef {
-    /// The state, which other CPUs change.
+    /// State, flags and zones; other CPUs change the state.
     #[inline(always)]
-    fn state(self) -> u32 {
+    fn word(self) -> u32 {
         // SAFETY: `self.0` comes from a map lookup in this run of the program, as in all below;
         // volatile, because others write here.
-        unsafe { (&raw const (*self.0).state).read_volatile() }
+        unsafe { (&raw const (*self.0).word).read_volatile() }
     }
 
-    /// Whether a packet begins, or answers, another connection than this, which is over.
+    /// The flags.
     #[inline(always)]
-    fn succeeded_by(self, ip: &Ip) -> bool {
-        ip.payload == Payload::Tcp && tcp::succeeds(self.state(), ip.tcp_flags)
+    pub fn flags(self) -> u8 {
+        (self.word() >> 8) as u8
     }
 
     /// The bucket.
     #[inline(always)]
     pub fn bucket(self) -> u8 {
-        // SAFETY: see `state`; never written after the element came to be.
+        // SAFETY: see `word`; never written after the element came to be.
         unsafe { (*self.0).bucket }
+    }
+
+    /// What SYNs are clamped to, as [`Flow::mss`].
+    #[inline(always)]
+    pub fn mss(self) -> u16 {
+        // SAFETY: see `bucket`.
+        unsafe { (*self.0).mss }
     }
 
     /// The number in its identity.
     #[inline(always)]
     fn number(self) -> u64 {
         // SAFETY: see `bucket`.
-        unsafe { (*self.0).id.number }
+        unsafe { (*self.0).number }
     }
 
     /// When it began.
@@ -165,28 +196,29 @@ impl FlowRef {
     /// Zone of the originator (`false`) or the responder (`true`).
     #[inline(always)]
     pub fn zone(self, responder: bool) -> u8 {
-        // SAFETY: see `bucket`.
-        unsafe { if responder { (*self.0).zones[1] } else { (*self.0).zones[0] } }
+        (self.word() >> if responder { 24 } else { 16 }) as u8
     }
 
     /// Whether a packet whose source is end B of the key goes from responder to originator.
     #[inline(always)]
     pub fn is_reply(self, src_is_b: bool) -> bool {
-        // SAFETY: see `bucket`.
-        src_is_b != unsafe { (*self.0).originator_is_b() }
+        src_is_b != (self.flags() & Flow::ORIGINATOR_IS_B != 0)
     }
 
-    /// The next hop of a direction.
+    /// The way of a direction, and the way back.
     #[inline(always)]
-    pub fn hop(self, reply: bool) -> *mut NextHop {
-        // SAFETY: see `state`; the index is 0 or 1.
-        unsafe { (&raw mut (*self.0).hops).cast::<NextHop>().add(reply as usize) }
+    pub fn ways(self, reply: bool) -> (*mut Way, *mut Way) {
+        // SAFETY: see `word`; the indices are 0 and 1.
+        unsafe {
+            let ways = (&raw mut (*self.0).ways).cast::<Way>();
+            (ways.add(reply as usize), ways.add(!reply as usize))
+        }
     }
 
     /// Whether it has not expired.
     #[inline(always)]
     fn alive(self, proto: u8, since_ns: u64, now: u64) -> bool {
-        let state = self.state() as usize;
+        let state = Flow::state_of(self.word()) as usize;
         let Some(timeouts) = maps::TIMEOUTS.get(0) else {
             return false;
         };
@@ -195,58 +227,176 @@ impl FlowRef {
             return false;
         }
         let timeout = timeouts.ns[class][state];
-        // SAFETY: see `state`. A time of the other direction that is just being written is either
+        // SAFETY: see `word`. A time of the other direction that is just being written is either
         // the old or the new one.
         unsafe { (*self.0).expires_ns(since_ns, timeout) > now }
+    }
+
+    /// Whether it is an unanswered SYN, and `ack` acknowledges it.
+    #[inline(always)]
+    fn awaits(self, ack: u32) -> bool {
+        // SAFETY: see `word`.
+        Flow::state_of(self.word()) == FlowState::SynSent as u8 && unsafe { (*self.0).ways[0].end } == ack
     }
 
     /// Counts a packet and keeps the flow alive. Only for packets that the state allows: nothing else
     /// may keep a flow from expiring.
     #[inline(always)]
     fn touch(self, reply: bool, now: u64, packets: u32, bytes: u32) {
-        // SAFETY: see `state`; races are harmless, see above.
-        unsafe { touch(&mut *self.0, reply, now, packets, bytes) }
+        // SAFETY: see `word`; races are harmless, see above.
+        unsafe { touch(&mut *self.ways(reply).0, now, packets, bytes) }
     }
 
-    /// Moves a flow of the main table on by a packet, and tells user space of a new state.
+    /// Holds a packet against the flow, and moves what it moves but for the state.
     ///
     /// # Errors
     ///
-    /// As of [`step`]; the flow is as before.
+    /// It does not belong there.
     #[inline(always)]
+    fn judge(self, ip: &Ip, reply: bool, now: u64, options: &Options) -> Result<Step, DropReason> {
+        let word = self.word();
+        let state = Flow::state_of(word);
+        let mut stepped = step(self, ip, state, reply, now)?;
+        let (own, other) = self.ways(reply);
+        // SAFETY: see `word`; what races do is said above.
+        let (own, other) = unsafe { (&mut *own, &mut *other) };
+        match ip.payload {
+            Payload::Tcp => {
+                if matches!(stepped, Step::Ignore | Step::Begin) {
+                    return Ok(stepped);
+                }
+                if ip.tcp.flags & tcp::RST != 0 {
+                    stepped = tcp::reset(state, ip.tcp.seq, own, other)?;
+                }
+                let inherited = self.flags() & Flow::INHERITED != 0;
+                let len = ip.len.wrapping_sub(ip.header_len);
+                match tcp::window(state, own, other, &ip.tcp, len, options, inherited) {
+                    tcp::Window::In => Ok(stepped),
+                    tcp::Window::Ignore => Ok(Step::Ignore),
+                    tcp::Window::Out => Err(DropReason::TcpWindow),
+                }
+            }
+            Payload::Sctp => {
+                let chunk = Chunk::from_u8(ip.tcp.flags);
+                if !sctp::tag_valid(chunk, ip.tcp.seq, own.end, other.end) {
+                    return Err(DropReason::SctpTag);
+                }
+                if matches!(chunk, Chunk::Init | Chunk::InitAck) {
+                    // What the other side is to answer with.
+                    other.end = ip.tcp.ack;
+                }
+                Ok(stepped)
+            }
+            Payload::LaterFragment if ip.proto == proto::TCP => {
+                // `seq` is the number behind it.
+                if own.flags & Way::SEEN != 0 && tcp::before(own.end, ip.tcp.seq) {
+                    own.end = ip.tcp.seq;
+                }
+                Ok(stepped)
+            }
+            _ => Ok(stepped),
+        }
+    }
+
+    /// Moves a flow on by a packet, and tells user space of a new state. An embryonic one (`young`) that is
+    /// answered is promoted. Returns where the flow now is; nothing for a packet that asks for another
+    /// connection.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Self::judge`]; the main table is full.
+    #[inline(always)]
+    #[expect(clippy::too_many_arguments, reason = "inlined once")]
     pub fn advance(
         self,
         key: &FlowKey,
         ip: &Ip,
+        young: bool,
         reply: bool,
         group: &Group,
         now: u64,
         packets: u32,
-    ) -> Result<(), DropReason> {
-        let mut state = self.state();
-        let mut stepped = step(self, ip, state, reply, now)?;
-        self.touch(reply, now, packets, ip.len);
-        for _ in 0..ATTEMPTS {
-            let Step::To(next) = stepped else {
-                return Ok(());
-            };
-            // SAFETY: see `state`; 4-byte aligned.
-            match unsafe { compare_exchange_u32(&raw mut (*self.0).state, state, next as u32) } {
-                Ok(()) => {
-                    self.changed(key, group.term);
-                    return Ok(());
-                }
-                Err(found) => state = found,
-            }
-            stepped = step(self, ip, state, reply, now)?;
+        options: &Options,
+    ) -> Result<Option<Self>, DropReason> {
+        let copy = maps::scratch().ok_or(DropReason::TableFull)?;
+        let answered = young && reply;
+        let judged = if answered {
+            // An answer is judged on a copy, which nobody else writes, and which becomes the flow.
+            // SAFETY: see `word`. Should the element be taken for another flow while it is copied, then
+            // it was deleted first, and the removal below fails.
+            *copy = unsafe { *self.0 };
+            Self(copy)
+        } else {
+            self
+        };
+        let stepped = judged.judge(ip, reply, now, options)?;
+        match stepped {
+            Step::Begin => return Ok(None),
+            Step::Ignore => return Ok(Some(self)),
+            _ => {}
         }
-        Ok(())
+        if !answered {
+            self.touch(reply, now, packets, ip.len);
+            if let Step::To(next) = stepped {
+                if young {
+                    self.set_state(next);
+                } else {
+                    self.settle(key, ip, next, reply, group, now);
+                }
+            }
+            return Ok(Some(self));
+        }
+        match stepped {
+            Step::To(FlowState::Close) => {
+                // Refused. The element stays for this packet's way, with the timeout of a closed flow. A
+                // connection that it was begun beside is gone, too: who refuses a SYN has none.
+                self.set_state(FlowState::Close);
+                if ip.payload == Payload::Tcp
+                    && let Some(old) = maps::FLOWS.get_ptr_mut(key).map(Self)
+                {
+                    old.change(key, FlowState::Close, group.term);
+                }
+                Ok(Some(self))
+            }
+            Step::To(state) => self.promote(copy, key, ip, state, group, now, packets).map(Some),
+            _ if ip.payload == Payload::Sctp => {
+                self.promote(copy, key, ip, FlowState::CookieWait, group, now, packets).map(Some)
+            }
+            _ => Ok(Some(self)),
+        }
     }
 
-    /// Takes the next version and tells user space.
+    /// Moves a flow of the main table to the state that a packet leads to, or to where it leads from the
+    /// state that another CPU gives it in between.
     #[inline(always)]
-    fn changed(self, key: &FlowKey, term: u32) {
-        // SAFETY: see `state`; 8-byte aligned.
+    fn settle(self, key: &FlowKey, ip: &Ip, next: FlowState, reply: bool, group: &Group, now: u64) {
+        let mut next = next;
+        for _ in 0..ATTEMPTS {
+            if self.change(key, next, group.term) {
+                return;
+            }
+            // What closes does so from every state.
+            if next as u8 != FlowState::Close as u8 {
+                match step(self, ip, Flow::state_of(self.word()), reply, now) {
+                    Ok(Step::To(again)) => next = again,
+                    _ => return,
+                }
+            }
+        }
+    }
+
+    /// Changes the state, takes the next version and tells user space; `false` if another CPU changed
+    /// it in between.
+    #[inline(always)]
+    fn change(self, key: &FlowKey, next: FlowState, term: u32) -> bool {
+        let word = self.word();
+        // SAFETY: see `word`; 4-byte aligned.
+        if unsafe { compare_exchange_u32(&raw mut (*self.0).word, word, Flow::with_state(word, next)) }
+            .is_err()
+        {
+            return false;
+        }
+        // SAFETY: see `word`; 8-byte aligned.
         let mut version = unsafe { (&raw const (*self.0).version).read_volatile() };
         for _ in 0..ATTEMPTS {
             let next = Flow::next_version(version, term);
@@ -254,65 +404,41 @@ impl FlowRef {
             match unsafe { compare_exchange_u64(&raw mut (*self.0).version, version, next) } {
                 Ok(()) => {
                     publish(FlowEventKind::Updated, key, self.0, next);
-                    return;
+                    return true;
                 }
                 Err(found) => version = found,
             }
         }
         lost(self.bucket());
+        true
     }
 
     /// Moves a node's own flow on. Its stack judges; the state here only chooses the timeout.
     #[inline(always)]
     pub fn follow(self, ip: &Ip, reply: bool, now: u64, packets: u32) {
-        let state = self.state();
-        let Ok(stepped) = step(self, ip, state, reply, now) else {
+        let Ok(stepped) = step(self, ip, Flow::state_of(self.word()), reply, now) else {
             return;
         };
-        if let Step::To(next) = stepped {
-            // SAFETY: see `state`. Should another CPU be faster, its state stays.
-            let _ = unsafe { compare_exchange_u32(&raw mut (*self.0).state, state, next as u32) };
+        match stepped {
+            Step::To(next) => self.set_state(next),
+            Step::Begin => self.set_state(FlowState::SynSent),
+            _ => {}
         }
         self.touch(reply, now, packets, ip.len);
     }
 
-    /// Handles a packet of an embryonic flow. An answer promotes it, and the flow's new place is
-    /// returned.
+    /// Changes the state of a flow that is not replicated. Should another CPU be faster, its state stays.
     #[inline(always)]
-    pub fn hatch(
-        self,
-        key: &FlowKey,
-        ip: &Ip,
-        reply: bool,
-        group: &Group,
-        now: u64,
-        packets: u32,
-    ) -> Result<Self, DropReason> {
-        match step(self, ip, self.state(), reply, now)? {
-            Step::To(FlowState::Close) => {
-                // Refused or given up. The element stays for this packet's way; with the timeout of
-                // a closed flow, and a new SYN takes its place.
-                // SAFETY: see `state`. A stale exchange changes nothing.
-                let _ = unsafe {
-                    compare_exchange_u32(
-                        &raw mut (*self.0).state,
-                        FlowState::SynSent as u32,
-                        FlowState::Close as u32,
-                    )
-                };
-                Ok(self)
-            }
-            Step::To(state) if reply => self.promote(key, ip, state, group, now, packets),
-            _ => {
-                self.touch(reply, now, packets, ip.len);
-                Ok(self)
-            }
-        }
+    fn set_state(self, next: FlowState) {
+        let word = self.word();
+        // SAFETY: see `word`; 4-byte aligned.
+        let _ = unsafe { compare_exchange_u32(&raw mut (*self.0).word, word, Flow::with_state(word, next)) };
     }
 
     #[inline(always)]
     fn promote(
         self,
+        flow: &mut Flow,
         key: &FlowKey,
         ip: &Ip,
         state: FlowState,
@@ -320,22 +446,19 @@ impl FlowRef {
         now: u64,
         packets: u32,
     ) -> Result<Self, DropReason> {
-        let flow = maps::scratch().ok_or(DropReason::TableFull)?;
-        // SAFETY: see `state`. Should the element be taken for another flow while it is copied, then
-        // it was deleted first, and the removal below fails.
-        *flow = unsafe { *self.0 };
         if maps::EMBRYONIC.remove(key).is_err() {
             // Another CPU promoted it a moment ago; or it was evicted, and nothing is known any more.
             return match maps::FLOWS.get_ptr_mut(key).map(Self) {
-                Some(promoted) if promoted.number() == flow.id.number => Ok(promoted),
+                Some(promoted) if promoted.number() == flow.number => Ok(promoted),
                 _ => Err(DropReason::NotSyn),
             };
         }
-        flow.state = state as u32;
+        flow.word = Flow::with_state(flow.word, state);
         flow.version = Flow::next_version(0, group.term);
-        touch(flow, true, now, packets, ip.len);
+        touch(&mut flow.ways[1], now, packets, ip.len);
         let flow = &*flow;
-        // What lies under this key, if anything, is over or has expired: `find` did not take it.
+        // What lies under this key, if anything, is over, has expired, or is replaced by this one: its
+        // responder answered a new SYN.
         maps::FLOWS.insert(key, flow, BPF_ANY as u64).map_err(|_| DropReason::TableFull)?;
         maps::add(&maps::COUNTERS, Counter::FlowsCreated as u32, 1);
         publish(FlowEventKind::Created, key, flow, flow.version);
@@ -344,14 +467,21 @@ impl FlowRef {
 }
 
 #[inline(always)]
-fn touch(flow: &mut Flow, reply: bool, now: u64, packets: u32, bytes: u32) {
-    let i = reply as usize & 1;
-    flow.last_seen_ns[i] = now;
-    flow.packets[i] += packets as u64;
-    flow.bytes[i] += bytes as u64;
+fn touch(way: &mut Way, now: u64, packets: u32, bytes: u32) {
+    way.last_seen_ns = now;
+    way.packets += packets as u64;
+    way.bytes += bytes as u64;
 }
 
-/// What is known of a flow that is about to be created.
+/// A flow that is about to be created: all zero, but for the next hops that the caller writes.
+#[inline(always)]
+pub fn draft() -> Option<&'static mut Flow> {
+    let flow = maps::scratch()?;
+    *flow = Flow::default();
+    Some(flow)
+}
+
+/// What is known of a flow that is about to be created, besides its next hops.
 pub struct NewFlow {
     /// Whether the originator is end B of the key.
     pub originator_is_b: bool,
@@ -361,67 +491,70 @@ pub struct NewFlow {
     pub zones: [u8; 2],
     /// Hash of the name of the rule that admits it.
     pub rule_hash: u32,
+    /// As [`Flow::mss`].
+    pub mss: u16,
     /// The packets so far, as segments.
     pub packets: u32,
     /// Now.
     pub now: u64,
-    /// Where packets of the originator leave, as far as it is known.
-    pub hop: NextHop,
 }
 
 impl NewFlow {
-    /// The flow as it goes into a map, with its first packet counted.
+    /// Completes a draft, with its first packet counted.
     #[inline(always)]
-    fn build(&self, ip: &Ip, settings: &Settings) -> Option<&'static mut Flow> {
-        let flow = maps::scratch()?;
+    pub fn complete(&self, draft: &mut Flow, ip: &Ip, settings: &Settings, options: &Options) {
         let exact = hook::exact_ns();
         // SAFETY: takes nothing, returns a number.
         let cpu = unsafe { bpf_get_smp_processor_id() };
-        let state = if ip.proto == proto::TCP { FlowState::SynSent } else { FlowState::Unreplied };
-        *flow = Flow {
-            state: state as u32,
-            flags: if self.originator_is_b { Flow::ORIGINATOR_IS_B } else { 0 },
-            bucket: self.bucket,
-            zones: self.zones,
-            hops: [self.hop, NextHop::default()],
-            id: FlowId {
-                number: exact & !0xff | cpu as u64 & 0xff,
-                epoch: settings.epoch,
-                node: settings.node,
-                zero: [0; 3],
-            },
-            created_ns: self.now,
-            rule_hash: self.rule_hash,
-            ruleset_generation: settings.ruleset_generation,
-            ..Flow::default()
+        let state = match ip.proto {
+            proto::TCP => FlowState::SynSent,
+            proto::SCTP => FlowState::CookieWait,
+            _ => FlowState::Unreplied,
         };
-        touch(flow, false, self.now, self.packets, ip.len);
-        Some(flow)
-    }
-
-    /// Puts the flow into the embryonic table.
-    #[inline(always)]
-    pub fn embryonic(&self, key: &FlowKey, ip: &Ip, settings: &Settings) -> Result<FlowRef, DropReason> {
-        let flow: &Flow = self.build(ip, settings).ok_or(DropReason::TableFull)?;
-        maps::EMBRYONIC.insert(key, flow, BPF_ANY as u64).map_err(|_| DropReason::TableFull)?;
-        maps::add(&maps::COUNTERS, Counter::Embryonic as u32, 1);
-        maps::EMBRYONIC.get_ptr_mut(key).map(FlowRef).ok_or(DropReason::TableFull)
-    }
-
-    /// Puts the flow among the node's own. One that does not begin with a SYN was there before the
-    /// programs were, and counts as established.
-    #[inline(always)]
-    pub fn node(&self, key: &FlowKey, ip: &Ip, settings: &Settings) {
-        let Some(flow) = self.build(ip, settings) else {
-            return;
-        };
-        if ip.payload == Payload::Tcp && !tcp::opens(ip.tcp_flags) {
-            flow.state = FlowState::Established as u32;
+        let flags = if self.originator_is_b { Flow::ORIGINATOR_IS_B } else { 0 };
+        draft.word = Flow::word(state, flags, self.zones);
+        draft.rule_hash = self.rule_hash;
+        draft.number = exact & !0xff | cpu as u64 & 0xff;
+        draft.epoch = settings.epoch;
+        draft.node = settings.node;
+        draft.bucket = self.bucket;
+        draft.mss = self.mss;
+        draft.created_ns = self.now;
+        let [way, back] = &mut draft.ways;
+        match ip.payload {
+            Payload::Tcp => {
+                let len = ip.len.wrapping_sub(ip.header_len).wrapping_add(1);
+                tcp::init(way, back, &ip.tcp, ip.tcp.seq.wrapping_add(len), options);
+            }
+            Payload::Sctp => back.end = ip.tcp.ack,
+            _ => {}
         }
-        let flow = &*flow;
-        // An LRU table always has room; if memory is short for a moment, the next packet tries again.
-        let _ = maps::NODE_FLOWS.insert(key, flow, BPF_ANY as u64);
+        touch(way, self.now, self.packets, ip.len);
     }
+}
+
+/// Puts a flow into the embryonic table.
+///
+/// # Errors
+///
+/// Memory is short.
+#[inline(always)]
+pub fn insert_embryonic(flow: &Flow, key: &FlowKey) -> Result<FlowRef, DropReason> {
+    maps::EMBRYONIC.insert(key, flow, BPF_ANY as u64).map_err(|_| DropReason::TableFull)?;
+    maps::add(&maps::COUNTERS, Counter::Embryonic as u32, 1);
+    maps::EMBRYONIC.get_ptr_mut(key).map(FlowRef).ok_or(DropReason::TableFull)
+}
+
+/// Puts a flow among the node's own. One that does not begin with a SYN was there before the programs
+/// were, and counts as established.
+#[inline(always)]
+pub fn insert_node(flow: &mut Flow, key: &FlowKey, ip: &Ip) {
+    if ip.payload == Payload::Tcp && !tcp::opens(ip.tcp.flags) {
+        flow.word = Flow::with_state(flow.word, FlowState::Established);
+    }
+    let flow = &*flow;
+    // An LRU table always has room; if memory is short for a moment, the next packet tries again.
+    let _ = maps::NODE_FLOWS.insert(key, flow, BPF_ANY as u64);
 }
 
 /// Writes an event: the flow as it is, under `version`.

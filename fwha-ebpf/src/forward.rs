@@ -2,7 +2,8 @@
 
 use fwha_common::{
     drop::DropReason,
-    flow::NextHop,
+    flow::{Flow, NextHop, Way},
+    rule::{Interface, InterfaceKey},
     settings::{Counter, Settings},
 };
 
@@ -10,9 +11,58 @@ use crate::{
     Verdict,
     flow::FlowRef,
     maps,
-    packet::{ETH_LEN, Eth, Mac, Packet, RouteKind, RouteQuery, Window, window},
+    packet::{ETH_LEN, Eth, Mac, Packet, RouteKind, Window, window},
     parse::Ip,
+    tcp,
 };
+
+/// Looks up the next hop to the destination of a packet, or `back` to its source, and the zone there.
+///
+/// # Errors
+///
+/// The way leads nowhere, or out of an interface of no zone.
+#[inline(always)]
+pub fn route(
+    packet: &impl Packet,
+    settings: &Settings,
+    ip: &Ip,
+    back: bool,
+    hop: &mut NextHop,
+) -> Result<(RouteKind, u8), DropReason> {
+    maps::add(&maps::COUNTERS, Counter::FibLookups as u32, 1);
+    let generation = maps::route_generation(settings);
+    let kind = packet.route(ip, back, hop);
+    match kind {
+        RouteKind::Local => return Ok((kind, Interface::NO_ZONE)),
+        RouteKind::None => return Err(DropReason::NoRoute),
+        RouteKind::Resolved => hop.generation = generation,
+        RouteKind::Unresolved => {}
+    }
+    match maps::interface(InterfaceKey::untagged(hop.out)) {
+        Some(interface) if interface.zone != Interface::NO_ZONE => {
+            hop.out = interface.out;
+            Ok((kind, interface.zone))
+        }
+        _ => Err(DropReason::RouteNoZone),
+    }
+}
+
+/// Keeps a next hop in a flow.
+///
+/// # Safety
+///
+/// `way` lies in a map element.
+#[inline(always)]
+pub unsafe fn keep(way: *mut Way, hop: &NextHop) {
+    // SAFETY: promised. Others may write it: see the module `flow`; the generation last.
+    unsafe {
+        (*way).out = hop.out;
+        (*way).dst_mac = hop.dst_mac;
+        (*way).src_mac = hop.src_mac;
+        (*way).mtu = hop.mtu;
+        (&raw mut (*way).generation).write_volatile(hop.generation);
+    }
+}
 
 /// Sends a packet of `flow` on. What needs more than a new MAC and a lower TTL is passed to the
 /// stack, which answers it (TTL, MTU), resolves the neighbour or reads the options; its way out
@@ -28,57 +78,79 @@ pub fn send(
     flow: FlowRef,
     reply: bool,
     ip: &Ip,
+    options: &tcp::Options,
 ) -> Result<Verdict, DropReason> {
-    if ip.ttl <= 1 || ip.options {
-        return Ok(Verdict::Pass);
-    }
-    let generation = maps::route_generation(settings);
-    let hop = flow.hop(reply);
-    // SAFETY: `hop` lies in a map element. Others may write it: see the module `flow`.
-    if unsafe { (&raw const (*hop).generation).read_volatile() } != generation {
-        maps::add(&maps::COUNTERS, Counter::FibLookups as u32, 1);
-        let mut found = NextHop::default();
-        match packet.route(&query(ip), &mut found) {
-            RouteKind::Resolved => {}
-            RouteKind::Unresolved => return Ok(Verdict::Pass),
+    let (way, back) = flow.ways(reply);
+    // SAFETY: `way` lies in a map element. Others may write it: see the module `flow`.
+    if unsafe { (&raw const (*way).generation).read_volatile() } != maps::route_generation(settings) {
+        let mut hop = NextHop::default();
+        match route(packet, settings, ip, false, &mut hop)? {
             // The way to the other end now ends here: an address of it moved to this node.
-            RouteKind::Local | RouteKind::None => return Err(DropReason::NoRoute),
-        }
-        match maps::interface(found.ifindex) {
-            Some(interface) if interface.zone == flow.zone(!reply) => {}
-            Some(_) => return Err(DropReason::WrongZone),
-            None => return Err(DropReason::RouteNoZone),
-        }
-        // SAFETY: as above; the generation last.
-        unsafe {
-            (*hop).ifindex = found.ifindex;
-            (*hop).dst_mac = found.dst_mac;
-            (*hop).src_mac = found.src_mac;
-            (*hop).mtu = found.mtu;
-            (&raw mut (*hop).generation).write_volatile(generation);
+            (RouteKind::Local | RouteKind::None, _) => return Err(DropReason::NoRoute),
+            (_, zone) if zone != flow.zone(!reply) => return Err(DropReason::WrongZone),
+            (RouteKind::Unresolved, _) => return Ok(Verdict::Pass),
+            // SAFETY: as above.
+            (RouteKind::Resolved, _) => unsafe { keep(way, &hop) },
         }
     }
     // SAFETY: as above.
-    let hop = unsafe { &*hop };
+    let way = unsafe { &*way };
+    if options.mss_at != 0 && flow.mss() != 0 {
+        // SAFETY: as above.
+        clamp_mss(packet, ip, options, flow.mss(), way.mtu, unsafe { (*back).mtu })?;
+    }
+    if ip.ttl <= 1 || ip.slow {
+        return Ok(Verdict::Pass);
+    }
     let longest = match packet.segment_size() {
         0 => ip.len,
         size => size + ip.header_len,
     };
-    if hop.mtu != 0 && longest > hop.mtu as u32 {
+    if way.mtu != 0 && longest > way.mtu as u32 {
         return Ok(Verdict::Pass);
     }
-    Eth::address(packet, Mac::new(hop.dst_mac), Mac::new(hop.src_mac))?;
+    Eth::address(packet, Mac::new(way.dst_mac), Mac::new(way.src_mac))?;
     let header: Window<20> = window(packet, ETH_LEN)?;
-    header.set_u8::<8>(ip.ttl - 1);
-    header.set_u16::<10>(checksum_after_hop(header.u16::<10>()));
-    packet.leave_by(hop.ifindex);
+    if ip.v6 {
+        header.set_u8::<7>(ip.ttl - 1);
+    } else {
+        header.set_u8::<8>(ip.ttl - 1);
+        header.set_u16::<10>(checksum_after_hop(header.u16::<10>()));
+    }
+    packet.leave_by(way.out);
     Ok(Verdict::Forward)
 }
 
-/// What to ask of the routing table for a packet.
+/// Lowers the maximum segment size that a SYN announces (RFC 9293, 3.7.1) to `limit`; never raises it.
 #[inline(always)]
-pub fn query(ip: &Ip) -> RouteQuery {
-    RouteQuery { src: ip.src, dst: ip.dst, tos: ip.tos, proto: ip.proto, sport: ip.sport, dport: ip.dport }
+fn clamp_mss(
+    packet: &mut impl Packet,
+    ip: &Ip,
+    options: &tcp::Options,
+    limit: u16,
+    mtu: u16,
+    mtu_back: u16,
+) -> Result<(), DropReason> {
+    let limit = if limit == Flow::MSS_PMTU {
+        let mtu = if mtu_back != 0 && (mtu_back < mtu || mtu == 0) { mtu_back } else { mtu };
+        let headers = if ip.v6 { 60 } else { 40 };
+        if mtu <= headers {
+            return Ok(());
+        }
+        mtu - headers
+    } else {
+        limit
+    };
+    let tcp_at = (ETH_LEN as u32) + ip.l4;
+    let mut announced = [0; 2];
+    if !packet.load(tcp_at + options.mss_at as u32, &mut announced) {
+        return Err(DropReason::Truncated);
+    }
+    if u16::from_be_bytes(announced) > limit {
+        let from = u16::from_ne_bytes(announced);
+        packet.replace(tcp_at + options.mss_at as u32, tcp_at + 16, from, limit.to_be())?;
+    }
+    Ok(())
 }
 
 /// The header checksum (network byte order) after the TTL went down by one: its word, TTL and

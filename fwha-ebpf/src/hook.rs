@@ -7,11 +7,20 @@ use aya_ebpf::{
         __sk_buff, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS,
         bpf_fib_lookup as FibLookup, xdp_md,
     },
-    helpers::generated::{bpf_fib_lookup, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_skb_pull_data},
+    helpers::generated::{
+        bpf_fib_lookup, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_l4_csum_replace, bpf_skb_load_bytes,
+        bpf_skb_pull_data, bpf_skb_store_bytes, bpf_xdp_load_bytes,
+    },
 };
-use fwha_common::flow::NextHop;
+use fwha_common::{
+    drop::DropReason,
+    flow::{NextHop, proto},
+};
 
-use crate::packet::{Packet, RouteKind, RouteQuery};
+use crate::{
+    packet::{Packet, RouteKind, Window, bounded, window},
+    parse::Ip,
+};
 
 /// `CLOCK_MONOTONIC` in ns, as of the last tick (1 to 10 ms ago). Read once per packet: half the
 /// price of the exact clock, and neither leases nor timeouts are that short.
@@ -41,7 +50,7 @@ impl Xdp {
         Self { ctx, out: 0 }
     }
 
-    /// The interface to leave by.
+    /// Where to leave, as [`NextHop::out`].
     #[inline(always)]
     pub fn out(&self) -> u32 {
         self.out
@@ -77,22 +86,50 @@ impl Packet for Xdp {
         0
     }
     #[inline(always)]
-    fn tagged(&self) -> bool {
-        false
+    fn vlans(&self) -> [u16; 2] {
+        [0; 2]
     }
     #[inline(always)]
-    fn leave_by(&mut self, ifindex: u32) {
-        self.out = ifindex;
+    fn leave_by(&mut self, out: u32) {
+        self.out = out;
     }
     #[inline(always)]
-    fn route(&self, query: &RouteQuery, hop: &mut NextHop) -> RouteKind {
-        route(self.ctx.cast(), self.ifindex(), query, hop)
+    fn load(&self, offset: u32, bytes: &mut [u8]) -> bool {
+        // SAFETY: the kernel's context; `bytes` has room.
+        let result =
+            unsafe { bpf_xdp_load_bytes(self.ctx, offset, bytes.as_mut_ptr().cast(), bytes.len() as u32) };
+        result == 0
+    }
+    #[inline(always)]
+    fn replace(&mut self, at: u32, checksum_at: u32, from: u16, to: u16) -> Result<(), DropReason> {
+        let data: Window<2> = window(self, bounded::<OFFSET_MASK>(at))?;
+        data.set_u16::<0>(to);
+        let checksum: Window<2> = window(self, bounded::<OFFSET_MASK>(checksum_at))?;
+        // RFC 1624, eqn. 3.
+        let [from, to] = as_summed(at, checksum_at, from, to);
+        let sum = !checksum.u16::<0>() as u32 + !from as u32 + to as u32;
+        let sum = (sum & 0xffff) + (sum >> 16);
+        checksum.set_u16::<0>(!((sum + (sum >> 16)) as u16));
+        Ok(())
+    }
+    #[inline(always)]
+    fn route(&self, ip: &Ip, back: bool, hop: &mut NextHop) -> RouteKind {
+        route(self.ctx.cast(), self.ifindex(), ip, back, hop)
     }
 }
 
-/// Bytes from the start of a frame that hold every header the engine looks at: Ethernet, IPv4 with
-/// options, ICMP, embedded IPv4 with options, eight bytes of its payload.
-const HEADERS: u32 = 14 + 60 + 8 + 60 + 8;
+/// Old and new value as the checksum adds them: byte for byte in its own words (RFC 1071, 2 B).
+#[inline(always)]
+const fn as_summed(at: u32, checksum_at: u32, from: u16, to: u16) -> [u16; 2] {
+    if (at ^ checksum_at) & 1 == 0 { [from, to] } else { [from.swap_bytes(), to.swap_bytes()] }
+}
+
+/// Headers end before this offset: a bound for the verifier.
+const OFFSET_MASK: u32 = 0xfff;
+
+/// Bytes from the start of a frame that hold every header the engine looks at: Ethernet, IP with options
+/// or some extension headers, ICMP, embedded IP with the same, eight bytes of its payload.
+const HEADERS: u32 = 14 + 72 + 8 + 72 + 8;
 
 /// A packet at tc.
 pub struct Tc {
@@ -114,7 +151,7 @@ impl Tc {
         packet
     }
 
-    /// The interface to leave by.
+    /// Where to leave, as [`NextHop::out`].
     #[inline(always)]
     pub fn out(&self) -> u32 {
         self.out
@@ -175,38 +212,75 @@ impl Packet for Tc {
         unsafe { (*self.ctx).gso_size }
     }
     #[inline(always)]
-    fn tagged(&self) -> bool {
+    fn vlans(&self) -> [u16; 2] {
         // SAFETY: see `start`.
-        unsafe { (*self.ctx).vlan_present != 0 }
+        unsafe {
+            if (*self.ctx).vlan_present == 0 { [0; 2] } else { [((*self.ctx).vlan_tci & 0xfff) as u16, 0] }
+        }
     }
     #[inline(always)]
-    fn leave_by(&mut self, ifindex: u32) {
-        self.out = ifindex;
+    fn leave_by(&mut self, out: u32) {
+        self.out = out;
     }
     #[inline(always)]
-    fn route(&self, query: &RouteQuery, hop: &mut NextHop) -> RouteKind {
-        route(self.ctx.cast(), self.ifindex(), query, hop)
+    fn load(&self, offset: u32, bytes: &mut [u8]) -> bool {
+        // SAFETY: the kernel's context; `bytes` has room.
+        let result = unsafe {
+            bpf_skb_load_bytes(self.ctx.cast(), offset, bytes.as_mut_ptr().cast(), bytes.len() as u32)
+        };
+        result == 0
+    }
+    #[inline(always)]
+    fn replace(&mut self, at: u32, checksum_at: u32, from: u16, to: u16) -> Result<(), DropReason> {
+        // The helper knows whether the checksum is finished or left to the hardware.
+        let summed = as_summed(at, checksum_at, from, to);
+        // SAFETY: the kernel's context; `to` is two bytes.
+        unsafe {
+            if bpf_l4_csum_replace(self.ctx, checksum_at, summed[0] as u64, summed[1] as u64, 2) != 0
+                || bpf_skb_store_bytes(self.ctx, at, (&raw const to).cast(), 2, 0) != 0
+            {
+                return Err(DropReason::Truncated);
+            }
+        }
+        Ok(())
+    }
+    #[inline(always)]
+    fn route(&self, ip: &Ip, back: bool, hop: &mut NextHop) -> RouteKind {
+        route(self.ctx.cast(), self.ifindex(), ip, back, hop)
     }
 }
 
 const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
 
-/// A FIB and neighbour lookup as seen from the interface the packet came in by. Not inlined: its 64
-/// bytes of parameters then are on the stack only while it runs.
+/// A FIB and neighbour lookup as seen from the interface the packet came in by; `back` to its source.
+/// Not inlined: its 64 bytes of parameters then are on the stack only while it runs.
 #[inline(never)]
-fn route(ctx: *mut c_void, ifindex: u32, query: &RouteQuery, hop: &mut NextHop) -> RouteKind {
+fn route(ctx: *mut c_void, ifindex: u32, ip: &Ip, back: bool, hop: &mut NextHop) -> RouteKind {
     // SAFETY: integers and unions of integers only.
     let mut params: FibLookup = unsafe { core::mem::zeroed() };
-    params.family = AF_INET;
-    params.l4_protocol = query.proto;
-    params.sport = query.sport;
-    params.dport = query.dport;
+    let (src, dst) = if back { (&ip.dst, &ip.src) } else { (&ip.src, &ip.dst) };
+    params.l4_protocol = ip.proto;
+    // GRE has no ports.
+    if ip.proto != proto::GRE {
+        let (sport, dport) = if back { (ip.dport, ip.sport) } else { (ip.sport, ip.dport) };
+        params.sport = sport;
+        params.dport = dport;
+    }
     // A length makes the kernel say the route's MTU; the shortest never exceeds it.
     params.__bindgen_anon_1.tot_len = 1;
     params.ifindex = ifindex;
-    params.__bindgen_anon_2.tos = query.tos;
-    params.__bindgen_anon_3.ipv4_src = query.src;
-    params.__bindgen_anon_4.ipv4_dst = query.dst;
+    if ip.v6 {
+        params.family = AF_INET6;
+        params.__bindgen_anon_2.flowinfo = u32::to_be((ip.tos as u32) << 20);
+        params.__bindgen_anon_3.ipv6_src = *src;
+        params.__bindgen_anon_4.ipv6_dst = *dst;
+    } else {
+        params.family = AF_INET;
+        params.__bindgen_anon_2.tos = ip.tos;
+        params.__bindgen_anon_3.ipv4_src = src[3];
+        params.__bindgen_anon_4.ipv4_dst = dst[3];
+    }
     // SAFETY: context and parameters are valid, the length is the parameters' own.
     let result = unsafe { bpf_fib_lookup(ctx, &raw mut params, size_of::<FibLookup>() as i32, 0) };
     let kind = match result as u32 {
@@ -215,7 +289,7 @@ fn route(ctx: *mut c_void, ifindex: u32, query: &RouteQuery, hop: &mut NextHop) 
         BPF_FIB_LKUP_RET_NOT_FWDED => RouteKind::Local,
         _ => RouteKind::None,
     };
-    hop.ifindex = params.ifindex;
+    hop.out = params.ifindex;
     hop.dst_mac = params.dmac;
     hop.src_mac = params.smac;
     // SAFETY: the union holds 16 bits under either name.

@@ -1,14 +1,16 @@
 //! ICMP errors: passed on only if the packet inside belongs to a flow, and never a change to it.
 
-use fwha_common::{drop::DropReason, settings::Settings};
+use fwha_common::{
+    drop::DropReason,
+    flow::{Flow, Way},
+};
 
 use crate::{
-    Verdict,
     flow::{self, FlowRef, Found},
-    forward,
-    packet::{ETH_LEN, Eth, Packet},
+    maps,
+    packet::{ETH_LEN, Packet},
     parse::{self, Ip, Payload},
-    zone,
+    tcp,
 };
 
 /// What an ICMP error is about.
@@ -23,44 +25,44 @@ pub enum Related {
 ///
 /// # Errors
 ///
-/// There is none, or the error does not go to the sender of the packet inside (RFC 5927).
+/// There is none, the error does not go to the sender of the packet inside, or the segment inside is
+/// none that was sent (RFC 5927, 4).
 #[inline(always)]
 pub fn related(packet: &impl Packet, ip: &Ip, now: u64) -> Result<Related, DropReason> {
-    let inner = parse::embedded(packet, ip, ETH_LEN).map_err(|_| DropReason::IcmpUnrelated)?;
-    let tracked =
-        matches!(inner.payload, Payload::Tcp | Payload::Udp | Payload::EchoRequest | Payload::EchoReply);
-    if !tracked || inner.src != ip.dst {
+    let inner = maps::inner().ok_or(DropReason::IcmpUnrelated)?;
+    parse::embedded(packet, ip, ETH_LEN, inner).map_err(|_| DropReason::IcmpUnrelated)?;
+    let tracked = matches!(
+        inner.payload,
+        Payload::Tcp | Payload::Udp | Payload::Sctp | Payload::Query | Payload::Response | Payload::Other
+    );
+    if !tracked || inner.src != ip.dst || inner.v6 != ip.v6 {
         return Err(DropReason::IcmpUnrelated);
     }
     let (key, src_is_b) = inner.key();
-    match flow::find(&key, &inner, now) {
-        // The inner packet of an error that goes to the originator was sent by it.
-        Found::Main(flow) | Found::Embryonic(flow) => Ok(Related::Flow(flow, !flow.is_reply(src_is_b))),
+    match flow::find(&key, inner, now) {
+        Found::Main(flow) | Found::Embryonic(flow) => {
+            let by_responder = flow.is_reply(src_is_b);
+            if inner.payload == Payload::Tcp && !sent(flow, by_responder, inner.tcp.seq) {
+                return Err(DropReason::IcmpUnrelated);
+            }
+            // The inner packet of an error that goes to the originator was sent by it.
+            Ok(Related::Flow(flow, !by_responder))
+        }
         Found::Node(_) => Ok(Related::Node),
         Found::Nothing => Err(DropReason::IcmpUnrelated),
     }
 }
 
-/// Judges an ICMP error at ingress.
-///
-/// # Errors
-///
-/// Unrelated, not owned here, or it came from the wrong side.
+/// Whether a segment with this number may have been sent, and not been acknowledged long ago.
 #[inline(always)]
-pub fn error(
-    packet: &mut impl Packet,
-    settings: &Settings,
-    eth: &Eth,
-    ip: &Ip,
-    now: u64,
-) -> Result<Verdict, DropReason> {
-    match related(packet, ip, now)? {
-        Related::Node => Ok(Verdict::Pass),
-        Related::Flow(flow, to_originator) => {
-            flow::owner(flow.bucket(), now)?;
-            // It travels as replies to the inner packet do, so it comes from the other end's zone.
-            zone::check(packet, eth, flow.zone(to_originator))?;
-            forward::send(packet, settings, flow, to_originator, ip)
-        }
+fn sent(flow: FlowRef, by_responder: bool, seq: u32) -> bool {
+    let (own, other) = flow.ways(by_responder);
+    // SAFETY: of a flow that was just found; both directions may write it, see the module `flow`.
+    let (own, other): (&Way, &Way) = unsafe { (&*own, &*other) };
+    if own.flags & Way::SEEN == 0 {
+        // Nothing is known yet of a side that was inherited, or has not answered.
+        return flow.flags() & Flow::INHERITED != 0;
     }
+    let oldest = own.end.wrapping_sub(other.maxwin).wrapping_sub(1);
+    !tcp::before(seq, oldest) && !tcp::before(own.end, seq)
 }

@@ -9,23 +9,30 @@
 //! | [`egress`] | what leaves: the node's own flows, and the guard |
 //! | [`packet`], [`hook`], [`parse`] | access to a packet, at XDP and at tc; from bytes to fields |
 //! | [`own`] | protocols of the node and its links that always pass |
+//! | [`fragment`] | fragments, held to what the first of them said |
 //! | [`probe`] | probes, answered here |
-//! | [`flow`], [`tcp`], [`icmp`] | flows, their states, errors about them |
+//! | [`flow`], [`tcp`], [`sctp`], [`icmp`] | flows, their states and windows, errors about them |
 //! | [`zone`], [`rules`] | where a packet comes from; the ruleset |
 //! | [`forward`] | next hop and rewrite |
+//! | [`capture`] | samples of what is dropped |
 //! | [`maps`], [`atomic`] | the maps; atomic operations |
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch, core_intrinsics))]
 #![cfg_attr(target_arch = "bpf", expect(internal_features, reason = "core::sync::atomic lacks these"))]
 #![cfg_attr(not(target_arch = "bpf"), expect(dead_code, reason = "on the host only tests use it"))]
 
+use fwha_common::drop::{DROP_REASONS, DropReason};
+
 mod own;
 mod packet;
 mod parse;
 mod rules;
+mod sctp;
 mod tcp;
 
 #[cfg(target_arch = "bpf")]
 mod atomic;
+#[cfg(target_arch = "bpf")]
+mod capture;
 #[cfg(target_arch = "bpf")]
 mod egress;
 #[cfg(target_arch = "bpf")]
@@ -34,6 +41,8 @@ mod engine;
 mod flow;
 #[cfg(target_arch = "bpf")]
 mod forward;
+#[cfg(target_arch = "bpf")]
+mod fragment;
 #[cfg(target_arch = "bpf")]
 mod hook;
 #[cfg(target_arch = "bpf")]
@@ -58,10 +67,10 @@ mod entry {
         },
         helpers::generated::bpf_redirect,
     };
-    use fwha_common::{drop::DropReason, settings::Counter};
+    use fwha_common::{capture::DropHook, flow::NextHop, settings::Counter};
 
     use crate::{
-        Verdict, egress, engine,
+        Outcome, Verdict, capture, egress, engine,
         hook::{Tc, Xdp},
         maps,
         packet::{Eth, Packet},
@@ -75,12 +84,15 @@ mod entry {
     fn fwha_xdp(ctx: *mut xdp_md) -> u32 {
         let mut packet = Xdp::new(ctx);
         match count(&mut packet, engine::ingress) {
-            Ok(Verdict::Forward) => redirect(packet.out()),
+            Ok(Verdict::Forward) => redirect(NextHop::ifindex(packet.out())),
             // Not XDP_TX: a veth whose other end has no XDP program does not wake that end, and the answer would lie
             // there until something else comes (`veth_xdp_flush` in drivers/net/veth.c).
             Ok(Verdict::Answer) => redirect(packet.ifindex()),
             Ok(Verdict::Pass) => XDP_PASS,
-            Err(_) => XDP_DROP,
+            Err(reason) => {
+                capture::xdp(ctx, reason);
+                XDP_DROP
+            }
         }
     }
 
@@ -90,7 +102,7 @@ mod entry {
     fn fwha_tc(ctx: *mut __sk_buff) -> i32 {
         let mut packet = Tc::new(ctx);
         match count(&mut packet, engine::ingress) {
-            Ok(Verdict::Forward) => send(&packet, packet.out()),
+            Ok(Verdict::Forward) => send(&packet, NextHop::ifindex(packet.out())),
             Ok(Verdict::Answer) => send(&packet, packet.ifindex()),
             Ok(Verdict::Pass) => {
                 // A mark that somebody else set must not look like ours.
@@ -99,7 +111,10 @@ mod entry {
                 }
                 TCX_NEXT
             }
-            Err(_) => TCX_DROP,
+            Err(reason) => {
+                capture::tc(ctx, DropHook::Ingress, reason);
+                TCX_DROP
+            }
         }
     }
 
@@ -111,7 +126,9 @@ mod entry {
         match egress::egress(&packet) {
             Ok(()) => TCX_NEXT,
             Err(reason) => {
+                let reason = reason as u32;
                 count_drop(reason, packet.segments());
+                capture::tc(ctx, DropHook::Egress, reason);
                 TCX_DROP
             }
         }
@@ -126,10 +143,13 @@ mod entry {
             Ok(eth) if eth.ethertype == ethertype::PROBE => {}
             _ => return TCX_NEXT,
         }
-        match count(&mut packet, |packet| probe::answer(packet, maps::settings())) {
+        match count(&mut packet, |packet| probe::answer(packet, maps::settings()).into()) {
             Ok(Verdict::Answer) => send(&packet, packet.ifindex()),
             Ok(_) => TCX_NEXT,
-            Err(_) => TCX_DROP,
+            Err(reason) => {
+                capture::tc(ctx, DropHook::Sync, reason);
+                TCX_DROP
+            }
         }
     }
 
@@ -148,32 +168,29 @@ mod entry {
         unsafe { bpf_redirect(ifindex, 0) as u32 }
     }
 
-    /// Has a packet judged, and counts it and its verdict.
+    /// Has a packet judged, and counts it and its verdict. A drop is the number of its [`DropReason`].
     #[inline(always)]
-    fn count<P: Packet>(
-        packet: &mut P,
-        judge: impl FnOnce(&mut P) -> Result<Verdict, DropReason>,
-    ) -> Result<Verdict, DropReason> {
+    fn count<P: Packet>(packet: &mut P, judge: impl FnOnce(&mut P) -> Outcome) -> Result<Verdict, u32> {
         let n = packet.segments();
         maps::add(&maps::COUNTERS, Counter::PacketsIn as u32, n as u64);
-        let verdict = judge(packet);
-        let counter = match verdict {
-            Ok(Verdict::Forward) => Counter::Forwarded,
-            Ok(Verdict::Pass) => Counter::Passed,
-            Ok(Verdict::Answer) => Counter::ProbesAnswered,
-            Err(reason) => {
+        let outcome = judge(packet);
+        let (counter, verdict) = match outcome.0 {
+            Outcome::FORWARD => (Counter::Forwarded, Verdict::Forward),
+            Outcome::PASS => (Counter::Passed, Verdict::Pass),
+            Outcome::ANSWER => (Counter::ProbesAnswered, Verdict::Answer),
+            reason => {
                 count_drop(reason, n);
                 return Err(reason);
             }
         };
         maps::add(&maps::COUNTERS, counter as u32, n as u64);
-        verdict
+        Ok(verdict)
     }
 
     #[inline(always)]
-    fn count_drop(reason: DropReason, n: u32) {
+    fn count_drop(reason: u32, n: u32) {
         maps::add(&maps::COUNTERS, Counter::Dropped as u32, n as u64);
-        maps::add(&maps::DROPS, reason as u32, n as u64);
+        maps::add(&maps::DROPS, reason, n as u64);
     }
 
     #[panic_handler]
@@ -196,6 +213,31 @@ enum Verdict {
     Pass,
     /// It was a question and is now the answer, to leave by where it came in.
     Answer,
+}
+
+/// What becomes of a packet, as one number: that of a [`DropReason`], or one behind them for a
+/// [`Verdict`]. A `Result` leaves in the rest of its register what the compiler finds there, and the
+/// verifier refuses to see a pointer.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Outcome(u32);
+
+impl Outcome {
+    const FORWARD: u32 = DROP_REASONS as u32;
+    const PASS: u32 = Self::FORWARD + 1;
+    const ANSWER: u32 = Self::FORWARD + 2;
+}
+
+impl From<Result<Verdict, DropReason>> for Outcome {
+    #[inline(always)]
+    fn from(result: Result<Verdict, DropReason>) -> Self {
+        Self(match result {
+            Ok(Verdict::Forward) => Self::FORWARD,
+            Ok(Verdict::Pass) => Self::PASS,
+            Ok(Verdict::Answer) => Self::ANSWER,
+            Err(reason) => reason as u32,
+        })
+    }
 }
 
 #[cfg(not(target_arch = "bpf"))]

@@ -7,11 +7,20 @@ use aya_ebpf::{
 };
 use fwha_common::{
     BUCKETS, MAX_GROUPS,
+    capture::{Capture, DropSample},
     drop::DROP_REASONS,
     flow::{Flow, FlowEvent, FlowKey},
     group::Group,
-    rule::{Interface, MAX_RULES, Rule},
+    rule::{Interface, InterfaceKey, MAX_RULES, Rule},
     settings::{COUNTERS as COUNTER_COUNT, Settings, Timeouts},
+};
+
+use crate::{
+    capture::Share,
+    engine::RuleScan,
+    fragment::{Datagram, DatagramKey},
+    parse::Ip,
+    tcp::{Options, Scan},
 };
 
 #[btf_map]
@@ -22,6 +31,9 @@ pub static EMBRYONIC: LruHashMap<FlowKey, Flow, 16_384> = LruHashMap::new();
 
 #[btf_map]
 pub static NODE_FLOWS: LruHashMap<FlowKey, Flow, 4_096> = LruHashMap::new();
+
+#[btf_map]
+pub static FRAGMENTS: LruHashMap<DatagramKey, Datagram, 8_192> = LruHashMap::new();
 
 #[btf_map]
 pub static EVENTS: RingBuf<FlowEvent, { 4 << 20 }> = RingBuf::new();
@@ -42,7 +54,7 @@ pub static RULES: Array<Rule, { 2 * MAX_RULES }> = Array::new();
 pub static RULE_HITS: PerCpuArray<u64, MAX_RULES> = PerCpuArray::new();
 
 #[btf_map]
-pub static INTERFACES: HashMap<u32, Interface, 256> = HashMap::new();
+pub static INTERFACES: HashMap<InterfaceKey, Interface, 256> = HashMap::new();
 
 #[btf_map]
 pub static SETTINGS: Array<Settings, 1> = Array::new();
@@ -56,16 +68,83 @@ pub static COUNTERS: PerCpuArray<u64, COUNTER_COUNT> = PerCpuArray::new();
 #[btf_map]
 pub static DROPS: PerCpuArray<u64, DROP_REASONS> = PerCpuArray::new();
 
-/// Room for a flow under construction, which the stack (512 bytes) does not have. Nobody else reads it.
 #[btf_map]
-static SCRATCH: PerCpuArray<Flow, 1> = PerCpuArray::new();
+pub static CAPTURE: Array<Capture, 1> = Array::new();
 
-/// The room for a flow under construction.
+#[btf_map]
+pub static DROP_SAMPLES: RingBuf<DropSample, { 512 << 10 }> = RingBuf::new();
+
+#[btf_map]
+pub static CAPTURE_SHARE: PerCpuArray<Share, 1> = PerCpuArray::new();
+
+/// Room for what the stack (512 bytes) does not have. Nobody else reads it.
+#[btf_map]
+static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+
+struct Scratch {
+    ip: Ip,
+    options: Options,
+    scan: Scan,
+    rules: RuleScan,
+    flow: Flow,
+    inner: Ip,
+    datagram: Datagram,
+}
+
+/// A reference of which the compiler knows nothing, so that what it refers to is read from memory.
+///
+/// What the parser finds lies in a map, and is read from there by what follows it. To the verifier a
+/// value from a map may be anything: it looks at the engine once, and not once more for each way
+/// through the parser.
 #[inline(always)]
-pub fn scratch() -> Option<&'static mut Flow> {
-    // SAFETY: the element belongs to this CPU, which runs one of our programs at a time, and each of
-    // those asks for it in one place at a time.
-    SCRATCH.get_ptr_mut(0).map(|flow| unsafe { &mut *flow })
+pub fn opaque<T>(reference: &'static mut T) -> &'static mut T {
+    let mut pointer: *mut T = reference;
+    // SAFETY: the same pointer, and the only one.
+    unsafe {
+        core::arch::asm!("{0} = {0}", inout(reg) pointer);
+        &mut *pointer
+    }
+}
+
+macro_rules! scratch {
+    ($(#[doc = $doc:literal])+ $name:ident, $field:ident, $type:ty) => {
+        $(#[doc = $doc])+
+        #[inline(always)]
+        pub fn $name() -> Option<&'static mut $type> {
+            // SAFETY: the element belongs to this CPU, which runs one of our programs at a time, and each of
+            // those asks for a field in one place at a time.
+            SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut (*scratch).$field })
+        }
+    };
+}
+
+scratch! {
+    /// The room for the packet.
+    ip, ip, Ip
+}
+scratch! {
+    /// The room for its TCP options.
+    options, options, Options
+}
+scratch! {
+    /// The room for reading them.
+    scan, scan, Scan
+}
+scratch! {
+    /// The room for a scan through the rules.
+    rule_scan, rules, RuleScan
+}
+scratch! {
+    /// The room for a flow under construction.
+    scratch, flow, Flow
+}
+scratch! {
+    /// The room for the packet inside an ICMP error.
+    inner, inner, Ip
+}
+scratch! {
+    /// The room for a datagram that is about to be remembered.
+    datagram, datagram, Datagram
 }
 
 /// Adds to an element of a per-CPU array of counters; an index out of range adds nothing.
@@ -96,10 +175,10 @@ pub fn route_generation(settings: &Settings) -> u32 {
 
 /// The interface, if it is one of ours.
 #[inline(always)]
-pub fn interface(ifindex: u32) -> Option<Interface> {
+pub fn interface(key: InterfaceKey) -> Option<Interface> {
     // SAFETY: copied at once; user space replaces elements as a whole, and a stale one is as good as
     // one read a moment earlier.
-    unsafe { INTERFACES.get(ifindex).copied() }
+    unsafe { INTERFACES.get(key).copied() }
 }
 
 /// The group that has this bucket.

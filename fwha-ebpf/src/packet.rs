@@ -2,7 +2,9 @@
 //!
 //! Headers are read through a [`Window`], after one bounds check each.
 
-use fwha_common::{drop::DropReason, flow::NextHop};
+use fwha_common::{drop::DropReason, flow::NextHop, rule::InterfaceKey};
+
+use crate::parse::Ip;
 
 /// Length of an Ethernet header without VLAN tag.
 pub const ETH_LEN: usize = 14;
@@ -21,30 +23,31 @@ pub trait Packet {
     fn segments(&self) -> u32;
     /// L4 payload of each segment of a super-packet, in bytes; 0 for a packet that is none.
     fn segment_size(&self) -> u32;
-    /// Whether the driver took a VLAN tag off the frame.
-    fn tagged(&self) -> bool;
-    /// Notes the interface to leave by, for [`crate::Verdict::Forward`]. (Not part of the verdict: where
-    /// a verdict has no interface the compiler leaves there what it finds, and the verifier refuses
+    /// The VLANs of the tags that were taken off the frame, outer and inner; 0 for none.
+    fn vlans(&self) -> [u16; 2];
+    /// Notes where to leave ([`NextHop::out`]), for [`crate::Verdict::Forward`]. (Not part of the verdict:
+    /// where a verdict has no interface the compiler leaves there what it finds, and the verifier refuses
     /// to see a pointer there.)
-    fn leave_by(&mut self, ifindex: u32);
-    /// Looks up the next hop for `query`; fills in what it finds, but for the generation.
-    fn route(&self, query: &RouteQuery, hop: &mut NextHop) -> RouteKind;
-}
+    fn leave_by(&mut self, out: u32);
+    /// Copies `bytes.len()` bytes from `offset` of the frame; whether they are there.
+    fn load(&self, offset: u32, bytes: &mut [u8]) -> bool;
+    /// Replaces two bytes of data at `at` that the checksum at `checksum_at` (RFC 1071) covers, both
+    /// offsets in the frame. Windows into the frame end with it.
+    ///
+    /// # Errors
+    ///
+    /// They are not there.
+    fn replace(&mut self, at: u32, checksum_at: u32, from: u16, to: u16) -> Result<(), DropReason>;
+    /// Looks up the next hop to the destination of a packet (`false`), or back to its source. Fills in
+    /// what it finds but for the generation; `out` is the interface's index.
+    fn route(&self, ip: &Ip, back: bool, hop: &mut NextHop) -> RouteKind;
 
-/// What a route lookup is asked.
-pub struct RouteQuery {
-    /// Source address, network byte order.
-    pub src: u32,
-    /// Destination address, network byte order.
-    pub dst: u32,
-    /// Type of service.
-    pub tos: u8,
-    /// IP protocol.
-    pub proto: u8,
-    /// Source port, network byte order.
-    pub sport: u16,
-    /// Destination port, network byte order.
-    pub dport: u16,
+    /// Where it came in, as in the map `INTERFACES`.
+    #[inline(always)]
+    fn interface_key(&self) -> InterfaceKey {
+        let [vlan, inner] = self.vlans();
+        InterfaceKey { ifindex: self.ifindex(), vlan, inner }
+    }
 }
 
 /// What a route lookup answers.
@@ -55,7 +58,7 @@ pub enum RouteKind {
     Resolved,
     /// The next hop's MAC is not known yet.
     Unresolved,
-    /// Not for forwarding: an own address, broadcast, multicast, or no route at all.
+    /// Not for forwarding: an own address, broadcast, multicast, link-local, or no route at all.
     Local,
     /// Blackhole, unreachable, prohibit, or forwarding is off.
     None,
@@ -105,6 +108,25 @@ pub struct Window<const N: usize>(usize);
 pub fn window<const N: usize>(packet: &impl Packet, offset: usize) -> Result<Window<N>, DropReason> {
     let at = packet.start() + offset;
     if at + N > packet.end() { Err(DropReason::Truncated) } else { Ok(Window(at)) }
+}
+
+/// `n`, which is not larger than `MASK` (a power of two less 1), in a way that the verifier sees: the
+/// compiler drops a mask that it knows to change nothing.
+#[inline(always)]
+pub fn bounded<const MASK: u32>(n: u32) -> usize {
+    #[cfg(target_arch = "bpf")]
+    {
+        let mut n = n as u64;
+        // SAFETY: arithmetic.
+        unsafe {
+            core::arch::asm!("{n} &= {mask}", n = inout(reg) n, mask = const MASK, options(pure, nomem, nostack));
+        }
+        n as usize
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    {
+        (n & MASK) as usize
+    }
 }
 
 macro_rules! access {
@@ -253,11 +275,21 @@ impl Packet for Frame {
     fn segment_size(&self) -> u32 {
         0
     }
-    fn tagged(&self) -> bool {
-        false
+    fn vlans(&self) -> [u16; 2] {
+        [0; 2]
     }
     fn leave_by(&mut self, _: u32) {}
-    fn route(&self, _: &RouteQuery, _: &mut NextHop) -> RouteKind {
+    fn load(&self, offset: u32, bytes: &mut [u8]) -> bool {
+        match self.0.get(offset as usize..offset as usize + bytes.len()) {
+            Some(there) => bytes.copy_from_slice(there),
+            None => return false,
+        }
+        true
+    }
+    fn replace(&mut self, _: u32, _: u32, _: u16, _: u16) -> Result<(), DropReason> {
+        Ok(())
+    }
+    fn route(&self, _: &Ip, _: bool, _: &mut NextHop) -> RouteKind {
         RouteKind::None
     }
 }

@@ -1,11 +1,15 @@
-//! From the bytes of an IPv4 packet to what the engine judges: addresses, ports, flags, lengths.
+//! From the bytes of a packet to what the engine judges: addresses, ports, flags, lengths; IPv4 and IPv6
+//! alike.
 
 use fwha_common::{
     drop::DropReason,
     flow::{FlowKey, proto},
 };
 
-use crate::packet::{Packet, Window, window};
+use crate::{
+    packet::{Packet, Window, bounded, window},
+    sctp,
+};
 
 /// EtherTypes that the engine knows, in network byte order as they stand in the header.
 pub mod ethertype {
@@ -19,144 +23,417 @@ pub mod ethertype {
     pub const PROBE: u16 = fwha_common::probe::ETHERTYPE.to_be();
 }
 
-/// What an IPv4 packet carries, as far as it matters here.
+/// What a packet carries, as far as it matters here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Payload {
     /// TCP.
     Tcp,
-    /// UDP.
+    /// UDP, and UDP-Lite.
     Udp,
-    /// An ICMP echo request.
-    EchoRequest,
-    /// An ICMP echo reply.
-    EchoReply,
+    /// SCTP.
+    Sctp,
+    /// An ICMP query: echo or timestamp request.
+    Query,
+    /// The answer to an ICMP query.
+    Response,
     /// An ICMP error about another packet.
     IcmpError,
     /// Another ICMP message.
     IcmpOther,
-    /// Another protocol.
+    /// A fragment that is not the first of its datagram: no L4 header.
+    LaterFragment,
+    /// Another protocol, tracked by its addresses and what it has for ports.
     Other,
 }
 
-/// An IPv4 packet. Addresses and ports are in network byte order, lengths in bytes.
+/// What a TCP header says. Numbers in host byte order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tcp {
+    /// Sequence number.
+    pub seq: u32,
+    /// Acknowledgement number.
+    pub ack: u32,
+    /// Window, not scaled.
+    pub window: u16,
+    /// Flags.
+    pub flags: u8,
+    /// Length of the header, in bytes.
+    pub header_len: u8,
+}
+
+/// Where a fragment belongs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fragment {
+    /// Identification, network byte order.
+    pub id: u32,
+    /// Where its payload begins in that of the datagram, in units of 8 bytes.
+    pub offset: u16,
+    /// Length of its payload in units of 8 bytes, rounded up; 0 for a whole datagram.
+    pub units: u16,
+    /// Whether others follow.
+    pub more: bool,
+}
+
+/// An IP packet. Addresses and ports are in network byte order, lengths in bytes.
+///
+/// Readers fill one that is there: one that is returned is copied, and the stack has 512 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ip {
-    /// Source address.
-    pub src: u32,
-    /// Destination address.
-    pub dst: u32,
-    /// Source port; the identifier of an ICMP echo.
+    /// Source address, as in a flow key.
+    pub src: [u32; 4],
+    /// Destination address, as in a flow key.
+    pub dst: [u32; 4],
+    /// Source port, or what the flow key has in its place.
     pub sport: u16,
-    /// Destination port; the identifier of an ICMP echo.
+    /// Destination port, or what the flow key has in its place.
     pub dport: u16,
     /// What it carries.
     pub payload: Payload,
     /// Length of the whole packet; of a super-packet, the whole of it.
     pub len: u32,
+    /// Length of the IP header with its options or extension headers: where L4 begins.
+    pub l4: u32,
     /// Length of IP and L4 headers: what each segment of a super-packet carries besides its data.
     pub header_len: u32,
-    /// IP protocol.
+    /// The TCP header. SCTP: `seq` is the verification tag, `ack` the tag that an INIT carries, `flags`
+    /// the chunk, see [`sctp::Chunk`].
+    pub tcp: Tcp,
+    /// As a fragment.
+    pub fragment: Fragment,
+    /// L4 protocol.
     pub proto: u8,
-    /// Flags of TCP, else 0.
-    pub tcp_flags: u8,
-    /// Time to live.
+    /// Type of an ICMP message.
+    pub icmp_type: u8,
+    /// Time to live; hop limit.
     pub ttl: u8,
-    /// Type of service.
+    /// Type of service; traffic class.
     pub tos: u8,
-    /// Whether the IP header has options.
-    pub options: bool,
+    /// Whether it is IPv6.
+    pub v6: bool,
+    /// Whether the IP header has options, or a hop-by-hop header: forwarded by the stack, if at all.
+    pub slow: bool,
 }
 
 impl Ip {
+    /// To be filled.
+    pub const EMPTY: Self = Self {
+        src: [0; 4],
+        dst: [0; 4],
+        sport: 0,
+        dport: 0,
+        payload: Payload::Other,
+        len: 0,
+        l4: 0,
+        header_len: 0,
+        tcp: Tcp { seq: 0, ack: 0, window: 0, flags: 0, header_len: 0 },
+        fragment: Fragment { id: 0, offset: 0, units: 0, more: false },
+        proto: 0,
+        icmp_type: 0,
+        ttl: 0,
+        tos: 0,
+        v6: false,
+        slow: false,
+    };
+
     /// The key of the flow, and whether the packet's source is its end B.
     #[inline(always)]
     pub fn key(&self) -> (FlowKey, bool) {
-        FlowKey::v4(self.src, self.dst, self.sport, self.dport, self.proto)
+        FlowKey::of(&self.src, &self.dst, self.sport, self.dport, self.proto, self.v6)
+    }
+
+    /// Whether it is the first fragment of several.
+    #[inline(always)]
+    pub const fn first_fragment(&self) -> bool {
+        self.fragment.offset == 0 && self.fragment.more
+    }
+
+    /// Whether it is a fragment at all.
+    #[inline(always)]
+    pub const fn is_fragment(&self) -> bool {
+        self.fragment.offset != 0 || self.fragment.more
+    }
+
+    /// Whether it may be the first packet of a flow, whatever the rules say.
+    #[inline(always)]
+    pub const fn opens(&self) -> bool {
+        match self.payload {
+            Payload::Tcp => crate::tcp::opens(self.tcp.flags),
+            Payload::Sctp => self.tcp.flags == sctp::Chunk::Init as u8,
+            Payload::Udp | Payload::Query | Payload::Other => true,
+            _ => false,
+        }
     }
 }
 
-/// More fragments follow, or this one does not begin at 0 (RFC 791, flags and fragment offset).
-const FRAGMENT: u16 = 0x3fff;
-/// This fragment does not begin at 0.
-const LATER_FRAGMENT: u16 = 0x1fff;
+/// Notes that a packet is a fragment: `payload` bytes of its datagram from `offset`, in bytes.
+#[inline(always)]
+fn fragment(ip: &mut Ip, id: u32, offset: u32, more: bool, payload: u32) -> Result<(), DropReason> {
+    // The length of all but the last is a multiple of 8 (RFC 791, 3.2; RFC 8200, 4.5). None ends behind
+    // the longest packet.
+    if payload == 0 || more && payload & 7 != 0 || offset + payload > 0xffff {
+        return Err(DropReason::Malformed);
+    }
+    // TCP's flags begin at byte 13 (RFC 3128).
+    if offset == 8 && ip.proto == proto::TCP {
+        return Err(DropReason::FragmentTiny);
+    }
+    ip.fragment = Fragment { id, offset: (offset >> 3) as u16, units: ((payload + 7) >> 3) as u16, more };
+    if offset != 0 {
+        ip.payload = Payload::LaterFragment;
+    }
+    Ok(())
+}
 
-/// Reads the IPv4 header at `offset`, up to what it carries.
+/// Reads the IPv4 header at `offset`.
 ///
 /// ```text
 ///  0 version, length in words  1 TOS  2 total length  4 id  6 flags, fragment offset
 ///  8 TTL  9 protocol  10 checksum  12 source  16 destination  20 options
 /// ```
-#[inline(always)]
-fn header(packet: &impl Packet, offset: usize, fragments: u16) -> Result<Ip, DropReason> {
-    let header: Window<20> = window(packet, offset)?;
-    let header_len = ((header.u8::<0>() & 0x0f) as u32) << 2;
-    if header.u8::<0>() >> 4 != 4 || header_len < 20 {
-        return Err(DropReason::Malformed);
-    }
-    if u16::from_be(header.u16::<6>()) & fragments != 0 {
-        return Err(DropReason::Fragment);
-    }
-    Ok(Ip {
-        src: header.u32::<12>(),
-        dst: header.u32::<16>(),
-        sport: 0,
-        dport: 0,
-        payload: Payload::Other,
-        len: u16::from_be(header.u16::<2>()) as u32,
-        header_len,
-        proto: header.u8::<9>(),
-        tcp_flags: 0,
-        ttl: header.u8::<8>(),
-        tos: header.u8::<1>(),
-        options: header_len != 20,
-    })
-}
-
-/// The IPv4 packet at `offset`. For TCP, UDP and ICMP the L4 header is looked into as well.
 ///
 /// # Errors
 ///
-/// Truncated, malformed, a fragment, or TCP flags that no stack sends.
+/// Truncated, malformed.
 #[inline(always)]
-pub fn ipv4(packet: &impl Packet, offset: usize) -> Result<Ip, DropReason> {
-    let mut ip = header(packet, offset, FRAGMENT)?;
+fn ipv4_header(packet: &impl Packet, offset: usize, ip: &mut Ip) -> Result<Window<20>, DropReason> {
+    let header: Window<20> = window(packet, offset)?;
+    let l4 = ((header.u8::<0>() & 0x0f) as u32) << 2;
+    if header.u8::<0>() >> 4 != 4 || l4 < 20 {
+        return Err(DropReason::Malformed);
+    }
+    *ip = Ip {
+        src: FlowKey::mapped(header.u32::<12>()),
+        dst: FlowKey::mapped(header.u32::<16>()),
+        len: u16::from_be(header.u16::<2>()) as u32,
+        l4,
+        header_len: l4,
+        proto: header.u8::<9>(),
+        ttl: header.u8::<8>(),
+        tos: header.u8::<1>(),
+        slow: l4 != 20,
+        ..Ip::EMPTY
+    };
+    Ok(header)
+}
+
+/// Reads the IPv4 packet at `offset`, without its L4 header.
+///
+/// # Errors
+///
+/// Truncated, malformed, or a fragment that would overwrite TCP's flags.
+#[inline(always)]
+pub fn ipv4(packet: &impl Packet, offset: usize, ip: &mut Ip) -> Result<(), DropReason> {
+    let header = ipv4_header(packet, offset, ip)?;
     let room = packet.len().wrapping_sub(offset as u32);
     if ip.len == 0 && packet.segment_size() != 0 {
         // A super-packet of more than 64 KiB has no room to say so (BIG TCP).
         ip.len = room;
     }
-    if ip.len < ip.header_len {
+    if ip.len < ip.l4 {
         return Err(DropReason::Malformed);
     }
     if ip.len > room {
         return Err(DropReason::Truncated);
     }
-    let at = offset + ip.header_len as usize;
-    let room = ip.len - ip.header_len;
+    // Bit 13 more fragments follow, bits 0 to 12 offset in units of 8 (RFC 791, 3.1).
+    let flags = u16::from_be(header.u16::<6>()) as u32;
+    if flags & 0x3fff != 0 {
+        let payload = ip.len - ip.l4;
+        fragment(ip, header.u16::<4>() as u32, (flags & 0x1fff) << 3, flags & 0x2000 != 0, payload)?;
+    }
+    Ok(())
+}
+
+/// Extension headers looked at, at most.
+const EXTENSION_HEADERS: u32 = 6;
+/// The longest of them, in units of 8 bytes beyond the first.
+const EXTENSION_UNITS: u8 = 31;
+
+/// IPv6 extension headers that are walked through (RFC 8200, 4).
+mod extension {
+    pub const HOP_BY_HOP: u8 = 0;
+    pub const ROUTING: u8 = 43;
+    pub const FRAGMENT: u8 = 44;
+    pub const DESTINATION: u8 = 60;
+    pub const MOBILITY: u8 = 135;
+    pub const HIP: u8 = 139;
+    pub const SHIM6: u8 = 140;
+}
+
+/// Reads the IPv6 header at `offset` and walks to the L4 header. In a `whole` packet the extension
+/// headers are held against the rules of RFC 8200 and 7112; in one that an ICMP error quotes, they
+/// are only walked over.
+///
+/// ```text
+///  0 version, class, flow label  4 payload length  6 next header  7 hop limit  8 source  24 destination
+///  extension header: 0 next header  1 length beyond 8, in units of 8  2 routing type
+///  fragment header: 0 next header  2 offset in units of 8 (high 13 bits), more follow (bit 0)  4 id
+/// ```
+#[inline(always)]
+fn ipv6_header(packet: &impl Packet, offset: usize, whole: bool, ip: &mut Ip) -> Result<(), DropReason> {
+    let header: Window<40> = window(packet, offset)?;
+    if header.u8::<0>() >> 4 != 6 {
+        return Err(DropReason::Malformed);
+    }
+    let words = u16::from_be(header.u16::<0>());
+    *ip = Ip {
+        src: [header.u32::<8>(), header.u32::<12>(), header.u32::<16>(), header.u32::<20>()],
+        dst: [header.u32::<24>(), header.u32::<28>(), header.u32::<32>(), header.u32::<36>()],
+        len: 40 + u16::from_be(header.u16::<4>()) as u32,
+        l4: 40,
+        header_len: 40,
+        proto: header.u8::<6>(),
+        ttl: header.u8::<7>(),
+        tos: (words >> 4) as u8,
+        v6: true,
+        ..Ip::EMPTY
+    };
+    if whole {
+        let room = packet.len().wrapping_sub(offset as u32);
+        if ip.len == 40 && packet.segment_size() != 0 {
+            ip.len = room;
+        }
+        if ip.len > room {
+            return Err(DropReason::Truncated);
+        }
+    }
+    // Kept apart from `ip`, which lies where the verifier forgets bounds.
+    let mut next = ip.proto;
+    let mut l4 = 40;
+    let mut i = 0;
+    while i < EXTENSION_HEADERS {
+        let first = i == 0;
+        i += 1;
+        let known = next == extension::ROUTING
+            || next == extension::DESTINATION
+            || next == extension::FRAGMENT
+            || next == extension::HOP_BY_HOP && first;
+        if !known {
+            break;
+        }
+        let here: Window<8> = window(packet, offset + l4)?;
+        let (kind, units) = (next, here.u8::<1>());
+        next = here.u8::<0>();
+        if kind != extension::FRAGMENT {
+            // Type 0 of routing is deprecated for what it lets attackers do (RFC 5095).
+            if units > EXTENSION_UNITS || whole && kind == extension::ROUTING && here.u8::<2>() == 0 {
+                return Err(DropReason::ExtensionHeader);
+            }
+            ip.slow |= kind == extension::HOP_BY_HOP;
+            l4 += 8 + 8 * units as usize;
+            continue;
+        }
+        l4 += 8;
+        let at = u16::from_be(here.u16::<2>()) as u32;
+        if whole {
+            if ip.is_fragment() || ip.len < l4 as u32 {
+                return Err(DropReason::ExtensionHeader);
+            }
+            // An "atomic" fragment is a whole datagram (RFC 6946).
+            if at & 0xfff9 != 0 {
+                let payload = ip.len - l4 as u32;
+                ip.proto = next;
+                fragment(ip, here.u32::<4>(), at & 0xfff8, at & 1 != 0, payload)?;
+            }
+        }
+        if at & 0xfff8 != 0 {
+            // What follows is from the middle of the datagram.
+            ip.payload = Payload::LaterFragment;
+            break;
+        }
+    }
+    ip.proto = next;
+    ip.l4 = l4 as u32;
+    ip.header_len = ip.l4;
+    if ip.payload as u32 == Payload::LaterFragment as u32 {
+        return Ok(());
+    }
+    match next {
+        extension::HOP_BY_HOP
+        | extension::ROUTING
+        | extension::FRAGMENT
+        | extension::DESTINATION
+        | extension::MOBILITY
+        | extension::HIP
+        | extension::SHIM6 => return Err(DropReason::ExtensionHeader),
+        _ => {}
+    }
+    if whole && ip.len < ip.l4 {
+        // In a first fragment the chain must be complete (RFC 7112).
+        return Err(if ip.is_fragment() { DropReason::FragmentTiny } else { DropReason::Malformed });
+    }
+    Ok(())
+}
+
+/// Reads the IPv6 packet at `offset`, without its L4 header.
+///
+/// # Errors
+///
+/// Truncated, malformed, bad extension headers, or a fragment that would overwrite TCP's flags.
+#[inline(always)]
+pub fn ipv6(packet: &impl Packet, offset: usize, ip: &mut Ip) -> Result<(), DropReason> {
+    ipv6_header(packet, offset, true, ip)
+}
+
+/// Where IP and extension headers end at most, from the start of IPv6: a bound for the verifier.
+const L4_MASK: u32 = 0x7ff;
+
+/// Reads the L4 header of a packet whose IP header is at `offset`.
+///
+/// # Errors
+///
+/// Truncated, malformed, TCP flags that no stack sends, SCTP chunks that do not go together.
+#[inline(always)]
+pub fn transport(packet: &impl Packet, ip: &mut Ip, offset: usize) -> Result<(), DropReason> {
+    if ip.payload == Payload::LaterFragment {
+        return Ok(());
+    }
+    let at = offset + bounded::<L4_MASK>(ip.l4);
+    let room = ip.len - ip.l4;
+    // What the header needs and does not have.
+    let short = if ip.first_fragment() { DropReason::FragmentTiny } else { DropReason::Malformed };
     match ip.proto {
         proto::TCP => {
             // 0 source port  2 destination port  4 sequence  8 acknowledgement
             // 12 length in words (high 4 bits)  13 flags  14 window  16 checksum  18 urgent
+            if room < 20 && ip.is_fragment() {
+                return Err(short);
+            }
             let tcp: Window<20> = window(packet, at)?;
             let tcp_len = ((tcp.u8::<12>() >> 4) as u32) << 2;
-            if tcp_len < 20 || tcp_len > room {
+            if tcp_len < 20 {
                 return Err(DropReason::Malformed);
             }
-            if !crate::tcp::flags_valid(tcp.u8::<13>()) {
+            if tcp_len > room {
+                return Err(short);
+            }
+            let flags = tcp.u8::<13>();
+            if !crate::tcp::flags_valid(flags) {
                 return Err(DropReason::TcpFlags);
             }
             ip.payload = Payload::Tcp;
             ip.sport = tcp.u16::<0>();
             ip.dport = tcp.u16::<2>();
-            ip.tcp_flags = tcp.u8::<13>();
+            ip.tcp = Tcp {
+                seq: u32::from_be(tcp.u32::<4>()),
+                ack: u32::from_be(tcp.u32::<8>()),
+                window: u16::from_be(tcp.u16::<14>()),
+                flags,
+                header_len: tcp_len as u8,
+            };
             ip.header_len += tcp_len;
         }
-        proto::UDP => {
-            // 0 source port  2 destination port  4 length  6 checksum
+        proto::UDP | proto::UDPLITE => {
+            // 0 source port  2 destination port  4 length (UDP-Lite: coverage)  6 checksum
+            if room < 8 && ip.is_fragment() {
+                return Err(short);
+            }
             let udp: Window<8> = window(packet, at)?;
             let udp_len = u16::from_be(udp.u16::<4>()) as u32;
-            if udp_len < 8 || udp_len > room {
+            // Of a fragment, and of a super-packet of more than 64 KiB, it says nothing.
+            let unbounded = ip.is_fragment() || udp_len == 0 && packet.segment_size() != 0;
+            if room < 8 || ip.proto == proto::UDP && !unbounded && (udp_len < 8 || udp_len > room) {
                 return Err(DropReason::Malformed);
             }
             ip.payload = Payload::Udp;
@@ -164,154 +441,135 @@ pub fn ipv4(packet: &impl Packet, offset: usize) -> Result<Ip, DropReason> {
             ip.dport = udp.u16::<2>();
             ip.header_len += 8;
         }
-        proto::ICMP => {
-            // 0 type  1 code  2 checksum  4 identifier  6 sequence
-            let icmp: Window<8> = window(packet, at)?;
-            if room < 8 {
-                return Err(DropReason::Malformed);
+        proto::ICMP if !ip.v6 => icmp(packet, ip, at, room, short)?,
+        proto::ICMPV6 if ip.v6 => icmp(packet, ip, at, room, short)?,
+        proto::SCTP => {
+            if room < 16 {
+                return Err(short);
             }
-            ip.payload = icmp_payload(icmp.u8::<0>());
-            ip.header_len += 8;
-            if matches!(ip.payload, Payload::EchoRequest | Payload::EchoReply) {
-                ip.sport = icmp.u16::<4>();
-                ip.dport = ip.sport;
+            sctp::read(packet, ip, at, room)?;
+            ip.payload = Payload::Sctp;
+        }
+        proto::DCCP => {
+            // 0 source port  2 destination port  4 data offset …: at least 12 bytes (RFC 4340, 5.1)
+            if room < 12 {
+                return Err(short);
+            }
+            let dccp: Window<12> = window(packet, at)?;
+            ip.sport = dccp.u16::<0>();
+            ip.dport = dccp.u16::<2>();
+        }
+        proto::GRE => {
+            // 0 flags: 0x80 checksum, 0x20 key  1 version (low 3 bits)  2 protocol
+            // 4 checksum and reserved, if there  then the key, if there (RFC 2890)
+            if room < 4 {
+                return Err(short);
+            }
+            let gre: Window<4> = window(packet, at)?;
+            let (flags, version) = (gre.u8::<0>(), gre.u8::<1>() & 7);
+            if version == 0 && flags & 0x20 != 0 {
+                let behind = if flags & 0x80 != 0 { 8 } else { 4 };
+                if room < behind as u32 + 4 {
+                    return Err(short);
+                }
+                let key: Window<4> = window(packet, at + behind)?;
+                ip.sport = key.u16::<0>();
+                ip.dport = key.u16::<2>();
             }
         }
         _ => {}
     }
-    Ok(ip)
+    Ok(())
 }
 
-/// The packet inside an ICMP error: what was sent, seen from its sender. Of its L4 header only the
-/// first eight bytes are sure to be there (RFC 792), so only ports or identifier are read.
+#[inline(always)]
+fn icmp(
+    packet: &impl Packet,
+    ip: &mut Ip,
+    at: usize,
+    room: u32,
+    short: DropReason,
+) -> Result<(), DropReason> {
+    // 0 type  1 code  2 checksum  4 identifier  6 sequence
+    if room < 8 && ip.is_fragment() {
+        return Err(short);
+    }
+    let icmp: Window<8> = window(packet, at)?;
+    if room < 8 {
+        return Err(DropReason::Malformed);
+    }
+    ip.icmp_type = icmp.u8::<0>();
+    ip.payload = icmp_payload(ip.v6, ip.icmp_type);
+    ip.header_len += 8;
+    if matches!(ip.payload, Payload::Query | Payload::Response) {
+        ip.sport = icmp.u16::<4>();
+        ip.dport = ip.sport;
+    }
+    Ok(())
+}
+
+/// Reads the packet inside an ICMP error: what was sent, seen from its sender. Of its L4 header only the
+/// first eight bytes are sure to be there (RFC 792), so only ports, identifier and TCP's sequence number
+/// are read.
 ///
 /// # Errors
 ///
 /// Truncated, malformed, or a later fragment.
 #[inline(always)]
-pub fn embedded(packet: &impl Packet, outer: &Ip, offset: usize) -> Result<Ip, DropReason> {
-    // `header_len` counts the error's own ICMP header; at most 68. The mask shows it to the verifier.
-    let at = offset + (outer.header_len & 0x7f) as usize;
-    let mut ip = header(packet, at, LATER_FRAGMENT)?;
-    if outer.len < outer.header_len + ip.header_len + 8 {
+pub fn embedded(packet: &impl Packet, outer: &Ip, offset: usize, ip: &mut Ip) -> Result<(), DropReason> {
+    // `header_len` counts the error's own ICMP header.
+    let at = offset + bounded::<L4_MASK>(outer.header_len);
+    if outer.v6 {
+        ipv6_header(packet, at, false, ip)?;
+        if ip.payload == Payload::LaterFragment {
+            return Err(DropReason::Fragment);
+        }
+    } else {
+        let header = ipv4_header(packet, at, ip)?;
+        if u16::from_be(header.u16::<6>()) & 0x1fff != 0 {
+            return Err(DropReason::Fragment);
+        }
+    }
+    if outer.len < outer.header_len + ip.l4 + 8 {
         return Err(DropReason::Malformed);
     }
-    let l4: Window<8> = window(packet, at + ip.header_len as usize)?;
+    let l4: Window<8> = window(packet, at + bounded::<L4_MASK>(ip.l4))?;
     match ip.proto {
-        proto::TCP | proto::UDP => {
-            ip.payload = if ip.proto == proto::TCP { Payload::Tcp } else { Payload::Udp };
+        proto::TCP | proto::UDP | proto::UDPLITE | proto::SCTP | proto::DCCP => {
+            ip.payload = match ip.proto {
+                proto::TCP => Payload::Tcp,
+                proto::SCTP => Payload::Sctp,
+                proto::DCCP => Payload::Other,
+                _ => Payload::Udp,
+            };
             ip.sport = l4.u16::<0>();
             ip.dport = l4.u16::<2>();
+            ip.tcp.seq = u32::from_be(l4.u32::<4>());
         }
-        proto::ICMP => {
-            ip.payload = icmp_payload(l4.u8::<0>());
+        proto::ICMP | proto::ICMPV6 if (ip.proto == proto::ICMPV6) == ip.v6 => {
+            ip.payload = icmp_payload(ip.v6, l4.u8::<0>());
             ip.sport = l4.u16::<4>();
             ip.dport = ip.sport;
         }
+        proto::GRE if l4.u8::<0>() & 0xa0 == 0x20 && l4.u8::<1>() & 7 == 0 => {
+            ip.sport = l4.u16::<4>();
+            ip.dport = l4.u16::<6>();
+        }
         _ => {}
     }
-    Ok(ip)
+    Ok(())
 }
 
 /// What an ICMP type stands for. Redirects change routes and are nobody's business behind a
-/// firewall; source quench is obsolete (RFC 6633).
+/// firewall; source quench, information and address mask are obsolete (RFC 6633, 6918).
 #[inline(always)]
-const fn icmp_payload(kind: u8) -> Payload {
-    match kind {
-        8 => Payload::EchoRequest,
-        0 => Payload::EchoReply,
-        3 | 11 | 12 => Payload::IcmpError,
+const fn icmp_payload(v6: bool, kind: u8) -> Payload {
+    match (v6, kind) {
+        // Echo, timestamp.
+        (false, 8 | 13) | (true, 128) => Payload::Query,
+        (false, 0 | 14) | (true, 129) => Payload::Response,
+        // Unreachable, time exceeded, parameter problem; in IPv6 also too big (RFC 4443).
+        (false, 3 | 11 | 12) | (true, 1..=4) => Payload::IcmpError,
         _ => Payload::IcmpOther,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::packet::Frame;
-
-    /// An IPv4 packet of `proto` with `options` words of options and this payload.
-    fn packet(proto: u8, options: u8, payload: &[u8]) -> Frame {
-        let len = 20 + 4 * options as usize + payload.len();
-        let mut bytes = vec![0x45 + options, 0];
-        bytes.extend((len as u16).to_be_bytes());
-        bytes.extend([0, 1, 0x40, 0, 64, proto, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
-        bytes.extend(vec![1; 4 * options as usize]);
-        bytes.extend(payload);
-        Frame(bytes)
-    }
-
-    const TCP: [u8; 20] = [0x12, 0x34, 0, 80, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0, 0, 0, 0, 0, 0];
-    const UDP: [u8; 8] = [0x12, 0x34, 0, 53, 0, 8, 0, 0];
-
-    #[test]
-    fn ports_are_found_behind_options() {
-        for options in [0, 1, 10] {
-            let ip = ipv4(&packet(proto::TCP, options, &TCP), 0).unwrap();
-            assert_eq!((ip.sport, ip.dport), (0x1234u16.to_be(), 80u16.to_be()));
-            assert_eq!(ip.tcp_flags, crate::tcp::SYN);
-            assert_eq!(ip.options, options != 0);
-            assert_eq!(ip.header_len, ip.len);
-        }
-    }
-
-    #[test]
-    fn every_truncation_is_refused() {
-        for (proto, payload) in [(proto::TCP, &TCP[..]), (proto::UDP, &UDP[..]), (proto::ICMP, &[8; 8][..])] {
-            let whole = packet(proto, 2, payload);
-            assert!(ipv4(&whole, 0).is_ok());
-            for len in 0..whole.0.len() {
-                assert_eq!(ipv4(&Frame(whole.0[..len].to_vec()), 0), Err(DropReason::Truncated), "{len}");
-            }
-        }
-    }
-
-    #[test]
-    fn padding_behind_the_packet_is_not_part_of_it() {
-        let mut padded = packet(proto::UDP, 0, &UDP);
-        padded.0.extend([0; 18]);
-        assert_eq!(ipv4(&padded, 0).unwrap().len, 28);
-    }
-
-    #[test]
-    fn contradictions_are_malformed() {
-        let spoil = |proto, payload: &[u8], at: usize, value: u8| {
-            let mut packet = packet(proto, 0, payload);
-            packet.0[at] = value;
-            ipv4(&packet, 0)
-        };
-        let malformed = Err(DropReason::Malformed);
-        assert_eq!(spoil(proto::TCP, &TCP, 0, 0x65), malformed, "version");
-        assert_eq!(spoil(proto::TCP, &TCP, 0, 0x44), malformed, "header length");
-        assert_eq!(spoil(proto::TCP, &TCP, 3, 19), malformed, "total length");
-        assert_eq!(spoil(proto::TCP, &TCP, 32, 0x40), malformed, "data offset too small");
-        assert_eq!(spoil(proto::TCP, &TCP, 32, 0x60), malformed, "data offset too large");
-        assert_eq!(spoil(proto::UDP, &UDP, 25, 7), malformed, "UDP length too small");
-        assert_eq!(spoil(proto::UDP, &UDP, 25, 9), malformed, "UDP length too large");
-        assert_eq!(spoil(proto::TCP, &TCP, 33, 0), Err(DropReason::TcpFlags));
-    }
-
-    #[test]
-    fn all_fragments_are_told() {
-        for (hi, lo) in [(0x20, 0), (0, 1), (0x1f, 0xff)] {
-            let mut packet = packet(proto::UDP, 0, &UDP);
-            packet.0[6] = hi;
-            packet.0[7] = lo;
-            assert_eq!(ipv4(&packet, 0), Err(DropReason::Fragment));
-        }
-    }
-
-    #[test]
-    fn an_icmp_error_gives_up_the_packet_inside_it() {
-        let mut payload = vec![3, 1, 0, 0, 0, 0, 0, 0];
-        payload.extend(&packet(proto::TCP, 1, &TCP).0[..32]);
-        let error = packet(proto::ICMP, 2, &payload);
-        let outer = ipv4(&error, 0).unwrap();
-        assert_eq!(outer.payload, Payload::IcmpError);
-        let inner = embedded(&error, &outer, 0).unwrap();
-        assert_eq!((inner.payload, inner.dport), (Payload::Tcp, 80u16.to_be()));
-        for len in 0..error.0.len() {
-            assert!(embedded(&Frame(error.0[..len].to_vec()), &outer, 0).is_err(), "{len}");
-        }
     }
 }

@@ -1,9 +1,14 @@
-//! The states of a TCP connection as a pure function of state, direction and flags.
+//! TCP: states as a pure function of state, direction and flags, and the windows of a connection.
 //!
-//! The table is that of net/netfilter/nf_conntrack_proto_tcp.c (van Rooij, "Real Stateful TCP Packet
-//! Filtering in IP Filter", 2001), without its SYN_SENT2 (simultaneous open).
+//! Both are those of van Rooij, "Real Stateful TCP Packet Filtering in IP Filter" (2001), as
+//! net/netfilter/nf_conntrack_proto_tcp.c has them.
 
-use fwha_common::flow::FlowState;
+use fwha_common::{
+    drop::DropReason,
+    flow::{FlowState, Way},
+};
+
+use crate::parse::Tcp;
 
 /// TCP flag: no more data from the sender.
 pub const FIN: u8 = 0x01;
@@ -22,11 +27,16 @@ pub const URG: u8 = 0x20;
 /// What a packet does to its flow's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// The flow moves to this state.
+    /// The flow moves to this state, if the segment lies in the window.
     To(FlowState),
-    /// The packet passes and the state stays.
+    /// The state stays. The segment must lie in the window.
     Stay,
-    /// The state does not allow the packet.
+    /// The segment passes, whatever its numbers, and changes nothing: our view may be the wrong one,
+    /// and its receiver will tell.
+    Ignore,
+    /// The segment asks for another connection between the same ends.
+    Begin,
+    /// The state does not allow the segment.
     Invalid,
 }
 
@@ -46,16 +56,15 @@ pub const fn opens(flags: u8) -> bool {
     flags & (SYN | ACK | RST | FIN) == SYN
 }
 
-/// Whether a segment with these flags, seen in `state`, belongs to a successor of the connection:
-/// a SYN or SYN+ACK on one that is over. The old element then counts as dead.
+/// Whether this segment may answer a SYN: SYN+ACK or RST+ACK.
 #[inline(always)]
-pub const fn succeeds(state: u32, flags: u8) -> bool {
-    flags & (SYN | RST | FIN) == SYN
-        && (state == FlowState::TimeWait as u32 || state == FlowState::Close as u32)
+pub const fn answers_syn(flags: u8) -> bool {
+    flags & ACK != 0 && flags & (SYN | RST) != 0
 }
 
 const IV: u8 = 0xff; // invalid
 const IG: u8 = 0xfe; // ignored: passes, state stays
+const BG: u8 = 0xfd; // begins another connection
 const SS: u8 = FlowState::SynSent as u8;
 const SR: u8 = FlowState::SynRecv as u8;
 const ES: u8 = FlowState::Established as u8;
@@ -64,49 +73,54 @@ const CW: u8 = FlowState::CloseWait as u8;
 const LA: u8 = FlowState::LastAck as u8;
 const TW: u8 = FlowState::TimeWait as u8;
 const CL: u8 = FlowState::Close as u8;
+const S2: u8 = FlowState::SynSent2 as u8;
 
 /// Rows: SYN, SYN+ACK, FIN, ACK, RST, three unused. Columns: states by number. Powers of two, so
 /// that a masked index is a bound that the verifier sees.
+///
+/// Where the kernel lets a SYN of the originator pass and takes notes, another connection is begun
+/// beside the one that is there, and replaces it if it is answered.
 static TABLE: [[[u8; 16]; 8]; 2] = [
     // The originator sends.
     [
-        //   -  SS  SR  ES  FW  CW  LA  TW  CL
-        row([IV, SS, IG, IG, IG, IG, IG, SS, SS]),
-        row([IV, IV, SR, IV, IV, IV, IV, IV, IV]),
-        row([IV, IV, FW, FW, LA, LA, LA, TW, CL]),
-        row([IV, IV, ES, ES, CW, CW, TW, TW, CL]),
-        row([IV, CL, CL, CL, CL, CL, CL, CL, CL]),
-        row([IV; 9]),
-        row([IV; 9]),
-        row([IV; 9]),
+        //   -  SS  SR  ES  FW  CW  LA  TW  CL  S2
+        row([IV, SS, BG, BG, BG, BG, BG, BG, BG, S2]),
+        row([IV, IV, SR, IV, IV, IV, IV, IV, IV, SR]),
+        row([IV, IV, FW, FW, LA, LA, LA, TW, CL, IV]),
+        row([IV, IV, ES, ES, CW, CW, TW, TW, CL, IV]),
+        row([IV, CL, CL, CL, CL, CL, CL, CL, CL, CL]),
+        row([IV; 10]),
+        row([IV; 10]),
+        row([IV; 10]),
     ],
     // The responder sends.
     [
-        row([IV, IV, IV, IV, IV, IV, IV, SS, IV]),
-        row([IV, SR, IG, IG, IG, IG, IG, IG, IG]),
-        row([IV, IV, FW, FW, LA, LA, LA, TW, CL]),
-        row([IV, IG, SR, ES, CW, CW, TW, TW, CL]),
-        row([IV, CL, CL, CL, CL, CL, CL, CL, CL]),
-        row([IV; 9]),
-        row([IV; 9]),
-        row([IV; 9]),
+        row([IV, S2, IV, IV, IV, IV, IV, BG, BG, S2]),
+        row([IV, SR, IG, IG, IG, IG, IG, IG, IG, SR]),
+        row([IV, IV, FW, FW, LA, LA, LA, TW, CL, IV]),
+        row([IV, IG, SR, ES, CW, CW, TW, TW, CL, IG]),
+        row([IV, CL, CL, CL, CL, CL, CL, CL, CL, CL]),
+        row([IV; 10]),
+        row([IV; 10]),
+        row([IV; 10]),
     ],
 ];
 
-const fn row(states: [u8; 9]) -> [u8; 16] {
+const fn row(states: [u8; 10]) -> [u8; 16] {
     let mut row = [IV; 16];
     let mut i = 0;
-    while i < states.len() {
+    while i < 9 {
         row[i] = states[i];
         i += 1;
     }
+    row[FlowState::SynSent2 as usize] = states[9];
     row
 }
 
 /// What a segment with `flags` does to a flow in `state`; `reply` if the responder sent it. The
 /// caller has refused flags that are not [`flags_valid`].
 #[inline(always)]
-pub fn step(state: u32, reply: bool, flags: u8) -> Step {
+pub fn step(state: u8, reply: bool, flags: u8) -> Step {
     let kind = if flags & RST != 0 {
         4
     } else if flags & SYN != 0 {
@@ -117,16 +131,273 @@ pub fn step(state: u32, reply: bool, flags: u8) -> Step {
         3
     };
     let next = TABLE[reply as usize & 1][kind & 7][state as usize & 15];
-    if next == IV || state > FlowState::Close as u32 {
-        return Step::Invalid;
+    match next {
+        _ if state > S2 => Step::Invalid,
+        IV => Step::Invalid,
+        IG => Step::Ignore,
+        BG => Step::Begin,
+        next if next == state => Step::Stay,
+        next => match FlowState::from_u8(next) {
+            Some(next) => Step::To(next),
+            None => Step::Invalid,
+        },
     }
-    if next == IG || next as u32 == state {
-        return Step::Stay;
+}
+
+/// What a reset does to a connection in `state`. `own` is the way that it goes, `other` the way back.
+/// A blind attacker must hit one number of 2^32; a reset that merely lies in the window passes, for its
+/// receiver to challenge (RFC 5961, 3.2), and closes nothing.
+///
+/// # Errors
+///
+/// It lies below what was acknowledged.
+#[inline(always)]
+pub fn reset(state: u8, seq: u32, own: &Way, other: &Way) -> Result<Step, DropReason> {
+    let established = state == ES;
+    let close = if state == CL { Step::Stay } else { Step::To(FlowState::Close) };
+    if other.flags & Way::ACKED == 0 || seq == 0 && !established {
+        return Ok(close);
     }
-    match FlowState::from_u8(next) {
-        Some(next) => Step::To(next),
-        None => Step::Invalid,
+    if before(seq, other.maxack) {
+        return Err(DropReason::TcpReset);
     }
+    Ok(if !established || seq == other.maxack || seq == own.end { close } else { Step::Stay })
+}
+
+/// What the options of a segment say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Of a SYN: [`Way::SCALE`] and [`Way::SACK`].
+    pub flags: u8,
+    /// Of a SYN: the window's shift, 14 at most (RFC 7323, 2.3).
+    pub scale: u8,
+    /// Where the value of the MSS option is, from the start of the TCP header; 0 if there is none.
+    pub mss_at: u8,
+    /// Whether there are SACK blocks.
+    pub sacked: bool,
+    /// The highest right edge of the SACK blocks, if there are any.
+    pub sack: u32,
+}
+
+/// The longest options, rounded up to a power of two.
+pub const OPTIONS_LEN: usize = 64;
+
+/// Options under way of being read, one at each [`Scan::step`].
+pub struct Scan {
+    /// Their bytes.
+    pub bytes: [u8; OPTIONS_LEN],
+    /// How many there are, 40 at most.
+    pub len: u32,
+    /// How many have been read.
+    pub at: u32,
+    /// What was found.
+    pub found: Options,
+}
+
+impl Scan {
+    #[inline(always)]
+    fn u8(&self, at: u32) -> u8 {
+        self.bytes[at as usize & (OPTIONS_LEN - 1)]
+    }
+
+    #[inline(always)]
+    fn u32(&self, at: u32) -> u32 {
+        u32::from_be_bytes([self.u8(at), self.u8(at + 1), self.u8(at + 2), self.u8(at + 3)])
+    }
+
+    /// Reads an option; whether there may be another. What does not fit ends it, as in the kernel.
+    ///
+    /// ```text
+    ///  0 end  1 nothing  2 MSS, 4 bytes  3 window scale, 3  4 SACK permitted, 2
+    ///  5 SACK blocks, 2 + 8 n: left edge, right edge
+    /// ```
+    #[inline(always)]
+    pub fn step(&mut self) -> bool {
+        let at = self.at;
+        if at >= self.len {
+            return false;
+        }
+        let kind = self.u8(at);
+        if kind <= 1 {
+            self.at = at + 1;
+            return kind == 1;
+        }
+        let len = self.u8(at + 1) as u32;
+        if len < 2 || at + 1 >= self.len || at + len > self.len {
+            return false;
+        }
+        match (kind, len) {
+            (2, 4) => self.found.mss_at = (20 + at + 2) as u8,
+            (3, 3) => {
+                let scale = self.u8(at + 2);
+                self.found.scale = if scale > 14 { 14 } else { scale };
+                self.found.flags |= Way::SCALE;
+            }
+            (4, 2) => self.found.flags |= Way::SACK,
+            (5, 10 | 18 | 26 | 34) => {
+                let mut block = 0;
+                while block < 4 {
+                    if 10 + 8 * block <= len {
+                        let right = self.u32(at + 6 + 8 * block);
+                        if !self.found.sacked || before(self.found.sack, right) {
+                            self.found.sack = right;
+                        }
+                        self.found.sacked = true;
+                    }
+                    block += 1;
+                }
+            }
+            _ => {}
+        }
+        self.at = at + len;
+        true
+    }
+}
+
+/// Whether sequence number `a` comes before `b` (RFC 9293, 3.4).
+#[inline(always)]
+pub const fn before(a: u32, b: u32) -> bool {
+    (a.wrapping_sub(b) as i32) < 0
+}
+
+/// How far behind what was sent an acknowledgement may lie, at least (`MAXACKWINCONST` of the kernel).
+const ACK_WINDOW: u32 = 66_000;
+
+/// How a segment lies in the windows of its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Window {
+    /// In them, which moved.
+    In,
+    /// Old, or slightly beyond: it passes and changes no state.
+    Ignore,
+    /// Outside.
+    Out,
+}
+
+/// Notes what a SYN of the way `own` says; `end` is the sequence number behind it. It grants nothing
+/// yet, so nothing beyond it may be sent.
+#[inline(always)]
+pub fn init(own: &mut Way, other: &mut Way, segment: &Tcp, end: u32, options: &Options) {
+    own.end = end;
+    other.edge = end;
+    own.maxwin = if segment.window == 0 { 1 } else { segment.window as u32 };
+    own.scale = options.scale;
+    own.flags = options.flags | Way::SEEN;
+}
+
+/// Holds a segment of the way `own` against the windows, and moves them. `other` is the way back, `len`
+/// the length of what the segment carries, `inherited` whether the flow came from a peer.
+///
+/// The way back is written where a SYN begins it, and where this side's packets show that the other
+/// granted or sent more than was seen here.
+#[inline(always)]
+pub fn window(
+    state: u8,
+    own: &mut Way,
+    other: &mut Way,
+    segment: &Tcp,
+    len: u32,
+    options: &Options,
+    inherited: bool,
+) -> Window {
+    let syn = segment.flags & SYN != 0;
+    let rst = segment.flags & RST != 0;
+    let mut seq = segment.seq;
+    let mut end =
+        seq.wrapping_add(len).wrapping_add(syn as u32).wrapping_add((segment.flags & FIN != 0) as u32);
+    let first = own.flags & Way::SEEN == 0;
+    if syn && (first || state == SS) {
+        init(own, other, segment, end, options);
+        if segment.flags & ACK == 0 {
+            return Window::In;
+        }
+    }
+    let shift = if syn || own.flags & other.flags & Way::SCALE == 0 { 0 } else { own.scale & 15 };
+    let win = (segment.window as u32) << shift;
+    let mut ack = segment.ack;
+    let mut sack = if options.sacked && other.flags & Way::SACK != 0 && before(ack, options.sack) {
+        options.sack
+    } else {
+        ack
+    };
+    if segment.flags & ACK == 0 || rst && ack == 0 {
+        // Some stacks set ACK in resets without a number.
+        ack = other.end;
+        sack = ack;
+    }
+    if first && !syn {
+        own.end = end;
+        own.maxwin = if win == 0 { 1 } else { win };
+        own.flags |= Way::SEEN;
+        if inherited {
+            own.edge = sack.wrapping_add(win);
+        } else {
+            // A reset, or a challenge, before the SYN of this side.
+            other.edge = end.wrapping_add(own.maxwin);
+        }
+    }
+    let unsure = first || other.flags & Way::SEEN == 0;
+    if inherited && unsure {
+        if other.flags & Way::SEEN == 0 || before(other.end, sack) {
+            other.end = sack;
+        }
+        if other.flags & Way::SEEN == 0 {
+            other.edge = end.wrapping_add(own.maxwin);
+        }
+    }
+    if seq == end && (!rst || seq == 0 && state == SS) {
+        // Nothing but an acknowledgement.
+        seq = own.end;
+        end = own.end;
+    }
+    let slack = if own.maxwin > ACK_WINDOW { own.maxwin } else { ACK_WINDOW };
+    // What was inherited may have been sent through the peer: no acknowledgement goes beyond the edge
+    // that its own side granted.
+    let acked_limit = if inherited && before(other.end, own.edge) { own.edge } else { other.end };
+    // The four bounds of van Rooij, as distances that are negative beyond them. I: not beyond what the
+    // other side granted. II: not older than its window. III: not of what was not sent. IV: not too old.
+    let beyond = other.edge.wrapping_sub(seq);
+    let old = if other.maxwin == 0 { 0 } else { end.wrapping_sub(own.end.wrapping_sub(other.maxwin)) };
+    let ahead = acked_limit.wrapping_sub(sack);
+    let late = sack.wrapping_sub(other.end.wrapping_sub(slack));
+    if ((beyond | old | ahead | late) as i32) < 0 && !(inherited && unsure) {
+        if (ahead as i32) < 0 {
+            return Window::Out;
+        }
+        if (beyond as i32) < 0 {
+            let excess = end.wrapping_sub(other.edge).wrapping_add(1);
+            if ((old | late) as i32) < 0 || excess > other.maxwin {
+                return Window::Out;
+            }
+            // Some stacks send a little more than they may. Should it be acknowledged, so be it.
+            own.end = end;
+        }
+        return Window::Ignore;
+    }
+    let granted = win.wrapping_add(sack.wrapping_sub(ack));
+    if own.maxwin < granted {
+        own.maxwin = granted;
+    }
+    if before(own.end, end) {
+        own.end = end;
+    }
+    if before(other.end, sack) {
+        other.end = sack;
+    }
+    if segment.flags & ACK != 0 {
+        if own.flags & Way::ACKED == 0 || before(own.maxack, ack) {
+            own.maxack = ack;
+        }
+        own.flags |= Way::ACKED;
+    }
+    if other.maxwin != 0 && before(other.edge, end) {
+        other.maxwin = other.maxwin.wrapping_add(end.wrapping_sub(other.edge));
+    }
+    let edge = sack.wrapping_add(win);
+    if before(own.edge.wrapping_sub(1), edge) {
+        own.edge = if win == 0 { edge.wrapping_add(1) } else { edge };
+    }
+    Window::In
 }
 
 #[cfg(test)]
@@ -138,18 +409,18 @@ mod tests {
         let mut state = FlowState::SynSent;
         segments
             .iter()
-            .map(|&(reply, flags)| match step(state as u32, reply, flags) {
+            .map(|&(reply, flags)| match step(state as u8, reply, flags) {
                 Step::To(next) => {
                     state = next;
                     Ok(next)
                 }
-                Step::Stay => Ok(state),
+                Step::Stay | Step::Ignore | Step::Begin => Ok(state),
                 Step::Invalid => Err(()),
             })
             .collect()
     }
 
-    use FlowState::{Close, CloseWait, Established, FinWait, LastAck, SynRecv, SynSent, TimeWait};
+    use FlowState::{Close, CloseWait, Established, FinWait, LastAck, SynRecv, SynSent, SynSent2, TimeWait};
 
     #[test]
     fn handshake_data_and_close_by_the_originator() {
@@ -174,8 +445,8 @@ mod tests {
     fn a_reset_closes_from_every_state() {
         for state in [SynSent, SynRecv, Established, FinWait, CloseWait, LastAck, TimeWait] {
             for reply in [false, true] {
-                assert_eq!(step(state as u32, reply, RST), Step::To(Close));
-                assert_eq!(step(state as u32, reply, RST | ACK), Step::To(Close));
+                assert_eq!(step(state as u8, reply, RST), Step::To(Close));
+                assert_eq!(step(state as u8, reply, RST | ACK), Step::To(Close));
             }
         }
     }
@@ -185,7 +456,6 @@ mod tests {
         assert_eq!(play(&[(false, ACK)]), [Err(())]);
         assert_eq!(play(&[(false, FIN | ACK)]), [Err(())]);
         assert_eq!(play(&[(true, FIN | ACK)]), [Err(())]);
-        assert_eq!(play(&[(true, SYN)]), [Err(())], "simultaneous open is not supported");
         assert_eq!(play(&[(true, ACK)]), [Ok(SynSent)], "a challenge ACK passes");
     }
 
@@ -198,11 +468,20 @@ mod tests {
     }
 
     #[test]
-    fn a_syn_on_a_connection_that_is_over_begins_another() {
-        assert!(succeeds(TimeWait as u32, SYN));
-        assert!(succeeds(Close as u32, SYN | ACK));
-        assert!(!succeeds(TimeWait as u32, ACK));
-        assert!(!succeeds(Established as u32, SYN));
+    fn both_sides_may_open_at_once() {
+        assert_eq!(
+            play(&[(true, SYN), (false, SYN | ACK), (true, SYN | ACK), (false, ACK)]),
+            [SynSent2, SynRecv, SynRecv, Established].map(Ok)
+        );
+    }
+
+    #[test]
+    fn a_syn_past_the_handshake_begins_another_connection() {
+        for state in [SynRecv, Established, FinWait, CloseWait, LastAck, TimeWait, Close] {
+            assert_eq!(step(state as u8, false, SYN), Step::Begin);
+            let over = matches!(state, TimeWait | Close);
+            assert_eq!(step(state as u8, true, SYN), if over { Step::Begin } else { Step::Invalid });
+        }
     }
 
     #[test]
@@ -217,15 +496,177 @@ mod tests {
 
     #[test]
     fn no_state_and_no_flags_lead_out_of_the_table() {
-        for state in (0..=u32::from(u8::MAX)).chain([u32::MAX]) {
+        for state in 0..=u8::MAX {
             for flags in 0..=u8::MAX {
                 for reply in [false, true] {
-                    if state == 0 || state > Close as u32 {
+                    if !matches!(FlowState::from_u8(state), Some(SynSent2))
+                        && !(SynSent as u8..=Close as u8).contains(&state)
+                    {
                         assert_eq!(step(state, reply, flags), Step::Invalid);
                     } else if let Step::To(next) = step(state, reply, flags) {
-                        assert!((SynSent as u8..=Close as u8).contains(&(next as u8)));
+                        assert!(next == SynSent2 || (SynSent as u8..=Close as u8).contains(&(next as u8)));
                     }
                 }
+            }
+        }
+    }
+
+    /// A connection under test: the window check of the segments of both sides.
+    struct Connection {
+        ways: [Way; 2],
+        state: FlowState,
+        inherited: bool,
+    }
+
+    impl Connection {
+        /// After a handshake: initial numbers 1000 and 5000, windows of 10,000 and 20,000 bytes.
+        fn open(scales: [Option<u8>; 2]) -> Self {
+            let mut ways = [Way::default(); 2];
+            let option = |scale: Option<u8>| Options {
+                flags: Way::SACK | if scale.is_some() { Way::SCALE } else { 0 },
+                scale: scale.unwrap_or_default(),
+                ..Options::default()
+            };
+            let syn = Tcp { seq: 999, window: 10_000, flags: SYN, ..Tcp::default() };
+            let [there, back] = &mut ways;
+            init(there, back, &syn, 1000, &option(scales[0]));
+            let mut connection = Self { ways, state: SynSent, inherited: false };
+            let syn_ack = Tcp { seq: 4999, ack: 1000, window: 20_000, flags: SYN | ACK, ..Tcp::default() };
+            assert_eq!(connection.judge(true, syn_ack, 0, option(scales[1])), Window::In);
+            connection.state = Established;
+            let shift = if scales.iter().all(Option::is_some) { scales[0].unwrap_or_default() } else { 0 };
+            assert_eq!(connection.send(false, 1000, 0, 5000, 10_000 >> shift), Window::In);
+            connection
+        }
+
+        fn judge(&mut self, reply: bool, segment: Tcp, len: u32, options: Options) -> Window {
+            let [there, back] = &mut self.ways;
+            let (own, other) = if reply { (back, there) } else { (there, back) };
+            window(self.state as u8, own, other, &segment, len, &options, self.inherited)
+        }
+
+        /// A segment with ACK.
+        fn send(&mut self, reply: bool, seq: u32, len: u32, ack: u32, window: u16) -> Window {
+            let segment = Tcp { seq, ack, window, flags: ACK, ..Tcp::default() };
+            self.judge(reply, segment, len, Options::default())
+        }
+    }
+
+    #[test]
+    fn data_up_to_the_edge_and_not_beyond() {
+        let mut c = Connection::open([None, None]);
+        assert_eq!(c.send(false, 1000, 1000, 5000, 10_000), Window::In);
+        assert_eq!(c.send(false, 20_000, 1000, 5000, 10_000), Window::In, "the responder granted 20,000");
+        assert_eq!(c.send(false, 41_001, 1000, 5000, 10_000), Window::Out);
+        assert_eq!(c.send(true, 5000, 10_000, 1000, 20_000), Window::In);
+        assert_eq!(c.send(true, 15_001, 10_000, 1000, 20_000), Window::Out);
+    }
+
+    #[test]
+    fn a_segment_slightly_beyond_the_edge_passes_and_may_be_acknowledged() {
+        let mut c = Connection::open([None, None]);
+        assert_eq!(c.send(false, 21_001, 100, 5000, 10_000), Window::Ignore);
+        assert_eq!(c.send(true, 5000, 0, 21_101, 20_000), Window::In);
+    }
+
+    #[test]
+    fn acknowledgements_of_what_was_not_sent_are_refused() {
+        let mut c = Connection::open([None, None]);
+        assert_eq!(c.send(true, 5000, 0, 1001, 20_000), Window::Out);
+        assert_eq!(c.send(false, 1000, 1, 5000, 10_000), Window::In);
+        assert_eq!(c.send(true, 5000, 0, 1001, 20_000), Window::In);
+        assert_eq!(c.send(true, 5000, 0, 1001u32.wrapping_sub(66_001), 20_000), Window::Ignore, "very old");
+    }
+
+    #[test]
+    fn what_was_acknowledged_long_ago_changes_nothing() {
+        let mut c = Connection::open([None, None]);
+        for i in 0..10 {
+            assert_eq!(c.send(false, 1000 + i * 10_000, 10_000, 5000, 10_000), Window::In);
+            assert_eq!(c.send(true, 5000, 0, 11_000 + i * 10_000, 20_000), Window::In);
+        }
+        assert_eq!(c.send(false, 1000, 1000, 5000, 10_000), Window::Ignore);
+        assert_eq!(
+            c.send(false, 999, 0, 5000, 10_000),
+            Window::In,
+            "a keepalive probe is an acknowledgement"
+        );
+    }
+
+    #[test]
+    fn windows_are_scaled_when_both_sides_offered_it() {
+        let mut c = Connection::open([Some(7), Some(7)]);
+        assert_eq!(c.send(true, 5000, 0, 1000, 20_000), Window::In);
+        assert_eq!(c.send(false, 1000 + 19_999 * 128, 128, 5000, 10_000), Window::In);
+        let mut c = Connection::open([Some(7), None]);
+        assert_eq!(c.send(true, 5000, 0, 1000, 20_000), Window::In);
+        assert_eq!(c.send(false, 1000 + 19_999 * 128, 128, 5000, 10_000), Window::Out);
+    }
+
+    #[test]
+    fn an_inherited_flow_believes_each_side_until_both_were_seen() {
+        let mut c = Connection::open([Some(7), Some(7)]);
+        for way in &mut c.ways {
+            *way = Way { scale: way.scale, flags: way.flags & Way::REPLICATED, ..Way::default() };
+        }
+        c.inherited = true;
+        // Far from where the connection was when it was replicated.
+        assert_eq!(c.send(false, 7_000_000, 1000, 9_000_000, 100), Window::In);
+        // More was acknowledged than passed here.
+        assert_eq!(c.send(true, 9_000_000, 1000, 7_020_000, 200), Window::In);
+        assert_eq!(c.send(false, 7_020_000, 1000, 9_001_000, 100), Window::In);
+        // From now on it is as strict as any other.
+        assert_eq!(c.send(false, 7_020_000 + 2_000_000, 1000, 9_001_000, 100), Window::Out);
+        assert_eq!(c.send(true, 9_001_000, 0, 7_021_000 + 200 * 128 + 1, 200), Window::Out);
+        assert_eq!(c.send(true, 9_001_000, 0, 7_021_000, 200), Window::In);
+    }
+
+    #[test]
+    fn resets_must_hit_the_next_number() {
+        let c = Connection::open([None, None]);
+        let [there, back] = &c.ways;
+        let judge = |state: FlowState, seq| reset(state as u8, seq, back, there);
+        assert_eq!(judge(Established, 5000), Ok(Step::To(Close)));
+        assert_eq!(judge(Established, 5001), Ok(Step::Stay), "for the receiver to challenge");
+        assert_eq!(judge(Established, 4999), Err(DropReason::TcpReset));
+        assert_eq!(judge(Established, 0), Err(DropReason::TcpReset));
+        assert_eq!(judge(SynRecv, 0), Ok(Step::To(Close)));
+    }
+
+    fn options(bytes: &[u8]) -> Options {
+        let mut scan =
+            Scan { bytes: [0; OPTIONS_LEN], len: bytes.len() as u32, at: 0, found: Options::default() };
+        scan.bytes[..bytes.len()].copy_from_slice(bytes);
+        let steps = (0..=40).take_while(|_| scan.step()).count();
+        assert!(steps <= 40);
+        scan.found
+    }
+
+    #[test]
+    fn options_of_a_syn() {
+        let found = options(&[2, 4, 5, 0xb4, 4, 2, 8, 10, 0, 0, 0, 1, 0, 0, 0, 0, 1, 3, 3, 15]);
+        assert_eq!((found.flags, found.scale, found.mss_at), (Way::SCALE | Way::SACK, 14, 22));
+    }
+
+    #[test]
+    fn the_highest_sack_block_counts_also_when_numbers_wrap() {
+        let mut bytes = vec![1, 1, 5, 26];
+        for (left, right) in [(10u32, 20u32), (u32::MAX - 9, u32::MAX), (30, 40)] {
+            bytes.extend(left.to_be_bytes());
+            bytes.extend(right.to_be_bytes());
+        }
+        let found = options(&bytes);
+        assert_eq!((found.sacked, found.sack), (true, 40));
+    }
+
+    #[test]
+    fn options_that_do_not_fit_end_the_list() {
+        for bytes in [&[5][..], &[5, 10, 0], &[3, 0, 7], &[3, 1, 7], &[0, 3, 3, 7], &[2, 40]] {
+            assert_eq!(options(bytes), Options::default(), "{bytes:?}");
+        }
+        for kind in 0..=255u8 {
+            for len in 0..=255u8 {
+                let _ = options(&[[kind, len].as_slice(), &[len; 38]].concat());
             }
         }
     }

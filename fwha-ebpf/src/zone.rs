@@ -1,21 +1,25 @@
-//! Zones: which one a packet comes from.
+//! Zones: which one a packet comes from, and whether its source may be there.
 
-use fwha_common::{drop::DropReason, rule::Interface};
+use fwha_common::{drop::DropReason, flow::proto, rule::Interface};
 
 use crate::{
     maps,
     packet::{Eth, Mac, Packet},
+    parse::Ip,
 };
 
-/// The zone a packet came from.
+/// The interface of a zone that a packet came in by.
 ///
 /// # Errors
 ///
-/// The interface is in no zone, or the frame is for another station: a bridge floods frames whose
-/// receiver it has not learned, and each of several firewalls behind it would forward them.
+/// It is in no zone, or the frame is for another station: a bridge floods frames whose receiver it
+/// has not learned, and each of several firewalls behind it would forward them.
 #[inline(always)]
-pub fn of(packet: &impl Packet, eth: &Eth) -> Result<u8, DropReason> {
-    let interface = maps::interface(packet.ifindex()).ok_or(DropReason::NoZone)?;
+pub fn of(packet: &impl Packet, eth: &Eth) -> Result<Interface, DropReason> {
+    let key = packet.interface_key();
+    let Some(interface) = maps::interface(key) else {
+        return Err(if key.vlan == 0 { DropReason::NoZone } else { DropReason::Vlan });
+    };
     if interface.zone == Interface::NO_ZONE {
         return Err(DropReason::NoZone);
     }
@@ -23,19 +27,35 @@ pub fn of(packet: &impl Packet, eth: &Eth) -> Result<u8, DropReason> {
     if !eth.dst.is_group() && mac != Mac::new([0; 6]) && mac != eth.dst {
         return Err(DropReason::OtherStation);
     }
-    Ok(interface.zone)
+    Ok(interface)
 }
 
-/// Whether a packet that is to be forwarded comes from `zone`, the zone of its sender.
+/// Whether a source is one that no host has, or the packet says that its receiver sent it. Routers
+/// drop those (RFC 1812, 5.3.7; RFC 6890); so does the kernel (`ip_route_input_slow`).
 ///
 /// # Errors
 ///
-/// As [`of`]; another zone; a multicast or broadcast frame, which routers do not forward (RFC 1812,
-/// 5.3.4).
+/// It is.
 #[inline(always)]
-pub fn check(packet: &impl Packet, eth: &Eth, zone: u8) -> Result<(), DropReason> {
-    if of(packet, eth)? != zone {
-        return Err(DropReason::WrongZone);
+pub fn source(ip: &Ip, multicast: bool) -> Result<(), DropReason> {
+    if ip.v6 {
+        let first = u32::from_be(ip.src[0]);
+        let zero = ip.src[0] | ip.src[1] == 0;
+        // ff00::/8, ::/128, ::1/128, ::ffff:0:0/96. A host without address asks from :: (RFC 4861, 4862),
+        // which passed before, as an own protocol.
+        if first >> 24 == 0xff
+            || zero && ip.src[2] == 0 && u32::from_be(ip.src[3]) <= 1
+            || zero && u32::from_be(ip.src[2]) == 0xffff
+        {
+            return Err(DropReason::Martian);
+        }
+    } else {
+        let address = u32::from_be(ip.src[3]);
+        let dhcp = address == 0 && ip.proto == proto::UDP && multicast;
+        // 127/8, 0/8, 224/4, 240/4.
+        if address >> 24 == 127 || address >> 24 == 0 && !dhcp || address >> 29 == 7 {
+            return Err(DropReason::Martian);
+        }
     }
-    if eth.dst.is_group() { Err(DropReason::OtherStation) } else { Ok(()) }
+    if ip.src == ip.dst { Err(DropReason::Land) } else { Ok(()) }
 }

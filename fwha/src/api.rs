@@ -10,6 +10,7 @@
 //! | `GET /v1/stats` | [`Stats`] |
 //! | `GET /v1/events?`[`EventsQuery`] | an [`Event`] a line, oldest first |
 //! | `POST /v1/switchover` [`SwitchoverRequest`] | [`SwitchoverReply`] |
+//! | `GET /v1/capture?`[`CaptureQuery`] | a [`CaptureLine`] a line, as packets are dropped |
 //!
 //! Answers of one object a line have the type [`NDJSON`] and end when there is no more. Any answer whose
 //! status is not 2xx is an [`ApiError`].
@@ -32,6 +33,8 @@ pub mod path {
     pub const EVENTS: &str = "/v1/events";
     /// [`super::SwitchoverRequest`].
     pub const SWITCHOVER: &str = "/v1/switchover";
+    /// [`super::CaptureLine`]s.
+    pub const CAPTURE: &str = "/v1/capture";
 }
 
 /// Content type of answers with one object a line.
@@ -512,6 +515,99 @@ pub struct SwitchoverReply {
     pub took_ms: f64,
 }
 
+/// What `GET /v1/capture` takes. The capture ends when the client goes away; there is one at a time.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CaptureQuery {
+    /// Reasons, by the names in [`Stats::drops`], with commas between them; all if there are none.
+    #[serde(skip_serializing_if = "Vec::is_empty", with = "commas")]
+    pub reasons: Vec<String>,
+    /// End after so many packets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub count: Option<u64>,
+    /// Bytes of each packet, at most; there are never more than 256.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snap_len: Option<u32>,
+}
+
+/// A line of a capture.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum CaptureLine {
+    /// A packet that was dropped.
+    Packet(DroppedPacket),
+    /// What was missed so far; told when it changes, and as the last line.
+    Missed(CaptureMissed),
+}
+
+/// A packet that was dropped.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DroppedPacket {
+    /// When, in ns since 1970, by this node's wall clock.
+    pub at_unix_ns: u64,
+    /// The interface it came in by; at the hook `egress` the one it was to leave by.
+    pub interface: String,
+    /// Where it was dropped: `xdp` or (tc) `ingress` of a zone's interface, `egress`, or `sync` on a sync interface.
+    pub hook: String,
+    /// Why, by the names in [`Stats::drops`].
+    pub reason: String,
+    /// Its length on the wire, from the Ethernet header on; of a super-packet, the whole of it.
+    pub length_bytes: u32,
+    /// Its first bytes, in hexadecimal digits.
+    #[serde(with = "hex")]
+    pub frame: Vec<u8>,
+}
+
+/// Drops that a capture asked for and does not have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CaptureMissed {
+    /// There were more than are sampled in that time.
+    pub skipped: u64,
+    /// The client read too slowly.
+    pub lost: u64,
+}
+
+/// Words in a query: a key may come only once there.
+mod commas {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(words: &[String], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&words.join(","))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Ok(text.split(',').filter(|word| !word.is_empty()).map(str::to_owned).collect())
+    }
+}
+
+/// Bytes as hexadecimal digits.
+mod hex {
+    use std::fmt::Write as _;
+
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        let mut text = String::with_capacity(2 * bytes.len());
+        for byte in bytes {
+            // Writing to memory does not fail.
+            let _ = write!(text, "{byte:02x}");
+        }
+        serializer.serialize_str(&text)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let digits: Option<Vec<u8>> = text.chars().map(|c| Some(c.to_digit(16)? as u8)).collect();
+        match digits {
+            Some(digits) if digits.len().is_multiple_of(2) => {
+                Ok(digits.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]).collect())
+            }
+            _ => Err(D::Error::custom("not pairs of hexadecimal digits")),
+        }
+    }
+}
+
 /// Why a request was not carried out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{error}")]
@@ -605,6 +701,41 @@ mod tests {
         assert_eq!(count(group(Some("fw1"), &[])), 0);
         assert_eq!(count(group(Some("fw1"), &["fw2"])), 1);
         assert_eq!(count(group(None, &[])), 1);
+    }
+
+    #[test]
+    fn a_dropped_packet_is_the_documented_line() {
+        let packet = DroppedPacket {
+            at_unix_ns: 1_735_689_600_000_000_007,
+            interface: "wan".into(),
+            hook: "xdp".into(),
+            reason: "no_rule".into(),
+            length_bytes: 60,
+            frame: vec![2, 0, 0xab],
+        };
+        let line = r#"{"at_unix_ns":1735689600000000007,"interface":"wan","hook":"xdp","reason":"no_rule","length_bytes":60,"frame":"0200ab"}"#;
+        assert_eq!(serde_json::to_string(&packet).unwrap(), line);
+        let read = |line: &str| serde_json::from_str::<CaptureLine>(line);
+        assert_eq!(read(line).unwrap(), CaptureLine::Packet(packet));
+        let missed = CaptureLine::Missed(CaptureMissed { skipped: 3, lost: 4 });
+        assert_eq!(read(r#"{"skipped":3,"lost":4}"#).unwrap(), missed);
+        for broken in ["0200a", "0x", "é"] {
+            assert!(read(&line.replace("0200ab", broken)).is_err());
+        }
+    }
+
+    #[test]
+    fn a_capture_is_asked_for_by_names_of_reasons() {
+        let query = CaptureQuery {
+            reasons: vec!["rule".into(), "no_rule".into()],
+            count: Some(3),
+            snap_len: Some(64),
+        };
+        let text = serde_urlencoded::to_string(&query).unwrap();
+        assert_eq!(text, "reasons=rule%2Cno_rule&count=3&snap_len=64");
+        assert_eq!(serde_urlencoded::from_str::<CaptureQuery>(&text).unwrap(), query);
+        assert_eq!(serde_urlencoded::to_string(CaptureQuery::default()).unwrap(), "");
+        assert_eq!(serde_urlencoded::from_str::<CaptureQuery>("").unwrap(), CaptureQuery::default());
     }
 
     #[test]

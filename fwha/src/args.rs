@@ -2,7 +2,11 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{
+    Args, Parser, Subcommand, ValueEnum,
+    builder::{PossibleValuesParser, RangedU64ValueParser},
+};
+use fwha_common::{capture::SNAP_LEN, drop::DropReason};
 
 use crate::{api, config};
 
@@ -87,6 +91,10 @@ pub enum CtlVerb {
     Stats(StatsArgs),
     /// Show what happened: role changes with their steps, peers, replication.
     Events(EventsArgs),
+    /// Show packets that are dropped, as they are dropped, or write them to a pcapng file.
+    ///
+    /// Goes on until interrupted. What it could not show is counted at the end.
+    Capture(CaptureArgs),
     /// Move a group to another node. Run it on the active node.
     Switchover(SwitchoverArgs),
     /// Make a cluster key in a new file.
@@ -163,6 +171,38 @@ pub struct EventsArgs {
     /// Go on with events as they happen, until interrupted.
     #[arg(long, short)]
     pub follow: bool,
+}
+
+/// `fwhactl capture`.
+#[derive(Debug, Args)]
+pub struct CaptureArgs {
+    /// Packets that are dropped; nothing else can be captured.
+    #[arg(long, required = true)]
+    pub drops: bool,
+    /// Only packets that are dropped for these reasons, with commas between them; may be repeated. `fwhactl stats
+    /// drops` has them all.
+    #[arg(
+        long = "reason",
+        value_name = "REASON",
+        value_delimiter = ',',
+        hide_possible_values = true,
+        value_parser = PossibleValuesParser::new(DropReason::ALL.iter().map(|reason| reason.as_str())),
+    )]
+    pub reasons: Vec<String>,
+    /// Write a pcapng file, with the reason as each packet's comment; `-` is standard output.
+    #[arg(short, long, value_name = "FILE")]
+    pub write: Option<PathBuf>,
+    /// End after so many packets.
+    #[arg(short, long, value_name = "COUNT", value_parser = RangedU64ValueParser::<u64>::new().range(1..))]
+    pub count: Option<u64>,
+    /// Bytes of each packet, from its Ethernet header on.
+    #[arg(
+        long = "snaplen",
+        value_name = "BYTES",
+        default_value_t = SNAP_LEN as u32,
+        value_parser = clap::value_parser!(u32).range(1..=SNAP_LEN as i64),
+    )]
+    pub snap_len: u32,
 }
 
 /// `fwhactl switchover`.

@@ -5,6 +5,7 @@ use std::{
     os::unix::{fs::PermissionsExt, net::UnixListener as StdListener},
     path::{Path, PathBuf},
     process::Stdio,
+    time::Duration,
 };
 
 use axum::{
@@ -15,10 +16,11 @@ use axum::{
     response::IntoResponse,
     routing::{get, post},
 };
+use futures_util::StreamExt as _;
 use fwha::api::{
-    ApiError, Attachment, Event, EventsQuery, FlowCounts, FlowFilter, FlowRow, GroupStatus, LinkStatus,
-    NDJSON, Origin, PeerStatus, Role, Stat, Stats, Status, Step, SwitchoverReply, SwitchoverRequest,
-    SyncStatus, ZoneInterfaceStatus, path,
+    ApiError, Attachment, CaptureLine, CaptureMissed, CaptureQuery, DroppedPacket, Event, EventsQuery,
+    FlowCounts, FlowFilter, FlowRow, GroupStatus, LinkStatus, NDJSON, Origin, PeerStatus, Role, Stat, Stats,
+    Status, Step, SwitchoverReply, SwitchoverRequest, SyncStatus, ZoneInterfaceStatus, path,
 };
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -123,6 +125,25 @@ fn event(kind: &str, steps: Vec<Step>) -> Event {
     }
 }
 
+/// A SYN that was dropped.
+fn dropped(reason: &str) -> DroppedPacket {
+    #[rustfmt::skip]
+    let frame = [
+        &[2, 0, 0, 0, 2, 1, 2, 0, 0, 0, 2, 128, 8, 0][..],
+        &[0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0x6f, 0x1f, 192, 168, 1, 7, 10, 0, 0, 1],
+        &[0x0f, 0xa0, 0, 22, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0x20, 0, 0, 0, 0, 0],
+    ]
+    .concat();
+    DroppedPacket {
+        at_unix_ns: 1_735_689_600_007_000_001,
+        interface: if reason == "unfiltered" { "lan" } else { "wan" }.into(),
+        hook: if reason == "unfiltered" { "egress" } else { "xdp" }.into(),
+        reason: reason.into(),
+        length_bytes: 60,
+        frame,
+    }
+}
+
 fn ndjson<T: serde::Serialize>(items: &[T]) -> String {
     items.iter().map(|i| serde_json::to_string(i).unwrap() + "\n").collect()
 }
@@ -186,11 +207,30 @@ impl FakeDaemon {
             let group = request.group.unwrap_or("gateway".into());
             Json(SwitchoverReply { group, from: "fw1".into(), to, took_ms: 1.25 }).into_response()
         };
+        // Without a count it goes on for ever.
+        let capture = |Query(query): Query<CaptureQuery>| async move {
+            if query.reasons == ["rule"] {
+                let error = "another capture is running".to_owned();
+                return (StatusCode::CONFLICT, Json(ApiError { error })).into_response();
+            }
+            assert_eq!(query.snap_len, Some(256));
+            let packets = ["no_rule", "unfiltered", "no_rule"].map(|r| CaptureLine::Packet(dropped(r)));
+            let count = query.count.map_or(3, |count| count as usize);
+            let mut lines = packets[..count].to_vec();
+            lines.push(CaptureLine::Missed(CaptureMissed { skipped: 5, lost: 6 }));
+            let lines = futures_util::stream::iter([Ok::<_, std::io::Error>(ndjson(&lines))]);
+            let body = match query.count {
+                Some(_) => Body::from_stream(lines),
+                None => Body::from_stream(lines.chain(futures_util::stream::pending())),
+            };
+            ([(CONTENT_TYPE, NDJSON)], body).into_response()
+        };
         let router = Router::new()
             .route(path::STATUS, get(move || async { Json(status) }))
             .route(path::FLOWS, get(list))
             .route(path::STATS, get(move || async { Json(stats) }))
             .route(path::EVENTS, get(events))
+            .route(path::CAPTURE, get(capture))
             .route(path::SWITCHOVER, post(switchover));
         let dir = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(dir.path().join("fwha.sock")).unwrap();
@@ -200,6 +240,13 @@ impl FakeDaemon {
 
     fn socket(&self) -> PathBuf {
         self.dir.path().join("fwha.sock")
+    }
+
+    /// Standard output of a `fwhactl` that ends well.
+    async fn ctl_bytes(&self, args: &[&str]) -> Vec<u8> {
+        let output = command(&self.socket(), args).output().await.unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
     }
 
     async fn ctl(&self, args: &[&str]) -> Run {
@@ -332,6 +379,93 @@ async fn events_end_with_the_history_unless_followed() {
     child.kill().await.unwrap();
 }
 
+const BEGUN: &str = "fwhactl: capturing dropped packets, up to 256 bytes of each\n";
+
+#[tokio::test]
+async fn dropped_packets_are_lines_until_there_are_enough() {
+    let daemon = FakeDaemon::start(status(), 0);
+    let run = daemon.ctl(&["capture", "--drops", "-c", "2"]).await;
+    let told = "fwhactl: 2 packets captured, 5 skipped (too many at a time), 6 lost (read too slowly)\n";
+    assert_eq!((run.code, run.stderr), (0, format!("{BEGUN}{told}")));
+    assert_eq!(
+        run.stdout,
+        "2025-01-01 00:00:00.007Z  wan       no_rule          60  192.168.1.7:4000 > 10.0.0.1:22 tcp S\n\
+         2025-01-01 00:00:00.007Z  lan       unfiltered       60  192.168.1.7:4000 > 10.0.0.1:22 tcp S\n"
+    );
+    let run = daemon.ctl(&["-o", "json", "capture", "--drops", "-c", "1"]).await;
+    assert_eq!(serde_json::from_str::<DroppedPacket>(&run.stdout).unwrap(), dropped("no_rule"));
+
+    let earlier = daemon.dir.path().join("earlier.pcapng");
+    std::fs::write(&earlier, "an earlier capture").unwrap();
+    let name = earlier.to_str().unwrap();
+    let run = daemon.ctl(&["capture", "--drops", "--reason", "rule", "-w", name]).await;
+    assert_eq!((run.code, run.stderr.as_str()), (1, "fwhactl: another capture is running\n"));
+    assert_eq!(std::fs::read(&earlier).unwrap(), b"an earlier capture");
+    for wrong in [&["capture"][..], &["capture", "--drops", "--reason", "bad luck"]] {
+        assert_eq!(daemon.ctl(wrong).await.code, 2, "{wrong:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_interrupted_capture_is_a_whole_file() {
+    let daemon = FakeDaemon::start(status(), 0);
+    let file = daemon.dir.path().join("drops.pcapng");
+    let file = file.to_str().unwrap();
+    let mut child = command(&daemon.socket(), &["capture", "--drops", "-w", file])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    said.read_line(&mut line).await.unwrap();
+    assert_eq!(line, BEGUN);
+    // Three packets on two interfaces, of which the last is there as soon as it came.
+    let written = async {
+        loop {
+            let bytes = std::fs::read(file).unwrap();
+            if bytes.windows(8).filter(|w| *w == b"no_rule ").count() == 2 {
+                return bytes;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let whole = tokio::time::timeout(Duration::from_secs(20), written).await.expect("three packets");
+    let pid = nix::unistd::Pid::from_raw(child.id().unwrap().cast_signed());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+    line.clear();
+    said.read_line(&mut line).await.unwrap();
+    assert!(line.starts_with("fwhactl: 3 packets captured, 5 skipped"), "{line}");
+    assert!(child.wait().await.unwrap().success());
+    assert_eq!(std::fs::read(file).unwrap(), whole);
+    assert_eq!(std::fs::metadata(file).unwrap().permissions().mode() & 0o7777, 0o600);
+
+    let piped = daemon.ctl_bytes(&["capture", "--drops", "-c", "3", "-w", "-"]).await;
+    assert_eq!(piped, whole);
+    let comment = b"no_rule at xdp: No rule admits the flow";
+    assert!(whole.windows(comment.len()).any(|w| w == comment));
+    let Some(dump) = tcpdump(&["-r", file]).await else { return };
+    let packet =
+        "00:00:00.007000001 IP 192.168.1.7.4000 > 10.0.0.1.22: Flags [S], seq 1, win 8192, length 0\n";
+    assert_eq!(dump, packet.repeat(3));
+}
+
+/// What tcpdump prints, in UTC and ns; nothing if it is not there, which in CI is a failure.
+async fn tcpdump(args: &[&str]) -> Option<String> {
+    let mut command = Command::new("tcpdump");
+    command.args(["-n", "--time-stamp-precision=nano"]).args(args).env("TZ", "UTC");
+    match command.output().await {
+        Ok(output) => {
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            Some(String::from_utf8(output.stdout).unwrap())
+        }
+        Err(error) => {
+            assert!(std::env::var("CI").as_deref() != Ok("true"), "tcpdump must be there in CI: {error}");
+            println!("skipped: needs tcpdump");
+            None
+        }
+    }
+}
+
 #[tokio::test]
 async fn switchover_says_where_to_or_why_not() {
     let daemon = FakeDaemon::start(status(), 0);
@@ -352,7 +486,14 @@ async fn without_a_daemon_one_line_says_so() {
     let socket = dir.path().join("fwha.sock");
     let expected =
         |why| format!("fwhactl: no fwha daemon at {}: {why} (is \"fwha run\" up?)\n", socket.display());
-    for verb in [&["status"][..], &["flows"], &["stats"], &["events", "--follow"], &["switchover"]] {
+    for verb in [
+        &["status"][..],
+        &["flows"],
+        &["stats"],
+        &["events", "--follow"],
+        &["capture", "--drops"],
+        &["switchover"],
+    ] {
         let run = fwhactl(&socket, verb).await;
         assert_eq!((run.code, run.stdout.as_str()), (1, ""), "{verb:?}");
         assert_eq!(run.stderr, expected("no such socket"), "{verb:?}");

@@ -8,6 +8,8 @@ mod packets;
 #[path = "dataplane/rig.rs"]
 mod rig;
 
+#[path = "dataplane/capture.rs"]
+mod capture;
 #[path = "dataplane/flows.rs"]
 mod flows;
 #[path = "dataplane/forwarding.rs"]

@@ -326,7 +326,7 @@ impl Core {
         // What the other peers have is not known: a deletion must reach them.
         slot.has = !0;
         if write {
-            self.outputs.push_back(Output::Put(slot.key, slot.entry.to_flow()));
+            self.outputs.push_back(Output::Put(slot.key, slot.entry.to_flow(&slot.key)));
         }
     }
 

@@ -1,6 +1,6 @@
 //! What both sides agree on about one flow.
 
-use fwha_common::flow::{Flow, FlowId, FlowKey};
+use fwha_common::flow::{Flow, FlowId, FlowKey, FlowState};
 
 /// A flow without what is true on one node only (next hops, generations, ktime of a peer). Times
 /// are this node's `CLOCK_MONOTONIC`; on the wire they are ages.
@@ -28,43 +28,54 @@ pub struct Entry {
     pub zones: [u8; 2],
     /// End B of the key began the connection.
     pub originator_is_b: bool,
+    /// As in [`Flow::mss`].
+    pub mss: u16,
+    /// What each direction told at the handshake, as [`Flow::handshake`].
+    pub handshake: [u32; 2],
 }
 
 impl Entry {
     /// The entry for a flow of this node's data plane.
-    pub const fn from_flow(flow: &Flow) -> Self {
+    pub const fn from_flow(key: &FlowKey, flow: &Flow) -> Self {
+        let [there, back] = &flow.ways;
         Self {
             created_ns: flow.created_ns,
-            last_seen_ns: flow.last_seen_ns,
-            packets: flow.packets,
-            bytes: flow.bytes,
+            last_seen_ns: [there.last_seen_ns, back.last_seen_ns],
+            packets: [there.packets, back.packets],
+            bytes: [there.bytes, back.bytes],
             version: flow.version,
-            id: flow.id,
+            id: flow.id(),
             rule_hash: flow.rule_hash,
-            state: flow.state as u8,
+            state: Flow::state_of(flow.word),
             bucket: flow.bucket,
-            zones: flow.zones,
+            zones: flow.zones(),
             originator_is_b: flow.originator_is_b(),
+            mss: flow.mss,
+            handshake: [flow.handshake(key.proto, false), flow.handshake(key.proto, true)],
         }
     }
 
     /// The flow for this node's data plane: inherited, and without next hops.
-    pub fn to_flow(self) -> Flow {
+    pub fn to_flow(self, key: &FlowKey) -> Flow {
         let originator = if self.originator_is_b { Flow::ORIGINATOR_IS_B } else { 0 };
-        Flow {
-            last_seen_ns: self.last_seen_ns,
-            packets: self.packets,
-            bytes: self.bytes,
-            state: self.state.into(),
-            flags: originator | Flow::INHERITED,
+        let state = FlowState::from_u8(self.state).unwrap_or(FlowState::None);
+        let mut flow = Flow {
+            word: Flow::word(state, originator | Flow::INHERITED, self.zones),
             bucket: self.bucket,
-            zones: self.zones,
             version: self.version,
-            id: self.id,
             created_ns: self.created_ns,
             rule_hash: self.rule_hash,
-            ..Flow::default()
+            mss: self.mss,
+            ..Flow::of(self.id)
+        };
+        for (i, way) in flow.ways.iter_mut().enumerate() {
+            way.last_seen_ns = self.last_seen_ns[i];
+            way.packets = self.packets[i];
+            way.bytes = self.bytes[i];
         }
+        flow.set_handshake(key.proto, false, self.handshake[0]);
+        flow.set_handshake(key.proto, true, self.handshake[1]);
+        flow
     }
 
     /// Whether this entry of the data plane began after `other` of the same key. All times that a

@@ -217,7 +217,7 @@ impl Replication {
         if !self.core.options.enabled {
             return false;
         }
-        let slot = self.core.learn(key, Entry::from_flow(flow));
+        let slot = self.core.learn(key, Entry::from_flow(key, flow));
         if let Some(slot) = slot {
             self.offer(now, slot);
         }
@@ -352,14 +352,14 @@ impl Replication {
     /// The flow of this key in the replica.
     pub fn get(&self, key: &FlowKey) -> Option<Flow> {
         let slot = self.core.table.at(self.core.table.find(key)?);
-        slot.live.then(|| slot.entry.to_flow())
+        slot.live.then(|| slot.entry.to_flow(&slot.key))
     }
 
     /// All flows of a bucket.
     pub fn flows(&self, bucket: u8) -> impl Iterator<Item = (FlowKey, Flow)> + use<'_> {
         self.core.table.bucket(bucket).into_iter().map(|i| {
             let slot = self.core.table.at(i);
-            (slot.key, slot.entry.to_flow())
+            (slot.key, slot.entry.to_flow(&slot.key))
         })
     }
 

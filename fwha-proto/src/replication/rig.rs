@@ -179,18 +179,16 @@ impl Rig {
         }
         node.numbers += 1;
         let flow = Flow {
-            state: FlowState::Established as u32,
+            word: Flow::word(FlowState::Established, 0, [1, 2]),
             bucket: Self::bucket(n),
-            zones: [1, 2],
             version: Flow::next_version(0, node.term),
-            id: FlowId {
+            created_ns: now.as_nanos() + node.numbers,
+            ..Flow::of(FlowId {
                 number: now.as_nanos() + node.numbers,
                 epoch: node.epoch as u32,
                 node: id,
                 zero: [0; 3],
-            },
-            created_ns: now.as_nanos() + node.numbers,
-            ..Flow::default()
+            })
         };
         node.kernel.insert(Self::key(n), flow);
         self.event(id, FlowEventKind::Created, n);
@@ -201,7 +199,7 @@ impl Rig {
         let (term, owned) = (node.term, node.up && node.owned.contains(Self::bucket(n)));
         let Some(flow) = node.kernel.get_mut(&Self::key(n)).filter(|_| owned) else { return };
         flow.version = Flow::next_version(flow.version, term);
-        flow.packets[0] += 1;
+        flow.ways[0].packets += 1;
         self.event(id, FlowEventKind::Updated, n);
     }
 
@@ -228,9 +226,9 @@ impl Rig {
             return;
         }
         if let Some(flow) = node.kernel.remove(&Self::key(n)) {
-            self.trace(|| format!("node {id} deletes {}", flow.id.number));
+            self.trace(|| format!("node {id} deletes {}", flow.number));
             let node = self.node(id);
-            node.replication.local_delete(now, &Self::key(n), &flow.id);
+            node.replication.local_delete(now, &Self::key(n), &flow.id());
             self.drain(id);
         }
     }
@@ -239,7 +237,7 @@ impl Rig {
         let (now, key) = (self.now, Self::key(n));
         self.trace(|| {
             let flow = &self.nodes[usize::from(id) - 1].kernel[&key];
-            format!("node {id} {kind:?} {} version {:x}", flow.id.number, flow.version)
+            format!("node {id} {kind:?} {} version {:x}", flow.number, flow.version)
         });
         let node = self.node(id);
         let event = FlowEvent { kind: kind as u32, cpu: 0, key, flow: node.kernel[&key] };
@@ -339,33 +337,33 @@ impl Rig {
     fn put(&mut self, id: NodeId, key: FlowKey, flow: Flow) {
         let node = &self.nodes[usize::from(id) - 1];
         let term = node.replication.core.owners[usize::from(flow.bucket)].term;
-        if let Some(&before) = node.written.get(&flow.id)
+        if let Some(&before) = node.written.get(&flow.id())
             && before > (term, flow.version)
         {
             self.fail(format_args!("node {id} went back from {before:x?} to {:x?}", (term, flow.version)));
         }
         // A sweep also takes flows whose mention found the table full; these may come again.
         let full = || node.replication.status(self.now).any(|s| s.counters.rejected_full > 0);
-        if node.deleted.get(&flow.id).is_some_and(|&t| t >= term) && !full() {
-            self.fail(format_args!("node {id} resurrected {:?}", flow.id));
+        if node.deleted.get(&flow.id()).is_some_and(|&t| t >= term) && !full() {
+            self.fail(format_args!("node {id} resurrected {:?}", flow.id()));
         }
         if node.owned.contains(flow.bucket) && node.term >= term {
             self.fail(format_args!("node {id} let a peer write to its bucket {}", flow.bucket));
         }
-        self.trace(|| format!("node {id} puts {} version {:x} in term {term}", flow.id.number, flow.version));
+        self.trace(|| format!("node {id} puts {} version {:x} in term {term}", flow.number, flow.version));
         let node = self.node(id);
         if node.kernel.len() >= node.replication.core.options.max_flows && !node.kernel.contains_key(&key) {
             node.blind = true;
             return;
         }
-        node.written.insert(flow.id, (term, flow.version));
+        node.written.insert(flow.id(), (term, flow.version));
         node.kernel.insert(key, flow);
     }
 
     fn remove(&mut self, id: NodeId, key: FlowKey, flow_id: FlowId) {
         self.trace(|| format!("node {id} removes {}", flow_id.number));
         let node = self.node(id);
-        let Some(flow) = node.kernel.get(&key).filter(|f| f.id == flow_id) else {
+        let Some(flow) = node.kernel.get(&key).filter(|f| f.id() == flow_id) else {
             if node.blind {
                 return;
             }
@@ -476,8 +474,8 @@ impl Rig {
             for bucket in owner.owned.iter() {
                 let of = |node: &Node| {
                     let mut flows: Vec<_> = node.kernel.values().filter(|f| f.bucket == bucket).collect();
-                    flows.sort_by_key(|f| (f.id.number, f.id.node, f.id.epoch));
-                    flows.iter().map(|f| (f.id, f.version, f.state, f.zones)).collect::<Vec<_>>()
+                    flows.sort_by_key(|f| (f.number, f.node, f.epoch));
+                    flows.iter().map(|f| (f.id(), f.version, f.state(), f.zones())).collect::<Vec<_>>()
                 };
                 for node in up() {
                     if of(node) != of(owner) {

@@ -307,7 +307,7 @@ mod tests {
 
     fn entry(bucket: u8, version: u64) -> Entry {
         let id = FlowId { number: version, epoch: 1, node: 1, zero: [0; 3] };
-        Entry::from_flow(&Flow { bucket, version, id, ..Flow::default() })
+        Entry::from_flow(&key(1), &Flow { bucket, version, ..Flow::of(id) })
     }
 
     #[test]

@@ -95,6 +95,8 @@ impl Deletion {
             bucket: self.bucket,
             zones: [0; 2],
             originator_is_b: self.originator_is_b,
+            mss: 0,
+            handshake: [0; 2],
         }
     }
 }
@@ -265,13 +267,16 @@ impl Writer {
         for count in [entry.packets, entry.bytes].into_iter().flatten() {
             self.varint(count);
         }
+        self.varint(entry.mss.into());
+        for told in entry.handshake {
+            self.varint(told.into());
+        }
     }
 
     fn tuple(&mut self, key: &FlowKey, originator_is_b: bool, bucket: u8, id: &FlowId, version: u64) {
         let v4 = is_v4(key.addr_a) && is_v4(key.addr_b);
         self.buf.extend_from_slice(&[if v4 { 0 } else { FLAG_IPV6 }, key.proto, bucket]);
-        let (src, sport) = key.end(originator_is_b);
-        let (dst, dport) = key.end(!originator_is_b);
+        let [(src, sport), (dst, dport)] = key.ends(originator_is_b);
         let skip = if v4 { 12 } else { 0 };
         self.buf.extend_from_slice(&src[skip..]);
         self.buf.extend_from_slice(&dst[skip..]);
@@ -489,6 +494,9 @@ impl<'a> Reader<'a> {
         let last_seen_ns = [seen()?, seen()?];
         let packets = [self.varint()?, self.varint()?];
         let bytes = [self.varint()?, self.varint()?];
+        let mss = u16::try_from(self.varint()?).map_err(|_| Malformed)?;
+        let mut told = || u32::try_from(self.varint()?).map_err(|_| Malformed);
+        let handshake = [told()?, told()?];
         let entry = Entry {
             created_ns,
             last_seen_ns,
@@ -501,6 +509,8 @@ impl<'a> Reader<'a> {
             bucket: tuple.bucket,
             zones,
             originator_is_b: tuple.originator_is_b,
+            mss,
+            handshake,
         };
         Ok((tuple.key, entry))
     }

@@ -3,10 +3,10 @@
 use std::{collections::HashMap, fmt};
 
 use fwha_common::{
-    flow::{V4_MAPPED, proto},
+    flow::{Flow, V4_MAPPED, proto},
     rule::{self, Action, MAX_RULES, ZONE_ANY, ZONE_NODE},
 };
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 
 use super::{
@@ -30,14 +30,16 @@ pub struct Rule {
     /// Zone the flow goes to, [`ZONE_NODE`] for the firewall itself, or [`ZONE_ANY`], which includes it.
     pub to: ZoneId,
     /// Networks the flow comes from; empty for all.
-    pub source: Vec<Ipv4Net>,
+    pub source: Vec<IpNet>,
     /// Networks the flow goes to; empty for all.
-    pub destination: Vec<Ipv4Net>,
+    pub destination: Vec<IpNet>,
     /// Protocols and ports; empty for all.
     pub services: Vec<Service>,
     /// What becomes of the flow.
     #[serde(serialize_with = "action_name")]
     pub action: Action,
+    /// TCP: as [`Flow::mss`].
+    pub mss: u16,
 }
 
 /// A protocol and its destination ports.
@@ -58,12 +60,10 @@ impl Service {
 
 impl fmt::Display for Service {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.proto {
-            0 => f.write_str("any")?,
-            proto::TCP => f.write_str("tcp")?,
-            proto::UDP => f.write_str("udp")?,
-            proto::ICMP => f.write_str("icmp")?,
-            other => write!(f, "{other}")?,
+        match (self.proto, proto::name(self.proto)) {
+            (0, _) => f.write_str("any")?,
+            (_, Some(name)) => f.write_str(name)?,
+            (number, None) => write!(f, "{number}")?,
         }
         match (self.port_min, self.port_max) {
             (0, u16::MAX) => Ok(()),
@@ -102,6 +102,8 @@ impl Rule {
                         action: self.action as u8,
                         name_hash: rule::name_hash(&self.name),
                         index: self.index,
+                        mss: self.mss,
+                        zero: 0,
                     });
                 }
             }
@@ -111,15 +113,22 @@ impl Rule {
 }
 
 /// Network and mask of each of `networks` as in a flow key; the mask that matches all if there is none.
-fn masks(networks: &[Ipv4Net]) -> Vec<([u32; 4], [u32; 4])> {
+fn masks(networks: &[IpNet]) -> Vec<([u32; 4], [u32; 4])> {
     if networks.is_empty() {
         return vec![([0; 4], [0; 4])];
     }
     let word = |address: std::net::Ipv4Addr| u32::from_ne_bytes(address.octets());
+    let words = |address: std::net::Ipv6Addr| {
+        let bytes = address.octets();
+        [0, 4, 8, 12].map(|at| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]))
+    };
     networks
         .iter()
-        .map(|net| {
-            ([0, 0, V4_MAPPED, word(net.network())], [u32::MAX, u32::MAX, u32::MAX, word(net.netmask())])
+        .map(|net| match net {
+            IpNet::V4(net) => {
+                ([0, 0, V4_MAPPED, word(net.network())], [u32::MAX, u32::MAX, u32::MAX, word(net.netmask())])
+            }
+            IpNet::V6(net) => (words(net.network()), words(net.netmask())),
         })
         .collect()
 }
@@ -149,6 +158,7 @@ pub(super) fn read<'a>(root: &mut Section<'a>, zones: &Zones<'_>, mistakes: &mut
             destination: read_networks(&mut section, "destination", mistakes),
             services: read_services(&mut section, mistakes),
             action: read_action(&mut section, mistakes),
+            mss: read_mss(&mut section, mistakes),
         };
         let before = compiled;
         compiled = compiled.saturating_add(rule.compiled_len());
@@ -185,7 +195,7 @@ fn read_zone(
     zone
 }
 
-fn read_networks(section: &mut Section<'_>, key: &'static str, mistakes: &mut Mistakes) -> Vec<Ipv4Net> {
+fn read_networks(section: &mut Section<'_>, key: &'static str, mistakes: &mut Mistakes) -> Vec<IpNet> {
     let mut networks = Vec::new();
     for text in read_strings(section, key, mistakes) {
         match value::network(text.get_ref()) {
@@ -205,7 +215,10 @@ fn read_services(section: &mut Section<'_>, mistakes: &mut Mistakes) -> Vec<Serv
             Ok(service) => services.push(service),
             Err(problem) => mistakes
                 .add(text.span(), format!("services: {problem}"))
-                .remedy("like \"tcp/22\", \"udp/53\", \"tcp/1000-2000\", \"tcp\", \"icmp\", \"any\""),
+                .remedy(
+                    "like \"tcp/22\", \"udp/53\", \"tcp/1000-2000\", \"tcp\", \"icmp\", \"icmpv6\", \"gre\", \"esp\", \"any\", \
+                     or the number of an IP protocol",
+                ),
         }
     }
     services
@@ -227,7 +240,7 @@ fn read_strings<'a>(
     section::strings(items, key, mistakes)
 }
 
-/// `any`, `tcp`, `udp`, `icmp`, `tcp/22`, `udp/1000-2000`.
+/// `any`, a protocol by name or number, `tcp/22`, `udp/1000-2000`.
 fn service(text: &str) -> Result<Service, String> {
     let (name, ports) = match text.split_once('/') {
         Some((name, ports)) => (name, Some(ports)),
@@ -235,13 +248,16 @@ fn service(text: &str) -> Result<Service, String> {
     };
     let proto = match name {
         "any" => 0,
-        "tcp" => proto::TCP,
-        "udp" => proto::UDP,
-        "icmp" => proto::ICMP,
-        _ => return Err(format!("unknown service {text:?}")),
+        name => match proto::NAMES.iter().find(|(_, known)| *known == name) {
+            Some((number, _)) => *number,
+            None => match name.parse::<u8>() {
+                Ok(number) if number != 0 && name.bytes().all(|b| b.is_ascii_digit()) => number,
+                _ => return Err(format!("unknown service {text:?}")),
+            },
+        },
     };
     let Some(ports) = ports else { return Ok(Service { proto, ..Service::ANY }) };
-    if !matches!(proto, proto::TCP | proto::UDP) {
+    if !matches!(proto, proto::TCP | proto::UDP | proto::UDPLITE | proto::SCTP | proto::DCCP) {
         return Err(format!("{name:?} has no ports"));
     }
     let port = |digits: &str| match digits.parse::<u16>() {
@@ -258,19 +274,36 @@ fn service(text: &str) -> Result<Service, String> {
     Ok(Service { proto, port_min, port_max })
 }
 
+/// `mss = "pmtu"`, or a number of bytes.
+fn read_mss(section: &mut Section<'_>, mistakes: &mut Mistakes) -> u16 {
+    // What every host takes (RFC 9293, 3.7.1), and what fits the largest packet.
+    let range = 536..=i64::from(u16::MAX - 40);
+    let Some(value) = section.get("mss") else { return 0 };
+    let number = value.get_ref().as_integer().and_then(|n| n.as_str().replace('_', "").parse::<i64>().ok());
+    match (value.get_ref().as_str(), number) {
+        (Some("pmtu"), _) => Flow::MSS_PMTU,
+        (_, Some(bytes)) if range.contains(&bytes) => bytes as u16,
+        _ => {
+            mistakes.add(value.span(), "mss is not a maximum segment size").remedy(format!(
+                "\"pmtu\" for what fits the route, or {} to {} bytes",
+                range.start(),
+                range.end()
+            ));
+            0
+        }
+    }
+}
+
 fn read_action(section: &mut Section<'_>, mistakes: &mut Mistakes) -> Action {
     let Some(text) = section.required_string("action", mistakes) else { return Action::Drop };
     match *text.get_ref() {
         "accept" => Action::Accept,
         "drop" => Action::Drop,
-        "reject" => {
-            mistakes.add(text.span(), "action \"reject\" is not supported yet").remedy("use \"drop\"");
-            Action::Drop
-        }
+        "reject" => Action::Reject,
         other => {
             mistakes
                 .add(text.span(), format!("unknown action {other:?}"))
-                .remedy(value::suggest(other, &["accept", "drop"]));
+                .remedy(value::suggest(other, &["accept", "drop", "reject"]));
             Action::Drop
         }
     }
@@ -280,5 +313,6 @@ fn action_name<S: Serializer>(action: &Action, serializer: S) -> Result<S::Ok, S
     serializer.serialize_str(match action {
         Action::Accept => "accept",
         Action::Drop => "drop",
+        Action::Reject => "reject",
     })
 }

@@ -14,15 +14,15 @@ use super::{
 };
 
 /// Each key, its protocol class and the states that it sets.
-const KEYS: [(&str, TimeoutClass, &[FlowState]); 12] = {
+const KEYS: [(&str, TimeoutClass, &[FlowState]); 25] = {
     use FlowState::{
-        Assured, Close, CloseWait, Established, FinWait, LastAck, Replied, SynRecv, SynSent, TimeWait,
-        Unreplied,
+        Assured, Close, CloseWait, CookieEchoed, CookieWait, Established, FinWait, LastAck, Replied,
+        ShutdownAckSent, ShutdownRecd, ShutdownSent, SynRecv, SynSent, SynSent2, TimeWait, Unreplied,
     };
-    use TimeoutClass::{Icmp, Other, Tcp, Udp};
+    use TimeoutClass::{Dccp, Gre, Icmp, Icmpv6, Other, Sctp, Tcp, Udp};
     const ANY: &[FlowState] = &[Unreplied, Replied, Assured];
     [
-        ("tcp-syn-sent", Tcp, &[SynSent]),
+        ("tcp-syn-sent", Tcp, &[SynSent, SynSent2]),
         ("tcp-syn-recv", Tcp, &[SynRecv]),
         ("tcp-established", Tcp, &[Established]),
         ("tcp-fin-wait", Tcp, &[FinWait]),
@@ -33,6 +33,19 @@ const KEYS: [(&str, TimeoutClass, &[FlowState]); 12] = {
         ("udp", Udp, &[Unreplied, Replied]),
         ("udp-stream", Udp, &[Assured]),
         ("icmp", Icmp, ANY),
+        ("icmpv6", Icmpv6, ANY),
+        ("sctp-closed", Sctp, &[Close]),
+        ("sctp-cookie-wait", Sctp, &[CookieWait]),
+        ("sctp-cookie-echoed", Sctp, &[CookieEchoed]),
+        ("sctp-established", Sctp, &[Established]),
+        ("sctp-shutdown-sent", Sctp, &[ShutdownSent]),
+        ("sctp-shutdown-recd", Sctp, &[ShutdownRecd]),
+        ("sctp-shutdown-ack-sent", Sctp, &[ShutdownAckSent]),
+        ("dccp-request", Dccp, &[Unreplied]),
+        ("dccp-respond", Dccp, &[Replied]),
+        ("dccp-open", Dccp, &[Assured]),
+        ("gre", Gre, &[Unreplied]),
+        ("gre-stream", Gre, &[Replied, Assured]),
         ("generic", Other, ANY),
     ]
 };

@@ -108,18 +108,15 @@ fn is_host(address: Ipv4Addr) -> Result<(), String> {
     Err(format!("\"{address}\" is {kind}"))
 }
 
-/// An IPv4 network, or one address.
-pub(super) fn network(text: &str) -> Result<Ipv4Net, String> {
-    match (text.parse(), text.parse()) {
-        (Ok(IpNet::V4(net)), _) if net.addr() == net.network() => Ok(net),
-        (Ok(IpNet::V4(net)), _) => {
+/// A network, or one address.
+pub(super) fn network(text: &str) -> Result<IpNet, String> {
+    match (text.parse::<IpNet>(), text.parse::<IpAddr>()) {
+        (Ok(net), _) if net.addr() == net.network() => Ok(net),
+        (Ok(net), _) => {
             Err(format!("{text:?} has bits set behind its prefix; the network is \"{}\"", net.trunc()))
         }
-        (_, Ok(IpAddr::V4(address))) => Ok(Ipv4Net::from(address)),
-        (Ok(IpNet::V6(_)), _) | (_, Ok(IpAddr::V6(_))) => {
-            Err(format!("{text:?} is IPv6, which is not supported yet"))
-        }
-        _ => Err(format!("{text:?} is not an IPv4 prefix")),
+        (_, Ok(address)) => Ok(IpNet::from(address)),
+        _ => Err(format!("{text:?} is neither a prefix nor an address")),
     }
 }
 

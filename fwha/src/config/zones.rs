@@ -44,6 +44,8 @@ pub struct Zone {
     pub interfaces: BTreeMap<NodeId, Vec<String>>,
     /// Where the packet programs are attached on them.
     pub attach: Attach,
+    /// Whether sources are held against the routes (strict reverse path, RFC 3704).
+    pub anti_spoofing: bool,
 }
 
 /// The zones as read.
@@ -99,8 +101,10 @@ pub(super) fn read<'a>(
                 .remedy(format!("rules mean {meaning} by it; choose another name"));
         }
         let attach = read_attach(&mut section, mistakes);
+        let anti_spoofing = section.boolean("anti-spoofing", mistakes).unwrap_or(true);
         let value = section.require("interfaces", mistakes);
-        let mut zone = Zone { id: index as ZoneId + 1, name, interfaces: BTreeMap::new(), attach };
+        let id = index as ZoneId + 1;
+        let mut zone = Zone { id, name, interfaces: BTreeMap::new(), attach, anti_spoofing };
         match value.map(|v| (v, v.get_ref())) {
             Some((_, DeValue::Array(items))) => {
                 for node in &nodes.list {

@@ -4,8 +4,9 @@
 //! |---|---|
 //! | `client` | HTTP on the control socket |
 //! | `term` | colours, aligned columns, durations and times for people |
-//! | `status`, `flows`, `stats`, `events`, `switchover`, `keygen` | the verbs |
+//! | `status`, `flows`, `stats`, `events`, `capture`, `switchover`, `keygen` | the verbs |
 
+mod capture;
 mod client;
 mod events;
 mod flows;
@@ -51,6 +52,7 @@ async fn dispatch(args: Fwhactl) -> anyhow::Result<ExitCode> {
         CtlVerb::Flows(args) => flows::run(&ctl, &args).await?,
         CtlVerb::Stats(args) => stats::run(&ctl, &args).await?,
         CtlVerb::Events(args) => events::run(&ctl, &args).await?,
+        CtlVerb::Capture(args) => capture::run(&ctl, &args).await?,
         CtlVerb::Switchover(args) => switchover::run(&ctl, args).await?,
         CtlVerb::Keygen(args) => keygen::run(&args)?,
     }

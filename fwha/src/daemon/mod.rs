@@ -24,10 +24,12 @@
 //! | [`ports`] | this node's interfaces and the sockets on them |
 //! | [`server`], `warnings` | control API |
 //! | [`events`] | event log |
+//! | `capture` | captures of dropped packets |
 //! | [`lock`] | run directory: one daemon for one node |
 //! | [`log`] | log that nobody waits for |
 //! | [`mailbox`], [`names`], [`limit`] | small things that the others share |
 
+mod capture;
 pub mod election;
 pub mod events;
 pub mod limit;
@@ -226,6 +228,7 @@ fn dataplane_options(config: &Config, node: &Node) -> dataplane::Options {
                 config::Attach::Xdp => dataplane::Attach::Xdp,
                 config::Attach::Tc => dataplane::Attach::Tc,
             },
+            anti_spoofing: zone.anti_spoofing,
         })
     });
     dataplane::Options {

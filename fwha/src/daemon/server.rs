@@ -17,7 +17,7 @@ use axum::routing::{get, post};
 use futures_util::stream;
 use fwha_common::BUCKETS;
 use fwha_common::drop::DropReason;
-use fwha_common::flow::{Flow, FlowKey, FlowState, proto};
+use fwha_common::flow::{Flow, FlowKey, proto};
 use fwha_common::settings::Counter;
 use fwha_proto::NodeId;
 use fwha_proto::election::GroupId;
@@ -27,6 +27,7 @@ use fwha_proto::time::Time;
 use serde::Serialize;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
+use super::capture;
 use super::election;
 use super::events::{self, EventLog};
 use super::mailbox::Mailbox;
@@ -89,7 +90,7 @@ pub struct Server {
 }
 
 /// An answer that is not the one asked for.
-struct Problem(StatusCode, String);
+pub(super) struct Problem(pub(super) StatusCode, pub(super) String);
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
@@ -99,13 +100,17 @@ impl IntoResponse for Problem {
 
 impl From<DataplaneError> for Problem {
     fn from(error: DataplaneError) -> Self {
-        Self(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
+        let status = match error {
+            DataplaneError::CaptureRuns => StatusCode::CONFLICT,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self(status, error.to_string())
     }
 }
 
 impl From<std::io::Error> for Problem {
     fn from(error: std::io::Error) -> Self {
-        Self(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot read the flow table: {error}"))
+        Self(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot read the data plane's tables: {error}"))
     }
 }
 
@@ -135,6 +140,7 @@ pub fn routes(server: Server) -> Router {
         .route(path::STATS, get(stats))
         .route(path::EVENTS, get(event_stream))
         .route(path::SWITCHOVER, post(switchover))
+        .route(path::CAPTURE, get(capture::capture))
         .fallback(async || Problem(StatusCode::NOT_FOUND, "there is no such path".into()))
         .with_state(Arc::new(server))
 }
@@ -245,11 +251,11 @@ async fn switchover(
     Err(Problem(StatusCode::CONFLICT, format!("{to} did not take the group: see `fwhactl events`")))
 }
 
-fn ndjson(body: Body) -> Response {
+pub(super) fn ndjson(body: Body) -> Response {
     ([(header::CONTENT_TYPE, api::NDJSON)], body).into_response()
 }
 
-fn push_line(lines: &mut Vec<u8>, object: &impl Serialize) {
+pub(super) fn push_line(lines: &mut Vec<u8>, object: &impl Serialize) {
     // Writing to memory does not fail, and neither do these types.
     let _ = serde_json::to_writer(&mut *lines, object);
     lines.push(b'\n');
@@ -284,7 +290,7 @@ impl Server {
         };
         let mut walk = FlowWalk::new(CHUNK);
         while let Some((_, flows)) = walk.next_chunk(self.maps.flows())? {
-            let local = flows.iter().filter(|f| f.id.node == self.me).count() as u64;
+            let local = flows.iter().filter(|f| f.node == self.me).count() as u64;
             counts.local += local;
             counts.peer += flows.len() as u64 - local;
         }
@@ -513,31 +519,24 @@ impl Server {
     }
 
     fn flow_row(&self, key: &FlowKey, flow: &Flow, owner: &str, now_ns: u64, ends_ns: u64) -> api::FlowRow {
-        let (src, sport) = key.end(flow.originator_is_b());
-        let (dst, dport) = key.end(!flow.originator_is_b());
+        let [(src, sport), (dst, dport)] = key.ends(flow.originator_is_b());
         let ms = |ns: u64| ns / 1_000_000;
-        let seen_ns = flow.last_seen_ns[0].max(flow.last_seen_ns[1]);
         api::FlowRow {
-            proto: match key.proto {
-                proto::TCP => "tcp".into(),
-                proto::UDP => "udp".into(),
-                proto::ICMP => "icmp".into(),
-                other => other.to_string(),
-            },
+            proto: proto::name(key.proto).map_or_else(|| key.proto.to_string(), str::to_owned),
             src: address(src),
             sport,
             dst: address(dst),
             dport,
-            state: FlowState::from_u8(flow.state as u8).map_or("invalid", FlowState::as_str).to_owned(),
-            zone_in: self.names.zone(flow.zones[0]).to_owned(),
-            zone_out: self.names.zone(flow.zones[1]).to_owned(),
+            state: flow.state().as_str().to_owned(),
+            zone_in: self.names.zone(flow.zones()[0]).to_owned(),
+            zone_out: self.names.zone(flow.zones()[1]).to_owned(),
             owner: owner.to_owned(),
-            origin: if flow.id.node == self.me { api::Origin::Local } else { api::Origin::Peer },
+            origin: if flow.node == self.me { api::Origin::Local } else { api::Origin::Peer },
             age_ms: ms(now_ns.saturating_sub(flow.created_ns)),
-            idle_ms: ms(now_ns.saturating_sub(seen_ns)),
+            idle_ms: ms(now_ns.saturating_sub(flow.last_seen_ns())),
             timeout_ms: ms(ends_ns.saturating_sub(now_ns)),
-            packets: flow.packets,
-            bytes: flow.bytes,
+            packets: flow.packets(),
+            bytes: flow.bytes(),
             rule: self.rules.get(&flow.rule_hash).cloned().unwrap_or_default(),
         }
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use fwha_common::BUCKETS;
-use fwha_common::flow::{Flow, FlowId, FlowKey, FlowState, TimeoutClass};
+use fwha_common::flow::{Flow, FlowId, FlowKey, TimeoutClass};
 use fwha_common::group::Group;
 use fwha_common::settings::{Counter, Timeouts};
 use fwha_proto::election::GroupId;
@@ -106,7 +106,7 @@ impl Thread {
                 continue;
             }
             match self.take(key, flow, group.since_ns, now_ns, &timeouts) {
-                Ok(true) => expired.push((*key, flow.id)),
+                Ok(true) => expired.push((*key, flow.id())),
                 Ok(false) => {}
                 Err(error) => {
                     // Whether it is still there is not known now, and nobody else would ever look.
@@ -136,7 +136,7 @@ impl Thread {
         timeouts: &Timeouts,
     ) -> Result<bool> {
         let Some(flow) = self.maps.flows().take(key)? else { return Ok(false) };
-        if flow.id == seen.id && expiry_ns(key, &flow, since_ns, timeouts) <= now_ns {
+        if flow.id() == seen.id() && expiry_ns(key, &flow, since_ns, timeouts) <= now_ns {
             return Ok(true);
         }
         // Between the two calls a third packet can have begun a flow of its own; it wins.
@@ -179,12 +179,13 @@ fn risen(before: &[u64], now: &[u64]) -> Buckets {
 
 /// When a flow expires, in ns of the data plane's clock.
 pub fn expiry_ns(key: &FlowKey, flow: &Flow, since_ns: u64, timeouts: &Timeouts) -> u64 {
-    let state = FlowState::from_u8(flow.state as u8).unwrap_or(FlowState::None);
-    flow.expires_ns(since_ns, timeouts.ns[TimeoutClass::of(key.proto) as usize][state as usize])
+    flow.expires_ns(since_ns, timeouts.ns[TimeoutClass::of(key.proto) as usize][flow.state() as usize])
 }
 
 #[cfg(test)]
 mod tests {
+    use fwha_common::flow::FlowState;
+
     use super::*;
     use crate::daemon::mailbox::mailbox;
     use crate::dataplane::{Dataplane, Options, pin_dir};
@@ -194,12 +195,10 @@ mod tests {
 
     /// A TCP flow in FIN-WAIT that was last seen at second `seen` of a time long ago.
     fn flow(number: u64, seen: u64) -> Flow {
-        Flow {
-            id: FlowId { number, epoch: 1, node: 1, zero: [0; 3] },
-            state: FlowState::FinWait as u32,
-            last_seen_ns: [seen * SECOND, 0],
-            ..Flow::default()
-        }
+        let mut flow = Flow::of(FlowId { number, epoch: 1, node: 1, zero: [0; 3] });
+        flow.word = Flow::word(FlowState::FinWait, 0, [1, 2]);
+        flow.ways[0].last_seen_ns = seen * SECOND;
+        flow
     }
 
     fn key(n: u16) -> FlowKey {
@@ -263,7 +262,7 @@ mod tests {
             own(Group::ACTIVE, 990, 1001);
             assert_eq!(pass(), (vec![], vec![1, 2, 3]), "inherited flows get a whole timeout");
             own(Group::ACTIVE, 0, 1001);
-            assert_eq!(pass(), (vec![(key(1), flow(1, 0).id)], vec![2, 3]));
+            assert_eq!(pass(), (vec![(key(1), flow(1, 0).id())], vec![2, 3]));
 
             // A flow that began between look and deletion is put back as it is.
             maps.flows().update(&key(3), &flow(33, 999), Write::Any).unwrap();

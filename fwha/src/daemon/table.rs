@@ -109,7 +109,7 @@ impl Table {
             done => return done,
         }
         let behind = self.maps.flows().lookup(key)?.is_none_or(|there| {
-            if there.id == flow.id {
+            if there.id() == flow.id() {
                 there.version < flow.version
             } else {
                 there.created_ns < flow.created_ns
@@ -130,7 +130,7 @@ impl Table {
         let kernel = self.maps.flows();
         let result = if self.owned.any() {
             flows.iter().try_for_each(|(key, id)| match kernel.lookup(key)? {
-                Some(there) if there.id != *id && self.ours(there.bucket) => Ok(()),
+                Some(there) if there.id() != *id && self.ours(there.bucket) => Ok(()),
                 Some(_) => kernel.delete(key).map(drop),
                 None => Ok(()),
             })
@@ -176,7 +176,7 @@ mod tests {
 
     fn flow(number: u64, version: u64) -> Flow {
         let id = FlowId { number, epoch: 1, node: 1, zero: [0; 3] };
-        Flow { id, version, created_ns: number, ..Flow::default() }
+        Flow { version, created_ns: number, ..Flow::of(id) }
     }
 
     fn with_table(test: impl FnOnce(&mut Table, &Maps, &OwnedGroups) + Send) {
@@ -206,7 +206,7 @@ mod tests {
             table.put(&[key(1)], &[flow(5, 9)]);
             table.put(&[key(1)], &[flow(4, 2)]);
             assert_eq!(maps.flows().lookup(&key(1)).unwrap(), Some(flow(4, 2)));
-            table.delete(&[(key(1), flow(4, 2).id)]);
+            table.delete(&[(key(1), flow(4, 2).id())]);
             assert_eq!(maps.flows().lookup(&key(1)).unwrap(), None);
             assert_eq!((table.written, table.failed), (2, 0));
         });
@@ -226,9 +226,9 @@ mod tests {
             assert_eq!((kernel(1), kernel(2)), (Some(flow(5, 4)), Some(flow(6, 1))));
             // Here the data plane has gone on: another version of the flow, and another flow.
             table.put(&[key(1), key(2)], &[flow(5, 2), flow(5, 9)]);
-            table.delete(&[(key(2), flow(5, 9).id)]);
+            table.delete(&[(key(2), flow(5, 9).id())]);
             assert_eq!((kernel(1), kernel(2)), (Some(flow(5, 4)), Some(flow(6, 1))));
-            table.delete(&[(key(3), flow(5, 3).id)]);
+            table.delete(&[(key(3), flow(5, 3).id())]);
             assert_eq!(kernel(3), None);
             // What was not written is known, for when the bucket is given up.
             assert_eq!(table.take_deferred(), HashSet::from([key(1), key(2)]));

@@ -2,15 +2,16 @@
 
 use std::{
     io,
-    os::fd::AsFd,
-    sync::{Mutex, MutexGuard, PoisonError},
+    os::fd::{AsFd, OwnedFd},
+    sync::{Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
 };
 
 use fwha_common::{
     BUCKETS, MAX_GROUPS,
+    capture::Capture,
     flow::{Flow, FlowKey},
     group::Group,
-    rule::{Interface, MAX_RULES, Rule},
+    rule::{Interface, InterfaceKey, MAX_RULES, Rule},
     settings::{Settings, Timeouts, name},
 };
 
@@ -36,13 +37,17 @@ pub struct Maps {
     groups: Map<u32, Group>,
     bucket_group: Map<u32, u32>,
     rules: Map<u32, Rule>,
-    interfaces: Map<u32, Interface>,
+    interfaces: Map<InterfaceKey, Interface>,
     settings: Map<u32, Settings>,
     timeouts: Map<u32, Timeouts>,
     rule_hits: PerCpuCounters,
     counters: PerCpuCounters,
     drops: PerCpuCounters,
     event_loss: PerCpuCounters,
+    pub(super) capture: Map<u32, Capture>,
+    pub(super) drop_samples: OwnedFd,
+    /// Whether there is a capture, of which there is one at a time.
+    pub(super) capturing: AtomicBool,
     /// Several threads change settings; each change is read, modify, write.
     settings_lock: Mutex<()>,
 }
@@ -71,6 +76,10 @@ impl Maps {
             counters: counters(name::COUNTERS)?,
             drops: counters(name::DROPS)?,
             event_loss: counters(name::EVENT_LOSS)?,
+            capture: map(pins, name::CAPTURE)?,
+            drop_samples: bpf::open_pinned(&pins.map(name::DROP_SAMPLES))
+                .map_err(map_error(name::DROP_SAMPLES))?,
+            capturing: AtomicBool::new(false),
             settings_lock: Mutex::new(()),
         })
     }
@@ -206,10 +215,13 @@ impl Maps {
     }
 
     /// Makes the programs know exactly these interfaces.
-    pub(super) fn set_interfaces(&self, interfaces: &[(u32, Interface)]) -> Result<(), DataplaneError> {
+    pub(super) fn set_interfaces(
+        &self,
+        interfaces: &[(InterfaceKey, Interface)],
+    ) -> Result<(), DataplaneError> {
         let write = || -> io::Result<()> {
-            for (ifindex, interface) in interfaces {
-                self.interfaces.update(ifindex, interface, Write::Any)?;
+            for (key, interface) in interfaces {
+                self.interfaces.update(key, interface, Write::Any)?;
             }
             let mut gone = Vec::new();
             let mut walk = Walk::new(self.interfaces.max_entries() as usize);
@@ -221,12 +233,12 @@ impl Maps {
         write().map_err(map_error(name::INTERFACES))
     }
 
-    /// The interfaces that the programs know, by index.
+    /// The interfaces that the programs know.
     ///
     /// # Errors
     ///
     /// Those of the walk.
-    pub fn interfaces(&self) -> Result<Vec<(u32, Interface)>, DataplaneError> {
+    pub fn interfaces(&self) -> Result<Vec<(InterfaceKey, Interface)>, DataplaneError> {
         let mut all = Vec::new();
         let mut walk = Walk::new(self.interfaces.max_entries() as usize);
         while let Some((keys, values)) =
@@ -234,7 +246,7 @@ impl Maps {
         {
             all.extend(keys.iter().copied().zip(values.iter().copied()));
         }
-        all.sort_by_key(|(ifindex, _)| *ifindex);
+        all.sort_by_key(|(key, _)| (key.ifindex, key.vlan, key.inner));
         Ok(all)
     }
 
@@ -299,6 +311,6 @@ fn count(map: &FlowMap) -> io::Result<usize> {
     Ok(n)
 }
 
-fn map_error(name: &'static str) -> impl FnOnce(io::Error) -> DataplaneError {
+pub(super) fn map_error(name: &'static str) -> impl FnOnce(io::Error) -> DataplaneError {
     move |source| DataplaneError::Map { name, source }
 }

@@ -16,6 +16,7 @@
 //! |---|---|
 //! | [`maps`] | typed access to the maps |
 //! | [`events`] | reads flow events |
+//! | [`capture`] | captures dropped packets |
 //! | `object` | loads the programs |
 //! | `pins` | the pin directory |
 //! | `attach` | puts programs onto interfaces |
@@ -27,12 +28,17 @@ use std::{
     sync::Arc,
 };
 
-use fwha_common::rule::Interface;
+use fwha_common::{
+    capture::Capture,
+    flow::NextHop,
+    rule::{Interface, InterfaceKey},
+};
 use tracing::{info, warn};
 
 use crate::netlink::{Link, NetlinkError, links::links};
 
 mod attach;
+pub mod capture;
 pub mod events;
 pub mod maps;
 mod object;
@@ -92,6 +98,8 @@ pub struct ZoneInterface {
     pub zone: u8,
     /// How the programs are attached to it.
     pub attach: Attach,
+    /// Whether sources are held against the routes.
+    pub anti_spoofing: bool,
 }
 
 /// A failure of the data plane.
@@ -100,6 +108,9 @@ pub enum DataplaneError {
     /// There is no BPF file system and none can be mounted.
     #[error("cannot mount a BPF file system on {BPFFS}: {0}; fwha needs root, or CAP_SYS_ADMIN and CAP_BPF")]
     Mount(#[source] io::Error),
+    /// An interface's index does not fit into a next hop.
+    #[error("interface {0:?} has index {1}, and the data plane takes less than {limit}: create it anew in a network namespace of its own, which counts from 1", limit = NextHop::IFINDEX_LIMIT)]
+    Index(String, u32),
     /// A path for pins lies elsewhere.
     #[error("{0} is not on a BPF file system")]
     NotBpffs(PathBuf),
@@ -177,6 +188,9 @@ pub enum DataplaneError {
         /// What the system said.
         source: io::Error,
     },
+    /// There is one capture at a time.
+    #[error("another capture of dropped packets is running on this node: end it first")]
+    CaptureRuns,
     /// Interfaces cannot be listed.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
@@ -219,6 +233,8 @@ impl Dataplane {
     fn open_in(options: Options, pins: PinDir) -> Result<(Self, Events), DataplaneError> {
         let (programs, adopted, events) = object::load(&pins, options.max_flows, options.max_embryonic)?;
         let maps = Arc::new(Maps::open(&pins)?);
+        // The reader of an earlier run's capture is gone.
+        maps.set_capture(&Capture::default())?;
         let links = Links::new(pins.clone());
         let mut dataplane = Self { options, pins, programs, maps, links, adopted };
         if let Err(e) = dataplane.attach(true) {
@@ -255,9 +271,14 @@ impl Dataplane {
         if let (true, Some(name)) = (all, missing.first()) {
             return Err(DataplaneError::NoInterface(name.clone()));
         }
+        if let Some(link) =
+            wanted.iter().find_map(|(name, _)| find(name).filter(|l| l.index >= NextHop::IFINDEX_LIMIT))
+        {
+            return Err(DataplaneError::Index(link.name.clone(), link.index));
+        }
 
         // The programs must know an interface before its first packet.
-        let known: Vec<(u32, Interface)> = wanted
+        let known: Vec<(InterfaceKey, Interface)> = wanted
             .iter()
             .filter_map(|(name, zone)| find(name).map(|link| interface_element(link, *zone)))
             .collect();
@@ -328,7 +349,13 @@ pub fn cleanup(pin_dir: &Path) -> Result<(), DataplaneError> {
     restored.and(detached).and(pins.remove())
 }
 
-fn interface_element(link: &Link, zone: Option<&ZoneInterface>) -> (u32, Interface) {
-    let zone = zone.map_or(Interface::NO_ZONE, |z| z.zone);
-    (link.index, Interface { zone, mac: link.mac.unwrap_or_default(), ..Interface::default() })
+fn interface_element(link: &Link, zone: Option<&ZoneInterface>) -> (InterfaceKey, Interface) {
+    let interface = Interface {
+        zone: zone.map_or(Interface::NO_ZONE, |z| z.zone),
+        flags: if zone.is_some_and(|z| z.anti_spoofing) { 0 } else { Interface::LOOSE },
+        mac: link.mac.unwrap_or_default(),
+        out: NextHop::out(link.index, 0),
+        zero: 0,
+    };
+    (InterfaceKey::untagged(link.index), interface)
 }

@@ -10,31 +10,49 @@ use super::{
     pins::{PinDir, entries, escape, file_name, make_dir, unescape},
 };
 
-/// Settings of `net.ipv4.conf.<interface>` that an interface of a zone needs.
-const NEEDED: [(&str, &str); 2] = [
+/// A setting of `net.<family>.conf.<interface>`.
+struct Setting {
+    family: &'static str,
+    name: &'static str,
+    /// What it must be.
+    value: &'static str,
+    /// Only if it was this before.
+    instead_of: Option<&'static str>,
+}
+
+/// What an interface of a zone needs, in this order.
+const NEEDED: [Setting; 4] = [
     // `bpf_fib_lookup` refuses to look up for an interface that does not forward, and the slow path
     // is the kernel's own forwarding.
-    ("forwarding", "1"),
+    Setting { family: "ipv4", name: "forwarding", value: "1", instead_of: None },
     // Should a VIP be the first address of its subnet, its removal must not take the node's own
     // addresses of that subnet with it.
-    ("promote_secondaries", "1"),
+    Setting { family: "ipv4", name: "promote_secondaries", value: "1", instead_of: None },
+    // A router forgets what router advertisements told it, unless it is told not to.
+    Setting { family: "ipv6", name: "accept_ra", value: "2", instead_of: Some("1") },
+    Setting { family: "ipv6", name: "forwarding", value: "1", instead_of: None },
 ];
 
-fn file(interface: &str, setting: &str) -> PathBuf {
+fn file(family: &str, interface: &str, setting: &str) -> PathBuf {
     // Not `join`ed piece by piece for its own sake: a dot in a name is no separator here.
-    Path::new("/proc/sys/net/ipv4/conf").join(interface).join(setting)
+    Path::new("/proc/sys/net").join(family).join("conf").join(interface).join(setting)
 }
 
 /// Changes what must be changed, and remembers what it was: an empty directory for each setting,
 /// because a BPF file system has no files of its own.
 pub(super) fn prepare(pins: &PinDir, interface: &str) -> Result<(), DataplaneError> {
-    for (setting, value) in NEEDED {
-        let path = file(interface, setting);
+    for Setting { family, name, value, instead_of } in NEEDED {
+        let path = file(family, interface, name);
         let error =
             |source: io::Error| DataplaneError::Sysctl { path: path.clone(), value: value.into(), source };
-        let before = fs::read_to_string(&path).map_err(error)?;
-        if before.trim() != value {
-            make_dir(&pins.restore().join(format!("{}:{setting}:{}", escape(interface), before.trim())))?;
+        let before = match fs::read_to_string(&path) {
+            // A kernel or an interface without IPv6 has none to forward.
+            Err(e) if family == "ipv6" && e.kind() == io::ErrorKind::NotFound => continue,
+            read => read.map_err(error)?,
+        };
+        let before = before.trim();
+        if before != value && instead_of.is_none_or(|other| other == before) {
+            make_dir(&pins.restore().join(format!("{}:{family}:{name}:{before}", escape(interface))))?;
             fs::write(&path, value).map_err(error)?;
         }
     }
@@ -45,11 +63,13 @@ pub(super) fn prepare(pins: &PinDir, interface: &str) -> Result<(), DataplaneErr
 pub(super) fn restore(pins: &PinDir) -> Result<(), DataplaneError> {
     let mut result = Ok(());
     for marker in entries(&pins.restore())? {
-        let mut parts = file_name(&marker).rsplitn(3, ':');
-        let (Some(value), Some(setting), Some(interface)) = (parts.next(), parts.next(), parts.next()) else {
+        let mut parts = file_name(&marker).rsplitn(4, ':');
+        let (Some(value), Some(name), Some(family), Some(interface)) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
             continue;
         };
-        let path = file(&unescape(interface), setting);
+        let path = file(family, &unescape(interface), name);
         match fs::write(&path, value) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
                 result = result.and(Err(DataplaneError::Sysctl { path, value: value.into(), source }));

@@ -7,7 +7,7 @@ use fwha_common::{
     drop::DROP_REASONS,
     flow::{Flow, FlowEventKind, FlowKey},
     group::Group,
-    rule::{Action, Interface, MAX_RULES, Rule},
+    rule::{Action, Interface, InterfaceKey, MAX_RULES, Rule},
     settings::{COUNTERS, Counter, Timeouts},
 };
 
@@ -32,7 +32,12 @@ fn options(interfaces: &[(&str, Attach)]) -> Options {
         max_embryonic: 256,
         interfaces: interfaces
             .iter()
-            .map(|(name, attach)| ZoneInterface { name: (*name).into(), zone: 1, attach: *attach })
+            .map(|(name, attach)| ZoneInterface {
+                name: (*name).into(),
+                zone: 1,
+                attach: *attach,
+                anti_spoofing: true,
+            })
             .collect(),
         sync_interfaces: Vec::new(),
     }
@@ -257,7 +262,14 @@ fn a_clean_end_leaves_nothing() {
     a.cable("eth0.5", "other", &b);
     a.cable("sync", "far-sync", &b);
     a.with_bpffs(|| {
-        let settings = |name| (sysctl(name, "forwarding"), sysctl(name, "promote_secondaries"));
+        let forwarding_v6 = |name| {
+            fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{name}/forwarding"))
+                .unwrap()
+                .trim()
+                .to_owned()
+        };
+        let settings =
+            |name| (sysctl(name, "forwarding"), sysctl(name, "promote_secondaries"), forwarding_v6(name));
         // One was on before and must stay on.
         fs::write("/proc/sys/net/ipv4/conf/eth0.5/forwarding", "1").unwrap();
         fs::write("/proc/sys/net/ipv4/conf/near/forwarding", "0").unwrap();
@@ -284,7 +296,7 @@ fn a_clean_end_leaves_nothing() {
             assert!(ingress.len() == 1 && egress.len() == 1 && xdp.is_none());
             let (ingress, egress, _) = hooks("sync");
             assert!(ingress.len() == 1 && egress.is_empty());
-            let on = ("1".to_owned(), "1".to_owned());
+            let on = ("1".to_owned(), "1".to_owned(), "1".to_owned());
             assert_eq!(
                 (settings("near"), settings("eth0.5"), settings("sync")),
                 (on.clone(), on, before.2.clone())
@@ -293,8 +305,8 @@ fn a_clean_end_leaves_nothing() {
             let near = links().unwrap().into_iter().find(|l| l.name == "near").unwrap();
             assert_eq!(known.len(), 3);
             assert!(known.contains(&(
-                near.index,
-                Interface { zone: 1, mac: near.mac.unwrap(), ..Interface::default() }
+                InterfaceKey::untagged(near.index),
+                Interface { zone: 1, mac: near.mac.unwrap(), out: near.index, ..Interface::default() }
             )));
 
             if clean {
@@ -424,7 +436,7 @@ fn what_is_torn_off_is_put_back() {
         let (ingress, egress, _) = hooks("near");
         assert_eq!((ingress.len(), egress.len()), (1, 1));
         assert_eq!(dataplane.attached()[0].ifindex, a.ifindex("near"));
-        assert_eq!(dataplane.maps().interfaces().unwrap()[0].0, a.ifindex("near"));
+        assert_eq!(dataplane.maps().interfaces().unwrap()[0].0.ifindex, a.ifindex("near"));
         assert_eq!(sysctl("near", "forwarding"), "1");
 
         // It gets another MAC.
@@ -504,9 +516,9 @@ fn a_forwarded_flow_is_told_and_counted() {
         let mut told = Vec::new();
         assert_eq!(events.drain(1, |event| told.push(*event)), 1);
         assert_eq!(told[0].kind, FlowEventKind::Created as u32);
-        assert_eq!((told[0].flow.id.node, told[0].flow.id.epoch), (1, 5));
+        assert_eq!((told[0].flow.node, told[0].flow.epoch), (1, 5));
         let flow = maps.flows().lookup(&told[0].key).unwrap().unwrap();
-        assert_eq!(flow.packets, [1, 1]);
+        assert_eq!(flow.packets(), [1, 1]);
         assert_eq!(maps.counters().unwrap()[Counter::FlowsCreated as usize], 1);
         assert_eq!(maps.rule_hits().unwrap()[0], 1);
         assert_eq!(events.malformed(), 0);

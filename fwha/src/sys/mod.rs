@@ -1,7 +1,7 @@
 //! The kernel's interfaces that no crate wraps.
 //!
 //! This is the only place in the crate with `unsafe`: raw `bpf(2)`, sockets with ancillary data,
-//! scheduling, ethtool, and views of plain data as bytes. What it exports is safe.
+//! scheduling, ethtool, the runtime's view of descriptors, and views of plain data as bytes. What it exports is safe.
 //!
 //! | module | holds |
 //! |---|---|
@@ -12,6 +12,7 @@
 //! | [`random`] | random numbers from the kernel |
 //! | [`sched`] | real-time scheduling, locked memory, limits |
 //! | [`socket`] | link-layer addresses and ancillary data |
+//! | [`watch`] | descriptors that the runtime watches |
 
 use std::{ffi::c_long, io, mem, slice};
 
@@ -24,6 +25,7 @@ pub mod mount;
 pub mod random;
 pub mod sched;
 pub mod socket;
+pub mod watch;
 
 /// The bytes of a plain value, as the kernel and the wire see them.
 pub fn bytes_of<T: Pod>(value: &T) -> &[u8] {

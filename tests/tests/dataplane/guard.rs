@@ -29,8 +29,8 @@ fn answers_to_what_the_node_sent_are_let_in() {
             assert!(rig.leave(Port::Lan, None, 0, &question));
             assert_eq!(rig.send(Port::Lan, &answer).verdict, Pass);
             let flow = rig.node_flows.get(&key(SELF, PEER, proto), 0).unwrap();
-            assert_eq!(flow.zones, [ZONE_NODE, LAN]);
-            assert_eq!(flow.packets, [1, 1]);
+            assert_eq!(flow.zones(), [ZONE_NODE, LAN]);
+            assert_eq!(flow.packets(), [1, 1]);
         }
         assert!(rig.leave(Port::Lan, None, 0, &echo(SELF, PEER, false, 5)));
         assert_eq!(rig.send(Port::Lan, &echo(PEER, SELF, true, 5)).verdict, Pass);
@@ -48,7 +48,7 @@ fn a_connection_older_than_the_programs_goes_on() {
         assert!(rig.leave(Port::Lan, None, 0, &back));
         assert_eq!(rig.send(Port::Lan, &there).verdict, Pass);
         let flow = rig.node_flows.get(&key(CLIENT, NODE, proto::TCP), 0).unwrap();
-        assert_eq!(flow.state, FlowState::Established as u32);
+        assert_eq!(flow.state(), FlowState::Established);
     });
 }
 

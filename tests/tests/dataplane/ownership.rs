@@ -1,7 +1,7 @@
 //! Ownership: only the Active node forwards, and only as long as its lease runs.
 
 use fwha_common::drop::DropReason;
-use fwha_common::flow::{FlowState, proto};
+use fwha_common::flow::{Flow, FlowState, proto};
 use fwha_common::group::Group;
 use fwha_common::rule::{Rule, ZONE_NODE};
 use fwha_tests::needs_root;
@@ -65,17 +65,17 @@ fn a_takeover_goes_on_with_replicated_flows_under_its_own_term() {
         establish(rig);
         // As a record from the peer would have it: another node's identity, never seen here, no next hops.
         rig.edit(&key(CLIENT, SERVER, proto::TCP), |flow| {
-            flow.last_seen_ns = [0; 2];
-            flow.hops = Default::default();
-            flow.id.node = 2;
+            flow.ways = Default::default();
+            flow.word = Flow::word(flow.state(), flow.flags() | Flow::INHERITED, flow.zones());
+            flow.node = 2;
         });
         rig.events();
         rig.set_group(Group { since_ns: 1 << 62, term: TERM + 1, ..OWNER });
         assert_eq!(rig.send(Port::Wan, &tcp(SERVER, CLIENT, "P.")).verdict, Forward);
         assert_eq!(rig.send(Port::Lan, &tcp(CLIENT, SERVER, "F.")).verdict, Forward);
         let event = rig.events()[0];
-        assert_eq!((event.state, event.version), (FlowState::FinWait as u32, u64::from(TERM + 1) << 32 | 1));
-        assert_eq!(rig.flows.get(&key(CLIENT, SERVER, proto::TCP), 0).unwrap().id.node, 2);
+        assert_eq!((event.state, event.version), (FlowState::FinWait as u8, u64::from(TERM + 1) << 32 | 1));
+        assert_eq!(rig.flows.get(&key(CLIENT, SERVER, proto::TCP), 0).unwrap().node, 2);
     });
 }
 
@@ -95,7 +95,7 @@ fn a_backup_answers_on_its_own_addresses() {
         assert_eq!(rig.send(Port::Lan, &tcp(CLIENT, node, "S")).verdict, Pass);
         assert_eq!(rig.send(Port::Lan, &tcp(CLIENT, node, ".")).verdict, Pass, "known from then on");
         let flow = rig.node_flows.get(&key(CLIENT, node, proto::TCP), 0).unwrap();
-        assert_eq!(flow.zones, [1, ZONE_NODE]);
+        assert_eq!(flow.zones(), [1, ZONE_NODE]);
         let telnet = crate::packets::End { port: 23, ..node };
         assert_eq!(rig.send(Port::Lan, &tcp(CLIENT, telnet, "S")).verdict, Drop(DropReason::NoRule));
         assert!(rig.flows.keys().next().is_none() && rig.events().is_empty(), "never replicated");

@@ -30,15 +30,16 @@ pub fn echo_key(a: End, b: End, id: u16) -> FlowKey {
     key(End { port: id, ..a }, End { port: id, ..b }, proto::ICMP)
 }
 
-/// A TCP segment with flags as in a packet dump: `S`, `S.`, `.`, `P.`, `F.`, `R`, `R.`.
+/// A TCP segment with flags as in a packet dump: `S`, `S.`, `.`, `P.`, `F.`, `R`, `R.`. Both ends begin
+/// with sequence number 1000; all else is the first byte behind it, and acknowledges the other's SYN.
 pub fn tcp(from: End, to: End, flags: &str) -> Vec<u8> {
     let mut builder = PacketBuilder::ethernet2(from.macs.0, from.macs.1)
         .ipv4(from.address, to.address, 64)
-        .tcp(from.port, to.port, 1000, 8192);
+        .tcp(from.port, to.port, if flags.contains('S') { 1000 } else { 1001 }, 8192);
     for flag in flags.chars() {
         builder = match flag {
             'S' => builder.syn(),
-            '.' => builder.ack(2000),
+            '.' => builder.ack(1001),
             'P' => builder.psh(),
             'F' => builder.fin(),
             'R' => builder.rst(),

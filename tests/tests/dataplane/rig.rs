@@ -16,10 +16,11 @@ use std::thread;
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
 use aya::programs::{Program, SchedClassifier, TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
+use fwha_common::capture::{Capture, DropSample};
 use fwha_common::drop::DropReason;
-use fwha_common::flow::{Flow, FlowEvent, FlowKey, FlowState};
+use fwha_common::flow::{Flow, FlowEvent, FlowKey, FlowState, NextHop};
 use fwha_common::group::Group;
-use fwha_common::rule::{Action, Interface, MAX_RULES, Rule, ZONE_ANY};
+use fwha_common::rule::{Action, Interface, InterfaceKey, MAX_RULES, Rule, ZONE_ANY};
 use fwha_common::settings::{Counter, Settings, Timeouts, name};
 use nix::sched::{CloneFlags, unshare};
 
@@ -38,6 +39,9 @@ pub const WAN_MTU: usize = 1400;
 
 /// Main table of the rig.
 pub const MAX_FLOWS: u32 = 8;
+
+/// Bytes of the ring of samples: one page.
+pub const SAMPLES_LEN: u32 = 4096;
 
 /// The settings every rig begins with.
 pub const SETTINGS: Settings = Settings {
@@ -143,7 +147,7 @@ impl SkBuff {
 pub struct Event {
     pub kind: u32,
     pub key: FlowKey,
-    pub state: u32,
+    pub state: u8,
     pub version: u64,
     pub number: u64,
 }
@@ -166,9 +170,9 @@ impl Event {
                 proto: bytes[key + 36],
                 zero: [0; 3],
             },
-            state: u32(flow + offset_of!(Flow, state)),
+            state: Flow::state_of(u32(flow + offset_of!(Flow, word))),
             version: u64(flow + offset_of!(Flow, version)),
-            number: u64(flow + offset_of!(Flow, id)),
+            number: u64(flow + offset_of!(Flow, number)),
         }
     }
 }
@@ -180,7 +184,7 @@ pub struct Rig {
     pub flows: HashMap<MapData, FlowKey, Flow>,
     pub embryonic: HashMap<MapData, FlowKey, Flow>,
     pub node_flows: HashMap<MapData, FlowKey, Flow>,
-    interfaces: HashMap<MapData, u32, Interface>,
+    interfaces: HashMap<MapData, InterfaceKey, Interface>,
     groups: Array<MapData, Group>,
     rules: Array<MapData, Rule>,
     settings: Array<MapData, Settings>,
@@ -189,6 +193,8 @@ pub struct Rig {
     rule_hits: PerCpuArray<MapData, u64>,
     event_loss: PerCpuArray<MapData, u64>,
     events: RingBuf<MapData>,
+    capture: Array<MapData, Capture>,
+    samples: RingBuf<MapData>,
     pub now: Settings,
 }
 
@@ -253,6 +259,7 @@ impl Rig {
         let mut bpf = EbpfLoader::new()
             .map_max_entries(name::FLOWS, MAX_FLOWS)
             .map_max_entries(name::EVENTS, 1 << 16)
+            .map_max_entries(name::DROP_SAMPLES, SAMPLES_LEN)
             .load(&object)
             .expect("the object loads");
         let unused = if hook == Hook::Xdp { name::TC_INGRESS } else { name::XDP_INGRESS };
@@ -282,6 +289,8 @@ impl Rig {
             rule_hits: take!(name::RULE_HITS),
             event_loss: take!(name::EVENT_LOSS),
             events: take!(name::EVENTS),
+            capture: take!(name::CAPTURE),
+            samples: take!(name::DROP_SAMPLES),
             now: SETTINGS,
             bpf,
         };
@@ -294,7 +303,7 @@ impl Rig {
             (Port::Wan, WAN, WAN_MAC),
             (Port::Sync, Interface::NO_ZONE, [2, 0, 0, 0, 3, 1]),
         ] {
-            rig.set_interface(port, Interface { zone, zero: 0, mac });
+            rig.set_interface(port, Interface { zone, mac, ..Interface::default() });
         }
         rig.set_group(Group { lease_until_ns: u64::MAX, since_ns: 0, role: Group::ACTIVE, term: TERM });
         rig.load_rules(&[Rule { from: LAN, to: WAN, ..accept("lan-out") }]);
@@ -325,14 +334,16 @@ impl Rig {
         self.groups.set(0, group, 0).expect("group");
     }
 
-    /// Describes an interface to the programs.
+    /// Describes an interface to the programs; it leaves by itself.
     pub fn set_interface(&mut self, port: Port, interface: Interface) {
-        self.interfaces.insert(self.ifindex(port), interface, 0).expect("interface");
+        let ifindex = self.ifindex(port);
+        let interface = Interface { out: NextHop::out(ifindex, 0), ..interface };
+        self.interfaces.insert(InterfaceKey::untagged(ifindex), interface, 0).expect("interface");
     }
 
     /// Takes an interface out of all zones.
     pub fn remove_interface(&mut self, port: Port) {
-        self.interfaces.remove(&self.ifindex(port)).expect("interface");
+        self.interfaces.remove(&InterfaceKey::untagged(self.ifindex(port))).expect("interface");
     }
 
     pub fn ifindex(&self, port: Port) -> u32 {
@@ -527,6 +538,35 @@ impl Rig {
         events
     }
 
+    /// Has drops for these reasons sampled: so many in a window on a CPU.
+    pub fn capture(&mut self, reasons: &[DropReason], samples_max: u32) {
+        let reasons = reasons.iter().fold(0, |bits, &reason| bits | Capture::bit(reason));
+        self.capture.set(0, Capture { reasons, samples_max, zero: 0 }, 0).expect("capture");
+    }
+
+    /// The samples written since the last call.
+    pub fn samples(&mut self) -> Vec<DropSample> {
+        let mut samples = Vec::new();
+        while let Some(item) = self.samples.next() {
+            let (header, bytes) = item.split_at(offset_of!(DropSample, bytes));
+            let u16 = |at: usize| u16::from_ne_bytes(header[at..at + 2].try_into().expect("two"));
+            let u32 = |at: usize| u32::from_ne_bytes(header[at..at + 4].try_into().expect("four"));
+            samples.push(DropSample {
+                time_ns: u64::from_ne_bytes(header[..8].try_into().expect("eight")),
+                ifindex: u32(8),
+                len: u32(12),
+                captured: u16(16),
+                vlan_tci: u16(18),
+                reason: header[20],
+                hook: header[21],
+                flags: header[22],
+                zero: header[23],
+                bytes: bytes.try_into().expect("a sample's bytes"),
+            });
+        }
+        samples
+    }
+
     /// Changes a flow of the main table from user space.
     pub fn edit(&mut self, key: &FlowKey, change: impl FnOnce(&mut Flow)) {
         let mut flow = self.flows.get(key, 0).expect("the flow");
@@ -536,7 +576,7 @@ impl Rig {
 
     /// The state of a flow of the main table.
     pub fn state(&self, key: &FlowKey) -> Option<FlowState> {
-        FlowState::from_u8(self.flows.get(key, 0).ok()?.state as u8)
+        Some(self.flows.get(key, 0).ok()?.state())
     }
 }
 

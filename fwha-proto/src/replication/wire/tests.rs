@@ -37,6 +37,8 @@ fn tcp_flow() -> (FlowKey, Entry) {
         bucket: 0xbc,
         zones: [1, 2],
         originator_is_b,
+        mss: 1400,
+        handshake: [0x0307, 0x0308],
     };
     (key, entry)
 }
@@ -110,7 +112,7 @@ fn what_a_newer_peer_adds_is_skipped() {
 #[test]
 fn a_bad_record_does_not_take_its_neighbours_along() {
     let (key, entry) = tcp_flow();
-    let bad = encode(&[Record::Flow(key, Entry { state: 12, ..entry })]);
+    let bad = encode(&[Record::Flow(key, Entry { state: 18, ..entry })]);
     let bytes = [encode(&[Record::Term(1)]), bad, encode(&[Record::Term(2)])].concat();
     let back: Vec<_> = records(&bytes, NOW).collect();
     assert_eq!(back, [Ok(Record::Term(1)), Err(Malformed), Ok(Record::Term(2))]);
@@ -164,8 +166,9 @@ proptest! {
         v4 in any::<bool>(),
         (age, idle) in (0..1u64 << 39, any::<[Option<u32>; 2]>()),
         (packets, bytes) in (any::<[u64; 2]>(), any::<[u64; 2]>()),
+        (mss, handshake) in (any::<u16>(), any::<[u32; 2]>()),
         (number, epoch, node) in (any::<u64>(), any::<u32>(), 1..=16u8),
-        (version, rule_hash, state, bucket, zones) in (any::<u64>(), any::<u32>(), 1..12u8, any::<u8>(), any::<[u8; 2]>()),
+        (version, rule_hash, state, bucket, zones) in (any::<u64>(), any::<u32>(), 1..18u8, any::<u8>(), any::<[u8; 2]>()),
     ) {
         let family = |a: [u8; 16]| if v4 { mapped([a[0], a[1], a[2], a[3]]) } else { a };
         let (key, originator_is_b) = FlowKey::new(family(src), family(dst), ports[0], ports[1], proto);
@@ -181,6 +184,8 @@ proptest! {
             bucket,
             zones,
             originator_is_b,
+            mss,
+            handshake,
         };
         let bytes = encode(&[Record::Flow(key, entry)]);
         prop_assert_eq!(records(&bytes, NOW).next(), Some(Ok(Record::Flow(key, entry))));

@@ -353,24 +353,21 @@ fn mistakes_about_rules_are_found() {
         ("from = \"lan\"", "from = \"node\"", &[":35:8: rules from \"node\" are not supported yet"]),
         (
             "to = \"inet\"\naction = \"accept\"",
-            "to = \"inet\"\naction = \"reject\"",
-            &[":37:10: action \"reject\" is not supported yet"],
-        ),
-        (
-            "to = \"inet\"\naction = \"accept\"",
             "to = \"inet\"\naction = \"allow\"",
             &[":37:10: unknown action \"allow\""],
         ),
         ("to = \"inet\"\naction = \"accept\"", "to = \"inet\"", &[":33:1: [[rule]] has no \"action\""]),
         (
             "to = \"inet\"",
-            "to = \"inet\"\nsource = [\"10.0.0.1/8\", \"x\", \"fd00::/8\"]",
+            "to = \"inet\"\nsource = [\"10.0.0.1/8\", \"x\", \"fd00::1/8\"]",
             &[
                 ":37:11: source: \"10.0.0.1/8\" has bits set behind its prefix; the network is \"10.0.0.0/8\"",
-                ":37:25: source: \"x\" is not an IPv4 prefix",
-                ":37:30: source: \"fd00::/8\" is IPv6, which is not supported yet",
+                ":37:25: source: \"x\" is neither a prefix nor an address",
+                ":37:30: source: \"fd00::1/8\" has bits set behind its prefix; the network is \"fd00::/8\"",
             ],
         ),
+        ("to = \"inet\"", "to = \"inet\"\nmss = \"large\"", &[":37:7: mss is not a maximum segment size"]),
+        ("to = \"inet\"", "to = \"inet\"\nmss = 100", &[":37:7: mss is not a maximum segment size"]),
         (
             "to = \"inet\"",
             "to = \"inet\"\ndestination = []",

@@ -3,8 +3,8 @@
 use std::{net::Ipv4Addr, path::Path, time::Duration};
 
 use fwha_common::{
-    flow::{FlowKey, FlowState, TimeoutClass, proto},
-    rule::{ZONE_ANY, ZONE_NODE, name_hash},
+    flow::{Flow, FlowKey, FlowState, TimeoutClass, proto},
+    rule::{Action, ZONE_ANY, ZONE_NODE, name_hash},
     settings::Timeouts,
 };
 
@@ -170,6 +170,30 @@ fn a_rule_becomes_every_combination_in_order() {
 
     let open = good(&with("from = \"lan\"\nto = \"inet\"\n", "")).compiled_rules();
     assert_eq!((open[0].from, open[0].to, open[0].proto), (ZONE_ANY, ZONE_ANY, 0));
+}
+
+#[test]
+fn rules_know_ipv6_all_protocols_and_the_segment_size() {
+    let text = with(
+        "to = \"inet\"",
+        "to = \"inet\"\nsource = [\"2001:db8::/32\"]\nservices = [\"icmpv6\", \"sctp/36412\", \"esp\", \"89\"]\n\
+         mss = \"pmtu\"",
+    );
+    let compiled = good(&text.replace("action = \"accept\"", "action = \"reject\"")).compiled_rules();
+    let key = |last: u8| {
+        let mut address = [0; 16];
+        (address[0], address[1], address[2], address[3], address[15]) = (0x20, 1, 0xd, 0xb8, last);
+        FlowKey::new(address, [0xff; 16], 1, 2, proto::UDP).0.addr_a
+    };
+    for last in [0, 200] {
+        let masked: Vec<u32> = key(last).iter().zip(compiled[0].src_mask).map(|(a, m)| a & m).collect();
+        assert_eq!(masked, compiled[0].src);
+    }
+    let protocols: Vec<u8> = compiled[..4].iter().map(|rule| rule.proto).collect();
+    assert_eq!(protocols, [proto::ICMPV6, proto::SCTP, proto::ESP, 89]);
+    assert_eq!((compiled[1].port_min, compiled[1].port_max), (36412, 36412));
+    assert_eq!((compiled[0].mss, compiled[0].action), (Flow::MSS_PMTU, Action::Reject as u8));
+    assert_eq!(good(&with("to = \"inet\"", "to = \"inet\"\nmss = 1_400")).compiled_rules()[0].mss, 1400);
 }
 
 #[test]

@@ -1,0 +1,144 @@
+//! `fwhactl capture`: dropped packets as they are dropped, a line each or as a pcapng file.
+
+mod decode;
+mod pcapng;
+
+use std::{
+    fs::OpenOptions,
+    io::{self, BufWriter, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+};
+
+use anyhow::{Context, bail};
+use fwha_common::drop::DropReason;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{
+    Ctl, print_json,
+    term::{self, Paint},
+};
+use crate::{
+    api::{CaptureLine, CaptureMissed, CaptureQuery, DroppedPacket, path},
+    args::{CaptureArgs, Output},
+};
+
+pub(super) async fn run(ctl: &Ctl, args: &CaptureArgs) -> anyhow::Result<()> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let query =
+        CaptureQuery { reasons: args.reasons.clone(), count: args.count, snap_len: Some(args.snap_len) };
+    let mut lines = ctl.client.lines(path::CAPTURE, &query).await?;
+    // Not before: a capture that cannot be must not cost the file of an earlier one.
+    let mut sink = Sink::open(ctl, args)?;
+    tell(format_args!("capturing dropped packets, up to {} bytes of each", args.snap_len));
+
+    let (mut packets, mut missed) = (0u64, CaptureMissed::default());
+    let ended = loop {
+        if !lines.more_is_here() {
+            sink.flush()?;
+        }
+        let line = tokio::select! {
+            line = lines.next() => line,
+            _ = interrupt.recv() => break Ok(()),
+            _ = terminate.recv() => break Ok(()),
+        };
+        match line {
+            Ok(Some(line)) => match serde_json::from_slice(line)? {
+                CaptureLine::Packet(packet) => {
+                    packets += 1;
+                    sink.packet(ctl, &packet)?;
+                }
+                CaptureLine::Missed(now) => missed = now,
+            },
+            Ok(None) => break Ok(()),
+            Err(error) => break Err(error),
+        }
+    };
+    sink.flush()?;
+    let CaptureMissed { skipped, lost } = missed;
+    tell(format_args!(
+        "{packets} packets captured, {skipped} skipped (too many at a time), {lost} lost (read too slowly)"
+    ));
+    ended
+}
+
+/// Says something that is no part of the capture.
+fn tell(text: std::fmt::Arguments<'_>) {
+    // Whoever closed it does not want to know.
+    let _ = writeln!(io::stderr(), "fwhactl: {text}");
+}
+
+/// Where packets go.
+enum Sink {
+    /// To standard output, a line each.
+    Lines(BufWriter<io::Stdout>),
+    /// Into a file.
+    File(pcapng::Writer<BufWriter<Box<dyn Write>>>),
+}
+
+impl Sink {
+    fn open(ctl: &Ctl, args: &CaptureArgs) -> anyhow::Result<Self> {
+        let Some(file) = &args.write else { return Ok(Self::Lines(BufWriter::new(io::stdout()))) };
+        let out: Box<dyn Write> = if file == Path::new("-") {
+            if ctl.style.terminal {
+                bail!("a pcapng file is not for a terminal: pipe it into `tcpdump -r -`, or name a file");
+            }
+            Box::new(io::stdout())
+        } else {
+            // It holds what other people sent each other.
+            let opened = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(file);
+            Box::new(opened.with_context(|| format!("cannot write {}", file.display()))?)
+        };
+        let application = concat!("fwhactl ", env!("CARGO_PKG_VERSION"));
+        Ok(Self::File(pcapng::Writer::new(BufWriter::new(out), application, args.snap_len)?))
+    }
+
+    fn packet(&mut self, ctl: &Ctl, packet: &DroppedPacket) -> anyhow::Result<()> {
+        match self {
+            Self::Lines(out) => match ctl.output {
+                Output::Json => print_json(out, packet)?,
+                Output::Table => print(out, ctl, packet)?,
+            },
+            Self::File(writer) => writer.packet(&pcapng::Packet {
+                interface: &packet.interface,
+                at_unix_ns: packet.at_unix_ns,
+                length: packet.length_bytes,
+                bytes: &packet.frame,
+                comment: &comment(packet),
+                direction: match packet.hook.as_str() {
+                    "egress" => pcapng::Direction::Out,
+                    _ => pcapng::Direction::In,
+                },
+            })?,
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Lines(out) => out.flush(),
+            Self::File(writer) => writer.flush(),
+        }
+    }
+}
+
+/// Time, interface, reason, length, what it is.
+fn print(out: &mut impl Write, ctl: &Ctl, packet: &DroppedPacket) -> io::Result<()> {
+    let style = ctl.style;
+    writeln!(
+        out,
+        "{}  {}  {}  {:5}  {}",
+        style.paint(Paint::Dim, &term::timestamp(packet.at_unix_ns / 1_000_000)),
+        style.paint(Paint::Plain, &format!("{:8}", packet.interface)),
+        style.paint(Paint::Bold, &format!("{:12}", packet.reason)),
+        packet.length_bytes,
+        style.paint(Paint::Plain, &decode::describe(&packet.frame)),
+    )
+}
+
+/// What a pcapng file says of a packet: `no_rule at xdp: No rule admits the flow`.
+fn comment(packet: &DroppedPacket) -> String {
+    let reason = DropReason::ALL.iter().find(|reason| reason.as_str() == packet.reason);
+    let explanation = reason.map_or(String::new(), |reason| format!(": {}", reason.explain()));
+    format!("{} at {}{explanation}", packet.reason, packet.hook)
+}
