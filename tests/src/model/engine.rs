@@ -244,9 +244,11 @@ impl Model {
         let about =
             about.filter(|about| about.source == arrival.packet.destination).ok_or(Reason::IcmpUnrelated)?;
         let key = &about.tuple.key;
-        let forwarded = [&self.main, &self.embryonic].into_iter().filter_map(|table| self.living(table, key));
-        let mut forwarded = forwarded.filter(|flow| is_under_way(flow, about));
-        if let Some(flow) = forwarded.next() {
+        let forwarded = self.living(&self.main, key).or_else(|| self.living(&self.embryonic, key));
+        if let Some(flow) = forwarded {
+            if !is_under_way(flow, about) {
+                return Err(Reason::IcmpUnrelated);
+            }
             // It comes from where the packet went.
             let direction = flow.direction(&about.tuple).other();
             self.belongs(arrival, key, flow, direction)?;
@@ -367,7 +369,7 @@ impl Model {
             (Tracking::Plain(state), _) => Tracking::Plain(match (state, direction) {
                 (State::Unreplied, Direction::Reply) => State::Replied,
                 (State::Replied, _)
-                    if packet.protocol == protocol::UDP
+                    if matches!(packet.transport, Transport::Plain(..))
                         && self.environment.now_ns > flow.created_ns.saturating_add(STREAM_AFTER_NS) =>
                 {
                     State::Assured

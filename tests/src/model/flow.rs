@@ -141,7 +141,7 @@ states! {
     Unreplied, "unreplied";
     /// Others: answered.
     Replied, "replied";
-    /// UDP: a stream.
+    /// Others, but not ICMP: a stream.
     Assured, "assured";
 }
 

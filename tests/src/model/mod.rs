@@ -37,32 +37,33 @@
 //! (RFC 4291, 2.5.6). Ports of a rule are compared for TCP, UDP and SCTP. SCTP that begins with anything but INIT is
 //! `sctp_state`. What the stack has to refuse (TTL, length) begins a flow like any other.
 //!
-//! *Known flows.* In order: `no_zone`, ownership, `other_station`, `wrong_zone`, the protocol. A packet that
+//! *Known flows.* Any protocol but ICMP has streams. In order: `no_zone`, ownership, `other_station`, `wrong_zone`, the protocol. A packet that
 //! goes on and changes nothing is not counted and renews nothing. Of the node's own flows nothing is tracked but that
 //! they are there. A dropped packet changes nothing; an answer that finds the main table full leaves the
 //! embryonic flow where it is.
 //!
 //! *TCP.* A segment without data is placed by what it acknowledges alone; Linux 6.x looks at its number too. An unseen
-//! side bounds nothing (the kernel's `td_maxwin == 0`). A SYN in `syn-sent` begins anew, whatever its number. The state table is the kernel's: SYN in `syn-recv`, the
-//! responder's SYN+ACK where none is due and its ACK of a SYN are forwarded and change nothing; after a simultaneous
-//! open an ACK of either side establishes; a SYN in `syn-sent2` by either side is a repeat. A SYN+ACK in `syn-recv`
-//! whose end is not higher is a repeat too. Beyond the window by no more than `maxwin` bytes: end + 1 - edge, as the
-//! kernel counts. RST from 0 is spared the comparison with what was acknowledged in all states but `established`. RST in `established` without the exact number changes nothing at all; else a second one would hit the
-//! end that the first one raised. RST of the originator in `syn-sent` takes the embryonic flow away too. A SYN on a flow
-//! past `syn-recv` replaces the one that was remembered, from either end; being about the next flow, it is not counted
-//! into the old one. In an inherited flow that was not seen in both directions, RST in `established` closes only by
-//! the exact number, if one is known.
+//! side bounds nothing (the kernel's `td_maxwin == 0`). A SYN in `syn-sent` begins anew, whatever its number. The state
+//! table is the kernel's: the responder's SYN+ACK where none is due, also a newer one in `syn-recv`, and its ACK of a
+//! SYN are forwarded and change nothing; after a simultaneous open an ACK of either side establishes; a SYN in `syn-sent2`
+//! by either side is a repeat. Beyond the window by no more than `maxwin` bytes: end + 1 - edge, as the kernel counts.
+//! A RST in `syn-sent` closes if it acknowledges the SYN (RFC 9293, 3.10.7.3). RST from 0 is spared the comparison with
+//! what was acknowledged in all states but `established`. RST in `established` without the exact number changes nothing at
+//! all; else a second one would hit the end that the first one raised. RST of the originator in `syn-sent` takes the
+//! embryonic flow away too. SACK blocks of a RST are not looked at. A SYN from `syn-recv` on replaces the one that was
+//! remembered, from either end; being about the next flow, it is not counted into the old one. In an inherited flow
+//! that was not seen in both directions, RST in `established` closes only by the exact number, if one is known.
 //!
 //! *ICMP errors.* At least eight bytes of the embedded transport header are needed. With a flow and an embryonic one of
-//! the same key, the error may be about either. A side that was not seen has nothing under way.
+//! the same key, the error is about the former. A side that was not seen has nothing under way.
 //!
 //! *SCTP.* After the first INIT the state is `cookie-wait`; the kernel says CLOSED until INIT ACK. HEARTBEAT and its answer carry the right tag, like DATA; the kernel's repair of tags by heartbeats is left
-//! out. Chunks in a bundle that must be alone or first are `malformed`. ABORT of an embryonic flow takes it away;
+//! out. Chunks in a bundle that must be alone or first are `sctp_state`. ABORT of an embryonic flow takes it away;
 //! any other packet of the responder answers it.
 //!
 //! # What is not modelled
 //!
-//! Probes, super-packets, how long flows of the node itself live, the egress guard, eviction from the tables that evict, the rewriting of frames.
+//! Probes, super-packets, VLANs, how long flows of the node itself live, the egress guard, eviction from the tables that evict, the rewriting of frames.
 
 pub mod environment;
 pub mod flow;

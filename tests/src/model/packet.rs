@@ -19,8 +19,6 @@ pub mod ether_type {
     pub const ARP: u16 = 0x0806;
     /// IPv6.
     pub const IPV6: u16 = 0x86dd;
-    /// Tags of VLANs: IEEE 802.1Q and 802.1ad.
-    pub const VLAN: [u16; 2] = [0x8100, 0x88a8];
 }
 
 /// The extension headers of IPv6 that are walked over.
@@ -193,7 +191,6 @@ impl Frame {
             ether_type::ARP => Content::Arp,
             ether_type::IPV4 => Content::Ip(Box::new(Packet::ipv4(&frame[14..])?)),
             ether_type::IPV6 => Content::Ip(Box::new(Packet::ipv6(&frame[14..])?)),
-            tag if ether_type::VLAN.contains(&tag) => return Err(Reason::Vlan),
             _ if is_link_constrained(destination) => Content::Other,
             _ => return Err(Reason::UnknownEtherType),
         };

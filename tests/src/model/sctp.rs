@@ -84,7 +84,7 @@ impl Chunks {
         let bundled = chunks.len() > 1 && chunks.iter().any(|chunk| alone(chunk.kind));
         let late = chunks.iter().skip(1).any(|chunk| first(chunk.kind));
         if chunks.is_empty() || bundled || late {
-            return Err(Reason::Malformed);
+            return Err(Reason::SctpState);
         }
         Ok(Self { tag, chunks })
     }
@@ -256,13 +256,11 @@ mod tests {
         };
         assert_eq!(read(&[chunk(0, 17), chunk(0, 16)]), Ok(2), "padded to four");
         assert_eq!(read(&[chunk(10, 8), chunk(0, 20)]), Ok(2), "data behind the cookie");
-        for broken in [
-            vec![],
-            vec![chunk(0, 0)],
-            vec![chunk(1, 20), chunk(0, 16)],
-            vec![chunk(0, 16), chunk(10, 8)],
-            vec![chunk(1, 8)],
-        ] {
+        let bundled = [vec![], vec![chunk(1, 20), chunk(0, 16)], vec![chunk(0, 16), chunk(10, 8)]];
+        for chunks in bundled {
+            assert_eq!(read(&chunks), Err(Reason::SctpState));
+        }
+        for broken in [vec![chunk(0, 0)], vec![chunk(1, 8)]] {
             assert_eq!(read(&broken), Err(Reason::Malformed));
         }
         assert_eq!(Chunks::parse(&[0; 11], false), Err(Reason::Truncated));

@@ -42,8 +42,6 @@ reasons! {
     ExtensionHeader, "extension_header";
     /// Neither IP nor ARP.
     UnknownEtherType, "unknown_ethertype";
-    /// A VLAN tag. No zone of the model is in a VLAN.
-    Vlan, "vlan";
     /// A fragment of a datagram whose first one did not come, or did not go on.
     Fragment, "fragment";
     /// A first fragment without the whole transport header, or one that would overwrite it.
