@@ -407,7 +407,7 @@ mod tests {
                 flags: flag::ACK,
                 window: 5,
                 options: vec![4, 2],
-                length: 6,
+                length: 8,
             };
             let frame = ip.frame(6, &ip.tcp(&tcp));
             let Content::Ip(packet) = Frame::parse(&frame).unwrap().content else { panic!("IP") };
@@ -417,10 +417,10 @@ mod tests {
             );
             assert_eq!(packet.length, frame.len() - 14);
             let piece = packet.piece.unwrap();
-            assert_eq!((piece.identification, piece.offset, piece.length, piece.more), (7, 0, 30, true));
+            assert_eq!((piece.identification, piece.offset, piece.length, piece.more), (7, 0, 32, true));
             let Transport::Tcp(tuple, segment) = packet.transport else { panic!("TCP") };
             assert_eq!((tuple.key.low.port, tuple.key.high.port), (1, 2));
-            assert_eq!((segment.seq.0, segment.end.0, segment.sack_permitted), (3, 9, true));
+            assert_eq!((segment.seq.0, segment.end.0, segment.sack_permitted), (3, 11, true));
             assert_eq!((segment.ack.map(|ack| ack.0), segment.window), (Some(4), 5));
         }
     }

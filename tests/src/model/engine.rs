@@ -286,7 +286,8 @@ impl Model {
         let asks_for_address = packet.protocol == protocol::UDP
             && packet.source == std::net::IpAddr::from([0; 4])
             && (source.port, destination.port) == (68, 67)
-            && packet::is_broadcast(packet.destination);
+            && packet::is_broadcast(packet.destination)
+            && packet::is_group(frame.destination);
         if !asks_for_address {
             if packet::is_martian(packet.source) {
                 return Err(Reason::Martian);

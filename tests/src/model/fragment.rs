@@ -16,7 +16,7 @@ pub const RANGES: usize = 8;
 pub const MEMORY_NS: u64 = 30 * SECOND_NS;
 
 /// By what the pieces of a datagram know each other.
-type Datagram = (IpAddr, IpAddr, u32, u8);
+type Datagram = (IpAddr, IpAddr, u32, Option<u8>);
 
 /// What is remembered of datagrams.
 #[derive(Clone, Debug, Default)]

@@ -24,16 +24,16 @@
 //! no fragment (RFC 6946). ICMP in IPv6 and ICMPv6 in IPv4 are like any other. A GRE key fills the ports as its two halves,
 //! that of the lower address first; version 1 has none. Echo and timestamp with the same identifier are one flow.
 //!
-//! *Fragments.* The first begins its datagram anew, whatever was remembered: identifications come round. What a
-//! fragment of IPv6 is remembered by is the protocol that its fragment header names. A range is measured in bytes, and
+//! *Fragments.* The first begins its datagram anew, whatever was remembered: identifications come round. The
+//! protocol is left out of what a fragment of IPv6 is remembered by (RFC 8200, 4.5). A range is measured in bytes, and
 //! counts as covered if one byte of it is; it is remembered even if the fragment then does not go on. Memory lasts
 //! 30 s. Errors of ICMP are not remembered: they have no flow. A later fragment without a living flow is `fragment`;
 //! of an embryonic flow, nothing of the responder is counted.
-//! Where a datagram ends is not looked at, nor whether it is longer than 64 KiB.
+//! Where a datagram ends is not looked at. One of a length that none but the last may have, or beyond 64 KiB, is `malformed`.
 //!
 //! *New flows.* In order: the kind of packet, `other_station`, `martian`, `land`, the route, ownership, `spoofed`, the
 //! rules. A packet in a group frame is for the node. An address without any route is judged as if it were the node's,
-//! since only the stack can say so. Link-local sources of IPv6 are right on any port, but `martian` beyond the node
+//! since only the stack can say so. The exception for DHCP is one of broadcast frames. Link-local sources of IPv6 are right on any port, but `martian` beyond the node
 //! (RFC 4291, 2.5.6). Ports of a rule are compared for TCP, UDP and SCTP. SCTP that begins with anything but INIT is
 //! `sctp_state`. What the stack has to refuse (TTL, length) begins a flow like any other.
 //!

@@ -85,8 +85,8 @@ pub struct Packet {
 pub struct Piece {
     /// Identification of the datagram.
     pub identification: u32,
-    /// Protocol by which the datagram is known.
-    pub protocol: u8,
+    /// Protocol by which an IPv4 datagram is known; those of IPv6 are by their identification alone.
+    pub protocol: Option<u8>,
     /// Where it begins, in bytes.
     pub offset: usize,
     /// Bytes of it.
@@ -238,7 +238,7 @@ impl Packet {
         let (offset, more) = (usize::from(fragment & 0x1fff) * 8, fragment & 0x2000 != 0);
         let piece = (offset > 0 || more).then(|| Piece {
             identification: u16::from_be_bytes([header[4], header[5]]).into(),
-            protocol: header[9],
+            protocol: Some(header[9]),
             offset,
             length: length - header_length,
             more,
@@ -285,6 +285,10 @@ impl Packet {
     /// Reads the transport header, unless it is in another piece.
     fn read_transport(&mut self, bytes: &[u8]) -> Result<(), Reason> {
         match &self.piece {
+            // RFC 791 and RFC 8200, 4.5: all but the last in units of eight bytes, and 64 KiB in all.
+            Some(piece) if piece.more && piece.length % 8 != 0 || piece.offset + piece.length > 0xffff => {
+                return Err(Reason::Malformed);
+            }
             // A second piece that would begin inside the TCP header (RFC 3128).
             Some(piece) if piece.offset == 8 && self.protocol == protocol::TCP => {
                 return Err(Reason::FragmentTiny);
@@ -396,7 +400,7 @@ impl Chain {
                 if offset > 0 || more {
                     chain.piece = Some(Piece {
                         identification: header.u32(4).expect("eight bytes"),
-                        protocol: header[0],
+                        protocol: None,
                         offset,
                         length: bytes.len() - chain.length,
                         more,
@@ -433,7 +437,7 @@ mod tests {
         let found = chain(44, &[&first, &options]).unwrap();
         assert_eq!((found.protocol, found.length), (6, 16));
         let piece = found.piece.unwrap();
-        assert_eq!((piece.identification, piece.protocol, piece.offset, piece.length), (7, 60, 0, 8));
+        assert_eq!((piece.identification, piece.protocol, piece.offset, piece.length), (7, None, 0, 8));
         let atomic = [6, 0, 0, 0, 0, 0, 0, 7];
         assert!(chain(44, &[&atomic]).unwrap().piece.is_none());
         for protocol in [6, 17, 50, 51, 58, 59] {

@@ -57,7 +57,8 @@ impl Chunks {
         while let (Some(kind), Some(flags), Some(length)) =
             (bytes.u8(at), bytes.u8(at + 1), bytes.u16(at + 2))
         {
-            if length == 0 {
+            let whole = first_fragment || bytes.get(at..at + usize::from(length)).is_some();
+            if length < 4 || !whole {
                 return Err(Reason::Malformed);
             }
             let init = || {
