@@ -17,9 +17,10 @@
 //!
 //! Each of these was decided here; whoever decides otherwise changes both sides.
 //!
-//! *Packets.* No checksum is verified, nor the length field of UDP. A data offset or header length below its least is
-//! `malformed`, one beyond the packet `truncated`. VRRP, IGMP, ND and MLD in fragments are nothing special; ND is that
-//! only directly behind the IPv6 header. VRRP over IPv6 is to `ff02::12`. In the chain of IPv6, mobility, HIP and Shim6
+//! *Packets.* No checksum is verified. A
+//! frame that is shorter than its packet is `truncated`; a packet whose headers do not fit into its own length is
+//! `malformed`. VRRP, IGMP, ND and MLD in fragments are nothing special; ND is none
+//! with a fragment header of any kind. VRRP over IPv6 is to `ff02::12`. In the chain of IPv6, mobility, HIP and Shim6
 //! are `extension_header`, as is a second fragment header; a fragment header with neither offset nor more to come is
 //! no fragment (RFC 6946). ICMP in IPv6 and ICMPv6 in IPv4 are like any other. A GRE key fills the ports as its two halves,
 //! that of the lower address first; version 1 has none. Echo and timestamp with the same identifier are one flow.

@@ -211,9 +211,9 @@ impl Frame {
                     || packet.destination == IpAddr::V6(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0x12))
             }
             (protocol::IGMP, _) => packet.source.is_ipv4() && is_group(self.destination),
-            // Neighbour discovery, RFC 4861.
+            // Neighbour discovery, RFC 4861; never with a fragment header (RFC 6980).
             (protocol::ICMPV6, Transport::OtherIcmp(133..=137)) => {
-                packet.hops_left == 255 && packet.extensions.is_empty()
+                packet.hops_left == 255 && !packet.extensions.contains(&extension::FRAGMENT)
             }
             // Multicast listener discovery, RFC 2710 and RFC 3810.
             (protocol::ICMPV6, Transport::OtherIcmp(130..=132 | 143)) => {
@@ -285,8 +285,12 @@ impl Packet {
     /// Reads the transport header, unless it is in another piece.
     fn read_transport(&mut self, bytes: &[u8]) -> Result<(), Reason> {
         match &self.piece {
-            // RFC 791 and RFC 8200, 4.5: all but the last in units of eight bytes, and 64 KiB in all.
-            Some(piece) if piece.more && piece.length % 8 != 0 || piece.offset + piece.length > 0xffff => {
+            // RFC 791 and RFC 8200, 4.5: something, all but the last in units of eight bytes, and 64 KiB in all.
+            Some(piece)
+                if piece.length == 0
+                    || piece.more && !piece.length.is_multiple_of(8)
+                    || piece.offset + piece.length > 0xffff =>
+            {
                 return Err(Reason::Malformed);
             }
             // A second piece that would begin inside the TCP header (RFC 3128).
@@ -299,6 +303,8 @@ impl Packet {
         match self.transport(bytes) {
             Ok(transport) => self.transport = transport,
             Err(Reason::Truncated) if self.piece.is_some() => return Err(Reason::FragmentTiny),
+            // The frame holds all that the packet says it has; so it is the packet that is wrong.
+            Err(Reason::Truncated) => return Err(Reason::Malformed),
             Err(reason) => return Err(reason),
         }
         Ok(())
@@ -318,7 +324,10 @@ impl Packet {
                 Ok(Transport::Tcp(tuple, Segment::parse(bytes)?))
             }
             (protocol::UDP, _) => {
-                bytes.get(..8).ok_or(short)?;
+                let length = usize::from(bytes.get(..8).ok_or(short)?.u16(4).expect("eight bytes"));
+                if length < 8 || self.piece.is_none() && length > bytes.len() {
+                    return Err(Reason::Malformed);
+                }
                 Ok(Transport::Plain(ports().ok_or(short)?, bytes.u16(2)))
             }
             (protocol::SCTP, _) => {
@@ -349,13 +358,13 @@ impl Packet {
 
 /// The key of GRE version 0 (RFC 2890), if it has one; `None` if the header is cut.
 pub(super) fn gre_key(bytes: &[u8]) -> Option<Option<u32>> {
-    let (checksum, routing, key) = (0x8000, 0x4000, 0x2000);
+    let (checksum, key) = (0x8000, 0x2000);
     let flags = bytes.u16(0)?;
     bytes.get(..4)?;
     if flags & 7 != 0 || flags & key == 0 {
         return Some(None);
     }
-    Some(Some(bytes.u32(if flags & (checksum | routing) == 0 { 4 } else { 8 })?))
+    Some(Some(bytes.u32(if flags & checksum == 0 { 4 } else { 8 })?))
 }
 
 /// The headers between that of IPv6 and the transport's.
@@ -385,9 +394,9 @@ impl Chain {
             if !in_order || chain.extensions.len() == extension::MOST {
                 return Err(Reason::ExtensionHeader);
             }
-            let header = bytes.get(chain.length..chain.length + 8).ok_or(Reason::Truncated)?;
+            let header = bytes.get(chain.length..chain.length + 8).ok_or(Reason::Malformed)?;
             let length = if next == extension::FRAGMENT { 8 } else { (usize::from(header[1]) + 1) * 8 };
-            bytes.get(chain.length..chain.length + length).ok_or(Reason::Truncated)?;
+            bytes.get(chain.length..chain.length + length).ok_or(Reason::Malformed)?;
             if next == extension::ROUTING && header[2] == 0 {
                 return Err(Reason::ExtensionHeader);
             }
@@ -454,8 +463,8 @@ mod tests {
         assert_eq!(refused(43, &[&to(6)]), Some(Reason::ExtensionHeader), "routing type 0");
         assert_eq!(refused(43, &[&[6, 0, 4, 0, 0, 0, 0, 0]]), None, "segment routing");
         assert_eq!(refused(135, &[&to(6)]), Some(Reason::ExtensionHeader));
-        assert_eq!(refused(60, &[&[6, 1, 0, 0, 0, 0, 0, 0]]), Some(Reason::Truncated));
-        assert_eq!(refused(60, &[&to(60)[..7]]), Some(Reason::Truncated));
+        assert_eq!(refused(60, &[&[6, 1, 0, 0, 0, 0, 0, 0]]), Some(Reason::Malformed));
+        assert_eq!(refused(60, &[&to(60)[..7]]), Some(Reason::Malformed));
         let mut headers = vec![to(60); 5];
         headers.push(to(6));
         assert_eq!(Chain::walk(60, &headers.concat()).ok().map(|chain| chain.protocol), Some(6), "six");

@@ -52,11 +52,18 @@ impl Chunks {
     pub fn parse(bytes: &[u8], first_fragment: bool) -> Result<Self, Reason> {
         bytes.get(..12).ok_or(Reason::Truncated)?;
         let tag = bytes.u32(4).expect("twelve bytes");
-        let mut chunks = Vec::new();
+        let mut chunks: Vec<Chunk> = Vec::new();
         let mut at = 12;
         while let (Some(kind), Some(flags), Some(length)) =
             (bytes.u8(at), bytes.u8(at + 1), bytes.u16(at + 2))
         {
+            // INIT, INIT ACK and SHUTDOWN COMPLETE are alone, COOKIE ECHO and COOKIE ACK first (RFC 9260, 6.10).
+            let behind_one_that_is_alone = chunks.first().is_some_and(|chunk| {
+                matches!(chunk.kind, Kind::Init(_) | Kind::InitAck(_) | Kind::ShutdownComplete)
+            });
+            if behind_one_that_is_alone || !chunks.is_empty() && [1, 2, 10, 11, 14].contains(&kind) {
+                return Err(Reason::SctpState);
+            }
             let whole = first_fragment || bytes.get(at..at + usize::from(length)).is_some();
             if length < 4 || !whole {
                 return Err(Reason::Malformed);
@@ -80,11 +87,7 @@ impl Chunks {
             chunks.push(Chunk { kind, mirrored: flags & 1 != 0 });
             at += usize::from(length).next_multiple_of(4);
         }
-        let alone = |kind| matches!(kind, Kind::Init(_) | Kind::InitAck(_) | Kind::ShutdownComplete);
-        let first = |kind| matches!(kind, Kind::CookieEcho | Kind::CookieAck);
-        let bundled = chunks.len() > 1 && chunks.iter().any(|chunk| alone(chunk.kind));
-        let late = chunks.iter().skip(1).any(|chunk| first(chunk.kind));
-        if chunks.is_empty() || bundled || late {
+        if chunks.is_empty() {
             return Err(Reason::SctpState);
         }
         Ok(Self { tag, chunks })

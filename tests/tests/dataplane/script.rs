@@ -320,7 +320,9 @@ pub fn play(steps: &[Step], extent: Extent, to: &mut impl Audience) -> Result<()
             Act::Send(frames) => {
                 let mut verdicts = Vec::new();
                 for (port, frame) in frames {
-                    if extent == Extent::Whole || !disputed(step, &frame, to.model()) {
+                    if extent == Extent::Whole
+                        || !disputed(&frame, matches!(step, Step::NextSctp), to.model())
+                    {
                         let verdict = to.send(port, &frame);
                         verdicts.push(
                             verdict.map_err(|error| {
@@ -809,8 +811,9 @@ pub enum Extent {
     Agreed,
 }
 
-/// Whether the programs do with a frame what the model does not say. Each line waits to be settled.
-fn disputed(step: &Step, frame: &[u8], model: &Model) -> bool {
+/// Whether the programs may do with a frame what the model does not say. Each line waits to be settled. `next`: it is
+/// what comes next in its association.
+pub fn disputed(frame: &[u8], next: bool, model: &Model) -> bool {
     let Ok(Frame { content: Content::Ip(packet), .. }) = Frame::parse(frame) else { return false };
     match &packet.transport {
         Transport::Tcp(tuple, segment) => {
@@ -826,7 +829,7 @@ fn disputed(step: &Step, frame: &[u8], model: &Model) -> bool {
             }
         }
         // See [`Stage::disputes`].
-        Transport::Sctp(..) => !matches!(step, Step::NextSctp),
+        Transport::Sctp(..) => !next,
         _ => false,
     }
 }
