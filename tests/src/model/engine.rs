@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::environment::{Environment, Question, Target, Way, Zone};
-use super::flow::{Direction, Flow, Key, STREAM_AFTER_NS, State, Tracking, Tuple, protocol};
+use super::flow::{Direction, End, Flow, Key, STREAM_AFTER_NS, State, Tracking, Tuple, protocol};
 use super::fragment::{First, Fragments};
 use super::icmp::{self, About};
 use super::packet::{self, Content, Frame, Packet, Transport};
@@ -78,7 +78,17 @@ impl Model {
         let zone = self.environment.ports[port].zone.ok_or(Reason::NoZone)?;
         let arrival = &Arrival { port, zone, frame, packet };
         let tuple = match &packet.transport {
-            Transport::Error(about) => return self.error(arrival, about.as_ref()),
+            Transport::Error(about) => {
+                let goes = self.error(arrival, about.as_ref())?;
+                if let Some(piece) = &packet.piece {
+                    // It has no flow, so its other pieces find none.
+                    let end = |address| End { address, port: 0 };
+                    let tuple = Tuple::new(end(packet.source), end(packet.destination), packet.protocol);
+                    let first = First { tuple, origin: None };
+                    self.fragments.begin(packet, piece, first, self.environment.now_ns);
+                }
+                return Ok(goes);
+            }
             Transport::OtherIcmp(_) => return Err(Reason::Icmp),
             Transport::Rest => {
                 let piece = packet.piece.as_ref().expect("a later piece");

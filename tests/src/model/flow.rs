@@ -15,6 +15,8 @@ pub mod protocol {
     pub const TCP: u8 = 6;
     /// UDP.
     pub const UDP: u8 = 17;
+    /// DCCP.
+    pub const DCCP: u8 = 33;
     /// GRE.
     pub const GRE: u8 = 47;
     /// ICMPv6.
@@ -23,6 +25,8 @@ pub mod protocol {
     pub const VRRP: u8 = 112;
     /// SCTP.
     pub const SCTP: u8 = 132;
+    /// UDP-Lite.
+    pub const UDP_LITE: u8 = 136;
 }
 
 /// Which way a packet goes in its flow.
@@ -163,12 +167,15 @@ pub fn timeout_ns(protocol: u8, state: State) -> u64 {
         (protocol::TCP, LastAck) => 30,
         (protocol::TCP, TimeWait) => 120,
         (protocol::TCP, _) => 10,
-        (protocol::UDP, Assured) => 120,
-        (protocol::UDP, _) => 30,
+        (protocol::UDP | protocol::UDP_LITE, Assured) => 120,
+        (protocol::UDP | protocol::UDP_LITE, _) => 30,
         (protocol::ICMP | protocol::ICMPV6, _) => 30,
         (protocol::SCTP, Established) => 210,
         (protocol::SCTP, Close) => 10,
         (protocol::SCTP, _) => 3,
+        (protocol::DCCP, Assured) => 43_200,
+        (protocol::DCCP, Replied) => 480,
+        (protocol::DCCP, _) => 240,
         (protocol::GRE, Unreplied) => 30,
         (protocol::GRE, _) => 180,
         _ => 600,

@@ -55,7 +55,7 @@ impl About {
             Tuple::new(source, destination, protocol)
         };
         let tuple = match (protocol, source) {
-            (protocol::TCP | protocol::UDP | protocol::SCTP, _) => {
+            (protocol::TCP | protocol::UDP | protocol::UDP_LITE | protocol::DCCP | protocol::SCTP, _) => {
                 tuple(transport.u16(0)?, transport.u16(2)?)
             }
             (protocol::ICMP, IpAddr::V4(_)) | (protocol::ICMPV6, IpAddr::V6(_)) => {

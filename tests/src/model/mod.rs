@@ -19,8 +19,7 @@
 //!
 //! *Packets.* No checksum is verified. A
 //! frame that is shorter than its packet is `truncated`; a packet whose headers do not fit into its own length is
-//! `malformed`. VRRP, IGMP, ND and MLD in fragments are nothing special; ND is none
-//! with a fragment header of any kind. VRRP over IPv6 is to `ff02::12`. In the chain of IPv6, mobility, HIP and Shim6
+//! `malformed`. VRRP, IGMP, ND and MLD in fragments are nothing special. VRRP over IPv6 is to `ff02::12`. In the chain of IPv6, mobility, HIP and Shim6
 //! are `extension_header`, as is a second fragment header; a fragment header with neither offset nor more to come is
 //! no fragment (RFC 6946). ICMP in IPv6 and ICMPv6 in IPv4 are like any other. A GRE key fills the ports as its two halves,
 //! that of the lower address first; version 1 has none. Echo and timestamp with the same identifier are one flow.
@@ -28,7 +27,7 @@
 //! *Fragments.* The first begins its datagram anew, whatever was remembered: identifications come round. The
 //! protocol is left out of what a fragment of IPv6 is remembered by (RFC 8200, 4.5). A range is measured in bytes, and
 //! counts as covered if one byte of it is; it is remembered even if the fragment then does not go on. Memory lasts
-//! 30 s. Errors of ICMP are not remembered: they have no flow. A later fragment without a living flow is `fragment`;
+//! 30 s. Of an error of ICMP only the first can go on: it has no flow. A later fragment without a living flow is `fragment`;
 //! of an embryonic flow, nothing of the responder is counted.
 //! Where a datagram ends is not looked at. One of a length that none but the last may have, or beyond 64 KiB, is `malformed`.
 //!

@@ -35,6 +35,8 @@ pub mod extension {
     pub const REFUSED: [u8; 3] = [135, 139, 140];
     /// As many are walked over.
     pub const MOST: usize = 6;
+    /// As many bytes.
+    pub const MOST_BYTES: usize = 256;
 }
 
 /// A frame, as far as it had to be read.
@@ -211,10 +213,8 @@ impl Frame {
                     || packet.destination == IpAddr::V6(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0x12))
             }
             (protocol::IGMP, _) => packet.source.is_ipv4() && is_group(self.destination),
-            // Neighbour discovery, RFC 4861; never with a fragment header (RFC 6980).
-            (protocol::ICMPV6, Transport::OtherIcmp(133..=137)) => {
-                packet.hops_left == 255 && !packet.extensions.contains(&extension::FRAGMENT)
-            }
+            // Neighbour discovery, RFC 4861.
+            (protocol::ICMPV6, Transport::OtherIcmp(133..=137)) => packet.hops_left == 255,
             // Multicast listener discovery, RFC 2710 and RFC 3810.
             (protocol::ICMPV6, Transport::OtherIcmp(130..=132 | 143)) => {
                 packet.hops_left == 1 && packet.extensions == [extension::HOP_BY_HOP]
@@ -330,6 +330,11 @@ impl Packet {
                 }
                 Ok(Transport::Plain(ports().ok_or(short)?, bytes.u16(2)))
             }
+            // RFC 3828, 3.1 and RFC 4340, 5.1; of either only the ports are looked at.
+            (protocol::UDP_LITE | protocol::DCCP, _) => {
+                bytes.get(..if self.protocol == protocol::DCCP { 12 } else { 8 }).ok_or(short)?;
+                Ok(Transport::Plain(ports().ok_or(short)?, bytes.u16(2)))
+            }
             (protocol::SCTP, _) => {
                 let chunks = Chunks::parse(bytes, self.piece.is_some())?;
                 Ok(Transport::Sctp(ports().ok_or(short)?, chunks))
@@ -397,7 +402,7 @@ impl Chain {
             let header = bytes.get(chain.length..chain.length + 8).ok_or(Reason::Malformed)?;
             let length = if next == extension::FRAGMENT { 8 } else { (usize::from(header[1]) + 1) * 8 };
             bytes.get(chain.length..chain.length + length).ok_or(Reason::Malformed)?;
-            if next == extension::ROUTING && header[2] == 0 {
+            if next == extension::ROUTING && header[2] == 0 || chain.length + length > extension::MOST_BYTES {
                 return Err(Reason::ExtensionHeader);
             }
             chain.extensions.push(next);

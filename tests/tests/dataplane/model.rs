@@ -19,8 +19,9 @@ use proptest::strategy::{Strategy as _, ValueTree as _};
 use proptest::test_runner::{Config, FileFailurePersistence, TestCaseError, TestRunner};
 
 use crate::rig::{
-    self, CLIENT_MAC, LAN_MAC, MAX_FLOWS, Rig, SERVER_MAC, TERM, WAN_MAC, WAN_MTU, at_both_hooks,
+    self, CLIENT_MAC, Hook, LAN_MAC, MAX_FLOWS, Rig, SERVER_MAC, TERM, WAN_MAC, WAN_MTU, at_both_hooks,
 };
+use crate::robustness::SHORTEST_AT_TC;
 use crate::script::{Audience, Extent, Family, Mark, Say, Step, Tag, Twist, Who, disputed, play, scripts};
 
 /// Scripts at each hook, unless `FWHA_MODEL_CASES` says how many.
@@ -58,6 +59,9 @@ fn environment() -> Environment {
             "172.16.0.255",
             "2001:db8:1::1",
             "2001:db8:2::1",
+            // Anycast, of all routers on the link (RFC 4291, 2.6.1).
+            "2001:db8:1::",
+            "2001:db8:2::",
         ]),
         routes: vec![
             via([192, 168, 100, 0], 24, 0, MTU, None),
@@ -496,7 +500,10 @@ fn random_frames_meet_the_end_that_the_model_says() {
             if i % 50 == 0 {
                 pair.forget();
             }
-            let (port, frame) = random_frame(&mut random, &hosts());
+            let (port, mut frame) = random_frame(&mut random, &hosts());
+            if pair.rig.hook == Hook::Tc && frame.len() < SHORTEST_AT_TC {
+                frame.resize(SHORTEST_AT_TC, 0);
+            }
             if disputed(&frame, false, &pair.model) {
                 continue;
             }

@@ -183,6 +183,7 @@ pub enum Stranger {
     FromNoZone,
     Unresolved,
     UnknownEtherType,
+    Malformed,
     Arp,
     Vrrp,
 }
@@ -795,6 +796,12 @@ fn stranger(stranger: Stranger) -> (usize, Vec<u8>) {
             frame[12..14].copy_from_slice(&ether_type.to_be_bytes());
             (LAN, frame)
         }
+        Stranger::Malformed => {
+            let mut frame = udp(client, server, ports);
+            // A header of four words.
+            frame[14] = 0x44;
+            (LAN, frame)
+        }
         Stranger::Vrrp => {
             let ip = Ip::new(([1, 0, 0x5e, 0, 0, 18], CLIENT_MAC), client, v4(224, 0, 0, 18));
             (LAN, ip.frame(protocol::VRRP, &[0x31, 61, 100, 1, 0, 100, 0, 0, 10, 0, 0, 12]))
@@ -912,6 +919,7 @@ pub fn scripts(length: RangeInclusive<usize>) -> BoxedStrategy<Vec<Step>> {
         Stranger::FromNoZone,
         Stranger::Unresolved,
         Stranger::UnknownEtherType,
+        Stranger::Malformed,
         Stranger::Arp,
         Stranger::Vrrp,
     ])
