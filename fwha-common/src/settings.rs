@@ -75,6 +75,11 @@ impl Timeouts {
     };
 }
 
+/// Answers to rejected packets that a CPU sends in [`REJECT_WINDOW_NS`], at most.
+pub const REJECTS_PER_WINDOW: u64 = 100;
+/// The window of [`REJECTS_PER_WINDOW`], in ns: a thousand answers a second, as `net.ipv4.icmp_msgs_per_sec`.
+pub const REJECT_WINDOW_NS: u64 = 100_000_000;
+
 /// Element counts of the per-CPU array map `COUNTERS`, which holds u64s.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,10 +110,12 @@ pub enum Counter {
     CaptureSkipped = 9,
     /// Samples that found no room in the ring buffer `DROP_SAMPLES`.
     CaptureLost = 10,
+    /// Rejected packets whose senders were told. They count as dropped, too.
+    Rejected = 11,
 }
 
 /// Number of [`Counter`]s.
-pub const COUNTERS: usize = 11;
+pub const COUNTERS: usize = 12;
 
 impl Counter {
     /// All counters, in the order of their numbers.
@@ -124,6 +131,7 @@ impl Counter {
         Self::FibLookups,
         Self::CaptureSkipped,
         Self::CaptureLost,
+        Self::Rejected,
     ];
 
     /// The name under which it is shown.
@@ -140,6 +148,7 @@ impl Counter {
             Self::FibLookups => "fib_lookups",
             Self::CaptureSkipped => "capture_skipped",
             Self::CaptureLost => "capture_lost",
+            Self::Rejected => "rejected",
         }
     }
 }

@@ -253,6 +253,10 @@ fn begin(
         unsafe { forward::keep(&raw mut draft.ways[1], &hop) };
     }
     let admitted = judge(settings, ip, zones)?;
+    if !local && ip.ttl <= 1 {
+        // It ends here; the stack says so.
+        return Ok(None);
+    }
     let new = NewFlow {
         originator_is_b: src_is_b,
         bucket,

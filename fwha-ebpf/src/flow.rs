@@ -71,24 +71,29 @@ pub enum Found {
     Nothing,
 }
 
-/// Looks for a live flow in all tables: the main one first, as most packets are of it. What answers the
-/// SYN of a connection that was begun beside one of the main table belongs to the new one.
+/// Looks for a live flow in all tables: the main one first, as most packets are of it. Beside a connection
+/// of the main table another may have been begun by a SYN: it has the packets that answer this SYN, and
+/// all packets if the old one is over.
 #[inline(always)]
 pub fn find(key: &FlowKey, ip: &Ip, now: u64) -> Found {
-    if let Some(flow) = maps::FLOWS.get_ptr_mut(key).map(FlowRef)
-        && flow.alive(ip.proto, maps::group(flow.bucket()).map_or(0, |group| group.since_ns), now)
-    {
-        if ip.payload == Payload::Tcp
-            && tcp::answers_syn(ip.tcp.flags)
+    let main = maps::FLOWS.get_ptr_mut(key).map(FlowRef).filter(|flow| {
+        flow.alive(ip.proto, maps::group(flow.bucket()).map_or(0, |group| group.since_ns), now)
+    });
+    if let Some(flow) = main {
+        let over = flow.over();
+        if (over || ip.payload == Payload::Tcp && tcp::answers_syn(ip.tcp.flags))
             && let Some(young) = maps::EMBRYONIC.get_ptr_mut(key).map(FlowRef)
-            && young.awaits(ip.tcp.ack)
+            && young.awaits_answer(ip.proto, now)
+            && (over || young.sent() == ip.tcp.ack)
         {
             return Found::Embryonic(young);
         }
         return Found::Main(flow);
     }
+    // One that was refused or given up before it was answered is gone.
     if let Some(flow) = maps::EMBRYONIC.get_ptr_mut(key).map(FlowRef)
         && flow.alive(ip.proto, 0, now)
+        && Flow::state_of(flow.word()) != FlowState::Close as u8
     {
         return Found::Embryonic(flow);
     }
@@ -232,11 +237,24 @@ impl FlowRef {
         unsafe { (*self.0).expires_ns(since_ns, timeout) > now }
     }
 
-    /// Whether it is an unanswered SYN, and `ack` acknowledges it.
+    /// Whether it is a TCP connection that is over, and lives on for what is still under way.
     #[inline(always)]
-    fn awaits(self, ack: u32) -> bool {
+    fn over(self) -> bool {
+        let state = Flow::state_of(self.word());
+        state == FlowState::TimeWait as u8 || state == FlowState::Close as u8
+    }
+
+    /// Whether it is a SYN without an answer.
+    #[inline(always)]
+    fn awaits_answer(self, proto: u8, now: u64) -> bool {
+        Flow::state_of(self.word()) == FlowState::SynSent as u8 && self.alive(proto, 0, now)
+    }
+
+    /// The sequence number behind what the originator sent.
+    #[inline(always)]
+    fn sent(self) -> u32 {
         // SAFETY: see `word`.
-        Flow::state_of(self.word()) == FlowState::SynSent as u8 && unsafe { (*self.0).ways[0].end } == ack
+        unsafe { (*self.0).ways[0].end }
     }
 
     /// Counts a packet and keeps the flow alive. Only for packets that the state allows: nothing else
@@ -262,11 +280,19 @@ impl FlowRef {
         let (own, other) = unsafe { (&mut *own, &mut *other) };
         match ip.payload {
             Payload::Tcp => {
-                if matches!(stepped, Step::Ignore | Step::Begin) {
-                    return Ok(stepped);
-                }
                 if ip.tcp.flags & tcp::RST != 0 {
-                    stepped = tcp::reset(state, ip.tcp.seq, own, other)?;
+                    stepped = tcp::reset(state, reply, ip.tcp.seq, own, other)?;
+                }
+                if matches!(stepped, Step::Begin) {
+                    let end = ip.tcp.seq.wrapping_add(ip.len.wrapping_sub(ip.header_len)).wrapping_add(1);
+                    return Ok(if !self.over() && tcp::late_syn(end, own, other) {
+                        Step::Ignore
+                    } else {
+                        stepped
+                    });
+                }
+                if matches!(stepped, Step::Ignore) {
+                    return Ok(stepped);
                 }
                 let inherited = self.flags() & Flow::INHERITED != 0;
                 let len = ip.len.wrapping_sub(ip.header_len);
@@ -332,7 +358,14 @@ impl FlowRef {
         let stepped = judged.judge(ip, reply, now, options)?;
         match stepped {
             Step::Begin => return Ok(None),
-            Step::Ignore => return Ok(Some(self)),
+            Step::Ignore => {
+                if answered {
+                    // No answer, but a sign of life, which the originator may answer with a reset.
+                    // SAFETY: see `word`.
+                    unsafe { (*self.ways(true).0).last_seen_ns = now };
+                }
+                return Ok(Some(self));
+            }
             _ => {}
         }
         if !answered {

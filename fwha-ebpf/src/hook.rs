@@ -8,8 +8,8 @@ use aya_ebpf::{
         bpf_fib_lookup as FibLookup, xdp_md,
     },
     helpers::generated::{
-        bpf_fib_lookup, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_l4_csum_replace, bpf_skb_load_bytes,
-        bpf_skb_pull_data, bpf_skb_store_bytes, bpf_xdp_load_bytes,
+        bpf_fib_lookup, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_l4_csum_replace, bpf_skb_change_tail,
+        bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes, bpf_xdp_adjust_tail, bpf_xdp_load_bytes,
     },
 };
 use fwha_common::{
@@ -111,6 +111,12 @@ impl Packet for Xdp {
         let sum = (sum & 0xffff) + (sum >> 16);
         checksum.set_u16::<0>(!((sum + (sum >> 16)) as u16));
         Ok(())
+    }
+    #[inline(always)]
+    fn resize(&mut self, len: u32) -> bool {
+        let delta = len.wrapping_sub(self.len()) as i32;
+        // SAFETY: the kernel's context.
+        unsafe { bpf_xdp_adjust_tail(self.ctx, delta) == 0 }
     }
     #[inline(always)]
     fn route(&self, ip: &Ip, back: bool, hop: &mut NextHop) -> RouteKind {
@@ -243,6 +249,11 @@ impl Packet for Tc {
             }
         }
         Ok(())
+    }
+    #[inline(always)]
+    fn resize(&mut self, len: u32) -> bool {
+        // SAFETY: the kernel's context. The headers are then where they can be written directly.
+        unsafe { bpf_skb_change_tail(self.ctx, len, 0) == 0 && bpf_skb_pull_data(self.ctx, len) == 0 }
     }
     #[inline(always)]
     fn route(&self, ip: &Ip, back: bool, hop: &mut NextHop) -> RouteKind {

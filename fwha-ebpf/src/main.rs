@@ -13,7 +13,7 @@
 //! | [`probe`] | probes, answered here |
 //! | [`flow`], [`tcp`], [`sctp`], [`icmp`] | flows, their states and windows, errors about them |
 //! | [`zone`], [`rules`] | where a packet comes from; the ruleset |
-//! | [`forward`] | next hop and rewrite |
+//! | [`forward`], [`reject`] | next hop and rewrite; answers to what a rule rejects |
 //! | [`capture`] | samples of what is dropped |
 //! | [`maps`], [`atomic`] | the maps; atomic operations |
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch, core_intrinsics))]
@@ -52,6 +52,8 @@ mod maps;
 #[cfg(target_arch = "bpf")]
 mod probe;
 #[cfg(target_arch = "bpf")]
+mod reject;
+#[cfg(target_arch = "bpf")]
 mod zone;
 
 #[cfg(target_arch = "bpf")]
@@ -67,7 +69,7 @@ mod entry {
         },
         helpers::generated::bpf_redirect,
     };
-    use fwha_common::{capture::DropHook, flow::NextHop, settings::Counter};
+    use fwha_common::{capture::DropHook, drop::DropReason, flow::NextHop, settings::Counter};
 
     use crate::{
         Outcome, Verdict, capture, egress, engine,
@@ -75,8 +77,10 @@ mod entry {
         maps,
         packet::{Eth, Packet},
         parse::ethertype,
-        probe,
+        probe, reject,
     };
+
+    const REJECT: u32 = DropReason::Reject as u32;
 
     /// XDP on a zone interface.
     #[unsafe(no_mangle)]
@@ -91,7 +95,11 @@ mod entry {
             Ok(Verdict::Pass) => XDP_PASS,
             Err(reason) => {
                 capture::xdp(ctx, reason);
-                XDP_DROP
+                if reason == REJECT && reject::answer(&mut packet) {
+                    redirect(packet.ifindex())
+                } else {
+                    XDP_DROP
+                }
             }
         }
     }
@@ -113,7 +121,11 @@ mod entry {
             }
             Err(reason) => {
                 capture::tc(ctx, DropHook::Ingress, reason);
-                TCX_DROP
+                if reason == REJECT && reject::answer(&mut packet) {
+                    send(&packet, packet.ifindex())
+                } else {
+                    TCX_DROP
+                }
             }
         }
     }

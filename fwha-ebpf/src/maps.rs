@@ -20,6 +20,7 @@ use crate::{
     engine::RuleScan,
     fragment::{Datagram, DatagramKey},
     parse::Ip,
+    reject,
     tcp::{Options, Scan},
 };
 
@@ -76,6 +77,9 @@ pub static DROP_SAMPLES: RingBuf<DropSample, { 512 << 10 }> = RingBuf::new();
 
 #[btf_map]
 pub static CAPTURE_SHARE: PerCpuArray<Share, 1> = PerCpuArray::new();
+
+#[btf_map]
+pub static REJECT_SHARE: PerCpuArray<reject::Share, 1> = PerCpuArray::new();
 
 /// Room for what the stack (512 bytes) does not have. Nobody else reads it.
 #[btf_map]

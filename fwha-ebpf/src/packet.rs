@@ -38,6 +38,8 @@ pub trait Packet {
     ///
     /// They are not there.
     fn replace(&mut self, at: u32, checksum_at: u32, from: u16, to: u16) -> Result<(), DropReason>;
+    /// Gives the frame another length; whether it could. Windows into the frame end with it.
+    fn resize(&mut self, len: u32) -> bool;
     /// Looks up the next hop to the destination of a packet (`false`), or back to its source. Fills in
     /// what it finds but for the generation; `out` is the interface's index.
     fn route(&self, ip: &Ip, back: bool, hop: &mut NextHop) -> RouteKind;
@@ -288,6 +290,10 @@ impl Packet for Frame {
     }
     fn replace(&mut self, _: u32, _: u32, _: u16, _: u16) -> Result<(), DropReason> {
         Ok(())
+    }
+    fn resize(&mut self, len: u32) -> bool {
+        self.0.resize(len as usize, 0);
+        true
     }
     fn route(&self, _: &Ip, _: bool, _: &mut NextHop) -> RouteKind {
         RouteKind::None

@@ -185,7 +185,22 @@ fn fragment(ip: &mut Ip, id: u32, offset: u32, more: bool, payload: u32) -> Resu
     Ok(())
 }
 
-/// Reads the IPv4 header at `offset`.
+/// Whether the checksum of an IPv4 header without options holds (RFC 1071).
+#[inline(always)]
+fn checksum_holds(header: Window<20>) -> bool {
+    let sum = header.u32::<0>() as u64
+        + header.u32::<4>() as u64
+        + header.u32::<8>() as u64
+        + header.u32::<12>() as u64
+        + header.u32::<16>() as u64;
+    let sum = (sum & 0xffff_ffff) + (sum >> 32);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    (sum & 0xffff) + (sum >> 16) == 0xffff
+}
+
+/// Reads the IPv4 header at `offset`. A `whole` packet must have a right checksum; one that an ICMP error
+/// quotes was changed on its way.
 ///
 /// ```text
 ///  0 version, length in words  1 TOS  2 total length  4 id  6 flags, fragment offset
@@ -196,10 +211,19 @@ fn fragment(ip: &mut Ip, id: u32, offset: u32, more: bool, payload: u32) -> Resu
 ///
 /// Truncated, malformed.
 #[inline(always)]
-fn ipv4_header(packet: &impl Packet, offset: usize, ip: &mut Ip) -> Result<Window<20>, DropReason> {
+fn ipv4_header(
+    packet: &impl Packet,
+    offset: usize,
+    whole: bool,
+    ip: &mut Ip,
+) -> Result<Window<20>, DropReason> {
     let header: Window<20> = window(packet, offset)?;
     let l4 = ((header.u8::<0>() & 0x0f) as u32) << 2;
     if header.u8::<0>() >> 4 != 4 || l4 < 20 {
+        return Err(DropReason::Malformed);
+    }
+    if whole && l4 == 20 && !checksum_holds(header) {
+        // Routers look (RFC 1812, 5.2.2). With options it goes to the stack, which looks, too.
         return Err(DropReason::Malformed);
     }
     *ip = Ip {
@@ -224,7 +248,7 @@ fn ipv4_header(packet: &impl Packet, offset: usize, ip: &mut Ip) -> Result<Windo
 /// Truncated, malformed, or a fragment that would overwrite TCP's flags.
 #[inline(always)]
 pub fn ipv4(packet: &impl Packet, offset: usize, ip: &mut Ip) -> Result<(), DropReason> {
-    let header = ipv4_header(packet, offset, ip)?;
+    let header = ipv4_header(packet, offset, true, ip)?;
     let room = packet.len().wrapping_sub(offset as u32);
     if ip.len == 0 && packet.segment_size() != 0 {
         // A super-packet of more than 64 KiB has no room to say so (BIG TCP).
@@ -525,7 +549,7 @@ pub fn embedded(packet: &impl Packet, outer: &Ip, offset: usize, ip: &mut Ip) ->
             return Err(DropReason::Fragment);
         }
     } else {
-        let header = ipv4_header(packet, at, ip)?;
+        let header = ipv4_header(packet, at, false, ip)?;
         if u16::from_be(header.u16::<6>()) & 0x1fff != 0 {
             return Err(DropReason::Fragment);
         }

@@ -145,16 +145,23 @@ pub fn step(state: u8, reply: bool, flags: u8) -> Step {
 }
 
 /// What a reset does to a connection in `state`. `own` is the way that it goes, `other` the way back.
-/// A blind attacker must hit one number of 2^32; a reset that merely lies in the window passes, for its
+/// `reply` if the responder sent it. A blind attacker must hit one number of 2^32; a reset that merely lies in the window passes, for its
 /// receiver to challenge (RFC 5961, 3.2), and closes nothing.
 ///
 /// # Errors
 ///
 /// It lies below what was acknowledged.
 #[inline(always)]
-pub fn reset(state: u8, seq: u32, own: &Way, other: &Way) -> Result<Step, DropReason> {
+pub fn reset(state: u8, reply: bool, seq: u32, own: &Way, other: &Way) -> Result<Step, DropReason> {
     let established = state == ES;
-    let close = if state == CL { Step::Stay } else { Step::To(FlowState::Close) };
+    if state == SS && !reply && seq != own.end && other.last_seen_ns != 0 {
+        // The responder had another connection in mind, and is told.
+        return Ok(Step::Ignore);
+    }
+    if state == CL {
+        return Ok(Step::Ignore);
+    }
+    let close = Step::To(FlowState::Close);
     if other.flags & Way::ACKED == 0 || seq == 0 && !established {
         return Ok(close);
     }
@@ -162,6 +169,14 @@ pub fn reset(state: u8, seq: u32, own: &Way, other: &Way) -> Result<Step, DropRe
         return Err(DropReason::TcpReset);
     }
     Ok(if !established || seq == other.maxack || seq == own.end { close } else { Step::Stay })
+}
+
+/// Whether a SYN on a live connection, `end` the number behind it, is the one that began it, come late: it
+/// lies behind what its sender sent since, and not further than a window.
+#[inline(always)]
+pub fn late_syn(end: u32, own: &Way, other: &Way) -> bool {
+    let window = if other.maxwin > ACK_WINDOW { other.maxwin } else { ACK_WINDOW };
+    own.end.wrapping_sub(end) <= window
 }
 
 /// What the options of a segment say.
@@ -306,7 +321,8 @@ pub fn window(
     let mut end =
         seq.wrapping_add(len).wrapping_add(syn as u32).wrapping_add((segment.flags & FIN != 0) as u32);
     let first = own.flags & Way::SEEN == 0;
-    if syn && (first || state == SS) {
+    // A SYN that comes again may have another number, a higher one (RFC 9293, 3.4.3).
+    if syn && (first || state == SS && before(own.end, end)) {
         init(own, other, segment, end, options);
         if segment.flags & ACK == 0 {
             return Window::In;
@@ -345,8 +361,8 @@ pub fn window(
             other.edge = end.wrapping_add(own.maxwin);
         }
     }
-    if seq == end && (!rst || seq == 0 && state == SS) {
-        // Nothing but an acknowledgement.
+    if rst && seq == 0 && state == SS {
+        // The answer to a SYN.
         seq = own.end;
         end = own.end;
     }
@@ -585,12 +601,9 @@ mod tests {
             assert_eq!(c.send(false, 1000 + i * 10_000, 10_000, 5000, 10_000), Window::In);
             assert_eq!(c.send(true, 5000, 0, 11_000 + i * 10_000, 20_000), Window::In);
         }
-        assert_eq!(c.send(false, 1000, 1000, 5000, 10_000), Window::Ignore);
-        assert_eq!(
-            c.send(false, 999, 0, 5000, 10_000),
-            Window::In,
-            "a keepalive probe is an acknowledgement"
-        );
+        assert_eq!(c.send(false, 999, 0, 5000, 10_000), Window::Ignore);
+        assert_eq!(c.send(false, 100_999, 0, 5000, 10_000), Window::In, "a keepalive probe");
+        assert_eq!(c.send(false, 1_000_000, 0, 5000, 10_000), Window::Out, "an empty segment from nowhere");
     }
 
     #[test]
@@ -625,7 +638,7 @@ mod tests {
     fn resets_must_hit_the_next_number() {
         let c = Connection::open([None, None]);
         let [there, back] = &c.ways;
-        let judge = |state: FlowState, seq| reset(state as u8, seq, back, there);
+        let judge = |state: FlowState, seq| reset(state as u8, true, seq, back, there);
         assert_eq!(judge(Established, 5000), Ok(Step::To(Close)));
         assert_eq!(judge(Established, 5001), Ok(Step::Stay), "for the receiver to challenge");
         assert_eq!(judge(Established, 4999), Err(DropReason::TcpReset));

@@ -6,10 +6,12 @@
 //! * [`pair`]: the two nodes together.
 //! * [`scenario`]: how a test plays in a lab.
 //! * [`takeover`]: the main job as one scenario, for `cargo xtask demo` and the tests alike.
+//! * [`conformance`]: the same packets through nf_conntrack and through fwha, compared.
 //! * [`root`]: how a test says that it needs root.
 //!
 //! The scenarios themselves are in `tests/tests/`, named by behaviour.
 
+pub mod conformance;
 pub mod frames;
 pub mod lab;
 pub mod model;

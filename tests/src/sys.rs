@@ -1,10 +1,10 @@
-//! Everything unsafe of this crate: starting a program in other namespaces, ethtool, `TCP_INFO`, signals.
+//! Everything unsafe of this crate: starting a program in other namespaces, ethtool, packet sockets, `TCP_INFO`, signals.
 
 use std::ffi::c_int;
 use std::io;
 use std::mem;
 use std::net::TcpStream;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -72,6 +72,44 @@ pub fn set_feature(interface: &str, feature: Feature, on: bool) -> io::Result<()
     // with these commands; both outlive the call.
     let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// A packet socket that sends and receives whole frames at an interface, in the network namespace of the calling thread. It
+/// does not receive what leaves there, and never waits.
+///
+/// # Errors
+///
+/// That of the system call.
+pub fn packet_socket(interface: &str) -> io::Result<OwnedFd> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+
+    let ifindex = nix::net::if_::if_nametoindex(interface)?;
+    // With no protocol nothing arrives before `bind` names interface and protocol.
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Packet, SockType::Raw, flags, None)?;
+    let on: c_int = 1;
+    // SAFETY: the option's value is a live c_int of the given size.
+    let done = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_IGNORE_OUTGOING,
+            (&raw const on).cast(),
+            mem::size_of::<c_int>() as libc::socklen_t,
+        )
+    };
+    if done < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: all-zero bytes are a valid sockaddr_ll.
+    let mut address: libc::sockaddr_ll = unsafe { mem::zeroed() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
+    address.sll_ifindex = ifindex as i32;
+    let len = mem::size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+    // SAFETY: `address` is a whole sockaddr_ll of that length.
+    let done = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), len) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(socket) }
 }
 
 /// Segments this end of the connection has sent again so far (`tcpi_total_retrans`).

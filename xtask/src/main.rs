@@ -2,6 +2,7 @@
 
 mod build_ebpf;
 mod cargo;
+mod conformance;
 mod demo;
 mod test;
 
@@ -13,6 +14,7 @@ use clap::Parser;
 #[command(name = "cargo xtask", about = "chores of the project")]
 enum Command {
     BuildEbpf(build_ebpf::Args),
+    Conformance(conformance::Args),
     Demo(demo::Args),
     Test(test::Args),
 }
@@ -20,6 +22,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Command::parse() {
         Command::BuildEbpf(args) => build_ebpf::run(&args),
+        Command::Conformance(args) => conformance::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(&args),
     };

@@ -23,8 +23,8 @@ mod config;
 mod ledger;
 mod node;
 mod process;
-mod space;
-mod wiring;
+pub(crate) mod space;
+pub(crate) mod wiring;
 
 use std::fmt;
 use std::path::{Path, PathBuf};

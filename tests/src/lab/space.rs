@@ -25,6 +25,14 @@ pub fn open_netns(name: &str) -> Result<File> {
     File::open(&path).with_context(|| format!("open namespace {}", path.display()))
 }
 
+/// Makes a network namespace without a name. It lives as long as the descriptor, a socket or a process in it.
+pub fn new_netns() -> Result<File> {
+    on_thread(|| {
+        unshare(CloneFlags::CLONE_NEWNET).context("unshare the network namespace")?;
+        File::open("/proc/thread-self/ns/net").context("open the network namespace")
+    })?
+}
+
 /// Makes the lab's mount namespace. It lives as long as the descriptor or a process in it.
 pub fn new_mount_namespace() -> Result<File> {
     on_thread(|| {

@@ -125,11 +125,11 @@ impl Model {
             self.node_flow(arrival, tuple, flow)
         } else {
             let (verdict, flow) = self.first_packet(arrival, tuple)?;
-            if flow.zones[1].is_some() {
-                self.embryonic.insert(tuple.key, flow);
-            } else {
-                self.node.insert(tuple.key, flow);
-            }
+            match flow {
+                Some(flow) if flow.zones[1].is_some() => self.embryonic.insert(tuple.key, flow),
+                Some(flow) => self.node.insert(tuple.key, flow),
+                None => None,
+            };
             Ok(verdict)
         }
     }
@@ -179,7 +179,9 @@ impl Model {
             }
             Tracked::Begins => {
                 let (goes, flow) = self.first_packet(arrival, tuple)?;
-                self.embryonic.insert(tuple.key, flow);
+                if let Some(flow) = flow {
+                    self.embryonic.insert(tuple.key, flow);
+                }
                 Ok(goes)
             }
         }
@@ -271,8 +273,12 @@ impl Model {
         }
     }
 
-    /// A packet of no flow: whether it may begin one, and which.
-    fn first_packet(&mut self, arrival: &Arrival<'_>, tuple: Tuple) -> Result<(Verdict, Flow), Reason> {
+    /// A packet of no flow: whether it may begin one, and which. What goes no further begins none.
+    fn first_packet(
+        &mut self,
+        arrival: &Arrival<'_>,
+        tuple: Tuple,
+    ) -> Result<(Verdict, Option<Flow>), Reason> {
         let Arrival { packet, frame, .. } = *arrival;
         let (tracking, port) = match &packet.transport {
             Transport::Tcp(_, segment) if segment.kind == Kind::Syn => {
@@ -350,11 +356,13 @@ impl Model {
             bytes: [0; 2],
         };
         self.count(arrival, &mut flow, Direction::Original);
-        let verdict = match way {
-            Way::Node | Way::Nowhere => Verdict::Pass,
-            Way::Out { mtu, resolved, .. } => by_programs_or_stack(packet, mtu, resolved),
+        let (verdict, refused) = match way {
+            Way::Node | Way::Nowhere => (Verdict::Pass, false),
+            Way::Out { mtu, resolved, .. } => {
+                (by_programs_or_stack(packet, mtu, resolved), packet.hops_left <= 1)
+            }
         };
-        Ok((verdict, flow))
+        Ok((verdict, (!refused).then_some(flow)))
     }
 
     /// What a packet does to its flow.

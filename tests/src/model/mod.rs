@@ -17,7 +17,7 @@
 //!
 //! Each of these was decided here; whoever decides otherwise changes both sides.
 //!
-//! *Packets.* No checksum is verified. A
+//! *Packets.* No checksum is verified but that of the IPv4 header. A
 //! frame that is shorter than its packet is `truncated`; a packet whose headers do not fit into its own length is
 //! `malformed`. VRRP, IGMP, ND and MLD in fragments are nothing special. VRRP over IPv6 is to `ff02::12`. In the chain of IPv6, mobility, HIP and Shim6
 //! are `extension_header`, as is a second fragment header; a fragment header with neither offset nor more to come is
@@ -35,22 +35,22 @@
 //! rules. A packet in a group frame is for the node. An address without any route is judged as if it were the node's,
 //! since only the stack can say so. The exception for DHCP is one of broadcast frames. Link-local sources of IPv6 are right on any port, but `martian` beyond the node
 //! (RFC 4291, 2.5.6). Ports of a rule are compared for TCP, UDP and SCTP. SCTP that begins with anything but INIT is
-//! `sctp_state`. What the stack has to refuse (TTL, length) begins a flow like any other.
+//! `sctp_state`.
 //!
 //! *Known flows.* Any protocol but ICMP has streams. In order: `no_zone`, ownership, `other_station`, `wrong_zone`, the protocol. A packet that
 //! goes on and changes nothing is not counted and renews nothing. Of the node's own flows nothing is tracked but that
 //! they are there. A dropped packet changes nothing; an answer that finds the main table full leaves the
 //! embryonic flow where it is.
 //!
-//! *TCP.* A segment without data is placed by what it acknowledges alone; Linux 6.x looks at its number too. An unseen
-//! side bounds nothing (the kernel's `td_maxwin == 0`). A SYN in `syn-sent` begins anew, whatever its number. The state
+//! *TCP.* An unseen
+//! side bounds nothing (the kernel's `td_maxwin == 0`). A SYN in `syn-sent` with a higher end begins anew. The state
 //! table is the kernel's: the responder's SYN+ACK where none is due, also a newer one in `syn-recv`, and its ACK of a
 //! SYN are forwarded and change nothing; after a simultaneous open an ACK of either side establishes; a SYN in `syn-sent2`
 //! by either side is a repeat. Beyond the window by no more than `maxwin` bytes: end + 1 - edge, as the kernel counts.
 //! A RST in `syn-sent` closes if it acknowledges the SYN (RFC 9293, 3.10.7.3). RST from 0 is spared the comparison with
 //! what was acknowledged in all states but `established`. RST in `established` without the exact number changes nothing at
 //! all; else a second one would hit the end that the first one raised. RST of the originator in `syn-sent` takes the
-//! embryonic flow away too. SACK blocks of a RST are not looked at. A SYN from `syn-recv` on replaces the one that was
+//! embryonic flow away too. SACK blocks of a RST are not looked at. SYN in `syn-recv` is a repeat. A SYN on a flow past it replaces the one that was
 //! remembered, from either end; being about the next flow, it is not counted into the old one. In an inherited flow
 //! that was not seen in both directions, RST in `established` closes only by the exact number, if one is known.
 //!

@@ -233,6 +233,11 @@ impl Packet {
             return Err(Reason::Malformed);
         }
         let bytes = bytes.get(..length).ok_or(Reason::Truncated)?;
+        // RFC 1812, 5.2.2: no router forwards a header whose checksum is wrong. With options it is the stack that sees.
+        let words = bytes[..header_length].chunks(2).map(|word| u32::from(word[0]) << 8 | u32::from(word[1]));
+        if header_length == 20 && words.sum::<u32>() % 0xffff != 0 {
+            return Err(Reason::Malformed);
+        }
         let address = |at| IpAddr::from(<[u8; 4]>::try_from(&header[at..at + 4]).expect("four bytes"));
         let fragment = u16::from_be_bytes([header[6], header[7]]);
         let (offset, more) = (usize::from(fragment & 0x1fff) * 8, fragment & 0x2000 != 0);

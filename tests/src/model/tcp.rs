@@ -242,6 +242,7 @@ fn step(state: State, direction: Direction, kind: Kind) -> Option<Step> {
 
         (Kind::Syn, Original, SynSent) => To(SynSent),
         (Kind::Syn, Original, SynSent2) => To(SynSent2),
+        (Kind::Syn, Original, SynRecv) => Stay,
         (Kind::Syn, Original, _) => Begins,
         (Kind::Syn, Reply, SynSent | SynSent2) => To(SynSent2),
         (Kind::Syn, Reply, TimeWait | Close) => Begins,
@@ -297,8 +298,9 @@ impl Connection {
     /// What a segment does. `unchecked` in an inherited flow of which not both directions were seen.
     pub fn judge(&self, direction: Direction, segment: &Segment, unchecked: bool) -> Result<Outcome, Reason> {
         let mut to = match step(self.state, direction, segment.kind).ok_or(Reason::TcpState)? {
-            // The last SYN counts, not the first.
-            Step::To(State::SynSent) => return Ok(Outcome::Changed(Self::begin(segment))),
+            Step::To(State::SynSent) if segment.end.after(self.sides[direction as usize].end) => {
+                return Ok(Outcome::Changed(Self::begin(segment)));
+            }
             Step::To(state) => state,
             Step::Begins => return Ok(Outcome::Begins),
             Step::Stay => return Ok(Outcome::Unchanged),
@@ -360,6 +362,7 @@ impl Connection {
         }
         let sent = self.sides[direction as usize].end;
         Ok(match (self.state, direction) {
+            (State::Close, _) => false,
             (State::Established, _) => exact == Some(rst.seq) || rst.seq == sent,
             // Who has sent a SYN takes no RST that does not acknowledge it (RFC 9293, 3.10.7.3).
             (State::SynSent, Direction::Reply) => self.is_acknowledged_by(rst),
@@ -378,11 +381,9 @@ impl Connection {
         if other.sack_permitted && segment.ack.is_some() && segment.kind != Kind::Rst {
             sack = segment.sacks.iter().fold(ack, |sack, &edge| sack.max(edge));
         }
-        // Linux 6.x has this for the answer to a SYN only: there, empty segments are placed by their number as well.
-        let answers_syn = self.state == State::SynSent && segment.seq == Seq(0);
-        let empty = segment.seq == segment.end && (segment.kind != Kind::Rst || answers_syn);
+        let answers_syn = self.state == State::SynSent && segment.kind == Kind::Rst && segment.seq == Seq(0);
         let (seq, end) =
-            if empty || !sender.seen() { (sender.end, sender.end) } else { (segment.seq, segment.end) };
+            if answers_syn || !sender.seen() { (sender.end, sender.end) } else { (segment.seq, segment.end) };
 
         let ack_window = sender.max_window.max(LEAST_ACK_WINDOW);
         let upper = !sender.seen() || !seq.after(other.edge);
@@ -631,9 +632,8 @@ mod tests {
         let lowest = 5001u32.wrapping_sub(66_000);
         assert!(matches!(judge(&ack(1001, 1, lowest, 1000)), Ok(Outcome::Changed(_))));
         assert_eq!(judge(&ack(1001, 1, lowest.wrapping_sub(1), 1000)), Ok(Outcome::Unchanged));
-        // An empty segment is placed by what it acknowledges.
-        assert!(matches!(judge(&ack(900_000, 0, 5001, 1000)), Ok(Outcome::Changed(_))));
-        assert_eq!(judge(&ack(900_000, 0, 5002, 1000)), Err(Reason::TcpWindow));
+        // An empty segment is placed like any other.
+        assert_eq!(judge(&ack(900_000, 0, 5001, 1000)), Err(Reason::TcpWindow));
     }
 
     #[test]
@@ -673,10 +673,10 @@ mod tests {
     fn a_syn_again() {
         let syn = |seq| segment(Kind::Syn, seq, 0, None, 8192);
         let connection = Connection::begin(&syn(1000));
-        for seq in [900, 2000] {
-            assert_eq!(changed(&connection, Original, &syn(seq)), Connection::begin(&syn(seq)));
-        }
-        for state in [SynRecv, Established, FinWait, CloseWait, LastAck, TimeWait, Close] {
+        assert_eq!(changed(&connection, Original, &syn(2000)), Connection::begin(&syn(2000)));
+        assert_eq!(changed(&connection, Original, &syn(1000)), connection);
+        assert_eq!(in_state(SynRecv).judge(Original, &syn(9000), false), Ok(Outcome::Unchanged));
+        for state in [Established, FinWait, CloseWait, LastAck, TimeWait, Close] {
             assert_eq!(in_state(state).judge(Original, &syn(9000), false), Ok(Outcome::Begins));
         }
         for state in [SynRecv, Established, FinWait, CloseWait, LastAck] {

@@ -12,7 +12,7 @@ use fwha_tests::frames::{Ip, Tcp, flag, gre, sctp, sctp_chunk};
 use fwha_tests::model::flow::{SECOND_NS, Tracking, Tuple, protocol};
 use fwha_tests::model::packet::{Content, Frame, Mac, Query, Transport, ether_type};
 use fwha_tests::model::tcp::{Kind, Seq, Side};
-use fwha_tests::model::{Direction, End, Model, Ownership, Verdict};
+use fwha_tests::model::{Direction, End, Flow, Model, Ownership, State, Verdict};
 use proptest::collection::vec;
 use proptest::option::weighted;
 use proptest::prelude::*;
@@ -451,8 +451,8 @@ impl Stage {
         match step {
             // An answer that finds the main table full takes the embryonic flow away.
             Step::Crowd(_) => true,
-            // A SYN on a known flow is remembered beyond its time.
-            Step::Wait { .. } => model.embryonic.keys().any(|key| model.main.contains_key(key)),
+            // How long a SYN is remembered, and what renews that.
+            Step::Wait { .. } => model.embryonic.keys().any(|key| key.protocol == protocol::TCP),
             // What an association's state allows, and a second association between the same ends.
             Step::Sctp { .. } => true,
             Step::NextSctp => {
@@ -827,9 +827,16 @@ pub fn disputed(frame: &[u8], next: bool, model: &Model) -> bool {
             let begins = model.embryonic.get(&tuple.key);
             let (sender, other) = sides(model, tuple);
             let exact = segment.seq == sender.end || Some(segment.seq) == other.max_ack;
+            let known = model.main.contains_key(&tuple.key);
             match segment.kind {
-                // A reset that is not exact moves end and edge; one of an unanswered SYN leaves an embryonic flow.
-                Kind::Rst => begins.is_some() || !model.main.contains_key(&tuple.key) || !exact,
+                // Which SYN on a known flow is remembered, and against what is judged what follows.
+                _ if known && begins.is_some() => true,
+                Kind::Syn if known => true,
+                // What a reset does that is not exact, or comes before the answer or behind the end.
+                Kind::Rst => {
+                    let closed = |flow: &Flow| flow.state() == State::Close;
+                    !exact || model.main.get(&tuple.key).is_none_or(closed)
+                }
                 // After a simultaneous open, an ACK of the responder does not establish.
                 Kind::Syn => begins.is_some_and(|flow| flow.direction(tuple) == Direction::Reply),
                 _ => false,

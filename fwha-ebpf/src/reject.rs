@@ -1,0 +1,260 @@
+//! Rejecting: the sender of a packet that a rule rejects is told so at once, from here: TCP by a reset
+//! (RFC 9293, 3.10.7.1), anything else by ICMP "port unreachable" (RFC 792; RFC 4443, 3.1). The packet is
+//! turned into its answer. As seen from its sender, the answer comes from where it was to go.
+
+use aya_ebpf::btf_maps::PerCpuArray;
+use fwha_common::{
+    flow::proto,
+    settings::{Counter, REJECT_WINDOW_NS, REJECTS_PER_WINDOW},
+};
+
+use crate::{
+    hook, maps,
+    packet::{ETH_LEN, Eth, Packet, Window, window},
+    parse::{Ip, Payload},
+    tcp::{ACK, FIN, RST, SYN},
+};
+
+/// How many answers a CPU has sent.
+#[repr(C)]
+pub struct Share {
+    /// When the present window began, in ns.
+    since_ns: u64,
+    /// Answers since then.
+    answers: u64,
+}
+
+const V4: usize = 20;
+const V6: usize = 40;
+/// What an ICMP error quotes behind the IP header.
+const QUOTED: usize = 8;
+
+/// Turns the packet that was parsed last into its answer. `false` if there is none: it is an error or a
+/// reset itself, stands for a part of something, or the limit is reached.
+#[inline(never)]
+pub fn answer<P: Packet>(packet: &mut P) -> bool {
+    let Some(ip) = maps::ip() else {
+        return false;
+    };
+    let Ok(eth) = Eth::read(packet) else {
+        return false;
+    };
+    let l3 = if ip.v6 { V6 } else { V4 };
+    let reset = ip.payload == Payload::Tcp;
+    if ip.is_fragment()
+        || ip.l4 as usize != l3
+        || eth.dst.is_group()
+        || reset && ip.tcp.flags & RST != 0
+        || matches!(ip.payload, Payload::IcmpError | Payload::IcmpOther | Payload::Response)
+        || !allowed(&maps::REJECT_SHARE)
+    {
+        return false;
+    }
+    let done = match (ip.v6, reset) {
+        (false, true) => tcp_reset::<P, V4>(packet, ip),
+        (true, true) => tcp_reset::<P, V6>(packet, ip),
+        (false, false) => unreachable_v4(packet, ip),
+        (true, false) => unreachable_v6(packet, ip),
+    };
+    if done.is_none() {
+        return false;
+    }
+    maps::add(&maps::COUNTERS, Counter::Rejected as u32, 1);
+    true
+}
+
+/// Takes one from this CPU's share of the present window, if there is one left.
+#[inline(always)]
+fn allowed(shares: &PerCpuArray<Share, 1>) -> bool {
+    let Some(share) = shares.get_ptr_mut(0) else {
+        return false;
+    };
+    // SAFETY: the element belongs to this CPU, which runs one of our programs at a time.
+    let share = unsafe { &mut *share };
+    let now = hook::now_ns();
+    if now.wrapping_sub(share.since_ns) >= REJECT_WINDOW_NS {
+        share.since_ns = now;
+        share.answers = 0;
+    }
+    share.answers += 1;
+    share.answers <= REJECTS_PER_WINDOW
+}
+
+/// A sum of 16-bit words in memory order (RFC 1071).
+#[derive(Clone, Copy)]
+struct Sum(u64);
+
+impl Sum {
+    #[inline(always)]
+    fn word(self, word: u32) -> Self {
+        Self(self.0 + (word & 0xffff) as u64 + (word >> 16) as u64)
+    }
+
+    #[inline(always)]
+    fn checksum(self) -> u16 {
+        let sum = (self.0 & 0xffff) + (self.0 >> 16);
+        !((sum + (sum >> 16)) as u16)
+    }
+
+    /// The pseudo-header of `len` bytes of `protocol` (RFC 9293, 3.1; RFC 8200, 8.1).
+    #[inline(always)]
+    fn pseudo(ip: &Ip, protocol: u8, len: u16) -> Self {
+        let mut sum = Self((protocol as u16).to_be() as u64 + len.to_be() as u64);
+        if ip.v6 {
+            sum = sum.word(ip.src[0]).word(ip.src[1]).word(ip.src[2]);
+            sum = sum.word(ip.dst[0]).word(ip.dst[1]).word(ip.dst[2]);
+        }
+        sum.word(ip.src[3]).word(ip.dst[3])
+    }
+}
+
+/// Writes Ethernet and IP headers of the answer, `len` bytes behind the IP header.
+#[inline(always)]
+fn headers<const L3: usize>(packet: &mut impl Packet, ip: &Ip, protocol: u8, len: u16) -> Option<()> {
+    let eth = window::<ETH_LEN>(packet, 0).ok()?;
+    let (dst, src) = (eth.mac::<0, 4>(), eth.mac::<6, 10>());
+    eth.set_mac::<0, 4>(src);
+    eth.set_mac::<6, 10>(dst);
+    if L3 == V6 {
+        let header: Window<V6> = window(packet, ETH_LEN).ok()?;
+        header.set_u32::<0>(u32::to_be(0x6000_0000));
+        header.set_u16::<4>(len.to_be());
+        header.set_u8::<6>(protocol);
+        header.set_u8::<7>(64);
+        header.set_u32::<8>(ip.dst[0]);
+        header.set_u32::<12>(ip.dst[1]);
+        header.set_u32::<16>(ip.dst[2]);
+        header.set_u32::<20>(ip.dst[3]);
+        header.set_u32::<24>(ip.src[0]);
+        header.set_u32::<28>(ip.src[1]);
+        header.set_u32::<32>(ip.src[2]);
+        header.set_u32::<36>(ip.src[3]);
+        return Some(());
+    }
+    let header: Window<V4> = window(packet, ETH_LEN).ok()?;
+    header.set_u16::<0>(u16::to_be(0x4500));
+    header.set_u16::<2>((V4 as u16 + len).to_be());
+    // No identification, do not fragment.
+    header.set_u32::<4>(u32::to_be(0x4000));
+    header.set_u8::<8>(64);
+    header.set_u8::<9>(protocol);
+    header.set_u16::<10>(0);
+    header.set_u32::<12>(ip.dst[3]);
+    header.set_u32::<16>(ip.src[3]);
+    let sum = Sum(0)
+        .word(header.u32::<0>())
+        .word(header.u32::<4>())
+        .word(header.u32::<8>())
+        .word(header.u32::<12>())
+        .word(header.u32::<16>());
+    header.set_u16::<10>(sum.checksum());
+    Some(())
+}
+
+#[inline(always)]
+fn tcp_reset<P: Packet, const L3: usize>(packet: &mut P, ip: &Ip) -> Option<()> {
+    if !packet.resize((ETH_LEN + L3 + 20) as u32) {
+        return None;
+    }
+    headers::<L3>(packet, ip, proto::TCP, 20)?;
+    let answers = ip.tcp.flags & ACK != 0;
+    let carried = (ip.len - ip.header_len)
+        .wrapping_add((ip.tcp.flags & SYN != 0) as u32)
+        .wrapping_add((ip.tcp.flags & FIN != 0) as u32);
+    let tcp: Window<20> = window(packet, ETH_LEN + L3).ok()?;
+    tcp.set_u16::<0>(ip.dport);
+    tcp.set_u16::<2>(ip.sport);
+    tcp.set_u32::<4>(if answers { ip.tcp.ack.to_be() } else { 0 });
+    tcp.set_u32::<8>(if answers { 0 } else { ip.tcp.seq.wrapping_add(carried).to_be() });
+    tcp.set_u8::<12>(5 << 4);
+    tcp.set_u8::<13>(if answers { RST } else { RST | ACK });
+    tcp.set_u16::<14>(0);
+    tcp.set_u32::<16>(0);
+    let sum = Sum::pseudo(ip, proto::TCP, 20)
+        .word(tcp.u32::<0>())
+        .word(tcp.u32::<4>())
+        .word(tcp.u32::<8>())
+        .word(tcp.u32::<12>());
+    tcp.set_u16::<16>(sum.checksum());
+    Some(())
+}
+
+#[inline(always)]
+fn unreachable_v4(packet: &mut impl Packet, ip: &Ip) -> Option<()> {
+    const LEN: usize = 8 + V4 + QUOTED;
+    if !packet.resize((ETH_LEN + V4 + LEN) as u32) {
+        return None;
+    }
+    // What is quoted moves behind the headers.
+    let old: Window<{ V4 + QUOTED }> = window(packet, ETH_LEN).ok()?;
+    let quoted = [
+        old.u32::<0>(),
+        old.u32::<4>(),
+        old.u32::<8>(),
+        old.u32::<12>(),
+        old.u32::<16>(),
+        old.u32::<20>(),
+        old.u32::<24>(),
+    ];
+    let icmp: Window<LEN> = window(packet, ETH_LEN + V4).ok()?;
+    icmp.set_u32::<0>(u32::to_be(0x0303_0000));
+    icmp.set_u32::<4>(0);
+    icmp.set_u32::<8>(quoted[0]);
+    icmp.set_u32::<12>(quoted[1]);
+    icmp.set_u32::<16>(quoted[2]);
+    icmp.set_u32::<20>(quoted[3]);
+    icmp.set_u32::<24>(quoted[4]);
+    icmp.set_u32::<28>(quoted[5]);
+    icmp.set_u32::<32>(quoted[6]);
+    let mut sum = Sum(u16::to_be(0x0303) as u64);
+    let mut i = 0;
+    while i < quoted.len() {
+        sum = sum.word(quoted[i]);
+        i += 1;
+    }
+    icmp.set_u16::<2>(sum.checksum());
+    headers::<V4>(packet, ip, proto::ICMP, LEN as u16)
+}
+
+#[inline(always)]
+fn unreachable_v6(packet: &mut impl Packet, ip: &Ip) -> Option<()> {
+    const LEN: usize = 8 + V6 + QUOTED;
+    if !packet.resize((ETH_LEN + V6 + LEN) as u32) {
+        return None;
+    }
+    // The quoted IP header but for its addresses, which are known; and what it carries.
+    let old: Window<{ V6 + QUOTED }> = window(packet, ETH_LEN).ok()?;
+    let (first, second) = (old.u32::<0>(), old.u32::<4>());
+    let carried = [old.u32::<40>(), old.u32::<44>()];
+    let icmp: Window<LEN> = window(packet, ETH_LEN + V6).ok()?;
+    icmp.set_u32::<0>(u32::to_be(0x0104_0000));
+    icmp.set_u32::<4>(0);
+    icmp.set_u32::<8>(first);
+    icmp.set_u32::<12>(second);
+    icmp.set_u32::<16>(ip.src[0]);
+    icmp.set_u32::<20>(ip.src[1]);
+    icmp.set_u32::<24>(ip.src[2]);
+    icmp.set_u32::<28>(ip.src[3]);
+    icmp.set_u32::<32>(ip.dst[0]);
+    icmp.set_u32::<36>(ip.dst[1]);
+    icmp.set_u32::<40>(ip.dst[2]);
+    icmp.set_u32::<44>(ip.dst[3]);
+    icmp.set_u32::<48>(carried[0]);
+    icmp.set_u32::<52>(carried[1]);
+    let sum = Sum::pseudo(ip, proto::ICMPV6, LEN as u16)
+        .word(u32::to_be(0x0104_0000))
+        .word(first)
+        .word(second)
+        .word(ip.src[0])
+        .word(ip.src[1])
+        .word(ip.src[2])
+        .word(ip.src[3])
+        .word(ip.dst[0])
+        .word(ip.dst[1])
+        .word(ip.dst[2])
+        .word(ip.dst[3])
+        .word(carried[0])
+        .word(carried[1]);
+    icmp.set_u16::<2>(sum.checksum());
+    headers::<V6>(packet, ip, proto::ICMPV6, LEN as u16)
+}

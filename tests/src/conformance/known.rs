@@ -1,0 +1,194 @@
+//! The differences that are meant. Each is described in `docs/conntrack-differences.md` under its id.
+
+use super::Difference;
+use super::script::Verdict;
+
+/// A difference that is meant.
+pub struct Known {
+    /// Its name in the documentation.
+    pub id: &'static str,
+    /// Why fwha does not do what the kernel does, in a line.
+    pub reason: &'static str,
+    /// Whether it explains a difference.
+    pub explains: fn(&Difference) -> bool,
+}
+
+/// All of them.
+pub const KNOWN: &[Known] = &[
+    Known {
+        id: "transport-checksum",
+        reason: "a checksum that covers the data is proved by the end that receives them",
+        explains: |d| verdicts(d) == (Verdict::Drop, Verdict::Pass) && has_oddity(d, "csum bad"),
+    },
+    Known {
+        id: "answer-before-rules",
+        reason: "what no rule admits is dropped in silence, whatever its TTL and destination",
+        explains: |d| {
+            verdicts(d) == (Verdict::Icmp, Verdict::Drop)
+                && d.fwha.reasons.iter().all(|reason| POLICY.contains(reason))
+        },
+    },
+    Known {
+        id: "wrong-zone",
+        reason: "a packet of a flow comes from its sender's zone or is forged",
+        explains: |d| d.fwha.verdict == Verdict::Drop && d.fwha.reasons == ["wrong_zone"],
+    },
+    Known {
+        id: "redirect",
+        reason: "a redirect is for a neighbour; one that comes from afar is an attack",
+        explains: |d| verdicts(d) == (Verdict::Pass, Verdict::Drop) && sends(d, "redirect"),
+    },
+    Known {
+        id: "source-quench",
+        reason: "hosts must ignore it (RFC 6633)",
+        explains: |d| verdicts(d) == (Verdict::Pass, Verdict::Drop) && sends(d, "source-quench"),
+    },
+    Known {
+        id: "udplite-checksum",
+        reason: "the kernel takes a right checksum of UDP-Lite for wrong",
+        explains: |d| verdicts(d) == (Verdict::Drop, Verdict::Pass) && sends(d, "udplite"),
+    },
+    Known {
+        id: "source-address",
+        reason: "no host has this source, or its way back is another",
+        explains: |d| drops_for(d, &["spoofed", "martian", "land"]),
+    },
+    Known {
+        id: "extension-headers",
+        reason: "what a router has no use for is a way around a filter",
+        explains: |d| drops_for(d, &["extension_header"]),
+    },
+    Known {
+        id: "obsolete-icmp",
+        reason: "nobody asks these any more but to find out about hosts",
+        explains: |d| drops_for(d, &["icmp"]) && !sends(d, "redirect"),
+    },
+    Known {
+        id: "icmp-about-nothing-sent",
+        reason: "an error about a segment that was not sent, or with less of it than ports and number, is forged",
+        explains: |d| drops_for(d, &["icmp_unrelated"]) && d.text.contains(" about "),
+    },
+    Known {
+        id: "fragments",
+        reason: "nothing is put together: a fragment comes behind its first one, once, and the first has the whole header",
+        explains: |d| {
+            d.fwha.reasons.iter().all(|reason| FRAGMENTS.contains(reason))
+                && d.text.contains("frag ")
+                && matches!(
+                    verdicts(d),
+                    (Verdict::Pass, Verdict::Drop)
+                        | (Verdict::Icmp, Verdict::Icmp)
+                        | (Verdict::Drop, Verdict::Pass | Verdict::Other)
+                )
+                || d.sequence == "fragments_tiny" && drops_for(d, &["not_syn"])
+        },
+    },
+    Known {
+        id: "sctp",
+        reason: "every packet but an INIT has its association's tag, and none is picked up in mid-stream",
+        explains: |d| drops_for(d, &["sctp_tag", "sctp_state"]),
+    },
+    Known {
+        id: "gre",
+        reason: "tunnels between the same ends are told apart by their keys, so the header must be there",
+        explains: |d| {
+            d.text.contains(" gre")
+                && (drops_for(d, &["no_rule", "malformed"]) || verdicts(d) == (Verdict::Drop, Verdict::Pass))
+        },
+    },
+    Known {
+        id: "vrrp",
+        reason: "VRRP stays on its link",
+        explains: |d| drops_for(d, &["unfiltered"]) && d.text.contains("proto 112"),
+    },
+    Known {
+        id: "reset-without-cause",
+        reason: "its cause was dropped, or it acknowledges nothing and may be anybody's",
+        explains: |d| {
+            drops_for(d, &["tcp_window", "tcp_reset"])
+                && (d.sequence == "tcp_syn_ack_with_a_wrong_acknowledgement" || is_random(d))
+                && (sends(d, "R") || sends(d, "R."))
+        },
+    },
+    Known {
+        id: "closed-before-it-was-answered",
+        reason: "a SYN that was given up leaves nothing, also if its other end sent something that was no answer",
+        explains: |d| drops_for(d, &["tcp_state", "not_syn", "no_rule"]) && is_random(d),
+    },
+    Known {
+        id: "begun-beside",
+        reason: "a SYN on a connection that is over begins another beside it, which its own packets alone can end",
+        explains: |d| {
+            is_random(d)
+                && ["R", "R.", "S", "S."].iter().any(|kind| sends(d, kind))
+                && (verdicts(d) == (Verdict::Drop, Verdict::Pass) || drops_for(d, &["tcp_window"]))
+        },
+    },
+    Known {
+        id: "icmp-query-kind",
+        reason: "an identifier stands for a conversation, whatever is asked in it",
+        explains: |d| {
+            verdicts(d) == (Verdict::Drop, Verdict::Pass)
+                && d.sequence == "icmp_timestamp"
+                && sends(d, "echo-reply")
+        },
+    },
+    Known {
+        id: "no-next-header",
+        reason: "RFC 8200 has routers forward it",
+        explains: |d| verdicts(d) == (Verdict::Drop, Verdict::Pass) && has_oddity(d, "ext none"),
+    },
+];
+
+/// Drop reasons for fragments.
+const FRAGMENTS: [&str; 5] = ["fragment", "fragment_tiny", "fragment_overlap", "malformed", "icmp_unrelated"];
+
+/// Drop reasons for what the policy does not admit, and nothing is wrong with.
+const POLICY: [&str; 6] = ["no_rule", "rule", "no_ruleset", "not_syn", "icmp", "no_route"];
+
+/// The one that explains a difference.
+pub fn known(difference: &Difference) -> Option<&'static Known> {
+    KNOWN.iter().find(|known| (known.explains)(difference))
+}
+
+fn verdicts(difference: &Difference) -> (Verdict, Verdict) {
+    (difference.kernel.verdict, difference.fwha.verdict)
+}
+
+/// Whether fwha drops, for one of these reasons, what the kernel forwards.
+fn drops_for(difference: &Difference, reasons: &[&str]) -> bool {
+    verdicts(difference) == (Verdict::Pass, Verdict::Drop)
+        && !difference.fwha.reasons.is_empty()
+        && difference.fwha.reasons.iter().all(|reason| reasons.contains(reason))
+}
+
+/// Whether it is of a random conversation.
+fn is_random(difference: &Difference) -> bool {
+    difference.sequence.starts_with("seed-")
+}
+
+/// Whether the packet itself is of this kind.
+fn sends(difference: &Difference, kind: &str) -> bool {
+    difference.text.split_whitespace().nth(1) == Some(kind)
+}
+
+/// Whether the packet has this in its braces.
+fn has_oddity(difference: &Difference, oddity: &str) -> bool {
+    let braces = difference.text.split('{').skip(1).filter_map(|rest| rest.split('}').next());
+    braces.flat_map(|braces| braces.split(',')).any(|found| found.trim() == oddity)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_known_difference_is_described() {
+        let text = include_str!("../../../docs/conntrack-differences.md");
+        for known in KNOWN {
+            assert!(text.contains(&format!("| `{}` |", known.id)), "{} is not described", known.id);
+        }
+        let rows = text.lines().filter(|line| line.starts_with("| `")).count();
+        assert_eq!(rows, KNOWN.len(), "described and no longer known");
+    }
+}
