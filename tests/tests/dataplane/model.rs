@@ -481,11 +481,14 @@ fn cases() -> Vec<(&'static str, Vec<Step>)> {
 fn the_programs_do_what_the_model_says_in_these_cases() {
     needs_root!();
     at_both_hooks(|rig| {
-        for (name, steps) in cases() {
-            if let Err(error) = play(&steps, Extent::Whole, &mut Pair::new(rig)) {
-                panic!("{name}: {error}");
-            }
-        }
+        let failed: Vec<String> = cases()
+            .into_iter()
+            .filter_map(|(name, steps)| {
+                let error = play(&steps, Extent::Whole, &mut Pair::new(rig)).err()?;
+                Some(format!("{name}: {error}"))
+            })
+            .collect();
+        assert!(failed.is_empty(), "{}", failed.join("\n"));
     });
 }
 
