@@ -2,6 +2,7 @@
 //!
 //! * [`lab`]: client, fw1, fw2 and server in network namespaces, with cables that can be pulled.
 //! * [`traffic`]: the paced TCP copy and the 1 kHz UDP probe, run inside the namespaces by the program `fwha-traffic`.
+//! * [`model`]: what the data plane promises, as a plain reference; [`frames`]: the packets it is asked about.
 //! * [`pair`]: the two nodes together.
 //! * [`scenario`]: how a test plays in a lab.
 //! * [`takeover`]: the main job as one scenario, for `cargo xtask demo` and the tests alike.
@@ -11,7 +12,9 @@
 //! The scenarios themselves are in `tests/tests/`, named by behaviour.
 
 pub mod conformance;
+pub mod frames;
 pub mod lab;
+pub mod model;
 pub mod pair;
 pub mod root;
 pub mod scenario;

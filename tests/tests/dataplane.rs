@@ -16,6 +16,8 @@ mod flows;
 mod forwarding;
 #[path = "dataplane/guard.rs"]
 mod guard;
+#[path = "dataplane/model.rs"]
+mod model;
 #[path = "dataplane/ownership.rs"]
 mod ownership;
 #[path = "dataplane/policy.rs"]
@@ -24,3 +26,5 @@ mod policy;
 mod probes;
 #[path = "dataplane/robustness.rs"]
 mod robustness;
+#[path = "dataplane/script.rs"]
+mod script;

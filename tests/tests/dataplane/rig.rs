@@ -214,6 +214,7 @@ pub fn at_both_hooks(test: fn(&mut Rig)) {
 
 fn lay_interfaces() {
     fs::write("/proc/sys/net/ipv4/ip_forward", "1").expect("forwarding");
+    fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").expect("forwarding");
     let commands = format!(
         "link add lan type veth peer name lan-peer
          link add wan type veth peer name wan-peer
@@ -231,6 +232,10 @@ fn lay_interfaces() {
          neighbour add 192.168.100.101 lladdr 02:00:00:00:01:65 dev lan
          neighbour add 10.0.0.128 lladdr 02:00:00:00:02:80 dev wan
          neighbour add 172.16.0.2 lladdr 02:00:00:00:03:02 dev sync
+         address add 2001:db8:1::1/64 dev lan nodad
+         address add 2001:db8:2::1/64 dev wan nodad
+         neighbour add 2001:db8:1::100 lladdr 02:00:00:00:01:64 dev lan
+         neighbour add 2001:db8:2::128 lladdr 02:00:00:00:02:80 dev wan
          route add 203.0.113.0/24 via 10.0.0.254
          route add 192.0.2.0/24 via 172.16.0.2
          route add blackhole 198.51.100.0/24\n"

@@ -20,7 +20,7 @@ fn shortest(hook: Hook) -> usize {
 }
 
 /// Least length of any frame that a test run takes at tc: one of IPv6 with its header.
-const SHORTEST_AT_TC: usize = 54;
+pub const SHORTEST_AT_TC: usize = 54;
 
 #[test]
 fn a_packet_cut_anywhere_is_truncated() {
