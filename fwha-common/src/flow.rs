@@ -74,8 +74,11 @@ pub struct FlowKey {
     pub port_b: u16,
     /// IP protocol.
     pub proto: u8,
-    /// Always zero: map keys are compared as bytes.
-    pub zero: [u8; 3],
+    /// Always zero: map keys are compared as bytes. (Not one array of three: its zeros would be written by
+    /// a call.)
+    pub zero: u8,
+    /// As above.
+    pub zeros: u16,
 }
 
 /// `::ffff:0:0/96` as the third word of an address.
@@ -108,7 +111,8 @@ impl FlowKey {
             port_a: if swap { dport } else { sport },
             port_b: if swap { sport } else { dport },
             proto,
-            zero: [0; 3],
+            zero: 0,
+            zeros: 0,
         };
         (key, src_is_b)
     }

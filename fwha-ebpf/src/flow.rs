@@ -80,11 +80,17 @@ pub fn find(key: &FlowKey, ip: &Ip, now: u64) -> Found {
         flow.alive(ip.proto, maps::group(flow.bucket()).map_or(0, |group| group.since_ns), now)
     });
     if let Some(flow) = main {
-        let over = flow.over();
-        if (over || ip.payload == Payload::Tcp && tcp::answers_syn(ip.tcp.flags))
+        let over = flow.over(ip);
+        let answers = match ip.payload {
+            Payload::Tcp => tcp::answers_syn(ip.tcp.flags),
+            Payload::Sctp => ip.tcp.flags == Chunk::InitAck as u8,
+            _ => false,
+        };
+        if (over || answers)
             && let Some(young) = maps::EMBRYONIC.get_ptr_mut(key).map(FlowRef)
-            && young.awaits_answer(ip.proto, now)
-            && (over || young.sent() == ip.tcp.ack)
+            && young.alive(ip.proto, 0, now)
+            && young.unanswered()
+            && (over || young.is_answered_by(ip))
         {
             return Found::Embryonic(young);
         }
@@ -131,6 +137,8 @@ fn step(flow: FlowRef, ip: &Ip, state: u8, reply: bool, now: u64) -> Result<Step
             Step::Invalid => Err(DropReason::TcpState),
             step => Ok(step),
         },
+        // A restart of the association (RFC 9260, 5.2.2), or another between the same ports.
+        Payload::Sctp if ip.tcp.flags == Chunk::Init as u8 && !flow.unanswered() => Ok(Step::Begin),
         Payload::Sctp => {
             let state = FlowState::from_u8(state).ok_or(DropReason::SctpState)?;
             match sctp::step(state, reply, Chunk::from_u8(ip.tcp.flags))? {
@@ -237,26 +245,31 @@ impl FlowRef {
         unsafe { (*self.0).expires_ns(since_ns, timeout) > now }
     }
 
-    /// Whether it is a TCP connection that lives on only for what is still under way.
+    /// Whether it is a connection that lives on only for what is still under way.
     #[inline(always)]
-    fn over(self) -> bool {
+    fn over(self, ip: &Ip) -> bool {
         let state = Flow::state_of(self.word());
         // SAFETY: see `word`.
         let ended = unsafe { (*self.0).ways[0].flags | (*self.0).ways[1].flags } & Way::ENDED != 0;
-        state == FlowState::TimeWait as u8 || state == FlowState::Close as u8 && ended
+        state == FlowState::TimeWait as u8
+            || state == FlowState::Close as u8 && (ended || ip.payload == Payload::Sctp)
     }
 
-    /// Whether it is a SYN without an answer.
+    /// Whether it is a SYN or INIT without an answer.
     #[inline(always)]
-    fn awaits_answer(self, proto: u8, now: u64) -> bool {
-        Flow::state_of(self.word()) == FlowState::SynSent as u8 && self.alive(proto, 0, now)
-    }
-
-    /// The sequence number behind what the originator sent.
-    #[inline(always)]
-    fn sent(self) -> u32 {
+    fn unanswered(self) -> bool {
+        let state = Flow::state_of(self.word());
         // SAFETY: see `word`.
-        unsafe { (*self.0).ways[0].end }
+        let answer_ns = unsafe { (*self.0).ways[1].last_seen_ns };
+        answer_ns == 0 && (state == FlowState::SynSent as u8 || state == FlowState::CookieWait as u8)
+    }
+
+    /// Whether a packet acknowledges what this SYN sent, or has the tag that this INIT asks for.
+    #[inline(always)]
+    fn is_answered_by(self, ip: &Ip) -> bool {
+        // SAFETY: see `word`.
+        let ways = unsafe { &(*self.0).ways };
+        if ip.payload == Payload::Tcp { ways[0].end == ip.tcp.ack } else { ways[1].end == ip.tcp.seq }
     }
 
     /// Counts a packet and keeps the flow alive. Only for packets that the state allows: nothing else
@@ -298,7 +311,8 @@ impl FlowRef {
                 }
                 let inherited = self.flags() & Flow::INHERITED != 0;
                 let len = ip.len.wrapping_sub(ip.header_len);
-                match tcp::window(state, own, other, &ip.tcp, len, options, inherited) {
+                let quiet = ip.tcp.flags & tcp::RST != 0 && matches!(stepped, Step::Stay);
+                match tcp::window(state, own, other, &ip.tcp, len, options, inherited, quiet) {
                     tcp::Window::In => {
                         let resets = ip.tcp.flags & tcp::RST != 0 && matches!(stepped, Step::To(_));
                         if ip.tcp.flags & tcp::FIN != 0 || resets && !reply {
@@ -371,7 +385,7 @@ impl FlowRef {
                     // No answer, but a sign of life, which the originator may answer with a reset.
                     // SAFETY: see `word`.
                     let way = unsafe { &mut *self.ways(true).0 };
-                    way.last_seen_ns = now;
+                    way.flags |= Way::ACKED;
                     way.maxack = ip.tcp.ack;
                 }
                 return Ok(Some(self));
@@ -496,13 +510,19 @@ impl FlowRef {
                 _ => Err(DropReason::NotSyn),
             };
         }
+        let before = flow.word;
         flow.word = Flow::with_state(flow.word, state);
         flow.version = Flow::next_version(0, group.term);
         touch(&mut flow.ways[1], now, packets, ip.len);
-        let flow = &*flow;
         // What lies under this key, if anything, is over, has expired, or is replaced by this one: its
         // responder answered a new SYN.
-        maps::FLOWS.insert(key, flow, BPF_ANY as u64).map_err(|_| DropReason::TableFull)?;
+        if maps::FLOWS.insert(key, &*flow, BPF_ANY as u64).is_err() {
+            // It goes back, for an answer that comes when there is room.
+            flow.word = before;
+            let _ = maps::EMBRYONIC.insert(key, &*flow, BPF_ANY as u64);
+            return Err(DropReason::TableFull);
+        }
+        let flow = &*flow;
         maps::add(&maps::COUNTERS, Counter::FlowsCreated as u32, 1);
         publish(FlowEventKind::Created, key, flow, flow.version);
         maps::FLOWS.get_ptr_mut(key).map(Self).ok_or(DropReason::TableFull)

@@ -154,7 +154,7 @@ pub fn step(state: u8, reply: bool, flags: u8) -> Step {
 #[inline(always)]
 pub fn reset(state: u8, reply: bool, seq: u32, own: &Way, other: &Way) -> Result<Step, DropReason> {
     let established = state == ES;
-    if state == SS && !reply && seq == other.maxack && other.last_seen_ns != 0 {
+    if state == SS && !reply && other.flags & Way::ACKED != 0 && seq == other.maxack {
         // The responder had another connection in mind, and is told so (RFC 9293, 3.5.2).
         return Ok(Step::Ignore);
     }
@@ -301,11 +301,13 @@ pub fn init(own: &mut Way, other: &mut Way, segment: &Tcp, end: u32, options: &O
 }
 
 /// Holds a segment of the way `own` against the windows, and moves them. `other` is the way back, `len`
-/// the length of what the segment carries, `inherited` whether the flow came from a peer.
+/// the length of what the segment carries, `inherited` whether the flow came from a peer. A segment that
+/// only passes (`quiet`: a reset that closes nothing) moves nothing: the next one would be right.
 ///
 /// The way back is written where a SYN begins it, and where this side's packets show that the other
 /// granted or sent more than was seen here.
 #[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "inlined once")]
 pub fn window(
     state: u8,
     own: &mut Way,
@@ -314,6 +316,7 @@ pub fn window(
     len: u32,
     options: &Options,
     inherited: bool,
+    quiet: bool,
 ) -> Window {
     let syn = segment.flags & SYN != 0;
     let rst = segment.flags & RST != 0;
@@ -386,8 +389,13 @@ pub fn window(
                 return Window::Out;
             }
             // Some stacks send a little more than they may. Should it be acknowledged, so be it.
-            own.end = end;
+            if !quiet {
+                own.end = end;
+            }
         }
+        return Window::Ignore;
+    }
+    if quiet {
         return Window::Ignore;
     }
     let granted = win.wrapping_add(sack.wrapping_sub(ack));
@@ -558,7 +566,7 @@ mod tests {
         fn judge(&mut self, reply: bool, segment: Tcp, len: u32, options: Options) -> Window {
             let [there, back] = &mut self.ways;
             let (own, other) = if reply { (back, there) } else { (there, back) };
-            window(self.state as u8, own, other, &segment, len, &options, self.inherited)
+            window(self.state as u8, own, other, &segment, len, &options, self.inherited, false)
         }
 
         /// A segment with ACK.
