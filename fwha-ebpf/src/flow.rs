@@ -137,8 +137,12 @@ fn step(flow: FlowRef, ip: &Ip, state: u8, reply: bool, now: u64) -> Result<Step
             Step::Invalid => Err(DropReason::TcpState),
             step => Ok(step),
         },
-        // A restart of the association (RFC 9260, 5.2.2), or another between the same ports.
-        Payload::Sctp if ip.tcp.flags == Chunk::Init as u8 && !flow.unanswered() => Ok(Step::Begin),
+        Payload::Sctp if ip.tcp.flags == Chunk::Init as u8 && !flow.unanswered() => {
+            // Both ends may begin at once; each says the same again (RFC 9260, 5.2.1). Otherwise it is a restart
+            // (5.2.2), or another association between the same ports.
+            let opening = state == FlowState::CookieWait as u8 || state == FlowState::CookieEchoed as u8;
+            Ok(if opening { Step::Ignore } else { Step::Begin })
+        }
         Payload::Sctp => {
             let state = FlowState::from_u8(state).ok_or(DropReason::SctpState)?;
             match sctp::step(state, reply, Chunk::from_u8(ip.tcp.flags))? {
@@ -330,7 +334,11 @@ impl FlowRef {
                     return Err(DropReason::SctpTag);
                 }
                 if matches!(chunk, Chunk::Init | Chunk::InitAck) {
-                    // What the other side is to answer with.
+                    // What the other side is to answer with. An INIT comes again with another tag if it likes; an
+                    // INIT ACK that was heard stays said.
+                    if matches!(chunk, Chunk::InitAck) && other.end != 0 && other.end != ip.tcp.ack {
+                        return Err(DropReason::SctpTag);
+                    }
                     other.end = ip.tcp.ack;
                 }
                 Ok(stepped)
@@ -517,8 +525,10 @@ impl FlowRef {
         // What lies under this key, if anything, is over, has expired, or is replaced by this one: its
         // responder answered a new SYN.
         if maps::FLOWS.insert(key, &*flow, BPF_ANY as u64).is_err() {
-            // It goes back, for an answer that comes when there is room.
+            // It goes back as it was, for an answer that comes when there is room.
             flow.word = before;
+            flow.version = 0;
+            forget_answer(&mut flow.ways, ip);
             let _ = maps::EMBRYONIC.insert(key, &*flow, BPF_ANY as u64);
             return Err(DropReason::TableFull);
         }
@@ -526,6 +536,28 @@ impl FlowRef {
         maps::add(&maps::COUNTERS, Counter::FlowsCreated as u32, 1);
         publish(FlowEventKind::Created, key, flow, flow.version);
         maps::FLOWS.get_ptr_mut(key).map(Self).ok_or(DropReason::TableFull)
+    }
+}
+
+/// Takes back what an answer has changed in the ways of an unanswered flow.
+#[inline(always)]
+fn forget_answer([way, back]: &mut [Way; 2], ip: &Ip) {
+    back.last_seen_ns = 0;
+    back.packets = 0;
+    back.bytes = 0;
+    match ip.payload {
+        Payload::Tcp => {
+            way.edge = 0;
+            back.scale = 0;
+            back.flags = 0;
+            back.end = 0;
+            back.edge = way.end;
+            back.maxwin = 0;
+            back.maxack = 0;
+        }
+        // The tag that the INIT ACK asks for.
+        Payload::Sctp => way.end = 0,
+        _ => {}
     }
 }
 

@@ -12,7 +12,7 @@
 use aya_ebpf::bindings::BPF_ANY;
 use fwha_common::{drop::DropReason, flow::proto};
 
-use crate::{maps, parse::Ip};
+use crate::{maps, parse::Ip, tcp};
 
 /// How long the rest of a datagram may take (`net.ipv4.ipfrag_time`), in ns.
 const TIMEOUT_NS: u64 = 30_000_000_000;
@@ -37,7 +37,8 @@ pub struct DatagramKey {
 pub struct Datagram {
     /// When its first fragment came, coarse `CLOCK_MONOTONIC` in ns.
     since_ns: u64,
-    /// TCP: the sequence number that byte 0 of the L4 header would have.
+    /// TCP: the sequence number that byte 0 of the L4 header would have, so that the end of the data is where
+    /// it is; a SYN or FIN counts.
     base: u32,
     sport: u16,
     dport: u16,
@@ -66,7 +67,11 @@ pub fn remember(ip: &Ip, now: u64) {
     };
     *datagram = Datagram {
         since_ns: now,
-        base: ip.tcp.seq.wrapping_sub(ip.tcp.header_len as u32),
+        base: ip
+            .tcp
+            .seq
+            .wrapping_sub(ip.tcp.header_len as u32)
+            .wrapping_add((ip.tcp.flags & (tcp::SYN | tcp::FIN) != 0) as u32),
         sport: ip.sport,
         dport: ip.dport,
         ranges: [[0; 2]; RANGES],
