@@ -363,13 +363,13 @@ mod options {
 
     use crate::{
         maps,
-        packet::{ETH_LEN, Packet, bounded},
+        packet::{ETH_LEN, Packet, bounded, window},
         parse::Ip,
         tcp::{ACK, OPTIONS_LEN, Options, RST, SYN},
     };
 
     /// NOP, NOP, timestamp of 10 bytes: what nearly every segment of an established connection has.
-    const TIMESTAMP: [u8; 4] = [1, 1, 8, 10];
+    const TIMESTAMP: u32 = u32::from_ne_bytes([1, 1, 8, 10]);
 
     /// Reads the options of a segment, as far as they count: of a SYN, or of one that may have SACK
     /// blocks.
@@ -381,11 +381,11 @@ mod options {
             if ip.tcp.flags & (ACK | RST) != ACK {
                 return;
             }
-            if len == 12 {
-                let mut first = [0; 4];
-                if !packet.load(at, &mut first) || first == TIMESTAMP {
-                    return;
-                }
+            if len == 12
+                && let Ok(first) = window::<4>(packet, bounded::<0xfff>(at))
+                && first.u32::<0>() == TIMESTAMP
+            {
+                return;
             }
         }
         scan(packet, at, len, found);

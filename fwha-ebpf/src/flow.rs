@@ -374,9 +374,9 @@ impl FlowRef {
         packets: u32,
         options: &Options,
     ) -> Result<Option<Self>, DropReason> {
-        let copy = maps::scratch().ok_or(DropReason::TableFull)?;
         let answered = young && reply;
         let judged = if answered {
+            let copy = maps::scratch().ok_or(DropReason::TableFull)?;
             // An answer is judged on a copy, which nobody else writes, and which becomes the flow.
             // SAFETY: see `word`. Should the element be taken for another flow while it is copied, then
             // it was deleted first, and the removal below fails.
@@ -423,9 +423,9 @@ impl FlowRef {
                 }
                 Ok(Some(self))
             }
-            Step::To(state) => self.promote(copy, key, ip, state, group, now, packets).map(Some),
+            Step::To(state) => self.promote(judged, key, ip, state, group, now, packets).map(Some),
             _ if ip.payload == Payload::Sctp => {
-                self.promote(copy, key, ip, FlowState::CookieWait, group, now, packets).map(Some)
+                self.promote(judged, key, ip, FlowState::CookieWait, group, now, packets).map(Some)
             }
             _ => Ok(Some(self)),
         }
@@ -503,7 +503,7 @@ impl FlowRef {
     #[inline(always)]
     fn promote(
         self,
-        flow: &mut Flow,
+        copy: Self,
         key: &FlowKey,
         ip: &Ip,
         state: FlowState,
@@ -511,6 +511,8 @@ impl FlowRef {
         now: u64,
         packets: u32,
     ) -> Result<Self, DropReason> {
+        // SAFETY: the scratch room, which nobody else has.
+        let flow = unsafe { &mut *copy.0 };
         if maps::EMBRYONIC.remove(key).is_err() {
             // Another CPU promoted it a moment ago; or it was evicted, and nothing is known any more.
             return match maps::FLOWS.get_ptr_mut(key).map(Self) {
