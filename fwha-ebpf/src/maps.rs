@@ -19,6 +19,7 @@ use crate::{
     capture::Share,
     engine::RuleScan,
     fragment::{Datagram, DatagramKey},
+    hook::Clock,
     parse::Ip,
     reject,
     tcp::{Options, Scan},
@@ -94,6 +95,7 @@ struct Scratch {
     inner: Ip,
     datagram: Datagram,
     hop: NextHop,
+    clock: Clock,
 }
 
 /// A reference of which the compiler knows nothing, so that what it refers to is read from memory.
@@ -146,6 +148,10 @@ scratch! {
 scratch! {
     /// The room for the packet inside an ICMP error.
     inner, inner, Ip
+}
+scratch! {
+    /// The clock of this CPU.
+    clock, clock, Clock
 }
 scratch! {
     /// The room for a next hop.
