@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`flow`] | flow key, flow value, identity, states, flow events |
 //! | [`group`] | ownership of buckets: roles, lease |
+//! | [`limit`] | limits by source address |
 //! | [`rule`] | the compiled ruleset and zones |
 //! | [`drop`] | every reason for which a packet is dropped |
 //! | [`capture`] | samples of dropped packets |
@@ -19,6 +20,7 @@ pub mod capture;
 pub mod drop;
 pub mod flow;
 pub mod group;
+pub mod limit;
 pub mod probe;
 pub mod rule;
 pub mod settings;

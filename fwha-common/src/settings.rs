@@ -181,6 +181,10 @@ pub mod name {
     pub const SETTINGS: &str = "SETTINGS";
     /// ARRAY of one [`super::Timeouts`].
     pub const TIMEOUTS: &str = "TIMEOUTS";
+    /// ARRAY of one [`crate::limit::Limits`].
+    pub const LIMITS: &str = "LIMITS";
+    /// LRU_HASH of address, as in a flow key, to [`crate::limit::Source`].
+    pub const SOURCES: &str = "SOURCES";
     /// PERCPU_ARRAY of u64 by [`super::Counter`].
     pub const COUNTERS: &str = "COUNTERS";
     /// PERCPU_ARRAY of u64 by [`crate::drop::DropReason`].

@@ -16,7 +16,7 @@ use crate::{
     flow::{self, FlowRef, Found, NewFlow},
     forward, fragment, hook,
     icmp::{self, Related},
-    maps, own,
+    limit, maps, own,
     packet::{ETH_LEN, Eth, Mac, Packet, RouteKind},
     parse::{self, Ip, Payload, ethertype},
     probe,
@@ -253,6 +253,7 @@ fn begin(
         // It ends here; the stack says so.
         return Ok(None);
     }
+    limit::open(ip, now)?;
     let new = NewFlow {
         originator_is_b: src_is_b,
         bucket,

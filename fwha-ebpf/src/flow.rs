@@ -42,7 +42,7 @@ use fwha_common::{
 
 use crate::{
     atomic::{compare_exchange_u32, compare_exchange_u64},
-    hook, maps,
+    hook, limit, maps,
     parse::{Ip, Payload},
     sctp::{self, Chunk},
     tcp::{self, Options, Step},
@@ -536,6 +536,7 @@ impl FlowRef {
         }
         let flow = &*flow;
         maps::add(&maps::COUNTERS, Counter::FlowsCreated as u32, 1);
+        limit::promoted(ip);
         publish(FlowEventKind::Created, key, flow, flow.version);
         maps::FLOWS.get_ptr_mut(key).map(Self).ok_or(DropReason::TableFull)
     }

@@ -12,7 +12,7 @@
 //! | [`fragment`] | fragments, held to what the first of them said |
 //! | [`probe`] | probes, answered here |
 //! | [`flow`], [`tcp`], [`sctp`], [`icmp`] | flows, their states and windows, errors about them |
-//! | [`zone`], [`rules`] | where a packet comes from; the ruleset |
+//! | [`zone`], [`rules`], [`limit`] | where a packet comes from; the ruleset; limits by source |
 //! | [`forward`], [`reject`] | next hop and rewrite; answers to what a rule rejects |
 //! | [`capture`] | samples of what is dropped |
 //! | [`maps`], [`atomic`] | the maps; atomic operations |
@@ -47,6 +47,8 @@ mod fragment;
 mod hook;
 #[cfg(target_arch = "bpf")]
 mod icmp;
+#[cfg(target_arch = "bpf")]
+mod limit;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]

@@ -11,6 +11,7 @@ use fwha_common::{
     drop::DROP_REASONS,
     flow::{Flow, FlowEvent, FlowKey, NextHop},
     group::Group,
+    limit::{Limits, Source},
     rule::{Interface, InterfaceKey, MAX_RULES, Rule},
     settings::{COUNTERS as COUNTER_COUNT, Settings, Timeouts},
 };
@@ -78,6 +79,12 @@ pub static DROP_SAMPLES: RingBuf<DropSample, { 512 << 10 }> = RingBuf::new();
 
 #[btf_map]
 pub static CAPTURE_SHARE: PerCpuArray<Share, 1> = PerCpuArray::new();
+
+#[btf_map]
+pub static LIMITS: Array<Limits, 1> = Array::new();
+
+#[btf_map]
+pub static SOURCES: LruHashMap<[u32; 4], Source, 65_536> = LruHashMap::new();
 
 #[btf_map]
 pub static REJECT_SHARE: PerCpuArray<reject::Share, 1> = PerCpuArray::new();

@@ -16,6 +16,8 @@ mod flows;
 mod forwarding;
 #[path = "dataplane/guard.rs"]
 mod guard;
+#[path = "dataplane/limits.rs"]
+mod limits;
 #[path = "dataplane/model.rs"]
 mod model;
 #[path = "dataplane/ownership.rs"]

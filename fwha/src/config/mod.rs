@@ -10,12 +10,13 @@
 //! | `section` | typed reading of tables |
 //! | `value` | durations, names, addresses |
 //! | `cluster` | `[cluster]`, `[sync]`, `[replication]` |
-//! | `nodes`, `zones`, `groups`, `rules`, `timeouts` | a section each: its type, reading and checks |
+//! | `nodes`, `zones`, `groups`, `rules`, `timeouts`, `limits` | a section each: its type, reading and checks |
 //! | `key` | the cluster key's file |
 
 mod cluster;
 mod groups;
 pub mod key;
+mod limits;
 mod names;
 mod nodes;
 mod rules;
@@ -33,7 +34,7 @@ use std::{
     sync::Arc,
 };
 
-use fwha_common::{rule, settings::Timeouts};
+use fwha_common::{limit::Limits, rule, settings::Timeouts};
 pub use fwha_proto::{NodeId, seal::ClusterKey};
 use sha2::{Digest, Sha256};
 use toml::de::DeTable;
@@ -73,6 +74,8 @@ pub struct Config {
     pub replication: Replication,
     /// `[timeouts]`, over the kernel's defaults.
     pub timeouts: Timeouts,
+    /// `[limits]`.
+    pub limits: Limits,
     /// Every `[[node]]`, in the order of the file: node `id` is at `id - 1`.
     pub nodes: Vec<Node>,
     /// Every `[[zone]]`, in the order of the file: zone `id` is at `id - 1`.
@@ -153,6 +156,7 @@ impl Config {
         let groups = groups::read(&mut root, &nodes, &zones, &mut mistakes);
         let rules = rules::read(&mut root, &zones, &mut mistakes);
         let timeouts = timeouts::read(&mut root, &mut mistakes);
+        let limits = limits::read(&mut root, &mut mistakes);
         root.finish(&mut mistakes);
 
         let (Some(key), true) = (key, mistakes.is_empty()) else {
@@ -164,6 +168,7 @@ impl Config {
             sync: cluster.sync,
             replication: cluster.replication,
             timeouts,
+            limits,
             nodes: nodes.list,
             zones: zones.list,
             groups,
@@ -179,6 +184,7 @@ impl Config {
             &config.sync,
             &config.replication,
             config.timeouts.ns,
+            (config.limits.interval_ns, config.limits.flows),
             &config.nodes,
             &config.zones,
             &config.groups,

@@ -457,6 +457,7 @@ fn set_up_dataplane(
 ) -> Result<()> {
     maps.set_bucket_groups(&bucket_group.map(u32::from))?;
     maps.set_timeouts(&config.timeouts)?;
+    maps.set_limits(&config.limits)?;
     maps.update_settings(|s| {
         s.bucket_key = key.siphash_key("bucket");
         s.probe_key = key.siphash_key("probe");

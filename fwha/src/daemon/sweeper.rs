@@ -4,6 +4,7 @@
 //! the sweeper only takes its element away, so it has time: a whole pass over the table takes some
 //! seconds and never more than a small share of a CPU.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
@@ -63,6 +64,7 @@ impl Thread {
 
     fn run(mut self) {
         let mut walk: Option<FlowWalk> = None;
+        let mut sources = Sources::default();
         let mut pass_due = 0;
         let mut complaints = Limit::default();
         let mut lost = std::mem::take(&mut self.lost);
@@ -71,12 +73,20 @@ impl Thread {
             let now_ns = self.clock.now_ns();
             if walk.is_none() && now_ns >= pass_due && self.owned.any() {
                 walk = Some(FlowWalk::new(CHUNK));
+                sources = Sources::wanted(&self.maps);
                 pass_due = now_ns + PASS_INTERVAL.as_nanos() as u64;
             }
             let Some(w) = &mut walk else { continue };
-            match self.sweep(now_ns, w) {
+            match self.sweep(now_ns, w, &mut sources) {
                 Ok(true) => {}
-                Ok(false) => walk = None,
+                Ok(false) => {
+                    walk = None;
+                    if let Err(error) = std::mem::take(&mut sources).tell(&self.maps)
+                        && let Some(held) = complaints.pass()
+                    {
+                        tracing::warn!(held, "cannot count the flows of sources: {error:#}");
+                    }
+                }
                 Err(error) => {
                     if let Some(held) = complaints.pass() {
                         tracing::warn!(held, "cannot sweep expired flows: {error:#}");
@@ -88,7 +98,7 @@ impl Thread {
     }
 
     /// One turn of a pass. Whether the pass goes on.
-    fn sweep(&self, now_ns: u64, walk: &mut FlowWalk) -> Result<bool> {
+    fn sweep(&self, now_ns: u64, walk: &mut FlowWalk, sources: &mut Sources) -> Result<bool> {
         let timeouts = self.maps.timeouts()?;
         let mut groups: Vec<Option<Group>> = Vec::new();
         for group in 0..=self.bucket_group.iter().copied().max().unwrap_or(0) {
@@ -103,6 +113,7 @@ impl Thread {
                 continue;
             };
             if expiry_ns(key, flow, group.since_ns, &timeouts) > now_ns {
+                sources.count(key, flow);
                 continue;
             }
             match self.take(key, flow, group.since_ns, now_ns, &timeouts) {
@@ -163,6 +174,26 @@ impl Thread {
             }
             self.replication.send(replication::Command::Reconcile(buckets));
         }
+    }
+}
+
+/// How many flows each source has, counted in a pass. Nothing is counted while nobody limits it.
+#[derive(Default)]
+struct Sources(Option<HashMap<[u32; 4], u32>>);
+
+impl Sources {
+    fn wanted(maps: &Maps) -> Self {
+        Self(maps.limits().is_ok_and(|limits| limits.flows != 0).then(HashMap::new))
+    }
+
+    fn count(&mut self, key: &FlowKey, flow: &Flow) {
+        if let Some(counts) = &mut self.0 {
+            *counts.entry(if flow.originator_is_b() { key.addr_b } else { key.addr_a }).or_default() += 1;
+        }
+    }
+
+    fn tell(self, maps: &Maps) -> Result<()> {
+        self.0.map_or(Ok(()), |counts| Ok(maps.set_source_flows(counts)?))
     }
 }
 
@@ -246,7 +277,9 @@ mod tests {
             };
             let pass = || {
                 let mut walk = FlowWalk::new(64);
-                while sweeper.sweep(now_ns, &mut walk).unwrap() {}
+                let mut sources = Sources::wanted(&maps);
+                while sweeper.sweep(now_ns, &mut walk, &mut sources).unwrap() {}
+                sources.tell(&maps).unwrap();
                 let mut expired = Vec::new();
                 while let Some(replication::Command::Expired(flows)) = told.take() {
                     expired.extend(flows);

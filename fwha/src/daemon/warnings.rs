@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use fwha_common::drop::DropReason;
 use fwha_common::settings::Counter;
 use fwha_proto::election::status::Stranger;
 
@@ -47,6 +48,14 @@ impl Server {
         if full + failed > 0 {
             warnings.push(format!(
                 "{full} flows of peers found no room in the flow table, {failed} could not be written"
+            ));
+        }
+        if let Ok(refused @ 1..) =
+            self.maps.drops().map(|drops| drops.get(DropReason::TableFull as usize).copied().unwrap_or(0))
+        {
+            let max = self.config.cluster.max_flows;
+            warnings.push(format!(
+                "{refused} answers to new flows found the flow table full so far: raise max-flows ({max}), or set [limits]"
             ));
         }
         if let Ok(lost @ 1..) =

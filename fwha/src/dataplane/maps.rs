@@ -1,6 +1,7 @@
 //! Typed access to the maps: each call one system call, from any thread.
 
 use std::{
+    collections::HashMap,
     io,
     os::fd::{AsFd, OwnedFd},
     sync::{Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
@@ -11,6 +12,7 @@ use fwha_common::{
     capture::Capture,
     flow::{Flow, FlowKey},
     group::Group,
+    limit::{Limits, Source},
     rule::{Interface, InterfaceKey, MAX_RULES, Rule},
     settings::{Settings, Timeouts, name},
 };
@@ -28,6 +30,9 @@ pub type FlowMap = Map<FlowKey, Flow>;
 /// An incremental walk over a table of flows.
 pub type FlowWalk = Walk<FlowKey, Flow>;
 
+/// What is known of sources, by address as in a flow key.
+type SourceMap = Map<[u32; 4], Source>;
+
 /// The maps of a data plane.
 #[derive(Debug)]
 pub struct Maps {
@@ -40,6 +45,8 @@ pub struct Maps {
     interfaces: Map<InterfaceKey, Interface>,
     settings: Map<u32, Settings>,
     timeouts: Map<u32, Timeouts>,
+    limits: Map<u32, Limits>,
+    sources: SourceMap,
     rule_hits: PerCpuCounters,
     counters: PerCpuCounters,
     drops: PerCpuCounters,
@@ -72,6 +79,8 @@ impl Maps {
             interfaces: map(pins, name::INTERFACES)?,
             settings: map(pins, name::SETTINGS)?,
             timeouts: map(pins, name::TIMEOUTS)?,
+            limits: map(pins, name::LIMITS)?,
+            sources: map(pins, name::SOURCES)?,
             rule_hits: counters(name::RULE_HITS)?,
             counters: counters(name::COUNTERS)?,
             drops: counters(name::DROPS)?,
@@ -194,6 +203,49 @@ impl Maps {
             s.rules = rules.len() as u32;
         })?;
         Ok(generation)
+    }
+
+    /// Sets the limits by source.
+    ///
+    /// # Errors
+    ///
+    /// Those of the update.
+    pub fn set_limits(&self, limits: &Limits) -> Result<(), DataplaneError> {
+        self.limits.update(&0, limits, Write::Any).map_err(map_error(name::LIMITS))
+    }
+
+    /// The limits in force.
+    ///
+    /// # Errors
+    ///
+    /// Those of the lookup.
+    pub fn limits(&self) -> Result<Limits, DataplaneError> {
+        Ok(self.limits.lookup(&0).map_err(map_error(name::LIMITS))?.unwrap_or_else(zeroed))
+    }
+
+    /// Tells the programs how many flows each source has in the main table; those not named have none.
+    ///
+    /// # Errors
+    ///
+    /// Those of the walk and the updates; what was told before stays told.
+    pub fn set_source_flows(&self, mut flows: HashMap<[u32; 4], u32>) -> Result<(), DataplaneError> {
+        let mut tell = || -> io::Result<()> {
+            let write =
+                |address: &[u32; 4], source: &Source| self.sources.update(address, source, Write::Any);
+            let mut walk = Walk::new(4096);
+            while let Some((addresses, sources)) = walk.next_chunk(&self.sources)? {
+                for (address, source) in addresses.iter().zip(sources) {
+                    let counted = flows.remove(address).unwrap_or(0);
+                    if counted != source.flows {
+                        write(address, &Source { flows: counted, ..*source })?;
+                    }
+                }
+            }
+            flows.iter().try_for_each(|(address, flows)| {
+                write(address, &Source { flows: *flows, ..Source::default() })
+            })
+        };
+        tell().map_err(map_error(name::SOURCES))
     }
 
     /// Sets the timeouts.

@@ -20,6 +20,7 @@ use fwha_common::capture::{Capture, DropSample};
 use fwha_common::drop::DropReason;
 use fwha_common::flow::{Flow, FlowEvent, FlowKey, FlowState, NextHop};
 use fwha_common::group::Group;
+use fwha_common::limit::{Limits, Source};
 use fwha_common::rule::{Action, Interface, InterfaceKey, MAX_RULES, Rule, ZONE_ANY};
 use fwha_common::settings::{Counter, Settings, Timeouts, name};
 use nix::sched::{CloneFlags, unshare};
@@ -191,6 +192,8 @@ pub struct Rig {
     settings: Array<MapData, Settings>,
     counters: PerCpuArray<MapData, u64>,
     drops: PerCpuArray<MapData, u64>,
+    limits: Array<MapData, Limits>,
+    pub sources: HashMap<MapData, [u32; 4], Source>,
     rule_hits: PerCpuArray<MapData, u64>,
     event_loss: PerCpuArray<MapData, u64>,
     events: RingBuf<MapData>,
@@ -292,6 +295,8 @@ impl Rig {
             settings: take!(name::SETTINGS),
             counters: take!(name::COUNTERS),
             drops: take!(name::DROPS),
+            limits: take!(name::LIMITS),
+            sources: take!(name::SOURCES),
             rule_hits: take!(name::RULE_HITS),
             event_loss: take!(name::EVENT_LOSS),
             events: take!(name::EVENTS),
@@ -338,6 +343,11 @@ impl Rig {
     /// Sets the state of the one group.
     pub fn set_group(&mut self, group: Group) {
         self.groups.set(0, group, 0).expect("group");
+    }
+
+    /// Sets the limits by source.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits.set(0, limits, 0).expect("limits");
     }
 
     /// Describes an interface to the programs; it leaves by itself.

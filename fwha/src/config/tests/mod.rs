@@ -4,6 +4,7 @@ use std::{net::Ipv4Addr, path::Path, time::Duration};
 
 use fwha_common::{
     flow::{Flow, FlowKey, FlowState, TimeoutClass, proto},
+    limit::Limits,
     rule::{Action, ZONE_ANY, ZONE_NODE, name_hash},
     settings::Timeouts,
 };
@@ -170,6 +171,15 @@ fn a_rule_becomes_every_combination_in_order() {
 
     let open = good(&with("from = \"lan\"\nto = \"inet\"\n", "")).compiled_rules();
     assert_eq!((open[0].from, open[0].to, open[0].proto), (ZONE_ANY, ZONE_ANY, 0));
+}
+
+#[test]
+fn limits_are_none_unless_they_are_set() {
+    assert_eq!(good(&with("", "")).limits, Limits::default());
+    let text = with("", "") + "[limits]\nnew-flows-per-second = 500\nflows-per-source = 1_000\n";
+    let limits = good(&text).limits;
+    assert_eq!((limits.interval_ns, limits.flows), (2_000_000, 1000));
+    assert_ne!(good(&text).hash, good(&with("", "")).hash);
 }
 
 #[test]
