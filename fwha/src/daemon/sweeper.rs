@@ -216,6 +216,7 @@ pub fn expiry_ns(key: &FlowKey, flow: &Flow, since_ns: u64, timeouts: &Timeouts)
 #[cfg(test)]
 mod tests {
     use fwha_common::flow::FlowState;
+    use fwha_common::limit::Limits;
 
     use super::*;
     use crate::daemon::mailbox::mailbox;
@@ -294,8 +295,12 @@ mod tests {
             assert_eq!(pass(), (vec![], vec![1, 2, 3]), "nor does a node whose lease is over");
             own(Group::ACTIVE, 990, 1001);
             assert_eq!(pass(), (vec![], vec![1, 2, 3]), "inherited flows get a whole timeout");
+            let source = key(1).addr_a;
+            assert_eq!(maps.source_flows(&source).unwrap(), 0, "nobody limits them");
+            maps.set_limits(&Limits { flows: 9, ..Limits::default() }).unwrap();
             own(Group::ACTIVE, 0, 1001);
             assert_eq!(pass(), (vec![(key(1), flow(1, 0).id())], vec![2, 3]));
+            assert_eq!(maps.source_flows(&source).unwrap(), 2, "those that are left");
 
             // A flow that began between look and deletion is put back as it is.
             maps.flows().update(&key(3), &flow(33, 999), Write::Any).unwrap();

@@ -223,6 +223,16 @@ impl Maps {
         Ok(self.limits.lookup(&0).map_err(map_error(name::LIMITS))?.unwrap_or_else(zeroed))
     }
 
+    /// How many flows of a source the programs know to be in the main table; 0 if they know nothing of it.
+    ///
+    /// # Errors
+    ///
+    /// Those of the lookup.
+    pub fn source_flows(&self, address: &[u32; 4]) -> Result<u32, DataplaneError> {
+        let source = self.sources.lookup(address).map_err(map_error(name::SOURCES))?;
+        Ok(source.map_or(0, |source| source.flows))
+    }
+
     /// Tells the programs how many flows each source has in the main table; those not named have none.
     ///
     /// # Errors
