@@ -299,7 +299,12 @@ impl FlowRef {
         let (own, other) = unsafe { (&mut *own, &mut *other) };
         match ip.payload {
             Payload::Tcp => {
+                let inherited = self.flags() & Flow::INHERITED != 0;
                 if ip.tcp.flags & tcp::RST != 0 {
+                    if inherited && own.flags & other.flags & Way::SEEN == 0 {
+                        // What would be right is not known yet; its receiver knows.
+                        return Ok(Step::Ignore);
+                    }
                     stepped = tcp::reset(state, reply, ip.tcp.seq, own, other)?;
                 }
                 if matches!(stepped, Step::Begin) {
@@ -313,7 +318,6 @@ impl FlowRef {
                 if matches!(stepped, Step::Ignore) {
                     return Ok(stepped);
                 }
-                let inherited = self.flags() & Flow::INHERITED != 0;
                 let len = ip.len.wrapping_sub(ip.header_len);
                 let quiet = ip.tcp.flags & tcp::RST != 0 && matches!(stepped, Step::Stay);
                 match tcp::window(state, own, other, &ip.tcp, len, options, inherited, quiet) {
