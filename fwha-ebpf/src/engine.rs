@@ -407,10 +407,11 @@ mod options {
         }
         scan.len = len as u32;
         scan.at = 0;
+        scan.blocks = 0;
         scan.found = Options::default();
         // SAFETY: `step` is a callback as `bpf_loop` wants it.
         unsafe { bpf_loop(40, step as *mut c_void, core::ptr::null_mut(), 0) };
-        *found = maps::opaque(scan).found;
+        *found = maps::opaque(scan).finish();
     }
 
     /// One option; 1 ends it.

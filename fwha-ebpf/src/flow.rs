@@ -51,6 +51,10 @@ use crate::{
 /// Attempts at a compare-and-exchange before giving up. Each failure means that another CPU got on.
 const ATTEMPTS: u32 = 8;
 
+/// Attempts at a state, each of which another CPU can only undo by changing it itself: there are two
+/// directions.
+const SETTLE_ATTEMPTS: u32 = 3;
+
 /// A UDP flow that still has packets this long after its first is a stream (as in
 /// net/netfilter/nf_conntrack_proto_udp.c).
 const UDP_STREAM_NS: u64 = 2_000_000_000;
@@ -440,7 +444,7 @@ impl FlowRef {
     #[inline(always)]
     fn settle(self, key: &FlowKey, ip: &Ip, next: FlowState, reply: bool, group: &Group, now: u64) {
         let mut next = next;
-        for _ in 0..ATTEMPTS {
+        for _ in 0..SETTLE_ATTEMPTS {
             if self.change(key, next, group.term) {
                 return;
             }

@@ -131,6 +131,34 @@ pub fn bounded<const MASK: u32>(n: u32) -> usize {
     }
 }
 
+/// The word at `at`, which has no alignment: one instruction, as in [`Window`].
+///
+/// # Safety
+///
+/// Four bytes can be read there.
+#[inline(always)]
+pub unsafe fn unaligned(at: *const u8) -> u32 {
+    #[cfg(target_arch = "bpf")]
+    {
+        let value: u64;
+        // SAFETY: promised.
+        unsafe {
+            core::arch::asm!(
+                "{value} = *(u32 *)({at} + 0)",
+                value = out(reg) value,
+                at = in(reg) at,
+                options(readonly, nostack, preserves_flags),
+            );
+        }
+        value as u32
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    // SAFETY: promised.
+    unsafe {
+        at.cast::<u32>().read_unaligned()
+    }
+}
+
 macro_rules! access {
     ($($load:ident $store:ident $type:ident $kernel:literal;)+) => {$(
         /// The field at `OFFSET`.

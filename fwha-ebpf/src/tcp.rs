@@ -8,7 +8,10 @@ use fwha_common::{
     flow::{FlowState, Way},
 };
 
-use crate::parse::Tcp;
+use crate::{
+    packet::{bounded, unaligned},
+    parse::Tcp,
+};
 
 /// TCP flag: no more data from the sender.
 pub const FIN: u8 = 0x01;
@@ -199,12 +202,16 @@ pub const OPTIONS_LEN: usize = 64;
 
 /// Options under way of being read, one at each [`Scan::step`].
 pub struct Scan {
-    /// Their bytes.
-    pub bytes: [u8; OPTIONS_LEN],
+    /// Their bytes, and four more, so that a word may be read at each.
+    pub bytes: [u8; OPTIONS_LEN + 4],
     /// How many there are, 40 at most.
     pub len: u32,
     /// How many have been read.
     pub at: u32,
+    /// Where SACK blocks begin.
+    pub blocks_at: u32,
+    /// How many there are.
+    pub blocks: u32,
     /// What was found.
     pub found: Options,
 }
@@ -217,7 +224,9 @@ impl Scan {
 
     #[inline(always)]
     fn u32(&self, at: u32) -> u32 {
-        u32::from_be_bytes([self.u8(at), self.u8(at + 1), self.u8(at + 2), self.u8(at + 3)])
+        let at = bounded::<{ OPTIONS_LEN as u32 - 1 }>(at);
+        // SAFETY: a word lies there, see `bytes`.
+        u32::from_be(unsafe { unaligned(self.bytes.as_ptr().add(at)) })
     }
 
     /// Reads an option; whether there may be another. What does not fit ends it, as in the kernel.
@@ -250,22 +259,30 @@ impl Scan {
             }
             (4, 2) => self.found.flags |= Way::SACK,
             (5, 10 | 18 | 26 | 34) => {
-                let mut block = 0;
-                while block < 4 {
-                    if 10 + 8 * block <= len {
-                        let right = self.u32(at + 6 + 8 * block);
-                        if !self.found.sacked || before(self.found.sack, right) {
-                            self.found.sack = right;
-                        }
-                        self.found.sacked = true;
-                    }
-                    block += 1;
-                }
+                self.blocks_at = at + 2;
+                self.blocks = len >> 3;
             }
             _ => {}
         }
         self.at = at + len;
         true
+    }
+
+    /// Looks through the SACK blocks, once the options have been read.
+    #[inline(always)]
+    pub fn finish(&mut self) -> Options {
+        let mut block = 0;
+        while block < 4 {
+            if block < self.blocks {
+                let right = self.u32(self.blocks_at + 4 + 8 * block);
+                if !self.found.sacked || before(self.found.sack, right) {
+                    self.found.sack = right;
+                }
+                self.found.sacked = true;
+            }
+            block += 1;
+        }
+        self.found
     }
 }
 
@@ -655,12 +672,18 @@ mod tests {
     }
 
     fn options(bytes: &[u8]) -> Options {
-        let mut scan =
-            Scan { bytes: [0; OPTIONS_LEN], len: bytes.len() as u32, at: 0, found: Options::default() };
+        let mut scan = Scan {
+            bytes: [0; OPTIONS_LEN + 4],
+            len: bytes.len() as u32,
+            at: 0,
+            blocks_at: 0,
+            blocks: 0,
+            found: Options::default(),
+        };
         scan.bytes[..bytes.len()].copy_from_slice(bytes);
         let steps = (0..=40).take_while(|_| scan.step()).count();
         assert!(steps <= 40);
-        scan.found
+        scan.finish()
     }
 
     #[test]
