@@ -21,24 +21,62 @@ use nix::errno::Errno;
 use serde_json::Value;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use rig::{CLAMPED, Family, REJECTED, Rig, Running, play, skipped};
+use rig::{CLAMPED, Family, REJECTED, Rig, Running, Scenario, play, skipped};
 
-/// Makes a test of a scenario for each hook.
-macro_rules! at_both_hooks {
-    ($($scenario:ident needs $programs:expr;)+) => {
-        mod by_tc { $(#[test] fn $scenario() { super::play(super::Attach::Tc, &$programs, super::$scenario); })+ }
-        mod by_xdp { $(#[test] fn $scenario() { super::play(super::Attach::Xdp, &$programs, super::$scenario); })+ }
-    };
+/// All in one lab for each hook, because to settle takes a pair longer than most of them do.
+const SCENARIOS: [Scenario; 7] = [
+    Scenario {
+        name: "files arrive intact",
+        programs: &[
+            ("curl", "curl"),
+            ("scp", "openssh-client"),
+            ("ssh-keygen", "openssh-client"),
+            ("sshd", "openssh-server"),
+        ],
+        play: files_arrive_intact,
+    },
+    Scenario {
+        name: "streams and datagrams flow both ways",
+        programs: &[("iperf3", "iperf3")],
+        play: streams_and_datagrams_flow_both_ways,
+    },
+    Scenario {
+        name: "the way and names are found",
+        programs: &[("traceroute", "traceroute"), ("dig", "bind9-dnsutils")],
+        play: the_way_and_names_are_found,
+    },
+    Scenario { name: "SCTP associations carry messages", programs: &[], play: sctp },
+    Scenario {
+        name: "nodes serve and ask for themselves",
+        programs: &[
+            ("ssh", "openssh-client"),
+            ("ssh-keygen", "openssh-client"),
+            ("sshd", "openssh-server"),
+            ("dig", "bind9-dnsutils"),
+        ],
+        play: nodes_serve_and_ask_for_themselves,
+    },
+    Scenario {
+        name: "the unwanted are told or dropped",
+        programs: &[],
+        play: the_unwanted_are_told_or_dropped,
+    },
+    // The last, for it makes the way out narrow.
+    Scenario {
+        name: "echoes of any size return and too long ones are reported",
+        programs: &[("ping", "iputils-ping")],
+        play: echoes_of_any_size_return_and_too_long_ones_are_reported,
+    },
+];
+
+#[test]
+fn programs_work_through_the_cluster_by_tc() {
+    play(Attach::Tc, &SCENARIOS);
 }
 
-at_both_hooks! {
-    files_arrive_intact needs [("curl", "curl"), ("scp", "openssh-client"), ("sshd", "openssh-server")];
-    streams_and_datagrams_flow_both_ways needs [("iperf3", "iperf3")];
-    echoes_of_any_size_return_and_too_long_ones_are_reported needs [("ping", "iputils-ping")];
-    the_way_and_names_are_found needs [("traceroute", "traceroute"), ("dig", "bind9-dnsutils")];
-    nodes_serve_and_ask_for_themselves needs
-        [("ssh", "openssh-client"), ("sshd", "openssh-server"), ("dig", "bind9-dnsutils")];
-    the_unwanted_are_told_or_dropped needs [];
+#[test]
+fn programs_work_through_the_cluster_by_xdp() {
+    play(Attach::Xdp, &SCENARIOS);
 }
 
 /// Bytes that no pattern makes up for when some are lost.
@@ -314,8 +352,6 @@ impl Wire {
 }
 
 fn the_way_and_names_are_found(rig: &Rig<'_>) -> Result<()> {
-    servers::http(rig.lab, Host::Server, Vec::new())?;
-    servers::dns(rig.lab, Host::Server)?;
     for family in Family::ALL {
         let way = [rig.active.lan_addresses()[family as usize], family.server()];
         for method in [&[][..], &["-I"], &["-T"]] {
@@ -334,7 +370,7 @@ fn the_way_and_names_are_found(rig: &Rig<'_>) -> Result<()> {
             ask(rig, Host::Client, family, &["+tcp"])
         })?;
     }
-    sctp(rig)
+    Ok(())
 }
 
 /// Asks the server's DNS from a box.
@@ -354,7 +390,7 @@ fn sctp(rig: &Rig<'_>) -> Result<()> {
         let open = || Socket::new(Domain::for_address(server), Type::STREAM, Some(Protocol::SCTP));
         let listener = match rig.lab.within(Host::Server, open)? {
             Err(error) if error.raw_os_error() == Some(Errno::EPROTONOSUPPORT as i32) => {
-                skipped("SCTP needs a kernel that has it (CONFIG_IP_SCTP)");
+                skipped("needs a kernel with SCTP (CONFIG_IP_SCTP)");
                 return Ok(());
             }
             listener => listener?,
@@ -378,7 +414,6 @@ fn sctp(rig: &Rig<'_>) -> Result<()> {
 }
 
 fn nodes_serve_and_ask_for_themselves(rig: &Rig<'_>) -> Result<()> {
-    servers::dns(rig.lab, Host::Server)?;
     for node in Node::ALL {
         let sshd = Sshd::start(rig, node.host())?;
         for family in Family::ALL {
@@ -429,7 +464,10 @@ fn the_unwanted_are_told_or_dropped(rig: &Rig<'_>) -> Result<()> {
         rig.lab
             .exec(Host::Client, &["ip", "addr", "add", &format!("{false_source}{prefix}"), "dev", "lo"])?;
         let from = SocketAddr::new(false_source.parse::<IpAddr>()?, 0);
-        let socket = rig.lab.within(Host::Client, || UdpSocket::bind(from))??;
+        // A new address of IPv6 is not there at once.
+        let socket = rig.lab.wait_for("the false source", PATIENCE, || {
+            Ok(Some(rig.lab.within(Host::Client, || UdpSocket::bind(from))??))
+        })?;
         socket.send_to(b"fwha", SocketAddr::new(to.ip(), 5000))?;
         rig.pair.wait_for_count(rig.lab, rig.active, "drops.spoofed", spoofed)?;
     }

@@ -13,6 +13,8 @@ use fwha_tests::scenario::in_lab;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::servers;
+
 /// The port that the rules reject, TCP and UDP alike.
 pub const REJECTED: u16 = 81;
 /// The port whose connections have their MSS clamped.
@@ -99,37 +101,49 @@ pub struct Rig<'a> {
     pub dir: TempDir,
 }
 
-/// Plays a scenario with the pair's data plane attached this way, unless a program (with its Debian package) is missing.
-pub fn play(attach: Attach, programs: &[(&str, &str)], scenario: impl FnOnce(&Rig<'_>) -> Result<()>) {
-    if fwha_tests::root::needed() || missing(programs) {
-        return;
-    }
+/// Something that programs do, with or through a settled pair.
+pub struct Scenario {
+    pub name: &'static str,
+    /// The programs that it needs, each with its Debian package.
+    pub programs: &'static [(&'static str, &'static str)],
+    pub play: fn(&Rig<'_>) -> Result<()>,
+}
+
+/// Plays scenarios one after another with the pair's data plane attached this way, and fails when one has failed.
+pub fn play(attach: Attach, scenarios: &[Scenario]) {
     in_lab(LabOptions { attach, ipv6: true, ..LabOptions::default() }, |lab| {
         let path = lab.config_path();
         let config = fs::read_to_string(&path)?.replacen("[[rule]]", &format!("{RULES}[[rule]]"), 1);
         fs::write(&path, config)?;
         let (mut pair, active) = Pair::settled(lab)?;
         lab.route6_through(active)?;
+        servers::dns(lab, Host::Server)?;
         let rig = Rig { lab, pair: &pair, active, dir: tempfile::tempdir()? };
-        scenario(&rig)?;
+        let mut failed = Vec::new();
+        for Scenario { name, programs, play } in scenarios {
+            if let Some(needs) = missing(programs) {
+                skipped(&format!("{name}: {needs}"));
+                if std::env::var("CI").as_deref() == Ok("true") {
+                    failed.push(format!("{name}: {needs}, and CI=true forbids skipping it"));
+                }
+            } else if let Err(error) = play(&rig) {
+                failed.push(format!("{name}: {error:#}"));
+            }
+        }
+        ensure!(failed.is_empty(), "{}", failed.join("\n"));
         drop(rig);
         ensure!(pair.settle(lab)? == active, "{active} is not active any more");
         Ok(())
     });
 }
 
-/// Whether one of the programs is not installed: the test is skipped aloud, under `CI=true` it fails.
-fn missing(programs: &[(&str, &str)]) -> bool {
+/// The first of the programs that is not installed.
+fn missing(programs: &[(&str, &str)]) -> Option<String> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut places: Vec<_> = std::env::split_paths(&path).collect();
-    places.extend(["/usr/sbin".into(), "/sbin".into()]);
+    places.push("/usr/sbin".into());
     let absent = programs.iter().find(|(program, _)| !places.iter().any(|dir| dir.join(program).is_file()));
-    absent.is_some_and(|(program, package)| {
-        let needs = format!("needs {program} (Debian package {package})");
-        assert!(std::env::var("CI").as_deref() != Ok("true"), "{needs}, and CI=true forbids skipping it");
-        skipped(&needs);
-        true
-    })
+    absent.map(|(program, package)| format!("needs {program} (Debian package {package})"))
 }
 
 /// Says that something is not tested, and why.
