@@ -9,8 +9,8 @@ use aya_ebpf::{
     },
     helpers::generated::{
         bpf_fib_lookup, bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_l4_csum_replace,
-        bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes, bpf_xdp_adjust_tail,
-        bpf_xdp_load_bytes,
+        bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes, bpf_xdp_adjust_head,
+        bpf_xdp_adjust_tail, bpf_xdp_load_bytes,
     },
 };
 use fwha_common::{
@@ -138,8 +138,16 @@ impl Packet for Xdp {
     #[inline(always)]
     fn resize(&mut self, len: u32) -> bool {
         let delta = len.wrapping_sub(self.len()) as i32;
+        // It grows at its head: there is room before every frame (XDP_PACKET_HEADROOM, uapi/linux/bpf.h), behind it a
+        // veth leaves but what its rounding to cache lines does (`skb_pp_cow_data` in net/core/skbuff.c).
         // SAFETY: the kernel's context.
-        unsafe { bpf_xdp_adjust_tail(self.ctx, delta) == 0 }
+        unsafe {
+            if delta > 0 {
+                bpf_xdp_adjust_head(self.ctx, -delta) == 0
+            } else {
+                bpf_xdp_adjust_tail(self.ctx, delta) == 0
+            }
+        }
     }
     #[inline(always)]
     fn route(&self, ip: &Ip, back: bool, hop: &mut NextHop) -> RouteKind {

@@ -38,7 +38,8 @@ pub trait Packet {
     ///
     /// They are not there.
     fn replace(&mut self, at: u32, checksum_at: u32, from: u16, to: u16) -> Result<(), DropReason>;
-    /// Gives the frame another length; whether it could. Windows into the frame end with it.
+    /// Gives the frame another length, to be written anew: what is in it is undefined, and windows into it end. Whether
+    /// it could.
     fn resize(&mut self, len: u32) -> bool;
     /// Looks up the next hop to the destination of a packet (`false`), or back to its source. Fills in
     /// what it finds but for the generation; `out` is the interface's index.

@@ -108,13 +108,18 @@ impl Sum {
     }
 }
 
-/// Writes Ethernet and IP headers of the answer, `len` bytes behind the IP header.
+/// Gives the packet its answer's length, `len` bytes behind the IP header, and writes Ethernet and IP headers.
 #[inline(always)]
 fn headers<const L3: usize>(packet: &mut impl Packet, ip: &Ip, protocol: u8, len: u16) -> Option<()> {
     let eth = window::<ETH_LEN>(packet, 0).ok()?;
-    let (dst, src) = (eth.mac::<0, 4>(), eth.mac::<6, 10>());
+    let (dst, src, ethertype) = (eth.mac::<0, 4>(), eth.mac::<6, 10>(), eth.u16::<12>());
+    if !packet.resize((ETH_LEN + L3) as u32 + len as u32) {
+        return None;
+    }
+    let eth = window::<ETH_LEN>(packet, 0).ok()?;
     eth.set_mac::<0, 4>(src);
     eth.set_mac::<6, 10>(dst);
+    eth.set_u16::<12>(ethertype);
     if L3 == V6 {
         let header: Window<V6> = window(packet, ETH_LEN).ok()?;
         header.set_u32::<0>(u32::to_be(0x6000_0000));
@@ -153,9 +158,6 @@ fn headers<const L3: usize>(packet: &mut impl Packet, ip: &Ip, protocol: u8, len
 
 #[inline(always)]
 fn tcp_reset<P: Packet, const L3: usize>(packet: &mut P, ip: &Ip) -> Option<()> {
-    if !packet.resize((ETH_LEN + L3 + 20) as u32) {
-        return None;
-    }
     headers::<L3>(packet, ip, proto::TCP, 20)?;
     let answers = ip.tcp.flags & ACK != 0;
     let carried = (ip.len - ip.header_len)
@@ -182,10 +184,7 @@ fn tcp_reset<P: Packet, const L3: usize>(packet: &mut P, ip: &Ip) -> Option<()> 
 #[inline(always)]
 fn unreachable_v4(packet: &mut impl Packet, ip: &Ip) -> Option<()> {
     const LEN: usize = 8 + V4 + QUOTED;
-    if !packet.resize((ETH_LEN + V4 + LEN) as u32) {
-        return None;
-    }
-    // What is quoted moves behind the headers.
+    // What is quoted goes behind the headers.
     let old: Window<{ V4 + QUOTED }> = window(packet, ETH_LEN).ok()?;
     let quoted = [
         old.u32::<0>(),
@@ -196,6 +195,7 @@ fn unreachable_v4(packet: &mut impl Packet, ip: &Ip) -> Option<()> {
         old.u32::<20>(),
         old.u32::<24>(),
     ];
+    headers::<V4>(packet, ip, proto::ICMP, LEN as u16)?;
     let icmp: Window<LEN> = window(packet, ETH_LEN + V4).ok()?;
     icmp.set_u32::<0>(u32::to_be(0x0303_0000));
     icmp.set_u32::<4>(0);
@@ -213,19 +213,17 @@ fn unreachable_v4(packet: &mut impl Packet, ip: &Ip) -> Option<()> {
         i += 1;
     }
     icmp.set_u16::<2>(sum.checksum());
-    headers::<V4>(packet, ip, proto::ICMP, LEN as u16)
+    Some(())
 }
 
 #[inline(always)]
 fn unreachable_v6(packet: &mut impl Packet, ip: &Ip) -> Option<()> {
     const LEN: usize = 8 + V6 + QUOTED;
-    if !packet.resize((ETH_LEN + V6 + LEN) as u32) {
-        return None;
-    }
     // The quoted IP header but for its addresses, which are known; and what it carries.
     let old: Window<{ V6 + QUOTED }> = window(packet, ETH_LEN).ok()?;
     let (first, second) = (old.u32::<0>(), old.u32::<4>());
     let carried = [old.u32::<40>(), old.u32::<44>()];
+    headers::<V6>(packet, ip, proto::ICMPV6, LEN as u16)?;
     let icmp: Window<LEN> = window(packet, ETH_LEN + V6).ok()?;
     icmp.set_u32::<0>(u32::to_be(0x0104_0000));
     icmp.set_u32::<4>(0);
@@ -256,5 +254,5 @@ fn unreachable_v6(packet: &mut impl Packet, ip: &Ip) -> Option<()> {
         .word(carried[0])
         .word(carried[1]);
     icmp.set_u16::<2>(sum.checksum());
-    headers::<V6>(packet, ip, proto::ICMPV6, LEN as u16)
+    Some(())
 }

@@ -46,6 +46,10 @@ use self::ledger::Entry;
 pub const CLIENT: &str = "192.168.100.100";
 /// The server's address; its route back to the LAN is [`INET_VIP`].
 pub const SERVER: &str = "10.0.0.128";
+/// The client's IPv6 address, in a lab that has IPv6.
+pub const CLIENT6: &str = "fd00:100::100";
+/// The server's IPv6 address, in a lab that has IPv6.
+pub const SERVER6: &str = "fd00:10::128";
 /// The group's address on the LAN.
 pub const LAN_VIP: &str = "192.168.100.12";
 /// The group's address on the inet side.
@@ -116,6 +120,22 @@ impl Node {
         }
     }
 
+    /// Its own address on the LAN, in IPv4 and in IPv6.
+    pub const fn lan_addresses(self) -> [&'static str; 2] {
+        match self {
+            Node::Fw1 => ["192.168.100.1", "fd00:100::1"],
+            Node::Fw2 => ["192.168.100.2", "fd00:100::2"],
+        }
+    }
+
+    /// Its own address on the inet side, in IPv4 and in IPv6.
+    pub const fn wan_addresses(self) -> [&'static str; 2] {
+        match self {
+            Node::Fw1 => ["10.0.0.1", "fd00:10::1"],
+            Node::Fw2 => ["10.0.0.2", "fd00:10::2"],
+        }
+    }
+
     /// The node of that name.
     pub fn by_name(name: &str) -> Option<Node> {
         Node::ALL.into_iter().find(|node| node.name() == name)
@@ -175,6 +195,9 @@ pub struct LabOptions {
     pub replication: bool,
     /// `heartbeat-interval` of the config file, or its default.
     pub heartbeat: Option<Duration>,
+    /// Whether the boxes have IPv6 addresses: `fd00:100::/64` on the LAN, `fd00:10::/64` on the inet side, ending as those
+    /// of IPv4 do. There are no VIPs among them: see [`Lab::route6_through`].
+    pub ipv6: bool,
     /// Further lines at the end of the config file.
     pub extra_config: String,
     /// Where `fwha`, `fwhactl` and `fwha-traffic` are; see [`binary`] for the default.
@@ -188,6 +211,7 @@ impl Default for LabOptions {
             replication: true,
             heartbeat: None,
             lease: None,
+            ipv6: false,
             extra_config: String::new(),
             bin_dir: None,
         }
@@ -217,7 +241,7 @@ impl Lab {
         clean_stale()?;
         let entry = ledger::open()?;
         let lab = Lab { entry, options, _turn: turn };
-        lab.entry.lay(|| wiring::lay(&lab.entry, lab.options.attach))?;
+        lab.entry.lay(|| wiring::lay(&lab.entry, lab.options.attach, lab.options.ipv6))?;
         config::write(&lab)?;
         Ok(lab)
     }
@@ -332,6 +356,15 @@ impl Lab {
     /// When the namespace cannot be entered.
     pub fn within<T: Send>(&self, host: Host, work: impl FnOnce() -> T + Send) -> Result<T> {
         self.entry.within(host, work)
+    }
+
+    /// Makes a node's own addresses the way between client and server for IPv6.
+    ///
+    /// # Errors
+    ///
+    /// When the lab has no IPv6.
+    pub fn route6_through(&self, node: Node) -> Result<()> {
+        wiring::route6_through(&self.entry, node)
     }
 
     /// Pulls a cable: the node's interface loses its carrier. All cables of [`Cable::All`] go in one command.

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context as _, Result, bail};
 
 use super::ledger::Entry;
-use super::{Attach, CLIENT, Cable, Host, INET_VIP, LAN_VIP, Node, SERVER};
+use super::{Attach, CLIENT, CLIENT6, Cable, Host, INET_VIP, LAN_VIP, Node, SERVER, SERVER6};
 use crate::sys::{Feature, set_feature};
 
 /// A cable from the switch to a box.
@@ -19,6 +19,7 @@ struct Line {
     /// The name at the box.
     interface: &'static str,
     address: &'static str,
+    address6: &'static str,
 }
 
 const fn line(
@@ -27,26 +28,27 @@ const fn line(
     host: Host,
     interface: &'static str,
     address: &'static str,
+    address6: &'static str,
 ) -> Line {
-    Line { bridge, port, host, interface, address }
+    Line { bridge, port, host, interface, address, address6 }
 }
 
 const LINES: [Line; 8] = [
-    line("lan", "client", Host::Client, "eth0", "192.168.100.100/24"),
-    line("lan", "fw1-lan", Host::Fw1, "lan", "192.168.100.1/24"),
-    line("lan", "fw2-lan", Host::Fw2, "lan", "192.168.100.2/24"),
-    line("inet", "server", Host::Server, "eth0", "10.0.0.128/24"),
-    line("inet", "fw1-wan", Host::Fw1, "wan", "10.0.0.1/24"),
-    line("inet", "fw2-wan", Host::Fw2, "wan", "10.0.0.2/24"),
-    line("sync", "fw1-sync", Host::Fw1, "sync", "172.16.0.1/24"),
-    line("sync", "fw2-sync", Host::Fw2, "sync", "172.16.0.2/24"),
+    line("lan", "client", Host::Client, "eth0", "192.168.100.100/24", "fd00:100::100/64"),
+    line("lan", "fw1-lan", Host::Fw1, "lan", "192.168.100.1/24", "fd00:100::1/64"),
+    line("lan", "fw2-lan", Host::Fw2, "lan", "192.168.100.2/24", "fd00:100::2/64"),
+    line("inet", "server", Host::Server, "eth0", "10.0.0.128/24", "fd00:10::128/64"),
+    line("inet", "fw1-wan", Host::Fw1, "wan", "10.0.0.1/24", "fd00:10::1/64"),
+    line("inet", "fw2-wan", Host::Fw2, "wan", "10.0.0.2/24", "fd00:10::2/64"),
+    line("sync", "fw1-sync", Host::Fw1, "sync", "172.16.0.1/24", "fd00:172::1/64"),
+    line("sync", "fw2-sync", Host::Fw2, "sync", "172.16.0.2/24", "fd00:172::2/64"),
 ];
 
-/// Makes the namespaces, the bridges, the cables and the addresses.
-pub fn lay(lab: &Entry, attach: Attach) -> Result<()> {
+/// Makes the namespaces, the bridges, the cables and the addresses; with `ipv6`, those of IPv6 as well.
+pub fn lay(lab: &Entry, attach: Attach, ipv6: bool) -> Result<()> {
     for host in Host::ALL {
         ip(&["netns", "add", &lab.namespace(host)], "")?;
-        lab.within(host, || quieten(host))??;
+        lab.within(host, || quieten(host, ipv6))??;
     }
 
     let mut switch = String::new();
@@ -64,8 +66,12 @@ pub fn lay(lab: &Entry, attach: Attach) -> Result<()> {
 
     for host in [Host::Client, Host::Fw1, Host::Fw2, Host::Server] {
         let mut commands = String::from("link set lo up\n");
-        for Line { interface, address, .. } in LINES.iter().filter(|line| line.host == host) {
+        for Line { interface, address, address6, .. } in LINES.iter().filter(|line| line.host == host) {
             writeln!(commands, "addr add {address} dev {interface}")?;
+            if ipv6 {
+                // Nobody else has it, so there is nothing to wait for.
+                writeln!(commands, "addr add {address6} dev {interface} nodad")?;
+            }
             writeln!(commands, "link set {interface} up")?;
         }
         match host {
@@ -76,6 +82,7 @@ pub fn lay(lab: &Entry, attach: Attach) -> Result<()> {
         batch(lab, host, &commands)?;
     }
     debug_assert!(LINES[0].address.starts_with(CLIENT) && LINES[3].address.starts_with(SERVER));
+    debug_assert!(LINES[0].address6.starts_with(CLIENT6) && LINES[3].address6.starts_with(SERVER6));
 
     // Who sends to a node that redirects by XDP must finish checksums itself, for the redirected packet says nothing of
     // an unfinished one: the hosts, and the switch, which leaves them open when it cuts a coalesced packet to pieces.
@@ -93,6 +100,17 @@ pub fn lay(lab: &Entry, attach: Attach) -> Result<()> {
     for host in [Host::Client, Host::Server] {
         lab.within(host, || set_feature("eth0", Feature::TxChecksum, checksums))?
             .with_context(|| format!("set transmit offload on {}", host.name()))?;
+    }
+    Ok(())
+}
+
+/// Routes of IPv6 from the client to the inet side and from the server to the LAN through a node.
+pub fn route6_through(lab: &Entry, node: Node) -> Result<()> {
+    for (host, bridge, to) in [(Host::Client, "lan", "default"), (Host::Server, "inet", "fd00:100::/64")] {
+        let line = LINES.iter().find(|line| line.host == node.host() && line.bridge == bridge);
+        let (via, _) =
+            line.and_then(|line| line.address6.split_once('/')).context("a node's IPv6 address")?;
+        batch(lab, host, &format!("route replace {to} via {via}\n"))?;
     }
     Ok(())
 }
@@ -140,14 +158,16 @@ fn set_ports(node: Node, cable: Cable, state: &str) -> String {
 }
 
 /// The kernel's switches of one box; runs inside it.
-fn quieten(host: Host) -> Result<()> {
+fn quieten(host: Host, ipv6: bool) -> Result<()> {
     let forward = if matches!(host, Host::Fw1 | Host::Fw2) { "1" } else { "0" };
+    let no_ipv6 = if ipv6 && host != Host::Switch { "0" } else { "1" };
     for (name, value) in [
         ("ipv4/ip_forward", forward),
         ("ipv4/conf/all/rp_filter", "0"),
         ("ipv4/conf/default/rp_filter", "0"),
-        ("ipv6/conf/all/disable_ipv6", "1"),
-        ("ipv6/conf/default/disable_ipv6", "1"),
+        ("ipv6/conf/all/disable_ipv6", no_ipv6),
+        ("ipv6/conf/default/disable_ipv6", no_ipv6),
+        ("ipv6/conf/all/forwarding", forward),
     ] {
         let path = format!("/proc/sys/net/{name}");
         match std::fs::write(&path, value) {
