@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use fwha_tests::frames::{Ip, Tcp, flag, gre, sctp, sctp_chunk};
 use fwha_tests::model::flow::{SECOND_NS, Tracking, Tuple, protocol};
 use fwha_tests::model::packet::{Content, Frame, Mac, Query, Transport, ether_type};
-use fwha_tests::model::tcp::{Kind, Seq, Side};
-use fwha_tests::model::{Direction, End, Flow, Model, Ownership, State, Verdict};
+use fwha_tests::model::tcp::{Seq, Side};
+use fwha_tests::model::{Direction, End, Model, Ownership, Verdict};
 use proptest::collection::vec;
 use proptest::option::weighted;
 use proptest::prelude::*;
@@ -309,28 +309,20 @@ pub trait Audience {
 }
 
 /// Plays a script.
-pub fn play(steps: &[Step], extent: Extent, to: &mut impl Audience) -> Result<(), TestCaseError> {
+pub fn play(steps: &[Step], to: &mut impl Audience) -> Result<(), TestCaseError> {
     let mut stage = Stage::new();
     for (i, step) in steps.iter().enumerate() {
-        if extent == Extent::Agreed && stage.disputes(step, to.model()) {
-            continue;
-        }
         match stage.act(step, to.model()) {
             Act::Wait(ms) => to.wait(ms * SECOND_NS / 1000),
             Act::Own(ownership) => to.own(ownership),
             Act::Send(frames) => {
                 let mut verdicts = Vec::new();
                 for (port, frame) in frames {
-                    if extent == Extent::Whole
-                        || !disputed(&frame, matches!(step, Step::NextSctp), to.model())
-                    {
-                        let verdict = to.send(port, &frame);
-                        verdicts.push(
-                            verdict.map_err(|error| {
-                                TestCaseError::fail(format!("step {i}, {step:?}: {error}"))
-                            })?,
-                        );
-                    }
+                    let verdict = to.send(port, &frame);
+                    verdicts.push(
+                        verdict
+                            .map_err(|error| TestCaseError::fail(format!("step {i}, {step:?}: {error}")))?,
+                    );
                 }
                 stage.hear(step, &verdicts);
                 to.own(Ownership::Owned);
@@ -444,23 +436,6 @@ impl Stage {
         };
         self.sent.extend(frames.iter().cloned());
         Act::Send(frames)
-    }
-
-    /// Whether the programs do with a step what the model does not say; as [`disputed`].
-    fn disputes(&self, step: &Step, model: &Model) -> bool {
-        match step {
-            // An answer that finds the main table full takes the embryonic flow away.
-            Step::Crowd(_) => true,
-            // How long a SYN is remembered, and what renews that.
-            Step::Wait { .. } => model.embryonic.keys().any(|key| key.protocol == protocol::TCP),
-            // What an association's state allows, and a second association between the same ends.
-            Step::Sctp { .. } => true,
-            Step::NextSctp => {
-                model.environment.owned_by_default != Ownership::Owned
-                    || self.association >= ASSOCIATION.len()
-            }
-            _ => false,
-        }
     }
 
     fn back(&self, back: usize) -> Option<(usize, Vec<u8>)> {
@@ -806,45 +781,6 @@ fn stranger(stranger: Stranger) -> (usize, Vec<u8>) {
             let ip = Ip::new(([1, 0, 0x5e, 0, 0, 18], CLIENT_MAC), client, v4(224, 0, 0, 18));
             (LAN, ip.frame(protocol::VRRP, &[0x31, 61, 100, 1, 0, 100, 0, 0, 10, 0, 0, 12]))
         }
-    }
-}
-
-/// What is played of a script.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Extent {
-    /// All of it.
-    Whole,
-    /// What the programs and the model agree on; see [`disputed`].
-    Agreed,
-}
-
-/// Whether the programs may do with a frame what the model does not say. Each line waits to be settled. `next`: it is
-/// what comes next in its association.
-pub fn disputed(frame: &[u8], next: bool, model: &Model) -> bool {
-    let Ok(Frame { content: Content::Ip(packet), .. }) = Frame::parse(frame) else { return false };
-    match &packet.transport {
-        Transport::Tcp(tuple, segment) => {
-            let begins = model.embryonic.get(&tuple.key);
-            let (sender, other) = sides(model, tuple);
-            let exact = segment.seq == sender.end || Some(segment.seq) == other.max_ack;
-            let known = model.main.contains_key(&tuple.key);
-            match segment.kind {
-                // Which SYN on a known flow is remembered, and against what is judged what follows.
-                _ if known && begins.is_some() => true,
-                Kind::Syn if known => true,
-                // What a reset does that is not exact, or comes before the answer or behind the end.
-                Kind::Rst => {
-                    let closed = |flow: &Flow| flow.state() == State::Close;
-                    !exact || model.main.get(&tuple.key).is_none_or(closed)
-                }
-                // After a simultaneous open, an ACK of the responder does not establish.
-                Kind::Syn => begins.is_some_and(|flow| flow.direction(tuple) == Direction::Reply),
-                _ => false,
-            }
-        }
-        // See [`Stage::disputes`].
-        Transport::Sctp(..) => !next,
-        _ => false,
     }
 }
 
