@@ -19,16 +19,16 @@ use proptest::strategy::{Strategy as _, ValueTree as _};
 use proptest::test_runner::{Config, FileFailurePersistence, TestCaseError, TestRunner};
 
 use crate::rig::{
-    self, CLIENT_MAC, Hook, LAN_MAC, MAX_FLOWS, Rig, SERVER_MAC, TERM, WAN_MAC, WAN_MTU, at_both_hooks,
+    self, CLIENT_MAC, Hook, LAN_MAC, MAX_FLOWS, Rig, SERVER_MAC, TERM, WAN_MAC, WAN_MTU, at_both_hooks, keys,
 };
 use crate::robustness::SHORTEST_AT_TC;
 use crate::script::{Audience, Family, Mark, Say, Step, Tag, Twist, Who, play, scripts};
 
 /// Scripts at each hook, unless `FWHA_MODEL_CASES` says how many.
-const CASES: u32 = 300;
+const CASES: u64 = 300;
 
 /// Random frames at each hook, unless `FWHA_MODEL_FRAMES` says how many.
-const FRAMES: u32 = 10_000;
+const FRAMES: u64 = 10_000;
 
 const MTU: usize = 1500;
 
@@ -245,9 +245,7 @@ impl<'a> Pair<'a> {
 
     /// Removes all flows from both.
     fn forget(&mut self) {
-        for table in [&mut self.rig.flows, &mut self.rig.embryonic, &mut self.rig.node_flows] {
-            clear(table);
-        }
+        self.rig.clear_flows();
         for table in [&mut self.model.main, &mut self.model.embryonic, &mut self.model.node] {
             table.clear();
         }
@@ -302,7 +300,7 @@ impl Audience for Pair<'_> {
         self.model.age(ns);
         // How long those of the node live is nothing that the model knows.
         self.model.node.clear();
-        clear(&mut self.rig.node_flows);
+        rig::clear(&mut self.rig.node_flows);
         for table in [&mut self.rig.flows, &mut self.rig.embryonic] {
             for key in keys(table) {
                 let mut flow = table.get(&key, 0).expect("a flow");
@@ -355,17 +353,8 @@ impl Audience for Pair<'_> {
     }
 }
 
-fn clear(table: &mut HashMap<MapData, FlowKey, Flow>) {
-    for key in keys(table) {
-        table.remove(&key).expect("a flow");
-    }
-}
-
-fn keys(table: &HashMap<MapData, FlowKey, Flow>) -> Vec<FlowKey> {
-    table.keys().map(|key| key.expect("a key")).collect()
-}
-
-fn number(variable: &str, default: u32) -> u32 {
+/// The number that an environment variable says.
+pub fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable).map_or(default, |n| n.parse().expect(variable))
 }
 
@@ -373,7 +362,7 @@ fn hold_against_each_other(rig: &mut Rig) {
     let rig = RefCell::new(rig);
     let seeds = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/dataplane/model.seeds");
     let mut runner = TestRunner::new(Config {
-        cases: number("FWHA_MODEL_CASES", CASES),
+        cases: number("FWHA_MODEL_CASES", CASES) as u32,
         failure_persistence: Some(Box::new(FileFailurePersistence::Direct(seeds))),
         ..Config::default()
     });
@@ -510,7 +499,8 @@ fn random_frames_meet_the_end_that_the_model_says() {
     });
 }
 
-fn hosts() -> [Host; 2] {
+/// A client and a server, and what lies at the node's ends.
+pub fn hosts() -> [Host; 2] {
     let addresses = |addresses: &[&str]| addresses.iter().map(|a| a.parse().expect("an address")).collect();
     [
         Host { macs: (LAN_MAC, CLIENT_MAC), addresses: addresses(&["192.168.100.100", "2001:db8:1::100"]) },

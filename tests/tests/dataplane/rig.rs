@@ -197,6 +197,8 @@ pub struct Rig {
     capture: Array<MapData, Capture>,
     samples: RingBuf<MapData>,
     pub now: Settings,
+    /// By [`Port`].
+    ifindexes: [u32; 3],
 }
 
 /// Runs `test` twice, with the programs at XDP and at tc, each time freshly loaded. The thread of each run has a
@@ -298,6 +300,8 @@ impl Rig {
             capture: take!(name::CAPTURE),
             samples: take!(name::DROP_SAMPLES),
             now: SETTINGS,
+            ifindexes: ["lan", "wan", "sync"]
+                .map(|name| nix::net::if_::if_nametoindex(name).expect("the interface")),
             bpf,
         };
         let mut timeouts: Array<_, Timeouts> =
@@ -353,12 +357,7 @@ impl Rig {
     }
 
     pub fn ifindex(&self, port: Port) -> u32 {
-        let name = match port {
-            Port::Lan => "lan",
-            Port::Wan => "wan",
-            Port::Sync => "sync",
-        };
-        nix::net::if_::if_nametoindex(name).expect("the interface")
+        self.ifindexes[port as usize]
     }
 
     /// Sends a frame in by `port`, and checks that exactly one exit was counted with it.
@@ -580,9 +579,28 @@ impl Rig {
         self.flows.insert(key, flow, 0).expect("the flow");
     }
 
+    /// Removes all flows.
+    pub fn clear_flows(&mut self) {
+        for table in [&mut self.flows, &mut self.embryonic, &mut self.node_flows] {
+            clear(table);
+        }
+    }
+
     /// The state of a flow of the main table.
     pub fn state(&self, key: &FlowKey) -> Option<FlowState> {
         Some(self.flows.get(key, 0).ok()?.state())
+    }
+}
+
+/// The keys of a table of flows.
+pub fn keys(table: &HashMap<MapData, FlowKey, Flow>) -> Vec<FlowKey> {
+    table.keys().map(|key| key.expect("a key")).collect()
+}
+
+/// Removes all flows of a table.
+pub fn clear(table: &mut HashMap<MapData, FlowKey, Flow>) {
+    for key in keys(table) {
+        table.remove(&key).expect("a flow");
     }
 }
 
