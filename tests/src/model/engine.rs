@@ -53,6 +53,18 @@ impl Model {
         }
     }
 
+    /// Forgets all flows.
+    pub fn forget_flows(&mut self) {
+        for table in [&mut self.main, &mut self.embryonic, &mut self.node] {
+            table.clear();
+        }
+    }
+
+    /// Forgets all datagrams in pieces.
+    pub fn forget_fragments(&mut self) {
+        self.fragments = Fragments::default();
+    }
+
     /// What becomes of a frame that comes in by `port`.
     pub fn judge(&mut self, port: usize, frame: &[u8]) -> Verdict {
         self.try_judge(port, frame).unwrap_or_else(Verdict::Drop)

@@ -15,7 +15,7 @@ use std::thread;
 
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
 use aya::programs::{Program, SchedClassifier, TestRun as _, TestRunOptions, Xdp};
-use aya::{Ebpf, EbpfLoader};
+use aya::{Ebpf, EbpfLoader, Pod};
 use fwha_common::capture::{Capture, DropSample};
 use fwha_common::drop::DropReason;
 use fwha_common::flow::{Flow, FlowEvent, FlowKey, FlowState, NextHop};
@@ -178,6 +178,10 @@ impl Event {
     }
 }
 
+/// Elements of `FRAGMENTS`: the programs keep them for themselves.
+type DatagramKey = [u8; 40];
+type Datagram = [u8; 56];
+
 /// The loaded programs.
 pub struct Rig {
     pub hook: Hook,
@@ -185,6 +189,7 @@ pub struct Rig {
     pub flows: HashMap<MapData, FlowKey, Flow>,
     pub embryonic: HashMap<MapData, FlowKey, Flow>,
     pub node_flows: HashMap<MapData, FlowKey, Flow>,
+    fragments: HashMap<MapData, DatagramKey, Datagram>,
     interfaces: HashMap<MapData, InterfaceKey, Interface>,
     groups: Array<MapData, Group>,
     rules: Array<MapData, Rule>,
@@ -288,6 +293,7 @@ impl Rig {
             flows: take!(name::FLOWS),
             embryonic: take!(name::EMBRYONIC),
             node_flows: take!(name::NODE_FLOWS),
+            fragments: take!(name::FRAGMENTS),
             interfaces: take!(name::INTERFACES),
             groups: take!(name::GROUPS),
             rules: take!(name::RULES),
@@ -586,21 +592,26 @@ impl Rig {
         }
     }
 
+    /// Forgets all datagrams in fragments.
+    pub fn clear_fragments(&mut self) {
+        clear(&mut self.fragments);
+    }
+
     /// The state of a flow of the main table.
     pub fn state(&self, key: &FlowKey) -> Option<FlowState> {
         Some(self.flows.get(key, 0).ok()?.state())
     }
 }
 
-/// The keys of a table of flows.
-pub fn keys(table: &HashMap<MapData, FlowKey, Flow>) -> Vec<FlowKey> {
+/// The keys of a table.
+pub fn keys<K: Pod, V: Pod>(table: &HashMap<MapData, K, V>) -> Vec<K> {
     table.keys().map(|key| key.expect("a key")).collect()
 }
 
-/// Removes all flows of a table.
-pub fn clear(table: &mut HashMap<MapData, FlowKey, Flow>) {
+/// Removes all elements of a table.
+pub fn clear<K: Pod, V: Pod>(table: &mut HashMap<MapData, K, V>) {
     for key in keys(table) {
-        table.remove(&key).expect("a flow");
+        table.remove(&key).expect("an element");
     }
 }
 

@@ -6,7 +6,6 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use fwha_tests::frames::{Ip, Tcp, flag, gre, sctp, sctp_chunk};
 use fwha_tests::model::flow::{SECOND_NS, Tracking, Tuple, protocol};
@@ -273,8 +272,6 @@ struct Speaker {
 
 /// What happened so far.
 struct Stage {
-    /// Identification of the first datagram in pieces: datagrams of other scripts are still remembered.
-    identification: u32,
     connections: Vec<((Family, u16), [Speaker; 2])>,
     /// The speaker of the last segment, as it is once that has gone on.
     said: Option<Speaker>,
@@ -358,16 +355,7 @@ const SHUTDOWN: usize = 5;
 
 impl Stage {
     fn new() -> Self {
-        static DATAGRAMS: AtomicU32 = AtomicU32::new(0);
-        let identification = DATAGRAMS.fetch_add(8, Ordering::Relaxed);
-        Self {
-            identification,
-            connections: Vec::new(),
-            said: None,
-            crowd: 0,
-            association: 0,
-            sent: Vec::new(),
-        }
+        Self { connections: Vec::new(), said: None, crowd: 0, association: 0, sent: Vec::new() }
     }
 
     /// What a step does. `model` knows what was judged so far.
@@ -381,7 +369,7 @@ impl Stage {
                 let ports = directed(*who, (CLIENT_UDP, SERVER_UDP));
                 let payload = ip.udp(ports.0, ports.1, &vec![0x5a; *length]);
                 twist_ip(&mut ip, twists);
-                laid(&ip, *who, protocol::UDP, &payload, twists, self.identification)
+                laid(&ip, *who, protocol::UDP, &payload, twists)
             }
             Step::Query { family, who, query, timestamp } => {
                 let ip = ip(*family, *who);
@@ -549,7 +537,7 @@ impl Stage {
         self.said = twists.iter().all(Twist::is_of_packet).then_some(speaker);
         let payload = ip.tcp(&segment);
         twist_ip(&mut ip, twists);
-        laid(&ip, *who, protocol::TCP, &payload, twists, self.identification)
+        laid(&ip, *who, protocol::TCP, &payload, twists)
     }
 
     fn error(
@@ -689,14 +677,7 @@ fn sctp_packet(who: Who, chunks: &[u8], tag: Tag, fresh: bool) -> (usize, Vec<u8
 }
 
 /// The frames of a packet: one, or its pieces.
-fn laid(
-    ip: &Ip,
-    who: Who,
-    protocol: u8,
-    payload: &[u8],
-    twists: &[Twist],
-    identification: u32,
-) -> Vec<(usize, Vec<u8>)> {
+fn laid(ip: &Ip, who: Who, protocol: u8, payload: &[u8], twists: &[Twist]) -> Vec<(usize, Vec<u8>)> {
     let mut frames = vec![ip.frame(protocol, payload)];
     for twist in twists {
         match twist {
@@ -706,7 +687,7 @@ fn laid(
                 let pieces = payload.chunks(size).enumerate().map(|(i, piece)| {
                     let offset = (i * size / 8) as u16;
                     // Pieces of one size are of one datagram.
-                    let number = identification.wrapping_add(u32::from(*after % 8)) & 0xffff;
+                    let number = u32::from(*after % 8);
                     let piece_of = Ip { piece: Some((number, offset, i + 1 < count)), ..ip.clone() };
                     piece_of.frame(protocol, piece)
                 });
