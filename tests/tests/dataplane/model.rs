@@ -452,6 +452,30 @@ fn cases() -> Vec<(&'static str, Vec<Step>)> {
             ],
         ),
         (
+            "what is bundled behind a cookie does not hide it",
+            vec![
+                sctp(client, 1, Tag::Zero, false),
+                sctp(server, 2, Tag::Right, false),
+                Step::Sctp { who: client, chunks: vec![10, 9], tag: Tag::Right, fresh: false },
+                Step::Sctp { who: server, chunks: vec![3, 11], tag: Tag::Right, fresh: false },
+                Step::Sctp { who: server, chunks: vec![11, 3, 0], tag: Tag::Right, fresh: false },
+                sctp(client, 0, Tag::Right, false),
+            ],
+        ),
+        (
+            "an INIT of anybody leaves an association alone",
+            vec![
+                Step::NextSctp,
+                Step::NextSctp,
+                sctp(client, 1, Tag::Zero, true),
+                Step::NextSctp,
+                Step::NextSctp,
+                sctp(client, 1, Tag::Zero, true),
+                sctp(server, 0, Tag::Right, false),
+                sctp(client, 0, Tag::Right, false),
+            ],
+        ),
+        (
             "both ends begin an association, and one changes its mind",
             vec![
                 sctp(client, 1, Tag::Zero, false),

@@ -818,7 +818,7 @@ pub fn scripts(length: RangeInclusive<usize>) -> BoxedStrategy<Vec<Step>> {
         who(),
         prop_oneof![
             8 => select(vec![0u8, 1, 1, 2, 2, 3, 4, 5, 6, 7, 8, 9, 10, 10, 11, 11, 14]).prop_map(|kind| vec![kind]),
-            1 => vec(select(vec![0u8, 1, 3, 10, 11, 14]), 2),
+            1 => vec(select(vec![0u8, 1, 3, 6, 7, 9, 10, 11, 14]), 2..=3),
         ],
         select(vec![Tag::Right, Tag::Right, Tag::Right, Tag::Right, Tag::Mirrored, Tag::Zero, Tag::Zero, Tag::Wrong]),
         prop::bool::weighted(0.2),
