@@ -116,10 +116,13 @@ fn covered(packet: &Tc, ip: &mut Ip) -> bool {
             _ => return false,
         },
         Payload::IcmpOther => return false,
-        _ => match flow::find(&ip.key().0, ip, now) {
-            Found::Main(flow) | Found::Embryonic(flow) => flow.bucket(),
-            Found::Node(_) | Found::Nothing => return false,
-        },
+        _ => {
+            let (key, src_is_b) = ip.key();
+            match flow::find(&key, src_is_b, ip, now) {
+                Found::Main(flow) | Found::Embryonic(flow) => flow.bucket(),
+                Found::Node(_) | Found::Nothing => return false,
+            }
+        }
     };
     if flow::owner(bucket, now).is_err() {
         return false;

@@ -109,7 +109,7 @@ fn track(
         options::read(packet, ip, options);
     }
     let options: &Options = maps::opaque(options);
-    let (flow, young) = match flow::find(&key, ip, now) {
+    let (flow, young) = match flow::find(&key, src_is_b, ip, now) {
         Found::Main(flow) => (Some(flow), false),
         Found::Embryonic(flow) => (Some(flow), true),
         Found::Node(flow) => {

@@ -79,7 +79,7 @@ pub enum Found {
 /// of the main table another may have been begun by a SYN: it has the packets that answer this SYN, and
 /// all packets if the old one is over.
 #[inline(always)]
-pub fn find(key: &FlowKey, ip: &Ip, now: u64) -> Found {
+pub fn find(key: &FlowKey, src_is_b: bool, ip: &Ip, now: u64) -> Found {
     let main = maps::FLOWS.get_ptr_mut(key).map(FlowRef).filter(|flow| {
         flow.alive(ip.proto, maps::group(flow.bucket()).map_or(0, |group| group.since_ns), now)
     });
@@ -94,7 +94,7 @@ pub fn find(key: &FlowKey, ip: &Ip, now: u64) -> Found {
             && let Some(young) = maps::EMBRYONIC.get_ptr_mut(key).map(FlowRef)
             && young.alive(ip.proto, 0, now)
             && young.unanswered()
-            && (over || young.is_answered_by(ip))
+            && (over || young.is_reply(src_is_b) && young.is_answered_by(ip))
         {
             return Found::Embryonic(young);
         }
@@ -260,7 +260,7 @@ impl FlowRef {
         // SAFETY: see `word`.
         let ended = unsafe { (*self.0).ways[0].flags | (*self.0).ways[1].flags } & Way::ENDED != 0;
         state == FlowState::TimeWait as u8
-            || state == FlowState::Close as u8 && (ended || ip.payload == Payload::Sctp)
+            || state == FlowState::Close as u8 && (ended || ip.proto == proto::SCTP)
     }
 
     /// Whether it is a SYN or INIT without an answer.
@@ -340,6 +340,10 @@ impl FlowRef {
                 let chunk = Chunk::from_u8(ip.tcp.flags);
                 if !sctp::tag_valid(chunk, ip.tcp.seq, own.end, other.end) {
                     return Err(DropReason::SctpTag);
+                }
+                if matches!(stepped, Step::Begin | Step::Ignore) {
+                    // Anybody can send an INIT: the tags of this association stay what they are.
+                    return Ok(stepped);
                 }
                 if matches!(chunk, Chunk::Init | Chunk::InitAck) {
                     // What the other side is to answer with. An INIT comes again with another tag if it likes; an

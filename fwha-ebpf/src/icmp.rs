@@ -39,7 +39,7 @@ pub fn related(packet: &impl Packet, ip: &Ip, now: u64) -> Result<Related, DropR
         return Err(DropReason::IcmpUnrelated);
     }
     let (key, src_is_b) = inner.key();
-    match flow::find(&key, inner, now) {
+    match flow::find(&key, src_is_b, inner, now) {
         Found::Main(flow) | Found::Embryonic(flow) => {
             let by_responder = flow.is_reply(src_is_b);
             if inner.payload == Payload::Tcp && !sent(flow, by_responder, inner.tcp.seq) {

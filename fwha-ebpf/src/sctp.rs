@@ -93,6 +93,18 @@ const fn alone(chunk: u8) -> bool {
         || chunk == Chunk::ShutdownCompleteReflected as u8
 }
 
+/// Whether it must be the first in its packet (RFC 9260, 5.1).
+#[inline(always)]
+const fn cookie(chunk: u8) -> bool {
+    chunk == Chunk::CookieEcho as u8 || chunk == Chunk::CookieAck as u8
+}
+
+/// Whether it ends an association.
+#[inline(always)]
+const fn aborts(chunk: u8) -> bool {
+    chunk == Chunk::Abort as u8 || chunk == Chunk::AbortReflected as u8
+}
+
 /// Chunks looked at, at most. Control chunks come before DATA (RFC 9260, 6.10).
 const CHUNKS: u32 = 4;
 /// Nothing behind this offset is looked at: a bound for the verifier.
@@ -129,7 +141,7 @@ pub fn read(packet: &impl Packet, ip: &mut Ip, at: usize, room: u32) -> Result<(
         }
         let chunk = Chunk::number(kind, head.u8::<1>());
         let padded = (len + 3) & !3;
-        if alone(chunk) && (i != 0 || offset + padded < room) {
+        if alone(chunk) && (i != 0 || offset + padded < room) || cookie(chunk) && i != 0 {
             return Err(DropReason::SctpState);
         }
         if i == 0 && (chunk == Chunk::Init as u8 || chunk == Chunk::InitAck as u8) {
@@ -141,12 +153,9 @@ pub fn read(packet: &impl Packet, ip: &mut Ip, at: usize, room: u32) -> Result<(
                 return Err(DropReason::SctpTag);
             }
         }
-        // An ABORT ends it, whatever came before; otherwise the last one decides: COOKIE ACK and SHUTDOWN
-        // in one packet lead to shutdown.
-        if chunk != Chunk::None as u8
-            && decides != Chunk::Abort as u8
-            && decides != Chunk::AbortReflected as u8
-        {
+        // An ABORT ends it, whatever came before. A cookie is not forgotten over what is bundled with it, such as
+        // the ERROR about parameters of the INIT ACK (RFC 9260, 3.2.2). Otherwise the last one decides.
+        if chunk != Chunk::None as u8 && !aborts(decides) && (aborts(chunk) || !cookie(decides)) {
             decides = chunk;
         }
         if kind == DATA {

@@ -7,8 +7,8 @@ use super::flow::{Direction, End, Flow, Key, STREAM_AFTER_NS, State, Tracking, T
 use super::fragment::{First, Fragments};
 use super::icmp::{self, About};
 use super::packet::{self, Content, Frame, Packet, Transport};
-use super::sctp::Association;
-use super::tcp::{Connection, Kind, Outcome, Seq};
+use super::sctp::{self, Association};
+use super::tcp::{self, Connection, Kind, Seq};
 use super::verdict::{Reason, Verdict};
 
 /// The tables of flows. An element whose time is over stays where it is, counts for the limit, and is not found.
@@ -51,6 +51,18 @@ impl Model {
             fragments: Fragments::default(),
             flows_begun: 0,
         }
+    }
+
+    /// Forgets all flows.
+    pub fn forget_flows(&mut self) {
+        for table in [&mut self.main, &mut self.embryonic, &mut self.node] {
+            table.clear();
+        }
+    }
+
+    /// Forgets all datagrams in pieces.
+    pub fn forget_fragments(&mut self) {
+        self.fragments = Fragments::default();
     }
 
     /// What becomes of a frame that comes in by `port`.
@@ -114,24 +126,34 @@ impl Model {
 
     /// A packet with a transport header.
     fn whole(&mut self, arrival: &Arrival<'_>, tuple: Tuple) -> Goes {
-        if let Some(flow) = self.living(&self.main, &tuple.key) {
-            let flow = flow.clone();
-            self.main_flow(arrival, tuple, flow)
-        } else if let Some(flow) = self.living(&self.embryonic, &tuple.key) {
-            let flow = flow.clone();
-            self.embryonic_flow(arrival, tuple, flow)
-        } else if let Some(flow) = self.living(&self.node, &tuple.key) {
-            let flow = flow.clone();
-            self.node_flow(arrival, tuple, flow)
-        } else {
-            let (verdict, flow) = self.first_packet(arrival, tuple)?;
-            match flow {
-                Some(flow) if flow.zones[1].is_some() => self.embryonic.insert(tuple.key, flow),
-                Some(flow) => self.node.insert(tuple.key, flow),
-                None => None,
-            };
-            Ok(verdict)
+        match self.find(&tuple, Some(&arrival.packet.transport)) {
+            Some((Place::Main, flow)) => self.main_flow(arrival, tuple, flow.clone()),
+            Some((Place::Embryonic, flow)) => self.embryonic_flow(arrival, tuple, flow.clone()),
+            Some((Place::Node, flow)) => self.node_flow(arrival, tuple, flow.clone()),
+            None => {
+                let (verdict, flow) = self.first_packet(arrival, tuple)?;
+                match flow {
+                    Some(flow) if flow.zones[1].is_some() => self.embryonic.insert(tuple.key, flow),
+                    Some(flow) => self.node.insert(tuple.key, flow),
+                    None => None,
+                };
+                Ok(verdict)
+            }
         }
+    }
+
+    /// The flow of a packet. Beside a flow that was answered another may have begun: what answers this one is its own,
+    /// and if the old one is over, all is.
+    fn find(&self, tuple: &Tuple, transport: Option<&Transport>) -> Option<(Place, &Flow)> {
+        let main = self.living(&self.main, &tuple.key);
+        let embryonic = self.living(&self.embryonic, &tuple.key);
+        let node = self.living(&self.node, &tuple.key);
+        let begins_beside = main.zip(embryonic).is_some_and(|(main, embryonic)| {
+            main.is_over() || transport.is_some_and(|transport| is_answer(embryonic, tuple, transport))
+        });
+        let main = main.filter(|_| !begins_beside).map(|flow| (Place::Main, flow));
+        let embryonic = embryonic.map(|flow| (Place::Embryonic, flow));
+        main.or(embryonic).or(node.map(|flow| (Place::Node, flow)))
     }
 
     /// A packet of a flow that was answered.
@@ -139,30 +161,6 @@ impl Model {
         let direction = flow.direction(&tuple);
         self.belongs(arrival, &tuple.key, &flow, direction)?;
         let goes = self.leave(arrival, &flow, direction)?;
-
-        // A SYN was let through that may begin the next connection between these ends; this may be its answer.
-        if let Transport::Tcp(_, segment) = &arrival.packet.transport
-            && let Some(begun) = self.living(&self.embryonic, &tuple.key)
-            && let Tracking::Tcp(connection) = &begun.tracking
-            && begun.direction(&tuple) == Direction::Reply
-            && connection.is_acknowledged_by(segment)
-        {
-            match segment.kind {
-                Kind::SynAck => {
-                    let begun = begun.clone();
-                    return self.embryonic_flow(arrival, tuple, begun);
-                }
-                Kind::Rst => {
-                    let Tracking::Tcp(connection) = &mut flow.tracking else { unreachable!("TCP") };
-                    connection.state = State::Close;
-                    self.count(arrival, &mut flow, direction);
-                    self.main.insert(tuple.key, flow);
-                    self.embryonic.remove(&tuple.key);
-                    return Ok(goes);
-                }
-                _ => {}
-            }
-        }
 
         match self.track(arrival.packet, &flow, direction)? {
             Tracked::Nothing => Ok(goes),
@@ -195,7 +193,11 @@ impl Model {
         let tracking = match self.track(arrival.packet, &flow, direction)? {
             Tracked::Nothing => return Ok(goes),
             Tracked::As(tracking) => tracking,
-            Tracked::Noted(_) => unreachable!("there is no window yet to be beyond of"),
+            Tracked::Noted(tracking) => {
+                flow.tracking = tracking;
+                self.embryonic.insert(tuple.key, flow);
+                return Ok(goes);
+            }
             Tracked::Begins => unreachable!("nothing begins on what has just begun"),
         };
         flow.tracking = tracking;
@@ -207,8 +209,18 @@ impl Model {
         };
         if ended {
             self.embryonic.remove(&tuple.key);
+            // Who refuses a SYN has no other connection between these ends.
+            if direction == Direction::Reply
+                && let Some(Flow { tracking: Tracking::Tcp(old), .. }) = self.main.get_mut(&tuple.key)
+            {
+                old.state = State::Close;
+            }
         } else if answered {
             if !self.main.contains_key(&tuple.key) && self.main.len() >= self.environment.max_flows {
+                if let Some(Flow { tracking: Tracking::Tcp(begun), .. }) = self.embryonic.get_mut(&tuple.key)
+                {
+                    *begun = begun.unanswered();
+                }
                 return Err(Reason::TableFull);
             }
             self.main.insert(tuple.key, flow);
@@ -219,10 +231,9 @@ impl Model {
         Ok(goes)
     }
 
-    /// A packet of a flow of the node itself.
+    /// A packet of a flow of the node itself: its stack judges.
     fn node_flow(&mut self, arrival: &Arrival<'_>, tuple: Tuple, mut flow: Flow) -> Goes {
         let direction = flow.direction(&tuple);
-        self.for_this_station(arrival, true)?;
         self.count(arrival, &mut flow, direction);
         self.node.insert(tuple.key, flow);
         Ok(Verdict::Pass)
@@ -230,11 +241,12 @@ impl Model {
 
     /// A later piece of a datagram; of TCP, which number it reaches.
     fn later_piece(&mut self, arrival: &Arrival<'_>, tuple: Tuple, end: Option<Seq>) -> Goes {
-        let in_main = self.living(&self.main, &tuple.key).is_some();
-        let table = if in_main { &self.main } else { &self.embryonic };
-        let Some(mut flow) = self.living(table, &tuple.key).cloned() else {
-            let flow = self.living(&self.node, &tuple.key).cloned().ok_or(Reason::Fragment)?;
-            return self.node_flow(arrival, tuple, flow);
+        let (place, flow) = self.find(&tuple, None).ok_or(Reason::Fragment)?;
+        let mut flow = flow.clone();
+        let table: fn(&mut Self) -> &mut Table = match place {
+            Place::Main => |model| &mut model.main,
+            Place::Embryonic => |model| &mut model.embryonic,
+            Place::Node => return self.node_flow(arrival, tuple, flow),
         };
         let direction = flow.direction(&tuple);
         self.belongs(arrival, &tuple.key, &flow, direction)?;
@@ -242,12 +254,11 @@ impl Model {
         if let (Tracking::Tcp(connection), Some(end)) = (&mut flow.tracking, end) {
             connection.carry(direction, end);
         }
-        if !in_main && direction == Direction::Reply {
+        if place == Place::Embryonic && direction == Direction::Reply {
             return Ok(goes);
         }
         self.count(arrival, &mut flow, direction);
-        let table = if in_main { &mut self.main } else { &mut self.embryonic };
-        table.insert(tuple.key, flow);
+        table(self).insert(tuple.key, flow);
         Ok(goes)
     }
 
@@ -256,20 +267,18 @@ impl Model {
         let about =
             about.filter(|about| about.source == arrival.packet.destination).ok_or(Reason::IcmpUnrelated)?;
         let key = &about.tuple.key;
-        let forwarded = self.living(&self.main, key).or_else(|| self.living(&self.embryonic, key));
-        if let Some(flow) = forwarded {
-            if !is_under_way(flow, about) {
-                return Err(Reason::IcmpUnrelated);
+        match self.find(&about.tuple, None) {
+            Some((Place::Main | Place::Embryonic, flow)) => {
+                if !is_under_way(flow, about) {
+                    return Err(Reason::IcmpUnrelated);
+                }
+                // It comes from where the packet went.
+                let direction = flow.direction(&about.tuple).other();
+                self.belongs(arrival, key, flow, direction)?;
+                self.leave(arrival, flow, direction)
             }
-            // It comes from where the packet went.
-            let direction = flow.direction(&about.tuple).other();
-            self.belongs(arrival, key, flow, direction)?;
-            self.leave(arrival, flow, direction)
-        } else if self.living(&self.node, key).is_some() {
-            self.for_this_station(arrival, true)?;
-            Ok(Verdict::Pass)
-        } else {
-            Err(Reason::IcmpUnrelated)
+            Some((Place::Node, _)) => Ok(Verdict::Pass),
+            None => Err(Reason::IcmpUnrelated),
         }
     }
 
@@ -371,14 +380,19 @@ impl Model {
             (Tracking::Tcp(connection), Transport::Tcp(_, segment)) => {
                 let unchecked = flow.inherited && !flow.seen_both_ways();
                 match connection.judge(direction, segment, unchecked)? {
-                    Outcome::Unchanged => return Ok(Tracked::Nothing),
-                    Outcome::Changed(connection) => Tracking::Tcp(connection),
-                    Outcome::Noted(connection) => return Ok(Tracked::Noted(Tracking::Tcp(connection))),
-                    Outcome::Begins => return Ok(Tracked::Begins),
+                    tcp::Outcome::Unchanged => return Ok(Tracked::Nothing),
+                    tcp::Outcome::Changed(connection) => Tracking::Tcp(connection),
+                    tcp::Outcome::Noted(connection) => return Ok(Tracked::Noted(Tracking::Tcp(connection))),
+                    tcp::Outcome::Begins => return Ok(Tracked::Begins),
                 }
             }
             (Tracking::Sctp(association), Transport::Sctp(_, packet)) => {
-                Tracking::Sctp(association.judge(direction, packet)?)
+                let answered = flow.seen_ns[Direction::Reply as usize].is_some();
+                match association.judge(direction, packet, answered)? {
+                    sctp::Outcome::Unchanged => return Ok(Tracked::Nothing),
+                    sctp::Outcome::Changed(association) => Tracking::Sctp(association),
+                    sctp::Outcome::Begins => return Ok(Tracked::Begins),
+                }
             }
             (Tracking::Plain(_), Transport::Query(_, query))
                 if !icmp::fits(*query, direction == Direction::Original) =>
@@ -450,6 +464,14 @@ impl Model {
     }
 }
 
+/// Where a flow is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Main,
+    Embryonic,
+    Node,
+}
+
 /// What tracking says of a packet.
 enum Tracked {
     /// It goes on, and the flow knows nothing of it.
@@ -460,6 +482,16 @@ enum Tracked {
     As(Tracking),
     /// It may begin the next flow of the same key.
     Begins,
+}
+
+/// Whether a packet answers a SYN or INIT.
+fn is_answer(flow: &Flow, tuple: &Tuple, transport: &Transport) -> bool {
+    flow.direction(tuple) == Direction::Reply
+        && match (&flow.tracking, transport) {
+            (Tracking::Tcp(begun), Transport::Tcp(_, segment)) => begun.is_answered_by(segment),
+            (Tracking::Sctp(begun), Transport::Sctp(_, packet)) => begun.is_answered_by(packet),
+            _ => false,
+        }
 }
 
 /// Whether more than new MACs and one hop less is asked for.

@@ -227,6 +227,15 @@ impl Flow {
         }
     }
 
+    /// Whether it lives on only for what is still under way.
+    pub fn is_over(&self) -> bool {
+        match &self.tracking {
+            Tracking::Tcp(connection) => connection.is_over(),
+            Tracking::Sctp(association) => association.state == State::Close,
+            Tracking::Plain(_) => false,
+        }
+    }
+
     /// Whether its time is not over.
     pub fn lives(&self, protocol: u8, now_ns: u64, owned_since_ns: u64) -> bool {
         let seen = self.seen_ns.into_iter().flatten().fold(owned_since_ns, u64::max);

@@ -29,7 +29,7 @@
 //! counts as covered if one byte of it is; it is remembered even if the fragment then does not go on. Memory lasts
 //! 30 s. Of an error of ICMP only the first can go on: it has no flow. A later fragment without a living flow is `fragment`;
 //! of an embryonic flow, nothing of the responder is counted.
-//! Where a datagram ends is not looked at. One of a length that none but the last may have, or beyond 64 KiB, is `malformed`.
+//! Where a datagram ends is not looked at, nor what the header of UDP says of its length. One of a length that none but the last may have, or beyond 64 KiB, is `malformed`.
 //!
 //! *New flows.* In order: the kind of packet, `other_station`, `martian`, `land`, the route, ownership, `spoofed`, the
 //! rules. A packet in a group frame is for the node. An address without any route is judged as if it were the node's,
@@ -39,27 +39,37 @@
 //!
 //! *Known flows.* Any protocol but ICMP has streams. In order: `no_zone`, ownership, `other_station`, `wrong_zone`, the protocol. A packet that
 //! goes on and changes nothing is not counted and renews nothing. Of the node's own flows nothing is tracked but that
-//! they are there. A dropped packet changes nothing; an answer that finds the main table full leaves the
-//! embryonic flow where it is.
+//! they are there: their packets go to the stack, whatever station the frame is for. A dropped packet changes nothing,
+//! but that an answer which finds the main table full takes back what was heard of the responder before.
+//!
+//! *The next flow.* A SYN or INIT on a flow may begin another of the same key, beside it and in the embryonic table, from
+//! where a later one replaces it. What answers it (SYN+ACK or RST+ACK with its number, INIT ACK with its tag) is its
+//! own; if the old flow is over (time-wait; `close` after a FIN, or after a RST of the originator; SCTP: `close`), so is
+//! every packet, and every error of ICMP. An answer puts it in the place of the old flow. A RST that refuses it
+//! closes the old one, too: who refuses a SYN has no other connection between these ends.
 //!
 //! *TCP.* An unseen
 //! side bounds nothing (the kernel's `td_maxwin == 0`). A SYN in `syn-sent` with a higher end begins anew. The state
 //! table is the kernel's: the responder's SYN+ACK where none is due, also a newer one in `syn-recv`, and its ACK of a
-//! SYN are forwarded and change nothing; after a simultaneous open an ACK of either side establishes; a SYN in `syn-sent2`
-//! by either side is a repeat. Beyond the window by no more than `maxwin` bytes: end + 1 - edge, as the kernel counts.
-//! A RST in `syn-sent` closes if it acknowledges the SYN (RFC 9293, 3.10.7.3). RST from 0 is spared the comparison with
+//! SYN are forwarded and change nothing; a SYN in `syn-sent2` by either side is a repeat. After a simultaneous open the
+//! originator's ACK establishes, as after any other; the kernel takes the responder's, too. Beyond the window by no more
+//! than `maxwin` bytes: end + 1 - edge, as the kernel counts. A RST of either end in `syn-sent` closes, as in the kernel,
+//! if it acknowledges nothing beyond the SYN; but not the originator's with the number that a segment of the responder
+//! asked for which was no answer (RFC 9293, 3.5.2). RST from 0 is spared the comparison with
 //! what was acknowledged in all states but `established`. RST in `established` without the exact number changes nothing at
-//! all; else a second one would hit the end that the first one raised. RST of the originator in `syn-sent` takes the
-//! embryonic flow away too. SACK blocks of a RST are not looked at. SYN in `syn-recv` is a repeat. A SYN on a flow past it replaces the one that was
-//! remembered, from either end; being about the next flow, it is not counted into the old one. In an inherited flow
-//! that was not seen in both directions, RST in `established` closes only by the exact number, if one is known.
+//! all; else a second one would hit the end that the first one raised. SACK blocks of a RST are not looked at. A SYN on a
+//! live connection that lies behind what its sender has sent since, by a window at most, came late and changes nothing;
+//! any other asks for the next flow, and is not counted into the old one.
 //!
 //! *ICMP errors.* At least eight bytes of the embedded transport header are needed. With a flow and an embryonic one of
 //! the same key, the error is about the former. A side that was not seen has nothing under way.
 //!
 //! *SCTP.* After the first INIT the state is `cookie-wait`; the kernel says CLOSED until INIT ACK. HEARTBEAT and its answer carry the right tag, like DATA; the kernel's repair of tags by heartbeats is left
-//! out. Chunks in a bundle that must be alone or first are `sctp_state`. ABORT of an embryonic flow takes it away;
-//! any other packet of the responder answers it.
+//! out. Chunks in a bundle that must be alone or first are `sctp_state`. Of a packet up to four chunks are looked at, and none
+//! behind DATA: an ABORT decides, else a cookie, else the last. A tag that is not known yet is none that a packet may
+//! carry. The tag that an INIT ACK asks for stays what it is; an INIT that comes again before any answer may ask for
+//! another. An INIT while the association opens is forwarded and changes nothing (RFC 9260, 5.2.1). ABORT of an embryonic
+//! flow takes it away; any other packet of the responder answers it.
 //!
 //! # What is not modelled
 //!

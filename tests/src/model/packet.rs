@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::flow::{End, Tuple, protocol};
 use super::icmp;
-use super::sctp::Chunks;
+use super::sctp;
 use super::tcp::Segment;
 use super::verdict::Reason;
 
@@ -103,7 +103,7 @@ pub enum Transport {
     /// TCP.
     Tcp(Tuple, Segment),
     /// SCTP.
-    Sctp(Tuple, Chunks),
+    Sctp(Tuple, sctp::Packet),
     /// An ICMP query that has an identifier, or its answer.
     Query(Tuple, Query),
     /// An ICMP error about another packet, if enough of that can be read.
@@ -330,7 +330,7 @@ impl Packet {
             }
             (protocol::UDP, _) => {
                 let length = usize::from(bytes.get(..8).ok_or(short)?.u16(4).expect("eight bytes"));
-                if length < 8 || self.piece.is_none() && length > bytes.len() {
+                if self.piece.is_none() && !(8..=bytes.len()).contains(&length) {
                     return Err(Reason::Malformed);
                 }
                 Ok(Transport::Plain(ports().ok_or(short)?, bytes.u16(2)))
@@ -341,8 +341,8 @@ impl Packet {
                 Ok(Transport::Plain(ports().ok_or(short)?, bytes.u16(2)))
             }
             (protocol::SCTP, _) => {
-                let chunks = Chunks::parse(bytes, self.piece.is_some())?;
-                Ok(Transport::Sctp(ports().ok_or(short)?, chunks))
+                let packet = sctp::Packet::parse(bytes, self.piece.is_some())?;
+                Ok(Transport::Sctp(ports().ok_or(short)?, packet))
             }
             (protocol::ICMP, IpAddr::V4(_)) | (protocol::ICMPV6, IpAddr::V6(_)) => {
                 bytes.get(..8).ok_or(short)?;

@@ -74,7 +74,7 @@ pub struct Segment {
     pub seq: Seq,
     /// One beyond its last: SYN and FIN count, data too.
     pub end: Seq,
-    /// The number of the first byte of its header, if that were data.
+    /// The number of the first byte of its header, if that and its SYN or FIN were data.
     pub origin: Seq,
     /// What it acknowledges, if it does.
     pub ack: Option<Seq>,
@@ -118,7 +118,7 @@ impl Segment {
             kind,
             seq,
             end: seq.plus((bytes.len() - header_length) as u32 + flags),
-            origin: seq.minus(header_length as u32),
+            origin: seq.minus(header_length as u32).plus(flags),
             ack: (header[13] & ACK != 0).then(|| Seq(word(8))),
             window: word(12) & 0xffff,
             scale: None,
@@ -208,8 +208,8 @@ pub struct Connection {
     pub state: State,
     /// Both sides.
     pub sides: [Side; 2],
-    /// Both ends sent a SYN.
-    pub simultaneous: bool,
+    /// An end has sent its FIN, or the originator a reset that closed it: what comes now was under way.
+    pub ended: bool,
 }
 
 /// What a segment does.
@@ -242,7 +242,6 @@ fn step(state: State, direction: Direction, kind: Kind) -> Option<Step> {
 
         (Kind::Syn, Original, SynSent) => To(SynSent),
         (Kind::Syn, Original, SynSent2) => To(SynSent2),
-        (Kind::Syn, Original, SynRecv) => Stay,
         (Kind::Syn, Original, _) => Begins,
         (Kind::Syn, Reply, SynSent | SynSent2) => To(SynSent2),
         (Kind::Syn, Reply, TimeWait | Close) => Begins,
@@ -266,6 +265,16 @@ fn step(state: State, direction: Direction, kind: Kind) -> Option<Step> {
         (Kind::Ack, _, LastAck | TimeWait) => To(TimeWait),
         (Kind::Ack, _, other) => To(other),
     })
+}
+
+/// What a RST does.
+enum Reset {
+    /// It closes, if it is in the window.
+    Closes,
+    /// It goes on if it is in the window, for its receiver to challenge, and changes nothing.
+    IsChallenged,
+    /// It goes on, and changes nothing.
+    Passes,
 }
 
 /// Where a segment is in the windows.
@@ -292,41 +301,62 @@ impl Connection {
     /// The connection that a SYN begins.
     pub fn begin(syn: &Segment) -> Self {
         let originator = Side::of_syn(syn, Seq(0));
-        Self { state: State::SynSent, sides: [originator, Side::unseen(originator.end)], simultaneous: false }
+        Self { state: State::SynSent, sides: [originator, Side::unseen(originator.end)], ended: false }
+    }
+
+    /// It as it was before anything was heard of the responder.
+    pub const fn unanswered(&self) -> Self {
+        let [originator, _] = self.sides;
+        Self { sides: [originator, Side::unseen(originator.end)], ..*self }
     }
 
     /// What a segment does. `unchecked` in an inherited flow of which not both directions were seen.
     pub fn judge(&self, direction: Direction, segment: &Segment, unchecked: bool) -> Result<Outcome, Reason> {
-        let mut to = match step(self.state, direction, segment.kind).ok_or(Reason::TcpState)? {
+        let outcome = self.track(direction, segment, unchecked)?;
+        if outcome == Outcome::Unchanged && (self.state, direction) == (State::SynSent, Direction::Reply) {
+            // No answer, but the originator may answer it with a reset.
+            let mut next = self.clone();
+            next.sides[Direction::Reply as usize].max_ack = segment.ack;
+            return Ok(Outcome::Noted(next));
+        }
+        Ok(outcome)
+    }
+
+    fn track(&self, direction: Direction, segment: &Segment, unchecked: bool) -> Result<Outcome, Reason> {
+        let to = match step(self.state, direction, segment.kind).ok_or(Reason::TcpState)? {
             Step::To(State::SynSent) if segment.end.after(self.sides[direction as usize].end) => {
-                return Ok(Outcome::Changed(Self::begin(segment)));
+                let mut next = Self::begin(segment);
+                next.sides[1].max_ack = self.sides[1].max_ack;
+                return Ok(Outcome::Changed(next));
             }
             Step::To(state) => state,
+            Step::Begins if self.is_late(direction, segment) => return Ok(Outcome::Unchanged),
             Step::Begins => return Ok(Outcome::Begins),
             Step::Stay => return Ok(Outcome::Unchanged),
         };
-        if self.simultaneous && (self.state, segment.kind) == (State::SynRecv, Kind::Ack) {
-            to = State::Established;
-        }
-        if segment.kind == Kind::Rst && !self.reset_closes(direction, segment, unchecked)? {
-            // Whether it is in the window still decides whether it goes on.
-            let goes_on = unchecked || !matches!(self.place(direction, segment).1, Place::Outside);
-            return if goes_on { Ok(Outcome::Unchanged) } else { Err(Reason::TcpWindow) };
+        if segment.kind == Kind::Rst {
+            match self.reset(direction, segment)? {
+                Reset::Closes => {}
+                Reset::Passes => return Ok(Outcome::Unchanged),
+                Reset::IsChallenged => {
+                    // Whether it is in the window still decides whether it goes on.
+                    let goes_on = unchecked || !matches!(self.place(direction, segment).1, Place::Outside);
+                    return if goes_on { Ok(Outcome::Unchanged) } else { Err(Reason::TcpWindow) };
+                }
+            }
         }
 
         let mut next = self.clone();
-        next.state = to;
-        next.simultaneous |= to == State::SynSent2;
         if unchecked {
             next.learn(direction, segment);
-            return Ok(Outcome::Changed(next));
+            return Ok(Outcome::Changed(next.moved(to, direction, segment.kind)));
         }
         if self.side_begins(direction, segment) {
             let edge = next.sides[direction as usize].edge;
             next.sides[direction as usize] = Side::of_syn(segment, edge);
             next.sides[direction.other() as usize].edge = segment.end;
             if to == State::SynSent2 {
-                return Ok(Outcome::Changed(next));
+                return Ok(Outcome::Changed(next.moved(to, direction, segment.kind)));
             }
         }
         let (numbers, place) = next.place(direction, segment);
@@ -340,9 +370,19 @@ impl Connection {
             }
             Place::Inside => {
                 next.advance(direction, segment, &numbers);
-                Ok(Outcome::Changed(next))
+                Ok(Outcome::Changed(next.moved(to, direction, segment.kind)))
             }
         }
+    }
+
+    /// It in the state that a segment leads to.
+    fn moved(self, to: State, direction: Direction, kind: Kind) -> Self {
+        let ends = match kind {
+            Kind::Fin => true,
+            Kind::Rst => direction == Direction::Original,
+            _ => false,
+        };
+        Self { state: to, ended: self.ended || ends, ..self }
     }
 
     /// Whether the sender's side begins with this segment.
@@ -350,24 +390,34 @@ impl Connection {
         matches!(segment.kind, Kind::Syn | Kind::SynAck) && !self.sides[direction as usize].seen()
     }
 
-    /// Whether a RST may close (RFC 5961, 3); an error if it may not even go on.
-    fn reset_closes(&self, direction: Direction, rst: &Segment, unchecked: bool) -> Result<bool, Reason> {
-        let exact = self.sides[direction.other() as usize].max_ack;
-        if let Some(exact) = exact
-            && !unchecked
-            && exact.after(rst.seq)
-            && !(self.state != State::Established && rst.seq == Seq(0))
-        {
-            return Err(Reason::TcpReset);
-        }
+    /// What a RST does (RFC 5961, 3); an error if it may not even go on.
+    fn reset(&self, direction: Direction, rst: &Segment) -> Result<Reset, Reason> {
+        let established = self.state == State::Established;
+        let Some(exact) = self.sides[direction.other() as usize].max_ack else {
+            return Ok(if self.state == State::Close { Reset::Passes } else { Reset::Closes });
+        };
         let sent = self.sides[direction as usize].end;
         Ok(match (self.state, direction) {
-            (State::Close, _) => false,
-            (State::Established, _) => exact == Some(rst.seq) || rst.seq == sent,
-            // Who has sent a SYN takes no RST that does not acknowledge it (RFC 9293, 3.10.7.3).
-            (State::SynSent, Direction::Reply) => self.is_acknowledged_by(rst),
-            _ => true,
+            (State::Close, _) => Reset::Passes,
+            // The responder had another connection in mind, and is told so (RFC 9293, 3.5.2).
+            (State::SynSent, Direction::Original) if rst.seq == exact => Reset::Passes,
+            _ if rst.seq == Seq(0) && !established => Reset::Closes,
+            _ if exact.after(rst.seq) => return Err(Reason::TcpReset),
+            _ if established && rst.seq != exact && rst.seq != sent => Reset::IsChallenged,
+            _ => Reset::Closes,
         })
+    }
+
+    /// Whether a SYN on a live connection came late: it is behind what its sender sent since, by a window at most.
+    fn is_late(&self, direction: Direction, syn: &Segment) -> bool {
+        let (sender, other) = (&self.sides[direction as usize], &self.sides[direction.other() as usize]);
+        !matches!(self.state, State::TimeWait | State::Close)
+            && sender.end.since(syn.end) <= other.max_window.max(LEAST_ACK_WINDOW)
+    }
+
+    /// Whether it lives on only for what is still under way.
+    pub fn is_over(&self) -> bool {
+        self.state == State::TimeWait || self.state == State::Close && self.ended
     }
 
     fn place(&self, direction: Direction, segment: &Segment) -> (Numbers, Place) {
@@ -464,9 +514,10 @@ impl Connection {
         sender.seen() && !oldest.after(seq) && !seq.after(sender.end)
     }
 
-    /// Whether a segment of the responder acknowledges exactly the SYN.
-    pub fn is_acknowledged_by(&self, segment: &Segment) -> bool {
-        segment.ack == Some(self.sides[Direction::Original as usize].end)
+    /// Whether a segment of the responder answers exactly the SYN.
+    pub fn is_answered_by(&self, segment: &Segment) -> bool {
+        matches!(segment.kind, Kind::SynAck | Kind::Rst)
+            && segment.ack == Some(self.sides[Direction::Original as usize].end)
     }
 }
 
@@ -482,7 +533,7 @@ mod tests {
             kind,
             seq: Seq(seq),
             end: Seq(seq).plus(length + flags),
-            origin: Seq(seq).minus(20),
+            origin: Seq(seq).minus(20).plus(flags),
             ack: ack.map(Seq),
             window,
             scale: None,
@@ -590,7 +641,8 @@ mod tests {
         assert_eq!(connection.state, SynRecv);
         let repeat = segment(Kind::SynAck, 5000, 0, Some(1001), 8192);
         assert_eq!(connection.judge(Reply, &repeat, false), Ok(Outcome::Unchanged));
-        assert_eq!(changed(&connection, Reply, &ack(5001, 0, 1001, 8192)).state, Established);
+        assert_eq!(changed(&connection, Reply, &ack(5001, 0, 1001, 8192)).state, SynRecv);
+        assert_eq!(changed(&connection, Original, &ack(1001, 0, 5001, 8192)).state, Established);
     }
 
     #[test]
@@ -675,9 +727,11 @@ mod tests {
         let connection = Connection::begin(&syn(1000));
         assert_eq!(changed(&connection, Original, &syn(2000)), Connection::begin(&syn(2000)));
         assert_eq!(changed(&connection, Original, &syn(1000)), connection);
-        assert_eq!(in_state(SynRecv).judge(Original, &syn(9000), false), Ok(Outcome::Unchanged));
-        for state in [Established, FinWait, CloseWait, LastAck, TimeWait, Close] {
+        for state in [SynRecv, Established, FinWait, CloseWait, LastAck, TimeWait, Close] {
             assert_eq!(in_state(state).judge(Original, &syn(9000), false), Ok(Outcome::Begins));
+            let late = in_state(state).judge(Original, &syn(1000), false);
+            let over = matches!(state, TimeWait | Close);
+            assert_eq!(late, Ok(if over { Outcome::Begins } else { Outcome::Unchanged }), "{state:?}");
         }
         for state in [SynRecv, Established, FinWait, CloseWait, LastAck] {
             assert_eq!(in_state(state).judge(Reply, &syn(9000), false), Err(Reason::TcpState));
@@ -717,7 +771,7 @@ mod tests {
         }
         for other in [None, Some(0), Some(1000)] {
             let rst = segment(Kind::Rst, 77, 0, other, 0);
-            assert_eq!(connection.judge(Reply, &rst, false), Ok(Outcome::Unchanged));
+            assert_eq!(changed(&connection, Reply, &rst).state, Close, "{other:?}");
         }
         let unrelated = segment(Kind::Rst, 0, 0, Some(1002), 0);
         assert_eq!(connection.judge(Reply, &unrelated, false), Err(Reason::TcpWindow));

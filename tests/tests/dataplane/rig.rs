@@ -15,7 +15,7 @@ use std::thread;
 
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
 use aya::programs::{Program, SchedClassifier, TestRun as _, TestRunOptions, Xdp};
-use aya::{Ebpf, EbpfLoader};
+use aya::{Ebpf, EbpfLoader, Pod};
 use fwha_common::capture::{Capture, DropSample};
 use fwha_common::drop::DropReason;
 use fwha_common::flow::{Flow, FlowEvent, FlowKey, FlowState, NextHop};
@@ -179,6 +179,10 @@ impl Event {
     }
 }
 
+/// Elements of `FRAGMENTS`: the programs keep them for themselves.
+type DatagramKey = [u8; 40];
+type Datagram = [u8; 56];
+
 /// The loaded programs.
 pub struct Rig {
     pub hook: Hook,
@@ -186,6 +190,7 @@ pub struct Rig {
     pub flows: HashMap<MapData, FlowKey, Flow>,
     pub embryonic: HashMap<MapData, FlowKey, Flow>,
     pub node_flows: HashMap<MapData, FlowKey, Flow>,
+    fragments: HashMap<MapData, DatagramKey, Datagram>,
     interfaces: HashMap<MapData, InterfaceKey, Interface>,
     groups: Array<MapData, Group>,
     rules: Array<MapData, Rule>,
@@ -200,6 +205,8 @@ pub struct Rig {
     capture: Array<MapData, Capture>,
     samples: RingBuf<MapData>,
     pub now: Settings,
+    /// By [`Port`].
+    ifindexes: [u32; 3],
 }
 
 /// Runs `test` twice, with the programs at XDP and at tc, each time freshly loaded. The thread of each run has a
@@ -289,6 +296,7 @@ impl Rig {
             flows: take!(name::FLOWS),
             embryonic: take!(name::EMBRYONIC),
             node_flows: take!(name::NODE_FLOWS),
+            fragments: take!(name::FRAGMENTS),
             interfaces: take!(name::INTERFACES),
             groups: take!(name::GROUPS),
             rules: take!(name::RULES),
@@ -303,6 +311,8 @@ impl Rig {
             capture: take!(name::CAPTURE),
             samples: take!(name::DROP_SAMPLES),
             now: SETTINGS,
+            ifindexes: ["lan", "wan", "sync"]
+                .map(|name| nix::net::if_::if_nametoindex(name).expect("the interface")),
             bpf,
         };
         let mut timeouts: Array<_, Timeouts> =
@@ -363,12 +373,7 @@ impl Rig {
     }
 
     pub fn ifindex(&self, port: Port) -> u32 {
-        let name = match port {
-            Port::Lan => "lan",
-            Port::Wan => "wan",
-            Port::Sync => "sync",
-        };
-        nix::net::if_::if_nametoindex(name).expect("the interface")
+        self.ifindexes[port as usize]
     }
 
     /// Sends a frame in by `port`, and checks that exactly one exit was counted with it.
@@ -590,9 +595,33 @@ impl Rig {
         self.flows.insert(key, flow, 0).expect("the flow");
     }
 
+    /// Removes all flows.
+    pub fn clear_flows(&mut self) {
+        for table in [&mut self.flows, &mut self.embryonic, &mut self.node_flows] {
+            clear(table);
+        }
+    }
+
+    /// Forgets all datagrams in fragments.
+    pub fn clear_fragments(&mut self) {
+        clear(&mut self.fragments);
+    }
+
     /// The state of a flow of the main table.
     pub fn state(&self, key: &FlowKey) -> Option<FlowState> {
         Some(self.flows.get(key, 0).ok()?.state())
+    }
+}
+
+/// The keys of a table.
+pub fn keys<K: Pod, V: Pod>(table: &HashMap<MapData, K, V>) -> Vec<K> {
+    table.keys().map(|key| key.expect("a key")).collect()
+}
+
+/// Removes all elements of a table.
+pub fn clear<K: Pod, V: Pod>(table: &mut HashMap<MapData, K, V>) {
+    for key in keys(table) {
+        table.remove(&key).expect("an element");
     }
 }
 

@@ -3,10 +3,12 @@
 use fwha_common::drop::DropReason;
 use fwha_common::probe::{ETHERTYPE, Probe};
 use fwha_common::settings::Counter;
+use fwha_tests::frames::{Random, mutate, random_frame};
 use fwha_tests::needs_root;
 
+use crate::model::{hosts, number};
 use crate::packets::{CLIENT, End, NODE, SERVER, echo, ethernet, icmp_error, ip, tcp, udp};
-use crate::rig::{Hook, LAN_MAC, Port, SETTINGS, Verdict, accept, at_both_hooks};
+use crate::rig::{Hook, LAN_MAC, Port, Rig, SETTINGS, Verdict, accept, at_both_hooks};
 
 use Verdict::Drop;
 
@@ -58,25 +60,22 @@ fn an_icmp_error_that_says_it_is_shorter_is_unrelated() {
     });
 }
 
-/// A small generator of numbers (SplitMix64), so that a run can be repeated.
-struct Random(u64);
+/// Packets at both hooks together, unless `FWHA_PACKETS` says how many.
+const PACKETS: u64 = 100_000;
 
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
+/// So many packets later all flows are forgotten, and the counters looked at.
+const ROUND: u64 = 2000;
 
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
-    }
+/// A tag of 802.1Q or 802.1ad (IEEE 802.1Q, 9.5) behind the MACs of a frame.
+fn tag(frame: &mut Vec<u8>, random: &mut Random) {
+    let [type_high, type_low] = random.one_of(&[0x8100u16, 0x88a8]).to_be_bytes();
+    frame.splice(12..12, [type_high, type_low, 0, random.below(8) as u8]);
 }
 
+/// IPv4 and IPv6, in pieces and with options, of TCP, UDP, SCTP, GRE and ICMP, and errors about them; own protocols, a
+/// probe, VLANs: as they should be, and changed in a few places.
 #[test]
-fn a_hundred_thousand_mutated_packets_each_have_one_counted_end() {
+fn random_and_mutated_packets_each_have_one_counted_end() {
     needs_root!();
     at_both_hooks(|rig| {
         rig.load_rules(&[accept("all")]);
@@ -90,8 +89,8 @@ fn a_hundred_thousand_mutated_packets_each_have_one_counted_end() {
         let other = End { port: 50_000, ..CLIENT };
         let seeds = [
             tcp(CLIENT, SERVER, "S"),
-            tcp(CLIENT, SERVER, "."),
             tcp(SERVER, CLIENT, "S."),
+            tcp(CLIENT, SERVER, "."),
             tcp(SERVER, CLIENT, "F."),
             tcp(other, SERVER, "R"),
             tcp(CLIENT, NODE, "S"),
@@ -104,39 +103,48 @@ fn a_hundred_thousand_mutated_packets_each_have_one_counted_end() {
             ethernet(LAN_MAC, CLIENT.macs.0, ETHERTYPE, &probe_bytes),
             ethernet([0xff; 6], CLIENT.macs.0, 0x0806, &[0; 46]),
         ];
+        let hosts = hosts();
         let mut random = Random(1);
-        let packets = 50_000;
-        for _ in 0..packets {
-            let mut packet = seeds[random.below(seeds.len())].clone();
-            // Mostly one or two changes, so that many still get deep into the engine.
-            for _ in 0..random.below(4) {
-                let at = random.below(packet.len());
-                match random.below(8) {
-                    0 => packet.truncate(at.max(15)),
-                    1 => packet.extend(vec![random.next() as u8; random.below(40)]),
-                    2 => packet[at] = random.next() as u8,
-                    _ => packet[at] ^= 1 << random.below(8),
-                }
+        let packets = number("FWHA_PACKETS", PACKETS) / 2;
+        for sent in 1..=packets {
+            let (port, mut packet) = if random.once_in(2) {
+                random_frame(&mut random, &hosts)
+            } else {
+                let mut packet = seeds[random.below(seeds.len())].clone();
+                // Mostly one or two changes, so that many still get deep into the engine.
+                let changes = random.below(4);
+                mutate(&mut packet, &mut random, changes, 15);
+                (random.below(2), packet)
+            };
+            if random.once_in(16) {
+                tag(&mut packet, &mut random);
             }
             if rig.hook == Hook::Tc && packet.len() < SHORTEST_AT_TC {
                 packet.resize(SHORTEST_AT_TC, 0);
             }
-            let port = if random.below(2) == 0 { Port::Lan } else { Port::Wan };
-            rig.run(port, &packet);
+            rig.run([Port::Lan, Port::Wan][port], &packet);
+            if sent % ROUND == 0 {
+                rig.clear_flows();
+                assert_one_end_each(rig, sent);
+            }
         }
-        let n = |counter| rig.counter(counter);
-        assert_eq!(n(Counter::PacketsIn), packets);
-        assert_eq!(
-            n(Counter::PacketsIn),
-            n(Counter::Forwarded) + n(Counter::Passed) + n(Counter::Dropped) + n(Counter::ProbesAnswered)
-        );
-        assert_eq!(n(Counter::Dropped), rig.drops());
+        assert_one_end_each(rig, packets);
         for counter in [Counter::Forwarded, Counter::Passed, Counter::Dropped, Counter::ProbesAnswered] {
-            assert!(
-                n(counter) > packets / 100,
-                "{}: the packets are too broken or too whole",
-                counter.as_str()
-            );
+            let n = rig.counter(counter);
+            println!("{:?}: {} {n}", rig.hook, counter.as_str());
+            assert!(n > packets / 100, "{}: the packets are too broken or too whole", counter.as_str());
+        }
+        for reason in DropReason::ALL {
+            println!("{:?}: {} {}", rig.hook, reason.as_str(), rig.drop_count(*reason));
         }
     });
+}
+
+/// What came in went out by one way each, and was dropped for one reason each.
+fn assert_one_end_each(rig: &Rig, sent: u64) {
+    let n = |counter| rig.counter(counter);
+    assert_eq!(n(Counter::PacketsIn), sent);
+    let ends = [Counter::Forwarded, Counter::Passed, Counter::Dropped, Counter::ProbesAnswered];
+    assert_eq!(ends.map(n).iter().sum::<u64>(), sent);
+    assert_eq!(n(Counter::Dropped), rig.drops());
 }
