@@ -34,12 +34,16 @@ pub fn ingress<P: Packet>(packet: &mut P) -> Outcome {
 #[inline(always)]
 fn enter(packet: &mut impl Packet) -> Result<Verdict, DropReason> {
     let eth = Eth::read(packet)?;
+    if packet.vlans() != [0; 2] && maps::interface(packet.interface_key()).is_none() {
+        return Err(DropReason::Vlan);
+    }
     let ip = maps::ip().ok_or(DropReason::NoSettings)?;
     match eth.ethertype {
         ethertype::IPV4 => parse::ipv4(packet, ETH_LEN, ip)?,
         ethertype::IPV6 => parse::ipv6(packet, ETH_LEN, ip)?,
         ethertype::ARP => return Ok(Verdict::Pass),
         ethertype::PROBE => return probe::answer(packet, maps::settings()),
+        ethertype::VLAN | ethertype::SERVICE_VLAN => return Err(DropReason::Vlan),
         _ if eth.dst.is_link_local() => return Ok(Verdict::Pass),
         _ => return Err(DropReason::UnknownEtherType),
     }

@@ -214,7 +214,7 @@ fn a_tag_is_where_it_was(lab: &Lab, pair: &Pair, active: Node) -> Result<()> {
         let header = Ethernet2Header { source: [2; 6], destination: [0xff; 6], ether_type: tag };
         [&header.to_bytes()[..], &[0x20, 5, 0x08, 0x06], &[0xab; 46]].concat()
     });
-    let capture = Capture::begin(pair, active, &["--reason", "unknown_ethertype", "-c", "2"])?;
+    let capture = Capture::begin(pair, active, &["--reason", "vlan", "-c", "2"])?;
     let (packets, _) = capture.end(lab, || {
         lab.within(Host::Client, || {
             let index = nix::net::if_::if_nametoindex("eth0")?;
