@@ -601,3 +601,191 @@ const fn icmp_payload(v6: bool, kind: u8) -> Payload {
         _ => Payload::IcmpOther,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::Frame;
+
+    const TCP: [u8; 20] = [0x12, 0x34, 0, 80, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0, 0, 0, 0, 0, 0];
+    const UDP: [u8; 8] = [0x12, 0x34, 0, 53, 0, 8, 0, 0];
+
+    /// An IPv4 packet of `proto` with `options` words of options and this payload.
+    fn v4(proto: u8, options: u8, payload: &[u8]) -> Vec<u8> {
+        let len = 20 + 4 * options as usize + payload.len();
+        let mut bytes = vec![0x45 + options, 0];
+        bytes.extend((len as u16).to_be_bytes());
+        bytes.extend([0, 1, 0x40, 0, 64, proto, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+        bytes.extend(vec![1; 4 * options as usize]);
+        bytes.extend(payload);
+        seal(bytes)
+    }
+
+    /// Writes the header checksum.
+    fn seal(mut bytes: Vec<u8>) -> Vec<u8> {
+        bytes[10..12].fill(0);
+        let words = bytes[..20].chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
+        let sum: u32 = words.sum();
+        let sum = (sum & 0xffff) + (sum >> 16);
+        bytes[10..12].copy_from_slice(&(!((sum + (sum >> 16)) as u16)).to_be_bytes());
+        bytes
+    }
+
+    /// An IPv6 packet whose first next header is `next`.
+    fn v6(next: u8, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![0x60, 0, 0, 0, 0, payload.len() as u8, next, 64];
+        bytes.extend([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+        bytes.extend([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]);
+        bytes.extend(payload);
+        bytes
+    }
+
+    fn read(bytes: &[u8]) -> Result<Ip, DropReason> {
+        let frame = Frame(bytes.to_vec());
+        let mut ip = Ip::EMPTY;
+        match bytes.first().map(|first| first >> 4) {
+            Some(6) => ipv6(&frame, 0, &mut ip)?,
+            _ => ipv4(&frame, 0, &mut ip)?,
+        }
+        transport(&frame, &mut ip, 0)?;
+        Ok(ip)
+    }
+
+    #[test]
+    fn ports_are_found_behind_options() {
+        for options in [0, 1, 10] {
+            let ip = read(&v4(proto::TCP, options, &TCP)).unwrap();
+            assert_eq!((ip.sport, ip.dport), (0x1234u16.to_be(), 80u16.to_be()));
+            assert_eq!((ip.tcp.flags, ip.tcp.seq), (crate::tcp::SYN, 1));
+            assert_eq!(ip.slow, options != 0);
+            assert_eq!(ip.header_len, ip.len);
+        }
+    }
+
+    #[test]
+    fn every_truncation_is_refused() {
+        for whole in [
+            v4(proto::TCP, 2, &TCP),
+            v4(proto::UDP, 2, &UDP),
+            v4(proto::ICMP, 2, &[8; 8]),
+            v6(proto::TCP, &TCP),
+            v6(0, &[[proto::UDP, 0, 1, 4, 0, 0, 0, 0], UDP].concat()),
+        ] {
+            assert!(read(&whole).is_ok());
+            for len in 1..whole.len() {
+                assert_eq!(read(&whole[..len]), Err(DropReason::Truncated), "{len}");
+            }
+        }
+    }
+
+    #[test]
+    fn padding_behind_the_packet_is_not_part_of_it() {
+        let mut padded = v4(proto::UDP, 0, &UDP);
+        padded.extend([0; 18]);
+        assert_eq!(read(&padded).unwrap().len, 28);
+        let mut padded = v6(proto::UDP, &UDP);
+        padded.extend([0; 6]);
+        assert_eq!(read(&padded).unwrap().len, 48);
+    }
+
+    #[test]
+    fn contradictions_are_malformed() {
+        let spoil = |proto, payload: &[u8], at: usize, value: u8| {
+            let mut packet = v4(proto, 0, payload);
+            packet[at] = value;
+            let packet = if at < 20 { seal(packet) } else { packet };
+            let mut ip = Ip::EMPTY;
+            let frame = Frame(packet);
+            ipv4(&frame, 0, &mut ip)?;
+            transport(&frame, &mut ip, 0)
+        };
+        let malformed = Err(DropReason::Malformed);
+        assert_eq!(spoil(proto::TCP, &TCP, 0, 0x65), malformed, "version");
+        assert_eq!(spoil(proto::TCP, &TCP, 0, 0x44), malformed, "header length");
+        assert_eq!(spoil(proto::TCP, &TCP, 3, 19), malformed, "total length");
+        assert_eq!(spoil(proto::TCP, &TCP, 32, 0x40), malformed, "data offset too small");
+        assert_eq!(spoil(proto::TCP, &TCP, 32, 0x60), malformed, "data offset too large");
+        assert_eq!(spoil(proto::UDP, &UDP, 25, 7), malformed, "UDP length too small");
+        assert_eq!(spoil(proto::UDP, &UDP, 25, 9), malformed, "UDP length too large");
+        assert_eq!(spoil(proto::TCP, &TCP, 33, 0), Err(DropReason::TcpFlags));
+        let mut wrong = v4(proto::UDP, 0, &UDP);
+        wrong[10] ^= 1;
+        assert_eq!(read(&wrong), Err(DropReason::Malformed), "header checksum");
+    }
+
+    #[test]
+    fn fragments_say_where_they_belong() {
+        let fragment = |offset: u16, more: bool, proto: u8, payload: &[u8]| {
+            let mut packet = v4(proto, 0, payload);
+            packet[6..8].copy_from_slice(&(offset | if more { 0x2000 } else { 0 }).to_be_bytes());
+            read(&seal(packet))
+        };
+        let first = fragment(0, true, proto::UDP, &UDP).unwrap();
+        assert!(first.first_fragment() && first.payload == Payload::Udp);
+        let later = fragment(3, false, proto::UDP, &[0; 13]).unwrap();
+        assert_eq!(later.payload, Payload::LaterFragment);
+        assert_eq!((later.fragment.offset, later.fragment.units), (3, 2));
+        assert_eq!(fragment(3, true, proto::UDP, &[0; 13]), Err(DropReason::Malformed), "not of 8 bytes");
+        assert_eq!(fragment(0x1fff, false, proto::UDP, &[0; 13]), Err(DropReason::Malformed), "too long");
+        assert_eq!(fragment(0, true, proto::TCP, &TCP[..16]), Err(DropReason::FragmentTiny));
+        assert_eq!(fragment(1, false, proto::TCP, &TCP), Err(DropReason::FragmentTiny), "over the flags");
+    }
+
+    #[test]
+    fn extension_headers_are_walked_within_bounds() {
+        let chain = |kinds: &[u8]| {
+            let mut payload = Vec::new();
+            for i in 0..kinds.len() {
+                let next = kinds.get(i + 1).copied().unwrap_or(proto::UDP);
+                payload.extend([next, 0, 1, 4, 0, 0, 0, 0]);
+            }
+            payload.extend(UDP);
+            read(&v6(kinds.first().copied().unwrap_or(proto::UDP), &payload))
+        };
+        let ip = chain(&[0, 43, 60]).unwrap();
+        assert!(ip.slow && ip.l4 == 64 && ip.dport == 53u16.to_be());
+        assert!(!chain(&[60]).unwrap().slow);
+        assert!(chain(&[60; 6]).is_ok());
+        for bad in [&[60; 7][..], &[60, 0], &[0, 0], &[135], &[139]] {
+            assert_eq!(chain(bad), Err(DropReason::ExtensionHeader), "{bad:?}");
+        }
+        let routing_0 = [&[proto::UDP, 0, 0, 0, 0, 0, 0, 0][..], &UDP].concat();
+        assert_eq!(read(&v6(43, &routing_0)), Err(DropReason::ExtensionHeader));
+        let atomic = [&[proto::UDP, 0, 0, 0, 0, 0, 0, 9][..], &UDP].concat();
+        assert!(!read(&v6(44, &atomic)).unwrap().is_fragment());
+        let later = [&[proto::UDP, 0, 0, 9, 0, 0, 0, 9][..], &UDP].concat();
+        assert_eq!(read(&v6(44, &later)).unwrap().payload, Payload::LaterFragment);
+    }
+
+    #[test]
+    fn an_icmp_error_gives_up_the_packet_inside_it() {
+        let about = [v4(proto::TCP, 1, &TCP), v6(proto::TCP, &TCP)];
+        let kinds = [[3, 1], [1, 4]];
+        for (about, kind) in about.iter().zip(kinds) {
+            let cut = about.len() - 12;
+            let payload = [&kind[..], &[0; 6], &about[..cut]].concat();
+            let v6_error = about[0] >> 4 == 6;
+            let error = if v6_error { v6(proto::ICMPV6, &payload) } else { v4(proto::ICMP, 2, &payload) };
+            let outer = read(&error).unwrap();
+            assert_eq!(outer.payload, Payload::IcmpError);
+            let mut inner = Ip::EMPTY;
+            embedded(&Frame(error.clone()), &outer, 0, &mut inner).unwrap();
+            assert_eq!((inner.payload, inner.dport, inner.tcp.seq), (Payload::Tcp, 80u16.to_be(), 1));
+            for len in 0..error.len() {
+                assert!(embedded(&Frame(error[..len].to_vec()), &outer, 0, &mut inner).is_err(), "{len}");
+            }
+        }
+    }
+
+    #[test]
+    fn gre_keys_and_queries_take_the_place_of_ports() {
+        let gre = read(&v4(proto::GRE, 0, &[0x20, 0, 8, 0, 1, 2, 3, 4])).unwrap();
+        assert_eq!((gre.sport, gre.dport), (0x0102u16.to_be(), 0x0304u16.to_be()));
+        let behind_checksum = read(&v4(proto::GRE, 0, &[0xa0, 0, 8, 0, 9, 9, 0, 0, 1, 2, 3, 4])).unwrap();
+        assert_eq!(behind_checksum.sport, gre.sport);
+        assert_eq!(read(&v4(proto::GRE, 0, &[0, 1, 8, 0])).unwrap().sport, 0, "PPTP's");
+        let echo = read(&v6(proto::ICMPV6, &[128, 0, 0, 0, 7, 7, 0, 1])).unwrap();
+        assert_eq!((echo.payload, echo.sport, echo.dport), (Payload::Query, 0x0707, 0x0707));
+        assert_eq!(read(&v4(proto::ICMPV6, 0, &[128; 8])).unwrap().payload, Payload::Other);
+    }
+}
