@@ -42,8 +42,8 @@ reasons! {
     Malformed = 1, "malformed";
     /// An EtherType that no zone takes.
     UnknownEtherType = 2, "unknown_ethertype";
-    /// An IP protocol that the firewall does not track.
-    UnsupportedProtocol = 3, "unsupported_protocol";
+    /// A VLAN tag that no zone takes.
+    Vlan = 3, "vlan";
     /// IPv6 extension headers: too many, out of order, cut, or a type 0 routing header.
     ExtensionHeader = 4, "extension_header";
     /// A fragment whose datagram's first fragment was not let through before.
@@ -110,8 +110,6 @@ reasons! {
     SourceRate = 35, "source_rate";
     /// The source has as many flows as it may.
     SourceFlows = 36, "source_flows";
-    /// A VLAN tag that no zone takes.
-    Vlan = 37, "vlan";
 }
 
 /// Number of reasons.
