@@ -15,7 +15,9 @@ use fwha_common::flow::{Flow, FlowId, FlowKey};
 use fwha_common::{BUCKETS, MAX_GROUPS};
 use fwha_proto::NodeId;
 use fwha_proto::election::GroupId;
-use fwha_proto::replication::{Buckets, Event, Output, Ownership, Replication, SyncState, Warning};
+use fwha_proto::replication::{
+    Buckets, Event, LinkStatus, Output, Ownership, Replication, SyncState, Warning,
+};
 use fwha_proto::time::Time;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
@@ -67,6 +69,8 @@ pub enum Command {
     Reconcile(Buckets),
     /// A sync link is another interface now: its socket.
     Opened(u8, SyncSocket),
+    /// The interface of a sync link has a carrier now, or has none.
+    Carrier(u8, bool),
     /// End.
     Stop,
 }
@@ -122,6 +126,8 @@ pub struct PeerSnapshot {
     pub warnings: Vec<Warning>,
     /// Why its datagrams are refused, if they are.
     pub refused: Option<String>,
+    /// The sync links to it.
+    pub links: Vec<LinkStatus>,
     /// Counters.
     pub counters: Vec<(&'static str, u64)>,
 }
@@ -232,6 +238,7 @@ impl Thread {
                             *place = socket;
                         }
                     }
+                    Command::Carrier(link, carrier) => self.replication.carrier(link, carrier),
                     Command::Stop => return,
                 }
             }
@@ -399,6 +406,7 @@ impl Thread {
                     digest_match: status.digest_match,
                     warnings: status.warnings.to_vec(),
                     refused: status.refused.map(|r| r.to_string()),
+                    links: status.links,
                     counters: status.counters.iter().collect(),
                 },
             );
@@ -448,6 +456,15 @@ impl Thread {
             Event::Differs { peer, buckets } => (
                 "differs",
                 format!("{buckets} buckets differ from what {} has: asked for them", names.node(*peer)),
+            ),
+            Event::LinkChanged { peer, from, to } => (
+                "link",
+                format!(
+                    "replication to {} takes {} instead of {}",
+                    names.node(*peer),
+                    names.link(*to),
+                    names.link(*from)
+                ),
             ),
             Event::Overflow { peer } => (
                 "overflow",
