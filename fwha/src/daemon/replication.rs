@@ -18,6 +18,7 @@ use fwha_proto::election::GroupId;
 use fwha_proto::replication::{
     Buckets, Event, LinkStatus, Output, Ownership, Replication, SyncState, Warning,
 };
+use fwha_proto::seal::KeyRing;
 use fwha_proto::time::Time;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
@@ -69,6 +70,8 @@ pub enum Command {
     Reconcile(Buckets),
     /// A sync link is another interface now: its socket.
     Opened(u8, SyncSocket),
+    /// Hold these cluster keys from now on.
+    Keys(KeyRing),
     /// The interface of a sync link has a carrier now, or has none.
     Carrier(u8, bool),
     /// End.
@@ -126,6 +129,8 @@ pub struct PeerSnapshot {
     pub warnings: Vec<Warning>,
     /// Why its datagrams are refused, if they are.
     pub refused: Option<String>,
+    /// It has not shown the newest cluster key yet.
+    pub renewing: bool,
     /// The sync links to it.
     pub links: Vec<LinkStatus>,
     /// Counters.
@@ -238,6 +243,7 @@ impl Thread {
                             *place = socket;
                         }
                     }
+                    Command::Keys(keys) => self.replication.set_keys(&keys),
                     Command::Carrier(link, carrier) => self.replication.carrier(link, carrier),
                     Command::Stop => return,
                 }
@@ -406,6 +412,7 @@ impl Thread {
                     digest_match: status.digest_match,
                     warnings: status.warnings.to_vec(),
                     refused: status.refused.map(|r| r.to_string()),
+                    renewing: status.renewing,
                     links: status.links,
                     counters: status.counters.iter().collect(),
                 },
