@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::buckets::Buckets;
+use super::choice::Rate;
 use super::core::Core;
 use super::inbox::{Inbox, Place};
 use super::links::{Links, Probe};
@@ -40,6 +41,7 @@ pub(super) struct Peer {
     /// Stamp with which the next session begins.
     stamp: u64,
     links: Links,
+    rate: Rate,
     state: SyncState,
     state_since: Time,
     warnings: Vec<Warning>,
@@ -60,6 +62,7 @@ impl Peer {
             session: None,
             stamp: 1,
             links: Links::new(Time::ZERO, o.links),
+            rate: Rate::new(o.choice.peer_bytes_per_s),
             state: if o.enabled { SyncState::Down } else { SyncState::Disabled },
             state_since: Time::ZERO,
             warnings: Vec::new(),
@@ -139,6 +142,10 @@ impl Peer {
             }
             Opened::Data(payload) => {
                 self.refused = None;
+                if !self.rate.take(now, len) {
+                    self.counters.rate_limited += 1;
+                    return;
+                }
                 self.take(core, now, link, payload);
             }
         }

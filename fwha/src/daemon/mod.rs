@@ -82,6 +82,7 @@ use self::replication::OwnedGroups;
 use crate::config::{self, Config, GroupId, Node};
 use crate::dataplane::{self, Dataplane, Maps, ZoneInterface};
 use crate::netlink::Monitor;
+use crate::policy::Policy;
 use crate::socket::SyncSocket;
 use crate::sys::clock::KernelClock;
 use crate::sys::{random, sched};
@@ -562,6 +563,13 @@ fn replication_options(
         enabled: config.replication.enabled,
         links: node.sync.len() as u8,
         mtu,
+        bulk_bytes_per_s: config.replication.bulk_bytes_per_second,
+        choice: proto_replication::Choice {
+            policy: Policy::of(config).map(|policy| Arc::new(policy) as _),
+            min_age: config.replication.min_age,
+            peer_flows_max: config.replication.peer_flows.map_or(usize::MAX, |n| n as usize),
+            peer_bytes_per_s: config.replication.peer_bytes_per_second,
+        },
         ..proto_replication::Options::new(identity, keys.clone(), &node.name)
     }
 }
