@@ -558,7 +558,7 @@ fn replication_options(
         peers: peers.map(|n| proto_replication::PeerOptions { node: n.id, name: n.name.clone() }).collect(),
         config_hash: config.hash,
         rules_hash: config.rules_hash,
-        zones: config.zones.len() as u8,
+        zones: config.zones.iter().map(|z| name_hash(&z.name)).collect(),
         max_flows: config.cluster.max_flows as usize,
         enabled: config.replication.enabled,
         links: node.sync.len() as u8,
