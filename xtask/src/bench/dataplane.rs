@@ -32,9 +32,10 @@ use indicatif::ProgressBar;
 use crate::build_ebpf;
 use crate::cargo::{root, spinner};
 use figures::Series;
+use firewall::EMBRYONIC;
 use report::{Report, Row, Stage};
 use rig::{Action, Hook, Program, Rig};
-use traffic::{Kind, Place, Traffic};
+use traffic::{Embryonic, Kind, Place, Traffic};
 
 /// Measure what a packet costs in the kernel programs
 #[derive(clap::Args)]
@@ -54,6 +55,9 @@ pub struct Args {
     /// How often each program has its turn after each loading
     #[arg(long, value_parser = clap::value_parser!(u32).range(3..=1_000))]
     rounds: Option<u32>,
+    /// Only traffic whose name contains this
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
     /// The CPU to run on; by default the last one
     #[arg(long)]
     cpu: Option<usize>,
@@ -76,6 +80,8 @@ pub struct Plan {
     rounds: u32,
     /// Packets of one turn.
     packets: u32,
+    /// Only traffic whose name contains this.
+    only: String,
     /// The CPU, if not the last.
     cpu: Option<usize>,
 }
@@ -93,9 +99,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         bail!("the bench needs root: it loads BPF programs; run `sudo -E cargo xtask bench dataplane`");
     }
     let mut plan = if args.quick {
-        Plan { flows: vec![1_000, 64_000], loads: 1, rounds: 3, packets: 20_000, cpu: args.cpu }
+        Plan { flows: vec![1_000, 64_000], loads: 1, packets: 20_000, ..Plan::default() }
     } else {
-        Plan { flows: vec![1_000, 64_000, 1_000_000], loads: 3, rounds: 3, packets: 300_000, cpu: args.cpu }
+        Plan { flows: vec![1_000, 64_000, 1_000_000], loads: 3, packets: 300_000, ..Plan::default() }
     };
     if args.full {
         plan.flows.push(4_000_000);
@@ -104,8 +110,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         plan.flows.clone_from(&args.flows);
         plan.flows.sort_unstable();
     }
+    plan.only = args.only.clone().unwrap_or_default();
     plan.loads = args.loads.unwrap_or(plan.loads);
-    plan.rounds = args.rounds.unwrap_or(plan.rounds);
+    plan.rounds = args.rounds.unwrap_or(3);
+    plan.cpu = args.cpu;
     let most = plan.flows.iter().copied().max().context("no number of flows")?;
     let (needed, available) = (u64::from(most) * BYTES_PER_FLOW, available_memory()?);
     ensure!(
@@ -261,6 +269,9 @@ impl Bench<'_> {
         programs: &[Program],
         report: &mut Report,
     ) -> Result<()> {
+        if !name.contains(&self.plan.only) {
+            return Ok(());
+        }
         let refused = report.refused.contains_key(name);
         let programs: Vec<_> = [Program::Empty]
             .into_iter()
@@ -278,8 +289,19 @@ impl Bench<'_> {
                 let mut sum = 0.0;
                 for traffic in ways {
                     let packets = self.plan.packets / ways.len() as u32;
-                    let place = Place::Random { flows, packets, seed: round };
-                    let run = self.rig.run(programs[i], hook, traffic, place)?;
+                    let place = |packets| Place::Random { flows, packets, seed: round };
+                    let packets = match traffic.fresh {
+                        Some(Embryonic::Room) => {
+                            self.rig.firewall.clear_embryonic()?;
+                            packets.min(EMBRYONIC / 2)
+                        }
+                        Some(Embryonic::Full) if round == 0 => {
+                            self.rig.run(programs[i], hook, traffic, place(EMBRYONIC))?;
+                            packets
+                        }
+                        _ => packets,
+                    };
+                    let run = self.rig.run(programs[i], hook, traffic, place(packets))?;
                     let expected = programs[i].action(traffic);
                     ensure!(
                         run.action == expected,

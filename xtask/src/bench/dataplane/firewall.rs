@@ -9,8 +9,7 @@ use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf};
 use aya::programs::{ProgramFd, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use fwha_common::drop::DropReason;
-use fwha_common::flow::NextHop;
-use fwha_common::flow::{FLOW_STATES, TIMEOUT_CLASSES};
+use fwha_common::flow::{FLOW_STATES, Flow, FlowKey, NextHop, TIMEOUT_CLASSES};
 use fwha_common::group::Group;
 use fwha_common::rule::{Action, Interface, InterfaceKey, MAX_RULES, Rule, ZONE_ANY};
 use fwha_common::settings::{Counter, Settings, Timeouts, name};
@@ -19,7 +18,7 @@ use super::report::{Memory, Size};
 use super::rig::{LAN_MAC, WAN_MAC};
 
 /// Elements that the daemon gives the embryonic table.
-const EMBRYONIC: u32 = 65_536;
+pub const EMBRYONIC: u32 = 65_536;
 
 /// No flow expires while others are measured: five days.
 const TIMEOUT_NS: u64 = 432_000 * 1_000_000_000;
@@ -32,6 +31,7 @@ const WAN: u8 = 2;
 pub struct Firewall {
     bpf: Ebpf,
     events: Option<RingBuf<MapData>>,
+    embryonic: HashMap<MapData, FlowKey, Flow>,
     counters: PerCpuArray<MapData, u64>,
     drops: PerCpuArray<MapData, u64>,
     /// How long the verifier and the compiler of the kernel took.
@@ -89,6 +89,7 @@ impl Firewall {
         settings.set(0, present, 0)?;
         Ok(Self {
             events: RingBuf::try_from(map(&mut bpf, name::EVENTS)?).ok(),
+            embryonic: map(&mut bpf, name::EMBRYONIC)?.try_into()?,
             counters: map(&mut bpf, name::COUNTERS)?.try_into()?,
             drops: map(&mut bpf, name::DROPS)?.try_into()?,
             load: [(name::XDP_INGRESS, xdp_time), (name::TC_INGRESS, tc_time)],
@@ -118,6 +119,12 @@ impl Firewall {
         if let Some(events) = &mut self.events {
             while events.next().is_some() {}
         }
+    }
+
+    /// Forgets all flows that nobody has answered.
+    pub fn clear_embryonic(&mut self) -> Result<()> {
+        let keys = self.embryonic.keys().collect::<Result<Vec<_>, _>>()?;
+        keys.iter().try_for_each(|key| self.embryonic.remove(key)).context("forget new flows")
     }
 
     /// Memory of the table of established flows.

@@ -124,7 +124,7 @@ impl Report {
             self.plan.loads, self.plan.rounds, self.plan.packets
         );
         println!(
-            "{:<18} {:<4} {:>9}  {:<38} {:>22}  {:>20}",
+            "{:<20} {:<4} {:>9}  {:<38} {:>22}  {:>20}",
             "traffic", "hook", "flows", "program", "ns", "of the bare router"
         );
         let mut last = None;
@@ -139,7 +139,7 @@ impl Report {
             };
             last = Some(head);
             let line = format!(
-                "{traffic:<18} {hook:<4} {flows:>9}  {:<38} {:>22}  {of:>20}",
+                "{traffic:<20} {hook:<4} {flows:>9}  {:<38} {:>22}  {of:>20}",
                 row.program.name(),
                 spread(&row.ns, 1)
             );
@@ -188,6 +188,9 @@ impl Report {
 
     /// What the steps of an established packet cost at least, and what fwha takes beside them.
     fn print_shares(&self) {
+        if self.rows.iter().all(|row| row.traffic != STEPS) {
+            return;
+        }
         println!("\nan established TCP packet in fwha, IPv4, XDP, by what each step costs alone; ns");
         print!("{:<28}", "flows");
         self.plan.flows.iter().for_each(|flows| print!("{flows:>10}"));

@@ -269,7 +269,7 @@ impl Rig {
     pub fn run(&mut self, program: Program, hook: Hook, traffic: &Traffic, place: Place) -> Result<Run> {
         let (first, random, packets, seed) = match place {
             Place::Sequence(flows) => (flows.start, 0, flows.end - flows.start, 0),
-            Place::Random { packets, .. } if traffic.fresh => (0, 0, packets, 0),
+            Place::Random { packets, .. } if traffic.fresh.is_some() => (0, 0, packets, 0),
             Place::Random { flows, packets, seed } => (0, flows, packets, seed),
         };
         let moved = *self.moved.entry(traffic.family).or_default();
@@ -282,7 +282,7 @@ impl Rig {
             proto: traffic.proto,
             flags: traffic.flags,
             reply: traffic.reply.into(),
-            first: traffic.first + u64::from(first) + if traffic.fresh { self.fresh } else { 0 },
+            first: traffic.first + u64::from(first) + if traffic.fresh.is_some() { self.fresh } else { 0 },
             random: random.into(),
             payload: traffic.payload,
             sent: traffic.sent + moved,
@@ -299,7 +299,7 @@ impl Rig {
                 );
                 self.moved.insert(traffic.family, moved);
             }
-            if traffic.fresh {
+            if traffic.fresh.is_some() {
                 self.fresh += u64::from(packets);
             }
         }
