@@ -613,9 +613,6 @@ impl NewFlow {
     /// Completes a draft, with its first packet counted.
     #[inline(always)]
     pub fn complete(&self, draft: &mut Flow, ip: &Ip, settings: &Settings, options: &Options) {
-        let exact = hook::exact_ns();
-        // SAFETY: takes nothing, returns a number.
-        let cpu = unsafe { bpf_get_smp_processor_id() };
         let state = match ip.proto {
             proto::TCP => FlowState::SynSent,
             proto::SCTP => FlowState::CookieWait,
@@ -624,7 +621,7 @@ impl NewFlow {
         let flags = if self.originator_is_b { Flow::ORIGINATOR_IS_B } else { 0 };
         draft.word = Flow::word(state, flags, self.zones);
         draft.rule_hash = self.rule_hash;
-        draft.number = exact & !0xff | cpu as u64 & 0xff;
+        draft.number = hook::unique_ns();
         draft.epoch = settings.epoch;
         draft.node = settings.node;
         draft.bucket = self.bucket;
@@ -643,16 +640,17 @@ impl NewFlow {
     }
 }
 
-/// Puts a flow into the embryonic table.
+/// Puts a flow into the embryonic table. What is returned is the draft, which this packet may go on with:
+/// the element is only looked up when the next one comes.
 ///
 /// # Errors
 ///
 /// Memory is short.
 #[inline(always)]
-pub fn insert_embryonic(flow: &Flow, key: &FlowKey) -> Result<FlowRef, DropReason> {
-    maps::EMBRYONIC.insert(key, flow, BPF_ANY as u64).map_err(|_| DropReason::TableFull)?;
+pub fn insert_embryonic(flow: &'static mut Flow, key: &FlowKey) -> Result<FlowRef, DropReason> {
+    maps::EMBRYONIC.insert(key, &*flow, BPF_ANY as u64).map_err(|_| DropReason::TableFull)?;
     maps::add(&maps::COUNTERS, Counter::Embryonic as u32, 1);
-    maps::EMBRYONIC.get_ptr_mut(key).map(FlowRef).ok_or(DropReason::TableFull)
+    Ok(FlowRef(flow))
 }
 
 /// Puts a flow among the node's own. One that does not begin with a SYN was there before the programs
