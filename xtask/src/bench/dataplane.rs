@@ -5,12 +5,10 @@
 //! | [`traffic`] | kinds of packets, and how a conversation goes |
 //! | [`rig`] | the network namespace, the generator, the programs under test, one timed run |
 //! | [`firewall`] | fwha's own programs, set up as the daemon would |
-//! | [`figures`] | medians, spreads, ratios |
 //! | [`report`] | the tables, and the same as JSON |
 //!
 //! How it is measured, and what it means, is told in `docs/performance.md`.
 
-mod figures;
 mod firewall;
 #[path = "../../bench-ebpf/src/order.rs"]
 mod order;
@@ -29,16 +27,16 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use fwha_tests::root::is_root;
 use indicatif::ProgressBar;
 
+use crate::bench::figures::Series;
 use crate::build_ebpf;
 use crate::cargo::{root, spinner};
-use figures::Series;
 use firewall::EMBRYONIC;
 use report::{Report, Row, Stage};
 use rig::{Action, Hook, Program, Rig};
 use traffic::{Embryonic, Kind, Place, Traffic};
 
 /// Measure what a packet costs in the kernel programs
-#[derive(clap::Args)]
+#[derive(clap::Args, Default)]
 pub struct Args {
     /// Few flows and short runs, to see that all of it works; the times mean nothing
     #[arg(long)]
@@ -67,6 +65,13 @@ pub struct Args {
     /// Write the figures to a file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+}
+
+impl Args {
+    /// The shortest that there is.
+    pub fn quick() -> Self {
+        Self { quick: true, ..Self::default() }
+    }
 }
 
 /// How much is done.
