@@ -24,13 +24,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use fwha_common::embryonic::CAPACITY;
 use fwha_tests::root::is_root;
 use indicatif::ProgressBar;
 
 use crate::bench::figures::Series;
 use crate::build_ebpf;
 use crate::cargo::{root, spinner};
-use firewall::EMBRYONIC;
 use report::{Report, Row, Stage};
 use rig::{Action, Hook, Program, Rig};
 use traffic::{Embryonic, Kind, Place, Traffic};
@@ -298,10 +298,10 @@ impl Bench<'_> {
                     let packets = match traffic.fresh {
                         Some(Embryonic::Room) => {
                             self.rig.firewall.clear_embryonic()?;
-                            packets.min(EMBRYONIC / 2)
+                            packets.min(CAPACITY / 2)
                         }
                         Some(Embryonic::Full) if round == 0 => {
-                            self.rig.run(programs[i], hook, traffic, place(EMBRYONIC))?;
+                            self.rig.run(programs[i], hook, traffic, place(CAPACITY))?;
                             packets
                         }
                         _ => packets,
