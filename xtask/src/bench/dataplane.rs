@@ -24,13 +24,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use fwha_common::embryonic::CAPACITY;
 use fwha_tests::root::is_root;
 use indicatif::ProgressBar;
 
 use crate::bench::figures::Series;
 use crate::build_ebpf;
 use crate::cargo::{root, spinner};
+use fwha_common::embryonic::CAPACITY;
 use report::{Report, Row, Stage};
 use rig::{Action, Hook, Program, Rig};
 use traffic::{Embryonic, Kind, Place, Traffic};
@@ -41,7 +41,8 @@ pub struct Args {
     /// Few flows and short runs, to see that all of it works; the times mean nothing
     #[arg(long)]
     quick: bool,
-    /// Also with four million flows, which take some 7 GiB, and up to twice that
+    /// Also with four million flows, which take some 7 GiB, and up to twice that with several loadings; without the
+    /// single steps (`--only`) half of it
     #[arg(long, conflicts_with = "quick")]
     full: bool,
     /// Numbers of flows
@@ -91,12 +92,21 @@ pub struct Plan {
     cpu: Option<usize>,
 }
 
+impl Plan {
+    /// Whether single steps are measured, which have tables of their own.
+    fn has_steps(&self) -> bool {
+        report::STEPS.contains(&self.only)
+    }
+}
+
 /// UDP that lasts this long has come to its last state.
 const UDP_STREAM: Duration = Duration::from_millis(2_100);
 /// Flows that are opened at a time: few enough to leave room among the embryonic ones, and in the ring buffer.
 const CHUNK: u32 = 4_096;
-/// Memory that the tables take for one flow of each kind, twice: those of the last loading may not be gone yet.
-const BYTES_PER_FLOW: u64 = 2 * 1_800;
+/// Memory that the firewall's table takes for one flow of each kind.
+const BYTES_PER_FLOW: u64 = 900;
+/// Memory that the tables of the steps take for one flow.
+const BYTES_PER_FLOW_STEPS: u64 = 900;
 
 /// Runs the suite.
 pub fn run(args: &Args) -> Result<ExitCode> {
@@ -120,7 +130,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     plan.rounds = args.rounds.unwrap_or(3);
     plan.cpu = args.cpu;
     let most = plan.flows.iter().copied().max().context("no number of flows")?;
-    let (needed, available) = (u64::from(most) * BYTES_PER_FLOW, available_memory()?);
+    let bytes = BYTES_PER_FLOW + if plan.has_steps() { BYTES_PER_FLOW_STEPS } else { 0 };
+    // The tables of the last loading may not be gone yet.
+    let needed = u64::from(most) * bytes * u64::from(plan.loads.min(2));
+    let available = available_memory()?;
     ensure!(
         needed < available,
         "{most} flows need {} MiB of memory and {} are available; take fewer: --flows",
@@ -162,7 +175,7 @@ fn available_memory() -> Result<u64> {
 
 /// Loads everything once, and measures all there is.
 fn measure(plan: &Plan, spinner: &ProgressBar, object: &[u8], fwha: &[u8], most: u32) -> Result<Report> {
-    let mut bench = Bench { rig: Rig::new(plan.cpu, object, fwha, most)?, plan, spinner };
+    let mut bench = Bench { rig: Rig::new(plan.cpu, object, fwha, most, plan.has_steps())?, plan, spinner };
     let mut report = Report {
         plan: plan.clone(),
         machine: bench.rig.machine()?,
@@ -216,7 +229,7 @@ impl Bench<'_> {
                 udp_since = Instant::now();
             }
         }
-        for chunk in chunks(&flows) {
+        for chunk in chunks(&flows).filter(|_| self.plan.has_steps()) {
             let traffic = &Kind::Tcp4.both_ways()[0];
             let run = self.rig.run(Program::Insert, Hook::Xdp, traffic, Place::Sequence(chunk))?;
             ensure!(run.action == Action::Drop, "a flow was not put into the tables: {:?}", run.action);

@@ -11,7 +11,7 @@ use super::rig::{Hook, Program};
 use crate::bench::figures::Series;
 
 /// Name of the traffic with which the steps are measured: established TCP over IPv4.
-pub const STEPS: &str = "steps, TCP, IPv4";
+pub const STEPS: &str = "single steps";
 
 /// What an established packet needs, as programs whose cost is added, and one that is part of it and taken off.
 const SHARES: [(&str, Program, Option<Program>); 7] = [

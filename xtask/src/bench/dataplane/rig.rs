@@ -181,8 +181,8 @@ pub struct Rig {
 
 impl Rig {
     /// Loads everything into a new network namespace of the calling thread, which is bound to a CPU; with room for so
-    /// many flows of each kind.
-    pub fn new(cpu: Option<usize>, object: &[u8], fwha: &[u8], flows: u32) -> Result<Self> {
+    /// many flows of each kind, and in the tables of the steps if there are any.
+    pub fn new(cpu: Option<usize>, object: &[u8], fwha: &[u8], flows: u32, steps: bool) -> Result<Self> {
         let cpu = cpu.unwrap_or(std::thread::available_parallelism()?.get() - 1);
         let mut cpus = CpuSet::new();
         cpus.set(cpu)?;
@@ -194,7 +194,7 @@ impl Rig {
         let table = MAX_FLOWS.max(Kind::ALL.len() as u32 * flows);
         let firewall = Firewall::new(fwha, table, ifindex[0], ifindex[1])?;
         // As many hash buckets as there, which the kernel makes the next power of two, for fewer flows.
-        let fewer = table.next_power_of_two() / 2 + 1;
+        let fewer = if steps { table.next_power_of_two() / 2 + 1 } else { 1 };
         let mut bench = EbpfLoader::new()
             .map_max_entries("TABLE", fewer)
             .map_max_entries("TABLE_SHORT", fewer)
