@@ -21,6 +21,7 @@ use crate::{
     engine::RuleScan,
     fragment::{Datagram, DatagramKey},
     hook::Clock,
+    packet::Arrival,
     parse::Ip,
     reject,
     tcp::{Options, Scan},
@@ -103,6 +104,7 @@ struct Scratch {
     datagram: Datagram,
     hop: NextHop,
     clock: Clock,
+    arrival: Arrival,
 }
 
 /// A reference of which the compiler knows nothing, so that what it refers to is read from memory.
@@ -161,6 +163,10 @@ scratch! {
     clock, clock, Clock
 }
 scratch! {
+    /// How the packet came in.
+    arrival, arrival, Arrival
+}
+scratch! {
     /// The room for a next hop.
     hop, hop, NextHop
 }
@@ -185,6 +191,12 @@ pub fn settings() -> Option<&'static Settings> {
         Some(settings) if settings.node != 0 => Some(settings),
         _ => None,
     }
+}
+
+/// Whether an interface with a program carries VLANs.
+#[inline(always)]
+pub fn vlans() -> bool {
+    SETTINGS.get(0).is_some_and(|settings| settings.vlans != 0)
 }
 
 /// The route generation. To be read before a lookup whose result is to be kept: a route that changes

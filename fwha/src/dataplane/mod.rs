@@ -354,8 +354,9 @@ fn interface_element(link: &Link, zone: Option<&ZoneInterface>) -> (InterfaceKey
         zone: zone.map_or(Interface::NO_ZONE, |z| z.zone),
         flags: if zone.is_some_and(|z| z.anti_spoofing) { 0 } else { Interface::LOOSE },
         mac: link.mac.unwrap_or_default(),
-        out: NextHop::out(link.index, 0),
-        zero: 0,
+        device: link.index,
+        trunk: link.index,
+        ..Interface::default()
     };
     (InterfaceKey::untagged(link.index), interface)
 }

@@ -306,7 +306,13 @@ fn a_clean_end_leaves_nothing() {
             assert_eq!(known.len(), 3);
             assert!(known.contains(&(
                 InterfaceKey::untagged(near.index),
-                Interface { zone: 1, mac: near.mac.unwrap(), out: near.index, ..Interface::default() }
+                Interface {
+                    zone: 1,
+                    mac: near.mac.unwrap(),
+                    device: near.index,
+                    trunk: near.index,
+                    ..Interface::default()
+                }
             )));
 
             if clean {

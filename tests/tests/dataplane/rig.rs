@@ -18,7 +18,7 @@ use aya::programs::{Program, SchedClassifier, TestRun as _, TestRunOptions, Xdp}
 use aya::{Ebpf, EbpfLoader, Pod};
 use fwha_common::capture::{Capture, DropSample};
 use fwha_common::drop::DropReason;
-use fwha_common::flow::{Flow, FlowEvent, FlowKey, FlowState, NextHop};
+use fwha_common::flow::{Flow, FlowEvent, FlowKey, FlowState};
 use fwha_common::group::Group;
 use fwha_common::limit::{Limits, Source};
 use fwha_common::rule::{Action, Interface, InterfaceKey, MAX_RULES, Rule, ZONE_ANY};
@@ -54,7 +54,8 @@ pub const SETTINGS: Settings = Settings {
     ruleset_generation: 0,
     rules: 0,
     node: 1,
-    zero: [0; 3],
+    vlans: 0,
+    zero: [0; 2],
 };
 
 /// The group that has all buckets.
@@ -363,7 +364,7 @@ impl Rig {
     /// Describes an interface to the programs; it leaves by itself.
     pub fn set_interface(&mut self, port: Port, interface: Interface) {
         let ifindex = self.ifindex(port);
-        let interface = Interface { out: NextHop::out(ifindex, 0), ..interface };
+        let interface = Interface { device: ifindex, trunk: ifindex, ..interface };
         self.interfaces.insert(InterfaceKey::untagged(ifindex), interface, 0).expect("interface");
     }
 
