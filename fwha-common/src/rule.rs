@@ -69,9 +69,12 @@ pub const fn name_hash(name: &str) -> u32 {
     hash
 }
 
+/// Elements of `INTERFACES`: one for each interface with a program and each VLAN there, one more for a VLAN's device.
+pub const MAX_INTERFACES: usize = 4096;
+
 /// A key of the hash map `INTERFACES`: where a frame came in.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InterfaceKey {
     /// Interface index.
     pub ifindex: u32,

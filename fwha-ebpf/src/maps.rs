@@ -12,7 +12,7 @@ use fwha_common::{
     flow::{Flow, FlowEvent, FlowKey, NextHop},
     group::Group,
     limit::{Limits, Source},
-    rule::{Interface, InterfaceKey, MAX_RULES, Rule},
+    rule::{Interface, InterfaceKey, MAX_INTERFACES, MAX_RULES, Rule},
     settings::{COUNTERS as COUNTER_COUNT, Settings, Timeouts},
 };
 
@@ -58,7 +58,7 @@ pub static RULES: Array<Rule, { 2 * MAX_RULES }> = Array::new();
 pub static RULE_HITS: PerCpuArray<u64, MAX_RULES> = PerCpuArray::new();
 
 #[btf_map]
-pub static INTERFACES: HashMap<InterfaceKey, Interface, 256> = HashMap::new();
+pub static INTERFACES: HashMap<InterfaceKey, Interface, MAX_INTERFACES> = HashMap::new();
 
 #[btf_map]
 pub static SETTINGS: Array<Settings, 1> = Array::new();
