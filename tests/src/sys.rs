@@ -54,6 +54,23 @@ struct EthtoolValue {
 ///
 /// That of the socket or of the `SIOCETHTOOL` call; a name of 16 bytes or more is `InvalidInput`.
 pub fn set_feature(interface: &str, feature: Feature, on: bool) -> io::Result<()> {
+    ethtool(interface, EthtoolValue { cmd: feature as u32, data: on.into() })
+}
+
+/// Has a network interface in the network namespace of the calling thread put VLAN tags on frames and take them off
+/// itself, beside the frame, or leave that to the kernel.
+///
+/// # Errors
+///
+/// As [`set_feature`].
+pub fn set_vlan_offload(interface: &str, on: bool) -> io::Result<()> {
+    /// `ETHTOOL_SFLAGS`, and its `ETH_FLAG_TXVLAN` and `ETH_FLAG_RXVLAN`.
+    const SFLAGS: u32 = 0x26;
+    const VLAN_FLAGS: u32 = 1 << 7 | 1 << 8;
+    ethtool(interface, EthtoolValue { cmd: SFLAGS, data: if on { VLAN_FLAGS } else { 0 } })
+}
+
+fn ethtool(interface: &str, mut value: EthtoolValue) -> io::Result<()> {
     let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
     // SAFETY: all-zero bytes are a valid ifreq.
     let mut request: libc::ifreq = unsafe { mem::zeroed() };
@@ -66,7 +83,6 @@ pub fn set_feature(interface: &str, feature: Feature, on: bool) -> io::Result<()
     for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes()) {
         *to = from as libc::c_char;
     }
-    let mut value = EthtoolValue { cmd: feature as u32, data: on.into() };
     request.ifr_ifru.ifru_data = (&raw mut value).cast();
     // SAFETY: `request` is a whole ifreq whose data pointer leads to a live ethtool_value, as SIOCETHTOOL asks for
     // with these commands; both outlive the call.
