@@ -6,7 +6,7 @@
 //! [`Dataplane::close`] takes it away.
 //!
 //! ```text
-//! <pin dir>/abi1/<MAP>               maps; the version is that of their layouts
+//! <pin dir>/abi3/<MAP>               maps; the version is that of their layouts
 //! <pin dir>/links/<interface>:<hook> links; they outlive a change of layouts
 //! <pin dir>/restore/<interface>:<sysctl>:<value>
 //!                                    empty directories: what a sysctl was before
@@ -184,6 +184,9 @@ pub enum DataplaneError {
     /// Two VLAN devices for one VLAN number, by tags of two kinds.
     #[error("two VLAN devices on {0} have VLAN {1}, by tags of 802.1Q and of 802.1ad: XDP takes one of them")]
     SameVlan(String, u16),
+    /// A VLAN is named by its tag, and has a device of another name.
+    #[error("VLAN {1} on {0} has the device {2}: write that name into the zone's interfaces")]
+    HasDevice(String, u16, String),
     /// A program cannot be attached.
     #[error("cannot attach to interface {interface} at {hook}: {source}{hint}")]
     Attach {

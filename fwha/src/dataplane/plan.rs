@@ -55,7 +55,7 @@ fn key(ifindex: u32, tags: [Tag; 2]) -> InterfaceKey {
 ///
 /// # Errors
 ///
-/// Two of them are to have different programs at one place, or carry the same VLAN.
+/// Two of them are to have different programs at one place, or carry the same VLAN; a VLAN has a device of another name.
 pub(super) fn plan(
     wanted: &[(&Link, Option<&ZoneInterface>)],
     present: &[Link],
@@ -73,6 +73,16 @@ pub(super) fn plan(
         plan.elements.insert(InterfaceKey::untagged(link.index), element);
         let Some(zone) = zone else { continue };
         if zone.tags[0] != Tag::NONE {
+            let has = |device: &&Link| {
+                tags_on(link.index, device, present).is_some_and(|t| key(0, t) == key(0, tags))
+            };
+            if let Some(device) = present.iter().find(has) {
+                return Err(DataplaneError::HasDevice(
+                    link.name.clone(),
+                    tags[0].vlan(),
+                    device.name.clone(),
+                ));
+            }
             plan.elements.insert(key(link.index, tags), element);
             plan.tagged.insert(link.index);
             plan.look_first = true;
@@ -104,11 +114,8 @@ pub(super) fn plan(
             flags: Interface::ALONE,
             ..self::element(device, None, trunk, [Tag::NONE; 2])
         };
-        if !plan.elements.contains_key(&InterfaceKey::untagged(index)) {
-            plan.elements.insert(InterfaceKey::untagged(index), alone(trunk));
-        }
-        let left = plan.elements[&InterfaceKey::untagged(index)];
-        plan.look_first |= left.flags & Interface::ALONE != 0;
+        let own = plan.elements.entry(InterfaceKey::untagged(index)).or_insert_with(|| alone(trunk));
+        plan.look_first |= own.flags & Interface::ALONE != 0;
         for link in present {
             if let Some(tags) = tags_on(index, link, present) {
                 plan.tagged.insert(index);
@@ -255,5 +262,7 @@ mod tests {
         assert_eq!((element.flags, element.device, element.trunk), (Interface::BARE, 7, 7));
         assert_eq!(plan.elements[&InterfaceKey::untagged(7)], element);
         assert!(plan.look_first && plan.tagged == [7].into() && plan.elements.len() == 2);
+        let has_one = planned(&[zone("eth0", 1, Attach::Tc, [tag(100), Tag::NONE])]);
+        assert!(has_one.unwrap_err().to_string().contains("eth0.100"), "under whatever name");
     }
 }
