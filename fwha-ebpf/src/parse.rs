@@ -19,10 +19,6 @@ pub mod ethertype {
     pub const ARP: u16 = 0x0806u16.to_be();
     /// IPv6.
     pub const IPV6: u16 = 0x86ddu16.to_be();
-    /// A VLAN tag (IEEE 802.1Q).
-    pub const VLAN: u16 = 0x8100u16.to_be();
-    /// A service VLAN tag, in front of another (IEEE 802.1ad).
-    pub const SERVICE_VLAN: u16 = 0x88a8u16.to_be();
     /// Probes of this cluster.
     pub const PROBE: u16 = fwha_common::probe::ETHERTYPE.to_be();
 }
