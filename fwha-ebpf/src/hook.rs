@@ -92,7 +92,7 @@ impl Xdp {
     pub fn new(ctx: *mut xdp_md) -> Option<Self> {
         let arrival = maps::arrival()?;
         // SAFETY: the kernel's context, valid while the program runs.
-        *arrival = Arrival::untagged(unsafe { (*ctx).ingress_ifindex });
+        arrival.begin(unsafe { (*ctx).ingress_ifindex });
         Some(Self { ctx, arrival, out: 0 })
     }
 }
@@ -245,7 +245,7 @@ impl Tc {
     pub fn new(ctx: *mut __sk_buff) -> Option<Self> {
         let arrival = maps::arrival()?;
         // SAFETY: the kernel's context, valid while the program runs.
-        *arrival = Arrival::untagged(unsafe { (*ctx).ifindex });
+        arrival.begin(unsafe { (*ctx).ifindex });
         let packet = Self { ctx, arrival, out: 0 };
         let linear = (packet.end() - packet.start()) as u32;
         let len = packet.len();

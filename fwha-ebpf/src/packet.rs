@@ -60,7 +60,7 @@ pub trait Packet {
 pub struct Arrival {
     /// The interface whose zone and routes count for it: the one that it came by, or the VLAN's device.
     pub device: u32,
-    /// The tags that were taken off it, the outer first.
+    /// The tags that were taken off it, the outer first. Without an outer one, the inner one and `bare` mean nothing.
     pub tags: [Tag; 2],
     /// Whether the kernel's stack is to have it without them.
     pub bare: bool,
@@ -69,8 +69,9 @@ pub struct Arrival {
 impl Arrival {
     /// By this interface, without tags.
     #[inline(always)]
-    pub const fn untagged(ifindex: u32) -> Self {
-        Self { device: ifindex, tags: [Tag::NONE; 2], bare: false }
+    pub const fn begin(&mut self, ifindex: u32) {
+        self.device = ifindex;
+        self.tags[0] = Tag::NONE;
     }
 }
 

@@ -109,7 +109,8 @@ pub fn restore<P: Packet>(packet: &mut P) -> bool {
 /// As [`restore`], for a packet that passes to the kernel's stack.
 #[inline(always)]
 pub fn restore_for_stack<P: Packet>(packet: &mut P) -> bool {
-    packet.arrival().bare || restore(packet)
+    let arrival = packet.arrival();
+    arrival.tags[0] == Tag::NONE || arrival.bare || restore_tags(packet)
 }
 
 #[inline(never)]
@@ -119,8 +120,13 @@ fn restore_tags<P: Packet>(packet: &mut P) -> bool {
 }
 
 /// Takes them off again.
-#[inline(never)]
+#[inline(always)]
 pub fn strip<P: Packet>(packet: &mut P) -> bool {
+    packet.arrival().tags[0] == Tag::NONE || strip_tags(packet)
+}
+
+#[inline(never)]
+fn strip_tags<P: Packet>(packet: &mut P) -> bool {
     let tags = packet.arrival().tags;
     take_off(packet, &tags)
 }
