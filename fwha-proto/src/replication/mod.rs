@@ -56,7 +56,7 @@ use self::core::{Core, Owner};
 use self::entry::Entry;
 use self::peer::Peer;
 pub use self::status::{Counters, Event, LocalCounters, PeerStatus, SyncState, Warning};
-pub use self::wire::{Hello, Malformed};
+pub use self::wire::{Hello, Malformed, rewrite};
 use crate::NodeId;
 use crate::seal::{ClusterKey, Header, Identity};
 use crate::time::Time;
