@@ -32,7 +32,7 @@ mod packet;
 #[expect(dead_code, reason = "as above")]
 mod parse;
 #[path = "../../fwha-ebpf/src/sctp.rs"]
-#[expect(dead_code, reason = "as above")]
+#[cfg_attr(not(test), expect(dead_code, reason = "as above; its unit tests use all of it"))]
 mod sctp;
 #[path = "../../fwha-ebpf/src/tcp.rs"]
 #[expect(dead_code, reason = "as above")]

@@ -35,7 +35,7 @@ const INPUTS_MAX: usize = 300;
 /// A corpus is not longer than this, in bytes.
 const BYTES_MAX: u64 = 300_000;
 /// Inputs are not longer than this: most of what a longer one reaches, a shorter one does.
-const INPUT_LEN_MAX: u32 = 2048;
+const INPUT_LEN_MAX: u32 = 4096;
 
 /// What makes code tell libFuzzer which way it went and what it compared.
 const INSTRUMENTATION: &[&str] = &[

@@ -18,8 +18,8 @@ const ZONES: u8 = 2;
 const MTU: u16 = 1280;
 /// Bytes of IPv4 and UDP headers.
 const HEADERS: usize = 28;
-/// Ticks that a node may ask for in a second.
-const TICKS_MAX: u32 = 20_000;
+/// Ticks that a node may ask for in 300 ms.
+const TICKS_MAX: u32 = 10_000;
 
 /// The node, and what is around it.
 struct World {
@@ -44,7 +44,7 @@ pub fn run(data: &[u8]) {
         world.step(&mut input);
         world.check();
     }
-    world.pass(Duration::from_secs(1));
+    world.pass(Duration::from_millis(300));
     world.reconcile();
     world.check();
     world.check_digests();
@@ -130,7 +130,7 @@ impl World {
                 1 => self.node.request_resync(self.now, None),
                 n => self.node.request_bulk(Some(n)),
             },
-            _ => self.pass(Duration::from_micros(u64::from(input.u8()).pow(2) * 10)),
+            _ => self.pass(Duration::from_micros(u64::from(input.u8()).pow(2) * 4)),
         }
         self.drain();
     }

@@ -128,26 +128,32 @@ pub fn run(data: &[u8]) {
             // Refused: it is gone, whatever its windows are.
             return;
         }
-        for (way, side) in ours.ways.iter().zip(&theirs.sides) {
-            assert_eq!(seen(way), known(side), "{said}");
-        }
+        assert_eq!(seen(&ours.ways), known(&theirs.sides), "{said}");
         let ended = ours.ways.iter().any(|way| way.flags & Way::ENDED != 0);
         assert_eq!(ended, theirs.ended, "{said}");
     }
 }
 
-/// What is known of a side: maximum acknowledgement, and if a packet of it was seen, end, edge, window, scale, SACK.
-type Known = (Option<u32>, Option<(u32, u32, u32, Option<u8>, bool)>);
+/// What is known of a side: the highest acknowledgement; if a packet of it was seen, end, window, scale and SACK; and if
+/// one of the other side was seen, too, the edge. It bounds nothing before.
+type Known = (Option<u32>, Option<(u32, u32, Option<u8>, bool)>, Option<u32>);
 
-fn seen(way: &Way) -> Known {
-    let scale = (way.flags & Way::SCALE != 0).then_some(way.scale);
-    let seen = (way.end, way.edge, way.maxwin, scale, way.flags & Way::SACK != 0);
-    ((way.flags & Way::ACKED != 0).then_some(way.maxack), (way.flags & Way::SEEN != 0).then_some(seen))
+fn seen(ways: &[Way; 2]) -> [Known; 2] {
+    let both = ways[0].flags & ways[1].flags & Way::SEEN != 0;
+    ways.map(|way| {
+        let scale = (way.flags & Way::SCALE != 0).then_some(way.scale);
+        let seen = (way.end, way.maxwin, scale, way.flags & Way::SACK != 0);
+        let acked = (way.flags & Way::ACKED != 0).then_some(way.maxack);
+        (acked, (way.flags & Way::SEEN != 0).then_some(seen), both.then_some(way.edge))
+    })
 }
 
-fn known(side: &Side) -> Known {
-    let seen = (side.end.0, side.edge.0, side.max_window, side.scale, side.sack_permitted);
-    (side.max_ack.map(|ack| ack.0), (side.max_window > 0).then_some(seen))
+fn known(sides: &[Side; 2]) -> [Known; 2] {
+    let both = sides.iter().all(|side| side.max_window > 0);
+    sides.map(|side| {
+        let seen = (side.end.0, side.max_window, side.scale, side.sack_permitted);
+        (side.max_ack.map(|ack| ack.0), (side.max_window > 0).then_some(seen), both.then_some(side.edge.0))
+    })
 }
 
 /// A segment: header, options, and some data. Its numbers are mostly near those that count.
