@@ -65,7 +65,7 @@ pub use self::status::{
     BulkProgress, Counters, Event, LinkCounters, LinkState, LinkStatus, LocalCounters, PeerStatus, SyncState,
     Warning,
 };
-pub use self::wire::{Hello, Malformed};
+pub use self::wire::{Hello, Malformed, rewrite};
 use crate::NodeId;
 use crate::seal::{Header, Identity, KeyRing};
 use crate::time::Time;
