@@ -14,6 +14,7 @@
 //! | [`flow`], [`tcp`], [`sctp`], [`icmp`] | flows, their states and windows, errors about them |
 //! | [`zone`], [`rules`], [`limit`] | where a packet comes from; the ruleset; limits by source |
 //! | [`forward`], [`reject`] | next hop and rewrite; answers to what a rule rejects |
+//! | [`synproxy`] | cookies in answer to SYNs, and what follows from them |
 //! | [`capture`] | samples of what is dropped |
 //! | [`maps`], [`atomic`] | the maps; atomic operations |
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch, core_intrinsics))]
@@ -56,6 +57,8 @@ mod probe;
 #[cfg(target_arch = "bpf")]
 mod reject;
 #[cfg(target_arch = "bpf")]
+mod synproxy;
+#[cfg(target_arch = "bpf")]
 mod zone;
 
 #[cfg(target_arch = "bpf")]
@@ -79,7 +82,7 @@ mod entry {
         maps,
         packet::{Eth, Packet},
         parse::ethertype,
-        probe, reject,
+        probe, reject, synproxy,
     };
 
     const REJECT: u32 = DropReason::Reject as u32;
@@ -89,12 +92,12 @@ mod entry {
     #[unsafe(link_section = "xdp")]
     fn fwha_xdp(ctx: *mut xdp_md) -> u32 {
         let mut packet = Xdp::new(ctx);
-        match count(&mut packet, engine::ingress) {
-            Ok(Verdict::Forward) => redirect(NextHop::ifindex(packet.out())),
+        match count(&mut packet, judge) {
+            Ok(Verdict::Forward | Verdict::ProxyForward) => redirect(NextHop::ifindex(packet.out())),
             // Not XDP_TX: a veth whose other end has no XDP program does not wake that end, and the answer would lie
             // there until something else comes (`veth_xdp_flush` in drivers/net/veth.c).
-            Ok(Verdict::Answer) => redirect(packet.ifindex()),
-            Ok(Verdict::Pass) => XDP_PASS,
+            Ok(Verdict::Answer | Verdict::SynAnswer) => redirect(packet.ifindex()),
+            Ok(Verdict::Pass | Verdict::ProxyPass) => XDP_PASS,
             Err(reason) => {
                 capture::xdp(ctx, reason);
                 if reason == REJECT && reject::answer(&mut packet) {
@@ -111,10 +114,10 @@ mod entry {
     #[unsafe(link_section = "classifier")]
     fn fwha_tc(ctx: *mut __sk_buff) -> i32 {
         let mut packet = Tc::new(ctx);
-        match count(&mut packet, engine::ingress) {
-            Ok(Verdict::Forward) => send(&packet, NextHop::ifindex(packet.out())),
-            Ok(Verdict::Answer) => send(&packet, packet.ifindex()),
-            Ok(Verdict::Pass) => {
+        match count(&mut packet, judge) {
+            Ok(Verdict::Forward | Verdict::ProxyForward) => send(&packet, NextHop::ifindex(packet.out())),
+            Ok(Verdict::Answer | Verdict::SynAnswer) => send(&packet, packet.ifindex()),
+            Ok(Verdict::Pass | Verdict::ProxyPass) => {
                 // A mark that somebody else set must not look like ours.
                 if packet.mark() == egress::mark(maps::settings()) {
                     packet.set_mark(0);
@@ -182,6 +185,13 @@ mod entry {
         unsafe { bpf_redirect(ifindex, 0) as u32 }
     }
 
+    /// Judges a packet that came in, and does to it what the SYN proxy has to.
+    #[inline(always)]
+    fn judge<P: Packet>(packet: &mut P) -> Outcome {
+        let outcome = engine::ingress(packet);
+        synproxy::finish(packet, outcome)
+    }
+
     /// Has a packet judged, and counts it and its verdict. A drop is the number of its [`DropReason`].
     #[inline(always)]
     fn count<P: Packet>(packet: &mut P, judge: impl FnOnce(&mut P) -> Outcome) -> Result<Verdict, u32> {
@@ -192,6 +202,7 @@ mod entry {
             Outcome::FORWARD => (Counter::Forwarded, Verdict::Forward),
             Outcome::PASS => (Counter::Passed, Verdict::Pass),
             Outcome::ANSWER => (Counter::ProbesAnswered, Verdict::Answer),
+            Outcome::SYN_ANSWER => (Counter::SynAnswered, Verdict::SynAnswer),
             reason => {
                 count_drop(reason, n);
                 return Err(reason);
@@ -227,6 +238,12 @@ enum Verdict {
     Pass,
     /// It was a question and is now the answer, to leave by where it came in.
     Answer,
+    /// A SYN, for the SYN proxy to answer, to leave by where it came in.
+    SynAnswer,
+    /// As [`Verdict::Forward`], once the SYN proxy has changed it.
+    ProxyForward,
+    /// As [`Verdict::Pass`], once the SYN proxy has changed it.
+    ProxyPass,
 }
 
 /// What becomes of a packet, as one number: that of a [`DropReason`], or one behind them for a
@@ -240,6 +257,9 @@ impl Outcome {
     const FORWARD: u32 = DROP_REASONS as u32;
     const PASS: u32 = Self::FORWARD + 1;
     const ANSWER: u32 = Self::FORWARD + 2;
+    const SYN_ANSWER: u32 = Self::FORWARD + 3;
+    const PROXY_FORWARD: u32 = Self::FORWARD + 4;
+    const PROXY_PASS: u32 = Self::FORWARD + 5;
 }
 
 impl From<Result<Verdict, DropReason>> for Outcome {
@@ -249,6 +269,9 @@ impl From<Result<Verdict, DropReason>> for Outcome {
             Ok(Verdict::Forward) => Self::FORWARD,
             Ok(Verdict::Pass) => Self::PASS,
             Ok(Verdict::Answer) => Self::ANSWER,
+            Ok(Verdict::SynAnswer) => Self::SYN_ANSWER,
+            Ok(Verdict::ProxyForward) => Self::PROXY_FORWARD,
+            Ok(Verdict::ProxyPass) => Self::PROXY_PASS,
             Err(reason) => reason as u32,
         })
     }

@@ -2,6 +2,7 @@
 //! [`fwha_common::settings::name`]; sizes given here are defaults, which the loader overrides.
 
 use aya_ebpf::{
+    bindings::bpf_fib_lookup as FibLookup,
     btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
     macros::btf_map,
 };
@@ -23,6 +24,7 @@ use crate::{
     hook::Clock,
     parse::Ip,
     reject,
+    synproxy::Task,
     tcp::{Options, Scan},
 };
 
@@ -103,6 +105,8 @@ struct Scratch {
     datagram: Datagram,
     hop: NextHop,
     clock: Clock,
+    task: Task,
+    fib: FibLookup,
 }
 
 /// A reference of which the compiler knows nothing, so that what it refers to is read from memory.
@@ -159,6 +163,14 @@ scratch! {
 scratch! {
     /// The clock of this CPU.
     clock, clock, Clock
+}
+scratch! {
+    /// The room for what the SYN proxy is to do.
+    task, task, Task
+}
+scratch! {
+    /// The room for the parameters of a route lookup.
+    fib, fib, FibLookup
 }
 scratch! {
     /// The room for a next hop.

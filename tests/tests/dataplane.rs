@@ -30,3 +30,5 @@ mod probes;
 mod robustness;
 #[path = "dataplane/script.rs"]
 mod script;
+#[path = "dataplane/synproxy.rs"]
+mod synproxy;

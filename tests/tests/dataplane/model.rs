@@ -311,7 +311,7 @@ impl Audience for Pair<'_> {
         for table in [&mut self.rig.flows, &mut self.rig.embryonic] {
             for key in keys(table) {
                 let mut flow = table.get(&key, 0).expect("a flow");
-                flow.created_ns = flow.created_ns.saturating_sub(ns);
+                flow.set_created_ns(flow.created_ns().saturating_sub(ns));
                 // 0 is never.
                 for way in flow.ways.iter_mut().filter(|way| way.last_seen_ns != 0) {
                     way.last_seen_ns = way.last_seen_ns.saturating_sub(ns).max(1);
