@@ -538,6 +538,7 @@ impl Server {
             packets: flow.packets(),
             bytes: flow.bytes(),
             rule: self.rules.get(&flow.rule_hash).cloned().unwrap_or_default(),
+            syn_proxied: flow.delta != 0,
         }
     }
 }

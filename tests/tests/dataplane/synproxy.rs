@@ -257,7 +257,7 @@ fn a_connection_is_opened_for_a_cookie_and_numbers_are_translated() {
         assert_eq!(to_server(&sent), talk.says("F.", next, server_first.wrapping_add(6), &[]));
         assert_eq!(rig.state(&talk.key()), Some(FlowState::FinWait));
         // What was not sent cannot be acknowledged, in the numbers that the client knows.
-        let beyond = from_client(rig, &talk.says(".", next, cookie.wrapping_add(8), &[]));
+        let beyond = from_client(rig, &talk.says(".", next, cookie.wrapping_add(80), &[]));
         assert_eq!(beyond.verdict, Drop(DropReason::TcpWindow));
     });
 }
@@ -497,10 +497,9 @@ fn what_the_stack_answers_it_sees_as_it_was_sent() {
         let first = CLIENT_ISN.wrapping_add(1);
         let acked = SERVER_ISN.wrapping_sub(delta).wrapping_add(1);
         // Too long for the server's side: the stack says so.
-        let long = talk.says("P.", first, acked, &[7; 1380]).frame(CLIENT_MAC, LAN_MAC);
-        let mut dont_fragment = long.clone();
+        let dont_fragment = talk.says("P.", first, acked, &[7; 1380]).frame(CLIENT_MAC, LAN_MAC);
         if talk.client.0.is_ipv4() {
-            dont_fragment = crate::packets::edit_ip(&long, |header| header.dont_fragment = true);
+            let long = crate::packets::edit_ip(&dont_fragment, |header| header.dont_fragment = false);
             // It makes fragments of this one.
             let sent = rig.send(Port::Lan, &long);
             assert_eq!(sent.verdict, Pass);
