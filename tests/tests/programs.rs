@@ -501,8 +501,9 @@ fn connections_are_opened_by_way_of_the_syn_proxy(rig: &Rig<'_>) -> Result<()> {
             stream.read_to_string(&mut greeting)?;
             ensure!(greeting == GREETING, "{greeting:?} is no greeting");
             // Only the server can say that nobody is there, and by then the client is connected.
-            let refused = connect(rig, family, nobody)?.read(&mut [0]).err().map(|error| error.kind());
-            ensure!(refused == Some(ErrorKind::ConnectionReset), "{refused:?}");
+            let refused = connect(rig, family, nobody).and_then(|mut stream| Ok(stream.read(&mut [0])?));
+            let refused = refused.map_err(|error| error.downcast::<std::io::Error>().map(|e| e.kind()));
+            ensure!(matches!(refused, Err(Ok(ErrorKind::ConnectionReset))), "{refused:?}");
             Ok(())
         })?;
         let rise = [counts()?[0] - before[0], counts()?[1] - before[1]];
