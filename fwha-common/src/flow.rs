@@ -756,7 +756,8 @@ mod tests {
 
     #[test]
     fn the_time_of_a_flow_is_good_for_two_years() {
-        let mut flow = Flow { word: Flow::word(FlowState::Close, Flow::INHERITED, [3, 4]), ..Flow::default() };
+        let mut flow =
+            Flow { word: Flow::word(FlowState::Close, Flow::INHERITED, [3, 4]), ..Flow::default() };
         let day = 86_400_000_000_000;
         for ns in [0, 5_000_000, 60 * day, 2 * 365 * day] {
             flow.set_created_ns(ns);

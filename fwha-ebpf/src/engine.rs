@@ -127,8 +127,6 @@ fn track(
         }
         Found::Nothing => (None, false),
     };
-    // Why a segment that could acknowledge a cookie is dropped if it does not.
-    let mut refusal = DropReason::SynCookie;
     let mut opening = false;
     let known = match flow {
         Some(flow) => {
@@ -137,17 +135,9 @@ fn track(
             // Windows are in the responder's own numbers.
             let ahead = if reply { 0 } else { flow.delta() };
             ip.tcp.ack = ip.tcp.ack.wrapping_add(ahead);
-            let early =
-                if young && flow.delta() != 0 { synproxy::early(ip, reply)? } else { Early::Judge };
+            let early = if young && flow.delta() != 0 { synproxy::early(ip, reply)? } else { Early::Judge };
             let known = match early {
-                Early::Judge => match flow.advance(&key, ip, young, reply, group, now, packets, options) {
-                    Ok(flow) => flow,
-                    Err(reason) if !reply && may_begin_anew(settings, ip, reason) => {
-                        refusal = reason;
-                        None
-                    }
-                    Err(reason) => return Err(reason),
-                },
+                Early::Judge => flow.advance(&key, ip, young, reply, group, now, packets, options)?,
                 Early::Open => {
                     flow.touch(reply, now, packets, ip.len);
                     opening = true;
@@ -162,29 +152,21 @@ fn track(
     };
     let (flow, reply) = match known {
         Some(known) => known,
-        None => match begin(packet, settings, eth, &key, src_is_b, ip, now, options, refusal)? {
-            Begun::Flow(flow) => {
-                opening = true;
-                (flow, false)
+        None => {
+            match begin(packet, settings, eth, &key, src_is_b, ip, now, options, flow.is_some() && !young)? {
+                Begun::Flow(flow) => {
+                    opening = true;
+                    (flow, false)
+                }
+                Begun::Done(verdict) => return Ok(verdict),
             }
-            Begun::Done(verdict) => return Ok(verdict),
-        },
+        }
     };
     let verdict = forward::send(packet, settings, flow, reply, ip, options)?;
     if flow.delta() == 0 {
         return Ok(verdict);
     }
     synproxy::change(flow, reply, ip, opening, verdict)
-}
-
-/// Whether a segment that does not belong to the flow of its key may acknowledge a cookie: its sender knows
-/// nothing of the flow any more.
-#[inline(always)]
-fn may_begin_anew(settings: &Settings, ip: &Ip, reason: DropReason) -> bool {
-    settings.flags & Settings::SYN_PROXY != 0
-        && ip.payload == Payload::Tcp
-        && synproxy::may_acknowledge(ip.tcp.flags)
-        && matches!(reason, DropReason::TcpWindow | DropReason::TcpState)
 }
 
 /// Whether a packet of a known flow may go on: the flow's bucket is owned here, and the packet came
@@ -258,8 +240,9 @@ enum Begun {
 }
 
 /// Judges the first packet of a flow: one that opens it, or one that acknowledges the cookie for the SYN that
-/// did (`refusal` if it does not). A flow to the node itself has no place to be forwarded to; it is subject to
-/// no ownership, so that a Backup answers too.
+/// did. `beside` if there is a connection of its key, which may live on: that is for its ends to find out, and
+/// the SYN proxy keeps out of it. A flow to the node itself has no place to be forwarded to; it is subject to no
+/// ownership, so that a Backup answers too.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "inlined once")]
 fn begin(
@@ -271,7 +254,7 @@ fn begin(
     ip: &mut Ip,
     now: u64,
     options: &Options,
-    refusal: DropReason,
+    beside: bool,
 ) -> Result<Begun, DropReason> {
     let acknowledges = settings.flags & Settings::SYN_PROXY != 0
         && ip.payload == Payload::Tcp
@@ -292,7 +275,7 @@ fn begin(
         // First, because it costs less than the rest, and anybody can send it.
         client_mss = synproxy::acknowledged(ip);
         if client_mss == 0 {
-            return Err(refusal);
+            return Err(DropReason::SynCookie);
         }
     }
     let draft = flow::draft().ok_or(DropReason::TableFull)?;
@@ -321,7 +304,7 @@ fn begin(
         unsafe { forward::keep(&raw mut draft.ways[1], hop) };
     }
     let admitted = judge(settings, ip, zones)?;
-    let proxied = admitted.syn_proxy && !local && ip.payload == Payload::Tcp;
+    let proxied = admitted.syn_proxy && !local && !beside && ip.payload == Payload::Tcp;
     if acknowledges && !proxied {
         return Err(DropReason::NotSyn);
     }

@@ -256,7 +256,13 @@ pub fn stand_for_syn(ip: &mut Ip) -> Result<u32, DropReason> {
 /// Plans what is to be done to a packet of a flow behind the proxy that is sent on (`verdict`). `opening` if
 /// it stands for the client's SYN.
 #[inline(always)]
-pub fn change(flow: FlowRef, reply: bool, ip: &Ip, opening: bool, verdict: Verdict) -> Result<Verdict, DropReason> {
+pub fn change(
+    flow: FlowRef,
+    reply: bool,
+    ip: &Ip,
+    opening: bool,
+    verdict: Verdict,
+) -> Result<Verdict, DropReason> {
     let forwarded = verdict == Verdict::Forward;
     if !forwarded && ip.ttl <= 1 {
         // The stack answers it, and has to quote what its sender sent.
@@ -385,11 +391,8 @@ fn segment<const L3: usize>(packet: &mut impl Packet, ip: &Ip, task: &Task) -> O
     tcp.set_u8::<13>(flags);
     tcp.set_u16::<14>(granted.to_be());
     tcp.set_u32::<16>(0);
-    let mut sum = Sum::ZERO
-        .word(tcp.u32::<0>())
-        .word(tcp.u32::<4>())
-        .word(tcp.u32::<8>())
-        .word(tcp.u32::<12>());
+    let mut sum =
+        Sum::ZERO.word(tcp.u32::<0>()).word(tcp.u32::<4>()).word(tcp.u32::<8>()).word(tcp.u32::<12>());
     if task.mss != 0 {
         let option: Window<4> = window(packet, ETH_LEN + L3 + 20).ok()?;
         option.set_u32::<0>(mss_option(task.mss));

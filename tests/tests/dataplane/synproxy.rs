@@ -380,27 +380,30 @@ fn a_server_that_has_another_connection_in_mind_is_told() {
 }
 
 #[test]
-fn a_client_that_forgot_its_connection_gets_another() {
+fn a_client_that_forgot_its_connection_is_left_to_the_server() {
     needs_root!();
     behind_the_proxy(|rig, talk| {
-        talk.open(rig);
+        let delta = talk.open(rig);
         let isn = CLIENT_ISN.wrapping_add(1 << 30);
-        let first = isn.wrapping_add(1);
-        let sent = from_client(rig, &Segment { seq: isn, ..talk.syn() });
-        assert_eq!(sent.verdict, Answer);
-        let cookie = to_client(&sent).seq;
-        let ack = talk.says(".", first, cookie.wrapping_add(1), &[]);
-        let sent = from_client(rig, &ack);
-        assert_eq!((to_server(&sent).flags, to_server(&sent).seq), ("S", isn));
-        assert_eq!(rig.state(&talk.key()), Some(FlowState::Established), "the old one, until it is answered");
-        let server_isn = SERVER_ISN.wrapping_add(1 << 30);
-        let sent = from_server(rig, &talk.answers("S.", server_isn, first, &[]));
-        assert_eq!(to_client(&sent).seq, cookie);
-        assert_eq!(rig.state(&talk.key()), Some(FlowState::SynRecv));
-        assert_eq!(to_server(&from_client(rig, &ack)).ack, server_isn.wrapping_add(1));
-        // A segment that is of no connection keeps its reason.
-        let stray = talk.says(".", first.wrapping_add(1 << 29), 1, &[]);
-        assert_eq!(from_client(rig, &stray).verdict, Drop(DropReason::TcpWindow));
+        let first = CLIENT_ISN.wrapping_add(1);
+        let server_first = SERVER_ISN.wrapping_add(1);
+        let syn = Segment { seq: isn, mss: None, ..talk.syn() };
+        let sent = from_client(rig, &syn);
+        assert_eq!((sent.verdict, to_server(&sent)), (Forward, syn.clone()));
+        // A server that knows the connection says so, and is told that it is over (RFC 9293, 3.5.1).
+        let sent = from_server(rig, &talk.answers(".", server_first, first, &[]));
+        assert_eq!(to_client(&sent), talk.answers(".", server_first.wrapping_sub(delta), first, &[]));
+        let reset = talk.says("R", first, 0, &[]);
+        assert_eq!(to_server(&from_client(rig, &reset)), reset);
+        assert_eq!(rig.state(&talk.key()), Some(FlowState::Close));
+
+        // One that does not takes the new one, without the proxy.
+        rig.clear_flows();
+        talk.open(rig);
+        assert_eq!(from_client(rig, &syn).verdict, Forward);
+        let answer = talk.answers("S.", SERVER_ISN.wrapping_add(7), isn.wrapping_add(1), &[]);
+        assert_eq!(to_client(&from_server(rig, &answer)), answer);
+        assert_eq!(rig.flows.get(&talk.key(), 0).expect("the new one").delta, 0);
     });
 }
 
@@ -482,10 +485,7 @@ fn errors_about_the_servers_segments_have_its_numbers() {
         // What the client saw came from nobody if it has the server's number.
         let mut as_sent = seen.clone();
         as_sent[38..42].copy_from_slice(&server_first.wrapping_add(delta).to_be_bytes());
-        assert_eq!(
-            rig.send(Port::Lan, &error_v4(3, 4, &as_sent)).verdict,
-            Drop(DropReason::IcmpUnrelated)
-        );
+        assert_eq!(rig.send(Port::Lan, &error_v4(3, 4, &as_sent)).verdict, Drop(DropReason::IcmpUnrelated));
     });
 }
 
