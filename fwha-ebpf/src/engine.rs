@@ -166,7 +166,7 @@ fn track(
     if flow.delta() == 0 {
         return Ok(verdict);
     }
-    synproxy::change(flow, reply, ip, opening, verdict)
+    synproxy::change(packet, flow, reply, ip, opening, verdict)
 }
 
 /// Whether a packet of a known flow may go on: the flow's bucket is owned here, and the packet came

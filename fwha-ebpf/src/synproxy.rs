@@ -257,6 +257,7 @@ pub fn stand_for_syn(ip: &mut Ip) -> Result<u32, DropReason> {
 /// it stands for the client's SYN.
 #[inline(always)]
 pub fn change(
+    packet: &impl Packet,
     flow: FlowRef,
     reply: bool,
     ip: &Ip,
@@ -274,7 +275,7 @@ pub fn change(
     // SAFETY: `way` lies in a map element. Others may write it: see the module `flow`.
     let (end, mtu) = unsafe { ((*way).end, (*way).mtu) };
     task.mss = 0;
-    task.too_long = !forwarded && forward::too_long(ip, 0, mtu);
+    task.too_long = !forwarded && forward::too_long(ip, packet.segment_size(), mtu);
     task.checksum_at = ETH_LEN as u32 + ip.l4 + 16;
     if opening {
         task.kind = Kind::Open;
