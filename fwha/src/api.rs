@@ -289,8 +289,8 @@ pub struct FlowRow {
     pub bytes: [u64; 2],
     /// Name of the rule that admitted it; empty if this node's ruleset has it no more.
     pub rule: String,
-    /// Opened by way of the SYN proxy: the ends have sequence numbers of their own.
-    #[serde(default)]
+    /// Opened by way of the SYN proxy: the ends have sequence numbers of their own. Left out if not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub syn_proxied: bool,
 }
 
