@@ -110,6 +110,8 @@ reasons! {
     SourceRate = 35, "source_rate";
     /// The source has as many flows as it may.
     SourceFlows = 36, "source_flows";
+    /// While a rule has a SYN proxy: TCP that belongs to no flow, is no SYN, and acknowledges no cookie.
+    SynCookie = 37, "syn_cookie";
 }
 
 /// Number of reasons.

@@ -474,7 +474,7 @@ impl Way {
 /// ```text
 ///   0  word: state | flags << 8 | zone of originator << 16 | zone of responder << 24
 ///   4  rule_hash      8  version      16  number   24  epoch   28  node  29  bucket  30  mss
-///  32  created_ns    40  ways[2]     168
+///  32  created       36  delta      40  ways[2]     168
 /// ```
 ///
 /// What two CPUs may do to it at once is written at the top of `fwha-ebpf/src/flow.rs`.
@@ -498,8 +498,13 @@ pub struct Flow {
     pub bucket: u8,
     /// TCP: the maximum segment size to clamp SYNs to; 0 for none, [`Flow::MSS_PMTU`] for the route's.
     pub mss: u16,
-    /// When the flow began, in this node's `CLOCK_MONOTONIC` ns.
-    pub created_ns: u64,
+    /// When the flow began: the low half of [`Flow::created_ns`] in its unit.
+    pub created: u32,
+    /// TCP behind the SYN proxy: what the responder's sequence numbers are ahead of those that the originator
+    /// was told, modulo 2^32. Windows are kept in the responder's own numbers. While the responder has not
+    /// answered it counts as having begun with -1: a reset that refuses a SYN has the number 0. 0 without a
+    /// proxy.
+    pub delta: u32,
     /// Both directions.
     pub ways: [Way; 2],
 }
@@ -511,6 +516,26 @@ impl Flow {
     pub const INHERITED: u8 = 2;
     /// [`Flow::mss`]: what fits the route's MTU.
     pub const MSS_PMTU: u16 = u16::MAX;
+    /// Flags that are none: the bits of [`Flow::created_ns`] above [`Flow::created`].
+    const CREATED_HIGH: u8 = 0xf0;
+    /// The unit of [`Flow::created_ns`] is 2^20 ns, a millisecond: 36 bits of them are two years.
+    const CREATED_SHIFT: u32 = 20;
+
+    /// When the flow began, in this node's `CLOCK_MONOTONIC` ns, rounded down to the unit.
+    #[inline(always)]
+    pub const fn created_ns(&self) -> u64 {
+        let high = (self.flags() & Self::CREATED_HIGH) as u64 >> 4;
+        (high << 32 | self.created as u64) << Self::CREATED_SHIFT
+    }
+
+    /// Sets [`Flow::created_ns`], after the word.
+    #[inline(always)]
+    pub const fn set_created_ns(&mut self, ns: u64) {
+        let units = ns >> Self::CREATED_SHIFT;
+        self.created = units as u32;
+        let high = (units >> 32) as u32 & 0xf;
+        self.word = self.word & !((Self::CREATED_HIGH as u32) << 8) | high << 12;
+    }
 
     /// The word for a flow.
     #[inline(always)]
@@ -538,7 +563,7 @@ impl Flow {
         }
     }
 
-    /// The flags: [`Self::ORIGINATOR_IS_B`], [`Self::INHERITED`].
+    /// The flags: [`Self::ORIGINATOR_IS_B`], [`Self::INHERITED`]; above them, bits of [`Self::created_ns`].
     #[inline(always)]
     pub const fn flags(&self) -> u8 {
         (self.word >> 8) as u8
@@ -753,6 +778,19 @@ mod tests {
         );
         let word = Flow::with_state(flow.word, FlowState::Close);
         assert_eq!(word, Flow::word(FlowState::Close, Flow::INHERITED, [3, 4]));
+    }
+
+    #[test]
+    fn the_time_of_a_flow_is_good_for_two_years() {
+        let mut flow =
+            Flow { word: Flow::word(FlowState::Close, Flow::INHERITED, [3, 4]), ..Flow::default() };
+        let day = 86_400_000_000_000;
+        for ns in [0, 5_000_000, 60 * day, 2 * 365 * day] {
+            flow.set_created_ns(ns);
+            assert!(ns - flow.created_ns() < 1 << 20, "{ns}");
+            assert_eq!(flow.state(), FlowState::Close);
+            assert_eq!((flow.flags() & 0xf, flow.zones()), (Flow::INHERITED, [3, 4]));
+        }
     }
 
     #[test]

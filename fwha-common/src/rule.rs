@@ -53,8 +53,13 @@ pub struct Rule {
     pub index: u32,
     /// TCP: as [`crate::flow::Flow::mss`].
     pub mss: u16,
-    /// Always zero.
-    pub zero: u16,
+    /// Bits: [`Rule::SYN_PROXY`].
+    pub flags: u16,
+}
+
+impl Rule {
+    /// Flag: TCP connections are opened by way of the SYN proxy.
+    pub const SYN_PROXY: u16 = 1;
 }
 
 /// A new flow, as rules see it.

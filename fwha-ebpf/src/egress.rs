@@ -120,7 +120,7 @@ fn covered(packet: &Tc, ip: &mut Ip) -> bool {
         return false;
     }
     let bucket = match ip.payload {
-        Payload::IcmpError => match icmp::related(packet, ip, now) {
+        Payload::IcmpError => match icmp::related(packet, ip, now, true) {
             Ok(Related::Flow(flow, _)) => flow.bucket(),
             _ => return false,
         },

@@ -201,6 +201,13 @@ impl FlowRef {
         unsafe { (*self.0).mss }
     }
 
+    /// As [`Flow::delta`].
+    #[inline(always)]
+    pub fn delta(self) -> u32 {
+        // SAFETY: see `bucket`.
+        unsafe { (*self.0).delta }
+    }
+
     /// The number in its identity.
     #[inline(always)]
     fn number(self) -> u64 {
@@ -212,7 +219,7 @@ impl FlowRef {
     #[inline(always)]
     fn created_ns(self) -> u64 {
         // SAFETY: see `bucket`.
-        unsafe { (*self.0).created_ns }
+        unsafe { (*self.0).created_ns() }
     }
 
     /// Zone of the originator (`false`) or the responder (`true`).
@@ -284,7 +291,7 @@ impl FlowRef {
     /// Counts a packet and keeps the flow alive. Only for packets that the state allows: nothing else
     /// may keep a flow from expiring.
     #[inline(always)]
-    fn touch(self, reply: bool, now: u64, packets: u32, bytes: u32) {
+    pub fn touch(self, reply: bool, now: u64, packets: u32, bytes: u32) {
         // SAFETY: see `word`; races are harmless, see above.
         unsafe { touch(&mut *self.ways(reply).0, now, packets, bytes) }
     }
@@ -534,7 +541,11 @@ impl FlowRef {
                 _ => Err(DropReason::NotSyn),
             };
         }
-        let before = flow.word;
+        let (before, delta) = (flow.word, flow.delta);
+        if delta != 0 {
+            // Behind the SYN proxy: the responder began with this number, and not with -1.
+            flow.delta = delta.wrapping_add(ip.tcp.seq).wrapping_add(1);
+        }
         flow.word = Flow::with_state(flow.word, state);
         flow.version = Flow::next_version(0, group.term);
         touch(&mut flow.ways[1], now, packets, ip.len);
@@ -543,6 +554,7 @@ impl FlowRef {
         if maps::FLOWS.insert(key, &*flow, BPF_ANY as u64).is_err() {
             // It goes back as it was, for an answer that comes when there is room.
             flow.word = before;
+            flow.delta = delta;
             flow.version = 0;
             forget_answer(&mut flow.ways, ip);
             embryonic::insert(key, hash, flow);
@@ -628,7 +640,7 @@ impl NewFlow {
         draft.node = settings.node;
         draft.bucket = self.bucket;
         draft.mss = self.mss;
-        draft.created_ns = self.now;
+        draft.set_created_ns(self.now);
         let [way, back] = &mut draft.ways;
         match ip.payload {
             Payload::Tcp => {

@@ -197,6 +197,12 @@ impl Packet for Xdp {
         Ok(())
     }
     #[inline(always)]
+    fn checksum(&mut self, at: u32, pseudo: u16, rest: u16) -> Result<(), DropReason> {
+        let field: Window<2> = window(self, bounded::<OFFSET_MASK>(at))?;
+        field.set_u16::<0>(!added(pseudo, rest));
+        Ok(())
+    }
+    #[inline(always)]
     fn resize(&mut self, len: u32) -> bool {
         let delta = len.wrapping_sub(self.len()) as i32;
         // It grows at its head: there is room before every frame (XDP_PACKET_HEADROOM, uapi/linux/bpf.h), behind it a
@@ -224,6 +230,12 @@ const fn as_summed(at: u32, checksum_at: u32, from: u16, to: u16) -> [u16; 2] {
 
 /// Bytes of a VLAN tag.
 const TAG_LEN: i32 = size_of::<Tag>() as i32;
+/// The sum of two sums (RFC 1071).
+#[inline(always)]
+const fn added(a: u16, b: u16) -> u16 {
+    let sum = a as u32 + b as u32;
+    ((sum & 0xffff) + (sum >> 16)) as u16
+}
 
 /// Headers end before this offset: a bound for the verifier.
 const OFFSET_MASK: u32 = 0xfff;
@@ -370,6 +382,19 @@ impl Packet for Tc {
         Ok(())
     }
     #[inline(always)]
+    fn checksum(&mut self, at: u32, pseudo: u16, rest: u16) -> Result<(), DropReason> {
+        // Where it is left to the hardware the field has the sum of the pseudo-header, and the helper leaves that
+        // alone. Elsewhere it adds what it is given to the complement, which makes it the sum of both.
+        let field: Window<2> = window(self, bounded::<OFFSET_MASK>(at))?;
+        field.set_u16::<0>(pseudo);
+        let missing = added(added(pseudo, pseudo), rest);
+        // SAFETY: the kernel's context.
+        if unsafe { bpf_l4_csum_replace(self.ctx, at, 0, missing as u64, 2) } != 0 {
+            return Err(DropReason::Truncated);
+        }
+        Ok(())
+    }
+    #[inline(always)]
     fn resize(&mut self, len: u32) -> bool {
         // SAFETY: the kernel's context. The headers are then where they can be written directly.
         unsafe { bpf_skb_change_tail(self.ctx, len, 0) == 0 && bpf_skb_pull_data(self.ctx, len) == 0 }
@@ -384,11 +409,14 @@ const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
 /// A FIB and neighbour lookup as seen from the interface the packet came in by; `back` to its source.
-/// Not inlined: its 64 bytes of parameters then are on the stack only while it runs.
+/// Not inlined: what it needs of the stack it then has only while it runs.
 #[inline(never)]
 fn route(ctx: *mut c_void, ifindex: u32, ip: &Ip, back: bool, hop: &mut NextHop) -> RouteKind {
+    let Some(params) = maps::fib() else {
+        return RouteKind::None;
+    };
     // SAFETY: integers and unions of integers only.
-    let mut params: FibLookup = unsafe { core::mem::zeroed() };
+    *params = unsafe { core::mem::zeroed() };
     let (src, dst) = if back { (&ip.dst, &ip.src) } else { (&ip.src, &ip.dst) };
     params.l4_protocol = ip.proto;
     // GRE has no ports.
@@ -412,7 +440,7 @@ fn route(ctx: *mut c_void, ifindex: u32, ip: &Ip, back: bool, hop: &mut NextHop)
         params.__bindgen_anon_4.ipv4_dst = dst[3];
     }
     // SAFETY: context and parameters are valid, the length is the parameters' own.
-    let result = unsafe { bpf_fib_lookup(ctx, &raw mut params, size_of::<FibLookup>() as i32, 0) };
+    let result = unsafe { bpf_fib_lookup(ctx, &raw mut *params, size_of::<FibLookup>() as i32, 0) };
     let kind = match result as u32 {
         BPF_FIB_LKUP_RET_SUCCESS => RouteKind::Resolved,
         BPF_FIB_LKUP_RET_NO_NEIGH => RouteKind::Unresolved,

@@ -26,9 +26,9 @@ pub enum Related {
 /// # Errors
 ///
 /// There is none, the error does not go to the sender of the packet inside, or the segment inside is
-/// none that was sent (RFC 5927, 4).
+/// none that was sent (RFC 5927, 4). `translated` if the SYN proxy has had the error already.
 #[inline(always)]
-pub fn related(packet: &impl Packet, ip: &Ip, now: u64) -> Result<Related, DropReason> {
+pub fn related(packet: &impl Packet, ip: &Ip, now: u64, translated: bool) -> Result<Related, DropReason> {
     let inner = maps::inner().ok_or(DropReason::IcmpUnrelated)?;
     parse::embedded(packet, ip, ETH_LEN, inner).map_err(|_| DropReason::IcmpUnrelated)?;
     let tracked = matches!(
@@ -42,7 +42,8 @@ pub fn related(packet: &impl Packet, ip: &Ip, now: u64) -> Result<Related, DropR
     match flow::find(&key, src_is_b, inner, now) {
         Found::Main(flow) | Found::Embryonic(flow) => {
             let by_responder = flow.is_reply(src_is_b);
-            if inner.payload == Payload::Tcp && !sent(flow, by_responder, inner.tcp.seq) {
+            let ahead = if by_responder && !translated { flow.delta() } else { 0 };
+            if inner.payload == Payload::Tcp && !sent(flow, by_responder, inner.tcp.seq.wrapping_add(ahead)) {
                 return Err(DropReason::IcmpUnrelated);
             }
             // The inner packet of an error that goes to the originator was sent by it.

@@ -16,6 +16,7 @@
 //! | [`flow`], [`tcp`], [`sctp`], [`icmp`] | flows, their states and windows, errors about them |
 //! | [`zone`], [`limit`] | where a packet comes from; limits by source |
 //! | [`forward`], [`reject`] | next hop and rewrite; answers to what a rule rejects |
+//! | [`synproxy`] | cookies in answer to SYNs, and what follows from them |
 //! | [`capture`] | samples of what is dropped |
 //! | [`maps`], [`atomic`] | the maps; atomic operations |
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch, core_intrinsics))]
@@ -59,6 +60,8 @@ mod probe;
 #[cfg(target_arch = "bpf")]
 mod reject;
 #[cfg(target_arch = "bpf")]
+mod synproxy;
+#[cfg(target_arch = "bpf")]
 mod vlan;
 #[cfg(target_arch = "bpf")]
 mod zone;
@@ -84,7 +87,7 @@ mod entry {
         maps,
         packet::{Eth, Packet},
         parse::ethertype,
-        probe, reject, vlan,
+        probe, reject, synproxy, vlan,
     };
 
     const REJECT: u32 = DropReason::Reject as u32;
@@ -96,14 +99,14 @@ mod entry {
         let Some(mut packet) = Xdp::new(ctx) else {
             return XDP_DROP;
         };
-        match count(&mut packet, engine::ingress) {
-            Ok(Verdict::Forward) => match way_out(&mut packet) {
+        match count(&mut packet, judge) {
+            Ok(Verdict::Forward | Verdict::ProxyForward) => match way_out(&mut packet) {
                 0 => XDP_DROP,
                 ifindex => redirect(ifindex),
             },
-            Ok(Verdict::Answer) => answer_xdp(&mut packet),
-            Ok(Verdict::Pass) if vlan::restore_for_stack(&mut packet) => XDP_PASS,
-            Ok(Verdict::Pass) => XDP_DROP,
+            Ok(Verdict::Answer | Verdict::SynAnswer) => answer_xdp(&mut packet),
+            Ok(Verdict::Pass | Verdict::ProxyPass) if vlan::restore_for_stack(&mut packet) => XDP_PASS,
+            Ok(Verdict::Pass | Verdict::ProxyPass) => XDP_DROP,
             Err(reason) => {
                 if capture::wanted(reason) && vlan::restore(&mut packet) {
                     capture::xdp(ctx, reason);
@@ -134,13 +137,13 @@ mod entry {
         let Some(mut packet) = Tc::new(ctx) else {
             return TCX_DROP;
         };
-        match count(&mut packet, engine::ingress) {
-            Ok(Verdict::Forward) => match way_out(&mut packet) {
+        match count(&mut packet, judge) {
+            Ok(Verdict::Forward | Verdict::ProxyForward) => match way_out(&mut packet) {
                 0 => TCX_DROP,
                 ifindex => send(&packet, ifindex),
             },
-            Ok(Verdict::Answer) => answer_tc(&mut packet),
-            Ok(Verdict::Pass) => {
+            Ok(Verdict::Answer | Verdict::SynAnswer) => answer_tc(&mut packet),
+            Ok(Verdict::Pass | Verdict::ProxyPass) => {
                 if !vlan::restore_for_stack(&mut packet) {
                     return TCX_DROP;
                 }
@@ -236,6 +239,13 @@ mod entry {
         unsafe { bpf_redirect(ifindex, 0) as u32 }
     }
 
+    /// Judges a packet that came in, and does to it what the SYN proxy has to.
+    #[inline(always)]
+    fn judge<P: Packet>(packet: &mut P) -> Outcome {
+        let outcome = engine::ingress(packet);
+        synproxy::finish(packet, outcome)
+    }
+
     /// Has a packet judged, and counts it and its verdict. A drop is the number of its [`DropReason`].
     #[inline(always)]
     fn count<P: Packet>(packet: &mut P, judge: impl FnOnce(&mut P) -> Outcome) -> Result<Verdict, u32> {
@@ -246,6 +256,7 @@ mod entry {
             Outcome::FORWARD => (Counter::Forwarded, Verdict::Forward),
             Outcome::PASS => (Counter::Passed, Verdict::Pass),
             Outcome::ANSWER => (Counter::ProbesAnswered, Verdict::Answer),
+            Outcome::SYN_ANSWER => (Counter::SynAnswered, Verdict::SynAnswer),
             reason => {
                 count_drop(reason, n);
                 return Err(reason);
@@ -281,6 +292,12 @@ enum Verdict {
     Pass,
     /// It was a question and is now the answer, to leave by where it came in.
     Answer,
+    /// A SYN, for the SYN proxy to answer, to leave by where it came in.
+    SynAnswer,
+    /// As [`Verdict::Forward`], once the SYN proxy has changed it.
+    ProxyForward,
+    /// As [`Verdict::Pass`], once the SYN proxy has changed it.
+    ProxyPass,
 }
 
 /// What becomes of a packet, as one number: that of a [`DropReason`], or one behind them for a
@@ -294,8 +311,11 @@ impl Outcome {
     const FORWARD: u32 = DROP_REASONS as u32;
     const PASS: u32 = Self::FORWARD + 1;
     const ANSWER: u32 = Self::FORWARD + 2;
+    const SYN_ANSWER: u32 = Self::FORWARD + 3;
+    const PROXY_FORWARD: u32 = Self::FORWARD + 4;
+    const PROXY_PASS: u32 = Self::FORWARD + 5;
     /// Nothing is decided yet.
-    const JUDGE: u32 = Self::FORWARD + 3;
+    const JUDGE: u32 = Self::FORWARD + 6;
 }
 
 impl From<Result<Verdict, DropReason>> for Outcome {
@@ -305,6 +325,9 @@ impl From<Result<Verdict, DropReason>> for Outcome {
             Ok(Verdict::Forward) => Self::FORWARD,
             Ok(Verdict::Pass) => Self::PASS,
             Ok(Verdict::Answer) => Self::ANSWER,
+            Ok(Verdict::SynAnswer) => Self::SYN_ANSWER,
+            Ok(Verdict::ProxyForward) => Self::PROXY_FORWARD,
+            Ok(Verdict::ProxyPass) => Self::PROXY_PASS,
             Err(reason) => reason as u32,
         })
     }

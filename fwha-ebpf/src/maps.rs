@@ -2,7 +2,7 @@
 //! [`fwha_common::settings::name`]; sizes given here are defaults, which the loader overrides.
 
 use aya_ebpf::{
-    bindings::BPF_F_MMAPABLE,
+    bindings::{BPF_F_MMAPABLE, bpf_fib_lookup as FibLookup},
     btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
     macros::btf_map,
 };
@@ -26,6 +26,7 @@ use crate::{
     packet::Arrival,
     parse::Ip,
     reject,
+    synproxy::Task,
     tcp::{Options, Scan},
 };
 
@@ -115,6 +116,8 @@ struct Scratch {
     hop: NextHop,
     clock: Clock,
     arrival: Arrival,
+    task: Task,
+    fib: FibLookup,
 }
 
 /// A reference of which the compiler knows nothing, so that what it refers to is read from memory.
@@ -175,6 +178,14 @@ scratch! {
 scratch! {
     /// How the packet came in.
     arrival, arrival, Arrival
+}
+scratch! {
+    /// The room for what the SYN proxy is to do.
+    task, task, Task
+}
+scratch! {
+    /// The room for the parameters of a route lookup.
+    fib, fib, FibLookup
 }
 scratch! {
     /// The room for a next hop.

@@ -48,6 +48,13 @@ pub trait Packet {
     ///
     /// They are not there.
     fn replace(&mut self, at: u32, checksum_at: u32, from: u16, to: u16) -> Result<(), DropReason>;
+    /// Writes the checksum at `at` of a segment that was written anew, from the sums (RFC 1071) of its pseudo-header
+    /// and of the rest. Windows into the frame end with it.
+    ///
+    /// # Errors
+    ///
+    /// It is not there.
+    fn checksum(&mut self, at: u32, pseudo: u16, rest: u16) -> Result<(), DropReason>;
     /// Gives the frame another length, to be written anew: what is in it is undefined, and windows into it end. Whether
     /// it could.
     fn resize(&mut self, len: u32) -> bool;
@@ -355,6 +362,9 @@ impl Packet for Frame {
         true
     }
     fn replace(&mut self, _: u32, _: u32, _: u16, _: u16) -> Result<(), DropReason> {
+        Ok(())
+    }
+    fn checksum(&mut self, _: u32, _: u16, _: u16) -> Result<(), DropReason> {
         Ok(())
     }
     fn resize(&mut self, len: u32) -> bool {

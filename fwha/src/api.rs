@@ -289,6 +289,9 @@ pub struct FlowRow {
     pub bytes: [u64; 2],
     /// Name of the rule that admitted it; empty if this node's ruleset has it no more.
     pub rule: String,
+    /// Opened by way of the SYN proxy: the ends have sequence numbers of their own. Left out if not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub syn_proxied: bool,
 }
 
 /// Which flows are asked for: those that match all that is given.
@@ -638,6 +641,7 @@ mod tests {
             packets: [1, 1],
             bytes: [1, 1],
             rule: "lan-out".into(),
+            syn_proxied: false,
         }
     }
 

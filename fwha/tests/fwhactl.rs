@@ -111,6 +111,7 @@ fn flow(n: u16) -> FlowRow {
         packets: [10, 8],
         bytes: [1434, 712],
         rule: "lan-out".into(),
+        syn_proxied: false,
     }
 }
 

@@ -104,6 +104,9 @@ impl Packet for Frame {
     fn replace(&mut self, _: u32, _: u32, _: u16, _: u16) -> Result<(), DropReason> {
         Err(DropReason::Truncated)
     }
+    fn checksum(&mut self, _: u32, _: u16, _: u16) -> Result<(), DropReason> {
+        Err(DropReason::Truncated)
+    }
     fn resize(&mut self, _: u32) -> bool {
         false
     }

@@ -230,13 +230,13 @@ impl World {
         self.flows += 1;
         let number = self.now.as_nanos() + self.flows;
         let id = FlowId { number, epoch: ME.epoch as u32, node: ME.node, zero: [0; 3] };
-        let flow = Flow {
+        let mut flow = Flow {
             word: Flow::word(FlowState::Established, 0, [1, 2]),
             bucket,
             version: Flow::next_version(0, self.term),
-            created_ns: number,
             ..Flow::of(id)
         };
+        flow.set_created_ns(number);
         self.kernel.push((key, flow));
         self.event(FlowEventKind::Created, key, flow);
     }

@@ -248,7 +248,7 @@ impl Replication {
             }
             return false;
         }
-        let grown = Time::from_nanos(flow.created_ns) + choice.min_age;
+        let grown = Time::from_nanos(flow.created_ns()) + choice.min_age;
         let waits = !choice.min_age.is_zero() && now < grown && owned && !self.core.knows(key);
         if waits && self.young.len() < self.core.options.max_flows {
             self.young.keep(grown, key, flow);

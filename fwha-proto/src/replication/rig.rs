@@ -191,11 +191,11 @@ impl Rig {
             return;
         }
         node.numbers += 1;
-        let flow = Flow {
+        let mut flow = Flow {
             word: Flow::word(FlowState::Established, 0, [1, 2]),
             bucket: Self::bucket(n),
             version: Flow::next_version(0, node.term),
-            created_ns: now.as_nanos() + node.numbers,
+            delta: node.numbers as u32,
             ..Flow::of(FlowId {
                 number: now.as_nanos() + node.numbers,
                 epoch: node.epoch as u32,
@@ -203,6 +203,7 @@ impl Rig {
                 zero: [0; 3],
             })
         };
+        flow.set_created_ns(now.as_nanos() + node.numbers);
         node.kernel.insert(Self::key(n), flow);
         self.event(id, FlowEventKind::Created, n);
     }

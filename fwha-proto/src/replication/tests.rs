@@ -68,7 +68,8 @@ fn a_received_flow_is_inherited_with_its_ages() {
     let (theirs, ours) = (rig.nodes[0].kernel[&Rig::key(7)], rig.nodes[1].kernel[&Rig::key(7)]);
     assert_eq!(ours.flags() & fwha_common::flow::Flow::INHERITED, fwha_common::flow::Flow::INHERITED);
     assert_eq!((ours.id(), ours.version, ours.zones()), (theirs.id(), theirs.version, theirs.zones()));
-    assert!(ours.created_ns.abs_diff(theirs.created_ns) < 2_000_000, "to the millisecond");
+    assert!(ours.created_ns().abs_diff(theirs.created_ns()) < 3_000_000, "to the millisecond");
+    assert_eq!((ours.delta, theirs.delta), (1, 1));
     assert_eq!(ours.last_seen_ns(), 0, "never stays never");
 }
 

@@ -100,6 +100,7 @@ impl Deletion {
             originator_is_b: self.originator_is_b,
             mss: 0,
             handshake: [0; 2],
+            delta: 0,
         }
     }
 }
@@ -287,6 +288,7 @@ impl Writer {
         for told in entry.handshake {
             self.varint(told.into());
         }
+        self.varint(entry.delta.into());
     }
 
     fn tuple(&mut self, key: &FlowKey, originator_is_b: bool, bucket: u8, id: &FlowId, version: u64) {
@@ -480,6 +482,10 @@ impl<'a> Reader<'a> {
         Err(Malformed)
     }
 
+    fn word(&mut self) -> Result<u32, Malformed> {
+        u32::try_from(self.varint()?).map_err(|_| Malformed)
+    }
+
     fn term(&mut self) -> Result<u32, Malformed> {
         u32::try_from(self.varint()?).map_err(|_| Malformed)
     }
@@ -530,8 +536,9 @@ impl<'a> Reader<'a> {
         let packets = [self.varint()?, self.varint()?];
         let bytes = [self.varint()?, self.varint()?];
         let mss = u16::try_from(self.varint()?).map_err(|_| Malformed)?;
-        let mut told = || u32::try_from(self.varint()?).map_err(|_| Malformed);
-        let handshake = [told()?, told()?];
+        let handshake = [self.word()?, self.word()?];
+        // A peer that ends here knows of no SYN proxy.
+        let delta = if self.0.is_empty() { 0 } else { self.word()? };
         let entry = Entry {
             created_ns,
             last_seen_ns,
@@ -546,6 +553,7 @@ impl<'a> Reader<'a> {
             originator_is_b: tuple.originator_is_b,
             mss,
             handshake,
+            delta,
         };
         Ok((tuple.key, entry))
     }

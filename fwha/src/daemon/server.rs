@@ -550,12 +550,13 @@ impl Server {
             zone_out: self.names.zone(flow.zones()[1]).to_owned(),
             owner: owner.to_owned(),
             origin: if flow.node == self.me { api::Origin::Local } else { api::Origin::Peer },
-            age_ms: ms(now_ns.saturating_sub(flow.created_ns)),
+            age_ms: ms(now_ns.saturating_sub(flow.created_ns())),
             idle_ms: ms(now_ns.saturating_sub(flow.last_seen_ns())),
             timeout_ms: ms(ends_ns.saturating_sub(now_ns)),
             packets: flow.packets(),
             bytes: flow.bytes(),
             rule: self.rules.get(&flow.rule_hash).cloned().unwrap_or_default(),
+            syn_proxied: flow.delta != 0,
         }
     }
 }

@@ -54,9 +54,6 @@ pub const SAMPLES_LEN: u32 = 4096;
 /// How long something may take that must happen.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Bytes by which a frame may grow for its tags.
-const TAGS_LEN: usize = 8;
-
 /// The settings every rig begins with.
 pub const SETTINGS: Settings = Settings {
     bucket_key: [1, 2],
@@ -68,8 +65,22 @@ pub const SETTINGS: Settings = Settings {
     rules: 0,
     node: 1,
     vlans: 0,
-    zero: [0; 2],
+    flags: 0,
+    zero: [0; 1],
 };
+
+/// Bytes by which an answer may be longer than what it answers.
+const GROWTH: usize = 64;
+
+/// How a packet is counted: in, and out.
+pub const EXITS: [Counter; 6] = [
+    Counter::PacketsIn,
+    Counter::Forwarded,
+    Counter::Passed,
+    Counter::Dropped,
+    Counter::ProbesAnswered,
+    Counter::SynAnswered,
+];
 
 /// The group that has all buckets.
 pub const TERM: u32 = 3;
@@ -305,7 +316,7 @@ pub struct Rig {
 
 /// Runs `test` twice, with the programs at XDP and at tc, each time freshly loaded. The thread of each run has a
 /// network namespace that ends with it.
-pub fn at_both_hooks(test: fn(&mut Rig)) {
+pub fn at_both_hooks(test: impl Fn(&mut Rig) + Copy + Send + 'static) {
     for hook in [Hook::Xdp, Hook::Tc] {
         let run = thread::Builder::new().name(format!("{hook:?}")).spawn(move || {
             unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
@@ -450,6 +461,8 @@ impl Rig {
         self.configure(|settings| {
             settings.ruleset_generation = generation;
             settings.rules = rules.len() as u32;
+            let proxied = rules.iter().any(|rule| rule.flags & Rule::SYN_PROXY != 0);
+            settings.flags = if proxied { Settings::SYN_PROXY } else { 0 };
         });
     }
 
@@ -620,7 +633,7 @@ impl Rig {
             md.egress_ifindex,
         ]);
         let program: &Xdp = self.bpf.program(name::XDP_INGRESS).expect("program").try_into().expect("XDP");
-        let mut out = vec![0; frame.len() + TAGS_LEN];
+        let mut out = vec![0; frame.len() + GROWTH];
         let run = program
             .test_run(TestRunOptions {
                 data_in: Some(frame),
@@ -653,7 +666,7 @@ impl Rig {
         .context();
         let program: &SchedClassifier =
             self.bpf.program(program).expect("program").try_into().expect("classifier");
-        let (mut out, mut context_out) = (vec![0; frame.len() + TAGS_LEN], vec![0; context.len()]);
+        let (mut out, mut context_out) = (vec![0; frame.len() + GROWTH], vec![0; context.len()]);
         let run = program
             .test_run(TestRunOptions {
                 data_in: Some(frame),
@@ -694,26 +707,26 @@ impl Rig {
     }
 
     fn exits(&self) -> Vec<u64> {
-        let counters = Counter::ALL[..5].iter().map(|&counter| self.counter(counter));
+        let counters = EXITS.iter().map(|&counter| self.counter(counter));
         counters.chain(DropReason::ALL.iter().map(|&reason| self.drop_count(reason))).collect()
     }
 
     fn verdict_since(&self, before: &[u64], packets: u64) -> Verdict {
         let after = self.exits();
         let rise: Vec<u64> = after.iter().zip(before).map(|(after, before)| after - before).collect();
-        let verdict = match rise[..5] {
-            [_, n, 0, 0, 0] if n > 0 => Verdict::Forward,
-            [_, 0, n, 0, 0] if n > 0 => Verdict::Pass,
-            [_, 0, 0, 0, n] if n > 0 => Verdict::Answer,
-            [_, 0, 0, n, 0] if n > 0 => {
-                let reason = rise[5..].iter().position(|&n| n > 0).expect("a drop has a reason");
+        let verdict = match rise[..EXITS.len()] {
+            [_, n, 0, 0, 0, 0] if n > 0 => Verdict::Forward,
+            [_, 0, n, 0, 0, 0] if n > 0 => Verdict::Pass,
+            [_, 0, 0, 0, n, 0] | [_, 0, 0, 0, 0, n] if n > 0 => Verdict::Answer,
+            [_, 0, 0, n, 0, 0] if n > 0 => {
+                let reason = rise[EXITS.len()..].iter().position(|&n| n > 0).expect("a drop has a reason");
                 Verdict::Drop(DropReason::ALL[reason])
             }
             ref other => panic!("not one exit for a packet: {other:?}"),
         };
         assert_eq!(rise[0], packets, "it entered once");
-        assert_eq!(rise[1..5].iter().sum::<u64>(), packets, "and left once");
-        assert_eq!(rise[5..].iter().sum::<u64>(), rise[3], "each drop has one reason");
+        assert_eq!(rise[1..EXITS.len()].iter().sum::<u64>(), packets, "and left once");
+        assert_eq!(rise[EXITS.len()..].iter().sum::<u64>(), rise[3], "each drop has one reason");
         verdict
     }
 

@@ -39,6 +39,7 @@ fn tcp_flow() -> (FlowKey, Entry) {
         originator_is_b,
         mss: 1400,
         handshake: [0x0307, 0x0308],
+        delta: 0x8000_0001,
     };
     (key, entry)
 }
@@ -112,6 +113,17 @@ fn what_a_newer_peer_adds_is_skipped() {
 }
 
 #[test]
+fn a_flow_of_a_peer_without_a_syn_proxy_has_none() {
+    let (key, entry) = tcp_flow();
+    let mut bytes = encode(&[Record::Flow(key, entry)]);
+    let delta = 5;
+    bytes.truncate(bytes.len() - delta);
+    bytes[1] -= delta as u8;
+    let back: Vec<_> = records(&bytes, NOW).collect();
+    assert_eq!(back, [Ok(Record::Flow(key, Entry { delta: 0, ..entry }))]);
+}
+
+#[test]
 fn a_bad_record_does_not_take_its_neighbours_along() {
     let (key, entry) = tcp_flow();
     let bad = encode(&[Record::Flow(key, Entry { state: 18, ..entry })]);
@@ -168,7 +180,7 @@ proptest! {
         v4 in any::<bool>(),
         (age, idle) in (0..1u64 << 39, any::<[Option<u32>; 2]>()),
         (packets, bytes) in (any::<[u64; 2]>(), any::<[u64; 2]>()),
-        (mss, handshake) in (any::<u16>(), any::<[u32; 2]>()),
+        (mss, handshake, delta) in (any::<u16>(), any::<[u32; 2]>(), any::<u32>()),
         (number, epoch, node) in (any::<u64>(), any::<u32>(), 1..=16u8),
         (version, rule_hash, state, bucket, zones) in (any::<u64>(), any::<u32>(), 1..18u8, any::<u8>(), any::<[u8; 2]>()),
     ) {
@@ -188,6 +200,7 @@ proptest! {
             originator_is_b,
             mss,
             handshake,
+            delta,
         };
         let bytes = encode(&[Record::Flow(key, entry)]);
         prop_assert_eq!(records(&bytes, NOW).next(), Some(Ok(Record::Flow(key, entry))));

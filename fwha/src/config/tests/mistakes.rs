@@ -377,6 +377,16 @@ fn mistakes_about_rules_are_found() {
             ],
         ),
         ("to = \"inet\"", "to = \"inet\"\nmss = \"large\"", &[":37:7: mss is not a maximum segment size"]),
+        (
+            "to = \"inet\"",
+            "to = \"inet\"\nsyn-proxy = 1",
+            &[":37:13: syn-proxy is an integer, not true or false"],
+        ),
+        (
+            "to = \"inet\"",
+            "to = \"inet\"\nservices = [\"udp\"]\nsyn-proxy = true",
+            &[":33:1: syn-proxy of rule \"lan-out\" has nothing to do"],
+        ),
         ("to = \"inet\"", "to = \"inet\"\nmss = 100", &[":37:7: mss is not a maximum segment size"]),
         (
             "to = \"inet\"",

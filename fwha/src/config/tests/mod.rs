@@ -5,7 +5,7 @@ use std::{net::Ipv4Addr, path::Path, time::Duration};
 use fwha_common::{
     flow::{Flow, FlowKey, FlowState, TimeoutClass, proto},
     limit::Limits,
-    rule::{Action, ZONE_ANY, ZONE_NODE, name_hash},
+    rule::{self, Action, ZONE_ANY, ZONE_NODE, name_hash},
     settings::Timeouts,
 };
 
@@ -206,6 +206,9 @@ fn rules_know_ipv6_all_protocols_and_the_segment_size() {
     assert_eq!((compiled[1].port_min, compiled[1].port_max), (36412, 36412));
     assert_eq!((compiled[0].mss, compiled[0].action), (Flow::MSS_PMTU, Action::Reject as u8));
     assert_eq!(good(&with("to = \"inet\"", "to = \"inet\"\nmss = 1_400")).compiled_rules()[0].mss, 1400);
+    let flags = |text: &str| good(&with("to = \"inet\"", text)).compiled_rules()[0].flags;
+    assert_eq!(flags("to = \"inet\""), 0);
+    assert_eq!(flags("to = \"inet\"\nsyn-proxy = true"), rule::Rule::SYN_PROXY);
 }
 
 #[test]
