@@ -100,17 +100,21 @@ pub fn find(key: &FlowKey, src_is_b: bool, ip: &Ip, now: u64) -> Found {
         }
         return Found::Main(flow);
     }
-    // One that was refused or given up before it was answered is gone.
-    if let Some(flow) = maps::EMBRYONIC.get_ptr_mut(key).map(FlowRef)
-        && flow.alive(ip.proto, 0, now)
-        && Flow::state_of(flow.word()) != FlowState::Close as u8
-    {
+    if let Some(flow) = begun(key, ip, now) {
         return Found::Embryonic(flow);
     }
     match find_node(key, ip, now) {
         Some(flow) => Found::Node(flow),
         None => Found::Nothing,
     }
+}
+
+/// Looks for a live flow without an answer. One that was refused or given up before it was answered is gone.
+#[inline(always)]
+pub fn begun(key: &FlowKey, ip: &Ip, now: u64) -> Option<FlowRef> {
+    let flow = maps::EMBRYONIC.get_ptr_mut(key).map(FlowRef)?;
+    let lives = flow.alive(ip.proto, 0, now) && Flow::state_of(flow.word()) != FlowState::Close as u8;
+    lives.then_some(flow)
 }
 
 /// Looks for a live flow of the node itself.

@@ -40,10 +40,15 @@ pub fn related(packet: &impl Packet, ip: &Ip, now: u64) -> Result<Related, DropR
     }
     let (key, src_is_b) = inner.key();
     match flow::find(&key, src_is_b, inner, now) {
-        Found::Main(flow) | Found::Embryonic(flow) => {
-            let by_responder = flow.is_reply(src_is_b);
+        Found::Main(mut flow) | Found::Embryonic(mut flow) => {
+            let mut by_responder = flow.is_reply(src_is_b);
             if inner.payload == Payload::Tcp && !sent(flow, by_responder, inner.tcp.seq) {
-                return Err(DropReason::IcmpUnrelated);
+                // It may be about a SYN that has begun another connection beside this one.
+                flow = flow::begun(&key, inner, now).ok_or(DropReason::IcmpUnrelated)?;
+                by_responder = flow.is_reply(src_is_b);
+                if !sent(flow, by_responder, inner.tcp.seq) {
+                    return Err(DropReason::IcmpUnrelated);
+                }
             }
             // The inner packet of an error that goes to the originator was sent by it.
             Ok(Related::Flow(flow, !by_responder))
