@@ -141,7 +141,7 @@ pub fn owner(bucket: u8, now: u64) -> Result<&'static Group, DropReason> {
 #[inline(always)]
 fn step(flow: FlowRef, ip: &Ip, state: u8, reply: bool, now: u64) -> Result<Step, DropReason> {
     match ip.payload {
-        Payload::Tcp => match tcp::step(state, reply, ip.tcp.flags) {
+        Payload::Tcp => match tcp::step(state, flow.back_flags(), reply, ip.tcp.flags) {
             Step::Invalid => Err(DropReason::TcpState),
             step => Ok(step),
         },
@@ -265,6 +265,13 @@ impl FlowRef {
         let ended = unsafe { (*self.0).ways[0].flags | (*self.0).ways[1].flags } & Way::ENDED != 0;
         state == FlowState::TimeWait as u8
             || state == FlowState::Close as u8 && (ended || ip.proto == proto::SCTP)
+    }
+
+    /// The flags of the responder's way.
+    #[inline(always)]
+    fn back_flags(self) -> u8 {
+        // SAFETY: see `word`.
+        unsafe { (*self.0).ways[1].flags }
     }
 
     /// Whether it is a SYN or INIT without an answer.
