@@ -434,7 +434,8 @@ pub struct Way {
     pub mtu: u16,
     /// TCP: the shift of the window scale option in its SYN, 0 to 14; counts only if both SYNs had one.
     pub scale: u8,
-    /// Bits: [`Way::SCALE`], [`Way::SACK`], [`Way::ACKED`], [`Way::SEEN`], [`Way::ENDED`].
+    /// Bits: [`Way::SCALE`], [`Way::SACK`], [`Way::ACKED`], [`Way::SEEN`], [`Way::ENDED`],
+    /// [`Way::MET`].
     pub flags: u8,
     /// TCP: the highest sequence number sent, plus length. SCTP: the verification tag of its packets.
     /// Raised by the other direction while the flow is inherited.
@@ -461,6 +462,8 @@ impl Way {
     /// Flag: it sent a FIN, or is the originator's and sent the reset that closed. A SYN may then begin
     /// another connection in its place.
     pub const ENDED: u8 = 16;
+    /// Flag, of the responder: its SYN met the originator's, in a simultaneous open (RFC 9293, 3.5).
+    pub const MET: u8 = 32;
     /// The flags that a replica keeps.
     pub const REPLICATED: u8 = Self::SCALE | Self::SACK;
 }

@@ -484,11 +484,11 @@ mod options {
                 return;
             }
         }
-        scan(packet, at, len, found);
+        scan(packet, at, len, ip.tcp.ack, found);
     }
 
     #[inline(always)]
-    fn scan<P: Packet>(packet: &P, at: u32, len: u32, found: &mut Options) {
+    fn scan<P: Packet>(packet: &P, at: u32, len: u32, ack: u32, found: &mut Options) {
         let Some(scan) = maps::scan() else {
             return;
         };
@@ -506,7 +506,7 @@ mod options {
         scan.found = Options::default();
         // SAFETY: `step` is a callback as `bpf_loop` wants it.
         unsafe { bpf_loop(40, step as *mut c_void, core::ptr::null_mut(), 0) };
-        *found = maps::opaque(scan).finish();
+        *found = maps::opaque(scan).finish(ack);
     }
 
     /// One option; 1 ends it.

@@ -100,18 +100,22 @@ pub fn find(key: &FlowKey, src_is_b: bool, ip: &Ip, now: u64) -> Found {
         }
         return Found::Main(flow);
     }
-    // One that was refused or given up before it was answered is gone.
     let hash = embryonic::hash(key);
-    if let Some(flow) = embryonic::find(key, hash).map(FlowRef)
-        && flow.alive(ip.proto, 0, now)
-        && Flow::state_of(flow.word()) != FlowState::Close as u8
-    {
+    if let Some(flow) = begun(key, hash, ip, now) {
         return Found::Embryonic(flow);
     }
     match find_node(key, ip, now) {
         Some(flow) => Found::Node(flow),
         None => Found::Nothing(hash),
     }
+}
+
+/// Looks for a live flow without an answer. One that was refused or given up before it was answered is gone.
+#[inline(always)]
+pub fn begun(key: &FlowKey, hash: u64, ip: &Ip, now: u64) -> Option<FlowRef> {
+    let flow = embryonic::find(key, hash).map(FlowRef)?;
+    let lives = flow.alive(ip.proto, 0, now) && Flow::state_of(flow.word()) != FlowState::Close as u8;
+    lives.then_some(flow)
 }
 
 /// Looks for a live flow of the node itself.
@@ -138,7 +142,7 @@ pub fn owner(bucket: u8, now: u64) -> Result<&'static Group, DropReason> {
 #[inline(always)]
 fn step(flow: FlowRef, ip: &Ip, state: u8, reply: bool, now: u64) -> Result<Step, DropReason> {
     match ip.payload {
-        Payload::Tcp => match tcp::step(state, reply, ip.tcp.flags) {
+        Payload::Tcp => match tcp::step(state, flow.back_flags(), reply, ip.tcp.flags) {
             Step::Invalid => Err(DropReason::TcpState),
             step => Ok(step),
         },
@@ -269,6 +273,13 @@ impl FlowRef {
         let ended = unsafe { (*self.0).ways[0].flags | (*self.0).ways[1].flags } & Way::ENDED != 0;
         state == FlowState::TimeWait as u8
             || state == FlowState::Close as u8 && (ended || ip.proto == proto::SCTP)
+    }
+
+    /// The flags of the responder's way.
+    #[inline(always)]
+    fn back_flags(self) -> u8 {
+        // SAFETY: see `word`.
+        unsafe { (*self.0).ways[1].flags }
     }
 
     /// Whether it is a SYN or INIT without an answer.

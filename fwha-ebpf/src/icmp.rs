@@ -6,6 +6,7 @@ use fwha_common::{
 };
 
 use crate::{
+    embryonic,
     flow::{self, FlowRef, Found},
     maps,
     packet::{ETH_LEN, Packet},
@@ -40,11 +41,18 @@ pub fn related(packet: &impl Packet, ip: &Ip, now: u64, translated: bool) -> Res
     }
     let (key, src_is_b) = inner.key();
     match flow::find(&key, src_is_b, inner, now) {
-        Found::Main(flow) | Found::Embryonic(flow) => {
-            let by_responder = flow.is_reply(src_is_b);
+        Found::Main(mut flow) | Found::Embryonic(mut flow) => {
+            let mut by_responder = flow.is_reply(src_is_b);
+            // Behind the SYN proxy, as the responder's side of the network numbers it.
             let ahead = if by_responder && !translated { flow.delta() } else { 0 };
             if inner.payload == Payload::Tcp && !sent(flow, by_responder, inner.tcp.seq.wrapping_add(ahead)) {
-                return Err(DropReason::IcmpUnrelated);
+                // It may be about a SYN that has begun another connection beside this one.
+                let hash = embryonic::hash(&key);
+                flow = flow::begun(&key, hash, inner, now).ok_or(DropReason::IcmpUnrelated)?;
+                by_responder = flow.is_reply(src_is_b);
+                if !sent(flow, by_responder, inner.tcp.seq) {
+                    return Err(DropReason::IcmpUnrelated);
+                }
             }
             // The inner packet of an error that goes to the originator was sent by it.
             Ok(Related::Flow(flow, !by_responder))

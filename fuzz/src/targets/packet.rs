@@ -250,6 +250,7 @@ fn chunk(ip: &Ip) -> (model_sctp::Kind, bool) {
         Chunk::Error => (Kind::Error, false),
         Chunk::CookieEcho => (Kind::CookieEcho, false),
         Chunk::CookieAck => (Kind::CookieAck, false),
+        Chunk::CookieAckShutdown => (Kind::CookieAckShutdown, false),
     }
 }
 

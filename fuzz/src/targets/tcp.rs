@@ -32,7 +32,7 @@ impl Flow {
 
     fn judge(&mut self, ip: &Ip, reply: bool, options: &Options) -> Result<Step, DropReason> {
         let state = self.state as u8;
-        let mut stepped = match tcp::step(state, reply, ip.tcp.flags) {
+        let mut stepped = match tcp::step(state, self.ways[1].flags, reply, ip.tcp.flags) {
             Step::Invalid => return Err(DropReason::TcpState),
             step => step,
         };
@@ -212,5 +212,6 @@ fn read(segment: &[u8]) -> Result<(Ip, Options), DropReason> {
     };
     scan.bytes[..bytes.len()].copy_from_slice(bytes);
     (0..=40).take_while(|_| scan.step()).count();
-    Ok((ip, scan.finish()))
+    let options = scan.finish(ip.tcp.ack);
+    Ok((ip, options))
 }
