@@ -10,6 +10,8 @@
 //! | `GET /v1/stats` | [`Stats`] |
 //! | `GET /v1/events?`[`EventsQuery`] | an [`Event`] a line, oldest first |
 //! | `POST /v1/switchover` [`SwitchoverRequest`] | [`SwitchoverReply`] |
+//! | `POST /v1/bulk` [`TransferRequest`] | a [`Transfer`] a line |
+//! | `POST /v1/resync` [`TransferRequest`] | a [`Transfer`] a line |
 //! | `GET /v1/capture?`[`CaptureQuery`] | a [`CaptureLine`] a line, as packets are dropped |
 //!
 //! Answers of one object a line have the type [`NDJSON`] and end when there is no more. Any answer whose
@@ -33,6 +35,10 @@ pub mod path {
     pub const EVENTS: &str = "/v1/events";
     /// [`super::SwitchoverRequest`].
     pub const SWITCHOVER: &str = "/v1/switchover";
+    /// [`super::Transfer`]s to peers.
+    pub const BULK: &str = "/v1/bulk";
+    /// [`super::Transfer`]s from peers.
+    pub const RESYNC: &str = "/v1/resync";
     /// [`super::CaptureLine`]s.
     pub const CAPTURE: &str = "/v1/capture";
 }
@@ -182,12 +188,81 @@ pub struct SyncStatus {
 /// How far a bulk transfer is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BulkStatus {
+    /// Which way it goes.
+    pub direction: Direction,
     /// Flows transferred.
     pub flows_done: u64,
     /// Flows to transfer, as announced at its start.
     pub flows_total: u64,
+    /// Buckets, of 256, of which not everything is there yet.
+    pub buckets_left: u64,
     /// Since its start.
     pub elapsed_ms: u64,
+    /// Until its end, if it goes on like this; absent while nothing tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remaining_ms: Option<u64>,
+}
+
+/// Which way flows go in bulk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// To the peer.
+    #[default]
+    Sending,
+    /// From the peer.
+    Receiving,
+}
+
+impl fmt::Display for Direction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Sending => "sending",
+            Self::Receiving => "receiving",
+        })
+    }
+}
+
+/// What `POST /v1/bulk` and `POST /v1/resync` take.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TransferRequest {
+    /// The peer; all of them if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer: Option<String>,
+    /// Go on with the transfer's progress until its end. Without it the answer is one line for each peer.
+    pub wait: bool,
+}
+
+/// A bulk transfer that was asked for: first `running` or `failed`, in the end `done` or `failed`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Transfer {
+    /// The peer.
+    pub peer: String,
+    /// How it stands.
+    pub state: TransferState,
+    /// How far it is.
+    #[serde(flatten)]
+    pub bulk: BulkStatus,
+    /// Of one from the peer that is done: flows that the peer does not have and that are gone here, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub swept: Option<u64>,
+    /// Why it failed, and the remedy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// How a [`Transfer`] stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TransferState {
+    /// Asked for, or under way.
+    #[default]
+    Running,
+    /// Complete, acknowledged, and what was not mentioned is gone at the receiver.
+    Done,
+    /// Refused, or broken off.
+    Failed,
 }
 
 /// An interface with packet programs.

@@ -95,6 +95,14 @@ pub enum CtlVerb {
     ///
     /// Goes on until interrupted. What it could not show is counted at the end.
     Capture(CaptureArgs),
+    /// Send all flows that this node owns to the peers.
+    ///
+    /// Exits with 1 when there is a peer to which they cannot be sent.
+    Bulk(TransferArgs),
+    /// Ask the peers for all flows that they own.
+    ///
+    /// Exits with 1 when there is a peer that cannot be asked.
+    Resync(TransferArgs),
     /// Move a group to another node. Run it on the active node.
     Switchover(SwitchoverArgs),
     /// Make a cluster key in a new file.
@@ -203,6 +211,17 @@ pub struct CaptureArgs {
         value_parser = clap::value_parser!(u32).range(1..=SNAP_LEN as i64),
     )]
     pub snap_len: u32,
+}
+
+/// `fwhactl bulk` and `fwhactl resync`.
+#[derive(Debug, Args)]
+pub struct TransferArgs {
+    /// The peer; all of them, if left out.
+    #[arg(long, value_name = "NAME")]
+    pub peer: Option<String>,
+    /// Show how far it is and return when it is complete.
+    #[arg(long)]
+    pub wait: bool,
 }
 
 /// `fwhactl switchover`.

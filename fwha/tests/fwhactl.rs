@@ -18,9 +18,10 @@ use axum::{
 };
 use futures_util::StreamExt as _;
 use fwha::api::{
-    ApiError, Attachment, CaptureLine, CaptureMissed, CaptureQuery, DroppedPacket, Event, EventsQuery,
-    FlowCounts, FlowFilter, FlowRow, GroupStatus, LinkStatus, NDJSON, Origin, PeerStatus, Role, Stat, Stats,
-    Status, Step, SwitchoverReply, SwitchoverRequest, SyncStatus, ZoneInterfaceStatus, path,
+    ApiError, Attachment, BulkStatus, CaptureLine, CaptureMissed, CaptureQuery, Direction, DroppedPacket,
+    Event, EventsQuery, FlowCounts, FlowFilter, FlowRow, GroupStatus, LinkStatus, NDJSON, Origin, PeerStatus,
+    Role, Stat, Stats, Status, Step, SwitchoverReply, SwitchoverRequest, SyncStatus, Transfer,
+    TransferRequest, TransferState, ZoneInterfaceStatus, path,
 };
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -144,6 +145,23 @@ fn dropped(reason: &str) -> DroppedPacket {
     }
 }
 
+/// What a daemon with two peers says of a bulk transfer, when fw3 does not answer.
+async fn transfer(request: TransferRequest, direction: Direction) -> impl IntoResponse {
+    let bulk = BulkStatus { direction, flows_total: 5000, ..BulkStatus::default() };
+    let running = BulkStatus { flows_done: 2000, buckets_left: 256, remaining_ms: Some(1500), ..bulk };
+    let done = BulkStatus { flows_done: 5000, elapsed_ms: 2500, ..bulk };
+    let line = |peer: &str, state, bulk| Transfer { peer: peer.into(), state, bulk, ..Transfer::default() };
+    let mut lines = vec![line("fw2", TransferState::Running, running)];
+    if request.wait {
+        let swept = (direction == Direction::Receiving).then_some(7);
+        lines.push(Transfer { swept, ..line("fw2", TransferState::Done, done) });
+    }
+    let error = Some("fw3: it does not answer".to_owned());
+    lines.push(Transfer { error, ..line("fw3", TransferState::Failed, bulk) });
+    lines.retain(|line| request.peer.as_ref().is_none_or(|peer| *peer == line.peer));
+    ([(CONTENT_TYPE, NDJSON)], ndjson(&lines))
+}
+
 fn ndjson<T: serde::Serialize>(items: &[T]) -> String {
     items.iter().map(|i| serde_json::to_string(i).unwrap() + "\n").collect()
 }
@@ -226,6 +244,8 @@ impl FakeDaemon {
             ([(CONTENT_TYPE, NDJSON)], body).into_response()
         };
         let router = Router::new()
+            .route(path::BULK, post(|Json(request)| transfer(request, Direction::Sending)))
+            .route(path::RESYNC, post(|Json(request)| transfer(request, Direction::Receiving)))
             .route(path::STATUS, get(move || async { Json(status) }))
             .route(path::FLOWS, get(list))
             .route(path::STATS, get(move || async { Json(stats) }))
@@ -350,6 +370,33 @@ async fn stats_show_all_sections_or_one() {
     assert!(run.stdout.contains("sync\n  fw2.lost  1\n"), "{}", run.stdout);
     let all: Stats = serde_json::from_str(&daemon.ctl(&["-o", "json", "stats"]).await.stdout).unwrap();
     assert_eq!(all.drops["not_syn"], Stat::Count(4));
+}
+
+#[tokio::test]
+async fn a_bulk_transfer_says_what_became_of_it_by_peer() {
+    let daemon = FakeDaemon::start(status(), 0);
+    let run = daemon.ctl(&["bulk"]).await;
+    assert_eq!((run.code, run.stderr.as_str()), (1, "fwhactl: fw3: it does not answer\n"));
+    assert_eq!(run.stdout, "fw2 is being sent 256 buckets of flows\n");
+    let run = daemon.ctl(&["bulk", "--wait", "--peer", "fw2"]).await;
+    let sent = "5000 flows sent to fw2 in 2.5s\n";
+    assert_eq!(
+        (run.code, run.stdout.as_str(), run.stderr.as_str()),
+        (0, sent, ""),
+        "no bar without a terminal"
+    );
+    assert_eq!(daemon.ctl(&["resync"]).await.stdout, "fw2 was asked for 256 buckets of flows\n");
+    let run = daemon.ctl(&["resync", "--wait", "--peer", "fw2"]).await;
+    let received = "5000 flows received from fw2 in 2.5s; 7 that it does not have are gone\n";
+    assert_eq!((run.code, run.stdout.as_str()), (0, received));
+    let run = daemon.ctl(&["-o", "json", "bulk", "--wait"]).await;
+    assert_eq!(run.code, 1);
+    assert_eq!(
+        run.stdout.lines().next().unwrap(),
+        "{\"peer\":\"fw2\",\"state\":\"running\",\"direction\":\"sending\",\"flows_done\":2000,\"flows_total\":5000,\
+         \"buckets_left\":256,\"elapsed_ms\":0,\"remaining_ms\":1500}"
+    );
+    assert_eq!(run.stdout.lines().count(), 3);
 }
 
 #[tokio::test]

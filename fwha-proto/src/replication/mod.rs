@@ -55,7 +55,9 @@ pub use self::buckets::Buckets;
 use self::core::{Core, Owner};
 use self::entry::Entry;
 use self::peer::Peer;
-pub use self::status::{Counters, Event, LocalCounters, PeerStatus, SyncState, Warning};
+pub use self::status::{
+    BulkProgress, Counters, Event, LocalCounters, PeerStatus, SyncState, Unready, Warning,
+};
 pub use self::wire::{Hello, Malformed};
 use crate::NodeId;
 use crate::seal::{ClusterKey, Header, Identity};
@@ -275,18 +277,20 @@ impl Replication {
         }
     }
 
-    /// Sends all owned buckets as a whole, to one peer or to all.
-    pub fn request_bulk(&mut self, peer: Option<NodeId>) {
-        for p in self.peers.iter_mut().filter(|p| peer.is_none_or(|n| n == p.node())) {
-            p.request_bulk(&self.core);
-        }
+    /// Sends all owned buckets as a whole, to one peer or to all. How many these are, by peer.
+    pub fn request_bulk(&mut self, peer: Option<NodeId>) -> Vec<(NodeId, Result<usize, Unready>)> {
+        let asked = self.peers.iter_mut().filter(|p| peer.is_none_or(|n| n == p.node()));
+        asked.map(|p| (p.node(), p.request_bulk(&self.core))).collect()
     }
 
-    /// Asks one peer or all for all that they own.
-    pub fn request_resync(&mut self, now: Time, peer: Option<NodeId>) {
-        for p in self.peers.iter_mut().filter(|p| peer.is_none_or(|n| n == p.node())) {
-            p.request_resync(now);
-        }
+    /// Asks one peer or all for all that they own. How many buckets these are, by peer.
+    pub fn request_resync(
+        &mut self,
+        now: Time,
+        peer: Option<NodeId>,
+    ) -> Vec<(NodeId, Result<usize, Unready>)> {
+        let asked = self.peers.iter_mut().filter(|p| peer.is_none_or(|n| n == p.node()));
+        asked.map(|p| (p.node(), p.request_resync(&self.core, now))).collect()
     }
 
     // ---- The network and time ----------------------------------------------------------------

@@ -7,7 +7,7 @@ use super::buckets::Buckets;
 use super::core::Core;
 use super::inbox::{Inbox, Place};
 use super::outbox::Outbox;
-use super::status::{Counters, Event, PeerStatus, SyncState, Warning};
+use super::status::{Counters, Event, PeerStatus, SyncState, Unready, Warning};
 use super::wire::{Hello, Record, Writer, records};
 use super::{Output, PeerOptions};
 use crate::NodeId;
@@ -94,19 +94,32 @@ impl Peer {
         }
     }
 
-    /// Sends all owned buckets as a whole.
-    pub(super) fn request_bulk(&mut self, core: &Core) {
-        if let Some(session) = &mut self.session {
-            session.outbox.bulk.want(core, Buckets::ALL);
-        }
+    /// Sends all owned buckets as a whole. How many these are.
+    pub(super) fn request_bulk(&mut self, core: &Core) -> Result<usize, Unready> {
+        let session = self.ready(core)?;
+        session.outbox.bulk.want(core, Buckets::ALL);
+        if core.owned.is_empty() { Err(Unready::OwnsNothing) } else { Ok(core.owned.len()) }
     }
 
-    /// Asks the peer for all buckets that it owns.
-    pub(super) fn request_resync(&mut self, now: Time) {
-        if let Some(session) = &mut self.session {
-            let claims = session.inbox.claims;
-            session.inbox.want(now, claims);
+    /// Asks the peer for all buckets that it owns. How many these are.
+    pub(super) fn request_resync(&mut self, core: &Core, now: Time) -> Result<usize, Unready> {
+        let session = self.ready(core)?;
+        let claims = session.inbox.claims;
+        if claims.is_empty() {
+            return Err(Unready::OwnsNothing);
         }
+        session.inbox.want(now, claims);
+        Ok(claims.len())
+    }
+
+    /// The session, if the peer answers.
+    fn ready(&mut self, core: &Core) -> Result<&mut Session, Unready> {
+        let state = self.sync_state(core);
+        let answers = !matches!(
+            state,
+            SyncState::Disabled | SyncState::Down | SyncState::Handshake | SyncState::Silent
+        );
+        self.session.as_mut().filter(|_| answers).ok_or(Unready::State(state))
     }
 
     // ---- Receiving ---------------------------------------------------------------------------
@@ -357,7 +370,7 @@ impl Peer {
             hello: inbox.and_then(|i| i.hello.as_ref()),
             warnings: &self.warnings,
             refused: self.refused,
-            sending: outbox.and_then(|o| o.bulk.progress(now)),
+            sending: outbox.and_then(|o| o.bulk.progress(core, now)),
             receiving: inbox.and_then(|i| i.progress(now)),
             counters: &self.counters,
         }

@@ -241,6 +241,23 @@ pub struct BulkProgress {
     pub elapsed: Duration,
 }
 
+impl BulkProgress {
+    /// Time that the rest will take if it goes on as fast as until now; `None` while nothing tells how fast that is.
+    pub fn remaining(&self) -> Option<Duration> {
+        let left = self.flows_total.saturating_sub(self.flows_done);
+        (self.flows_done > 0).then(|| self.elapsed.mul_f64(left as f64 / self.flows_done as f64))
+    }
+}
+
+/// Why a peer can neither be sent nor asked for anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unready {
+    /// There is nobody to talk to, as this state says.
+    State(SyncState),
+    /// The end that would send owns no flows.
+    OwnsNothing,
+}
+
 /// What happened, for the event log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::rig::{Faults, Rig, USED};
 use super::wire::{Record, Writer};
-use super::{Buckets, Event, Options, Output, Ownership, SyncState, Warning};
+use super::{Buckets, Event, Options, Output, Ownership, SyncState, Unready, Warning};
 use crate::NodeId;
 use crate::seal::{Channel, ClusterKey, Identity, Opened, Purpose, cluster_id};
 use crate::time::Time;
@@ -224,6 +224,55 @@ fn a_fresh_peer_gets_everything_while_live_changes_go_first() {
 }
 
 #[test]
+fn an_operator_sends_or_asks_for_everything_and_sees_how_far_it_is() {
+    let mut rig = settled(|o| {
+        o.max_flows = 20_000;
+        o.bulk_bytes_per_s = 2_000_000;
+    });
+    (0..5000).for_each(|n| rig.create(1, n));
+    rig.run(500 * MS);
+    let everything = Ok(usize::from(USED));
+    for asker in [1, 2] {
+        let now = rig.now;
+        let requested = match &mut rig.node(asker).replication {
+            owner if asker == 1 => owner.request_bulk(Some(2)),
+            replica => replica.request_resync(now, None),
+        };
+        assert_eq!(requested, [(3 - asker, everything)]);
+        let progress = |rig: &Rig, id: NodeId| {
+            let status = rig.nodes[usize::from(id) - 1].replication.status(rig.now).next().unwrap();
+            if id == 1 { status.sending } else { status.receiving }
+        };
+        assert_eq!(progress(&rig, asker).unwrap().buckets_left, usize::from(USED), "at once");
+        rig.run(50 * MS);
+        for id in [1, 2] {
+            let p = progress(&rig, id).unwrap();
+            assert_eq!(p.flows_total, 5000);
+            assert!(p.flows_done > 500 && (1..usize::from(USED)).contains(&p.buckets_left), "{p:?}");
+            let whole = p.elapsed + p.remaining().unwrap();
+            assert!(whole > 60 * MS && whole < 400 * MS, "some 300 kB at 2 MB/s: {p:?}");
+        }
+        rig.converge(HEALED_WITHIN);
+        assert_eq!((progress(&rig, 1), progress(&rig, 2)), (None, None));
+    }
+    assert_eq!(counters(&rig, 1).bulk_records_sent, 10_000);
+}
+
+#[test]
+fn what_cannot_be_sent_or_asked_for_is_refused_with_the_reason() {
+    let mut rig = settled(|_| {});
+    let now = rig.now;
+    let nothing = [(2, Err(Unready::OwnsNothing))];
+    assert_eq!(rig.node(1).replication.request_resync(now, None), nothing);
+    assert_eq!(rig.node(2).replication.request_bulk(None), [(1, Err(Unready::OwnsNothing))]);
+    rig.kill(2);
+    rig.run(3000 * MS);
+    assert_eq!(rig.node(1).replication.request_bulk(None), [(2, Err(Unready::State(SyncState::Silent)))]);
+    rig.revive(1, false);
+    assert_eq!(rig.node(1).replication.request_bulk(None), [(2, Err(Unready::State(SyncState::Down)))]);
+}
+
+#[test]
 fn what_the_owner_does_not_mention_is_swept() {
     let mut rig = settled(|_| {});
     (0..50).for_each(|n| rig.create(1, n));
@@ -279,7 +328,7 @@ fn an_owner_proves_nothing_while_it_reconciles() {
         let id = kernel[key].id();
         rig.node(1).replication.core.forget(now, key, &id);
     }
-    rig.node(1).replication.request_bulk(None);
+    let _ = rig.node(1).replication.request_bulk(None);
     rig.run(3000 * MS);
     assert_eq!(rig.node(2).kernel.len(), 40);
     assert_ne!(state(&rig, 1), SyncState::InSync);
@@ -506,10 +555,10 @@ fn storm(rig: &mut Rig, steps: u64) {
             990..993 if up => rig.restart_owner(any),
             993..996 if up => rig.reconcile(any),
             996 => rig.run(2500 * MS),
-            997 => rig.node(any).replication.request_bulk(None),
+            997 => drop(rig.node(any).replication.request_bulk(None)),
             998 => {
                 let now = rig.now;
-                rig.node(any).replication.request_resync(now, None);
+                let _ = rig.node(any).replication.request_resync(now, None);
             }
             _ => {}
         }

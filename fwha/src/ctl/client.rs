@@ -81,7 +81,13 @@ impl Client {
         let query = serde_urlencoded::to_string(query)?;
         let target = if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") };
         let response = self.send(Method::GET, &target, Bytes::new()).await?;
-        Ok(Lines { body: response.into_body(), buffer: Vec::new(), start: 0, ended: false })
+        Ok(Lines::of(response))
+    }
+
+    /// Sends one object and gets many, one a line.
+    pub(super) async fn post_lines(&self, path: &str, body: &impl Serialize) -> anyhow::Result<Lines> {
+        let response = self.send(Method::POST, path, serde_json::to_vec(body)?.into()).await?;
+        Ok(Lines::of(response))
     }
 
     /// Sends a request; gives the answer if its status says success.
@@ -149,6 +155,10 @@ pub(super) struct Lines {
 }
 
 impl Lines {
+    fn of(response: Response<Incoming>) -> Self {
+        Self { body: response.into_body(), buffer: Vec::new(), start: 0, ended: false }
+    }
+
     /// The next line that is not empty; `None` after the last.
     pub(super) async fn next(&mut self) -> anyhow::Result<Option<&[u8]>> {
         let mut searched = self.start;

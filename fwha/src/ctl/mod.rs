@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `client` | HTTP on the control socket |
 //! | `term` | colours, aligned columns, durations and times for people |
-//! | `status`, `flows`, `stats`, `events`, `capture`, `switchover`, `keygen` | the verbs |
+//! | `status`, `flows`, `stats`, `events`, `capture`, `transfer`, `switchover`, `keygen` | the verbs |
 
 mod capture;
 mod client;
@@ -15,6 +15,7 @@ mod stats;
 mod status;
 mod switchover;
 mod term;
+mod transfer;
 
 use std::{
     io::{self, Write},
@@ -23,6 +24,7 @@ use std::{
 
 use serde::Serialize;
 
+use crate::api::path;
 use crate::args::{CtlVerb, Fwhactl, Output};
 use client::Client;
 use term::Style;
@@ -53,6 +55,8 @@ async fn dispatch(args: Fwhactl) -> anyhow::Result<ExitCode> {
         CtlVerb::Stats(args) => stats::run(&ctl, &args).await?,
         CtlVerb::Events(args) => events::run(&ctl, &args).await?,
         CtlVerb::Capture(args) => capture::run(&ctl, &args).await?,
+        CtlVerb::Bulk(args) => return transfer::run(&ctl, path::BULK, args).await,
+        CtlVerb::Resync(args) => return transfer::run(&ctl, path::RESYNC, args).await,
         CtlVerb::Switchover(args) => switchover::run(&ctl, args).await?,
         CtlVerb::Keygen(args) => keygen::run(&args)?,
     }

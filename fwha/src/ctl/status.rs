@@ -172,7 +172,11 @@ fn peer_row(peer: &PeerStatus) -> [(Paint, String); 6] {
 fn sync_cell(sync: &SyncStatus) -> (Paint, String) {
     let mut text = sync.state.clone();
     if let Some(bulk) = &sync.bulk {
-        text.push_str(&format!(" {} of {}", bulk.flows_done, bulk.flows_total));
+        let left = bulk.remaining_ms.map_or(String::new(), |ms| format!(", {} left", term::duration(ms)));
+        text.push_str(&format!(
+            " ({} {} of {}, {} buckets to go{left})",
+            bulk.direction, bulk.flows_done, bulk.flows_total, bulk.buckets_left
+        ));
     }
     match sync.state.as_str() {
         "in-sync" if sync.digest_match => (Paint::Good, text),

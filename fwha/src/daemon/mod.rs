@@ -22,7 +22,7 @@
 //! | [`sweeper`] | expired flows, lost events |
 //! | [`network`] | routes, carriers, addresses, interfaces as they change |
 //! | [`ports`] | this node's interfaces and the sockets on them |
-//! | [`server`], `warnings` | control API |
+//! | [`server`], `transfer`, `warnings` | control API |
 //! | [`events`] | event log |
 //! | `capture` | captures of dropped packets |
 //! | [`lock`] | run directory: one daemon for one node |
@@ -43,6 +43,7 @@ pub mod replication;
 pub mod server;
 pub mod sweeper;
 pub mod table;
+mod transfer;
 pub mod vips;
 mod warnings;
 
@@ -320,6 +321,7 @@ impl Running {
             snapshot: Arc::clone(&replication_status),
             unsent: 0,
             adopted: dataplane.adopted(),
+            finished: BTreeMap::new(),
         };
 
         let election_status = Arc::new(ArcSwap::from_pointee(election::Snapshot::of(&machine, now)));
@@ -364,6 +366,7 @@ impl Running {
             events,
             election: election_mailbox.clone(),
             election_status,
+            replication: replication_mailbox.clone(),
             replication_status,
             attached: Arc::clone(&attached),
         };

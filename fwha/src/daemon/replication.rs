@@ -15,10 +15,13 @@ use fwha_common::flow::{Flow, FlowId, FlowKey};
 use fwha_common::{BUCKETS, MAX_GROUPS};
 use fwha_proto::NodeId;
 use fwha_proto::election::GroupId;
-use fwha_proto::replication::{Buckets, Event, Output, Ownership, Replication, SyncState, Warning};
+use fwha_proto::replication::{
+    Buckets, BulkProgress, Event, Output, Ownership, Replication, SyncState, Unready, Warning,
+};
 use fwha_proto::time::Time;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
+use tokio::sync::oneshot;
 
 use super::election;
 use super::events::EventLog;
@@ -67,8 +70,43 @@ pub enum Command {
     Reconcile(Buckets),
     /// A sync link is another interface now: its socket.
     Opened(u8, SyncSocket),
+    /// An operator wants everything sent to a peer, or asked for; `None` is all peers. The answer follows the
+    /// next snapshot, which shows how far that is.
+    Transfer {
+        /// Which way.
+        direction: Direction,
+        /// With whom.
+        peer: Option<NodeId>,
+        /// How many buckets these are, by peer.
+        reply: oneshot::Sender<Requested>,
+    },
     /// End.
     Stop,
+}
+
+/// What became of a request, by peer: how many buckets it is about.
+pub type Requested = Vec<(NodeId, Result<usize, Unready>)>;
+
+/// Which way a bulk transfer goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Direction {
+    /// To the peer.
+    Sending,
+    /// From the peer.
+    Receiving,
+}
+
+/// A bulk transfer that has come to its end.
+#[derive(Clone, Copy, Debug)]
+pub struct Finished {
+    /// When.
+    pub at: Time,
+    /// Flow records sent or received.
+    pub flows: u64,
+    /// Flows removed because the peer did not mention them.
+    pub swept: u64,
+    /// Time that it took.
+    pub took: Duration,
 }
 
 /// Groups that this node owns, as the election thread set them just before it told the data plane.
@@ -122,8 +160,19 @@ pub struct PeerSnapshot {
     pub warnings: Vec<Warning>,
     /// Why its datagrams are refused, if they are.
     pub refused: Option<String>,
+    /// The bulk transfers under way.
+    pub bulk: BTreeMap<Direction, BulkProgress>,
+    /// The last ones that have come to their end.
+    pub finished: BTreeMap<Direction, Finished>,
     /// Counters.
     pub counters: Vec<(&'static str, u64)>,
+}
+
+impl PeerSnapshot {
+    /// The number of this session: another one knows nothing of what was asked for in it.
+    pub fn session(&self) -> u64 {
+        self.counters.iter().find(|(name, _)| *name == "sessions").map_or(0, |(_, n)| *n)
+    }
 }
 
 /// A comparison of replica and kernel table under way.
@@ -164,6 +213,8 @@ pub struct Thread {
     pub unsent: u64,
     /// The data plane has flows from an earlier run.
     pub adopted: bool,
+    /// The last bulk transfers that have come to their end.
+    pub finished: BTreeMap<(NodeId, Direction), Finished>,
 }
 
 impl Thread {
@@ -190,6 +241,7 @@ impl Thread {
         let mut comparison_due = Time::ZERO;
         let mut snapshot_due = Time::ZERO;
         let mut in_sync: BTreeMap<NodeId, bool> = BTreeMap::new();
+        let mut answers: Vec<(oneshot::Sender<Requested>, Requested)> = Vec::new();
         loop {
             let now = self.now();
             if comparison.is_none() && self.replication.missed() {
@@ -232,6 +284,14 @@ impl Thread {
                             *place = socket;
                         }
                     }
+                    Command::Transfer { direction, peer, reply } => {
+                        let requested = match direction {
+                            Direction::Sending => self.replication.request_bulk(peer),
+                            Direction::Receiving => self.replication.request_resync(now, peer),
+                        };
+                        answers.push((reply, requested));
+                        snapshot_due = Time::ZERO;
+                    }
                     Command::Stop => return,
                 }
             }
@@ -254,6 +314,10 @@ impl Thread {
             if now >= snapshot_due {
                 snapshot_due = now + SNAPSHOT_INTERVAL;
                 self.publish(now, &table, &mut in_sync);
+                for (reply, requested) in answers.drain(..) {
+                    // A client that hung up needs no answer.
+                    let _ = reply.send(requested);
+                }
             }
             if !busy && comparison.is_none() {
                 self.sleep(snapshot_due);
@@ -399,6 +463,14 @@ impl Thread {
                     digest_match: status.digest_match,
                     warnings: status.warnings.to_vec(),
                     refused: status.refused.map(|r| r.to_string()),
+                    bulk: [(Direction::Sending, status.sending), (Direction::Receiving, status.receiving)]
+                        .into_iter()
+                        .filter_map(|(direction, progress)| Some((direction, progress?)))
+                        .collect(),
+                    finished: [Direction::Sending, Direction::Receiving]
+                        .into_iter()
+                        .filter_map(|d| Some((d, *self.finished.get(&(status.peer, d))?)))
+                        .collect(),
                     counters: status.counters.iter().collect(),
                 },
             );
@@ -416,7 +488,17 @@ impl Thread {
         self.snapshot.store(Arc::new(Snapshot { at: now, peers, counters, flows: self.replication.len() }));
     }
 
-    fn record(&self, event: &Event) {
+    fn record(&mut self, event: &Event) {
+        let at = self.now();
+        match *event {
+            Event::BulkSent { peer, flows, took } => {
+                self.finished.insert((peer, Direction::Sending), Finished { at, flows, swept: 0, took });
+            }
+            Event::BulkReceived { peer, flows, swept, took } => {
+                self.finished.insert((peer, Direction::Receiving), Finished { at, flows, swept, took });
+            }
+            _ => {}
+        }
         let names = &self.names;
         let (kind, text) = match event {
             Event::SessionOpened { peer, epoch } => {
@@ -454,6 +536,6 @@ impl Thread {
                 format!("the queue to {} is full: whole buckets will be sent", names.node(*peer)),
             ),
         };
-        self.events.record(self.now(), kind, None, text, Vec::new());
+        self.events.record(at, kind, None, text, Vec::new());
     }
 }

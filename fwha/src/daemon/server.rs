@@ -32,8 +32,9 @@ use super::election;
 use super::events::{self, EventLog};
 use super::mailbox::Mailbox;
 use super::names::Names;
-use super::replication::Snapshot;
+use super::replication::{self, Snapshot};
 use super::sweeper::expiry_ns;
+use super::transfer;
 use crate::api::{self, ApiError, path};
 use crate::config::Config;
 use crate::dataplane::maps::FlowWalk;
@@ -83,6 +84,8 @@ pub struct Server {
     pub election: Mailbox<election::Command>,
     /// How the election stands.
     pub election_status: Arc<ArcSwap<election::Snapshot>>,
+    /// The replication thread.
+    pub replication: Mailbox<replication::Command>,
     /// How replication stands.
     pub replication_status: Arc<ArcSwap<Snapshot>>,
     /// Where programs are attached.
@@ -141,6 +144,8 @@ pub fn routes(server: Server) -> Router {
         .route(path::EVENTS, get(event_stream))
         .route(path::SWITCHOVER, post(switchover))
         .route(path::CAPTURE, get(capture::capture))
+        .route(path::BULK, post(transfer::bulk))
+        .route(path::RESYNC, post(transfer::resync))
         .fallback(async || Problem(StatusCode::NOT_FOUND, "there is no such path".into()))
         .with_state(Arc::new(server))
 }
@@ -214,14 +219,7 @@ async fn switchover(
 ) -> Result<Json<api::SwitchoverReply>, Problem> {
     let Json(request) = request?;
     let group = server.group_named(request.group.as_deref())?;
-    let to = match &request.to {
-        None => None,
-        Some(name) => Some(server.config.node_named(name).map(|n| n.id).ok_or_else(|| {
-            let known: Vec<&str> = server.config.nodes.iter().map(|n| n.name.as_str()).collect();
-            let known = known.join(", ");
-            Problem(StatusCode::NOT_FOUND, format!("there is no node {name:?}: known are {known}"))
-        })?),
-    };
+    let to = request.to.as_deref().map(|name| server.node_named(name)).transpose()?;
     let began = tokio::time::Instant::now();
     let (reply, answer) = oneshot::channel();
     server.election.send(election::Command::Switchover { group, to, reply });
@@ -268,6 +266,27 @@ impl Server {
 
     fn ms_since(&self, at: Time) -> u64 {
         self.now().since(at).as_millis() as u64
+    }
+
+    fn node_named(&self, name: &str) -> Result<NodeId, Problem> {
+        self.config.node_named(name).map(|n| n.id).ok_or_else(|| {
+            let known: Vec<&str> = self.config.nodes.iter().map(|n| n.name.as_str()).collect();
+            let known = known.join(", ");
+            Problem(StatusCode::NOT_FOUND, format!("there is no node {name:?}: known are {known}"))
+        })
+    }
+
+    /// The peer of this name; all of them if there is none.
+    pub(super) fn peer_named(&self, name: Option<&str>) -> Result<Option<NodeId>, Problem> {
+        let node = name.map(|name| self.node_named(name)).transpose()?;
+        if node == Some(self.me) || self.config.nodes.len() < 2 {
+            let problem = match name {
+                Some(name) => format!("{name} is this node itself: name a peer"),
+                None => "this node has no peer".into(),
+            };
+            return Err(Problem(StatusCode::BAD_REQUEST, problem));
+        }
+        Ok(node)
     }
 
     fn group_named(&self, name: Option<&str>) -> Result<GroupId, Problem> {
@@ -548,7 +567,11 @@ fn sync_status(sync: &super::replication::PeerSnapshot) -> api::SyncStatus {
         lag_ms: sync.lag.as_millis() as u64,
         unacked: sync.unacked as u64,
         digest_match: sync.digest_match,
-        bulk: None,
+        bulk: sync
+            .bulk
+            .iter()
+            .next()
+            .map(|(direction, progress)| transfer::bulk_status(*direction, progress)),
     }
 }
 
