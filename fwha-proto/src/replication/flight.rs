@@ -206,13 +206,14 @@ impl Flight {
         settled.push(sent);
     }
 
-    /// Gives up what must be taken for lost now: it goes to `lost`.
-    pub(super) fn lose(&mut self, now: Time, lost: &mut Vec<Sent>) {
+    /// Gives up what must be taken for lost now: it goes to `lost`. Whether a timeout says so.
+    pub(super) fn lose(&mut self, now: Time, lost: &mut Vec<Sent>) -> bool {
         let before = lost.len();
+        let timed_out = self.timeout().is_some_and(|t| t <= now);
         for seq in self.floor..(self.highest_acked + 1).saturating_sub(REORDER) {
             lost.extend(self.take(seq));
         }
-        if self.timeout().is_some_and(|t| t <= now) {
+        if timed_out {
             let rto = self.rto();
             for seq in self.floor..self.next() {
                 if self.get(seq).is_some_and(|s| now.since(s.at) >= rto) {
@@ -228,6 +229,7 @@ impl Flight {
             self.threshold = self.window;
         }
         self.raise_floor();
+        timed_out
     }
 
     /// Gives up everything in flight.

@@ -10,6 +10,7 @@
 //! | [`mod@core`] | the replica with its owners: whose word counts |
 //! | `table`, `entry` | slots, index, lists and digests per bucket |
 //! | `peer` | channel, session and status of one peer |
+//! | `links` | the sync links to one peer: which of them work, which one is used |
 //! | `outbox`, `bulk`, `proof` | sending: changed flows, whole buckets, digests |
 //! | `flight`, `datagram` | what is in flight, lost, allowed; a datagram being filled |
 //! | `inbox`, `arrivals` | receiving: what has arrived, comparing, asking for what differs |
@@ -37,6 +38,7 @@ mod datagram;
 mod entry;
 mod flight;
 mod inbox;
+mod links;
 mod outbox;
 mod peer;
 mod proof;
@@ -56,7 +58,8 @@ use self::core::{Core, Owner};
 use self::entry::Entry;
 use self::peer::Peer;
 pub use self::status::{
-    BulkProgress, Counters, Event, LocalCounters, PeerStatus, SyncState, Unready, Warning,
+    BulkProgress, Counters, Event, LinkCounters, LinkState, LinkStatus, LocalCounters, PeerStatus, SyncState,
+    Unready, Warning,
 };
 pub use self::wire::{Hello, Malformed};
 use crate::NodeId;
@@ -93,6 +96,8 @@ pub struct Options {
     pub max_flows: usize,
     /// Whether to take part. If not, nothing is sent, and nothing that comes is looked at.
     pub enabled: bool,
+    /// Number of sync links, 1 to [`crate::heartbeat::MAX_LINKS`]; the most preferred is number 0.
+    pub links: u8,
     /// MTU of the sync links, in bytes, at least 1280. No datagram needs fragments.
     pub mtu: u16,
     /// Flow changes queued for a peer at most. What exceeds it is sent later, by whole buckets.
@@ -114,6 +119,7 @@ impl Options {
             zones: 0,
             max_flows: 1_000_000,
             enabled: true,
+            links: 1,
             mtu: 1500,
             queue_max: 262_144,
             bulk_bytes_per_s: 20_000_000,
@@ -311,6 +317,13 @@ impl Replication {
         }
         let lost = std::mem::take(&mut self.core.superseded);
         self.give_up(lost);
+    }
+
+    /// The interface of sync link `link` has gained or lost its carrier.
+    pub fn carrier(&mut self, link: u8, carrier: bool) {
+        for peer in &mut self.peers {
+            peer.carrier(link, carrier);
+        }
     }
 
     /// Lets time pass and makes the datagrams that are due.

@@ -220,10 +220,17 @@ impl Outbox {
         events.extend(self.bulk.finish(now, counters));
     }
 
-    /// Finds what is lost and queues it again.
-    pub(super) fn lose(&mut self, core: &mut Core, inbox: &mut Inbox, now: Time, counters: &mut Counters) {
+    /// Finds what is lost and queues it again. Whether that is because of a timeout, and not because
+    /// later datagrams were acknowledged.
+    pub(super) fn lose(
+        &mut self,
+        core: &mut Core,
+        inbox: &mut Inbox,
+        now: Time,
+        counters: &mut Counters,
+    ) -> bool {
         let mut lost = std::mem::take(&mut self.settled);
-        self.flight.lose(now, &mut lost);
+        let timed_out = self.flight.lose(now, &mut lost);
         for sent in lost.drain(..).rev() {
             counters.lost += 1;
             for control in &sent.controls {
@@ -244,6 +251,7 @@ impl Outbox {
             self.flight.recycle(sent.flows);
         }
         self.settled = lost;
+        timed_out
     }
 
     fn requeue(&mut self, core: &mut Core, c: Carried, since: Time, counters: &mut Counters) {

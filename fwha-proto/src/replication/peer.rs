@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::buckets::Buckets;
 use super::core::Core;
 use super::inbox::{Inbox, Place};
+use super::links::{Links, Probe};
 use super::outbox::Outbox;
 use super::status::{Counters, Event, PeerStatus, SyncState, Unready, Warning};
 use super::wire::{Hello, Record, Writer, records};
@@ -36,8 +37,7 @@ pub(super) struct Peer {
     session: Option<Session>,
     /// Stamp with which the next session begins.
     stamp: u64,
-    /// Link on which it was last heard.
-    link: Option<u8>,
+    links: Links,
     state: SyncState,
     state_since: Time,
     warnings: Vec<Warning>,
@@ -57,7 +57,7 @@ impl Peer {
             knock_at: Time::ZERO,
             session: None,
             stamp: 1,
-            link: None,
+            links: Links::new(Time::ZERO, o.links),
             state: if o.enabled { SyncState::Down } else { SyncState::Disabled },
             state_since: Time::ZERO,
             warnings: Vec::new(),
@@ -136,11 +136,12 @@ impl Peer {
         };
         self.counters.datagrams_received += 1;
         self.counters.bytes_received += len;
+        self.links.received(link, len);
         match opened {
             Opened::Hello { reply, new_session } => {
                 if new_session {
-                    self.link = Some(link);
                     self.refused = None;
+                    self.links.open(now, link);
                     self.open(core, now);
                 }
                 if reply {
@@ -148,9 +149,8 @@ impl Peer {
                 }
             }
             Opened::Data(payload) => {
-                self.link = Some(link);
                 self.refused = None;
-                self.take(core, now, payload);
+                self.take(core, now, link, payload);
             }
         }
     }
@@ -173,7 +173,7 @@ impl Peer {
         }
     }
 
-    fn take(&mut self, core: &mut Core, now: Time, payload: &[u8]) {
+    fn take(&mut self, core: &mut Core, now: Time, link: u8, payload: &[u8]) {
         let Some(session) = &mut self.session else { return };
         let Session { outbox, inbox } = session;
         let (counters, events) = (&mut self.counters, &mut self.events);
@@ -185,12 +185,17 @@ impl Peer {
                     if !inbox.arrive(now, seq, floor, counters) {
                         return;
                     }
+                    self.links.heard(link);
                     place = Some(Place { seq, floor, term: 0 });
                     continue;
                 }
                 Ok(Record::Ack { cumulative, bitmap }) => {
                     outbox.acknowledge(core, now, cumulative, bitmap, counters, events);
                     outbox.lose(core, inbox, now, counters);
+                    continue;
+                }
+                Ok(Record::Probe { id, answer }) => {
+                    self.links.take(now, link, id, answer);
                     continue;
                 }
                 Ok(Record::Unknown(_)) => {
@@ -257,9 +262,12 @@ impl Peer {
             self.knock(core, None);
         }
         if let Some(Session { outbox, inbox }) = &mut self.session {
-            outbox.lose(core, inbox, now, &mut self.counters);
+            if outbox.lose(core, inbox, now, &mut self.counters) {
+                self.links.timed_out();
+            }
             outbox.check_silence(core, inbox, now);
             inbox.ask_again(now);
+            self.probe(core, now);
         }
         while self.transmit(core, now) {}
         self.note_state(core, now);
@@ -281,15 +289,48 @@ impl Peer {
         }
         let sealed = if w.len() > 0 { self.channel.seal(w.payload()) } else { None };
         self.buf = w.into_buf();
+        let numbered = sent.is_some();
         if let Some(sent) = sent {
             outbox.flight.send(now, sent);
         }
         let Some(datagram) = sealed else { return false };
+        if !numbered {
+            let back = self.links.back(now);
+            self.send(core, back, datagram);
+            return true;
+        }
+        let from = self.links.current();
+        let to = self.links.pick(now);
+        if to != from && !outbox.silent() {
+            self.events.push_back(Event::LinkChanged { peer: self.node, from, to });
+        }
+        self.send(core, to, datagram);
+        true
+    }
+
+    fn send(&mut self, core: &mut Core, link: u8, datagram: Vec<u8>) {
         self.counters.datagrams_sent += 1;
         self.counters.bytes_sent += datagram.len() as u64;
-        let link = if outbox.silent() { None } else { self.link };
-        core.outputs.push_back(Output::Transmit { peer: self.node, link, datagram });
-        true
+        self.links.sent(link, datagram.len());
+        core.outputs.push_back(Output::Transmit { peer: self.node, link: Some(link), datagram });
+    }
+
+    /// Probes of the sync links that are due, and answers to the peer's.
+    fn probe(&mut self, core: &mut Core, now: Time) {
+        while let Some(Probe { link, id, answer }) = self.links.due(now) {
+            let mut w = Writer::new(std::mem::take(&mut self.buf), usize::from(MTU_MIN), now);
+            w.push(&Record::Probe { id, answer });
+            let sealed = self.channel.seal(w.payload());
+            self.buf = w.into_buf();
+            if let Some(datagram) = sealed {
+                self.send(core, link, datagram);
+            }
+        }
+    }
+
+    /// The interface of a sync link has gained or lost its carrier.
+    pub(super) fn carrier(&mut self, link: u8, carrier: bool) {
+        self.links.carrier(link, carrier);
     }
 
     fn knock(&mut self, core: &mut Core, link: Option<u8>) {
@@ -312,7 +353,7 @@ impl Peer {
         let knock = self.next_knock();
         let Some(Session { outbox, inbox }) = &self.session else { return knock };
         let due = outbox.due(core, inbox).min(outbox.silent_at()).min(inbox.ask_again_at());
-        due.min(inbox.ack_due().unwrap_or(Time::NEVER)).min(knock)
+        due.min(inbox.ack_due().unwrap_or(Time::NEVER)).min(self.links.next()).min(knock)
     }
 
     // ---- Status --------------------------------------------------------------------------------
@@ -366,7 +407,7 @@ impl Peer {
             unacked: outbox.map_or(0, |o| o.flight.outstanding()),
             digest_match: self.digest_match(core),
             rtt: outbox.and_then(|o| o.flight.rtt()),
-            link: self.link,
+            links: self.links.status(now),
             hello: inbox.and_then(|i| i.hello.as_ref()),
             warnings: &self.warnings,
             refused: self.refused,

@@ -70,6 +70,9 @@ pub(super) struct Node {
     deleted: HashMap<FlowId, u32>,
 }
 
+/// From, to, sync link, datagram.
+type InFlight = (NodeId, NodeId, u8, Vec<u8>);
+
 pub(super) struct Rig {
     pub(super) now: Time,
     pub(super) rng: Rng,
@@ -77,12 +80,16 @@ pub(super) struct Rig {
     pub(super) faults: Faults,
     /// Cut ways: from, to.
     pub(super) cut: Vec<(NodeId, NodeId)>,
+    /// Sync links that carry nothing.
+    pub(super) dead_links: Vec<u8>,
+    /// Number of sync links.
+    links: u8,
     /// Datagrams and bytes carried.
     pub(super) carried: (u64, u64),
     name: String,
     traced: bool,
     options: fn(&mut Options),
-    air: BTreeMap<(Time, u64), (NodeId, NodeId, Vec<u8>)>,
+    air: BTreeMap<(Time, u64), InFlight>,
     sent: u64,
     epochs: u64,
 }
@@ -99,6 +106,8 @@ impl Rig {
             nodes: Vec::new(),
             faults: Faults::default(),
             cut: Vec::new(),
+            dead_links: Vec::new(),
+            links: 1,
             carried: (0, 0),
             name: format!("seed {seed}"),
             traced: std::env::var_os("FWHA_TRACE").is_some(),
@@ -135,6 +144,7 @@ impl Rig {
         options.zones = 2;
         options.peers = (1..=nodes).map(|n| PeerOptions { node: n, name: format!("fw{n}") }).collect();
         (self.options)(&mut options);
+        self.links = options.links;
         Replication::new(options)
     }
 
@@ -326,7 +336,10 @@ impl Rig {
     pub(super) fn drain(&mut self, id: NodeId) {
         while let Some(output) = self.node(id).replication.poll() {
             match output {
-                Output::Transmit { peer, datagram, .. } => self.send(id, peer, datagram),
+                Output::Transmit { peer, link: Some(link), datagram } => self.send(id, peer, link, datagram),
+                Output::Transmit { peer, link: None, datagram } => {
+                    (0..self.links).for_each(|link| self.send(id, peer, link, datagram.clone()));
+                }
                 Output::Put(key, flow) => self.put(id, key, flow),
                 Output::Delete(key, flow_id) => self.remove(id, key, flow_id),
                 Output::Event(event) => self.node(id).events.push(event),
@@ -374,11 +387,12 @@ impl Rig {
         node.deleted.insert(flow_id, term);
     }
 
-    fn send(&mut self, from: NodeId, to: NodeId, datagram: Vec<u8>) {
+    fn send(&mut self, from: NodeId, to: NodeId, link: u8, datagram: Vec<u8>) {
         assert!(datagram.len() + 28 <= 1500, "fits the MTU");
         self.carried.0 += 1;
         self.carried.1 += datagram.len() as u64;
-        if self.cut.contains(&(from, to)) || self.rng.percent(self.faults.loss) {
+        let cut = self.cut.contains(&(from, to)) || self.dead_links.contains(&link);
+        if cut || self.rng.percent(self.faults.loss) {
             return;
         }
         let copies = 1 + u64::from(self.rng.percent(self.faults.duplicate));
@@ -395,7 +409,7 @@ impl Rig {
             let jitter = self.faults.jitter.as_nanos() as u64;
             let late = Duration::from_nanos(self.rng.below(jitter + 1));
             self.sent += 1;
-            self.air.insert((self.now + LATENCY + late, self.sent), (from, to, datagram));
+            self.air.insert((self.now + LATENCY + late, self.sent), (from, to, link, datagram));
         }
     }
 
@@ -421,10 +435,10 @@ impl Rig {
             while let Some(entry) = self.air.first_entry()
                 && entry.key().0 <= next
             {
-                let (_, to, mut datagram) = entry.remove();
+                let (_, to, link, mut datagram) = entry.remove();
                 let node = self.node(to);
                 if node.up {
-                    node.replication.datagram(next, 0, &mut datagram);
+                    node.replication.datagram(next, link, &mut datagram);
                     self.drain(to);
                 }
             }

@@ -150,6 +150,66 @@ counters! {
     }
 }
 
+counters! {
+    /// What was counted on one sync link to one peer.
+    LinkCounters {
+        /// Datagrams sent.
+        datagrams_sent,
+        /// Bytes sent, sealed, without UDP and IP.
+        bytes_sent,
+        /// Datagrams received and opened.
+        datagrams_received,
+        /// Bytes received, as above.
+        bytes_received,
+        /// Probes sent.
+        probes_sent,
+        /// Probes that were not answered.
+        probes_lost,
+    }
+}
+
+/// What is known of a sync link to a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LinkState {
+    /// Nothing yet.
+    Unknown,
+    /// The peer answers on it.
+    Up,
+    /// The peer answers, but too many probes are lost.
+    Lossy,
+    /// The peer does not answer on it, or this node's interface has no carrier.
+    Down,
+}
+
+impl LinkState {
+    /// The name that commands print.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Up => "up",
+            Self::Lossy => "lossy",
+            Self::Down => "down",
+        }
+    }
+}
+
+/// A sync link to a peer, for `status`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkStatus {
+    /// Its number.
+    pub link: u8,
+    /// What is known of it.
+    pub state: LinkState,
+    /// Smoothed round trip time of its probes.
+    pub rtt: Option<Duration>,
+    /// Probes of the last five seconds that were not answered, per mille, 0 to 1000.
+    pub loss_per_mille: Option<u32>,
+    /// Whether replication to the peer takes it now.
+    pub used: bool,
+    /// Counters.
+    pub counters: LinkCounters,
+}
+
 /// Where replication with a peer stands. The order is from worst to best.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SyncState {
@@ -322,6 +382,15 @@ pub enum Event {
         /// Time that it took.
         took: Duration,
     },
+    /// What is sent to the peer takes another sync link.
+    LinkChanged {
+        /// The peer.
+        peer: NodeId,
+        /// The link until now.
+        from: u8,
+        /// The link from now on.
+        to: u8,
+    },
     /// Some buckets' digests differ; a bulk of them has been asked for.
     Differs {
         /// The peer that owns them.
@@ -355,8 +424,8 @@ pub struct PeerStatus<'a> {
     pub digest_match: bool,
     /// Smoothed round trip time of the session.
     pub rtt: Option<Duration>,
-    /// Sync link in use.
-    pub link: Option<u8>,
+    /// The sync links to it, by number.
+    pub links: Vec<LinkStatus>,
     /// What it said of itself.
     pub hello: Option<&'a Hello>,
     /// What does not fit.

@@ -101,6 +101,33 @@ fn a_lost_datagram_is_answered_by_the_present_state() {
 }
 
 #[test]
+fn updates_move_to_a_link_that_works_and_nothing_is_lost() {
+    let mut rig = settled(|o| o.links = 2);
+    let used = |rig: &Rig| {
+        let status = rig.nodes[0].replication.status(rig.now).next().unwrap();
+        status.links.iter().find(|l| l.used).unwrap().link
+    };
+    rig.run(3000 * MS);
+    assert_eq!(used(&rig), 0, "the most preferred");
+    rig.dead_links = vec![0];
+    (0..100).for_each(|n| rig.create(1, n));
+    rig.run(150 * MS);
+    assert_eq!(rig.difference(), None, "a timeout is enough: no probe has failed yet");
+    assert_eq!(used(&rig), 1);
+    rig.run(1000 * MS);
+    assert_eq!(state(&rig, 1), SyncState::InSync);
+    let changed = rig.nodes[0].events.iter().filter(|e| matches!(e, Event::LinkChanged { .. })).count();
+    assert_eq!(changed, 1);
+    rig.dead_links = vec![1];
+    (0..100).for_each(|n| rig.update(1, n));
+    rig.run(500 * MS);
+    assert_eq!(rig.difference(), None, "once the other link has answered a probe");
+    assert_eq!(counters(&rig, 1).sessions, 1);
+    rig.dead_links.clear();
+    rig.converge(HEALED_WITHIN);
+}
+
+#[test]
 fn a_late_delete_does_not_touch_the_flow_that_took_its_key() {
     for seed in 0..100 {
         let mut rig = Rig::pair(seed);

@@ -17,6 +17,7 @@
 //! DIGESTS  10  buckets 32 bytes, u64...          one for each bucket of the set, ascending
 //! AGREED   11  seq v, buckets 32 bytes
 //! RESYNC   12  buckets 32 bytes
+//! PROBE    16  flags u8 (1: answer), number v    answered on the link that it came by
 //!
 //! tuple     flags u8 (1: IPv6), protocol u8, bucket u8, source 4|16, destination 4|16,
 //!           ports u16 u16, identity: node u8, epoch u32, number u64; version: term v, count v
@@ -45,6 +46,7 @@ const RECORD_HEADER: usize = 3;
 const NS_PER_MS: u64 = 1_000_000;
 const FLAG_IPV6: u8 = 1;
 const HELLO_ENABLED: u8 = 1;
+const PROBE_ANSWER: u8 = 1;
 
 /// A record does not have the form above. Its datagram is otherwise used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -115,6 +117,7 @@ pub(super) enum Record<'a> {
     Digests(Vec<(u8, u64)>),
     Agreed { seq: u64, buckets: Buckets },
     Resync(Buckets),
+    Probe { id: u64, answer: bool },
     Unknown(u8),
 }
 
@@ -133,6 +136,7 @@ impl Record<'_> {
             Self::Digests(_) => 10,
             Self::Agreed { .. } => 11,
             Self::Resync(_) => 12,
+            Self::Probe { .. } => 16,
             Self::Unknown(kind) => *kind,
         }
     }
@@ -251,6 +255,10 @@ impl Writer {
                 self.buckets(buckets);
             }
             Record::Resync(buckets) => self.buckets(buckets),
+            Record::Probe { id, answer } => {
+                self.buf.push(u8::from(*answer));
+                self.varint(*id);
+            }
             Record::Unknown(_) => {}
         }
     }
@@ -381,6 +389,7 @@ fn decode(kind: u8, body: &[u8], now: Time) -> Result<Record<'_>, Malformed> {
         }
         11 => Record::Agreed { seq: r.varint()?, buckets: r.buckets()? },
         12 => Record::Resync(r.buckets()?),
+        16 => Record::Probe { answer: r.u8()? & PROBE_ANSWER != 0, id: r.varint()? },
         other => Record::Unknown(other),
     })
 }

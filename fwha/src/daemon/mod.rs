@@ -543,6 +543,7 @@ fn replication_options(
         zones: config.zones.len() as u8,
         max_flows: config.cluster.max_flows as usize,
         enabled: config.replication.enabled,
+        links: node.sync.len() as u8,
         mtu,
         ..proto_replication::Options::new(identity, key.clone(), &node.name)
     }

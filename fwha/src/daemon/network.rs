@@ -131,7 +131,11 @@ impl Network {
 
     fn tell(&self, n: usize) {
         let port = &self.ports[n];
-        self.election.send(election::Command::Interface(port.via, port.interface()));
+        let interface = port.interface();
+        if let Via::Sync(link) = port.via {
+            self.replication.send(replication::Command::Carrier(link, interface.carrier));
+        }
+        self.election.send(election::Command::Interface(port.via, interface));
     }
 
     /// Opens the sockets of a port anew if it is another interface now, or has another MAC.

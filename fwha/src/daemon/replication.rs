@@ -16,7 +16,7 @@ use fwha_common::{BUCKETS, MAX_GROUPS};
 use fwha_proto::NodeId;
 use fwha_proto::election::GroupId;
 use fwha_proto::replication::{
-    Buckets, BulkProgress, Event, Output, Ownership, Replication, SyncState, Unready, Warning,
+    Buckets, BulkProgress, Event, LinkStatus, Output, Ownership, Replication, SyncState, Unready, Warning,
 };
 use fwha_proto::time::Time;
 use nix::poll::{PollFd, PollFlags, ppoll};
@@ -80,6 +80,8 @@ pub enum Command {
         /// How many buckets these are, by peer.
         reply: oneshot::Sender<Requested>,
     },
+    /// The interface of a sync link has a carrier now, or has none.
+    Carrier(u8, bool),
     /// End.
     Stop,
 }
@@ -164,6 +166,8 @@ pub struct PeerSnapshot {
     pub bulk: BTreeMap<Direction, BulkProgress>,
     /// The last ones that have come to their end.
     pub finished: BTreeMap<Direction, Finished>,
+    /// The sync links to it.
+    pub links: Vec<LinkStatus>,
     /// Counters.
     pub counters: Vec<(&'static str, u64)>,
 }
@@ -292,6 +296,7 @@ impl Thread {
                         answers.push((reply, requested));
                         snapshot_due = Time::ZERO;
                     }
+                    Command::Carrier(link, carrier) => self.replication.carrier(link, carrier),
                     Command::Stop => return,
                 }
             }
@@ -471,6 +476,7 @@ impl Thread {
                         .into_iter()
                         .filter_map(|d| Some((d, *self.finished.get(&(status.peer, d))?)))
                         .collect(),
+                    links: status.links,
                     counters: status.counters.iter().collect(),
                 },
             );
@@ -530,6 +536,15 @@ impl Thread {
             Event::Differs { peer, buckets } => (
                 "differs",
                 format!("{buckets} buckets differ from what {} has: asked for them", names.node(*peer)),
+            ),
+            Event::LinkChanged { peer, from, to } => (
+                "link",
+                format!(
+                    "replication to {} takes {} instead of {}",
+                    names.node(*peer),
+                    names.link(*to),
+                    names.link(*from)
+                ),
             ),
             Event::Overflow { peer } => (
                 "overflow",
