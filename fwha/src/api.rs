@@ -8,6 +8,7 @@
 //! | `GET /v1/status` | [`Status`] |
 //! | `GET /v1/flows?`[`FlowFilter`] | a [`FlowRow`] a line |
 //! | `GET /v1/stats` | [`Stats`] |
+//! | `GET /metrics` | the same and more in Prometheus' text format |
 //! | `GET /v1/events?`[`EventsQuery`] | an [`Event`] a line, oldest first |
 //! | `POST /v1/switchover` [`SwitchoverRequest`] | [`SwitchoverReply`] |
 //! | `POST /v1/bulk` [`TransferRequest`] | a [`Transfer`] a line |
@@ -31,6 +32,8 @@ pub mod path {
     pub const FLOWS: &str = "/v1/flows";
     /// [`super::Stats`].
     pub const STATS: &str = "/v1/stats";
+    /// Metrics for Prometheus.
+    pub const METRICS: &str = "/metrics";
     /// [`super::Event`]s.
     pub const EVENTS: &str = "/v1/events";
     /// [`super::SwitchoverRequest`].
@@ -152,10 +155,24 @@ pub struct PeerStatus {
     /// Why, if there is more to say.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
+    /// Why its datagrams are refused, if they are.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refused: Vec<RefusedStatus>,
     /// The sync links to it.
     pub links: Vec<LinkStatus>,
     /// Replication with it.
     pub sync: SyncStatus,
+}
+
+/// Datagrams of a peer that are refused.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedStatus {
+    /// `heartbeats` or `replication`.
+    pub channel: String,
+    /// Why: `other_cluster`, `other_key`, `version` and so on, the name under which they are counted.
+    pub reason: String,
+    /// The same in words, with the remedy.
+    pub text: String,
 }
 
 /// A sync link to a peer.
@@ -167,6 +184,15 @@ pub struct LinkStatus {
     pub state: String,
     /// Round trip time of a heartbeat, if known.
     pub rtt_us: Option<u64>,
+    /// What replication's own probes find: `up`, `lossy`, `down`; `unknown` until they tell.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub replication: String,
+    /// Of these probes, those of the last seconds that were not answered, per mille; absent until there are enough.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_per_mille: Option<u32>,
+    /// Flows are sent over it.
+    #[serde(default)]
+    pub used: bool,
 }
 
 /// Replication with a peer.
@@ -174,6 +200,9 @@ pub struct LinkStatus {
 pub struct SyncStatus {
     /// `in-sync`, `bulk`, `down` and so on: the names of the replication's states.
     pub state: String,
+    /// How long it has been so.
+    #[serde(default)]
+    pub since_ms: u64,
     /// Age of the oldest change that the peer has not acknowledged.
     pub lag_ms: u64,
     /// Changes that the peer has not acknowledged.
@@ -308,6 +337,10 @@ pub struct FlowCounts {
     pub embryonic: u64,
     /// Limit of `local` and `peer` together.
     pub max: u64,
+    /// Flows that this node owns and that no peer which answers is known to hold as they are: at most so many are
+    /// lost, or fall back to an earlier state, if it is lost now.
+    #[serde(default)]
+    pub at_risk: u64,
 }
 
 /// Where a flow in this node's table came from.

@@ -154,6 +154,9 @@ pub struct StatsArgs {
     /// Only these counters.
     #[arg(value_enum)]
     pub section: Option<StatsSection>,
+    /// All metrics in Prometheus' text format.
+    #[arg(long, conflicts_with = "section")]
+    pub prometheus: bool,
 }
 
 /// The sections of [`api::Stats`].

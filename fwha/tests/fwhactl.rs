@@ -74,9 +74,28 @@ fn status() -> Status {
             state: "alive".into(),
             since_ms: Some(3_000),
             reason: String::new(),
-            links: vec![LinkStatus { interface: "sync".into(), state: "up".into(), rtt_us: Some(85) }],
+            refused: Vec::new(),
+            links: vec![
+                LinkStatus {
+                    interface: "sync".into(),
+                    state: "up".into(),
+                    rtt_us: Some(85),
+                    replication: "up".into(),
+                    loss_per_mille: Some(0),
+                    used: true,
+                },
+                LinkStatus {
+                    interface: "sync2".into(),
+                    state: "up".into(),
+                    rtt_us: Some(90),
+                    replication: "lossy".into(),
+                    loss_per_mille: Some(125),
+                    used: false,
+                },
+            ],
             sync: SyncStatus {
                 state: "in-sync".into(),
+                since_ms: 63_000,
                 lag_ms: 2,
                 unacked: 3,
                 digest_match: true,
@@ -89,7 +108,7 @@ fn status() -> Status {
             attach: Attachment::Tc,
             reason: "veth carries super-packets".into(),
         }],
-        flows: FlowCounts { local: 5, peer: 2, embryonic: 1, max: 65_536 },
+        flows: FlowCounts { local: 5, peer: 2, embryonic: 1, max: 65_536, at_risk: 3 },
         warnings: vec!["one sync link only\x1b[2J".into()],
     }
 }
@@ -249,6 +268,7 @@ impl FakeDaemon {
             .route(path::STATUS, get(move || async { Json(status) }))
             .route(path::FLOWS, get(list))
             .route(path::STATS, get(move || async { Json(stats) }))
+            .route(path::METRICS, get(|| async { "# TYPE fwha_x_total counter\nfwha_x_total 1\n" }))
             .route(path::EVENTS, get(events))
             .route(path::CAPTURE, get(capture))
             .route(path::SWITCHOVER, post(switchover));
@@ -285,13 +305,13 @@ fw1 of cluster edge, config 1a2b3c4d5e6f7081, fwha 0.1.0, up 2m05s
 GROUP    ROLE    ACTIVE  TERM  FOR    VIPS                            REASON
 gateway  active  fw1     7     1m01s  10.0.0.12/24 192.168.100.12/24  nobody was active
 
-PEER  STATE           SYNC     LAG  UNACKED  LINKS
-fw2   alive for 3.0s  in-sync  2ms  3        sync up 0.09ms
+PEER  STATE           SYNC               LAG  UNACKED  LINKS
+fw2   alive for 3.0s  in-sync for 1m03s  2ms  3        sync up 0.09ms used, sync2 up 0.09ms 12.5% lost (replication lossy)
 
 INTERFACE  ZONE  ATTACHED  WHY
 wan        inet  tc        veth carries super-packets
 
-flows: 5 local, 2 from peers, 7 of 65536 used; 1 embryonic
+flows: 5 local, 2 from peers, 7 of 65536 used; 1 embryonic; 3 at risk
 warning: one sync link only?[2J
 ";
     assert_eq!(run.stdout, expected, "no colours and no control characters without a terminal");
@@ -370,6 +390,9 @@ async fn stats_show_all_sections_or_one() {
     assert!(run.stdout.contains("sync\n  fw2.lost  1\n"), "{}", run.stdout);
     let all: Stats = serde_json::from_str(&daemon.ctl(&["-o", "json", "stats"]).await.stdout).unwrap();
     assert_eq!(all.drops["not_syn"], Stat::Count(4));
+    let run = daemon.ctl(&["stats", "--prometheus"]).await;
+    assert_eq!((run.code, run.stdout.as_str()), (0, "# TYPE fwha_x_total counter\nfwha_x_total 1\n"));
+    assert_eq!(daemon.ctl(&["stats", "drops", "--prometheus"]).await.code, 2);
 }
 
 #[tokio::test]

@@ -1,11 +1,13 @@
 //! What an operator sees of replication, and can do about it.
 
+use std::collections::BTreeSet;
+use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 
-use anyhow::{Result, ensure};
-use fwha_tests::lab::{Cable, Host, Lab, LabOptions, NodeProcess, SERVER};
+use anyhow::{Context as _, Result, ensure};
+use fwha_tests::lab::{Cable, Host, Lab, LabOptions, Node, NodeProcess, SERVER};
 use fwha_tests::pair::{PATIENCE, Pair};
-use fwha_tests::scenario::with_pair;
+use fwha_tests::scenario::{in_lab, with_pair};
 use serde_json::Value;
 
 const PORT: u16 = 8083;
@@ -22,7 +24,7 @@ impl Connections {
         let server = lab.within(Host::Server, || TcpListener::bind(("0.0.0.0", PORT)))??;
         let connect = || lab.within(Host::Client, || TcpStream::connect((SERVER, PORT)))?.map_err(Into::into);
         let clients = (0..CONNECTIONS).map(|_| connect()).collect::<Result<Vec<TcpStream>>>()?;
-        for node in fwha_tests::lab::Node::ALL {
+        for node in Node::ALL {
             lab.wait_for("the flows on both nodes", PATIENCE, || {
                 Ok((count(pair.node(node))? == CONNECTIONS as u64).then_some(()))
             })?;
@@ -83,5 +85,97 @@ fn everything_is_sent_or_asked_for_at_an_operators_word() {
         let (_, stderr, code) = ctl(pair.node(active), &["bulk", "--wait"])?;
         ensure!(code == 1 && stderr.contains("does not answer"), "{code} {stderr}");
         Ok(())
+    });
+}
+
+/// The address of `[metrics]`, in each node's own network namespace.
+const METRICS: &str = "127.0.0.1:9761";
+
+/// What a node answers to a scrape.
+fn scrape(lab: &Lab, host: Host) -> Result<String> {
+    let mut stream = lab.within(host, || TcpStream::connect(METRICS))??;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("a head and a body")?;
+    ensure!(head.starts_with("HTTP/1.1 200") && head.contains("text/plain; version=0.0.4"), "{head}");
+    Ok(body.to_owned())
+}
+
+/// Checks that every sample belongs to the metric above it and is there once.
+fn check_metrics(text: &str) -> Result<()> {
+    let (mut metric, mut seen) = (String::new(), BTreeSet::new());
+    for line in text.lines() {
+        if let Some(named) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = named.split_once(' ').context("a type")?;
+            ensure!(name.starts_with("fwha_") && name.ends_with("_total") == (kind == "counter"), "{line}");
+            metric = name.to_owned();
+        } else if !line.starts_with("# HELP ") {
+            let (sample, value) = line.rsplit_once(' ').context("a value")?;
+            let name = sample.split('{').next().unwrap_or_default();
+            let suffix = name.strip_prefix(&metric).context("a sample of another metric")?;
+            ensure!(["", "_bucket", "_sum", "_count"].contains(&suffix), "{line}");
+            ensure!(value.parse::<f64>().is_ok() && seen.insert(sample.to_owned()), "{line}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn counters_and_lag_are_told_to_people_and_to_prometheus() {
+    let extra_config = format!("\n[metrics]\nlisten = \"{METRICS}\"\n");
+    with_pair(LabOptions { extra_config, ..LabOptions::default() }, |lab, pair| {
+        let active = pair.settle(lab)?;
+        let _connections = Connections::open(lab, pair)?;
+        let status = pair.wait_for_status(lab, active, "nothing at risk, one link used", |status| {
+            let link = |field| status.pointer(&format!("/peers/0/links/0/{field}"));
+            status["flows"]["at_risk"] == 0
+                && link("used").is_some_and(|used| used == true)
+                && link("replication").is_some_and(|state| state == "up")
+                && link("loss_per_mille").is_some_and(|loss| loss == 0)
+        })?;
+        let since = &status["peers"][0]["sync"]["since_ms"];
+        ensure!(since.as_u64() < status["uptime_ms"].as_u64(), "in sync since {since}");
+
+        let owner = pair.node(active);
+        let peer = active.peer();
+        let lag = |share: &str| owner.count(&format!("sync.peers.{peer}.lag_{share}_us"));
+        let (p50, p99, max) = (lag("p50")?, lag("p99")?, lag("max")?);
+        println!("a change is acknowledged after {p50} us (median), {p99} us (99 %), {max} us at most");
+        ensure!(0 < p50 && p50 <= p99 && p99 <= max && max < 2_000_000, "{p50} {p99} {max}");
+        ensure!(owner.count(&format!("link.replication_{peer}.sync.probes_sent"))? > 0, "links are counted");
+
+        let text = scrape(lab, active.host())?;
+        check_metrics(&text)?;
+        let created = owner.count(&format!("sync.peers.{peer}.created_sent"))?;
+        for expected in [
+            format!("fwha_sync_state{{peer=\"{peer}\",state=\"in-sync\"}} 1"),
+            format!("fwha_sync_created_sent_total{{peer=\"{peer}\"}} {created}"),
+            format!("fwha_link_up{{peer=\"{peer}\",interface=\"sync\"}} 1"),
+            "fwha_group_role{group=\"gateway\",role=\"active\"} 1".into(),
+            "fwha_flows_at_risk 0".into(),
+            format!("fwha_rule_flows_total{{rule=\"lan-out\"}} {}", owner.count("rules.lan-out")?),
+            "fwha_dropped_packets_total{reason=\"malformed\"} 0".into(),
+        ] {
+            ensure!(text.lines().any(|line| line == expected), "{expected} is not in\n{text}");
+        }
+        let (printed, _, code) = ctl(owner, &["stats", "--prometheus"])?;
+        ensure!(code == 0, "{printed}");
+        check_metrics(&printed)
+    });
+}
+
+#[test]
+fn a_port_for_metrics_that_is_taken_is_a_warning_and_no_more() {
+    let extra_config = format!("\n[metrics]\nlisten = \"{METRICS}\"\n");
+    in_lab(LabOptions { extra_config, ..LabOptions::default() }, |lab| {
+        let _taken = lab.within(Host::Fw1, || TcpListener::bind(METRICS))??;
+        let (pair, _) = Pair::settled(lab)?;
+        let status = pair.node(Node::Fw1).ctl(&["status"])?;
+        let warned = |w: &Value| {
+            w.as_str().is_some_and(|w| w.starts_with("no metrics: cannot listen on 127.0.0.1:9761"))
+        };
+        ensure!(status["warnings"].as_array().is_some_and(|w| w.iter().any(warned)), "{status}");
+        check_metrics(&scrape(lab, Host::Fw2)?)
     });
 }

@@ -261,7 +261,7 @@ impl Bulk {
     ) -> bool {
         while let Some(slot) = core.table.cursor(self.peer) {
             let change = core.table.at(slot).change;
-            if !d.flow(core, Carried { slot, change, bucket, deletion: false, bulk: true }) {
+            if !d.flow(core, Carried { slot, change, bucket, deletion: false, bulk: true, since: None }) {
                 return false;
             }
             core.table.at_mut(slot).has |= self.bit;

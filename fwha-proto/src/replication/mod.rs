@@ -15,7 +15,7 @@
 //! | `flight`, `datagram` | what is in flight, lost, allowed; a datagram being filled |
 //! | `inbox`, `arrivals` | receiving: what has arrived, comparing, asking for what differs |
 //! | [`mod@wire`] | the records |
-//! | [`status`] | counters, states, events |
+//! | [`status`], `lag` | counters, states, events; how long changes take |
 //!
 //! **Contract.** Inputs are method calls; each carries `now`, the kernel's `CLOCK_MONOTONIC`, which
 //! never goes back. After one or more inputs, and when [`Replication::next_timeout`] has come, call
@@ -38,6 +38,7 @@ mod datagram;
 mod entry;
 mod flight;
 mod inbox;
+mod lag;
 mod links;
 mod outbox;
 mod peer;
@@ -56,6 +57,7 @@ use fwha_common::flow::{Flow, FlowEvent, FlowId, FlowKey};
 pub use self::buckets::Buckets;
 use self::core::{Core, Owner};
 use self::entry::Entry;
+pub use self::lag::{Histogram, Lag};
 use self::peer::Peer;
 pub use self::status::{
     BulkProgress, Counters, Event, LinkCounters, LinkState, LinkStatus, LocalCounters, PeerStatus, SyncState,
@@ -388,6 +390,13 @@ impl Replication {
     /// State of replication with one peer.
     pub fn sync_state(&self, peer: NodeId) -> Option<SyncState> {
         self.peers.iter().find(|p| p.node() == peer).map(|p| p.sync_state(&self.core))
+    }
+
+    /// Owned flows that no peer which answers is known to hold as they are: at most so many are lost or
+    /// fall back to an earlier state if this node is lost now.
+    pub fn at_risk(&self) -> u64 {
+        let all = || self.core.owned.iter().map(|b| u64::from(self.core.table.count(b))).sum();
+        self.peers.iter().filter_map(|p| p.at_risk(&self.core)).min().unwrap_or_else(all)
     }
 
     /// Counters that belong to no peer.

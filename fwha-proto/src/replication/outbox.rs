@@ -17,6 +17,7 @@ use super::core::Core;
 use super::datagram::Datagram;
 use super::flight::{Carried, Control, Flight, Sent};
 use super::inbox::Inbox;
+use super::lag::Lag;
 use super::proof::Proof;
 use super::status::{Counters, Event};
 use super::table::Peers;
@@ -59,6 +60,7 @@ pub(super) struct Outbox {
     claims_due: bool,
     /// Newest RESYNC taken.
     resync_seq: u64,
+    pub(super) lag: Lag,
 
     settled: Vec<Sent>,
 }
@@ -80,6 +82,7 @@ impl Outbox {
             hello_due: true,
             claims_due: true,
             resync_seq: 0,
+            lag: Lag::default(),
             settled: Vec::new(),
         }
     }
@@ -98,6 +101,16 @@ impl Outbox {
 
     pub(super) fn queue_len(&self) -> usize {
         self.queue.len()
+    }
+
+    /// Flows of owned buckets that the peer is not known to hold as they are: all of those whose digests
+    /// it has not found equal, and changes that it has not acknowledged of the others.
+    pub(super) fn at_risk(&self, core: &Core) -> u64 {
+        let proved = self.proof.agreed & core.owned;
+        let unproved: u64 = (core.owned - proved).iter().map(|b| u64::from(core.table.count(b))).sum();
+        let queued: u64 = proved.iter().map(|b| u64::from(self.queued[usize::from(b)])).sum();
+        let carried = self.flight.carried().filter(|c| c.since.is_some() && proved.contains(c.bucket));
+        unproved + queued + carried.count() as u64
     }
 
     /// Time of the oldest change that is not acknowledged.
@@ -197,6 +210,9 @@ impl Outbox {
         }
         for sent in settled.drain(..) {
             for c in &sent.flows {
+                if let Some(since) = c.since {
+                    self.lag.record(now, since);
+                }
                 if c.bulk {
                     self.bulk.settle(c.bucket);
                 }
@@ -244,9 +260,8 @@ impl Outbox {
                     Control::End { bucket, start } => self.bulk.end_lost(bucket, start),
                 }
             }
-            let since = sent.since.unwrap_or(now);
             for &c in sent.flows.iter().rev() {
-                self.requeue(core, c, since, counters);
+                self.requeue(core, c, c.since.unwrap_or(now), counters);
             }
             self.flight.recycle(sent.flows);
         }
@@ -439,7 +454,8 @@ impl Outbox {
             let deletion = !slot.live;
             let worth = owned && (slot.live || slot.awaiting & self.bit != 0);
             if worth {
-                let carried = Carried { slot: i, change: slot.change, bucket, deletion, bulk };
+                let carried =
+                    Carried { slot: i, change: slot.change, bucket, deletion, bulk, since: Some(since) };
                 if !d.flow(core, carried) {
                     return;
                 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::buckets::Buckets;
 use super::core::Core;
 use super::inbox::{Inbox, Place};
+use super::lag::Lag;
 use super::links::{Links, Probe};
 use super::outbox::Outbox;
 use super::status::{Counters, Event, PeerStatus, SyncState, Unready, Warning};
@@ -43,6 +44,8 @@ pub(super) struct Peer {
     warnings: Vec<Warning>,
     refused: Option<OpenError>,
     counters: Counters,
+    /// That of earlier sessions, while there is none.
+    lag: Lag,
     events: VecDeque<Event>,
     buf: Vec<u8>,
 }
@@ -63,6 +66,7 @@ impl Peer {
             warnings: Vec::new(),
             refused: None,
             counters: Counters::default(),
+            lag: Lag::default(),
             events: VecDeque::new(),
             buf: Vec::new(),
         }
@@ -159,8 +163,9 @@ impl Peer {
         self.close(core);
         self.counters.sessions += 1;
         self.warnings.clear();
-        self.session =
-            Some(Session { outbox: Outbox::new(now, self.node), inbox: Inbox::new(self.node, self.stamp) });
+        let mut outbox = Outbox::new(now, self.node);
+        outbox.lag = std::mem::take(&mut self.lag);
+        self.session = Some(Session { outbox, inbox: Inbox::new(self.node, self.stamp) });
         let epoch = self.channel.peer_epoch().unwrap_or_default();
         self.events.push_back(Event::SessionOpened { peer: self.node, epoch });
     }
@@ -169,6 +174,7 @@ impl Peer {
         if let Some(mut session) = self.session.take() {
             session.outbox.clear(core);
             session.inbox.close(core);
+            self.lag = std::mem::take(&mut session.outbox.lag);
             self.stamp = session.inbox.end();
         }
     }
@@ -387,6 +393,13 @@ impl Peer {
         }
     }
 
+    /// Flows that are lost if this node is lost now, were this the only peer; `None` if the peer does not
+    /// answer.
+    pub(super) fn at_risk(&self, core: &Core) -> Option<u64> {
+        let outbox = self.session.as_ref().map(|s| &s.outbox).filter(|o| !o.silent())?;
+        Some(outbox.at_risk(core))
+    }
+
     fn digest_match(&self, core: &Core) -> bool {
         self.session.as_ref().is_some_and(|Session { outbox, inbox }| {
             inbox.has_claims()
@@ -413,6 +426,7 @@ impl Peer {
             refused: self.refused,
             sending: outbox.and_then(|o| o.bulk.progress(core, now)),
             receiving: inbox.and_then(|i| i.progress(now)),
+            acknowledged: outbox.map_or(&self.lag, |o| &o.lag),
             counters: &self.counters,
         }
     }

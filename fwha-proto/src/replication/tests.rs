@@ -59,6 +59,29 @@ fn what_the_owner_has_is_on_the_peer_within_milliseconds() {
 }
 
 #[test]
+fn the_lag_of_changes_is_known_and_a_bulk_is_no_change() {
+    let mut rig = settled(|_| {});
+    (0..100).for_each(|n| rig.create(1, n));
+    rig.run(50 * MS);
+    let _ = rig.node(1).replication.request_bulk(None);
+    rig.run(50 * MS);
+    let lag = |rig: &Rig| rig.nodes[0].replication.status(rig.now).next().unwrap().acknowledged.clone();
+    assert_eq!((lag(&rig).total.count(), lag(&rig).recent(rig.now).count()), (100, 100));
+    let worst = lag(&rig).total.per_mille(1000).unwrap();
+    assert!(worst < 5 * MS, "1 ms until it is sent, 2 ms until it is acknowledged: {worst:?}");
+    rig.cut = vec![(1, 2)];
+    rig.update(1, 1);
+    rig.run(300 * MS);
+    rig.cut.clear();
+    rig.converge(HEALED_WITHIN);
+    assert_eq!(lag(&rig).total.count(), 101, "once, however often it was sent");
+    assert!(lag(&rig).total.per_mille(1000).unwrap() > 300 * MS, "from the change on");
+    rig.revive(2, true);
+    rig.converge(HEALED_WITHIN);
+    assert!(lag(&rig).total.count() >= 101, "of all sessions");
+}
+
+#[test]
 fn a_received_flow_is_inherited_with_its_ages() {
     let mut rig = settled(|_| {});
     rig.create(1, 7);
@@ -141,6 +164,29 @@ fn a_late_delete_does_not_touch_the_flow_that_took_its_key() {
         rig.run(50 * MS);
         assert_eq!(rig.difference(), None, "seed {seed}");
     }
+}
+
+#[test]
+fn flows_that_no_peer_is_known_to_hold_are_at_risk() {
+    let mut rig = settled(|_| {});
+    let at_risk = |rig: &Rig| rig.nodes[0].replication.at_risk();
+    (0..100).for_each(|n| rig.create(1, n));
+    assert_eq!(at_risk(&rig), 100, "queued");
+    rig.run(MS);
+    assert_eq!(at_risk(&rig), 100, "in flight");
+    rig.run(10 * MS);
+    assert_eq!(at_risk(&rig), 0);
+    rig.update(1, 5);
+    assert_eq!(at_risk(&rig), 1);
+    rig.run(300 * MS);
+    rig.kill(2);
+    rig.run(3000 * MS);
+    assert_eq!(at_risk(&rig), 100, "nobody answers");
+    rig.revive(2, true);
+    rig.run_until(500 * MS, "a session", |rig| state(rig, 1) > SyncState::Handshake);
+    assert_eq!(at_risk(&rig), 100, "nothing is proved yet");
+    rig.converge(HEALED_WITHIN);
+    assert_eq!((at_risk(&rig), rig.nodes[1].replication.at_risk()), (0, 0));
 }
 
 // ---- Roles -------------------------------------------------------------------------------------

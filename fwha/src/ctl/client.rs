@@ -66,6 +66,12 @@ impl Client {
         self.object(path, response).await
     }
 
+    /// Asks for a text.
+    pub(super) async fn text(&self, path: &str) -> anyhow::Result<Bytes> {
+        let response = self.send(Method::GET, path, Bytes::new()).await?;
+        self.body(response).await
+    }
+
     /// Sends one object and gets one.
     pub(super) async fn post<T: DeserializeOwned>(
         &self,

@@ -16,8 +16,10 @@ use fwha_common::{BUCKETS, MAX_GROUPS};
 use fwha_proto::NodeId;
 use fwha_proto::election::GroupId;
 use fwha_proto::replication::{
-    Buckets, BulkProgress, Event, LinkStatus, Output, Ownership, Replication, SyncState, Unready, Warning,
+    Buckets, BulkProgress, Event, Lag, LinkStatus, Output, Ownership, Replication, SyncState, Unready,
+    Warning,
 };
+use fwha_proto::seal::OpenError;
 use fwha_proto::time::Time;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
@@ -145,6 +147,8 @@ pub struct Snapshot {
     pub counters: Vec<(&'static str, u64)>,
     /// Flows in the replica.
     pub flows: usize,
+    /// Owned flows that no peer which answers is known to hold as they are.
+    pub at_risk: u64,
 }
 
 /// Replication with one peer.
@@ -154,14 +158,20 @@ pub struct PeerSnapshot {
     pub state: SyncState,
     /// Age of the oldest change that the peer has not acknowledged.
     pub lag: Duration,
-    /// Changes that it has not acknowledged: queued, and datagrams in flight.
-    pub unacked: usize,
+    /// For how long it has been so.
+    pub state_for: Duration,
+    /// Changes queued for it.
+    pub queued: usize,
+    /// Datagrams in flight to it.
+    pub in_flight: usize,
+    /// How long changes took until it acknowledged them.
+    pub acknowledged: Lag,
     /// Digests agree in both directions.
     pub digest_match: bool,
     /// What does not fit.
     pub warnings: Vec<Warning>,
     /// Why its datagrams are refused, if they are.
-    pub refused: Option<String>,
+    pub refused: Option<OpenError>,
     /// The bulk transfers under way.
     pub bulk: BTreeMap<Direction, BulkProgress>,
     /// The last ones that have come to their end.
@@ -464,10 +474,13 @@ impl Thread {
                 PeerSnapshot {
                     state: status.state,
                     lag: status.lag,
-                    unacked: status.queued + status.unacked,
+                    state_for: status.state_for,
+                    queued: status.queued,
+                    in_flight: status.unacked,
+                    acknowledged: status.acknowledged.clone(),
                     digest_match: status.digest_match,
                     warnings: status.warnings.to_vec(),
-                    refused: status.refused.map(|r| r.to_string()),
+                    refused: status.refused,
                     bulk: [(Direction::Sending, status.sending), (Direction::Receiving, status.receiving)]
                         .into_iter()
                         .filter_map(|(direction, progress)| Some((direction, progress?)))
@@ -491,7 +504,13 @@ impl Thread {
             ("refused_ttl", self.sockets.iter().map(|s| s.refused().ttl).sum()),
             ("refused_length", self.sockets.iter().map(|s| s.refused().length).sum()),
         ]);
-        self.snapshot.store(Arc::new(Snapshot { at: now, peers, counters, flows: self.replication.len() }));
+        self.snapshot.store(Arc::new(Snapshot {
+            at: now,
+            peers,
+            counters,
+            flows: self.replication.len(),
+            at_risk: self.replication.at_risk(),
+        }));
     }
 
     fn record(&mut self, event: &Event) {

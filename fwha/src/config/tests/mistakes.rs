@@ -495,3 +495,15 @@ fn what_a_heartbeat_has_no_room_for_is_refused() {
     let text = with("vips = [", &format!("vips = [{}", vips.join(" ")));
     assert!(mistakes(&text).iter().any(|m| m.ends_with("more than 32 vrids in one group")));
 }
+
+#[test]
+fn a_port_for_metrics_has_an_address() {
+    check_rows(&[
+        (
+            "[[group]]",
+            "[metrics]\nlisten = \"9761\"\n[[group]]",
+            &[":24:10: listen \"9761\" is not an address with a port"],
+        ),
+        ("[[group]]", "[metrics]\nport = 9761\n[[group]]", &[":24:1: unknown key \"port\" in [metrics]"]),
+    ]);
+}
