@@ -84,7 +84,7 @@ pub(super) enum Admission {
 
 impl Core {
     pub(super) fn new(options: Options) -> Self {
-        let seeds = options.key.siphash_key("replica");
+        let seeds = options.keys.siphash_key("replica");
         Self {
             table: Table::new(seeds, options.max_flows),
             owners: [Owner::default(); BUCKETS],

@@ -65,7 +65,7 @@ pub use self::status::{
 };
 pub use self::wire::{Hello, Malformed};
 use crate::NodeId;
-use crate::seal::{ClusterKey, Header, Identity};
+use crate::seal::{Header, Identity, KeyRing};
 use crate::time::Time;
 
 /// A peer, as the cluster file names it.
@@ -82,8 +82,8 @@ pub struct PeerOptions {
 pub struct Options {
     /// This node.
     pub identity: Identity,
-    /// The cluster's key.
-    pub key: ClusterKey,
+    /// The cluster's keys.
+    pub keys: KeyRing,
     /// This node's name.
     pub name: String,
     /// All other nodes.
@@ -110,10 +110,10 @@ pub struct Options {
 
 impl Options {
     /// Options with the defaults of the cluster file.
-    pub fn new(identity: Identity, key: ClusterKey, name: &str) -> Self {
+    pub fn new(identity: Identity, keys: impl Into<KeyRing>, name: &str) -> Self {
         Self {
             identity,
-            key,
+            keys: keys.into(),
             name: name.into(),
             peers: Vec::new(),
             config_hash: 0,
@@ -319,6 +319,13 @@ impl Replication {
         }
         let lost = std::mem::take(&mut self.core.superseded);
         self.give_up(lost);
+    }
+
+    /// Holds these keys from now on; sessions go on.
+    pub fn set_keys(&mut self, keys: &KeyRing) {
+        for peer in &mut self.peers {
+            peer.set_keys(keys);
+        }
     }
 
     /// The interface of sync link `link` has gained or lost its carrier.

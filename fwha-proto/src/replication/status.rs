@@ -453,6 +453,8 @@ pub struct PeerStatus<'a> {
     pub warnings: &'a [Warning],
     /// Why its last datagram was refused, if no good one came since.
     pub refused: Option<OpenError>,
+    /// It has not shown the newest cluster key yet.
+    pub renewing: bool,
     /// The bulk transfer to it.
     pub sending: Option<BulkProgress>,
     /// The bulk transfer from it.

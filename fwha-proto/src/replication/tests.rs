@@ -8,7 +8,7 @@ use super::rig::{Faults, Rig, USED};
 use super::wire::{Record, Writer};
 use super::{Buckets, Event, Options, Output, Ownership, SyncState, Unready, Warning};
 use crate::NodeId;
-use crate::seal::{Channel, ClusterKey, Identity, Opened, Purpose, cluster_id};
+use crate::seal::{Channel, ClusterKey, Identity, KeyRing, Opened, Purpose, cluster_id};
 use crate::time::Time;
 
 const MS: Duration = Duration::from_millis(1);
@@ -148,6 +148,29 @@ fn updates_move_to_a_link_that_works_and_nothing_is_lost() {
     assert_eq!(counters(&rig, 1).sessions, 1);
     rig.dead_links.clear();
     rig.converge(HEALED_WITHIN);
+}
+
+#[test]
+fn a_new_key_reaches_the_nodes_one_by_one_and_the_session_goes_on() {
+    let mut rig = settled(|_| {});
+    let both = KeyRing::new(ClusterKey::new([9; 32]), Some(ClusterKey::new([7; 32])), None);
+    for (n, id) in [1, 2].into_iter().enumerate() {
+        rig.node(id).replication.set_keys(&both);
+        rig.create(1, n as u16);
+        rig.run(5 * MS);
+        assert_eq!(rig.difference(), None);
+        rig.run(1500 * MS);
+        assert_eq!(rig.nodes[0].replication.status(rig.now).next().unwrap().renewing, n == 0);
+    }
+    for id in [1, 2] {
+        rig.node(id).replication.set_keys(&ClusterKey::new([9; 32]).into());
+    }
+    rig.create(1, 7);
+    rig.run(5 * MS);
+    assert_eq!(rig.difference(), None);
+    rig.converge(HEALED_WITHIN);
+    let c = counters(&rig, 1);
+    assert_eq!((c.sessions, c.lost, c.other_key), (1, 0, 0));
 }
 
 #[test]
@@ -483,7 +506,7 @@ fn replication_that_is_off_says_and_takes_nothing() {
 fn strangers_are_refused_counted_and_named() {
     let mut rig = Rig::new(2, 1, |o| {
         if o.identity.node == 2 {
-            o.key = ClusterKey::new([8; 32]);
+            o.keys = ClusterKey::new([8; 32]).into();
         }
     });
     rig.run(500 * MS);

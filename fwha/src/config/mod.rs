@@ -36,7 +36,7 @@ use std::{
 };
 
 use fwha_common::{limit::Limits, rule, settings::Timeouts};
-pub use fwha_proto::{NodeId, seal::ClusterKey};
+pub use fwha_proto::{NodeId, seal::KeyRing};
 use sha2::{Digest, Sha256};
 use toml::de::DeTable;
 
@@ -68,8 +68,10 @@ const FILE_LEN_MAX: u64 = 4 << 20;
 pub struct Config {
     /// `[cluster]`.
     pub cluster: Cluster,
-    /// The key from the key file.
-    pub key: ClusterKey,
+    /// The keys from the key file.
+    pub keys: KeyRing,
+    /// The key file.
+    pub key_file: PathBuf,
     /// `[sync]`.
     pub sync: Sync,
     /// `[replication]`.
@@ -128,7 +130,7 @@ impl Config {
     /// Every mistake in it.
     pub fn parse(
         source: Source,
-        read_key: impl FnOnce(&Path) -> Result<ClusterKey, KeyError>,
+        read_key: impl FnOnce(&Path) -> Result<KeyRing, KeyError>,
     ) -> Result<Self, ConfigErrors> {
         let source = Arc::new(source);
         let mut mistakes = Mistakes::default();
@@ -144,7 +146,7 @@ impl Config {
         let mut root = Section::new("the file", 0..0, root.get_ref());
         let mut interfaces = Vec::new();
         let cluster = cluster::read(&mut root, source.path(), &mut mistakes);
-        let key = cluster.key_path.as_ref().and_then(|path| {
+        let keys = cluster.key_path.as_ref().and_then(|path| {
             let problem = match read_key(path.get_ref()) {
                 Ok(key) => return Some(key),
                 Err(problem) => problem,
@@ -164,12 +166,15 @@ impl Config {
         let metrics = metrics::read(&mut root, &mut mistakes);
         root.finish(&mut mistakes);
 
-        let (Some(key), true) = (key, mistakes.is_empty()) else {
+        let (Some(keys), Some(key_file), true) =
+            (keys, cluster.key_path.map(|path| path.into_inner()), mistakes.is_empty())
+        else {
             return Err(mistakes.into_errors(source));
         };
         let mut config = Self {
             cluster: cluster.cluster,
-            key,
+            keys,
+            key_file,
             sync: cluster.sync,
             replication: cluster.replication,
             timeouts,

@@ -19,7 +19,7 @@ use fwha_proto::replication::{
     Buckets, BulkProgress, Event, Lag, LinkStatus, Output, Ownership, Replication, SyncState, Unready,
     Warning,
 };
-use fwha_proto::seal::OpenError;
+use fwha_proto::seal::{KeyRing, OpenError};
 use fwha_proto::time::Time;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
@@ -82,6 +82,8 @@ pub enum Command {
         /// How many buckets these are, by peer.
         reply: oneshot::Sender<Requested>,
     },
+    /// Hold these cluster keys from now on.
+    Keys(KeyRing),
     /// The interface of a sync link has a carrier now, or has none.
     Carrier(u8, bool),
     /// End.
@@ -172,6 +174,8 @@ pub struct PeerSnapshot {
     pub warnings: Vec<Warning>,
     /// Why its datagrams are refused, if they are.
     pub refused: Option<OpenError>,
+    /// It has not shown the newest cluster key yet.
+    pub renewing: bool,
     /// The bulk transfers under way.
     pub bulk: BTreeMap<Direction, BulkProgress>,
     /// The last ones that have come to their end.
@@ -306,6 +310,7 @@ impl Thread {
                         answers.push((reply, requested));
                         snapshot_due = Time::ZERO;
                     }
+                    Command::Keys(keys) => self.replication.set_keys(&keys),
                     Command::Carrier(link, carrier) => self.replication.carrier(link, carrier),
                     Command::Stop => return,
                 }
@@ -481,6 +486,7 @@ impl Thread {
                     digest_match: status.digest_match,
                     warnings: status.warnings.to_vec(),
                     refused: status.refused,
+                    renewing: status.renewing,
                     bulk: [(Direction::Sending, status.sending), (Direction::Receiving, status.receiving)]
                         .into_iter()
                         .filter_map(|(direction, progress)| Some((direction, progress?)))
