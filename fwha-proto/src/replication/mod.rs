@@ -14,6 +14,7 @@
 //! | `outbox`, `bulk`, `proof` | sending: changed flows, whole buckets, digests |
 //! | `flight`, `datagram` | what is in flight, lost, allowed; a datagram being filled |
 //! | `inbox`, `arrivals` | receiving: what has arrived, comparing, asking for what differs |
+//! | `diff` | comparing flow by flow with a peer, when an operator asks |
 //! | [`mod@wire`] | the records |
 //! | [`status`], `lag` | counters, states, events; how long changes take |
 //!
@@ -35,6 +36,7 @@ mod buckets;
 mod bulk;
 mod core;
 mod datagram;
+mod diff;
 mod entry;
 mod flight;
 mod inbox;
@@ -56,6 +58,7 @@ use fwha_common::flow::{Flow, FlowEvent, FlowId, FlowKey};
 
 pub use self::buckets::Buckets;
 use self::core::{Core, Owner};
+pub use self::diff::{Difference, Failure, Found, Kind, Side, Summary};
 use self::entry::Entry;
 pub use self::lag::{Histogram, Lag};
 use self::peer::Peer;
@@ -160,6 +163,13 @@ pub enum Output {
     Delete(FlowKey, FlowId),
     /// Something happened.
     Event(Event),
+    /// A comparison with a peer has found something.
+    Diff {
+        /// The peer.
+        peer: NodeId,
+        /// What it is.
+        found: Found,
+    },
 }
 
 /// One node's end of replication. See the module for the contract.
@@ -299,6 +309,24 @@ impl Replication {
     ) -> Vec<(NodeId, Result<usize, Unready>)> {
         let asked = self.peers.iter_mut().filter(|p| peer.is_none_or(|n| n == p.node()));
         asked.map(|p| (p.node(), p.request_resync(&self.core, now))).collect()
+    }
+
+    /// Compares all flows with those of a peer, one by one; [`Output::Diff`] tells what differs, and the
+    /// end. One comparison at a time with each peer; another one takes its place. Without `all`,
+    /// buckets with equal digests are not looked into.
+    ///
+    /// # Errors
+    /// There is no such peer that could be asked.
+    pub fn diff(&mut self, now: Time, peer: NodeId, all: bool) -> Result<(), Unready> {
+        let peer = self.peers.iter_mut().find(|p| p.node() == peer);
+        peer.ok_or(Unready::State(SyncState::Down))?.diff(&self.core, now, all)
+    }
+
+    /// Ends the comparison with a peer; nothing more is told of it.
+    pub fn diff_stop(&mut self, peer: NodeId) {
+        if let Some(peer) = self.peers.iter_mut().find(|p| p.node() == peer) {
+            peer.diff_stop();
+        }
     }
 
     // ---- The network and time ----------------------------------------------------------------

@@ -15,6 +15,7 @@ use super::buckets::Buckets;
 use super::bulk::Bulk;
 use super::core::Core;
 use super::datagram::Datagram;
+use super::diff::Diff;
 use super::flight::{Carried, Control, Flight, Sent};
 use super::inbox::Inbox;
 use super::lag::Lag;
@@ -61,6 +62,7 @@ pub(super) struct Outbox {
     /// Newest RESYNC taken.
     resync_seq: u64,
     pub(super) lag: Lag,
+    pub(super) diff: Diff,
 
     settled: Vec<Sent>,
 }
@@ -83,6 +85,7 @@ impl Outbox {
             claims_due: true,
             resync_seq: 0,
             lag: Lag::default(),
+            diff: Diff::default(),
             settled: Vec::new(),
         }
     }
@@ -369,6 +372,9 @@ impl Outbox {
             at(Time::ZERO);
         }
         at(self.proof.due(core));
+        if self.flight.open(3) {
+            at(self.diff.due());
+        }
         due
     }
 
@@ -418,6 +424,9 @@ impl Outbox {
             let unproved = self.bulk.wanted | self.bulk.active;
             let open = |b| self.queued[usize::from(b)] > 0 || unproved.contains(b);
             self.proof.fill(core, now, open, &mut d);
+            if self.flight.open(3) {
+                self.diff.fill(core, now, &mut d);
+            }
         }
         let Datagram { w, sent, .. } = d;
         if w.len() == header && self.alive_at > now {

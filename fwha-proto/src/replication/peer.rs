@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::buckets::Buckets;
 use super::core::Core;
+use super::diff::{Diff, Failure};
 use super::inbox::{Inbox, Place};
 use super::lag::Lag;
 use super::links::{Links, Probe};
@@ -118,6 +119,19 @@ impl Peer {
         Ok(claims.len())
     }
 
+    /// Begins to compare all flows with those of the peer, one by one.
+    pub(super) fn diff(&mut self, core: &Core, now: Time, all: bool) -> Result<(), Unready> {
+        self.ready(core)?.outbox.diff.begin(now, all);
+        Ok(())
+    }
+
+    /// Ends that comparison.
+    pub(super) fn diff_stop(&mut self) {
+        if let Some(session) = &mut self.session {
+            session.outbox.diff.stop();
+        }
+    }
+
     /// The session, if the peer answers.
     fn ready(&mut self, core: &Core) -> Result<&mut Session, Unready> {
         let state = self.sync_state(core);
@@ -176,6 +190,8 @@ impl Peer {
         if let Some(mut session) = self.session.take() {
             session.outbox.clear(core);
             session.inbox.close(core);
+            session.outbox.diff.fail(Failure::Lost(SyncState::Down));
+            found(self.node, core, &mut session.outbox.diff);
             self.lag = std::mem::take(&mut session.outbox.lag);
             self.stamp = session.inbox.end();
         }
@@ -241,6 +257,11 @@ impl Peer {
                 (Record::Agreed { seq: compared, buckets }, _) => {
                     outbox.proof.agree(core, seq, compared, buckets);
                 }
+                (Record::ListAsk(ask), _) => outbox.diff.take_ask(core, now, &ask),
+                (Record::List(list), _) => {
+                    let lag = outbox.oldest().map_or(Duration::ZERO, |since| now.since(since));
+                    outbox.diff.take_list(core, now, lag, list);
+                }
                 (Record::Resync(buckets), _) => outbox.take_resync(core, seq, buckets),
                 (Record::Hello(hello), _) => {
                     self.warnings = warnings(core, &self.name, &hello);
@@ -275,11 +296,18 @@ impl Peer {
             }
             outbox.check_silence(core, inbox, now);
             inbox.ask_again(now);
+            if outbox.silent() {
+                outbox.diff.fail(Failure::Lost(SyncState::Silent));
+            }
+            outbox.diff.tick(now);
             self.probe(core, now);
         }
         while self.transmit(core, now) {}
         self.note_state(core, now);
         core.outputs.extend(self.events.drain(..).map(Output::Event));
+        if let Some(session) = &mut self.session {
+            found(self.node, core, &mut session.outbox.diff);
+        }
     }
 
     fn transmit(&mut self, core: &mut Core, now: Time) -> bool {
@@ -442,6 +470,11 @@ impl Peer {
             counters: &self.counters,
         }
     }
+}
+
+/// Tells what a comparison has found.
+fn found(peer: NodeId, core: &mut Core, diff: &mut Diff) {
+    core.outputs.extend(diff.take_found().map(|found| Output::Diff { peer, found }));
 }
 
 fn warnings(core: &Core, name: &str, hello: &Hello) -> Vec<Warning> {
