@@ -7,6 +7,8 @@
 //! |---|---|
 //! | `GET /v1/status` | [`Status`] |
 //! | `GET /v1/flows?`[`FlowFilter`] | a [`FlowRow`] a line |
+//! | `GET /v1/flows/diff?`[`DiffQuery`] | a [`DiffLine`] a line |
+//! | `POST /v1/flows/delete` [`FlowFilter`] | [`FlowsDeleted`] |
 //! | `GET /v1/stats` | [`Stats`] |
 //! | `GET /metrics` | the same and more in Prometheus' text format |
 //! | `GET /v1/events?`[`EventsQuery`] | an [`Event`] a line, oldest first |
@@ -30,6 +32,10 @@ pub mod path {
     pub const STATUS: &str = "/v1/status";
     /// [`super::FlowRow`]s.
     pub const FLOWS: &str = "/v1/flows";
+    /// [`super::DiffLine`]s.
+    pub const FLOWS_DIFF: &str = "/v1/flows/diff";
+    /// [`super::FlowsDeleted`].
+    pub const FLOWS_DELETE: &str = "/v1/flows/delete";
     /// [`super::Stats`].
     pub const STATS: &str = "/v1/stats";
     /// Metrics for Prometheus.
@@ -517,6 +523,98 @@ mod network {
             .map_err(|()| D::Error::custom(format_args!("{text:?} is not an address or prefix")))?;
         Ok(Some(net))
     }
+}
+
+/// What `GET /v1/flows/diff` takes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DiffQuery {
+    /// The peer; all of them if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer: Option<String>,
+    /// Compare flow by flow even where digests agree.
+    pub all: bool,
+}
+
+/// A line of a comparison with a peer; the last one about each peer is its end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum DiffLine {
+    /// A flow that differs.
+    Difference(FlowDifference),
+    /// That was all.
+    End(DiffEnd),
+}
+
+/// A flow in which two nodes differ.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowDifference {
+    /// The peer.
+    pub peer: String,
+    /// `only-here`, `only-there`, `identity` (two flows of the same addresses and ports), `version`, or `state`.
+    pub kind: String,
+    /// A change was on its way: the two do not differ for good.
+    pub in_flight: bool,
+    /// As in [`FlowRow::proto`].
+    pub proto: String,
+    /// Address of the end that began it.
+    pub src: IpAddr,
+    /// Its port; the identifier of an ICMP echo.
+    pub sport: u16,
+    /// Address of the other end.
+    pub dst: IpAddr,
+    /// Its port; the identifier of an ICMP echo.
+    pub dport: u16,
+    /// Its bucket.
+    pub bucket: u8,
+    /// What this node has.
+    pub here: Option<FlowSide>,
+    /// What the peer has.
+    pub there: Option<FlowSide>,
+}
+
+/// What one node has of a flow.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowSide {
+    /// Which flow it is: the node at which it began, that node's boot epoch, a number.
+    pub identity: String,
+    /// The owner's term, and how often the flow changed.
+    pub version: String,
+    /// As in [`FlowRow::state`].
+    pub state: String,
+    /// Since its last change that this node knows of.
+    pub age_ms: u64,
+}
+
+/// The end of a comparison with a peer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiffEnd {
+    /// The peer.
+    pub peer: String,
+    /// Buckets compared: all.
+    pub buckets: u64,
+    /// Those of them that were compared flow by flow.
+    pub buckets_listed: u64,
+    /// Flows of the peer that were compared.
+    pub flows_listed: u64,
+    /// Flows that differ.
+    pub differences: u64,
+    /// Flows of which a change was on its way.
+    pub in_flight: u64,
+    /// Differences beyond those that are told one by one.
+    pub untold: u64,
+    /// Why there is nothing of that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// What became of flows that were to be deleted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowsDeleted {
+    /// Flows deleted, here and on the peers.
+    pub deleted: u64,
+    /// Flows that match and that another node owns.
+    pub not_owned: u64,
 }
 
 /// Counters, a tree; those of `flows`, `drops` and `rules` live in the kernel and go on when a killed daemon is back.

@@ -134,6 +134,35 @@ pub struct FlowsArgs {
 pub enum FlowsVerb {
     /// Count the flows.
     Count(FilterArgs),
+    /// Show in which flows this node and a peer differ.
+    ///
+    /// Exits with 0 when there is none, with 1 when there is one or the peer cannot be asked.
+    Diff(DiffArgs),
+    /// Delete flows, here and on the peers. Run it on the active node.
+    Delete(DeleteArgs),
+}
+
+/// `fwhactl flows diff`.
+#[derive(Debug, Args)]
+pub struct DiffArgs {
+    /// The peer; all of them, if left out.
+    #[arg(long, value_name = "NAME")]
+    pub peer: Option<String>,
+    /// Compare flow by flow even where digests agree.
+    #[arg(long)]
+    pub all: bool,
+}
+
+/// `fwhactl flows delete`.
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("which").required(true).multiple(true).args(["terms", "origin", "all"]))]
+pub struct DeleteArgs {
+    /// Which flows.
+    #[command(flatten)]
+    pub filter: FilterArgs,
+    /// All of them.
+    #[arg(long, conflicts_with_all = ["terms", "origin"])]
+    pub all: bool,
 }
 
 /// Which flows.

@@ -18,10 +18,11 @@ use axum::{
 };
 use futures_util::StreamExt as _;
 use fwha::api::{
-    ApiError, Attachment, BulkStatus, CaptureLine, CaptureMissed, CaptureQuery, Direction, DroppedPacket,
-    Event, EventsQuery, FlowCounts, FlowFilter, FlowRow, GroupStatus, LinkStatus, NDJSON, Origin, PeerStatus,
-    Role, Stat, Stats, Status, Step, SwitchoverReply, SwitchoverRequest, SyncStatus, Transfer,
-    TransferRequest, TransferState, ZoneInterfaceStatus, path,
+    ApiError, Attachment, BulkStatus, CaptureLine, CaptureMissed, CaptureQuery, DiffEnd, DiffLine, DiffQuery,
+    Direction, DroppedPacket, Event, EventsQuery, FlowCounts, FlowDifference, FlowFilter, FlowRow, FlowSide,
+    FlowsDeleted, GroupStatus, LinkStatus, NDJSON, Origin, PeerStatus, Role, Stat, Stats, Status, Step,
+    SwitchoverReply, SwitchoverRequest, SyncStatus, Transfer, TransferRequest, TransferState,
+    ZoneInterfaceStatus, path,
 };
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -164,6 +165,55 @@ fn dropped(reason: &str) -> DroppedPacket {
     }
 }
 
+/// What a daemon says that differs from fw2 in a flow, and from fw3 in none.
+async fn diff(Query(query): Query<DiffQuery>) -> impl IntoResponse {
+    let side = |version: &str, age_ms| FlowSide {
+        identity: "fw1/0a0b0c0d/77".into(),
+        version: version.into(),
+        state: "established".into(),
+        age_ms,
+    };
+    let difference = |kind: &str, in_flight| {
+        DiffLine::Difference(FlowDifference {
+            peer: "fw2".into(),
+            kind: kind.into(),
+            in_flight,
+            proto: "tcp".into(),
+            src: "192.168.100.100".parse().unwrap(),
+            sport: 40_000,
+            dst: "10.0.0.128".parse().unwrap(),
+            dport: 22,
+            bucket: 9,
+            here: Some(side("7.4", 1200)),
+            there: (kind == "version").then(|| side("7.3", 61_000)),
+        })
+    };
+    let end = |peer: &str, differences| DiffEnd {
+        peer: peer.into(),
+        buckets: 256,
+        differences,
+        ..DiffEnd::default()
+    };
+    let listed = DiffEnd { buckets_listed: 1, flows_listed: 40, in_flight: 1, ..end("fw2", 2) };
+    let mut lines = match query.peer.as_deref() {
+        Some("fw3") => vec![],
+        Some("fw4") => {
+            let error = Some("fw4: it does not answer".to_owned());
+            vec![DiffLine::End(DiffEnd { peer: "fw4".into(), error, ..DiffEnd::default() })]
+        }
+        _ => vec![
+            difference("version", false),
+            difference("only-here", false),
+            difference("only-here", true),
+            DiffLine::End(listed),
+        ],
+    };
+    if query.peer.as_deref() != Some("fw4") {
+        lines.push(DiffLine::End(end("fw3", 0)));
+    }
+    ([(CONTENT_TYPE, NDJSON)], ndjson(&lines))
+}
+
 /// What a daemon with two peers says of a bulk transfer, when fw3 does not answer.
 async fn transfer(request: TransferRequest, direction: Direction) -> impl IntoResponse {
     let bulk = BulkStatus { direction, flows_total: 5000, ..BulkStatus::default() };
@@ -263,6 +313,14 @@ impl FakeDaemon {
             ([(CONTENT_TYPE, NDJSON)], body).into_response()
         };
         let router = Router::new()
+            .route(path::FLOWS_DIFF, get(diff))
+            .route(
+                path::FLOWS_DELETE,
+                post(|Json(filter): Json<FlowFilter>| async move {
+                    let deleted = if filter == FlowFilter::default() { 9 } else { 2 };
+                    Json(FlowsDeleted { deleted, not_owned: deleted - 2 })
+                }),
+            )
             .route(path::BULK, post(|Json(request)| transfer(request, Direction::Sending)))
             .route(path::RESYNC, post(|Json(request)| transfer(request, Direction::Receiving)))
             .route(path::STATUS, get(move || async { Json(status) }))
@@ -377,6 +435,44 @@ async fn flows_are_listed_filtered_and_counted() {
     let run = daemon.ctl(&["flows", "port=22"]).await;
     assert_eq!((run.code, run.stdout.as_str()), (1, ""));
     assert!(run.stderr.starts_with("fwhactl: unknown term \"port\": known are"), "{}", run.stderr);
+}
+
+#[tokio::test]
+async fn flows_that_differ_are_shown_and_the_exit_code_tells() {
+    let daemon = FakeDaemon::start(status(), 0);
+    let run = daemon.ctl(&["flows", "diff"]).await;
+    let expected = "\
+PEER  DIFFERS    PROTO  SOURCE                 DESTINATION    HERE                                      THERE
+fw2   version    tcp    192.168.100.100:40000  10.0.0.128:22  established 7.4 1.2s ago fw1/0a0b0c0d/77  established 7.3 1m01s ago fw1/0a0b0c0d/77
+fw2   only-here  tcp    192.168.100.100:40000  10.0.0.128:22  established 7.4 1.2s ago fw1/0a0b0c0d/77  -
+fw2: 2 flows differ; 1 changed meanwhile (256 buckets compared, 1 of them flow by flow, 40 flows)
+fw3: no flow differs; 0 changed meanwhile (256 buckets compared, 0 of them flow by flow, 0 flows)
+";
+    assert_eq!((run.code, run.stdout.as_str(), run.stderr.as_str()), (1, expected, ""));
+    let run = daemon.ctl(&["-o", "json", "flows", "diff"]).await;
+    let lines: Vec<DiffLine> = run.stdout.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!((run.code, lines.len()), (1, 5), "those in flight as well");
+    assert!(matches!(&lines[2], DiffLine::Difference(d) if d.in_flight));
+    assert!(matches!(&lines[3], DiffLine::End(end) if end.differences == 2));
+    assert_eq!(daemon.ctl(&["flows", "diff", "--peer", "fw3"]).await.code, 0);
+    let run = daemon.ctl(&["flows", "diff", "--peer", "fw4"]).await;
+    assert_eq!(
+        (run.code, run.stdout.as_str(), run.stderr.as_str()),
+        (1, "", "fwhactl: fw4: it does not answer\n")
+    );
+}
+
+#[tokio::test]
+async fn flows_are_deleted_only_if_somebody_says_which() {
+    let daemon = FakeDaemon::start(status(), 0);
+    assert_eq!(daemon.ctl(&["flows", "delete", "dport=22"]).await.stdout, "2 flows deleted\n");
+    let run = daemon.ctl(&["flows", "delete", "--all"]).await;
+    assert_eq!(run.stdout, "9 flows deleted; 7 are another node's\n");
+    let run = daemon.ctl(&["-o", "json", "flows", "delete", "--origin", "peer"]).await;
+    assert_eq!(run.stdout, "{\"deleted\":2,\"not_owned\":0}\n");
+    for wrong in [&["flows", "delete"][..], &["flows", "delete", "--all", "dport=22"]] {
+        assert_eq!(daemon.ctl(wrong).await.code, 2, "{wrong:?}");
+    }
 }
 
 #[tokio::test]

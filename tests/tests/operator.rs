@@ -1,8 +1,10 @@
 //! What an operator sees of replication, and can do about it.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use fwha_tests::lab::{Cable, Host, Lab, LabOptions, Node, NodeProcess, SERVER};
@@ -177,5 +179,92 @@ fn a_port_for_metrics_that_is_taken_is_a_warning_and_no_more() {
         };
         ensure!(status["warnings"].as_array().is_some_and(|w| w.iter().any(warned)), "{status}");
         check_metrics(&scrape(lab, Host::Fw2)?)
+    });
+}
+
+#[test]
+fn nodes_in_sync_do_not_differ_and_deleted_flows_are_gone_on_both() {
+    with_pair(LabOptions::default(), |lab, pair| {
+        let active = pair.settle(lab)?;
+        let _connections = Connections::open(lab, pair)?;
+        let (owner, replica) = (pair.node(active), pair.node(active.peer()));
+        for node in [owner, replica] {
+            let (said, complaint, code) = ctl(node, &["flows", "diff"])?;
+            ensure!(code == 0 && said.contains("no flow differs"), "{code} {said} {complaint}");
+            let lines = node.ctl_lines(&["flows", "diff", "--all", "--peer", node.node().peer().name()])?;
+            let end = &lines[lines.len() - 1];
+            ensure!(lines.iter().all(|line| line["in_flight"] != false), "{lines:?}");
+            ensure!(end["differences"] == 0 && end["buckets_listed"] == 256, "{end}");
+            ensure!(end["flows_listed"].as_u64() >= Some(CONNECTIONS as u64), "{end}");
+        }
+        let (_, complaint, code) = ctl(owner, &["flows", "diff", "--peer", "fw9"])?;
+        ensure!(code == 1 && complaint.contains("there is no node"), "{code} {complaint}");
+
+        let filter = format!("dport={PORT}");
+        let (_, complaint, code) = ctl(replica, &["flows", "delete", &filter])?;
+        ensure!(code == 1 && complaint.contains("delete them on the active node"), "{code} {complaint}");
+        ensure!(
+            owner.ctl(&["flows", "delete", &filter])?["deleted"] == CONNECTIONS,
+            "all of them, and no other"
+        );
+        for node in [owner, replica] {
+            lab.wait_for("the flows gone", PATIENCE, || Ok((count(node)? == 0).then_some(())))?;
+        }
+        let (said, _, code) = ctl(owner, &["flows", "diff"])?;
+        ensure!(code == 0, "{said}");
+        Ok(())
+    });
+}
+
+/// Flows by UDP, each with an answer, from as many ports of the client.
+fn exchange(lab: &Lab, flows: usize) -> Result<()> {
+    let server = lab.within(Host::Server, || UdpSocket::bind((SERVER, PORT)))??;
+    server.set_read_timeout(Some(Duration::from_secs(5)))?;
+    for n in 0..flows {
+        let client = lab.within(Host::Client, || UdpSocket::bind(("0.0.0.0", 20_000 + n as u16)))??;
+        client.set_read_timeout(Some(Duration::from_secs(5)))?;
+        client.send_to(b"?", (SERVER, PORT))?;
+        let mut byte = [0];
+        let (_, from) = server.recv_from(&mut byte).context("the question at the server")?;
+        server.send_to(b"!", from)?;
+        client.recv_from(&mut byte).context("the answer at the client")?;
+    }
+    Ok(())
+}
+
+#[test]
+fn flows_that_do_not_fit_into_the_peers_table_are_shown() {
+    in_lab(LabOptions::default(), |lab| {
+        const ROOM: usize = 1000;
+        const TOO_MANY: usize = 100;
+        let small = lab.dir().join("small.toml");
+        let text = fs::read_to_string(lab.config_path())?;
+        fs::write(&small, text.replace("max-flows = 65_536", &format!("max-flows = {ROOM}")))?;
+        let fw1 = lab.start_node(Node::Fw1)?;
+        lab.wait_for("fw1 to be active", PATIENCE, || {
+            Ok((fw1.ctl(&["status"])?["groups"][0]["role"] == "active").then_some(()))
+        })?;
+        let fw2 = lab.start_node_with(Node::Fw2, &small, "fw2")?;
+        let mut pair = Pair::of(fw1, fw2);
+        ensure!(pair.settle(lab)? == Node::Fw1, "the one that came first");
+        exchange(lab, ROOM + TOO_MANY)?;
+
+        let owner = pair.node(Node::Fw1);
+        let mut command = owner.ctl_command(&["-o", "json", "flows", "diff"]);
+        let lines = lab.wait_for("the flows that are too many", PATIENCE, || {
+            let output = command.output()?;
+            let text = String::from_utf8(output.stdout)?;
+            let lines = text.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
+            let real = lines.iter().filter(|line| line["in_flight"] == false);
+            let missing = real.filter(|line| line["kind"] == "only-here" && line["there"].is_null()).count();
+            ensure!((missing == 0) == (output.status.code() == Some(0)), "{:?} {text}", output.status);
+            Ok((missing >= TOO_MANY).then_some(lines))
+        })?;
+        let end = &lines[lines.len() - 1];
+        println!("{end}");
+        ensure!(end["differences"].as_u64() >= Some(TOO_MANY as u64), "{end}");
+        let (said, _, code) = ctl(owner, &["flows", "diff"])?;
+        ensure!(code == 1 && said.contains("only-here") && said.contains("flows differ"), "{code} {said}");
+        Ok(())
     });
 }

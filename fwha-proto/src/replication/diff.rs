@@ -147,7 +147,7 @@ pub struct Summary {
     pub differences: u64,
     /// Flows of which a change was on its way.
     pub in_flight: u64,
-    /// Differences that were too many to be told one by one.
+    /// Differences that were too many to be remembered and told one by one, as the first look saw them.
     pub untold: u64,
 }
 
@@ -381,6 +381,8 @@ impl Asking {
                     self.summary.differences += 1;
                     told.push(d);
                 }
+                // One of those that could not be remembered.
+                None if self.summary.untold > 0 => {}
                 _ => told.push(Difference { in_flight: true, ..d }),
             }
         }

@@ -4,10 +4,11 @@
 //! |---|---|
 //! | `client` | HTTP on the control socket |
 //! | `term` | colours, aligned columns, durations and times for people |
-//! | `status`, `flows`, `stats`, `events`, `capture`, `transfer`, `switchover`, `keygen` | the verbs |
+//! | `status`, `flows`, `diff` (of flows), `stats`, `events`, `capture`, `transfer`, `switchover`, `keygen` | the verbs |
 
 mod capture;
 mod client;
+mod diff;
 mod events;
 mod flows;
 mod keygen;
@@ -51,7 +52,7 @@ async fn dispatch(args: Fwhactl) -> anyhow::Result<ExitCode> {
     let ctl = Ctl { client: Client::new(args.socket), output: args.output, style: Style::of_stdout() };
     match args.verb {
         CtlVerb::Status(args) => return status::run(&ctl, &args).await,
-        CtlVerb::Flows(args) => flows::run(&ctl, &args).await?,
+        CtlVerb::Flows(args) => return flows::run(&ctl, &args).await,
         CtlVerb::Stats(args) => stats::run(&ctl, &args).await?,
         CtlVerb::Events(args) => events::run(&ctl, &args).await?,
         CtlVerb::Capture(args) => capture::run(&ctl, &args).await?,

@@ -22,7 +22,7 @@
 //! | [`sweeper`] | expired flows, lost events |
 //! | [`network`] | routes, carriers, addresses, interfaces as they change |
 //! | [`ports`] | this node's interfaces and the sockets on them |
-//! | [`server`], `transfer`, `warnings` | control API |
+//! | [`server`], `flows`, `transfer`, `warnings` | control API |
 //! | `metrics` | the same for Prometheus |
 //! | [`events`] | event log |
 //! | `capture` | captures of dropped packets |
@@ -33,6 +33,7 @@
 mod capture;
 pub mod election;
 pub mod events;
+mod flows;
 pub mod limit;
 pub mod lock;
 pub mod log;
@@ -339,6 +340,7 @@ impl Running {
             unsent: 0,
             adopted: dataplane.adopted(),
             finished: BTreeMap::new(),
+            diffs: BTreeMap::new(),
         };
 
         let election_status = Arc::new(ArcSwap::from_pointee(election::Snapshot::of(&machine, now)));

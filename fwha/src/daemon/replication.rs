@@ -16,14 +16,14 @@ use fwha_common::{BUCKETS, MAX_GROUPS};
 use fwha_proto::NodeId;
 use fwha_proto::election::GroupId;
 use fwha_proto::replication::{
-    Buckets, BulkProgress, Event, Lag, LinkStatus, Output, Ownership, Replication, SyncState, Unready,
+    Buckets, BulkProgress, Event, Found, Lag, LinkStatus, Output, Ownership, Replication, SyncState, Unready,
     Warning,
 };
 use fwha_proto::seal::{KeyRing, OpenError};
 use fwha_proto::time::Time;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use super::election;
 use super::events::EventLog;
@@ -82,12 +82,32 @@ pub enum Command {
         /// How many buckets these are, by peer.
         reply: oneshot::Sender<Requested>,
     },
+    /// An operator wants to know in which flows this node and a peer differ.
+    Diff {
+        /// The peer.
+        peer: NodeId,
+        /// Look also into buckets with equal digests.
+        all: bool,
+        /// Where what is found goes; one that nobody reads ends the comparison.
+        found: mpsc::UnboundedSender<Found>,
+        /// Whether it has begun.
+        reply: oneshot::Sender<Result<(), DiffRefused>>,
+    },
     /// Hold these cluster keys from now on.
     Keys(KeyRing),
     /// The interface of a sync link has a carrier now, or has none.
     Carrier(u8, bool),
     /// End.
     Stop,
+}
+
+/// Why a comparison does not begin.
+#[derive(Clone, Copy, Debug)]
+pub enum DiffRefused {
+    /// The peer cannot be asked.
+    Unready(Unready),
+    /// Another one with this peer is going on.
+    Running,
 }
 
 /// What became of a request, by peer: how many buckets it is about.
@@ -233,6 +253,8 @@ pub struct Thread {
     pub adopted: bool,
     /// The last bulk transfers that have come to their end.
     pub finished: BTreeMap<(NodeId, Direction), Finished>,
+    /// The comparisons that are going on, and who wants to know.
+    pub diffs: BTreeMap<NodeId, mpsc::UnboundedSender<Found>>,
 }
 
 impl Thread {
@@ -309,6 +331,10 @@ impl Thread {
                         };
                         answers.push((reply, requested));
                         snapshot_due = Time::ZERO;
+                    }
+                    Command::Diff { peer, all, found, reply } => {
+                        // A client that hung up needs no answer.
+                        let _ = reply.send(self.begin_diff(now, peer, all, found));
                     }
                     Command::Keys(keys) => self.replication.set_keys(&keys),
                     Command::Carrier(link, carrier) => self.replication.carrier(link, carrier),
@@ -406,6 +432,33 @@ impl Thread {
         Ok(true)
     }
 
+    fn begin_diff(
+        &mut self,
+        now: Time,
+        peer: NodeId,
+        all: bool,
+        found: mpsc::UnboundedSender<Found>,
+    ) -> Result<(), DiffRefused> {
+        if self.diffs.get(&peer).is_some_and(|before| !before.is_closed()) {
+            return Err(DiffRefused::Running);
+        }
+        self.replication.diff(now, peer, all).map_err(DiffRefused::Unready)?;
+        self.diffs.insert(peer, found);
+        Ok(())
+    }
+
+    /// Passes on what a comparison has found.
+    fn tell(&mut self, peer: NodeId, found: Found) {
+        let over = !matches!(found, Found::Difference(_));
+        let heard = self.diffs.get(&peer).is_some_and(|to| to.send(found).is_ok());
+        if !heard {
+            self.replication.diff_stop(peer);
+        }
+        if over || !heard {
+            self.diffs.remove(&peer);
+        }
+    }
+
     fn drain(&mut self, table: &mut Table) {
         let mut puts: (Vec<FlowKey>, Vec<Flow>) = (Vec::new(), Vec::new());
         let mut deletes: Vec<(FlowKey, FlowId)> = Vec::new();
@@ -437,6 +490,7 @@ impl Thread {
                 }
                 Output::Transmit { peer, link, datagram } => self.transmit(peer, link, &datagram),
                 Output::Event(event) => self.record(&event),
+                Output::Diff { peer, found } => self.tell(peer, found),
             }
         }
         put(table, &mut puts, 1);

@@ -31,6 +31,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use super::capture;
 use super::election;
 use super::events::{self, EventLog};
+use super::flows;
 use super::mailbox::Mailbox;
 use super::metrics;
 use super::names::Names;
@@ -45,7 +46,7 @@ use crate::socket::Refused;
 use crate::sys::clock::KernelClock;
 
 /// Flows looked at between two pieces of an answer.
-const CHUNK: usize = 1024;
+pub(super) const CHUNK: usize = 1024;
 /// Pieces of an answer that wait for a slow client.
 const PIECES: usize = 4;
 /// How long a switchover may take before the client is told that it did not happen.
@@ -143,11 +144,13 @@ impl From<JsonRejection> for Problem {
 pub fn routes(server: Arc<Server>) -> Router {
     Router::new()
         .route(path::STATUS, get(status))
-        .route(path::FLOWS, get(flows))
+        .route(path::FLOWS, get(list_flows))
         .route(path::STATS, get(stats))
         .route(path::EVENTS, get(event_stream))
         .route(path::SWITCHOVER, post(switchover))
         .route(path::CAPTURE, get(capture::capture))
+        .route(path::FLOWS_DIFF, get(flows::diff))
+        .route(path::FLOWS_DELETE, post(flows::delete))
         .route(path::METRICS, get(metrics::metrics))
         .route(path::BULK, post(transfer::bulk))
         .route(path::RESYNC, post(transfer::resync))
@@ -169,7 +172,7 @@ async fn stats(State(server): Shared) -> Result<Json<api::Stats>, Problem> {
     Ok(Json(server.stats()?))
 }
 
-async fn flows(
+async fn list_flows(
     State(server): Shared,
     filter: Result<Query<api::FlowFilter>, QueryRejection>,
 ) -> Result<Response, Problem> {
@@ -587,11 +590,18 @@ impl Server {
         Ok(())
     }
 
-    fn flow_row(&self, key: &FlowKey, flow: &Flow, owner: &str, now_ns: u64, ends_ns: u64) -> api::FlowRow {
+    pub(super) fn flow_row(
+        &self,
+        key: &FlowKey,
+        flow: &Flow,
+        owner: &str,
+        now_ns: u64,
+        ends_ns: u64,
+    ) -> api::FlowRow {
         let [(src, sport), (dst, dport)] = key.ends(flow.originator_is_b());
         let ms = |ns: u64| ns / 1_000_000;
         api::FlowRow {
-            proto: proto::name(key.proto).map_or_else(|| key.proto.to_string(), str::to_owned),
+            proto: protocol(key.proto),
             src: address(src),
             sport,
             dst: address(dst),
@@ -633,6 +643,11 @@ fn refused(heartbeats: Option<OpenError>, replication: Option<OpenError>) -> Vec
         .collect()
 }
 
-fn address(bytes: [u8; 16]) -> IpAddr {
+/// The name of a protocol, or its number.
+pub(super) fn protocol(number: u8) -> String {
+    proto::name(number).map_or_else(|| number.to_string(), str::to_owned)
+}
+
+pub(super) fn address(bytes: [u8; 16]) -> IpAddr {
     Ipv6Addr::from(bytes).to_canonical()
 }

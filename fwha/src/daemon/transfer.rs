@@ -20,7 +20,7 @@ use super::server::{Problem, Server, ndjson, push_line};
 use crate::api;
 
 /// How long the replication thread may take for an answer.
-const ANSWER_WAIT: Duration = Duration::from_secs(5);
+pub(super) const ANSWER_WAIT: Duration = Duration::from_secs(5);
 /// Between two lines of progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 /// Lines that wait for a slow client.
