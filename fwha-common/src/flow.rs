@@ -45,6 +45,18 @@ pub mod proto {
     pub fn name(proto: u8) -> Option<&'static str> {
         NAMES.iter().find(|(number, _)| *number == proto).map(|(_, name)| *name)
     }
+
+    /// The protocol of a name, or of a number from 1 to 255.
+    pub fn from_name(text: &str) -> Option<u8> {
+        let named = NAMES.iter().find(|(_, name)| *name == text).map(|(number, _)| *number);
+        let number = || text.parse().ok().filter(|&n| n != 0 && text.bytes().all(|b| b.is_ascii_digit()));
+        named.or_else(number)
+    }
+
+    /// Whether its packets carry a port of each end where TCP and UDP do.
+    pub const fn has_ports(proto: u8) -> bool {
+        matches!(proto, TCP | UDP | UDPLITE | SCTP | DCCP)
+    }
 }
 
 /// The key of a flow, the same for both directions.
@@ -163,7 +175,19 @@ impl FlowKey {
     /// can aim flows at one bucket.
     #[inline(always)]
     pub fn bucket(&self, key: &[u64; 2]) -> u8 {
-        siphash24(key, &self.halves()) as u8
+        Self::bucket_of(self.hash(key))
+    }
+
+    /// The hash whose lowest byte is the bucket.
+    #[inline(always)]
+    pub fn hash(&self, key: &[u64; 2]) -> u64 {
+        siphash24(key, &self.halves())
+    }
+
+    /// The bucket of a flow with this hash.
+    #[inline(always)]
+    pub const fn bucket_of(hash: u64) -> u8 {
+        hash as u8
     }
 }
 

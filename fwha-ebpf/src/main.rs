@@ -11,8 +11,9 @@
 //! | [`own`] | protocols of the node and its links that always pass |
 //! | [`fragment`] | fragments, held to what the first of them said |
 //! | [`probe`] | probes, answered here |
+//! | [`embryonic`] | the table of flows that nobody has answered |
 //! | [`flow`], [`tcp`], [`sctp`], [`icmp`] | flows, their states and windows, errors about them |
-//! | [`zone`], [`rules`], [`limit`] | where a packet comes from; the ruleset; limits by source |
+//! | [`zone`], [`limit`] | where a packet comes from; limits by source |
 //! | [`forward`], [`reject`] | next hop and rewrite; answers to what a rule rejects |
 //! | [`capture`] | samples of what is dropped |
 //! | [`maps`], [`atomic`] | the maps; atomic operations |
@@ -25,7 +26,6 @@ use fwha_common::drop::{DROP_REASONS, DropReason};
 mod own;
 mod packet;
 mod parse;
-mod rules;
 mod sctp;
 mod tcp;
 
@@ -35,6 +35,8 @@ mod atomic;
 mod capture;
 #[cfg(target_arch = "bpf")]
 mod egress;
+#[cfg(target_arch = "bpf")]
+mod embryonic;
 #[cfg(target_arch = "bpf")]
 mod engine;
 #[cfg(target_arch = "bpf")]

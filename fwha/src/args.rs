@@ -139,6 +139,8 @@ pub enum FlowsVerb {
     /// Exits with 0 when there is none, with 1 when there is one or the peer cannot be asked.
     Diff(DiffArgs),
     /// Delete flows, here and on the peers. Run it on the active node.
+    ///
+    /// Flows that nobody has answered yet are left to end by themselves.
     Delete(DeleteArgs),
 }
 

@@ -113,6 +113,11 @@ impl Core {
 
     // ---- This node's data plane ------------------------------------------------------------
 
+    /// Whether a flow of this key is in the replica.
+    pub(super) fn knows(&self, key: &FlowKey) -> bool {
+        self.table.find(key).is_some_and(|i| self.table.at(i).live)
+    }
+
     /// Takes what the data plane says of a flow. The slot, if that is news.
     pub(super) fn learn(&mut self, key: &FlowKey, entry: Entry) -> Option<u32> {
         self.counters.events += 1;
@@ -272,11 +277,15 @@ impl Core {
 
     /// Takes an admitted FLOW.
     pub(super) fn take_flow(&mut self, from: Origin, key: &FlowKey, entry: Entry, counters: &mut Counters) {
-        if entry.zones.iter().any(|&z| z > self.options.zones) {
+        if entry.zones.iter().any(|&z| usize::from(z) > self.options.zones.len()) {
             counters.rejected_zone += 1;
             return;
         }
-        let full = self.table.live() >= self.options.max_flows;
+        if !self.admits(key, &entry) {
+            counters.rejected_policy += 1;
+            return;
+        }
+        let full = self.table.live() >= self.options.max_flows || self.has_share(from.peer);
         let Some(i) = self.table.find(key) else {
             if full {
                 counters.rejected_full += 1;
@@ -314,6 +323,26 @@ impl Core {
         *counter += 1;
         self.table.replace(i, entry);
         self.mirror(i, from, true);
+    }
+
+    /// Whether the policy lets a flow of a peer in: asked once for each identity.
+    fn admits(&self, key: &FlowKey, entry: &Entry) -> bool {
+        let Some(policy) = &self.options.choice.policy else { return true };
+        let known = |i| {
+            let slot = self.table.at(i);
+            slot.live && slot.entry.id == entry.id
+        };
+        self.table.find(key).is_some_and(known) || policy.admits(key, &entry.to_flow(key))
+    }
+
+    /// Whether the buckets of a peer hold as much as they may.
+    fn has_share(&self, peer: NodeId) -> bool {
+        let most = self.options.choice.peer_flows_max;
+        if most >= self.options.max_flows || self.table.live() < most {
+            return false;
+        }
+        let of_peer = (0..=u8::MAX).filter(|&b| self.owners[usize::from(b)].node == peer);
+        of_peer.map(|b| self.table.count(b) as usize).sum::<usize>() >= most
     }
 
     fn mirror(&mut self, i: u32, from: Origin, write: bool) {

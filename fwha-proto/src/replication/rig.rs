@@ -63,6 +63,8 @@ pub(super) struct Node {
     pub(super) found: Vec<Found>,
     /// Events were lost since the last reconciliation.
     pub(super) blind: bool,
+    /// A reconciliation was asked for.
+    pub(super) stale: bool,
     epoch: u64,
     numbers: u64,
     /// Highest (owner's term, version) written of each identity.
@@ -129,6 +131,7 @@ impl Rig {
                 events: Vec::new(),
                 found: Vec::new(),
                 blind: false,
+                stale: false,
                 epoch: rig.epochs,
                 numbers: 0,
                 written: HashMap::new(),
@@ -143,7 +146,7 @@ impl Rig {
         let identity = Identity { cluster: cluster_id("edge"), node, epoch: self.epochs };
         let mut options = Options::new(identity, ClusterKey::new([7; 32]), &format!("fw{node}"));
         options.max_flows = 1000;
-        options.zones = 2;
+        options.zones = vec![11, 12];
         options.peers = (1..=nodes).map(|n| PeerOptions { node: n, name: format!("fw{n}") }).collect();
         (self.options)(&mut options);
         self.links = options.links;
@@ -344,6 +347,7 @@ impl Rig {
                 }
                 Output::Put(key, flow) => self.put(id, key, flow),
                 Output::Delete(key, flow_id) => self.remove(id, key, flow_id),
+                Output::Reconcile(_) => self.node(id).stale = true,
                 Output::Event(event) => self.node(id).events.push(event),
                 Output::Diff { found, .. } => self.node(id).found.push(found),
             }

@@ -78,10 +78,16 @@ counters! {
         rejected_owned,
         /// Records of a former owner.
         rejected_stale,
-        /// Flows refused because the table is full.
+        /// Flows refused because the table is full, or the peer's share of it is.
         rejected_full,
-        /// Flows refused because they name a zone that the config does not have.
+        /// Flows refused because they are of a zone that the config does not have.
         rejected_zone,
+        /// Datagrams that came before the one in which the peer introduces itself: as good as lost.
+        early,
+        /// Flows refused because this node's rules would not admit them (`strict`).
+        rejected_policy,
+        /// Datagrams dropped because the peer sends more than it may.
+        rate_limited,
         /// Bulk transfers begun, either way.
         bulk_started,
         /// Bulk transfers completed, either way.
@@ -144,6 +150,10 @@ counters! {
         events_full,
         /// Flow events that did not decode: impossible state.
         events_invalid,
+        /// Flow events of flows that are not for the peers.
+        not_chosen,
+        /// Flows that ended before they were old enough for the peers.
+        ended_young,
         /// Deletions by this node.
         deleted,
         /// Flows found only by reconciliation: their events were lost.
@@ -282,7 +292,7 @@ pub enum Warning {
         /// Flows that the peer holds at most.
         theirs: u64,
     },
-    /// The peer has another number of zones.
+    /// The peer has a zone that is not here, or not one that is.
     ZonesDiffer,
     /// The peer calls itself by another name than the cluster file does.
     NameDiffers {
@@ -301,7 +311,9 @@ impl fmt::Display for Warning {
             Self::CapacityDiffers { ours, theirs } => {
                 write!(f, "peer holds at most {theirs} flows, this node {ours}: make max-flows equal")
             }
-            Self::ZonesDiffer => f.write_str("peer has another number of zones: its flows may be refused"),
+            Self::ZonesDiffer => f.write_str(
+                "peer has other zones: flows of a zone that only one has are refused by the other",
+            ),
             Self::NameDiffers { expected, theirs } => {
                 write!(f, "node {expected} calls itself {theirs}: check --node there")
             }

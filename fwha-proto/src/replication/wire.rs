@@ -17,8 +17,9 @@
 //! DIGESTS  10  buckets 32 bytes, u64...          one for each bucket of the set, ascending
 //! AGREED   11  seq v, buckets 32 bytes
 //! RESYNC   12  buckets 32 bytes
-//! LIST_ASK 13  number v, bucket u8, flags u8 (1: digest), offset v, digest u64 if flagged
-//! LIST     14  number v, bucket u8, flags u8 (1: equal), offset v, total v, (tuple, state u8, age v)...
+//! ZONES    13  name hash u32...                  by number, from 1; before HELLO in the same datagram
+//! LIST_ASK 14  number v, bucket u8, flags u8 (1: digest), offset v, digest u64 if flagged
+//! LIST     15  number v, bucket u8, flags u8 (1: equal), offset v, total v, (tuple, state u8, age v)...
 //! PROBE    16  flags u8 (1: answer), number v    answered on the link that it came by
 //!
 //! tuple     flags u8 (1: IPv6), protocol u8, bucket u8, source 4|16, destination 4|16,
@@ -28,8 +29,8 @@
 //! and in the original direction, everything else is little-endian. Times are ages in milliseconds;
 //! no clock, interface index or kernel structure is ever sent.
 
-use fwha_common::MAX_NODES;
 use fwha_common::flow::{FlowId, FlowKey, FlowState, V4_MAPPED};
+use fwha_common::{MAX_NODES, MAX_ZONES};
 
 use super::buckets::Buckets;
 use super::entry::Entry;
@@ -155,6 +156,7 @@ pub(super) enum Record<'a> {
     Digests(Vec<(u8, u64)>),
     Agreed { seq: u64, buckets: Buckets },
     Resync(Buckets),
+    Zones(Vec<u32>),
     ListAsk(ListAsk),
     List(List),
     Probe { id: u64, answer: bool },
@@ -176,8 +178,9 @@ impl Record<'_> {
             Self::Digests(_) => 10,
             Self::Agreed { .. } => 11,
             Self::Resync(_) => 12,
-            Self::ListAsk(_) => 13,
-            Self::List(_) => 14,
+            Self::Zones(_) => 13,
+            Self::ListAsk(_) => 14,
+            Self::List(_) => 15,
             Self::Probe { .. } => 16,
             Self::Unknown(kind) => *kind,
         }
@@ -233,7 +236,7 @@ impl Writer {
     /// not fit, or none of them does.
     pub(super) fn push_list(&mut self, list: &List, flows: &[Listed]) -> Option<usize> {
         let (start, mut count) = (self.buf.len(), 0);
-        let fits = self.put(14, |w| {
+        let fits = self.put(15, |w| {
             w.list(list);
             for flow in flows {
                 let end = w.buf.len();
@@ -320,6 +323,11 @@ impl Writer {
                 self.buckets(buckets);
             }
             Record::Resync(buckets) => self.buckets(buckets),
+            Record::Zones(zones) => {
+                for hash in zones {
+                    self.buf.extend_from_slice(&hash.to_le_bytes());
+                }
+            }
             Record::ListAsk(ask) => {
                 self.varint(ask.number);
                 self.buf.extend_from_slice(&[ask.bucket, if ask.digest.is_some() { ASK_DIGEST } else { 0 }]);
@@ -482,11 +490,18 @@ fn decode(kind: u8, body: &[u8], now: Time) -> Result<Record<'_>, Malformed> {
         11 => Record::Agreed { seq: r.varint()?, buckets: r.buckets()? },
         12 => Record::Resync(r.buckets()?),
         13 => {
+            let mut zones = Vec::new();
+            while zones.len() < MAX_ZONES && !r.0.is_empty() {
+                zones.push(r.u32()?);
+            }
+            Record::Zones(zones)
+        }
+        14 => {
             let (number, bucket, flags, offset) = (r.varint()?, r.u8()?, r.u8()?, r.varint()?);
             let digest = if flags & ASK_DIGEST != 0 { Some(r.u64()?) } else { None };
             Record::ListAsk(ListAsk { number, bucket, offset, digest })
         }
-        14 => Record::List(r.list(now)?),
+        15 => Record::List(r.list(now)?),
         16 => Record::Probe { answer: r.u8()? & PROBE_ANSWER != 0, id: r.varint()? },
         other => Record::Unknown(other),
     })

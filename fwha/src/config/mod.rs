@@ -20,6 +20,7 @@ mod limits;
 mod metrics;
 mod names;
 mod nodes;
+mod replication;
 mod rules;
 mod section;
 mod source;
@@ -41,11 +42,12 @@ use sha2::{Digest, Sha256};
 use toml::de::DeTable;
 
 pub use self::{
-    cluster::{Cluster, Mode, Replication, Sync},
+    cluster::{Cluster, Mode, Sync},
     groups::{Group, Vip},
     key::KeyError,
     metrics::Metrics,
     nodes::{Node, NodeError, SyncLink},
+    replication::Replication,
     rules::{Rule, Service},
     source::{ConfigErrors, Mistake, Source, Span},
     zones::{Attach, Zone},
@@ -164,6 +166,7 @@ impl Config {
         let timeouts = timeouts::read(&mut root, &mut mistakes);
         let limits = limits::read(&mut root, &mut mistakes);
         let metrics = metrics::read(&mut root, &mut mistakes);
+        let replication = replication::read(&mut root, &mut mistakes);
         root.finish(&mut mistakes);
 
         let (Some(keys), Some(key_file), true) =
@@ -176,7 +179,7 @@ impl Config {
             keys,
             key_file,
             sync: cluster.sync,
-            replication: cluster.replication,
+            replication,
             timeouts,
             limits,
             metrics,
@@ -307,8 +310,13 @@ fn warnings(config: &Config) -> Vec<String> {
                 .into(),
         );
     }
-    if !config.replication.enabled && config.nodes.len() > 1 {
-        warnings.push("replication is off: a takeover loses every connection".into());
+    if config.nodes.len() > 1 {
+        warnings.extend(config.replication.losses());
+        let unreplicated: Vec<&str> =
+            config.rules.iter().filter(|r| !r.replicate).map(|r| r.name.as_str()).collect();
+        if !unreplicated.is_empty() && config.replication.enabled {
+            warnings.push(format!("a takeover loses the flows of {}", unreplicated.join(", ")));
+        }
     }
     if config.rules.is_empty() {
         warnings.push("no rules: every packet is dropped".into());

@@ -163,8 +163,8 @@ pub(super) async fn delete(
 }
 
 impl Server {
-    /// Deletes the flows that match: those that this node owns, and tells the peers; and those that are
-    /// nobody else's.
+    /// Deletes the flows that match: those that this node owns, and tells the peers; and those of the node
+    /// itself. Embryonic ones stay: their table is for the programs alone to change, and they end soon.
     fn delete(&self, filter: &api::FlowFilter) -> Result<api::FlowsDeleted, Problem> {
         let mut owned = Vec::new();
         for &group in &self.bucket_group {
@@ -183,11 +183,10 @@ impl Server {
             result.deleted += gone.len() as u64;
             self.replication.send(Command::Expired(gone.to_vec()));
         });
-        for map in [self.maps.embryonic(), self.maps.node_flows()] {
-            let gone =
-                self.matching(map, filter, |key, flow| Ok(map.delete(key)?.then_some((*key, flow.id()))))?;
-            result.deleted += gone.len() as u64;
-        }
+        let of_node = self.maps.node_flows();
+        let gone = self
+            .matching(of_node, filter, |key, flow| Ok(of_node.delete(key)?.then_some((*key, flow.id()))))?;
+        result.deleted += gone.len() as u64;
         if result.deleted == 0 && result.not_owned > 0 {
             let (me, count) = (self.names.me(), result.not_owned);
             let problem = format!("{me} does not own these {count} flows: delete them on the active node");

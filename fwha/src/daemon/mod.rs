@@ -86,12 +86,11 @@ use self::replication::OwnedGroups;
 use crate::config::{self, Config, GroupId, Node};
 use crate::dataplane::{self, Dataplane, Maps, ZoneInterface};
 use crate::netlink::Monitor;
+use crate::policy::Policy;
 use crate::socket::SyncSocket;
 use crate::sys::clock::KernelClock;
 use crate::sys::{random, sched};
 
-/// Embryonic flows at most: what a flood of SYNs can fill.
-const MAX_EMBRYONIC: u32 = 65_536;
 /// How long an offered group may wait for its taker.
 const HANDOVER_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long a preferred node may wait for its replica before it preempts without.
@@ -239,7 +238,7 @@ fn dataplane_options(config: &Config, node: &Node) -> dataplane::Options {
     dataplane::Options {
         pin_dir: dataplane::pin_dir(&config.cluster.name, &node.name),
         max_flows: config.cluster.max_flows,
-        max_embryonic: MAX_EMBRYONIC.min(config.cluster.max_flows),
+        max_embryonic: fwha_common::embryonic::CAPACITY.min(config.cluster.max_flows),
         interfaces: interfaces.collect(),
         sync_interfaces: node.sync.iter().map(|s| s.interface.clone()).collect(),
     }
@@ -584,11 +583,18 @@ fn replication_options(
         peers: peers.map(|n| proto_replication::PeerOptions { node: n.id, name: n.name.clone() }).collect(),
         config_hash: config.hash,
         rules_hash: config.rules_hash,
-        zones: config.zones.len() as u8,
+        zones: config.zones.iter().map(|z| name_hash(&z.name)).collect(),
         max_flows: config.cluster.max_flows as usize,
         enabled: config.replication.enabled,
         links: node.sync.len() as u8,
         mtu,
+        bulk_bytes_per_s: config.replication.bulk_bytes_per_second,
+        choice: proto_replication::Choice {
+            policy: Policy::of(config).map(|policy| Arc::new(policy) as _),
+            min_age: config.replication.min_age,
+            peer_flows_max: config.replication.peer_flows.map_or(usize::MAX, |n| n as usize),
+            peer_bytes_per_s: config.replication.peer_bytes_per_second,
+        },
         ..proto_replication::Options::new(identity, keys.clone(), &node.name)
     }
 }

@@ -355,8 +355,7 @@ impl Thread {
                 }
             }
             self.replication.tick(now);
-            self.drain(&mut table);
-            waiting = waiting | table.take_astray();
+            waiting = waiting | self.drain(&mut table) | table.take_astray();
             if now >= snapshot_due {
                 snapshot_due = now + SNAPSHOT_INTERVAL;
                 self.publish(now, &table, &mut in_sync);
@@ -459,7 +458,9 @@ impl Thread {
         }
     }
 
-    fn drain(&mut self, table: &mut Table) {
+    /// Does what the machine says. Buckets to compare with the kernel's table.
+    fn drain(&mut self, table: &mut Table) -> Buckets {
+        let mut astray = Buckets::EMPTY;
         let mut puts: (Vec<FlowKey>, Vec<Flow>) = (Vec::new(), Vec::new());
         let mut deletes: Vec<(FlowKey, FlowId)> = Vec::new();
         let put = |table: &mut Table, (keys, flows): &mut (Vec<FlowKey>, Vec<Flow>), least: usize| {
@@ -489,12 +490,14 @@ impl Thread {
                     delete(table, &mut deletes, BATCH);
                 }
                 Output::Transmit { peer, link, datagram } => self.transmit(peer, link, &datagram),
+                Output::Reconcile(buckets) => astray = astray | buckets,
                 Output::Event(event) => self.record(&event),
                 Output::Diff { peer, found } => self.tell(peer, found),
             }
         }
         put(table, &mut puts, 1);
         delete(table, &mut deletes, 1);
+        astray
     }
 
     fn transmit(&mut self, peer: NodeId, link: Option<u8>, datagram: &[u8]) {

@@ -87,6 +87,7 @@ fn samples() -> Vec<(&'static str, Record<'static>)> {
         ("digests", Record::Digests(vec![(0, 1), (9, u64::MAX), (255, 2)])),
         ("agreed", Record::Agreed { seq: 1000, buckets: some }),
         ("resync", Record::Resync(some)),
+        ("zones", Record::Zones(vec![0x0102_0304, 5])),
         ("list-ask", Record::ListAsk(ListAsk { number: 300, bucket: 9, offset: 40, digest: None })),
         (
             "list-ask-digest",
