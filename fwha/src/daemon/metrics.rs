@@ -15,7 +15,7 @@ use axum::{Router, serve};
 use fwha_common::drop::DropReason;
 use fwha_common::settings::Counter;
 use fwha_proto::heartbeat::{PeerState, Role};
-use fwha_proto::replication::{Counters, Histogram, LinkStatus, SyncState};
+use fwha_proto::replication::{Counters, Histogram, LinkCounters, LinkState, LinkStatus, SyncState};
 use tokio::net::TcpListener;
 
 use super::replication::{PeerSnapshot, Snapshot};
@@ -251,7 +251,7 @@ impl Server {
         };
         let help = "Whether replication is answered on a sync link.";
         metric("fwha_link_up", "gauge", help, &|l| {
-            Some(f64::from(u8::from(matches!(l.state.as_str(), "up" | "lossy"))))
+            Some(f64::from(u8::from(matches!(l.state, LinkState::Up | LinkState::Lossy))))
         });
         metric("fwha_link_used", "gauge", "Whether flows are sent over a sync link.", &|l| {
             Some(f64::from(u8::from(l.used)))
@@ -265,8 +265,8 @@ impl Server {
             "Share of these probes lately that were not answered.",
             &|l| l.loss_per_mille.map(|loss| f64::from(loss) / 1000.0),
         );
-        for (name, _) in fwha_proto::replication::LinkCounters::default().iter() {
-            let help = fwha_proto::replication::LinkCounters::describe(name).unwrap_or_default();
+        for (name, _) in LinkCounters::default().iter() {
+            let help = LinkCounters::describe(name).unwrap_or_default();
             metric(&format!("fwha_link_{name}_total"), "counter", help, &|l| {
                 l.counters.iter().find(|(n, _)| *n == name).map(|(_, n)| n as f64)
             });
