@@ -23,8 +23,11 @@ pub struct Settings {
     pub rules: u32,
     /// This node, 1 to [`crate::MAX_NODES`].
     pub node: u8,
+    /// 1 if an interface with a program carries VLANs: frames without a tag are then looked at, too, before
+    /// they are judged.
+    pub vlans: u8,
     /// Always zero.
-    pub zero: [u8; 3],
+    pub zero: [u8; 2],
 }
 
 /// The one element of the array map `TIMEOUTS`: ns by protocol class and state.

@@ -21,28 +21,30 @@ use crate::{
     parse::{self, Ip, Payload, ethertype},
     probe,
     tcp::Options,
-    zone,
+    vlan, zone,
 };
 
 /// Judges a packet that came in.
 #[inline(never)]
 pub fn ingress<P: Packet>(packet: &mut P) -> Outcome {
+    if maps::vlans() || vlan::tagged(packet) {
+        let outcome = vlan::arrive(packet);
+        if outcome.0 != Outcome::JUDGE {
+            return outcome;
+        }
+    }
     enter(packet).into()
 }
 
 #[inline(always)]
 fn enter(packet: &mut impl Packet) -> Result<Verdict, DropReason> {
     let eth = Eth::read(packet)?;
-    if packet.vlans() != [0; 2] && maps::interface(packet.interface_key()).is_none() {
-        return Err(DropReason::Vlan);
-    }
     let ip = maps::ip().ok_or(DropReason::NoSettings)?;
     match eth.ethertype {
         ethertype::IPV4 => parse::ipv4(packet, ETH_LEN, ip)?,
         ethertype::IPV6 => parse::ipv6(packet, ETH_LEN, ip)?,
         ethertype::ARP => return Ok(Verdict::Pass),
         ethertype::PROBE => return probe::answer(packet, maps::settings()),
-        ethertype::VLAN | ethertype::SERVICE_VLAN => return Err(DropReason::Vlan),
         _ if eth.dst.is_link_local() => return Ok(Verdict::Pass),
         _ => return Err(DropReason::UnknownEtherType),
     }
@@ -164,10 +166,8 @@ fn admit(
     // SAFETY: lies in a map element; another CPU may write it: see the module `flow`.
     let known = unsafe { &*back };
     // Mostly the way back is known, which spares the lookup of the interface.
-    let [vlan, inner] = packet.vlans();
     if known.generation == maps::route_generation(settings)
-        && known.out == NextHop::out(packet.ifindex(), vlan)
-        && inner == 0
+        && NextHop::ifindex(known.out) == packet.device()
         && Mac::new(known.src_mac) == eth.dst
     {
         return Ok(group);
@@ -180,7 +180,7 @@ fn admit(
         return Err(DropReason::OtherStation);
     }
     if interface.flags & Interface::LOOSE == 0 {
-        let hop = reverse_path(packet, settings, ip, interface.out)?;
+        let hop = reverse_path(packet, settings, ip)?;
         if hop.generation != 0 {
             // SAFETY: as above.
             unsafe { forward::keep(back, hop) };
@@ -196,14 +196,13 @@ fn admit(
 ///
 /// It does not, there is none, or the source is an own address.
 #[inline(always)]
-fn reverse_path(
-    packet: &impl Packet,
-    settings: &Settings,
-    ip: &Ip,
-    out: u32,
-) -> Result<&'static NextHop, DropReason> {
+fn reverse_path(packet: &impl Packet, settings: &Settings, ip: &Ip) -> Result<&'static NextHop, DropReason> {
     match forward::route(packet, settings, ip, true) {
-        Ok((RouteKind::Resolved | RouteKind::Unresolved, _, hop)) if hop.out == out => Ok(hop),
+        Ok((RouteKind::Resolved | RouteKind::Unresolved, _, hop))
+            if NextHop::ifindex(hop.out) == packet.device() =>
+        {
+            Ok(hop)
+        }
         _ => Err(DropReason::Spoofed),
     }
 }
@@ -255,7 +254,7 @@ fn begin(
     }
     // A host that has no address yet, or only one of its link, has no way back but the link.
     if interface.flags & Interface::LOOSE == 0 && !(local && link_local(ip)) {
-        let hop = reverse_path(packet, settings, ip, interface.out)?;
+        let hop = reverse_path(packet, settings, ip)?;
         // SAFETY: as above.
         unsafe { forward::keep(&raw mut draft.ways[1], hop) };
     }

@@ -32,3 +32,5 @@ mod probes;
 mod robustness;
 #[path = "dataplane/script.rs"]
 mod script;
+#[path = "dataplane/vlans.rs"]
+mod vlans;

@@ -70,7 +70,7 @@ pub use self::status::{
     BulkProgress, Counters, Event, LinkCounters, LinkState, LinkStatus, LocalCounters, PeerStatus, SyncState,
     Unready, Warning,
 };
-pub use self::wire::{Hello, Malformed};
+pub use self::wire::{Hello, Malformed, rewrite};
 use crate::NodeId;
 use crate::seal::{Header, Identity, KeyRing};
 use crate::time::Time;

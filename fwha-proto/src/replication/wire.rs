@@ -440,6 +440,17 @@ pub(super) fn records(payload: &[u8], now: Time) -> impl Iterator<Item = Result<
     })
 }
 
+/// Reads the records of a payload and writes each anew; those of an unknown type are left out. What fuzzing holds reader
+/// and writer to.
+pub fn rewrite(payload: &[u8], now: Time) -> Vec<Result<Vec<u8>, Malformed>> {
+    let known = records(payload, now).filter(|record| !matches!(record, Ok(Record::Unknown(_))));
+    let rewrite = |record: Record<'_>| {
+        let mut writer = Writer::new(Vec::new(), usize::MAX, now);
+        writer.push(&record).then(|| writer.into_buf()).ok_or(Malformed)
+    };
+    known.map(|record| record.and_then(rewrite)).collect()
+}
+
 fn decode(kind: u8, body: &[u8], now: Time) -> Result<Record<'_>, Malformed> {
     let mut r = Reader(body);
     Ok(match kind {

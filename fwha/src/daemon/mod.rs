@@ -85,7 +85,7 @@ use self::ports::Port;
 use self::replication::OwnedGroups;
 use crate::config::{self, Config, GroupId, Node};
 use crate::dataplane::{self, Dataplane, Maps, ZoneInterface};
-use crate::netlink::Monitor;
+use crate::netlink::{Link, Monitor};
 use crate::policy::Policy;
 use crate::socket::SyncSocket;
 use crate::sys::clock::KernelClock;
@@ -184,7 +184,7 @@ async fn run_node(config: &Arc<Config>, node: &Node, run_dir: &RunDir) -> Result
         replication: ports::sync_sockets(node, config.sync.replication_port())?,
         metrics: bind_metrics(config).await,
     };
-    let (mut dataplane, flow_events) = Dataplane::open(dataplane_options(config, node))?;
+    let (mut dataplane, flow_events) = Dataplane::open(dataplane_options(config, node, &links))?;
     let mut running = match Running::start(config, node, found, &dataplane, flow_events, listener) {
         Ok(running) => running,
         Err(error) => {
@@ -221,11 +221,14 @@ async fn run_node(config: &Arc<Config>, node: &Node, run_dir: &RunDir) -> Result
     dataplane.close().context("cannot remove the data plane")
 }
 
-fn dataplane_options(config: &Config, node: &Node) -> dataplane::Options {
+fn dataplane_options(config: &Config, node: &Node, links: &[Link]) -> dataplane::Options {
     let interfaces = config.zones.iter().flat_map(|zone| {
         let names = zone.interfaces.get(&node.id).into_iter().flatten();
-        names.map(|name| ZoneInterface {
-            name: name.clone(),
+        let places =
+            names.filter_map(|name| config::vlan::place(name, |n| links.iter().any(|l| l.name == n)));
+        places.map(|place| ZoneInterface {
+            name: place.interface,
+            tags: place.tags,
             zone: zone.id,
             attach: match zone.attach {
                 config::Attach::Auto => dataplane::Attach::Auto,
