@@ -126,9 +126,12 @@ impl World {
             }
             13 => self.reconcile(),
             14 => match input.u8() {
-                0 => self.node.request_bulk(None),
-                1 => self.node.request_resync(self.now, None),
-                n => self.node.request_bulk(Some(n)),
+                0 => drop(self.node.request_bulk(None)),
+                1 => drop(self.node.request_resync(self.now, None)),
+                // Whether there is a peer to ask is not the question here.
+                2 => drop(self.node.diff(self.now, 2, false)),
+                3 => drop(self.node.diff(self.now, 2, true)),
+                n => drop(self.node.request_bulk(Some(n))),
             },
             _ => self.pass(Duration::from_micros(u64::from(input.u8()).pow(2) * 4)),
         }
@@ -186,7 +189,7 @@ impl World {
                     self.kernel.push((key, flow));
                 }
                 Output::Delete(key, id) => self.kernel.retain(|(k, f)| (*k, f.id()) != (key, id)),
-                Output::Reconcile(_) | Output::Event(_) => {}
+                Output::Reconcile(_) | Output::Event(_) | Output::Diff { .. } => {}
             }
         }
         hellos.into_iter().for_each(|p| self.hello(p));

@@ -434,13 +434,18 @@ impl Inbox {
         self.bulk.is_some() || !self.wanted.is_empty()
     }
 
+    /// How far a bulk is, from the moment that it is asked for.
     pub(super) fn progress(&self, now: Time) -> Option<BulkProgress> {
-        self.bulk.as_ref().map(|bulk| BulkProgress {
-            flows_total: bulk.flows_total,
-            flows_done: bulk.flows,
-            buckets_left: bulk.buckets.len(),
-            elapsed: now.since(bulk.started),
-        })
+        let asked = BulkProgress { buckets_left: self.wanted.len(), ..BulkProgress::default() };
+        match &self.bulk {
+            Some(bulk) => Some(BulkProgress {
+                flows_total: bulk.flows_total,
+                flows_done: bulk.flows,
+                buckets_left: (bulk.buckets | self.wanted).len(),
+                elapsed: now.since(bulk.started),
+            }),
+            None => self.in_bulk().then_some(asked),
+        }
     }
 
     /// Ends the session: no older datagram can come any more.

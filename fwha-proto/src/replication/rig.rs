@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use fwha_common::flow::{Flow, FlowEvent, FlowEventKind, FlowId, FlowKey, FlowState};
 
-use super::{Buckets, Event, Options, Output, Ownership, PeerOptions, Replication, SyncState};
+use super::{Buckets, Event, Found, Options, Output, Ownership, PeerOptions, Replication, SyncState};
 use crate::NodeId;
 use crate::seal::{ClusterKey, Identity, cluster_id};
 use crate::time::Time;
@@ -60,6 +60,7 @@ pub(super) struct Node {
     pub(super) owned: Buckets,
     pub(super) term: u32,
     pub(super) events: Vec<Event>,
+    pub(super) found: Vec<Found>,
     /// Events were lost since the last reconciliation.
     pub(super) blind: bool,
     /// A reconciliation was asked for.
@@ -128,6 +129,7 @@ impl Rig {
                 owned: Buckets::EMPTY,
                 term: 0,
                 events: Vec::new(),
+                found: Vec::new(),
                 blind: false,
                 stale: false,
                 epoch: rig.epochs,
@@ -348,6 +350,7 @@ impl Rig {
                 Output::Delete(key, flow_id) => self.remove(id, key, flow_id),
                 Output::Reconcile(_) => self.node(id).stale = true,
                 Output::Event(event) => self.node(id).events.push(event),
+                Output::Diff { found, .. } => self.node(id).found.push(found),
             }
         }
     }

@@ -3,22 +3,31 @@
 use std::fmt;
 use std::time::Duration;
 
+use super::lag::Lag;
 use super::wire::Hello;
 use crate::NodeId;
 use crate::seal::OpenError;
 
 macro_rules! counters {
-    ($(#[$outer:meta])* $name:ident { $($(#[$inner:meta])* $field:ident,)* }) => {
+    ($(#[$outer:meta])* $name:ident { $($(#[doc = $doc:literal])* $field:ident,)* }) => {
         $(#[$outer])*
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
         pub struct $name {
-            $($(#[$inner])* pub $field: u64,)*
+            $($(#[doc = $doc])* pub $field: u64,)*
         }
 
         impl $name {
             /// Every counter with its name.
             pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
                 [$((stringify!($field), self.$field),)*].into_iter()
+            }
+
+            /// What the counter of this name counts, if there is one.
+            pub fn describe(name: &str) -> Option<&'static str> {
+                match name {
+                    $(stringify!($field) => Some(concat!($($doc),*).trim_ascii()),)*
+                    _ => None,
+                }
             }
         }
     };
@@ -242,6 +251,18 @@ pub enum SyncState {
 }
 
 impl SyncState {
+    /// All of them, from worst to best.
+    pub const ALL: [Self; 8] = [
+        Self::Disabled,
+        Self::Down,
+        Self::Handshake,
+        Self::Silent,
+        Self::Diverged,
+        Self::Bulk,
+        Self::Verifying,
+        Self::InSync,
+    ];
+
     /// The name that commands print.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -311,6 +332,23 @@ pub struct BulkProgress {
     pub buckets_left: usize,
     /// Since its start.
     pub elapsed: Duration,
+}
+
+impl BulkProgress {
+    /// Time that the rest will take if it goes on as fast as until now; `None` while nothing tells how fast that is.
+    pub fn remaining(&self) -> Option<Duration> {
+        let left = self.flows_total.saturating_sub(self.flows_done);
+        (self.flows_done > 0).then(|| self.elapsed.mul_f64(left as f64 / self.flows_done as f64))
+    }
+}
+
+/// Why a peer can neither be sent nor asked for anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unready {
+    /// There is nobody to talk to, as this state says.
+    State(SyncState),
+    /// The end that would send owns no flows.
+    OwnsNothing,
 }
 
 /// What happened, for the event log.
@@ -433,6 +471,8 @@ pub struct PeerStatus<'a> {
     pub sending: Option<BulkProgress>,
     /// The bulk transfer from it.
     pub receiving: Option<BulkProgress>,
+    /// How long changes took until it acknowledged them.
+    pub acknowledged: &'a Lag,
     /// Counters.
     pub counters: &'a Counters,
 }

@@ -18,6 +18,8 @@
 //! AGREED   11  seq v, buckets 32 bytes
 //! RESYNC   12  buckets 32 bytes
 //! ZONES    13  name hash u32...                  by number, from 1; before HELLO in the same datagram
+//! LIST_ASK 14  number v, bucket u8, flags u8 (1: digest), offset v, digest u64 if flagged
+//! LIST     15  number v, bucket u8, flags u8 (1: equal), offset v, total v, (tuple, state u8, age v)...
 //! PROBE    16  flags u8 (1: answer), number v    answered on the link that it came by
 //!
 //! tuple     flags u8 (1: IPv6), protocol u8, bucket u8, source 4|16, destination 4|16,
@@ -48,6 +50,8 @@ const NS_PER_MS: u64 = 1_000_000;
 const FLAG_IPV6: u8 = 1;
 const HELLO_ENABLED: u8 = 1;
 const PROBE_ANSWER: u8 = 1;
+const ASK_DIGEST: u8 = 1;
+const LIST_EQUAL: u8 = 1;
 
 /// A record does not have the form above. Its datagram is otherwise used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -105,6 +109,40 @@ impl Deletion {
     }
 }
 
+/// A question for the flows of a bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ListAsk {
+    /// Names the snapshot of the bucket that the peer takes for the answer.
+    pub(super) number: u64,
+    pub(super) bucket: u8,
+    /// Flows of that snapshot that are here already.
+    pub(super) offset: u64,
+    /// Nothing is to be listed if the bucket's digest is this one.
+    pub(super) digest: Option<u64>,
+}
+
+/// A flow in a list: its identity, version and state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Listed {
+    pub(super) flow: Deletion,
+    pub(super) state: u8,
+    /// When it last changed, in ns.
+    pub(super) changed_ns: u64,
+}
+
+/// Some of the flows of a bucket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct List {
+    pub(super) number: u64,
+    pub(super) bucket: u8,
+    /// The digest is that of the question, and nothing is listed.
+    pub(super) equal: bool,
+    pub(super) offset: u64,
+    /// Flows in the snapshot.
+    pub(super) total: u64,
+    pub(super) flows: Vec<Listed>,
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Record<'a> {
     Sequence { seq: u64, floor: u64 },
@@ -120,6 +158,8 @@ pub(super) enum Record<'a> {
     Agreed { seq: u64, buckets: Buckets },
     Resync(Buckets),
     Zones(Vec<u32>),
+    ListAsk(ListAsk),
+    List(List),
     Probe { id: u64, answer: bool },
     Unknown(u8),
 }
@@ -140,6 +180,8 @@ impl Record<'_> {
             Self::Agreed { .. } => 11,
             Self::Resync(_) => 12,
             Self::Zones(_) => 13,
+            Self::ListAsk(_) => 14,
+            Self::List(_) => 15,
             Self::Probe { .. } => 16,
             Self::Unknown(kind) => *kind,
         }
@@ -189,6 +231,29 @@ impl Writer {
     /// [`Self::push`] of a FLOW that is not copied first.
     pub(super) fn push_flow(&mut self, key: &FlowKey, entry: &Entry) -> bool {
         self.put(6, |w| w.flow(key, entry))
+    }
+
+    /// [`Self::push`] of a LIST with as many of `flows` as there is room for. How many these are; `None` if it does
+    /// not fit, or none of them does.
+    pub(super) fn push_list(&mut self, list: &List, flows: &[Listed]) -> Option<usize> {
+        let (start, mut count) = (self.buf.len(), 0);
+        let fits = self.put(15, |w| {
+            w.list(list);
+            for flow in flows {
+                let end = w.buf.len();
+                w.listed(flow);
+                if w.buf.len() > w.limit {
+                    w.buf.truncate(end);
+                    break;
+                }
+                count += 1;
+            }
+        });
+        if fits && count == 0 && !flows.is_empty() {
+            self.buf.truncate(start);
+            return None;
+        }
+        fits.then_some(count)
     }
 
     fn put(&mut self, kind: u8, body: impl FnOnce(&mut Self)) -> bool {
@@ -264,12 +329,39 @@ impl Writer {
                     self.buf.extend_from_slice(&hash.to_le_bytes());
                 }
             }
+            Record::ListAsk(ask) => {
+                self.varint(ask.number);
+                self.buf.extend_from_slice(&[ask.bucket, if ask.digest.is_some() { ASK_DIGEST } else { 0 }]);
+                self.varint(ask.offset);
+                if let Some(digest) = ask.digest {
+                    self.u64(digest);
+                }
+            }
+            Record::List(list) => {
+                self.list(list);
+                list.flows.iter().for_each(|flow| self.listed(flow));
+            }
             Record::Probe { id, answer } => {
                 self.buf.push(u8::from(*answer));
                 self.varint(*id);
             }
             Record::Unknown(_) => {}
         }
+    }
+
+    /// A LIST without flows.
+    fn list(&mut self, list: &List) {
+        self.varint(list.number);
+        self.buf.extend_from_slice(&[list.bucket, if list.equal { LIST_EQUAL } else { 0 }]);
+        self.varint(list.offset);
+        self.varint(list.total);
+    }
+
+    fn listed(&mut self, listed: &Listed) {
+        let d = &listed.flow;
+        self.tuple(&d.key, d.originator_is_b, d.bucket, &d.id, d.version);
+        self.buf.push(listed.state);
+        self.varint(self.now.as_nanos().saturating_sub(listed.changed_ns) / NS_PER_MS);
     }
 
     fn flow(&mut self, key: &FlowKey, entry: &Entry) {
@@ -417,6 +509,12 @@ fn decode(kind: u8, body: &[u8], now: Time) -> Result<Record<'_>, Malformed> {
             }
             Record::Zones(zones)
         }
+        14 => {
+            let (number, bucket, flags, offset) = (r.varint()?, r.u8()?, r.u8()?, r.varint()?);
+            let digest = if flags & ASK_DIGEST != 0 { Some(r.u64()?) } else { None };
+            Record::ListAsk(ListAsk { number, bucket, offset, digest })
+        }
+        15 => Record::List(r.list(now)?),
         16 => Record::Probe { answer: r.u8()? & PROBE_ANSWER != 0, id: r.varint()? },
         other => Record::Unknown(other),
     })
@@ -518,12 +616,29 @@ impl<'a> Reader<'a> {
         Ok(Deletion { key, originator_is_b, bucket, id, version })
     }
 
-    fn flow(&mut self, now: Time) -> Result<(FlowKey, Entry), Malformed> {
-        let tuple = self.tuple()?;
-        let (state, zones) = (self.u8()?, [self.u8()?, self.u8()?]);
+    fn list(&mut self, now: Time) -> Result<List, Malformed> {
+        let (number, bucket, flags) = (self.varint()?, self.u8()?, self.u8()?);
+        let (offset, total) = (self.varint()?, self.varint()?);
+        let mut flows = Vec::new();
+        while !self.0.is_empty() {
+            let (flow, state, age_ms) = (self.tuple()?, self.state()?, self.varint()?);
+            let changed_ns = now.as_nanos().saturating_sub(age_ms.saturating_mul(NS_PER_MS));
+            flows.push(Listed { flow, state, changed_ns });
+        }
+        Ok(List { number, bucket, equal: flags & LIST_EQUAL != 0, offset, total, flows })
+    }
+
+    fn state(&mut self) -> Result<u8, Malformed> {
+        let state = self.u8()?;
         if FlowState::from_u8(state).is_none_or(|s| s == FlowState::None) {
             return Err(Malformed);
         }
+        Ok(state)
+    }
+
+    fn flow(&mut self, now: Time) -> Result<(FlowKey, Entry), Malformed> {
+        let tuple = self.tuple()?;
+        let (state, zones) = (self.state()?, [self.u8()?, self.u8()?]);
         let rule_hash = self.u32()?;
         // An age may exceed this node's uptime: then the flow began at the origin of its clock.
         let ago = |ms: u64| now.as_nanos().saturating_sub(ms.saturating_mul(NS_PER_MS));

@@ -11,13 +11,14 @@
 //! | `value` | durations, names, addresses |
 //! | [`vlan`] | VLANs in names of interfaces |
 //! | `cluster` | `[cluster]`, `[sync]`, `[replication]` |
-//! | `nodes`, `zones`, `groups`, `rules`, `timeouts`, `limits` | a section each: its type, reading and checks |
+//! | `nodes`, `zones`, `groups`, `rules`, `timeouts`, `limits`, `metrics` | a section each: its type, reading and checks |
 //! | `key` | the cluster key's file |
 
 mod cluster;
 mod groups;
 pub mod key;
 mod limits;
+mod metrics;
 mod names;
 mod nodes;
 mod replication;
@@ -50,6 +51,7 @@ pub use self::{
     cluster::{Cluster, Mode, Sync},
     groups::{Group, Vip},
     key::KeyError,
+    metrics::Metrics,
     nodes::{Node, NodeError, SyncLink},
     replication::Replication,
     rules::{Rule, Service},
@@ -86,6 +88,8 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// `[limits]`.
     pub limits: Limits,
+    /// `[metrics]`.
+    pub metrics: Metrics,
     /// Every `[[node]]`, in the order of the file: node `id` is at `id - 1`.
     pub nodes: Vec<Node>,
     /// Every `[[zone]]`, in the order of the file: zone `id` is at `id - 1`.
@@ -94,7 +98,7 @@ pub struct Config {
     pub groups: Vec<Group>,
     /// Every `[[rule]]`, in the order of the file.
     pub rules: Vec<Rule>,
-    /// Hash of all of the above but the key: the first 8 bytes of a SHA-256 over the resolved config, so
+    /// Hash of all of the above but the key and `[metrics]`: the first 8 bytes of a SHA-256 over the resolved config, so
     /// comments, spacing, and defaults written out or left out make no difference. Peers compare it.
     pub hash: u64,
     /// Same, of what decides about packets: zones by name and rules.
@@ -169,6 +173,7 @@ impl Config {
         let rules = rules::read(&mut root, &zones, &mut mistakes);
         let timeouts = timeouts::read(&mut root, &mut mistakes);
         let limits = limits::read(&mut root, &mut mistakes);
+        let metrics = metrics::read(&mut root, &mut mistakes);
         let replication = replication::read(&mut root, &mut mistakes);
         root.finish(&mut mistakes);
 
@@ -185,6 +190,7 @@ impl Config {
             replication,
             timeouts,
             limits,
+            metrics,
             nodes: nodes.list,
             zones: zones.list,
             groups,

@@ -57,6 +57,13 @@ fn samples() -> Vec<(&'static str, Record<'static>)> {
         id: entry.id,
         version: entry.version,
     };
+    let listed = Listed {
+        flow: deletion,
+        state: FlowState::Established as u8,
+        changed_ns: NOW.as_nanos() - 250 * NS_PER_MS,
+    };
+    let list =
+        List { number: 300, bucket: 0xbc, equal: false, offset: 40, total: 42, flows: vec![listed; 2] };
     let some: Buckets = [0, 9, 255].into_iter().collect();
     let hello = Hello {
         version: VERSION,
@@ -82,6 +89,16 @@ fn samples() -> Vec<(&'static str, Record<'static>)> {
         ("agreed", Record::Agreed { seq: 1000, buckets: some }),
         ("resync", Record::Resync(some)),
         ("zones", Record::Zones(vec![0x0102_0304, 5])),
+        ("list-ask", Record::ListAsk(ListAsk { number: 300, bucket: 9, offset: 40, digest: None })),
+        (
+            "list-ask-digest",
+            Record::ListAsk(ListAsk { number: 1, bucket: 9, offset: 0, digest: Some(0x0102_0304_0506_0708) }),
+        ),
+        ("list", Record::List(list)),
+        (
+            "list-equal",
+            Record::List(List { number: 1, bucket: 9, equal: true, offset: 0, total: 0, flows: vec![] }),
+        ),
         ("probe", Record::Probe { id: 300, answer: true }),
     ]
 }
@@ -102,6 +119,26 @@ fn records_come_back_as_they_were() {
     let bytes = encode(&all);
     let back: Result<Vec<_>, _> = records(&bytes, NOW).collect();
     assert_eq!(back.unwrap(), all);
+}
+
+#[test]
+fn a_list_takes_what_room_there_is() {
+    let Some((_, Record::List(list))) = samples().into_iter().find(|(name, _)| *name == "list") else {
+        panic!()
+    };
+    let (head, flows) = (List { flows: vec![], ..list.clone() }, vec![list.flows[0]; 10]);
+    let whole = encode(&[Record::List(List { flows: flows.clone(), ..list })]).len();
+    for (limit, count) in [(whole, Some(10)), (whole - 1, Some(9)), (20, None), (4, None)] {
+        let mut w = Writer::new(vec![], limit, NOW);
+        assert_eq!(w.push_list(&head, &flows), count, "{limit}");
+        let back: Vec<_> = records(w.payload(), NOW).map(Result::unwrap).collect();
+        match count {
+            None => assert!(back.is_empty()),
+            Some(n) => assert_eq!(back, [Record::List(List { flows: flows[..n].to_vec(), ..head.clone() })]),
+        }
+    }
+    let mut w = Writer::new(vec![], 20, NOW);
+    assert_eq!(w.push_list(&head, &[]), Some(0));
 }
 
 #[test]

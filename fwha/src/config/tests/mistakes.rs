@@ -517,6 +517,18 @@ fn what_a_heartbeat_has_no_room_for_is_refused() {
 }
 
 #[test]
+fn a_port_for_metrics_has_an_address() {
+    check_rows(&[
+        (
+            "[[group]]",
+            "[metrics]\nlisten = \"9761\"\n[[group]]",
+            &[":24:10: listen \"9761\" is not an address with a port"],
+        ),
+        ("[[group]]", "[metrics]\nport = 9761\n[[group]]", &[":24:1: unknown key \"port\" in [metrics]"]),
+    ]);
+}
+
+#[test]
 fn mistakes_about_what_is_replicated_are_found() {
     check_rows(&[
         (

@@ -80,6 +80,14 @@ fn with(old: &str, new: &str) -> String {
 }
 
 #[test]
+fn metrics_are_nowhere_unless_asked_for_and_no_matter_between_nodes() {
+    assert_eq!(good(GOOD).metrics.listen, None);
+    let config = good(&format!("{GOOD}\n[metrics]\nlisten = \"[::1]:9761\"\n"));
+    assert_eq!(config.metrics.listen, Some("[::1]:9761".parse().unwrap()));
+    assert_eq!((config.hash, config.rules_hash), (good(GOOD).hash, good(GOOD).rules_hash));
+}
+
+#[test]
 fn the_documented_example_resolves() {
     let config = good(GOOD);
     assert_eq!(config.cluster.name, "edge");
