@@ -7,6 +7,7 @@
 //! * [`scenario`]: how a test plays in a lab.
 //! * [`takeover`]: the main job as one scenario, for `cargo xtask demo` and the tests alike.
 //! * [`conformance`]: the same packets through nf_conntrack and through fwha, compared.
+//! * [`sim`]: whole clusters of `fwha-proto` in virtual time, under faults.
 //! * [`root`]: how a test says that it needs root.
 //!
 //! The scenarios themselves are in `tests/tests/`, named by behaviour.
@@ -18,6 +19,7 @@ pub mod model;
 pub mod pair;
 pub mod root;
 pub mod scenario;
+pub mod sim;
 pub mod sys;
 pub mod takeover;
 pub mod traffic;

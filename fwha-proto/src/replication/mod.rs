@@ -358,6 +358,12 @@ impl Replication {
         self.len() == 0
     }
 
+    /// Deleted flows of which something is kept still: a peer has not acknowledged the deletion, or an
+    /// older message may come.
+    pub const fn tombstones(&self) -> usize {
+        self.core.table.dead()
+    }
+
     /// Digest of a bucket: equal on two nodes if, and but for a chance of 2^-64 only if, they hold
     /// the same identities in the same versions.
     pub const fn digest(&self, bucket: u8) -> u64 {
