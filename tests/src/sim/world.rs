@@ -38,7 +38,7 @@ pub enum Order {
     /// The election hears of an owner in a higher term, or in the same one and with a better right.
     GiveUp(NodeId, Group, u32),
     /// The election's letter arrives.
-    Told(NodeId, u32, Letter),
+    Told(NodeId, u32, Group, u32),
     /// The daemon sees that events were lost.
     Notice(NodeId),
     /// A link between two nodes, both ways, is cut or not.
@@ -186,12 +186,14 @@ impl World {
                     self.disown(id, group);
                 }
             }
-            Order::Told(id, life, letter) => {
+            Order::Told(id, life, group, term) => {
                 let node = self.node(id);
+                // Letters keep their order: this one is followed by that of a later move, if there was any.
                 if node.life == life
+                    && node.kernel.owned[usize::from(group)] == Some(term)
                     && let Some(daemon) = &mut node.daemon
                 {
-                    daemon.tell(letter);
+                    daemon.tell(Letter::Owned(group, term));
                 }
             }
             Order::Notice(id) => {
@@ -277,7 +279,7 @@ impl World {
             Some(lag) => {
                 self.node(id).kernel.own(group, Some(term));
                 let life = self.node(id).life;
-                self.order(lag, Order::Told(id, life, letter));
+                self.order(lag, Order::Told(id, life, group, term));
             }
             None => {
                 let node = self.node(id);
