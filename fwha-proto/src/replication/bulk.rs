@@ -177,7 +177,9 @@ impl Bulk {
         if !self.begin_due || !self.waits(core) {
             return None;
         }
-        let buckets = self.walkable(core) | self.active;
+        // Of a bucket whose END is on its way no more will come: one that has taken it already would
+        // wait for another.
+        let buckets = self.walkable(core) | (self.active - self.ended);
         let flows = buckets.iter().map(|b| u64::from(core.table.count(b))).sum();
         if !d.control(Control::Begin, &Record::Begin { flows, buckets }) {
             return None;

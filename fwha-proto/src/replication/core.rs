@@ -49,6 +49,8 @@ pub(super) struct Core {
     pub(super) owned: Buckets,
     /// Buckets that have just been lost in this way.
     pub(super) superseded: Buckets,
+    /// Buckets of which another node has just turned out to be the owner.
+    pub(super) moved: Buckets,
     /// Buckets whose flows are being compared with the kernel map.
     pub(super) reconciling: Buckets,
     /// The kernel map holds flows that the table had no room for.
@@ -90,6 +92,7 @@ impl Core {
             owners: [Owner::default(); BUCKETS],
             owned: Buckets::EMPTY,
             superseded: Buckets::EMPTY,
+            moved: Buckets::EMPTY,
             reconciling: Buckets::EMPTY,
             missed: false,
             outputs: VecDeque::new(),
@@ -264,28 +267,35 @@ impl Core {
             return Some(Admission::Owner);
         }
         *owner = Owner { term, node: peer };
+        self.moved.insert(bucket);
         if self.owned.remove(bucket) {
             self.superseded.insert(bucket);
         }
         Some(Admission::NewTerm)
     }
 
-    /// Takes an admitted FLOW.
-    pub(super) fn take_flow(&mut self, from: Origin, key: &FlowKey, entry: Entry, counters: &mut Counters) {
+    /// Takes an admitted FLOW; `false` if its sender has it and this node cannot.
+    pub(super) fn take_flow(
+        &mut self,
+        from: Origin,
+        key: &FlowKey,
+        entry: Entry,
+        counters: &mut Counters,
+    ) -> bool {
         if entry.zones.iter().any(|&z| z > self.options.zones) {
             counters.rejected_zone += 1;
-            return;
+            return false;
         }
         let full = self.table.live() >= self.options.max_flows;
         let Some(i) = self.table.find(key) else {
             if full {
                 counters.rejected_full += 1;
-                return;
+                return false;
             }
             let i = self.table.insert(*key, entry);
             counters.created_received += 1;
             self.mirror(i, from, true);
-            return;
+            return true;
         };
         let slot = self.table.at_mut(i);
         if slot.source == from.peer {
@@ -293,27 +303,28 @@ impl Core {
             let regress = known && entry.version < slot.entry.version;
             if from.stamp < slot.stamp || regress {
                 counters.rejected_old += 1;
-                return;
+                return true;
             }
         }
         if slot.entry.bucket != entry.bucket && slot.live && self.owned.contains(slot.entry.bucket) {
             counters.rejected_owned += 1;
-            return;
+            return false;
         }
         let same = slot.live && slot.entry.id == entry.id && slot.entry.version == entry.version;
         if same && slot.entry.bucket == entry.bucket {
             counters.unchanged_received += 1;
             self.mirror(i, from, false);
-            return;
+            return true;
         }
         if !slot.live && full {
             counters.rejected_full += 1;
-            return;
+            return false;
         }
         let counter = if slot.live { &mut counters.updated_received } else { &mut counters.created_received };
         *counter += 1;
         self.table.replace(i, entry);
         self.mirror(i, from, true);
+        true
     }
 
     fn mirror(&mut self, i: u32, from: Origin, write: bool) {

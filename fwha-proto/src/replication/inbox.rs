@@ -149,7 +149,9 @@ impl Inbox {
             if let Some(bulk) = &mut self.bulk {
                 bulk.flows += 1;
             }
-            core.take_flow(from, key, entry, counters);
+            if !core.take_flow(from, key, entry, counters) {
+                self.doubt(Buckets::one(entry.bucket));
+            }
         }
     }
 
@@ -385,6 +387,12 @@ impl Inbox {
             }
         }
         asked
+    }
+
+    /// These buckets are not what they were when they were last compared.
+    pub(super) fn doubt(&mut self, buckets: Buckets) {
+        self.agreed_due |= !(self.verified & buckets).is_empty();
+        self.verified = self.verified - buckets;
     }
 
     /// Asks for a bulk of these buckets.

@@ -233,10 +233,20 @@ impl Replication {
     }
 
     fn offer(&mut self, now: Time, slot: u32) {
-        if self.core.owned.contains(self.core.table.at(slot).entry.bucket) {
+        let bucket = self.core.table.at(slot).entry.bucket;
+        if self.core.owned.contains(bucket) {
             for peer in &mut self.peers {
                 peer.offer(&mut self.core, now, slot);
             }
+        } else {
+            self.doubt(Buckets::one(bucket), None);
+        }
+    }
+
+    /// The replica of these buckets is not what it was when peers' digests agreed with it.
+    fn doubt(&mut self, buckets: Buckets, but_for: Option<NodeId>) {
+        for peer in self.peers.iter_mut().filter(|p| Some(p.node()) != but_for) {
+            peer.doubt(buckets);
         }
     }
 
@@ -315,6 +325,10 @@ impl Replication {
         }
         let lost = std::mem::take(&mut self.core.superseded);
         self.give_up(lost);
+        let moved = std::mem::take(&mut self.core.moved);
+        if !moved.is_empty() {
+            self.doubt(moved, Some(header.sender));
+        }
     }
 
     /// The interface of sync link `link` has gained or lost its carrier.

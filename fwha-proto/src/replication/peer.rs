@@ -88,6 +88,12 @@ impl Peer {
         }
     }
 
+    pub(super) fn doubt(&mut self, buckets: Buckets) {
+        if let Some(session) = &mut self.session {
+            session.inbox.doubt(buckets);
+        }
+    }
+
     pub(super) fn give_up(&mut self, core: &mut Core, buckets: Buckets) {
         if let Some(session) = &mut self.session {
             session.outbox.give_up(core, buckets);

@@ -228,6 +228,8 @@ impl Thread {
                         }
                     }
                     Command::Expired(flows) => {
+                        // What the data plane told before, or it would bring them back.
+                        while self.read_events() {}
                         for (key, id) in flows {
                             self.replication.local_delete(now, &key, &id);
                         }

@@ -196,7 +196,7 @@ impl Node {
 
     fn read(&mut self, now: Time, letter: Letter, effects: &mut Vec<Effect>) {
         let clock = self.clock(now);
-        if let Letter::Disowned(_) = letter {
+        if let Letter::Disowned(_) | Letter::Expired(..) = letter {
             while self.take_events(now) {}
         }
         let Some(daemon) = &mut self.daemon else { return };

@@ -240,6 +240,7 @@ impl World {
         options.peers = self.ids().map(|n| PeerOptions { node: n, name: format!("fw{n}") }).collect();
         options.max_flows = self.shape.max_flows;
         options.queue_max = self.shape.queue_max;
+        options.links = self.shape.links;
         options.mtu = self.shape.mtu;
         options.bulk_bytes_per_s = self.shape.bulk_bytes_per_s;
         options
