@@ -361,17 +361,17 @@ impl Core {
             counters.rejected_old += 1;
             return None;
         }
-        if slot.live && slot.entry.id != d.id {
-            // Its owner has no flow of this key: what is here goes with the next sweep, and no
-            // older message brings the other one back.
-            slot.source = from.peer;
-            slot.stamp = from.stamp;
+        if slot.live && slot.entry.id != d.id && slot.entry.bucket != d.bucket {
+            // Another flow of this key, begun from its other end: another owner's, perhaps.
             counters.rejected_old += 1;
             return None;
         }
         if slot.live {
+            // When its owner wrote this it had no flow of this key at all: it may have used the key
+            // again and again, and told neither of the end of this one nor of those after it.
             counters.deleted_received += 1;
-            self.outputs.push_back(Output::Delete(d.key, d.id));
+            let id = slot.entry.id;
+            self.outputs.push_back(Output::Delete(d.key, id));
             self.tombstone(i, from)
         } else {
             slot.source = from.peer;

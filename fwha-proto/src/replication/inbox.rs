@@ -293,6 +293,12 @@ impl Inbox {
         self.touched[b] = self.touched[b].max(place.seq);
         let swept = core.sweep(bucket, self.peer, self.base + start);
         counters.swept += swept;
+        if swept > 0 {
+            // There is room again: what did not heal for want of it may now.
+            for b in self.differing.iter() {
+                self.heal[usize::from(b)] = Heal::default();
+            }
+        }
         self.wait(place, vec![(bucket, digest)]);
         if let Some(bulk) = &mut self.bulk {
             bulk.swept += swept;

@@ -112,7 +112,6 @@ impl Daemon {
         self.letters.is_empty()
             && self.waiting.is_empty()
             && self.walk.is_none()
-            && self.deferred.is_empty()
             && !self.replication.missed()
     }
 
