@@ -116,8 +116,8 @@ impl Core {
 
     // ---- This node's data plane ------------------------------------------------------------
 
-    /// Takes what the data plane says of a flow. The slot, if that is news.
-    pub(super) fn learn(&mut self, key: &FlowKey, entry: Entry) -> Option<u32> {
+    /// Takes what the data plane says of a flow, which has just begun or not. The slot, if that is news.
+    pub(super) fn learn(&mut self, key: &FlowKey, entry: Entry, created: bool) -> Option<u32> {
         self.counters.events += 1;
         if FlowState::from_u8(entry.state).is_none_or(|s| s == FlowState::None) {
             self.counters.events_invalid += 1;
@@ -133,6 +133,10 @@ impl Core {
                 return None;
             }
             let i = self.table.insert(*key, entry);
+            if !created || self.reconciling.contains(entry.bucket) {
+                // An earlier life of this daemon may have told of it, or of another of this key.
+                self.table.at_mut(i).has = !0;
+            }
             return Some(self.own(i));
         };
         let slot = self.table.at_mut(i);

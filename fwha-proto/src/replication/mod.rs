@@ -51,7 +51,7 @@ mod rig;
 #[cfg(test)]
 mod tests;
 
-use fwha_common::flow::{Flow, FlowEvent, FlowId, FlowKey};
+use fwha_common::flow::{Flow, FlowEvent, FlowEventKind, FlowId, FlowKey};
 
 pub use self::buckets::Buckets;
 use self::core::{Core, Owner};
@@ -180,7 +180,8 @@ impl Replication {
 
     /// Takes an event of the data plane.
     pub fn local(&mut self, now: Time, event: &FlowEvent) {
-        self.learn(now, &event.key, &event.flow);
+        let created = event.kind == FlowEventKind::Created as u32;
+        self.learn(now, &event.key, &event.flow, created);
     }
 
     /// This node has deleted a flow from its kernel map: it expired, or an operator wished it.
@@ -201,7 +202,7 @@ impl Replication {
 
     /// A flow that the walk of the kernel map has met, whatever its bucket.
     pub fn reconcile_seen(&mut self, now: Time, key: &FlowKey, flow: &Flow) {
-        if self.core.reconciling.contains(flow.bucket) && self.learn(now, key, flow) {
+        if self.core.reconciling.contains(flow.bucket) && self.learn(now, key, flow, false) {
             self.core.counters.reconciled += 1;
         }
     }
@@ -221,11 +222,11 @@ impl Replication {
         self.core.missed
     }
 
-    fn learn(&mut self, now: Time, key: &FlowKey, flow: &Flow) -> bool {
+    fn learn(&mut self, now: Time, key: &FlowKey, flow: &Flow, created: bool) -> bool {
         if !self.core.options.enabled {
             return false;
         }
-        let slot = self.core.learn(key, Entry::from_flow(key, flow));
+        let slot = self.core.learn(key, Entry::from_flow(key, flow), created);
         if let Some(slot) = slot {
             self.offer(now, slot);
         }

@@ -245,10 +245,17 @@ impl Thread {
                 }
             }
             let now = self.now();
+            let vanished = self.replication.counters().vanished;
             if let Some(c) = &mut comparison {
                 match self.compare(now, &mut c.walk) {
                     Ok(true) => {}
-                    Ok(false) => comparison = None,
+                    Ok(false) => {
+                        comparison = None;
+                        if self.replication.missed() && self.replication.counters().vanished > vanished {
+                            // There is room now for what had none, until a peer fills it again.
+                            comparison_due = now;
+                        }
+                    }
                     Err(error) => {
                         // An end now would declare flows dead that were only not seen.
                         tracing::warn!("cannot walk the flow table, will try again: {error}");

@@ -234,8 +234,12 @@ impl Node {
             seen += 1;
         }
         if seen < WALK_CHUNK {
+            let vanished = daemon.replication.counters().vanished;
             daemon.replication.reconcile_end(clock);
             daemon.walk = None;
+            if daemon.replication.missed() && daemon.replication.counters().vanished > vanished {
+                daemon.walk_due = now;
+            }
         }
     }
 
