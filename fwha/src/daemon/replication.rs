@@ -196,6 +196,8 @@ impl Thread {
         let mut comparison_due = Time::ZERO;
         let mut snapshot_due = Time::ZERO;
         let mut in_sync: BTreeMap<NodeId, bool> = BTreeMap::new();
+        // Its events come before what the table shows: they may tell of flows that are gone.
+        while self.read_events() {}
         loop {
             let now = self.now();
             if comparison.is_none() && self.replication.missed() {
@@ -215,6 +217,10 @@ impl Thread {
                     Command::Owned { group, term } => {
                         let owned = Ownership::Owned { term };
                         self.replication.set_ownership(now, self.buckets(group), owned);
+                        // Of these flows the data plane knew better than another owner, who is none any more.
+                        let kept = table.take_deferred();
+                        let kept = kept.iter().filter_map(|key| self.replication.get(key));
+                        waiting = waiting | kept.map(|flow| flow.bucket).collect();
                     }
                     Command::Disowned { group } => {
                         // What the data plane did while it was the owner goes out as the owner's.

@@ -159,6 +159,11 @@ impl Node {
         }
     }
 
+    /// The daemon has started: what the ring still holds comes before what the table shows.
+    pub fn begin(&mut self, now: Time) {
+        while self.take_events(now) {}
+    }
+
     /// One turn of the replication thread, without its sockets.
     pub fn turn(&mut self, now: Time, effects: &mut Vec<Effect>) {
         let clock = self.clock(now);
@@ -199,10 +204,13 @@ impl Node {
             while self.take_events(now) {}
         }
         let Some(daemon) = &mut self.daemon else { return };
+        effects.push(Effect::Note(format!("reads {letter:?}")));
         match letter {
             Letter::Owned(group, term) => {
                 daemon.told[usize::from(group)] = Some(term);
                 daemon.replication.set_ownership(clock, buckets_of(group), Ownership::Owned { term });
+                let kept = std::mem::take(&mut daemon.deferred).into_iter().map(bucket_of);
+                daemon.waiting = daemon.waiting | kept.collect();
             }
             Letter::Disowned(group) => {
                 daemon.told[usize::from(group)] = None;

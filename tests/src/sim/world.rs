@@ -218,6 +218,7 @@ impl World {
         self.epochs += 1;
         let epoch = self.epochs;
         let replication = Replication::new(self.options(id, epoch));
+        let now = self.now;
         let node = self.node(id);
         node.life += 1;
         let kernel = &mut node.kernel;
@@ -230,6 +231,7 @@ impl World {
             }
         }
         node.daemon = Some(daemon);
+        node.begin(now);
         self.ledgers[usize::from(id) - 1].heard = [0; BUCKETS_USED];
     }
 
