@@ -50,8 +50,8 @@ pub enum Order {
 struct Ledger {
     /// What was last written of each identity: term and node of the owner, version.
     written: HashMap<FlowId, (u32, NodeId, u64)>,
-    /// Identities that this node has deleted because their owner had, with the term.
-    buried: HashMap<FlowId, u32>,
+    /// Identities that this node has deleted because their owner had: the owner's term and node.
+    buried: HashMap<FlowId, (u32, NodeId)>,
     /// The highest term taken of each bucket, in this life.
     heard: [u32; BUCKETS_USED],
 }
@@ -477,7 +477,7 @@ impl World {
         let ledger = &mut self.ledgers[usize::from(id) - 1];
         let before = ledger.written.insert(flow_id, (term, from, version));
         let back = before.filter(|&(t, f, v)| (t, f) == (term, from) && v > version);
-        let risen = ledger.buried.get(&flow_id).is_some_and(|&t| t >= term);
+        let risen = ledger.buried.get(&flow_id).is_some_and(|&(t, owner)| t > term || (t, owner) == (term, from));
         if let Some((_, _, newer)) = back {
             self.violate(format!("fw{id} goes back from {newer:x} to {version:x} of {}", named(n, flow_id)));
         }
@@ -493,7 +493,7 @@ impl World {
         self.trace(Some(id), || format!("deletes {}, from fw{from} in term {term}", named(n, flow)));
         self.mark([self.now.as_nanos(), id.into(), n.into(), u64::MAX]);
         if self.buried.get(&flow) == Some(&term) {
-            self.ledgers[usize::from(id) - 1].buried.insert(flow, term);
+            self.ledgers[usize::from(id) - 1].buried.insert(flow, (term, from));
         }
         let node = self.node(id);
         let settled = node.settled() && node.kernel.owned[usize::from(group_of(super::bucket_of(n)))].is_none();
