@@ -64,6 +64,17 @@ pub(super) struct Core {
     graves: VecDeque<(u32, u32, Time)>,
 }
 
+/// How the data plane tells of a flow.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Told {
+    /// By an event: it has just begun.
+    Created,
+    /// By an event: it has changed.
+    Changed,
+    /// It is in the kernel map now, so no other of its key is.
+    Seen,
+}
+
 /// Where a record comes from.
 #[derive(Clone, Copy)]
 pub(super) struct Origin {
@@ -116,8 +127,8 @@ impl Core {
 
     // ---- This node's data plane ------------------------------------------------------------
 
-    /// Takes what the data plane says of a flow, which has just begun or not. The slot, if that is news.
-    pub(super) fn learn(&mut self, key: &FlowKey, entry: Entry, created: bool) -> Option<u32> {
+    /// Takes what the data plane says of a flow. The slot, if that is news.
+    pub(super) fn learn(&mut self, key: &FlowKey, entry: Entry, told: Told) -> Option<u32> {
         self.counters.events += 1;
         if FlowState::from_u8(entry.state).is_none_or(|s| s == FlowState::None) {
             self.counters.events_invalid += 1;
@@ -133,7 +144,7 @@ impl Core {
                 return None;
             }
             let i = self.table.insert(*key, entry);
-            if !created || self.reconciling.contains(entry.bucket) {
+            if told != Told::Created || self.reconciling.contains(entry.bucket) {
                 // An earlier life of this daemon may have told of it, or of another of this key.
                 self.table.at_mut(i).has = !0;
             }
@@ -144,7 +155,7 @@ impl Core {
         let newer = if old.id == entry.id {
             slot.live && entry.version > old.version
         } else {
-            entry.began_after(&old)
+            told == Told::Seen || entry.began_after(&old)
         };
         if slot.live && old.id == entry.id {
             slot.pass = self.pass;

@@ -54,7 +54,7 @@ mod tests;
 use fwha_common::flow::{Flow, FlowEvent, FlowEventKind, FlowId, FlowKey};
 
 pub use self::buckets::Buckets;
-use self::core::{Core, Owner};
+use self::core::{Core, Owner, Told};
 use self::entry::Entry;
 use self::peer::Peer;
 pub use self::status::{
@@ -181,7 +181,7 @@ impl Replication {
     /// Takes an event of the data plane.
     pub fn local(&mut self, now: Time, event: &FlowEvent) {
         let created = event.kind == FlowEventKind::Created as u32;
-        self.learn(now, &event.key, &event.flow, created);
+        self.learn(now, &event.key, &event.flow, if created { Told::Created } else { Told::Changed });
     }
 
     /// This node has deleted a flow from its kernel map: it expired, or an operator wished it.
@@ -200,9 +200,10 @@ impl Replication {
         self.core.reconcile_begin(buckets);
     }
 
-    /// A flow that the walk of the kernel map has met, whatever its bucket.
+    /// A flow that the walk of the kernel map has met, whatever its bucket. All that [`Self::poll`] had
+    /// for the map is to be written before it is looked at.
     pub fn reconcile_seen(&mut self, now: Time, key: &FlowKey, flow: &Flow) {
-        if self.core.reconciling.contains(flow.bucket) && self.learn(now, key, flow, false) {
+        if self.core.reconciling.contains(flow.bucket) && self.learn(now, key, flow, Told::Seen) {
             self.core.counters.reconciled += 1;
         }
     }
@@ -222,11 +223,11 @@ impl Replication {
         self.core.missed
     }
 
-    fn learn(&mut self, now: Time, key: &FlowKey, flow: &Flow, created: bool) -> bool {
+    fn learn(&mut self, now: Time, key: &FlowKey, flow: &Flow, told: Told) -> bool {
         if !self.core.options.enabled {
             return false;
         }
-        let slot = self.core.learn(key, Entry::from_flow(key, flow), created);
+        let slot = self.core.learn(key, Entry::from_flow(key, flow), told);
         if let Some(slot) = slot {
             self.offer(now, slot);
         }

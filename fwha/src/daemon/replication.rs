@@ -253,6 +253,8 @@ impl Thread {
             let now = self.now();
             let vanished = self.replication.counters().vanished;
             if let Some(c) = &mut comparison {
+                // What peers told is in the table before it is looked at.
+                self.drain(&mut table);
                 match self.compare(now, &mut c.walk) {
                     Ok(true) => {}
                     Ok(false) => {
