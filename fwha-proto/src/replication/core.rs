@@ -229,6 +229,14 @@ impl Core {
         self.graves.front().map(|g| g.2)
     }
 
+    /// As [`Self::free`], of a deletion that `peer` told of, unless it has told of a later one since.
+    pub(super) fn free_told(&mut self, i: u32, change: u32, peer: NodeId, stamp: u64) {
+        let slot = self.table.at(i);
+        if slot.source != peer || slot.stamp <= stamp {
+            self.free(i, change);
+        }
+    }
+
     /// Lets go of a tombstone, unless its slot has changed since.
     pub(super) fn free(&mut self, i: u32, change: u32) {
         let slot = self.table.at_mut(i);
@@ -389,9 +397,14 @@ impl Core {
             self.outputs.push_back(Output::Delete(d.key, id));
             self.tombstone(i, from)
         } else {
+            if !from.hold {
+                return None;
+            }
+            // The key has been used and deleted again since: what told of that may come after this.
             slot.source = from.peer;
             slot.stamp = from.stamp;
-            None
+            slot.held = true;
+            Some((i, slot.change))
         }
     }
 

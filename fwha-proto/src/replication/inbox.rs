@@ -345,7 +345,7 @@ impl Inbox {
             && seq <= cumulative
         {
             self.graves.pop_front();
-            core.free(slot, change);
+            core.free_told(slot, change, self.peer, self.base + seq);
         }
         let mut asked = 0;
         for _ in 0..self.waiting.len() {

@@ -48,12 +48,20 @@ pub enum Order {
 /// What is known of each node beyond what it knows itself.
 #[derive(Default)]
 struct Ledger {
-    /// What was last written of each identity: term and node of the owner, version.
-    written: HashMap<FlowId, (u32, NodeId, u64)>,
+    /// What was last written of each identity: the reign in which, and the version.
+    written: HashMap<FlowId, (Reign, u64)>,
     /// Identities that this node has deleted because their owner had: the owner's term and node.
     buried: HashMap<FlowId, (u32, NodeId)>,
-    /// The highest term taken of each bucket, in this life.
-    heard: [u32; BUCKETS_USED],
+    /// Whose word was last taken about each bucket, in this life.
+    heard: [Reign; BUCKETS_USED],
+}
+
+/// An owner as a node knows it. Two rivals of one term take turns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Reign {
+    term: u32,
+    node: NodeId,
+    turn: u32,
 }
 
 /// See the module.
@@ -80,7 +88,7 @@ pub struct World {
     pub fingerprint: u64,
     ledgers: Vec<Ledger>,
     /// Identities of which an owner's machine was told that they are deleted, with its term.
-    buried: HashMap<FlowId, u32>,
+    buried: HashMap<FlowId, (u32, NodeId)>,
     orders: BTreeMap<(Time, u64), Order>,
     ordered: u64,
     epochs: u64,
@@ -232,7 +240,7 @@ impl World {
         }
         node.daemon = Some(daemon);
         node.begin(now);
-        self.ledgers[usize::from(id) - 1].heard = [0; BUCKETS_USED];
+        self.ledgers[usize::from(id) - 1].heard = Default::default();
     }
 
     fn options(&self, id: NodeId, epoch: u64) -> Options {
@@ -407,9 +415,9 @@ impl World {
                 Effect::Note(note) => self.trace(Some(id), || note),
                 Effect::Buried(flow, term) => {
                     self.trace(Some(id), || format!("has deleted {}", name(flow)));
-                    let term = term.unwrap_or(0);
-                    let before = self.buried.entry(flow).or_insert(term);
-                    *before = term.max(*before);
+                    let reign = (term.unwrap_or(0), id);
+                    let before = self.buried.entry(flow).or_insert(reign);
+                    *before = reign.max(*before);
                 }
             }
         }
@@ -429,14 +437,14 @@ impl World {
         }
     }
 
-    /// The term in which the sender of a datagram could tell a node to change this flow.
+    /// In whose name the sender of a datagram could tell a node to change this flow.
     fn authority(
         &mut self,
         id: NodeId,
         origin: Option<(NodeId, Claims)>,
         flow: FlowId,
         bucket: u8,
-    ) -> Option<(NodeId, u32)> {
+    ) -> Option<Reign> {
         let Some((from, claims)) = origin else {
             self.violate(format!("fw{id} changes {} out of nowhere", name(flow)));
             return None;
@@ -455,30 +463,34 @@ impl World {
             return None;
         }
         let heard = &mut self.ledgers[usize::from(id) - 1].heard[usize::from(bucket)];
-        if *heard > term {
-            let heard = *heard;
+        let before = *heard;
+        if before.term > term {
             self.violate(format!(
-                "fw{id} has heard term {heard} and believes term {term} about {}",
+                "fw{id} has heard term {} and believes term {term} about {}",
+                before.term,
                 name(flow)
             ));
             return None;
         }
-        *heard = term;
-        Some((from, term))
+        if (before.term, before.node) != (term, from) {
+            *heard = Reign { term, node: from, turn: before.turn + 1 };
+        }
+        Some(*heard)
     }
 
     fn put(&mut self, id: NodeId, origin: Option<(NodeId, Claims)>, key: &FlowKey, flow: Flow) {
         let (n, flow_id, version) = (number_of(key), flow.id(), flow.version);
-        let Some((from, term)) = self.authority(id, origin, flow_id, flow.bucket) else { return };
+        let Some(reign) = self.authority(id, origin, flow_id, flow.bucket) else { return };
+        let Reign { term, node: from, .. } = reign;
         self.trace(Some(id), || {
             format!("writes {} version {version:x}, from fw{from} in term {term}", named(n, flow_id))
         });
         self.mark([self.now.as_nanos(), id.into(), n.into(), version]);
         let ledger = &mut self.ledgers[usize::from(id) - 1];
-        let before = ledger.written.insert(flow_id, (term, from, version));
-        let back = before.filter(|&(t, f, v)| (t, f) == (term, from) && v > version);
+        let before = ledger.written.insert(flow_id, (reign, version));
+        let back = before.filter(|&(r, v)| r == reign && v > version);
         let risen = ledger.buried.get(&flow_id).is_some_and(|&(t, owner)| t > term || (t, owner) == (term, from));
-        if let Some((_, _, newer)) = back {
+        if let Some((_, newer)) = back {
             self.violate(format!("fw{id} goes back from {newer:x} to {version:x} of {}", named(n, flow_id)));
         }
         if risen {
@@ -489,10 +501,13 @@ impl World {
 
     fn delete(&mut self, id: NodeId, origin: Option<(NodeId, Claims)>, key: &FlowKey, flow: FlowId) {
         let n = number_of(key);
-        let Some((from, term)) = self.authority(id, origin, flow, super::bucket_of(n)) else { return };
+        let Some(Reign { term, node: from, .. }) = self.authority(id, origin, flow, super::bucket_of(n))
+        else {
+            return;
+        };
         self.trace(Some(id), || format!("deletes {}, from fw{from} in term {term}", named(n, flow)));
         self.mark([self.now.as_nanos(), id.into(), n.into(), u64::MAX]);
-        if self.buried.get(&flow) == Some(&term) {
+        if self.buried.get(&flow) == Some(&(term, from)) {
             self.ledgers[usize::from(id) - 1].buried.insert(flow, (term, from));
         }
         let node = self.node(id);
