@@ -67,6 +67,8 @@ pub(super) struct Inbox {
     touched: Box<[u64; BUCKETS]>,
     /// Where the last complete bulk of each bucket began: what is older says nothing any more.
     complete_since: Box<[u64; BUCKETS]>,
+    /// Datagram of the last END of each bucket.
+    ended: Box<[u64; BUCKETS]>,
     waiting: VecDeque<Waiting>,
     heal: Box<[Heal; BUCKETS]>,
     bulk: Option<Bulk>,
@@ -98,6 +100,7 @@ impl Inbox {
             graves: VecDeque::new(),
             touched: Box::new([0; BUCKETS]),
             complete_since: Box::new([0; BUCKETS]),
+            ended: Box::new([0; BUCKETS]),
             waiting: VecDeque::new(),
             heal: Box::new([Heal::default(); BUCKETS]),
             bulk: None,
@@ -251,7 +254,7 @@ impl Inbox {
     ) -> Option<Event> {
         // An END may overtake the BEGIN, and so may the loss of the bucket.
         let claimed = if self.has_claims() { buckets & self.claims } else { buckets };
-        let left: Buckets = claimed.iter().filter(|&b| self.complete_since[usize::from(b)] < seq).collect();
+        let left: Buckets = claimed.iter().filter(|&b| self.ended[usize::from(b)] < seq).collect();
         if left.is_empty() {
             return None;
         }
@@ -284,6 +287,7 @@ impl Inbox {
         }
         // Refused or not: of this bucket no more will come.
         self.expect_no_more(bucket);
+        self.ended[b] = self.ended[b].max(place.seq);
         self.progress_at = now;
         let admitted = self.admit(core, bucket, place.term, counters).is_some();
         if !admitted || start < self.complete_since[b] {
