@@ -6,13 +6,16 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use fwha_tests::sim::{self, Summary};
 
+/// Seeds, if nobody says how many.
+const SEEDS: u64 = 10_000;
+
 /// Simulate clusters under faults, one for each seed
 #[derive(clap::Args)]
 pub struct Args {
-    /// How many seeds
-    #[arg(long, value_name = "N", default_value_t = 10_000)]
-    seeds: u64,
-    /// The first seed; without --seeds the only one
+    /// How many seeds; 10,000, or the one that is named
+    #[arg(long, value_name = "N")]
+    seeds: Option<u64>,
+    /// The first seed
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
     /// Print every step: time, node, what
@@ -29,10 +32,8 @@ pub struct Args {
 /// Runs the verb.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let began = Instant::now();
-    let seeds = match (args.seed, args.seeds) {
-        (Some(seed), 10_000) => seed..seed + 1,
-        (first, n) => first.unwrap_or(0)..first.unwrap_or(0) + n,
-    };
+    let first = args.seed.unwrap_or(0);
+    let seeds = first..first + args.seeds.unwrap_or(if args.seed.is_some() { 1 } else { SEEDS });
     let (mut total, mut failures, mut slowest) = (Summary::default(), 0, (Duration::ZERO, 0));
     for seed in seeds.clone() {
         match sim::run(seed, args.nodes, args.trace) {
