@@ -45,6 +45,18 @@ pub mod proto {
     pub fn name(proto: u8) -> Option<&'static str> {
         NAMES.iter().find(|(number, _)| *number == proto).map(|(_, name)| *name)
     }
+
+    /// The protocol of a name, or of a number from 1 to 255.
+    pub fn from_name(text: &str) -> Option<u8> {
+        let named = NAMES.iter().find(|(_, name)| *name == text).map(|(number, _)| *number);
+        let number = || text.parse().ok().filter(|&n| n != 0 && text.bytes().all(|b| b.is_ascii_digit()));
+        named.or_else(number)
+    }
+
+    /// Whether its packets carry a port of each end where TCP and UDP do.
+    pub const fn has_ports(proto: u8) -> bool {
+        matches!(proto, TCP | UDP | UDPLITE | SCTP | DCCP)
+    }
 }
 
 /// The key of a flow, the same for both directions.

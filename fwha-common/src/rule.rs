@@ -57,6 +57,42 @@ pub struct Rule {
     pub zero: u16,
 }
 
+/// A new flow, as rules see it.
+pub struct Query {
+    /// Source address, as in a flow key.
+    pub src: [u32; 4],
+    /// Destination address, as in a flow key.
+    pub dst: [u32; 4],
+    /// Destination port, host byte order; 0 for protocols without ports.
+    pub port: u16,
+    /// IP protocol.
+    pub proto: u8,
+    /// Zone it comes from.
+    pub from: u8,
+    /// Zone it goes to.
+    pub to: u8,
+}
+
+impl Rule {
+    /// Whether it matches a new flow.
+    #[inline(always)]
+    pub const fn matches(&self, query: &Query) -> bool {
+        let mut differs = 0u32;
+        let mut i = 0;
+        while i < 4 {
+            differs |= (query.src[i] ^ self.src[i]) & self.src_mask[i];
+            differs |= (query.dst[i] ^ self.dst[i]) & self.dst_mask[i];
+            i += 1;
+        }
+        differs == 0
+            && (self.proto == 0 || self.proto == query.proto)
+            && (self.from == ZONE_ANY || self.from == query.from)
+            && (self.to == ZONE_ANY || self.to == query.to)
+            && self.port_min <= query.port
+            && query.port <= self.port_max
+    }
+}
+
 /// FNV-1a, 32 bits, of a rule's name: how a rule is named in flows and between nodes.
 pub const fn name_hash(name: &str) -> u32 {
     let bytes = name.as_bytes();
@@ -133,3 +169,64 @@ const _: () = {
     assert!(size_of::<InterfaceKey>() == 8);
     assert!(size_of::<Interface>() == 16);
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow::{V4_MAPPED, proto};
+
+    fn mapped(a: [u8; 4]) -> [u32; 4] {
+        [0, 0, V4_MAPPED, u32::from_ne_bytes(a)]
+    }
+
+    fn query() -> Query {
+        Query {
+            src: mapped([192, 168, 1, 7]),
+            dst: mapped([10, 0, 0, 1]),
+            port: 22,
+            proto: proto::TCP,
+            from: 1,
+            to: 2,
+        }
+    }
+
+    fn any() -> Rule {
+        Rule { port_max: u16::MAX, from: ZONE_ANY, to: ZONE_ANY, ..Rule::default() }
+    }
+
+    #[test]
+    fn a_rule_without_conditions_matches_all() {
+        assert!(any().matches(&query()));
+        assert!(any().matches(&Query { to: ZONE_NODE, port: 0, ..query() }));
+    }
+
+    #[test]
+    fn each_condition_counts() {
+        let rule = Rule {
+            src: mapped([192, 168, 1, 0]),
+            src_mask: [u32::MAX, u32::MAX, u32::MAX, u32::from_ne_bytes([255, 255, 255, 0])],
+            dst: mapped([10, 0, 0, 1]),
+            dst_mask: [u32::MAX; 4],
+            port_min: 20,
+            port_max: 22,
+            proto: proto::TCP,
+            from: 1,
+            to: 2,
+            ..Rule::default()
+        };
+        assert!(rule.matches(&query()));
+        assert!(rule.matches(&Query { port: 20, ..query() }));
+        for other in [
+            Query { src: mapped([192, 168, 2, 7]), ..query() },
+            Query { src: [0, 0, 0, query().src[3]], ..query() },
+            Query { dst: mapped([10, 0, 0, 2]), ..query() },
+            Query { port: 19, ..query() },
+            Query { port: 23, ..query() },
+            Query { proto: proto::UDP, ..query() },
+            Query { from: 2, ..query() },
+            Query { to: ZONE_NODE, ..query() },
+        ] {
+            assert!(!rule.matches(&other));
+        }
+    }
+}

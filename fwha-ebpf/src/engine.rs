@@ -7,7 +7,7 @@ use fwha_common::{
     drop::DropReason,
     flow::{FlowKey, NextHop},
     group::Group,
-    rule::{Action, Interface, MAX_RULES, ZONE_NODE},
+    rule::{Action, Interface, MAX_RULES, Query, ZONE_NODE},
     settings::Settings,
 };
 
@@ -20,7 +20,6 @@ use crate::{
     packet::{ETH_LEN, Eth, Mac, Packet, RouteKind},
     parse::{self, Ip, Payload, ethertype},
     probe,
-    rules::{self, Query},
     tcp::Options,
     zone,
 };
@@ -350,7 +349,7 @@ unsafe extern "C" fn try_rule(index: u32, _: *mut c_void) -> i64 {
     let Some(rule) = maps::RULES.get(scan.base.wrapping_add(index)) else {
         return 1;
     };
-    if !rules::matches(rule, &scan.query) {
+    if !rule.matches(&scan.query) {
         return 0;
     }
     maps::add(&maps::RULE_HITS, rule.index, 1);

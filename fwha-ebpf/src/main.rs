@@ -12,7 +12,7 @@
 //! | [`fragment`] | fragments, held to what the first of them said |
 //! | [`probe`] | probes, answered here |
 //! | [`flow`], [`tcp`], [`sctp`], [`icmp`] | flows, their states and windows, errors about them |
-//! | [`zone`], [`rules`], [`limit`] | where a packet comes from; the ruleset; limits by source |
+//! | [`zone`], [`limit`] | where a packet comes from; limits by source |
 //! | [`forward`], [`reject`] | next hop and rewrite; answers to what a rule rejects |
 //! | [`capture`] | samples of what is dropped |
 //! | [`maps`], [`atomic`] | the maps; atomic operations |
@@ -25,7 +25,6 @@ use fwha_common::drop::{DROP_REASONS, DropReason};
 mod own;
 mod packet;
 mod parse;
-mod rules;
 mod sctp;
 mod tcp;
 

@@ -20,6 +20,11 @@
 //! is outstanding now is believed, so a recorded hello of an earlier epoch changes nothing. The
 //! session in force stays until the new epoch is proved.
 //!
+//! **A new cluster key.** While it is brought to the nodes, each accepts the one before, too
+//! ([`KeyRing`]), and seals for a peer with the newest key that the peer has shown to hold: it begins
+//! with the key of the handshake, offers the newest in a hello from time to time, and goes over to it
+//! with the first authentic datagram that comes under it. Session, epochs and counters stay.
+//!
 //! ```text
 //!  A                                   B
 //!  |-- hello(challenge a, echo 0) ---->|
@@ -92,6 +97,56 @@ impl ClusterKey {
         Hkdf::<Sha256>::new(Some(b"fwha 1"), &self.0)
             .expand_multi_info(info, out)
             .expect("far less than 255 hashes of output");
+    }
+}
+
+/// The secrets of a cluster: the key that datagrams are sealed with; while it is being replaced, the
+/// one before; and the seed of keyed hashes, which outlives both: buckets and digests must be the same
+/// on nodes that hold different keys for a while.
+#[derive(Clone)]
+pub struct KeyRing {
+    /// Newest first; one or two.
+    keys: Vec<ClusterKey>,
+    seed: ClusterKey,
+}
+
+impl KeyRing {
+    /// A ring of `key`, which replaces `previous`. Without `seed`, `key` is the seed.
+    pub fn new(key: ClusterKey, previous: Option<ClusterKey>, seed: Option<ClusterKey>) -> Self {
+        let seed = seed.unwrap_or_else(|| key.clone());
+        Self { keys: [Some(key), previous].into_iter().flatten().collect(), seed }
+    }
+
+    /// [`ClusterKey::id`] of the newest key.
+    pub fn id(&self) -> u32 {
+        self.keys[0].id()
+    }
+
+    /// Whether an older key is accepted, too.
+    pub fn is_rotating(&self) -> bool {
+        self.keys.len() > 1
+    }
+
+    /// Whether hashes are the same with both rings.
+    pub fn same_seed(&self, other: &Self) -> bool {
+        self.seed.id() == other.seed.id()
+    }
+
+    /// A SipHash key for `label`, as the data plane uses them for buckets and probes.
+    pub fn siphash_key(&self, label: &str) -> [u64; 2] {
+        self.seed.siphash_key(label)
+    }
+}
+
+impl From<ClusterKey> for KeyRing {
+    fn from(key: ClusterKey) -> Self {
+        Self::new(key, None, None)
+    }
+}
+
+impl fmt::Debug for KeyRing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(&self.keys).finish()
     }
 }
 
@@ -268,12 +323,13 @@ pub enum Opened<'a> {
 /// Send [`Self::hello`] at intervals while [`Self::is_open`] is false, and whenever
 /// [`Opened::Hello`] asks for it; then [`Self::seal`] and [`Self::open`].
 pub struct Channel {
-    key: ClusterKey,
-    key_id: u32,
+    /// Newest first.
+    keys: Vec<Held>,
+    /// The key of the next hello, by its place in `keys`.
+    hello_with: usize,
     me: Identity,
     peer: NodeId,
     purpose: Purpose,
-    hello_key: ChaCha20Poly1305,
     /// Counts all datagrams sent; never reused under any key.
     counter: u64,
     /// Number of the challenge that is outstanding.
@@ -286,30 +342,32 @@ pub struct Channel {
     session: Option<Session>,
 }
 
+/// A cluster key and what of it does not change with the session.
+struct Held {
+    id: u32,
+    key: ClusterKey,
+    hello: ChaCha20Poly1305,
+}
+
 struct Session {
     peer_epoch: u64,
     version: u8,
-    tx: ChaCha20Poly1305,
-    rx: ChaCha20Poly1305,
+    /// For each key that is held: for sending, for receiving.
+    ciphers: Vec<[ChaCha20Poly1305; 2]>,
+    /// The newest key that the peer has shown to hold.
+    key: usize,
     window: ReplayWindow,
 }
 
 impl Channel {
     /// A closed channel from `me` to `peer`.
-    pub fn new(key: ClusterKey, purpose: Purpose, me: Identity, peer: NodeId) -> Self {
-        let hello_key = key.aead(&[
-            b"hello",
-            &me.cluster.to_le_bytes(),
-            &[purpose as u8, me.node, peer],
-            &me.epoch.to_le_bytes(),
-        ]);
+    pub fn new(keys: impl Into<KeyRing>, purpose: Purpose, me: Identity, peer: NodeId) -> Self {
         let mut channel = Self {
-            key_id: key.id(),
-            key,
+            keys: held(&keys.into(), purpose, me, peer),
+            hello_with: 0,
             me,
             peer,
             purpose,
-            hello_key,
             counter: 0,
             challenges: 0,
             challenge: 0,
@@ -319,6 +377,29 @@ impl Channel {
         };
         channel.new_challenge();
         channel
+    }
+
+    /// Holds these keys from now on. A session goes on under the key that it uses if that is among
+    /// them.
+    pub fn set_keys(&mut self, keys: &KeyRing) {
+        let used = self.session.as_ref().map(|s| self.keys[s.key].id);
+        self.keys = held(keys, self.purpose, self.me, self.peer);
+        self.hello_with = 0;
+        if let Some(mut session) = self.session.take() {
+            session.ciphers = self.ciphers(session.peer_epoch);
+            session.key = self.keys.iter().position(|k| Some(k.id) == used).unwrap_or(0);
+            self.session = Some(session);
+        }
+    }
+
+    /// Whether the peer has not shown the newest key yet: send [`Self::hello`] from time to time.
+    pub fn is_renewing(&self) -> bool {
+        self.session.as_ref().is_some_and(|s| s.key > 0)
+    }
+
+    /// [`ClusterKey::id`] of the key that payloads are sealed with, once open.
+    pub fn key_id(&self) -> Option<u32> {
+        self.session.as_ref().map(|s| self.keys[s.key].id)
     }
 
     /// The peer.
@@ -350,17 +431,21 @@ impl Channel {
         plain[17] = WIRE_VERSION_MIN;
         plain[18] = WIRE_VERSION_MAX;
         self.counter += 1;
-        let header = self.header(KIND_HELLO);
-        encrypt(&self.hello_key, &header, &plain)
+        // An answer goes under the key of the question; else they take turns, for the peer may know
+        // but one of them.
+        let with = self.hello_with;
+        self.hello_with = if self.is_open() { 0 } else { (with + 1) % self.keys.len() };
+        let header = self.header(KIND_HELLO, with);
+        encrypt(&self.keys[with].hello, &header, &plain)
     }
 
     /// Seals `payload` for the peer, or says `None` while the channel is closed.
     pub fn seal(&mut self, payload: &[u8]) -> Option<Vec<u8>> {
-        self.session.as_ref()?;
+        let key = self.session.as_ref()?.key;
         self.counter += 1;
-        let header = self.header(KIND_DATA);
-        let session = self.session.as_ref()?;
-        Some(encrypt(&session.tx, &header, payload))
+        let header = self.header(KIND_DATA, key);
+        let [tx, _] = &self.session.as_ref()?.ciphers[key];
+        Some(encrypt(tx, &header, payload))
     }
 
     /// Opens a datagram in place.
@@ -372,20 +457,25 @@ impl Channel {
         if header.cluster != self.me.cluster {
             return Err(OpenError::OtherCluster { theirs: header.cluster });
         }
-        if header.key_id != self.key_id {
+        let Some(key) = self.keys.iter().position(|k| k.id == header.key_id) else {
             return Err(OpenError::OtherKey { theirs: header.key_id });
-        }
+        };
         if (header.sender, header.receiver, header.purpose) != (self.peer, self.me.node, self.purpose as u8) {
             return Err(OpenError::Misdirected);
         }
         match header.kind {
-            KIND_HELLO => self.open_hello(&header, datagram),
-            KIND_DATA => self.open_data(&header, datagram),
+            KIND_HELLO => self.open_hello(&header, key, datagram),
+            KIND_DATA => self.open_data(&header, key, datagram),
             _ => Err(OpenError::Garbage),
         }
     }
 
-    fn open_data<'a>(&mut self, header: &Header, datagram: &'a mut [u8]) -> Result<Opened<'a>, OpenError> {
+    fn open_data<'a>(
+        &mut self,
+        header: &Header,
+        key: usize,
+        datagram: &'a mut [u8],
+    ) -> Result<Opened<'a>, OpenError> {
         let session = self.session.as_mut().ok_or(OpenError::UnknownEpoch)?;
         if header.epoch != session.peer_epoch {
             return Err(OpenError::UnknownEpoch);
@@ -394,13 +484,20 @@ impl Channel {
         if !session.window.is_fresh(header.counter) {
             return Err(OpenError::Replayed);
         }
-        let payload = decrypt(&session.rx, header.counter, datagram)?;
+        let [_, rx] = &session.ciphers[key];
+        let payload = decrypt(rx, header.counter, datagram)?;
         session.window.mark(header.counter);
+        session.key = session.key.min(key);
         Ok(Opened::Data(payload))
     }
 
-    fn open_hello(&mut self, header: &Header, datagram: &mut [u8]) -> Result<Opened<'static>, OpenError> {
-        let key = self.key.aead(&[
+    fn open_hello(
+        &mut self,
+        header: &Header,
+        with: usize,
+        datagram: &mut [u8],
+    ) -> Result<Opened<'static>, OpenError> {
+        let key = self.keys[with].key.aead(&[
             b"hello",
             &header.cluster.to_le_bytes(),
             &[header.purpose, header.sender, header.receiver],
@@ -421,18 +518,28 @@ impl Channel {
         if echo == self.challenge {
             self.new_challenge();
             if self.peer_epoch() != Some(header.epoch) {
-                self.session = Some(self.session_with(header.epoch, max.min(WIRE_VERSION_MAX)));
+                self.session = Some(Session {
+                    peer_epoch: header.epoch,
+                    version: max.min(WIRE_VERSION_MAX),
+                    ciphers: self.ciphers(header.epoch),
+                    key: with,
+                    window: ReplayWindow::default(),
+                });
                 new_session = true;
             }
         }
+        if let Some(session) = self.session.as_mut().filter(|s| s.peer_epoch == header.epoch) {
+            session.key = session.key.min(with);
+        }
+        self.hello_with = with;
         // The peer needs our echo if it says so; we need its echo if it is a stranger.
         self.stranger = self.peer_epoch() != Some(header.epoch);
         Ok(Opened::Hello { reply: wants_reply || self.stranger, new_session })
     }
 
-    fn session_with(&self, peer_epoch: u64, version: u8) -> Session {
-        let direction = |from: NodeId, from_epoch: u64, to: NodeId, to_epoch: u64| {
-            self.key.aead(&[
+    fn ciphers(&self, peer_epoch: u64) -> Vec<[ChaCha20Poly1305; 2]> {
+        let direction = |key: &ClusterKey, from: NodeId, from_epoch: u64, to: NodeId, to_epoch: u64| {
+            key.aead(&[
                 b"data",
                 &self.me.cluster.to_le_bytes(),
                 &[self.purpose as u8, from, to],
@@ -440,23 +547,23 @@ impl Channel {
                 &to_epoch.to_le_bytes(),
             ])
         };
-        Session {
-            peer_epoch,
-            version,
-            tx: direction(self.me.node, self.me.epoch, self.peer, peer_epoch),
-            rx: direction(self.peer, peer_epoch, self.me.node, self.me.epoch),
-            window: ReplayWindow::default(),
-        }
+        let (me, peer) = (self.me.node, self.peer);
+        let of = |held: &Held| {
+            let (there, back) =
+                ((me, self.me.epoch, peer, peer_epoch), (peer, peer_epoch, me, self.me.epoch));
+            [there, back].map(|(a, b, c, d)| direction(&held.key, a, b, c, d))
+        };
+        self.keys.iter().map(of).collect()
     }
 
-    fn header(&self, kind: u8) -> Header {
+    fn header(&self, kind: u8, key: usize) -> Header {
         Header {
             kind,
             cluster: self.me.cluster,
             sender: self.me.node,
             receiver: self.peer,
             purpose: self.purpose as u8,
-            key_id: self.key_id,
+            key_id: self.keys[key].id,
             epoch: self.me.epoch,
             counter: self.counter,
         }
@@ -468,7 +575,7 @@ impl Channel {
         loop {
             self.challenges += 1;
             let mut out = [0; 8];
-            self.key.expand(
+            self.keys[0].key.expand(
                 &[
                     b"challenge",
                     &[self.purpose as u8, self.me.node, self.peer],
@@ -483,6 +590,18 @@ impl Channel {
             }
         }
     }
+}
+
+fn held(ring: &KeyRing, purpose: Purpose, me: Identity, peer: NodeId) -> Vec<Held> {
+    let hello = |key: &ClusterKey| {
+        key.aead(&[
+            b"hello",
+            &me.cluster.to_le_bytes(),
+            &[purpose as u8, me.node, peer],
+            &me.epoch.to_le_bytes(),
+        ])
+    };
+    ring.keys.iter().map(|key| Held { id: key.id(), hello: hello(key), key: key.clone() }).collect()
 }
 
 impl fmt::Debug for Channel {
@@ -635,6 +754,40 @@ mod tests {
         assert_eq!(a.peer_epoch(), Some(0x3333));
         let mut d = b.seal(b"still").unwrap();
         assert_eq!(a.open(&mut d), Ok(Opened::Data(b"still")));
+    }
+
+    #[test]
+    fn a_new_key_is_taken_by_one_node_after_the_other_within_the_session() {
+        let (old, new) = (ClusterKey::new(KEY), ClusterKey::new([8; 32]));
+        let both = KeyRing::new(new.clone(), Some(old.clone()), Some(old.clone()));
+        let (mut a, mut b) = pair();
+        shake(&mut a, &mut b);
+        let talk = |a: &mut Channel, b: &mut Channel| {
+            let mut d = a.seal(b"there").unwrap();
+            assert_eq!(b.open(&mut d), Ok(Opened::Data(b"there")));
+            let mut d = b.seal(b"back").unwrap();
+            assert_eq!(a.open(&mut d), Ok(Opened::Data(b"back")));
+        };
+        a.set_keys(&both);
+        assert!(a.is_renewing());
+        assert_eq!(b.open(&mut a.hello()), Err(OpenError::OtherKey { theirs: new.id() }), "offers it");
+        talk(&mut a, &mut b);
+        assert_eq!((a.key_id(), b.key_id()), (Some(old.id()), Some(old.id())), "but does not depend on it");
+        b.set_keys(&both);
+        assert_eq!(shake(&mut a, &mut b), (false, false), "the session goes on");
+        talk(&mut a, &mut b);
+        assert_eq!((a.key_id(), b.key_id()), (Some(new.id()), Some(new.id())));
+        assert!(!a.is_renewing() && !b.is_renewing());
+        a.set_keys(&KeyRing::new(new, None, Some(old.clone())));
+        talk(&mut a, &mut b);
+
+        // One that starts with both meets one that has but the old one.
+        let me = Identity { cluster: cluster_id("edge"), node: 1, epoch: 0x4444 };
+        let mut a = Channel::new(both, Purpose::Heartbeat, me, 2);
+        let mut b = end(KEY, 2, 1, 0x5555);
+        assert!(b.open(&mut a.hello()).is_err());
+        assert_eq!(shake(&mut a, &mut b), (true, true));
+        talk(&mut a, &mut b);
     }
 
     #[test]

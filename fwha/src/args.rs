@@ -218,6 +218,12 @@ pub struct SwitchoverArgs {
 /// `fwhactl keygen`.
 #[derive(Debug, Args)]
 pub struct KeygenArgs {
-    /// The file to make; it must not exist.
+    /// The key file. Without an option it is made, and must not exist.
     pub file: PathBuf,
+    /// Put a new key before the one that is there; copy the file to every node, `systemctl reload fwha` on each.
+    #[arg(long)]
+    pub rotate: bool,
+    /// When all nodes have the new key: take the one before out; copy and reload again.
+    #[arg(long, conflicts_with = "rotate")]
+    pub finish: bool,
 }

@@ -8,6 +8,7 @@
 //! | [`daemon`] | `fwha run` |
 //! | [`dataplane`] | programs and maps in the kernel: load, pin, adopt, attach |
 //! | [`netlink`] | addresses, links, routes, gratuitous ARP |
+//! | [`policy`] | what the config says about single flows, for replication |
 //! | [`socket`] | VRRP, probes, sealed datagrams |
 //! | [`sys`] | system calls that no crate wraps; all `unsafe` is there |
 //! | [`ctl`] | the verbs of `fwhactl` |
@@ -21,6 +22,7 @@ pub mod ctl;
 pub mod daemon;
 pub mod dataplane;
 pub mod netlink;
+pub mod policy;
 pub mod socket;
 pub mod sys;
 #[cfg(test)]

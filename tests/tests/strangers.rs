@@ -208,3 +208,49 @@ fn write_private(path: &std::path::Path, text: &str) -> Result<()> {
     let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
     Ok(writeln!(file, "{text}")?)
 }
+
+#[test]
+fn the_cluster_key_is_replaced_under_traffic_and_nothing_stops() {
+    with_pair(LabOptions::default(), |lab, pair| {
+        pair.settle(lab)?;
+        let (before, sessions) = (pair.roles()?, sessions(pair)?);
+        let copy = Copy::start(lab, Plan { size: 16 << 20, rate: 4 << 20, ..Plan::default() })?;
+        let keygen = |option: &str| -> Result<()> {
+            let file = lab.dir().join(KEY_FILE);
+            let done = pair.node(Node::Fw1).ctl_output(&["keygen", option, &file.to_string_lossy()])?;
+            ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+            Ok(())
+        };
+        let warned = |node: Node| -> Result<bool> {
+            let status = pair.node(node).ctl(&["status"])?;
+            Ok(status["warnings"].to_string().contains("does not have the new cluster key"))
+        };
+        keygen("--rotate")?;
+        pair.node(Node::Fw1).reload()?;
+        lab.wait_for("fw1 to miss the new key on fw2", PATIENCE, || Ok(warned(Node::Fw1)?.then_some(())))?;
+        // fw1 offers the new key, which fw2 refuses, and goes on with the old one.
+        pair.wait_for_count(lab, Node::Fw2, "sync.peers.fw1.other_key", 0)?;
+        ensure!(peer_state(&pair.node(Node::Fw2).ctl(&["status"])?) == Some("alive"));
+        pair.node(Node::Fw2).reload()?;
+        lab.wait_for("both nodes to use the new key", PATIENCE, || {
+            Ok((!warned(Node::Fw1)? && !warned(Node::Fw2)?).then_some(()))
+        })?;
+        keygen("--finish")?;
+        for node in Node::ALL {
+            pair.node(node).reload()?;
+        }
+        check_intact(copy)?;
+        pair.settle(lab)?;
+        ensure!(pair.roles()? == before, "the group has moved");
+        ensure!(self::sessions(pair)? == sessions, "a session was opened anew");
+        Ok(())
+    });
+}
+
+/// Replication sessions that each node has opened.
+fn sessions(pair: &Pair) -> Result<[u64; 2]> {
+    Ok([
+        pair.node(Node::Fw1).count("sync.peers.fw2.sessions")?,
+        pair.node(Node::Fw2).count("sync.peers.fw1.sessions")?,
+    ])
+}

@@ -7,7 +7,7 @@ use fwha_common::{MAX_GROUPS, MAX_NODES, MAX_ZONES};
 
 use crate::NodeId;
 use crate::heartbeat::{Interface, MAX_INSTANCES, MAX_LINKS, Via};
-use crate::seal::{ClusterKey, Identity};
+use crate::seal::{Identity, KeyRing};
 use crate::time::Time;
 use crate::vrrp::packet::{ADDRESSES_MAX, Checksum, INTERVAL_CS_MAX};
 
@@ -20,8 +20,8 @@ pub struct Config {
     /// This node.
     pub identity: Identity,
     /// The cluster's secret.
-    pub key: ClusterKey,
-    /// Key of probes: [`ClusterKey::siphash_key`], the same as in the data plane's settings.
+    pub keys: KeyRing,
+    /// Key of probes: [`KeyRing::siphash_key`], the same as in the data plane's settings.
     pub probe_key: [u64; 2],
     /// Hash of the cluster file; differences are reported.
     pub config_hash: u64,

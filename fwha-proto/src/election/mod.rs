@@ -54,11 +54,11 @@ pub use self::group::FAST_ADVERT_CS;
 use self::group::Group;
 pub use self::output::{CommandError, Counters, Event, Output};
 use self::peer::Peer;
-pub use self::peer::{HELLO_INTERVAL, Link};
+pub use self::peer::{HELLO_INTERVAL, Link, RENEW_INTERVAL};
 use self::status::Stranger;
 use crate::NodeId;
 use crate::heartbeat::{GroupRecord, Heartbeat, Interface, NodeState, PeerState, Role, Via};
-use crate::seal::{Header, OpenError, Opened};
+use crate::seal::{Header, KeyRing, OpenError, Opened};
 use crate::time::Time;
 
 /// Between two events about refused datagrams with the same reason.
@@ -486,12 +486,25 @@ impl Election {
         }
     }
 
+    /// Holds these keys from now on; channels stay open.
+    pub fn set_keys(&mut self, keys: &KeyRing) {
+        for peer in &mut self.peers {
+            peer.channel.set_keys(keys);
+        }
+    }
+
     fn say_hello(&mut self, now: Time) {
         for peer in &mut self.peers {
-            if (peer.channel.is_open() && peer.alive()) || now < peer.hello_due {
+            if peer.channel.is_open() && peer.alive() {
+                if !peer.channel.is_renewing() || now < peer.renew_due {
+                    continue;
+                }
+                peer.renew_due = now + RENEW_INTERVAL;
+            } else if now < peer.hello_due {
                 continue;
+            } else {
+                peer.hello_sent(now);
             }
-            peer.hello_sent(now);
             for link in sync_links(&self.config) {
                 let bytes = peer.channel.hello();
                 self.out.push_back(Output::Heartbeat { link, peer: peer.node, bytes });

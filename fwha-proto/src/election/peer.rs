@@ -15,6 +15,8 @@ use crate::time::Time;
 
 /// Between hellos while the channel is closed or the peer is silent.
 pub const HELLO_INTERVAL: Duration = Duration::from_millis(50);
+/// Between two hellos that offer a peer the newest cluster key.
+pub const RENEW_INTERVAL: Duration = Duration::from_secs(1);
 /// Hellos sent in answer to others within one interval: a flood of replayed ones must not be
 /// answered one by one.
 const HELLO_REPLIES: u8 = 8;
@@ -51,6 +53,8 @@ pub(super) struct Peer {
     /// Why its last datagram was refused, until one is accepted.
     pub refused: Option<OpenError>,
     pub hello_due: Time,
+    /// When it is offered the newest cluster key again, if it has not shown it.
+    pub renew_due: Time,
     hello_replies: u8,
     /// It says that it does not hear us.
     pub deaf: bool,
@@ -70,7 +74,7 @@ impl Peer {
         });
         Self {
             node,
-            channel: Channel::new(config.key.clone(), Purpose::Heartbeat, config.identity, node),
+            channel: Channel::new(config.keys.clone(), Purpose::Heartbeat, config.identity, node),
             suspicion: Suspicion::new(now, config.heartbeat_interval),
             links: links.collect(),
             last: None,
@@ -79,6 +83,7 @@ impl Peer {
             applied: 0,
             refused: None,
             hello_due: now,
+            renew_due: now,
             hello_replies: 0,
             deaf: false,
             other_config: None,

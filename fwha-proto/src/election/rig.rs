@@ -145,7 +145,7 @@ pub fn config(nodes: u8, node: NodeId, epoch: u64) -> Config {
     let vias = [Via::Sync(0), Via::Zone(1), Via::Zone(2)];
     Config {
         identity: Identity { cluster: cluster_id("edge"), node, epoch },
-        key: key(),
+        keys: key().into(),
         probe_key: key().siphash_key("probe"),
         config_hash: 1,
         heartbeat_interval: ms(10),

@@ -97,7 +97,7 @@ pub(super) enum Admission {
 
 impl Core {
     pub(super) fn new(options: Options) -> Self {
-        let seeds = options.key.siphash_key("replica");
+        let seeds = options.keys.siphash_key("replica");
         Self {
             table: Table::new(seeds, options.max_flows),
             owners: [Owner::default(); BUCKETS],
@@ -126,6 +126,11 @@ impl Core {
     }
 
     // ---- This node's data plane ------------------------------------------------------------
+
+    /// Whether a flow of this key is in the replica.
+    pub(super) fn knows(&self, key: &FlowKey) -> bool {
+        self.table.find(key).is_some_and(|i| self.table.at(i).live)
+    }
 
     /// Takes what the data plane says of a flow. The slot, if that is news.
     pub(super) fn learn(&mut self, key: &FlowKey, entry: Entry, told: Told) -> Option<u32> {
@@ -309,7 +314,11 @@ impl Core {
             counters.rejected_zone += 1;
             return false;
         }
-        let full = self.table.live() >= self.options.max_flows;
+        if !self.admits(key, &entry) {
+            counters.rejected_policy += 1;
+            return false;
+        }
+        let full = self.table.live() >= self.options.max_flows || self.has_share(from.peer);
         let Some(i) = self.table.find(key) else {
             if full {
                 counters.rejected_full += 1;
@@ -348,6 +357,26 @@ impl Core {
         self.table.replace(i, entry);
         self.mirror(i, from, true);
         true
+    }
+
+    /// Whether the policy lets a flow of a peer in: asked once for each identity.
+    fn admits(&self, key: &FlowKey, entry: &Entry) -> bool {
+        let Some(policy) = &self.options.choice.policy else { return true };
+        let known = |i| {
+            let slot = self.table.at(i);
+            slot.live && slot.entry.id == entry.id
+        };
+        self.table.find(key).is_some_and(known) || policy.admits(key, &entry.to_flow(key))
+    }
+
+    /// Whether the buckets of a peer hold as much as they may.
+    fn has_share(&self, peer: NodeId) -> bool {
+        let most = self.options.choice.peer_flows_max;
+        if most >= self.options.max_flows || self.table.live() < most {
+            return false;
+        }
+        let of_peer = (0..=u8::MAX).filter(|&b| self.owners[usize::from(b)].node == peer);
+        of_peer.map(|b| self.table.count(b) as usize).sum::<usize>() >= most
     }
 
     fn mirror(&mut self, i: u32, from: Origin, write: bool) {

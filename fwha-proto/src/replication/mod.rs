@@ -8,6 +8,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`mod@core`] | the replica with its owners: whose word counts |
+//! | `choice` | what is replicated, and what a peer is believed |
 //! | `table`, `entry` | slots, index, lists and digests per bucket |
 //! | `peer` | channel, session and status of one peer |
 //! | `links` | the sync links to one peer: which of them work, which one is used |
@@ -33,6 +34,7 @@
 mod arrivals;
 mod buckets;
 mod bulk;
+mod choice;
 mod core;
 mod datagram;
 mod entry;
@@ -54,6 +56,8 @@ mod tests;
 use fwha_common::flow::{Flow, FlowEvent, FlowEventKind, FlowId, FlowKey};
 
 pub use self::buckets::Buckets;
+use self::choice::Young;
+pub use self::choice::{Choice, Policy};
 use self::core::{Core, Owner, Told};
 use self::entry::Entry;
 use self::peer::Peer;
@@ -63,7 +67,7 @@ pub use self::status::{
 };
 pub use self::wire::{Hello, Malformed};
 use crate::NodeId;
-use crate::seal::{ClusterKey, Header, Identity};
+use crate::seal::{Header, Identity, KeyRing};
 use crate::time::Time;
 
 /// A peer, as the cluster file names it.
@@ -80,8 +84,8 @@ pub struct PeerOptions {
 pub struct Options {
     /// This node.
     pub identity: Identity,
-    /// The cluster's key.
-    pub key: ClusterKey,
+    /// The cluster's keys.
+    pub keys: KeyRing,
     /// This node's name.
     pub name: String,
     /// All other nodes.
@@ -104,14 +108,16 @@ pub struct Options {
     pub queue_max: usize,
     /// Bulk transfers send no faster than this.
     pub bulk_bytes_per_s: u64,
+    /// What is replicated, and what a peer is believed.
+    pub choice: Choice,
 }
 
 impl Options {
     /// Options with the defaults of the cluster file.
-    pub fn new(identity: Identity, key: ClusterKey, name: &str) -> Self {
+    pub fn new(identity: Identity, keys: impl Into<KeyRing>, name: &str) -> Self {
         Self {
             identity,
-            key,
+            keys: keys.into(),
             name: name.into(),
             peers: Vec::new(),
             config_hash: 0,
@@ -123,6 +129,7 @@ impl Options {
             mtu: 1500,
             queue_max: 262_144,
             bulk_bytes_per_s: 20_000_000,
+            choice: Choice::default(),
         }
     }
 }
@@ -156,6 +163,8 @@ pub enum Output {
     Put(FlowKey, Flow),
     /// Delete a flow from the kernel map. That it is not there is no error.
     Delete(FlowKey, FlowId),
+    /// Compare these buckets with the kernel map soon: it may hold flows that were never for the peers.
+    Reconcile(Buckets),
     /// Something happened.
     Event(Event),
 }
@@ -163,6 +172,7 @@ pub enum Output {
 /// One node's end of replication. See the module for the contract.
 pub struct Replication {
     core: Core,
+    young: Young,
     peers: Vec<Peer>,
 }
 
@@ -173,7 +183,7 @@ impl Replication {
         let me = core.options.identity.node;
         let peers = core.options.peers.iter().filter(|p| p.node != me);
         let peers = peers.map(|p| Peer::new(&core, p.clone())).collect();
-        Self { core, peers }
+        Self { core, young: Young::default(), peers }
     }
 
     // ---- This node's data plane --------------------------------------------------------------
@@ -186,7 +196,9 @@ impl Replication {
 
     /// This node has deleted a flow from its kernel map: it expired, or an operator wished it.
     pub fn local_delete(&mut self, now: Time, key: &FlowKey, id: &FlowId) {
-        if self.core.options.enabled
+        if self.young.forget(key, id) {
+            self.core.counters.ended_young += 1;
+        } else if self.core.options.enabled
             && let Some(slot) = self.core.forget(now, key, id)
         {
             self.offer(now, slot);
@@ -224,7 +236,23 @@ impl Replication {
     }
 
     fn learn(&mut self, now: Time, key: &FlowKey, flow: &Flow, told: Told) -> bool {
+        let choice = &self.core.options.choice;
         if !self.core.options.enabled {
+            return false;
+        }
+        let owned = self.core.owned.contains(flow.bucket);
+        if choice.policy.as_ref().is_some_and(|policy| !policy.replicates(key, flow)) {
+            self.core.counters.not_chosen += 1;
+            if !owned {
+                // Its bucket has another owner, who does not know it and will never end it.
+                self.core.outputs.push_back(Output::Delete(*key, flow.id()));
+            }
+            return false;
+        }
+        let grown = Time::from_nanos(flow.created_ns) + choice.min_age;
+        let waits = !choice.min_age.is_zero() && now < grown && owned && !self.core.knows(key);
+        if waits && self.young.len() < self.core.options.max_flows {
+            self.young.keep(grown, key, flow);
             return false;
         }
         let slot = self.core.learn(key, Entry::from_flow(key, flow), told);
@@ -288,10 +316,18 @@ impl Replication {
     }
 
     fn give_up(&mut self, lost: Buckets) {
-        if !lost.is_empty() {
-            for peer in &mut self.peers {
-                peer.give_up(&mut self.core, lost);
-            }
+        if lost.is_empty() {
+            return;
+        }
+        for peer in &mut self.peers {
+            peer.give_up(&mut self.core, lost);
+        }
+        // What the next owner has not been told of is gone on all nodes.
+        for (key, id) in self.young.take(lost) {
+            self.core.outputs.push_back(Output::Delete(key, id));
+        }
+        if self.core.options.choice.policy.is_some() {
+            self.core.outputs.push_back(Output::Reconcile(lost));
         }
     }
 
@@ -333,6 +369,13 @@ impl Replication {
         }
     }
 
+    /// Holds these keys from now on; sessions go on.
+    pub fn set_keys(&mut self, keys: &KeyRing) {
+        for peer in &mut self.peers {
+            peer.set_keys(keys);
+        }
+    }
+
     /// The interface of sync link `link` has gained or lost its carrier.
     pub fn carrier(&mut self, link: u8, carrier: bool) {
         for peer in &mut self.peers {
@@ -343,6 +386,9 @@ impl Replication {
     /// Lets time pass and makes the datagrams that are due.
     pub fn tick(&mut self, now: Time) {
         self.core.bury(now);
+        while let Some((key, flow)) = self.young.grown(now) {
+            self.learn(now, &key, &flow, Told::Created);
+        }
         if self.core.options.enabled {
             for peer in &mut self.peers {
                 peer.tick(&mut self.core, now);
@@ -354,7 +400,7 @@ impl Replication {
     pub fn next_timeout(&self) -> Time {
         let peers = self.peers.iter().filter(|_| self.core.options.enabled);
         let next = peers.map(|p| p.next_timeout(&self.core)).min().unwrap_or(Time::NEVER);
-        next.min(self.core.bury_at().unwrap_or(Time::NEVER))
+        next.min(self.core.bury_at().unwrap_or(Time::NEVER)).min(self.young.next())
     }
 
     /// The next thing to do.
@@ -367,6 +413,11 @@ impl Replication {
     /// Flows in the replica.
     pub const fn len(&self) -> usize {
         self.core.table.live()
+    }
+
+    /// Flows that peers will hear of when they are old enough ([`Choice::min_age`]).
+    pub fn young(&self) -> usize {
+        self.young.len()
     }
 
     /// Whether there is none.

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::buckets::Buckets;
+use super::choice::Rate;
 use super::core::Core;
 use super::inbox::{Inbox, Place};
 use super::links::{Links, Probe};
@@ -12,13 +13,15 @@ use super::status::{Counters, Event, PeerStatus, SyncState, Warning};
 use super::wire::{Hello, Record, Writer, records};
 use super::{Output, PeerOptions};
 use crate::NodeId;
-use crate::seal::{Channel, OVERHEAD, OpenError, Opened, Purpose};
+use crate::seal::{Channel, KeyRing, OVERHEAD, OpenError, Opened, Purpose};
 use crate::time::Time;
 
 /// A channel that is closed, or has not been answered for [`KNOCK_AFTER`], is knocked at this often.
 const KNOCK_EVERY: Duration = Duration::from_millis(100);
 /// The peer may have begun another life, and the hello that would have told so may be lost.
 const KNOCK_AFTER: Duration = Duration::from_millis(300);
+/// A peer that has not shown the newest key is offered it this often.
+const RENEW_EVERY: Duration = Duration::from_secs(1);
 /// IPv6 and UDP headers.
 const IP_UDP: usize = 48;
 /// Smallest MTU: that of IPv6. Every control record fits.
@@ -38,6 +41,7 @@ pub(super) struct Peer {
     /// Stamp with which the next session begins.
     stamp: u64,
     links: Links,
+    rate: Rate,
     state: SyncState,
     state_since: Time,
     warnings: Vec<Warning>,
@@ -53,11 +57,12 @@ impl Peer {
         Self {
             node: options.node,
             name: options.name,
-            channel: Channel::new(o.key.clone(), Purpose::Replication, o.identity, options.node),
+            channel: Channel::new(o.keys.clone(), Purpose::Replication, o.identity, options.node),
             knock_at: Time::ZERO,
             session: None,
             stamp: 1,
             links: Links::new(Time::ZERO, o.links),
+            rate: Rate::new(o.choice.peer_bytes_per_s),
             state: if o.enabled { SyncState::Down } else { SyncState::Disabled },
             state_since: Time::ZERO,
             warnings: Vec::new(),
@@ -145,6 +150,10 @@ impl Peer {
             }
             Opened::Data(payload) => {
                 self.refused = None;
+                if !self.rate.take(now, len) {
+                    self.counters.rate_limited += 1;
+                    return;
+                }
                 self.take(core, now, link, payload);
             }
         }
@@ -253,7 +262,7 @@ impl Peer {
     /// Lets time pass and sends what is due.
     pub(super) fn tick(&mut self, core: &mut Core, now: Time) {
         if self.next_knock() <= now {
-            self.knock_at = now + KNOCK_EVERY;
+            self.knock_at = now + if self.is_answered(now) { RENEW_EVERY } else { KNOCK_EVERY };
             self.knock(core, None);
         }
         if let Some(Session { outbox, inbox }) = &mut self.session {
@@ -323,6 +332,10 @@ impl Peer {
         }
     }
 
+    pub(super) fn set_keys(&mut self, keys: &KeyRing) {
+        self.channel.set_keys(keys);
+    }
+
     /// The interface of a sync link has gained or lost its carrier.
     pub(super) fn carrier(&mut self, link: u8, carrier: bool) {
         self.links.carrier(link, carrier);
@@ -333,11 +346,16 @@ impl Peer {
         core.outputs.push_back(Output::Transmit { peer: self.node, link, datagram });
     }
 
+    fn is_answered(&self, now: Time) -> bool {
+        self.session.as_ref().is_some_and(|s| s.outbox.flight.waiting().is_none_or(|w| now < w + KNOCK_AFTER))
+    }
+
     fn next_knock(&self) -> Time {
         let waiting =
             self.session.as_ref().filter(|_| self.channel.is_open()).map(|s| s.outbox.flight.waiting());
         match waiting {
             None => self.knock_at,
+            Some(_) if self.channel.is_renewing() => self.knock_at,
             Some(None) => Time::NEVER,
             Some(Some(since)) => self.knock_at.max(since + KNOCK_AFTER),
         }
@@ -406,6 +424,7 @@ impl Peer {
             hello: inbox.and_then(|i| i.hello.as_ref()),
             warnings: &self.warnings,
             refused: self.refused,
+            renewing: self.channel.is_renewing(),
             sending: outbox.and_then(|o| o.bulk.progress(now)),
             receiving: inbox.and_then(|i| i.progress(now)),
             counters: &self.counters,

@@ -62,6 +62,8 @@ pub(super) struct Node {
     pub(super) events: Vec<Event>,
     /// Events were lost since the last reconciliation.
     pub(super) blind: bool,
+    /// A reconciliation was asked for.
+    pub(super) stale: bool,
     epoch: u64,
     numbers: u64,
     /// Highest (owner's term, version) written of each identity.
@@ -127,6 +129,7 @@ impl Rig {
                 term: 0,
                 events: Vec::new(),
                 blind: false,
+                stale: false,
                 epoch: rig.epochs,
                 numbers: 0,
                 written: HashMap::new(),
@@ -342,6 +345,7 @@ impl Rig {
                 }
                 Output::Put(key, flow) => self.put(id, key, flow),
                 Output::Delete(key, flow_id) => self.remove(id, key, flow_id),
+                Output::Reconcile(_) => self.node(id).stale = true,
                 Output::Event(event) => self.node(id).events.push(event),
             }
         }

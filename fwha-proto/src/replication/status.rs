@@ -69,10 +69,14 @@ counters! {
         rejected_owned,
         /// Records of a former owner.
         rejected_stale,
-        /// Flows refused because the table is full.
+        /// Flows refused because the table is full, or the peer's share of it is.
         rejected_full,
         /// Flows refused because they name a zone that the config does not have.
         rejected_zone,
+        /// Flows refused because this node's rules would not admit them (`strict`).
+        rejected_policy,
+        /// Datagrams dropped because the peer sends more than it may.
+        rate_limited,
         /// Bulk transfers begun, either way.
         bulk_started,
         /// Bulk transfers completed, either way.
@@ -135,6 +139,10 @@ counters! {
         events_full,
         /// Flow events that did not decode: impossible state.
         events_invalid,
+        /// Flow events of flows that are not for the peers.
+        not_chosen,
+        /// Flows that ended before they were old enough for the peers.
+        ended_young,
         /// Deletions by this node.
         deleted,
         /// Flows found only by reconciliation: their events were lost.
@@ -415,6 +423,8 @@ pub struct PeerStatus<'a> {
     pub warnings: &'a [Warning],
     /// Why its last datagram was refused, if no good one came since.
     pub refused: Option<OpenError>,
+    /// It has not shown the newest cluster key yet.
+    pub renewing: bool,
     /// The bulk transfer to it.
     pub sending: Option<BulkProgress>,
     /// The bulk transfer from it.

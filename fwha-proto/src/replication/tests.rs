@@ -1,14 +1,16 @@
 //! Two and more nodes, seeded faults, virtual time.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use fwha_common::flow::{Flow, FlowKey};
 use proptest::prelude::*;
 
 use super::rig::{Faults, Rig, USED};
 use super::wire::{Record, Writer};
-use super::{Buckets, Event, Options, Output, Ownership, SyncState, Warning};
+use super::{Buckets, Event, Options, Output, Ownership, Policy, SyncState, Warning};
 use crate::NodeId;
-use crate::seal::{Channel, ClusterKey, Identity, Opened, Purpose, cluster_id};
+use crate::seal::{Channel, ClusterKey, Identity, KeyRing, Opened, Purpose, cluster_id};
 use crate::time::Time;
 
 const MS: Duration = Duration::from_millis(1);
@@ -124,6 +126,123 @@ fn updates_move_to_a_link_that_works_and_nothing_is_lost() {
     assert_eq!(rig.difference(), None, "once the other link has answered a probe");
     assert_eq!(counters(&rig, 1).sessions, 1);
     rig.dead_links.clear();
+    rig.converge(HEALED_WITHIN);
+}
+
+#[test]
+fn a_new_key_reaches_the_nodes_one_by_one_and_the_session_goes_on() {
+    let mut rig = settled(|_| {});
+    let both = KeyRing::new(ClusterKey::new([9; 32]), Some(ClusterKey::new([7; 32])), None);
+    for (n, id) in [1, 2].into_iter().enumerate() {
+        rig.node(id).replication.set_keys(&both);
+        rig.create(1, n as u16);
+        rig.run(5 * MS);
+        assert_eq!(rig.difference(), None);
+        rig.run(1500 * MS);
+        assert_eq!(rig.nodes[0].replication.status(rig.now).next().unwrap().renewing, n == 0);
+    }
+    for id in [1, 2] {
+        rig.node(id).replication.set_keys(&ClusterKey::new([9; 32]).into());
+    }
+    rig.create(1, 7);
+    rig.run(5 * MS);
+    assert_eq!(rig.difference(), None);
+    rig.converge(HEALED_WITHIN);
+    let c = counters(&rig, 1);
+    assert_eq!((c.sessions, c.lost, c.other_key), (1, 0, 0));
+}
+
+/// Even ports are replicated; those from 20 on are admitted.
+struct Even;
+
+impl Policy for Even {
+    fn replicates(&self, key: &FlowKey, _: &Flow) -> bool {
+        key.ends(false).iter().all(|(_, port)| *port == 22 || port % 2 == 0)
+    }
+
+    fn admits(&self, key: &FlowKey, _: &Flow) -> bool {
+        key.ends(false).iter().all(|(_, port)| *port >= 20)
+    }
+}
+
+#[test]
+fn only_what_was_chosen_is_replicated_and_both_sides_prove_that() {
+    let mut rig = settled(|o| o.choice.policy = Some(Arc::new(Even)));
+    (24..40).for_each(|n| rig.create(1, n));
+    rig.run(300 * MS);
+    assert_eq!((rig.node(1).kernel.len(), rig.node(2).kernel.len()), (16, 8));
+    assert!(rig.in_sync(), "{rig}");
+    (24..40).for_each(|n| rig.update(1, n));
+    rig.reconcile(1);
+    rig.run(300 * MS);
+    assert_eq!(rig.node(2).kernel.len(), 8);
+    assert!(rig.in_sync(), "{rig}");
+    rig.promote(2, Rig::used());
+    rig.run(100 * MS);
+    assert!(rig.node(1).stale);
+    rig.reconcile(1);
+    rig.run(300 * MS);
+    assert_eq!((rig.node(1).kernel.len(), rig.node(2).kernel.len()), (8, 8));
+    rig.converge(HEALED_WITHIN);
+}
+
+#[test]
+fn a_flow_that_the_policy_does_not_admit_is_refused_and_shows_as_a_difference() {
+    let mut rig = settled(|o| o.choice.policy = Some(Arc::new(Even)));
+    [10, 12, 30].into_iter().for_each(|n| rig.create(1, n));
+    rig.run(300 * MS);
+    assert_eq!(rig.node(2).kernel.len(), 1);
+    assert!(counters(&rig, 2).rejected_policy >= 2);
+    assert_ne!(state(&rig, 1), SyncState::InSync);
+    assert_ne!(state(&rig, 2), SyncState::InSync);
+}
+
+#[test]
+fn a_flow_is_replicated_when_it_is_old_enough() {
+    let mut rig = settled(|o| o.choice.min_age = 1000 * MS);
+    rig.create(1, 1);
+    rig.run(500 * MS);
+    rig.create(1, 2);
+    rig.update(1, 1);
+    rig.reconcile(1);
+    assert_eq!((rig.node(2).kernel.len(), rig.node(1).replication.young()), (0, 2));
+    assert!(rig.in_sync(), "{rig}");
+    rig.run(520 * MS);
+    assert_eq!((rig.node(2).kernel.len(), rig.node(1).replication.young()), (1, 1));
+    let newest = rig.nodes[0].kernel[&Rig::key(1)].version;
+    assert_eq!(rig.node(2).kernel[&Rig::key(1)].version, newest);
+    rig.delete(1, 2);
+    rig.run(1000 * MS);
+    assert_eq!(rig.node(1).replication.counters().ended_young, 1);
+    assert_eq!(counters(&rig, 1).created_sent, 1);
+    rig.converge(HEALED_WITHIN);
+}
+
+#[test]
+fn flows_that_the_next_owner_was_not_told_of_are_gone_on_all_nodes() {
+    let mut rig = settled(|o| o.choice.min_age = 1000 * MS);
+    rig.create(1, 1);
+    rig.run(100 * MS);
+    rig.promote(2, Rig::used());
+    rig.run(100 * MS);
+    rig.run(3000 * MS);
+    assert!(rig.nodes.iter().all(|n| n.replication.is_empty() && n.replication.young() == 0));
+    assert!(rig.node(1).kernel.is_empty(), "nobody would ever end it");
+}
+
+#[test]
+fn a_peer_has_its_share_of_the_table_and_of_the_link() {
+    let mut rig = settled(|o| o.choice.peer_flows_max = 10);
+    (0..20).for_each(|n| rig.create(1, n));
+    rig.run(100 * MS);
+    assert_eq!(rig.node(2).kernel.len(), 10);
+    assert!(counters(&rig, 2).rejected_full >= 10);
+
+    let mut rig = settled(|o| o.choice.peer_bytes_per_s = 20_000);
+    (0..900).for_each(|n| rig.create(1, n));
+    rig.run(500 * MS);
+    assert!(rig.node(2).kernel.len() < 900);
+    assert!(counters(&rig, 2).rate_limited > 0);
     rig.converge(HEALED_WITHIN);
 }
 
@@ -388,7 +507,7 @@ fn replication_that_is_off_says_and_takes_nothing() {
 fn strangers_are_refused_counted_and_named() {
     let mut rig = Rig::new(2, 1, |o| {
         if o.identity.node == 2 {
-            o.key = ClusterKey::new([8; 32]);
+            o.keys = ClusterKey::new([8; 32]).into();
         }
     });
     rig.run(500 * MS);

@@ -1,4 +1,4 @@
-//! `[cluster]`, `[sync]` and `[replication]`: what concerns the cluster as a whole.
+//! `[cluster]` and `[sync]`: what concerns the cluster as a whole.
 
 use std::{
     path::{Path, PathBuf},
@@ -60,18 +60,10 @@ impl Sync {
     }
 }
 
-/// `[replication]`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Replication {
-    /// Whether flows are sent to the peers.
-    pub enabled: bool,
-}
-
-/// The three sections as read.
+/// The two sections as read.
 pub(super) struct Read {
     pub(super) cluster: Cluster,
     pub(super) sync: Sync,
-    pub(super) replication: Replication,
     /// The key file, made relative to the config file.
     pub(super) key_path: Option<Spanned<PathBuf>>,
 }
@@ -92,7 +84,6 @@ pub(super) fn read(root: &mut Section<'_>, config: &Path, mistakes: &mut Mistake
             lease: MS(1000),
         },
         sync: Sync { port: 4761 },
-        replication: Replication { enabled: true },
         key_path: None,
     };
     match root.get("cluster") {
@@ -108,14 +99,6 @@ pub(super) fn read(root: &mut Section<'_>, config: &Path, mistakes: &mut Mistake
     if let Some(mut section) = root.get("sync").and_then(|t| section::table(t, "[sync]", mistakes)) {
         if let Some(port) = section.integer("port", 1..=65534, mistakes) {
             read.sync.port = port as u16;
-        }
-        section.finish(mistakes);
-    }
-    if let Some(mut section) =
-        root.get("replication").and_then(|t| section::table(t, "[replication]", mistakes))
-    {
-        if let Some(enabled) = section.boolean("enabled", mistakes) {
-            read.replication.enabled = enabled;
         }
         section.finish(mistakes);
     }

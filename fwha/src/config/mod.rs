@@ -19,6 +19,7 @@ pub mod key;
 mod limits;
 mod names;
 mod nodes;
+mod replication;
 mod rules;
 mod section;
 mod source;
@@ -35,15 +36,16 @@ use std::{
 };
 
 use fwha_common::{limit::Limits, rule, settings::Timeouts};
-pub use fwha_proto::{NodeId, seal::ClusterKey};
+pub use fwha_proto::{NodeId, seal::KeyRing};
 use sha2::{Digest, Sha256};
 use toml::de::DeTable;
 
 pub use self::{
-    cluster::{Cluster, Mode, Replication, Sync},
+    cluster::{Cluster, Mode, Sync},
     groups::{Group, Vip},
     key::KeyError,
     nodes::{Node, NodeError, SyncLink},
+    replication::Replication,
     rules::{Rule, Service},
     source::{ConfigErrors, Mistake, Source, Span},
     zones::{Attach, Zone},
@@ -66,8 +68,10 @@ const FILE_LEN_MAX: u64 = 4 << 20;
 pub struct Config {
     /// `[cluster]`.
     pub cluster: Cluster,
-    /// The key from the key file.
-    pub key: ClusterKey,
+    /// The keys from the key file.
+    pub keys: KeyRing,
+    /// The key file.
+    pub key_file: PathBuf,
     /// `[sync]`.
     pub sync: Sync,
     /// `[replication]`.
@@ -124,7 +128,7 @@ impl Config {
     /// Every mistake in it.
     pub fn parse(
         source: Source,
-        read_key: impl FnOnce(&Path) -> Result<ClusterKey, KeyError>,
+        read_key: impl FnOnce(&Path) -> Result<KeyRing, KeyError>,
     ) -> Result<Self, ConfigErrors> {
         let source = Arc::new(source);
         let mut mistakes = Mistakes::default();
@@ -140,7 +144,7 @@ impl Config {
         let mut root = Section::new("the file", 0..0, root.get_ref());
         let mut interfaces = Vec::new();
         let cluster = cluster::read(&mut root, source.path(), &mut mistakes);
-        let key = cluster.key_path.as_ref().and_then(|path| {
+        let keys = cluster.key_path.as_ref().and_then(|path| {
             let problem = match read_key(path.get_ref()) {
                 Ok(key) => return Some(key),
                 Err(problem) => problem,
@@ -157,16 +161,20 @@ impl Config {
         let rules = rules::read(&mut root, &zones, &mut mistakes);
         let timeouts = timeouts::read(&mut root, &mut mistakes);
         let limits = limits::read(&mut root, &mut mistakes);
+        let replication = replication::read(&mut root, &mut mistakes);
         root.finish(&mut mistakes);
 
-        let (Some(key), true) = (key, mistakes.is_empty()) else {
+        let (Some(keys), Some(key_file), true) =
+            (keys, cluster.key_path.map(|path| path.into_inner()), mistakes.is_empty())
+        else {
             return Err(mistakes.into_errors(source));
         };
         let mut config = Self {
             cluster: cluster.cluster,
-            key,
+            keys,
+            key_file,
             sync: cluster.sync,
-            replication: cluster.replication,
+            replication,
             timeouts,
             limits,
             nodes: nodes.list,
@@ -296,8 +304,13 @@ fn warnings(config: &Config) -> Vec<String> {
                 .into(),
         );
     }
-    if !config.replication.enabled && config.nodes.len() > 1 {
-        warnings.push("replication is off: a takeover loses every connection".into());
+    if config.nodes.len() > 1 {
+        warnings.extend(config.replication.losses());
+        let unreplicated: Vec<&str> =
+            config.rules.iter().filter(|r| !r.replicate).map(|r| r.name.as_str()).collect();
+        if !unreplicated.is_empty() && config.replication.enabled {
+            warnings.push(format!("a takeover loses the flows of {}", unreplicated.join(", ")));
+        }
     }
     if config.rules.is_empty() {
         warnings.push("no rules: every packet is dropped".into());

@@ -40,6 +40,8 @@ pub struct Rule {
     pub action: Action,
     /// TCP: as [`Flow::mss`].
     pub mss: u16,
+    /// Whether its flows are sent to the peers.
+    pub replicate: bool,
 }
 
 /// A protocol and its destination ports.
@@ -159,6 +161,7 @@ pub(super) fn read<'a>(root: &mut Section<'a>, zones: &Zones<'_>, mistakes: &mut
             services: read_services(&mut section, mistakes),
             action: read_action(&mut section, mistakes),
             mss: read_mss(&mut section, mistakes),
+            replicate: section.boolean("replicate", mistakes).unwrap_or(true),
         };
         let before = compiled;
         compiled = compiled.saturating_add(rule.compiled_len());
@@ -248,16 +251,10 @@ fn service(text: &str) -> Result<Service, String> {
     };
     let proto = match name {
         "any" => 0,
-        name => match proto::NAMES.iter().find(|(_, known)| *known == name) {
-            Some((number, _)) => *number,
-            None => match name.parse::<u8>() {
-                Ok(number) if number != 0 && name.bytes().all(|b| b.is_ascii_digit()) => number,
-                _ => return Err(format!("unknown service {text:?}")),
-            },
-        },
+        name => proto::from_name(name).ok_or_else(|| format!("unknown service {text:?}"))?,
     };
     let Some(ports) = ports else { return Ok(Service { proto, ..Service::ANY }) };
-    if !matches!(proto, proto::TCP | proto::UDP | proto::UDPLITE | proto::SCTP | proto::DCCP) {
+    if !proto::has_ports(proto) {
         return Err(format!("{name:?} has no ports"));
     }
     let port = |digits: &str| match digits.parse::<u16>() {

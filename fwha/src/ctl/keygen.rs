@@ -1,4 +1,4 @@
-//! `fwhactl keygen`: makes a cluster key. Needs no daemon.
+//! `fwhactl keygen`: makes a cluster key, and replaces it. Needs no daemon.
 
 use std::io::{self, Write};
 
@@ -8,13 +8,31 @@ use crate::{args::KeygenArgs, config::key};
 
 pub(super) fn run(args: &KeygenArgs) -> anyhow::Result<()> {
     let path = &args.file;
-    key::generate(path).map_err(|error| {
+    let shown = path.display();
+    let (done, next) = match (args.rotate, args.finish) {
+        (true, _) => (
+            key::rotate(path),
+            format!(
+                "{shown} has a new key, and the one before: copy it to every node, `systemctl reload fwha` on each; \
+                 when `fwhactl status` warns of no node any more, `fwhactl keygen --finish {shown}`"
+            ),
+        ),
+        (_, true) => (
+            key::finish(path),
+            format!("{shown} has the new key only: copy it to every node, `systemctl reload fwha` on each"),
+        ),
+        _ => (
+            key::generate(path),
+            format!("made {shown}: copy it to every node of the cluster, keep it secret"),
+        ),
+    };
+    done.map_err(|error| {
         let remedy = match &error {
             key::KeyError::Io(_) => String::new(),
             error => format!(" ({})", error.remedy(path)),
         };
-        anyhow!("{} {error}{remedy}", path.display())
+        anyhow!("{shown} {error}{remedy}")
     })?;
-    writeln!(io::stdout(), "made {}: copy it to every node of the cluster, keep it secret", path.display())?;
+    writeln!(io::stdout(), "{next}")?;
     Ok(())
 }

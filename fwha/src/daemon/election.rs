@@ -17,6 +17,7 @@ use fwha_common::group::Group;
 use fwha_proto::NodeId;
 use fwha_proto::election::{CommandError, Election, Event, GroupId, Output, status::Status};
 use fwha_proto::heartbeat::{Interface, Role, Via};
+use fwha_proto::seal::KeyRing;
 use fwha_proto::time::Time;
 use fwha_proto::vrrp::packet::Envelope;
 use nix::poll::{PollFd, PollFlags, ppoll};
@@ -59,6 +60,8 @@ pub enum Command {
         /// Where the answer goes.
         reply: oneshot::Sender<Result<NodeId, CommandError>>,
     },
+    /// Hold these cluster keys from now on.
+    Keys(KeyRing),
     /// An interface changed.
     Interface(Via, Interface),
     /// An interface is another one now, or has another MAC: its socket for probes.
@@ -351,6 +354,7 @@ impl Thread {
                 Command::SyncStatus { peer, in_sync, applied } => {
                     self.election.sync_status(now, peer, in_sync, applied);
                 }
+                Command::Keys(keys) => self.election.set_keys(&keys),
                 Command::Shutdown => self.election.shutdown(now),
             }
         }

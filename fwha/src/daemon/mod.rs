@@ -64,7 +64,7 @@ use fwha_common::rule::name_hash;
 use fwha_proto::election::{self as proto_election, Election};
 use fwha_proto::heartbeat::{Role, Via};
 use fwha_proto::replication::{self as proto_replication, Replication};
-use fwha_proto::seal::{ClusterKey, Identity};
+use fwha_proto::seal::{Identity, KeyRing};
 use fwha_proto::time::Time;
 use fwha_proto::vrrp::packet::Checksum;
 use tokio::net::UnixListener;
@@ -82,6 +82,7 @@ use self::replication::OwnedGroups;
 use crate::config::{self, Config, GroupId, Node};
 use crate::dataplane::{self, Dataplane, Maps, ZoneInterface};
 use crate::netlink::Monitor;
+use crate::policy::Policy;
 use crate::socket::SyncSocket;
 use crate::sys::clock::KernelClock;
 use crate::sys::{random, sched};
@@ -205,7 +206,7 @@ async fn run_node(config: &Arc<Config>, node: &Node, run_dir: &RunDir) -> Result
                 }
             }
             _ = hangup.recv() => {
-                tracing::warn!("the config file is read at the start only: restart fwha to change it");
+                running.read_keys(config);
             }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
@@ -270,15 +271,16 @@ impl Running {
     ) -> Result<Self> {
         let clock = KernelClock::new()?;
         let now = Time::from_nanos(clock.now_ns());
-        let key = config.key.clone();
+        let keys = config.keys.clone();
         let identity =
             Identity { cluster: config.cluster.id, node: node.id, epoch: random::random_u64()?.max(1) };
         let maps = dataplane.maps();
         // One group has all buckets; several groups will share them.
         let bucket_group: [GroupId; BUCKETS] = [0; BUCKETS];
-        let machine = Election::new(now, election_config(config, &found.ports, identity, &key, &maps, now)?)?;
+        let machine =
+            Election::new(now, election_config(config, &found.ports, identity, &keys, &maps, now)?)?;
         let resumed = settle_ownership(config, &maps, &machine, now)?;
-        set_up_dataplane(config, &maps, &key, identity, &bucket_group)?;
+        set_up_dataplane(config, &maps, &keys, identity, &bucket_group)?;
         // Counted before the table is first read: what is lost later shows.
         let lost = maps.event_loss()?;
         let names = Arc::new(Names::new(config, node.id));
@@ -301,7 +303,7 @@ impl Running {
         };
 
         let replication_options =
-            replication_options(config, node, identity, &key, ports::sync_mtu(&found.ports));
+            replication_options(config, node, identity, &keys, ports::sync_mtu(&found.ports));
         let snapshot = replication::Snapshot { at: now, ..replication::Snapshot::default() };
         let replication_status = Arc::new(ArcSwap::from_pointee(snapshot));
         let replication = replication::Thread {
@@ -398,6 +400,25 @@ impl Running {
         })
     }
 
+    /// Reads the key file again, for a rotation.
+    fn read_keys(&self, config: &Config) {
+        let file = config.key_file.display();
+        match config::key::read(&config.key_file) {
+            Ok(keys) if !keys.same_seed(&config.keys) => tracing::error!(
+                "key file {file} is that of another cluster, or was made anew and not rotated: the keys stay as they \
+                 are"
+            ),
+            Ok(keys) => {
+                self.election.send(election::Command::Keys(keys.clone()));
+                self.replication.send(replication::Command::Keys(keys.clone()));
+                let previous = if keys.is_rotating() { ", the one before is accepted too" } else { "" };
+                tracing::info!("cluster key {:08x} in use{previous}", keys.id());
+            }
+            Err(error) => tracing::error!("key file {file} {error}: the keys stay as they are"),
+        }
+        tracing::info!("the config file itself is read at the start only: restart fwha to change it");
+    }
+
     /// Hands over, then ends everything.
     async fn stop(self) {
         self.election.send(election::Command::Shutdown);
@@ -451,7 +472,7 @@ fn settle_ownership(
 fn set_up_dataplane(
     config: &Config,
     maps: &Maps,
-    key: &ClusterKey,
+    keys: &KeyRing,
     identity: Identity,
     bucket_group: &[GroupId; BUCKETS],
 ) -> Result<()> {
@@ -459,8 +480,8 @@ fn set_up_dataplane(
     maps.set_timeouts(&config.timeouts)?;
     maps.set_limits(&config.limits)?;
     maps.update_settings(|s| {
-        s.bucket_key = key.siphash_key("bucket");
-        s.probe_key = key.siphash_key("probe");
+        s.bucket_key = keys.siphash_key("bucket");
+        s.probe_key = keys.siphash_key("probe");
         s.cluster = identity.cluster;
         s.epoch = identity.epoch as u32;
         s.node = identity.node;
@@ -474,7 +495,7 @@ fn election_config(
     config: &Config,
     ports: &[Port],
     identity: Identity,
-    key: &ClusterKey,
+    keys: &KeyRing,
     maps: &Maps,
     now: Time,
 ) -> Result<proto_election::Config> {
@@ -506,8 +527,8 @@ fn election_config(
     }
     Ok(proto_election::Config {
         identity,
-        key: key.clone(),
-        probe_key: key.siphash_key("probe"),
+        keys: keys.clone(),
+        probe_key: keys.siphash_key("probe"),
         config_hash: config.hash,
         heartbeat_interval: config.cluster.heartbeat_interval,
         lease: config.cluster.lease,
@@ -529,7 +550,7 @@ fn replication_options(
     config: &Config,
     node: &Node,
     identity: Identity,
-    key: &ClusterKey,
+    keys: &KeyRing,
     mtu: u16,
 ) -> proto_replication::Options {
     let peers = config.nodes.iter().filter(|n| n.id != node.id);
@@ -542,7 +563,14 @@ fn replication_options(
         enabled: config.replication.enabled,
         links: node.sync.len() as u8,
         mtu,
-        ..proto_replication::Options::new(identity, key.clone(), &node.name)
+        bulk_bytes_per_s: config.replication.bulk_bytes_per_second,
+        choice: proto_replication::Choice {
+            policy: Policy::of(config).map(|policy| Arc::new(policy) as _),
+            min_age: config.replication.min_age,
+            peer_flows_max: config.replication.peer_flows.map_or(usize::MAX, |n| n as usize),
+            peer_bytes_per_s: config.replication.peer_bytes_per_second,
+        },
+        ..proto_replication::Options::new(identity, keys.clone(), &node.name)
     }
 }
 

@@ -18,6 +18,7 @@ use fwha_proto::election::GroupId;
 use fwha_proto::replication::{
     Buckets, Event, LinkStatus, Output, Ownership, Replication, SyncState, Warning,
 };
+use fwha_proto::seal::KeyRing;
 use fwha_proto::time::Time;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
@@ -69,6 +70,8 @@ pub enum Command {
     Reconcile(Buckets),
     /// A sync link is another interface now: its socket.
     Opened(u8, SyncSocket),
+    /// Hold these cluster keys from now on.
+    Keys(KeyRing),
     /// The interface of a sync link has a carrier now, or has none.
     Carrier(u8, bool),
     /// End.
@@ -126,6 +129,8 @@ pub struct PeerSnapshot {
     pub warnings: Vec<Warning>,
     /// Why its datagrams are refused, if they are.
     pub refused: Option<String>,
+    /// It has not shown the newest cluster key yet.
+    pub renewing: bool,
     /// The sync links to it.
     pub links: Vec<LinkStatus>,
     /// Counters.
@@ -246,6 +251,7 @@ impl Thread {
                             *place = socket;
                         }
                     }
+                    Command::Keys(keys) => self.replication.set_keys(&keys),
                     Command::Carrier(link, carrier) => self.replication.carrier(link, carrier),
                     Command::Stop => return,
                 }
@@ -273,8 +279,7 @@ impl Thread {
                 }
             }
             self.replication.tick(now);
-            self.drain(&mut table);
-            waiting = waiting | table.take_astray();
+            waiting = waiting | self.drain(&mut table) | table.take_astray();
             if now >= snapshot_due {
                 snapshot_due = now + SNAPSHOT_INTERVAL;
                 self.publish(now, &table, &mut in_sync);
@@ -346,7 +351,9 @@ impl Thread {
         Ok(true)
     }
 
-    fn drain(&mut self, table: &mut Table) {
+    /// Does what the machine says. Buckets to compare with the kernel's table.
+    fn drain(&mut self, table: &mut Table) -> Buckets {
+        let mut astray = Buckets::EMPTY;
         let mut puts: (Vec<FlowKey>, Vec<Flow>) = (Vec::new(), Vec::new());
         let mut deletes: Vec<(FlowKey, FlowId)> = Vec::new();
         let put = |table: &mut Table, (keys, flows): &mut (Vec<FlowKey>, Vec<Flow>), least: usize| {
@@ -376,11 +383,13 @@ impl Thread {
                     delete(table, &mut deletes, BATCH);
                 }
                 Output::Transmit { peer, link, datagram } => self.transmit(peer, link, &datagram),
+                Output::Reconcile(buckets) => astray = astray | buckets,
                 Output::Event(event) => self.record(&event),
             }
         }
         put(table, &mut puts, 1);
         delete(table, &mut deletes, 1);
+        astray
     }
 
     fn transmit(&mut self, peer: NodeId, link: Option<u8>, datagram: &[u8]) {
@@ -423,6 +432,7 @@ impl Thread {
                     digest_match: status.digest_match,
                     warnings: status.warnings.to_vec(),
                     refused: status.refused.map(|r| r.to_string()),
+                    renewing: status.renewing,
                     links: status.links,
                     counters: status.counters.iter().collect(),
                 },

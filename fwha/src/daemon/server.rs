@@ -334,6 +334,11 @@ impl Server {
                 if known && peer.state == PeerState::Alive {
                     warnings.push(format!("{name}: replication is {}, not in-sync", sync.state.as_str()));
                 }
+                if sync.renewing {
+                    warnings.push(format!(
+                        "{name} does not have the new cluster key yet: copy the key file there and `systemctl reload fwha`"
+                    ));
+                }
                 let refused = sync.refused.iter().map(|r| format!("replication refused: {r}"));
                 warnings.extend(
                     sync.warnings

@@ -36,7 +36,7 @@ vips = [{ zone = "lan", vrid = 61, addresses = ["10.9.0.12/24"] }]
 "#;
 
 fn config() -> (Arc<Config>, Node) {
-    let key = |_: &Path| Ok(ClusterKey::new([7; 32]));
+    let key = |_: &Path| Ok(ClusterKey::new([7; 32]).into());
     let config = Config::parse(Source::new("fwha.toml", CONFIG), key).unwrap_or_else(|e| panic!("{e}"));
     let node = config.nodes[0].clone();
     (Arc::new(config), node)
@@ -139,11 +139,14 @@ fn an_interface_that_is_replaced_gets_new_sockets() {
         network.handle(&mut dataplane, NetworkEvent::LinkRemoved(before.1)).await;
         a.cable("sync", "sync", &b);
         network.handle(&mut dataplane, NetworkEvent::LinkChanged(link("sync"))).await;
+        assert!(matches!(replicates.take(), Some(replication::Command::Carrier(0, false))));
+        assert!(matches!(replicates.take(), Some(replication::Command::Carrier(0, true))));
         assert!(replicates.take().is_none());
         a.ip("address add 172.16.0.1/24 dev sync");
         let ifindex = link("sync").index;
         let address = crate::netlink::Address { ifindex, address: [172, 16, 0, 1].into(), prefix_len: 24 };
         network.handle(&mut dataplane, NetworkEvent::AddressAdded(address)).await;
+        assert!(matches!(replicates.take(), Some(replication::Command::Carrier(0, true))));
         assert!(matches!(replicates.take(), Some(replication::Command::Opened(0, _))));
         let told: Vec<_> = std::iter::from_fn(|| told.take()).collect();
         assert!(told.iter().any(|c| matches!(c, election::Command::Heartbeats(0, _))));
@@ -167,7 +170,7 @@ fn what_an_earlier_run_owned_is_resumed_or_given_up() {
         let owned = Group { lease_until_ns: last_moment.as_nanos(), since_ns, role: Group::ACTIVE, term: 7 };
         let start = async |now: Time| {
             let ports = ports::look(&config, &node, &links().unwrap()).await.unwrap();
-            let election = election_config(&config, &ports, identity, &config.key, &maps, now).unwrap();
+            let election = election_config(&config, &ports, identity, &config.keys, &maps, now).unwrap();
             let machine = Election::new(now, election).unwrap();
             let resumed = settle_ownership(&config, &maps, &machine, now).unwrap();
             (resumed, maps.group(0).unwrap())

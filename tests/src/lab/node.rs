@@ -94,6 +94,15 @@ impl NodeProcess {
         self.wait(timeout)
     }
 
+    /// Tells the daemon to read its key file again (SIGHUP).
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be signalled.
+    pub fn reload(&self) -> Result<()> {
+        self.signal(Signal::SIGHUP)
+    }
+
     /// Stops the daemon in its tracks (SIGSTOP): it hangs, but its data plane runs on.
     ///
     /// # Errors

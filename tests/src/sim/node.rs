@@ -285,6 +285,10 @@ impl Node {
 fn poll(daemon: &mut Daemon, effects: &mut Vec<Effect>) {
     while let Some(output) = daemon.replication.poll() {
         effects.push(match output {
+            Output::Reconcile(buckets) => {
+                daemon.waiting = daemon.waiting | buckets;
+                continue;
+            }
             Output::Transmit { peer, link, datagram } => Effect::Transmit(peer, link, datagram),
             Output::Put(key, flow) => Effect::Put(key, flow),
             Output::Delete(key, id) => Effect::Delete(key, id),

@@ -82,7 +82,7 @@ fn without_a_living_peer_vrrps_rules_hold() {
 fn a_wrong_key_is_refused_and_named() {
     let mut rig = Rig::new(2, 1, |n, c| {
         if n == 2 {
-            c.key = crate::seal::ClusterKey::new([9; 32]);
+            c.keys = crate::seal::ClusterKey::new([9; 32]).into();
         }
     });
     rig.start(1);
@@ -114,7 +114,7 @@ fn garbage_on_the_heartbeat_port_is_counted_and_moves_nothing() {
 fn another_node_of_our_own_name_is_named() {
     let mut rig = Rig::pair(1);
     let config = &rig.election(1).config;
-    let mut twin = Channel::new(config.key.clone(), Purpose::Heartbeat, config.identity, 2);
+    let mut twin = Channel::new(config.keys.clone(), Purpose::Heartbeat, config.identity, 2);
     rig.forge_heartbeat(1, twin.hello());
     rig.run(ms(10));
     assert_eq!(rig.election(1).status(Time::ZERO).stranger.unwrap().claims, 1);
@@ -129,4 +129,30 @@ fn a_peer_with_another_config_is_reported_once() {
         rig.node(1).events.iter().filter(|(_, e)| matches!(e, Event::ConfigDiffers { .. })).collect();
     assert_eq!(told.len(), 1);
     assert_eq!(rig.election(1).status(Time::ZERO).peers[0].other_config, Some(2));
+}
+
+#[test]
+fn a_new_key_reaches_the_nodes_one_by_one_and_nobody_notices() {
+    use crate::seal::{ClusterKey, KeyRing};
+    let mut rig = Rig::new(2, 1, |_, _| {});
+    rig.start(1);
+    rig.start(2);
+    rig.run(ms(3000));
+    let roles = [rig.role(1, 0), rig.role(2, 0)];
+    let both = KeyRing::new(ClusterKey::new([9; 32]), Some(crate::election::rig::key()), None);
+    let then = rig.now;
+    for node in [1, 2] {
+        rig.election(node).set_keys(&both);
+        rig.run(ms(3000));
+        for node in [1, 2] {
+            assert_eq!(rig.election(node).status(Time::ZERO).peers[0].state, PeerState::Alive, "node {node}");
+        }
+    }
+    for node in [1, 2] {
+        rig.election(node).set_keys(&ClusterKey::new([9; 32]).into());
+    }
+    rig.run(ms(3000));
+    assert_eq!([rig.role(1, 0), rig.role(2, 0)], roles);
+    assert!(role_causes(&rig, 1, then).is_empty() && role_causes(&rig, 2, then).is_empty());
+    assert_eq!(rig.election(1).status(Time::ZERO).peers[0].state, PeerState::Alive);
 }

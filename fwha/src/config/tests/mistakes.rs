@@ -495,3 +495,38 @@ fn what_a_heartbeat_has_no_room_for_is_refused() {
     let text = with("vips = [", &format!("vips = [{}", vips.join(" ")));
     assert!(mistakes(&text).iter().any(|m| m.ends_with("more than 32 vrids in one group")));
 }
+
+#[test]
+fn mistakes_about_what_is_replicated_are_found() {
+    check_rows(&[
+        (
+            "[cluster]",
+            "[replication]\nprotocols = [\"tpc\"]\nignore = [\"10.0.0.1/8\"]\n[cluster]",
+            &[
+                ":3:14: unknown protocol \"tpc\"",
+                ":4:11: ignore: \"10.0.0.1/8\" has bits set behind its prefix; the network is \"10.0.0.0/8\"",
+            ],
+        ),
+        (
+            "[cluster]",
+            "[replication]\nmin-age = \"2h\"\npeer-flows = 1\n[cluster]",
+            &[":3:11: min-age \"2h\" is out of range", ":4:14: peer-flows 1 is out of range"],
+        ),
+    ]);
+}
+
+#[test]
+fn what_a_takeover_loses_by_choice_is_said() {
+    let two = "[[node]]\nname = \"fw2\"\nsync = [{ interface = \"sync\", address = \"172.16.0.2\" }]\n";
+    assert!(GOOD.contains(two), "two nodes");
+    let said = |old: &str, new: &str| good(&with(old, new)).warnings.join("\n");
+    let chosen = said(
+        "[cluster]",
+        "[replication]\nprotocols = [\"tcp\", \"89\"]\nignore = [\"10.0.0.0/8\"]\nmin-age = \"5s\"\n[cluster]",
+    );
+    assert!(chosen.contains("a takeover loses all flows but those of tcp, 89"), "{chosen}");
+    assert!(chosen.contains("a takeover loses the flows from and to 10.0.0.0/8"), "{chosen}");
+    assert!(chosen.contains("a takeover loses the flows of the last 5s"), "{chosen}");
+    let rule = said("name = \"admin\"", "name = \"admin\"\nreplicate = false");
+    assert!(rule.contains("a takeover loses the flows of admin"), "{rule}");
+}

@@ -9,6 +9,8 @@ use fwha_common::{
     settings::Timeouts,
 };
 
+use fwha_proto::seal::ClusterKey;
+
 use super::*;
 
 mod mistakes;
@@ -63,7 +65,7 @@ action = "accept"
 fn parse(text: &str) -> Result<Config, ConfigErrors> {
     Config::parse(Source::new("/etc/fwha/f.toml", text), |path| {
         assert_eq!(path, Path::new("/etc/fwha/cluster.key"), "relative to the config file");
-        Ok(ClusterKey::new([7; 32]))
+        Ok(ClusterKey::new([7; 32]).into())
     })
 }
 
@@ -87,7 +89,7 @@ fn the_documented_example_resolves() {
     assert_eq!((config.sync.heartbeat_port(), config.sync.replication_port()), (4761, 4762));
     assert!(config.replication.enabled);
     assert_eq!(config.timeouts, Timeouts::KERNEL);
-    assert_eq!(config.key.id(), ClusterKey::new([7; 32]).id());
+    assert_eq!(config.keys.id(), ClusterKey::new([7; 32]).id());
 
     let [fw1, fw2] = &config.nodes[..] else { panic!("two nodes") };
     assert_eq!((fw1.id, fw1.name.as_str(), fw2.id, fw2.name.as_str()), (1, "fw1", 2, "fw2"));
@@ -122,7 +124,7 @@ fn the_hash_is_of_the_meaning() {
     let config = good(GOOD);
     let spaced = GOOD.replace(" = ", "  =  ").replace("[[rule]]", "\n# another comment\n[[rule]]");
     assert_eq!(good(&spaced).hash, config.hash);
-    let other_key = Config::parse(Source::new("/x", GOOD), |_| Ok(ClusterKey::new([8; 32]))).unwrap();
+    let other_key = Config::parse(Source::new("/x", GOOD), |_| Ok(ClusterKey::new([8; 32]).into())).unwrap();
     assert_eq!(other_key.hash, config.hash);
 
     let more = good(&with("vrid = 61", "vrid = 63"));
