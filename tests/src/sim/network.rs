@@ -105,11 +105,8 @@ impl Network {
                 mutate(&mut datagram.bytes, random, changes, 1);
                 fate = "garbled";
             }
-            let late = if copy == 1 && random.once_in(RECORDING_ONE_IN) {
-                RECORDING_AGE_MAX
-            } else {
-                faults.jitter
-            };
+            let late =
+                if copy == 1 && random.once_in(RECORDING_ONE_IN) { RECORDING_AGE_MAX } else { faults.jitter };
             let late = Duration::from_nanos(random.below(late.as_nanos() as usize + 1) as u64);
             self.put(now + LATENCY + late, datagram);
         }

@@ -357,7 +357,8 @@ fn take_over(world: &mut World, id: NodeId, rival: bool) {
         world.take_over(id, group, rival, lag);
         for other in world.ids().filter(|&other| other != id) {
             if let Some(term) = world.node(other).kernel.owned[g] {
-                let after = if world.random.once_in(2) { Duration::ZERO } else { some_of(world, IGNORANCE_MAX) };
+                let after =
+                    if world.random.once_in(2) { Duration::ZERO } else { some_of(world, IGNORANCE_MAX) };
                 world.order(after, Order::GiveUp(other, group, term));
             }
         }

@@ -489,7 +489,8 @@ impl World {
         let ledger = &mut self.ledgers[usize::from(id) - 1];
         let before = ledger.written.insert(flow_id, (reign, version));
         let back = before.filter(|&(r, v)| r == reign && v > version);
-        let risen = ledger.buried.get(&flow_id).is_some_and(|&(t, owner)| t > term || (t, owner) == (term, from));
+        let risen =
+            ledger.buried.get(&flow_id).is_some_and(|&(t, owner)| t > term || (t, owner) == (term, from));
         if let Some((_, newer)) = back {
             self.violate(format!("fw{id} goes back from {newer:x} to {version:x} of {}", named(n, flow_id)));
         }
@@ -511,7 +512,8 @@ impl World {
             self.ledgers[usize::from(id) - 1].buried.insert(flow, (term, from));
         }
         let node = self.node(id);
-        let settled = node.settled() && node.kernel.owned[usize::from(group_of(super::bucket_of(n)))].is_none();
+        let settled =
+            node.settled() && node.kernel.owned[usize::from(group_of(super::bucket_of(n)))].is_none();
         if !node.delete(key, flow) && settled {
             self.violate(format!("fw{id} deletes {}, which it does not have", named(n, flow)));
         }
