@@ -134,13 +134,13 @@ fn identity(flow: &Value) -> String {
         .join(" ")
 }
 
-fn flows(node: &NodeProcess, filter: &str) -> Result<Vec<Value>> {
-    node.ctl_lines(&["flows", filter])
-}
+/// The test's flows that have been answered: others are no peer's business.
+const ANSWERED: [&str; 3] = ["flows", "proto=udp", "state=replied"];
 
-/// Flows of the test that a node does not have.
+/// Flows of the test that a node does not have, or not with an answer.
 fn missing(node: &NodeProcess, count: usize) -> Result<Vec<usize>> {
-    let there: BTreeSet<(u64, u64)> = flows(node, "proto=udp")?
+    let there: BTreeSet<(u64, u64)> = node
+        .ctl_lines(&ANSWERED)?
         .iter()
         .filter_map(|flow| Some((flow["sport"].as_u64()?, flow["dport"].as_u64()?)))
         .collect();
@@ -211,14 +211,15 @@ fn play(lab: &Lab, pair: &mut Pair) -> Result<()> {
     lab.wait_for("both nodes in sync, without the flows that have ended", HEALED_WITHIN, || {
         let mut well = true;
         for node in [owner, replica] {
-            well &= in_sync(&node.ctl(&["status"])?) && flows(node, "proto=icmp")?.is_empty();
+            well &= in_sync(&node.ctl(&["status"])?) && node.ctl_lines(&["flows", "proto=icmp"])?.is_empty();
         }
         Ok(well.then_some(()))
     })?;
     let healed = healing.elapsed();
 
-    let identities =
-        |node| -> Result<BTreeSet<String>> { Ok(flows(node, "proto=udp")?.iter().map(identity).collect()) };
+    let identities = |node: &NodeProcess| -> Result<BTreeSet<String>> {
+        Ok(node.ctl_lines(&ANSWERED)?.iter().map(identity).collect())
+    };
     let (owned, replicated) = (identities(owner)?, identities(replica)?);
     let difference: Vec<_> = owned.symmetric_difference(&replicated).take(5).collect();
     assert!(
