@@ -23,8 +23,10 @@ const CHANGES: usize = 40;
 const WINDOW: usize = 256;
 /// When no answer comes for so long, packets were lost.
 const ANSWER: Duration = Duration::from_millis(20);
-/// For so long the pair may take to be in sync again: a bulk of everything, on a busy machine.
-const HEALED_WITHIN: Duration = Duration::from_secs(30);
+/// For so long it may take until the nodes are as wanted, and for each flow more: a bulk of everything, and its list
+/// through `fwhactl` more than once, on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE_PER_FLOW: Duration = Duration::from_millis(1);
 const SEED: u64 = 1;
 
 const FIRST_CLIENT_PORT: usize = 10_000;
@@ -168,6 +170,7 @@ fn change(lab: &Lab, garbler: &Garbler, active: Node, random: &mut Random) -> Re
 
 fn play(lab: &Lab, pair: &mut Pair) -> Result<()> {
     let count = std::env::var("FWHA_GARBLED_FLOWS").map_or(Ok(FLOWS), |n| n.parse())?;
+    let patience = PATIENCE + PATIENCE_PER_FLOW * count as u32;
     let garbler = Garbler::start(lab, SEED)?;
     let active = pair.settle(lab)?;
     let before = pair.roles()?;
@@ -194,7 +197,7 @@ fn play(lab: &Lab, pair: &mut Pair) -> Result<()> {
                 begin(&client, &answered, part * count / CHANGES..(part + 1) * count / CHANGES)?;
             }
             // What was lost on its way to the firewall is sent once more.
-            lab.wait_for("all flows on the active node", HEALED_WITHIN, || {
+            lab.wait_for("all flows on the active node", patience, || {
                 let missing = missing(owner, count)?;
                 begin(&client, &answered, missing.iter().copied())?;
                 Ok(missing.is_empty().then_some(()))
@@ -208,7 +211,7 @@ fn play(lab: &Lab, pair: &mut Pair) -> Result<()> {
     garbler.order(Orders::default());
     lab.heal(active, Cable::Sync)?;
     let healing = Instant::now();
-    lab.wait_for("both nodes in sync, without the flows that have ended", HEALED_WITHIN, || {
+    lab.wait_for("both nodes in sync, without the flows that have ended", patience, || {
         let mut well = true;
         for node in [owner, replica] {
             well &= in_sync(&node.ctl(&["status"])?) && node.ctl_lines(&["flows", "proto=icmp"])?.is_empty();
