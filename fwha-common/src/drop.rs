@@ -42,7 +42,7 @@ reasons! {
     Malformed = 1, "malformed";
     /// An EtherType that no zone takes.
     UnknownEtherType = 2, "unknown_ethertype";
-    /// A VLAN tag that no zone takes.
+    /// A VLAN tag that no zone takes, or none where only tags belong.
     Vlan = 3, "vlan";
     /// IPv6 extension headers: too many, out of order, cut, or a type 0 routing header.
     ExtensionHeader = 4, "extension_header";

@@ -175,7 +175,19 @@ impl FlowKey {
     /// can aim flows at one bucket.
     #[inline(always)]
     pub fn bucket(&self, key: &[u64; 2]) -> u8 {
-        siphash24(key, &self.halves()) as u8
+        Self::bucket_of(self.hash(key))
+    }
+
+    /// The hash whose lowest byte is the bucket.
+    #[inline(always)]
+    pub fn hash(&self, key: &[u64; 2]) -> u64 {
+        siphash24(key, &self.halves())
+    }
+
+    /// The bucket of a flow with this hash.
+    #[inline(always)]
+    pub const fn bucket_of(hash: u64) -> u8 {
+        hash as u8
     }
 }
 
@@ -357,7 +369,7 @@ impl TimeoutClass {
 /// so a zeroed value is "not looked up".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NextHop {
-    /// Interface to leave by, and VLAN; see [`NextHop::out`].
+    /// Interface to leave by; see [`NextHop::out`].
     pub out: u32,
     /// Route generation at the time of the lookup.
     pub generation: u32,
@@ -370,13 +382,15 @@ pub struct NextHop {
 }
 
 impl NextHop {
-    /// Interface indices from here on do not fit beside a VLAN.
+    /// Interface indices from here on do not fit beside what else [`Self::out`] says.
     pub const IFINDEX_LIMIT: u32 = 1 << 20;
+    const TAGGED: u32 = Self::IFINDEX_LIMIT;
 
-    /// An interface (index below [`Self::IFINDEX_LIMIT`]) and the VLAN to tag with there, 0 for none.
+    /// An interface (index below [`Self::IFINDEX_LIMIT`]) as the kernel's routes name it, and whether it is
+    /// a VLAN: then `INTERFACES` knows by which other one frames leave, and with which tags.
     #[inline(always)]
-    pub const fn out(ifindex: u32, vlan: u16) -> u32 {
-        ifindex | (vlan as u32) << 20
+    pub const fn out(ifindex: u32, tagged: bool) -> u32 {
+        if tagged { ifindex | Self::TAGGED } else { ifindex }
     }
 
     /// The interface of [`Self::out`].
@@ -385,10 +399,10 @@ impl NextHop {
         out & (Self::IFINDEX_LIMIT - 1)
     }
 
-    /// The VLAN of [`Self::out`].
+    /// Whether [`Self::out`] is a VLAN.
     #[inline(always)]
-    pub const fn vlan(out: u32) -> u16 {
-        (out >> 20) as u16
+    pub const fn tagged(out: u32) -> bool {
+        out & Self::TAGGED != 0
     }
 }
 
@@ -742,9 +756,11 @@ mod tests {
     }
 
     #[test]
-    fn a_way_out_holds_interface_and_vlan() {
-        let out = NextHop::out(NextHop::IFINDEX_LIMIT - 1, 4094);
-        assert_eq!((NextHop::ifindex(out), NextHop::vlan(out)), (NextHop::IFINDEX_LIMIT - 1, 4094));
+    fn a_way_out_says_whether_it_is_a_vlan() {
+        for tagged in [false, true] {
+            let out = NextHop::out(NextHop::IFINDEX_LIMIT - 1, tagged);
+            assert_eq!((NextHop::ifindex(out), NextHop::tagged(out)), (NextHop::IFINDEX_LIMIT - 1, tagged));
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use fwha_common::{
 };
 
 use crate::{
-    Outcome, Verdict,
+    Outcome, Verdict, embryonic,
     flow::{self, FlowRef, Found, NewFlow},
     forward, fragment, hook,
     icmp::{self, Related},
@@ -21,28 +21,30 @@ use crate::{
     parse::{self, Ip, Payload, ethertype},
     probe,
     tcp::Options,
-    zone,
+    vlan, zone,
 };
 
 /// Judges a packet that came in.
 #[inline(never)]
 pub fn ingress<P: Packet>(packet: &mut P) -> Outcome {
+    if maps::vlans() || vlan::tagged(packet) {
+        let outcome = vlan::arrive(packet);
+        if outcome.0 != Outcome::JUDGE {
+            return outcome;
+        }
+    }
     enter(packet).into()
 }
 
 #[inline(always)]
 fn enter(packet: &mut impl Packet) -> Result<Verdict, DropReason> {
     let eth = Eth::read(packet)?;
-    if packet.vlans() != [0; 2] && maps::interface(packet.interface_key()).is_none() {
-        return Err(DropReason::Vlan);
-    }
     let ip = maps::ip().ok_or(DropReason::NoSettings)?;
     match eth.ethertype {
         ethertype::IPV4 => parse::ipv4(packet, ETH_LEN, ip)?,
         ethertype::IPV6 => parse::ipv6(packet, ETH_LEN, ip)?,
         ethertype::ARP => return Ok(Verdict::Pass),
         ethertype::PROBE => return probe::answer(packet, maps::settings()),
-        ethertype::VLAN | ethertype::SERVICE_VLAN => return Err(DropReason::Vlan),
         _ if eth.dst.is_link_local() => return Ok(Verdict::Pass),
         _ => return Err(DropReason::UnknownEtherType),
     }
@@ -112,6 +114,7 @@ fn track(
         options::read(packet, ip, options);
     }
     let options: &Options = maps::opaque(options);
+    let mut hash = None;
     let (flow, young) = match flow::find(&key, src_is_b, ip, now) {
         Found::Main(flow) => (Some(flow), false),
         Found::Embryonic(flow) => (Some(flow), true),
@@ -119,7 +122,10 @@ fn track(
             flow.follow(ip, flow.is_reply(src_is_b), now, packets);
             return Ok(Verdict::Pass);
         }
-        Found::Nothing => (None, false),
+        Found::Nothing(found) => {
+            hash = Some(found);
+            (None, false)
+        }
     };
     let known = match flow {
         Some(flow) => {
@@ -131,10 +137,13 @@ fn track(
     };
     let (flow, reply) = match known {
         Some(known) => known,
-        None => match begin(packet, settings, eth, &key, src_is_b, ip, now, options)? {
-            Some(flow) => (flow, false),
-            None => return Ok(Verdict::Pass),
-        },
+        None => {
+            let hash = hash.unwrap_or_else(|| embryonic::hash(&key));
+            match begin(packet, settings, eth, &key, hash, src_is_b, ip, now, options)? {
+                Some(flow) => (flow, false),
+                None => return Ok(Verdict::Pass),
+            }
+        }
     };
     forward::send(packet, settings, flow, reply, ip, options)
 }
@@ -157,10 +166,8 @@ fn admit(
     // SAFETY: lies in a map element; another CPU may write it: see the module `flow`.
     let known = unsafe { &*back };
     // Mostly the way back is known, which spares the lookup of the interface.
-    let [vlan, inner] = packet.vlans();
     if known.generation == maps::route_generation(settings)
-        && known.out == NextHop::out(packet.ifindex(), vlan)
-        && inner == 0
+        && NextHop::ifindex(known.out) == packet.device()
         && Mac::new(known.src_mac) == eth.dst
     {
         return Ok(group);
@@ -173,7 +180,7 @@ fn admit(
         return Err(DropReason::OtherStation);
     }
     if interface.flags & Interface::LOOSE == 0 {
-        let hop = reverse_path(packet, settings, ip, interface.out)?;
+        let hop = reverse_path(packet, settings, ip)?;
         if hop.generation != 0 {
             // SAFETY: as above.
             unsafe { forward::keep(back, hop) };
@@ -189,14 +196,13 @@ fn admit(
 ///
 /// It does not, there is none, or the source is an own address.
 #[inline(always)]
-fn reverse_path(
-    packet: &impl Packet,
-    settings: &Settings,
-    ip: &Ip,
-    out: u32,
-) -> Result<&'static NextHop, DropReason> {
+fn reverse_path(packet: &impl Packet, settings: &Settings, ip: &Ip) -> Result<&'static NextHop, DropReason> {
     match forward::route(packet, settings, ip, true) {
-        Ok((RouteKind::Resolved | RouteKind::Unresolved, _, hop)) if hop.out == out => Ok(hop),
+        Ok((RouteKind::Resolved | RouteKind::Unresolved, _, hop))
+            if NextHop::ifindex(hop.out) == packet.device() =>
+        {
+            Ok(hop)
+        }
         _ => Err(DropReason::Spoofed),
     }
 }
@@ -210,6 +216,7 @@ fn begin(
     settings: &Settings,
     eth: &Eth,
     key: &FlowKey,
+    hash: u64,
     src_is_b: bool,
     ip: &Ip,
     now: u64,
@@ -242,12 +249,12 @@ fn begin(
     }
     let mut bucket = 0;
     if !local {
-        bucket = key.bucket(&settings.bucket_key);
+        bucket = FlowKey::bucket_of(hash);
         flow::owner(bucket, now)?;
     }
     // A host that has no address yet, or only one of its link, has no way back but the link.
     if interface.flags & Interface::LOOSE == 0 && !(local && link_local(ip)) {
-        let hop = reverse_path(packet, settings, ip, interface.out)?;
+        let hop = reverse_path(packet, settings, ip)?;
         // SAFETY: as above.
         unsafe { forward::keep(&raw mut draft.ways[1], hop) };
     }
@@ -271,7 +278,7 @@ fn begin(
         flow::insert_node(draft, key, ip);
         return Ok(None);
     }
-    flow::insert_embryonic(draft, key).map(Some)
+    flow::insert_embryonic(draft, key, hash).map(Some)
 }
 
 /// Whether a source is of its link only: 0.0.0.0, 169.254.0.0/16, fe80::/10.

@@ -3,7 +3,7 @@
 use fwha_common::{
     drop::DropReason,
     flow::{Flow, NextHop, Way},
-    rule::{Interface, InterfaceKey},
+    rule::{Interface, InterfaceKey, Tag},
     settings::{Counter, Settings},
 };
 
@@ -41,7 +41,10 @@ pub fn route(
     }
     match maps::interface(InterfaceKey::untagged(hop.out)) {
         Some(interface) if interface.zone != Interface::NO_ZONE => {
-            hop.out = interface.out;
+            hop.out = NextHop::out(interface.device, interface.tags[0] != Tag::NONE);
+            if interface.mtu != 0 && interface.mtu < hop.mtu {
+                hop.mtu = interface.mtu;
+            }
             Ok((kind, interface.zone, hop))
         }
         _ => Err(DropReason::RouteNoZone),

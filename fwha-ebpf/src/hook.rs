@@ -8,19 +8,20 @@ use aya_ebpf::{
         bpf_fib_lookup as FibLookup, xdp_md,
     },
     helpers::generated::{
-        bpf_fib_lookup, bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_l4_csum_replace,
-        bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes, bpf_xdp_adjust_head,
-        bpf_xdp_adjust_tail, bpf_xdp_load_bytes,
+        bpf_fib_lookup, bpf_get_smp_processor_id, bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns,
+        bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
+        bpf_skb_vlan_pop, bpf_skb_vlan_push, bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_load_bytes,
     },
 };
 use fwha_common::{
     drop::DropReason,
     flow::{NextHop, proto},
+    rule::Tag,
 };
 
 use crate::{
     maps,
-    packet::{Packet, RouteKind, Window, bounded, window},
+    packet::{Arrival, Packet, RouteKind, Window, bounded, window},
     parse::Ip,
 };
 
@@ -31,6 +32,8 @@ pub struct Clock {
     jiffies: u64,
     /// What it said.
     ns: u64,
+    /// The last number of [`unique_ns`].
+    unique: u64,
 }
 
 /// `CLOCK_MONOTONIC` in ns, as of the last tick, or the one before it (1 to 20 ms ago). Read for each
@@ -53,6 +56,22 @@ pub fn now_ns() -> u64 {
     clock.ns
 }
 
+/// A number that no other call returns, on any CPU: the time as of [`now_ns`], or 256 ns more than the last
+/// time, with the CPU in its low 8 bits. The exact clock is no faster than that for long, so neither is it
+/// ever outrun, and numbers stay unique when the programs are loaded anew.
+#[inline(always)]
+pub fn unique_ns() -> u64 {
+    let now = now_ns() & !0xff;
+    // SAFETY: takes nothing, returns a number.
+    let cpu = unsafe { bpf_get_smp_processor_id() } as u64 & 0xff;
+    let Some(clock) = maps::clock() else {
+        return now | cpu;
+    };
+    let next = (clock.unique & !0xff) + 0x100;
+    clock.unique = (if now > next { now } else { next }) | cpu;
+    clock.unique
+}
+
 /// `CLOCK_MONOTONIC` in ns, exact.
 #[inline(always)]
 pub fn exact_ns() -> u64 {
@@ -63,20 +82,18 @@ pub fn exact_ns() -> u64 {
 /// A packet at XDP.
 pub struct Xdp {
     ctx: *mut xdp_md,
+    arrival: &'static mut Arrival,
     out: u32,
 }
 
 impl Xdp {
-    /// The packet.
+    /// The packet, as if it had no tags; `None` cannot be.
     #[inline(always)]
-    pub fn new(ctx: *mut xdp_md) -> Self {
-        Self { ctx, out: 0 }
-    }
-
-    /// Where to leave, as [`NextHop::out`].
-    #[inline(always)]
-    pub fn out(&self) -> u32 {
-        self.out
+    pub fn new(ctx: *mut xdp_md) -> Option<Self> {
+        let arrival = maps::arrival()?;
+        // SAFETY: the kernel's context, valid while the program runs.
+        arrival.begin(unsafe { (*ctx).ingress_ifindex });
+        Some(Self { ctx, arrival, out: 0 })
     }
 }
 
@@ -109,12 +126,56 @@ impl Packet for Xdp {
         0
     }
     #[inline(always)]
-    fn vlans(&self) -> [u16; 2] {
-        [0; 2]
+    fn arrival(&mut self) -> &mut Arrival {
+        self.arrival
+    }
+    #[inline(always)]
+    fn device(&self) -> u32 {
+        self.arrival.device
+    }
+    #[inline(always)]
+    fn taken_tag(&self) -> Tag {
+        Tag::NONE
+    }
+    #[inline(always)]
+    fn pop_tag(&mut self) -> bool {
+        let Ok(old) = window::<16>(self, 0) else {
+            return false;
+        };
+        let (macs, rest) = (old.u64::<0>(), old.u32::<8>());
+        // SAFETY: the kernel's context.
+        if unsafe { bpf_xdp_adjust_head(self.ctx, TAG_LEN) } != 0 {
+            return false;
+        }
+        let Ok(new) = window::<12>(self, 0) else {
+            return false;
+        };
+        new.set_u64::<0>(macs);
+        new.set_u32::<8>(rest);
+        true
+    }
+    #[inline(always)]
+    fn push_tag(&mut self, tag: Tag) -> bool {
+        // SAFETY: the kernel's context.
+        if unsafe { bpf_xdp_adjust_head(self.ctx, -TAG_LEN) } != 0 {
+            return false;
+        }
+        let Ok(new) = window::<16>(self, 0) else {
+            return false;
+        };
+        let (macs, rest) = (new.u64::<4>(), new.u32::<12>());
+        new.set_u64::<0>(macs);
+        new.set_u32::<8>(rest);
+        new.set_u32::<12>(tag.0);
+        true
     }
     #[inline(always)]
     fn leave_by(&mut self, out: u32) {
         self.out = out;
+    }
+    #[inline(always)]
+    fn out(&self) -> u32 {
+        self.out
     }
     #[inline(always)]
     fn load(&self, offset: u32, bytes: &mut [u8]) -> bool {
@@ -151,7 +212,7 @@ impl Packet for Xdp {
     }
     #[inline(always)]
     fn route(&self, ip: &Ip, back: bool, hop: &mut NextHop) -> RouteKind {
-        route(self.ctx.cast(), self.ifindex(), ip, back, hop)
+        route(self.ctx.cast(), self.device(), ip, back, hop)
     }
 }
 
@@ -161,37 +222,38 @@ const fn as_summed(at: u32, checksum_at: u32, from: u16, to: u16) -> [u16; 2] {
     if (at ^ checksum_at) & 1 == 0 { [from, to] } else { [from.swap_bytes(), to.swap_bytes()] }
 }
 
+/// Bytes of a VLAN tag.
+const TAG_LEN: i32 = size_of::<Tag>() as i32;
+
 /// Headers end before this offset: a bound for the verifier.
 const OFFSET_MASK: u32 = 0xfff;
 
 /// Bytes from the start of a frame that hold every header the engine looks at: Ethernet, IP with options
-/// or some extension headers, ICMP, embedded IP with the same, eight bytes of its payload.
-const HEADERS: u32 = 14 + 72 + 8 + 72 + 8;
+/// or some extension headers, ICMP, embedded IP with the same, eight bytes of its payload; and two tags.
+const HEADERS: u32 = 14 + 8 + 72 + 8 + 72 + 8;
 
 /// A packet at tc.
 pub struct Tc {
     ctx: *mut __sk_buff,
+    arrival: &'static mut Arrival,
     out: u32,
 }
 
 impl Tc {
-    /// The packet, with its headers where they can be read directly.
+    /// The packet, with its headers where they can be read directly, as if it had no tags; `None` cannot be.
     #[inline(always)]
-    pub fn new(ctx: *mut __sk_buff) -> Self {
-        let packet = Self { ctx, out: 0 };
+    pub fn new(ctx: *mut __sk_buff) -> Option<Self> {
+        let arrival = maps::arrival()?;
+        // SAFETY: the kernel's context, valid while the program runs.
+        arrival.begin(unsafe { (*ctx).ifindex });
+        let packet = Self { ctx, arrival, out: 0 };
         let linear = (packet.end() - packet.start()) as u32;
         let len = packet.len();
         if linear < HEADERS && linear < len {
             // SAFETY: the kernel's context. Should it fail, the parser finds the packet truncated.
             unsafe { bpf_skb_pull_data(ctx, if len < HEADERS { len } else { HEADERS }) };
         }
-        packet
-    }
-
-    /// Where to leave, as [`NextHop::out`].
-    #[inline(always)]
-    pub fn out(&self) -> u32 {
-        self.out
+        Some(packet)
     }
 
     /// Where it entered this machine; 0 for what the machine itself sends.
@@ -249,15 +311,41 @@ impl Packet for Tc {
         unsafe { (*self.ctx).gso_size }
     }
     #[inline(always)]
-    fn vlans(&self) -> [u16; 2] {
+    fn arrival(&mut self) -> &mut Arrival {
+        self.arrival
+    }
+    #[inline(always)]
+    fn device(&self) -> u32 {
+        self.arrival.device
+    }
+    #[inline(always)]
+    fn taken_tag(&self) -> Tag {
         // SAFETY: see `start`.
         unsafe {
-            if (*self.ctx).vlan_present == 0 { [0; 2] } else { [((*self.ctx).vlan_tci & 0xfff) as u16, 0] }
+            if (*self.ctx).vlan_present == 0 {
+                Tag::NONE
+            } else {
+                Tag::new((*self.ctx).vlan_proto as u16, (*self.ctx).vlan_tci as u16)
+            }
         }
+    }
+    #[inline(always)]
+    fn pop_tag(&mut self) -> bool {
+        // SAFETY: the kernel's context.
+        unsafe { bpf_skb_vlan_pop(self.ctx) == 0 }
+    }
+    #[inline(always)]
+    fn push_tag(&mut self, tag: Tag) -> bool {
+        // SAFETY: the kernel's context.
+        unsafe { bpf_skb_vlan_push(self.ctx, tag.ethertype(), tag.tci()) == 0 }
     }
     #[inline(always)]
     fn leave_by(&mut self, out: u32) {
         self.out = out;
+    }
+    #[inline(always)]
+    fn out(&self) -> u32 {
+        self.out
     }
     #[inline(always)]
     fn load(&self, offset: u32, bytes: &mut [u8]) -> bool {
@@ -288,7 +376,7 @@ impl Packet for Tc {
     }
     #[inline(always)]
     fn route(&self, ip: &Ip, back: bool, hop: &mut NextHop) -> RouteKind {
-        route(self.ctx.cast(), self.ifindex(), ip, back, hop)
+        route(self.ctx.cast(), self.device(), ip, back, hop)
     }
 }
 

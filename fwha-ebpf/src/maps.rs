@@ -2,6 +2,7 @@
 //! [`fwha_common::settings::name`]; sizes given here are defaults, which the loader overrides.
 
 use aya_ebpf::{
+    bindings::BPF_F_MMAPABLE,
     btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
     macros::btf_map,
 };
@@ -9,10 +10,11 @@ use fwha_common::{
     BUCKETS, MAX_GROUPS,
     capture::{Capture, DropSample},
     drop::DROP_REASONS,
+    embryonic::{CAPACITY, EmbryonicPlace, EmbryonicSet, PLACES},
     flow::{Flow, FlowEvent, FlowKey, NextHop},
     group::Group,
     limit::{Limits, Source},
-    rule::{Interface, InterfaceKey, MAX_RULES, Rule},
+    rule::{Interface, InterfaceKey, MAX_INTERFACES, MAX_RULES, Rule},
     settings::{COUNTERS as COUNTER_COUNT, Settings, Timeouts},
 };
 
@@ -21,6 +23,7 @@ use crate::{
     engine::RuleScan,
     fragment::{Datagram, DatagramKey},
     hook::Clock,
+    packet::Arrival,
     parse::Ip,
     reject,
     tcp::{Options, Scan},
@@ -29,8 +32,16 @@ use crate::{
 #[btf_map]
 pub static FLOWS: HashMap<FlowKey, Flow, 65_536> = HashMap::new();
 
+/// Its elements begin at a page, so that a set is one cache line.
 #[btf_map]
-pub static EMBRYONIC: LruHashMap<FlowKey, Flow, 16_384> = LruHashMap::new();
+pub static EMBRYONIC_SETS: Array<
+    EmbryonicSet,
+    { (CAPACITY / PLACES) as usize },
+    { BPF_F_MMAPABLE as usize },
+> = Array::new();
+
+#[btf_map]
+pub static EMBRYONIC: Array<EmbryonicPlace, { CAPACITY as usize }> = Array::new();
 
 #[btf_map]
 pub static NODE_FLOWS: LruHashMap<FlowKey, Flow, 4_096> = LruHashMap::new();
@@ -57,7 +68,7 @@ pub static RULES: Array<Rule, { 2 * MAX_RULES }> = Array::new();
 pub static RULE_HITS: PerCpuArray<u64, MAX_RULES> = PerCpuArray::new();
 
 #[btf_map]
-pub static INTERFACES: HashMap<InterfaceKey, Interface, 256> = HashMap::new();
+pub static INTERFACES: HashMap<InterfaceKey, Interface, MAX_INTERFACES> = HashMap::new();
 
 #[btf_map]
 pub static SETTINGS: Array<Settings, 1> = Array::new();
@@ -103,6 +114,7 @@ struct Scratch {
     datagram: Datagram,
     hop: NextHop,
     clock: Clock,
+    arrival: Arrival,
 }
 
 /// A reference of which the compiler knows nothing, so that what it refers to is read from memory.
@@ -161,6 +173,10 @@ scratch! {
     clock, clock, Clock
 }
 scratch! {
+    /// How the packet came in.
+    arrival, arrival, Arrival
+}
+scratch! {
     /// The room for a next hop.
     hop, hop, NextHop
 }
@@ -185,6 +201,12 @@ pub fn settings() -> Option<&'static Settings> {
         Some(settings) if settings.node != 0 => Some(settings),
         _ => None,
     }
+}
+
+/// Whether an interface with a program carries VLANs.
+#[inline(always)]
+pub fn vlans() -> bool {
+    SETTINGS.get(0).is_some_and(|settings| settings.vlans != 0)
 }
 
 /// The route generation. To be read before a lookup whose result is to be kept: a route that changes

@@ -146,6 +146,10 @@ pub fn read(packet: &impl Packet, ip: &mut Ip, at: usize, room: u32) -> Result<(
         }
         if i == 0 && (chunk == Chunk::Init as u8 || chunk == Chunk::InitAck as u8) {
             // type, flags, length, initiate tag, a_rwnd, streams out, streams in, initial TSN
+            // A first fragment may end before the tag, and the frame behind it is padding.
+            if room < 20 {
+                return Err(DropReason::Malformed);
+            }
             let init: Window<8> = window(packet, at + 12)?;
             ip.tcp.ack = init.u32::<4>();
             // RFC 9260, 3.3.2, 3.3.3, 8.5.1: never 0, and an INIT comes without a tag.

@@ -258,7 +258,8 @@ impl Scan {
                 self.found.flags |= Way::SCALE;
             }
             (4, 2) => self.found.flags |= Way::SACK,
-            (5, 10 | 18 | 26 | 34) => {
+            // Only the first is read, as in the kernel.
+            (5, 10 | 18 | 26 | 34) if self.blocks == 0 => {
                 self.blocks_at = at + 2;
                 self.blocks = len >> 3;
             }
@@ -701,6 +702,13 @@ mod tests {
         }
         let found = options(&bytes);
         assert_eq!((found.sacked, found.sack), (true, 40));
+    }
+
+    #[test]
+    fn of_several_lists_of_sack_blocks_the_first_counts() {
+        let list = |right: u8| [1, 1, 5, 10, 0, 0, 0, 0, 0, 0, 0, right];
+        assert_eq!(options(&[list(40), list(20)].concat()).sack, 40);
+        assert_eq!(options(&[list(20), list(40)].concat()).sack, 20);
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod build_ebpf;
 mod cargo;
 mod conformance;
 mod demo;
+mod fuzz;
 mod sim;
 mod test;
 
@@ -19,6 +20,7 @@ enum Command {
     BuildEbpf(build_ebpf::Args),
     Conformance(conformance::Args),
     Demo(demo::Args),
+    Fuzz(fuzz::Args),
     Sim(sim::Args),
     Test(test::Args),
 }
@@ -29,6 +31,7 @@ fn main() -> ExitCode {
         Command::BuildEbpf(args) => build_ebpf::run(&args),
         Command::Conformance(args) => conformance::run(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::Sim(args) => sim::run(&args),
         Command::Test(args) => test::run(&args),
     };

@@ -310,7 +310,7 @@ impl Core {
         entry: Entry,
         counters: &mut Counters,
     ) -> bool {
-        if entry.zones.iter().any(|&z| z > self.options.zones) {
+        if entry.zones.iter().any(|&z| usize::from(z) > self.options.zones.len()) {
             counters.rejected_zone += 1;
             return false;
         }

@@ -79,6 +79,8 @@ pub(super) struct Inbox {
     pub(super) claims: Buckets,
     /// What the peer said of itself.
     pub(super) hello: Option<Hello>,
+    /// This node's number of each of its zones; `None` if it knows no names: then numbers are the same.
+    pub(super) zones: Option<Vec<Option<u8>>>,
     /// Of the peer's buckets, those that were equal when last compared.
     pub(super) verified: Buckets,
     /// And those that were not.
@@ -108,6 +110,7 @@ impl Inbox {
             claims_seq: 0,
             claims: Buckets::EMPTY,
             hello: None,
+            zones: None,
             verified: Buckets::EMPTY,
             differing: Buckets::EMPTY,
             compared_seq: 0,
@@ -145,9 +148,18 @@ impl Inbox {
         core: &mut Core,
         place: Place,
         key: &fwha_common::flow::FlowKey,
-        entry: Entry,
+        mut entry: Entry,
         counters: &mut Counters,
     ) {
+        for zone in &mut entry.zones {
+            match self.zone(*zone) {
+                Some(ours) => *zone = ours,
+                None => {
+                    counters.rejected_zone += 1;
+                    return;
+                }
+            }
+        }
         if let Some(from) = self.origin(core, place, entry.bucket, counters) {
             if let Some(bulk) = &mut self.bulk {
                 bulk.flows += 1;
@@ -155,6 +167,13 @@ impl Inbox {
             if !core.take_flow(from, key, entry, counters) {
                 self.doubt(Buckets::one(entry.bucket));
             }
+        }
+    }
+
+    fn zone(&self, theirs: u8) -> Option<u8> {
+        match &self.zones {
+            Some(zones) if theirs > 0 => *zones.get(usize::from(theirs) - 1)?,
+            _ => Some(theirs),
         }
     }
 

@@ -65,7 +65,7 @@ pub use self::status::{
     BulkProgress, Counters, Event, LinkCounters, LinkState, LinkStatus, LocalCounters, PeerStatus, SyncState,
     Warning,
 };
-pub use self::wire::{Hello, Malformed};
+pub use self::wire::{Hello, Malformed, rewrite};
 use crate::NodeId;
 use crate::seal::{Header, Identity, KeyRing};
 use crate::time::Time;
@@ -94,8 +94,9 @@ pub struct Options {
     pub config_hash: u64,
     /// Hash of the rules.
     pub rules_hash: u64,
-    /// Zones in the cluster file. Flows that name a higher zone are refused.
-    pub zones: u8,
+    /// [`fwha_common::rule::name_hash`] of the zones' names, in the order of their numbers. Zones of a
+    /// peer are known by name; flows of others are refused.
+    pub zones: Vec<u32>,
     /// Flows held at most, on all nodes alike.
     pub max_flows: usize,
     /// Whether to take part. If not, nothing is sent, and nothing that comes is looked at.
@@ -122,7 +123,7 @@ impl Options {
             peers: Vec::new(),
             config_hash: 0,
             rules_hash: 0,
-            zones: 0,
+            zones: Vec::new(),
             max_flows: 1_000_000,
             enabled: true,
             links: 1,

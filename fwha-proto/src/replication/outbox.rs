@@ -414,8 +414,15 @@ impl Outbox {
     }
 
     fn fill_controls(&mut self, core: &Core, inbox: &mut Inbox, d: &mut Datagram<'_>) {
-        if self.hello_due && d.control(Control::Hello, &Record::Hello(hello(&core.options))) {
-            self.hello_due = false;
+        if self.hello_due {
+            // Together and first: flows mean nothing without the zones.
+            let mark = d.mark();
+            let zones = d.w.push(&Record::Zones(core.options.zones.clone()));
+            if zones && d.control(Control::Hello, &Record::Hello(hello(&core.options))) {
+                self.hello_due = false;
+            } else {
+                d.reset(mark);
+            }
         }
         if self.claims_due && d.control(Control::Claims, &Record::Claims(claims(core))) {
             self.claims_due = false;
@@ -472,7 +479,7 @@ fn hello(options: &Options) -> Hello {
     Hello {
         version: VERSION,
         enabled: options.enabled,
-        zones: options.zones,
+        zones: options.zones.len() as u8,
         max_flows: options.max_flows as u64,
         config_hash: options.config_hash,
         rules_hash: options.rules_hash,

@@ -181,6 +181,13 @@ impl Peer {
         let Some(session) = &mut self.session else { return };
         let Session { outbox, inbox } = session;
         let (counters, events) = (&mut self.counters, &mut self.events);
+        // Without the peer's zones its flows mean nothing. What is not acknowledged comes again.
+        let introduces = |record| matches!(record, Ok(Record::Hello(_)));
+        let numbered = matches!(records(payload, now).next(), Some(Ok(Record::Sequence { .. })));
+        if inbox.hello.is_none() && numbered && !records(payload, now).any(introduces) {
+            counters.early += 1;
+            return;
+        }
         let mut place: Option<Place> = None;
         let mut term = None;
         for (n, record) in records(payload, now).enumerate() {
@@ -237,9 +244,10 @@ impl Peer {
                 (Record::Agreed { seq: compared, buckets }, _) => {
                     outbox.proof.agree(core, seq, compared, buckets);
                 }
+                (Record::Zones(zones), _) => inbox.zones = Some(map_zones(&core.options.zones, &zones)),
                 (Record::Resync(buckets), _) => outbox.take_resync(core, seq, buckets),
                 (Record::Hello(hello), _) => {
-                    self.warnings = warnings(core, &self.name, &hello);
+                    self.warnings = warnings(core, &self.name, &hello, inbox.zones.as_deref());
                     let peer = self.node;
                     if inbox.hello.is_none() {
                         events.extend(
@@ -432,7 +440,13 @@ impl Peer {
     }
 }
 
-fn warnings(core: &Core, name: &str, hello: &Hello) -> Vec<Warning> {
+/// This node's number of each of a peer's zones, by name.
+fn map_zones(ours: &[u32], theirs: &[u32]) -> Vec<Option<u8>> {
+    let number = |hash| ours.iter().position(|o| o == hash).map(|n| n as u8 + 1);
+    theirs.iter().map(number).collect()
+}
+
+fn warnings(core: &Core, name: &str, hello: &Hello, zones: Option<&[Option<u8>]>) -> Vec<Warning> {
     let o = &core.options;
     let mut warnings = Vec::new();
     if hello.config_hash != o.config_hash {
@@ -444,7 +458,7 @@ fn warnings(core: &Core, name: &str, hello: &Hello) -> Vec<Warning> {
     if hello.max_flows != o.max_flows as u64 {
         warnings.push(Warning::CapacityDiffers { ours: o.max_flows as u64, theirs: hello.max_flows });
     }
-    if hello.zones != o.zones {
+    if usize::from(hello.zones) != o.zones.len() || zones.is_some_and(|z| z.contains(&None)) {
         warnings.push(Warning::ZonesDiffer);
     }
     if hello.name != name {

@@ -144,7 +144,7 @@ impl Rig {
         let identity = Identity { cluster: cluster_id("edge"), node, epoch: self.epochs };
         let mut options = Options::new(identity, ClusterKey::new([7; 32]), &format!("fw{node}"));
         options.max_flows = 1000;
-        options.zones = 2;
+        options.zones = vec![11, 12];
         options.peers = (1..=nodes).map(|n| PeerOptions { node: n, name: format!("fw{n}") }).collect();
         (self.options)(&mut options);
         self.links = options.links;

@@ -71,8 +71,10 @@ counters! {
         rejected_stale,
         /// Flows refused because the table is full, or the peer's share of it is.
         rejected_full,
-        /// Flows refused because they name a zone that the config does not have.
+        /// Flows refused because they are of a zone that the config does not have.
         rejected_zone,
+        /// Datagrams that came before the one in which the peer introduces itself: as good as lost.
+        early,
         /// Flows refused because this node's rules would not admit them (`strict`).
         rejected_policy,
         /// Datagrams dropped because the peer sends more than it may.
@@ -269,7 +271,7 @@ pub enum Warning {
         /// Flows that the peer holds at most.
         theirs: u64,
     },
-    /// The peer has another number of zones.
+    /// The peer has a zone that is not here, or not one that is.
     ZonesDiffer,
     /// The peer calls itself by another name than the cluster file does.
     NameDiffers {
@@ -288,7 +290,9 @@ impl fmt::Display for Warning {
             Self::CapacityDiffers { ours, theirs } => {
                 write!(f, "peer holds at most {theirs} flows, this node {ours}: make max-flows equal")
             }
-            Self::ZonesDiffer => f.write_str("peer has another number of zones: its flows may be refused"),
+            Self::ZonesDiffer => f.write_str(
+                "peer has other zones: flows of a zone that only one has are refused by the other",
+            ),
             Self::NameDiffers { expected, theirs } => {
                 write!(f, "node {expected} calls itself {theirs}: check --node there")
             }

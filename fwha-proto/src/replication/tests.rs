@@ -247,6 +247,27 @@ fn a_peer_has_its_share_of_the_table_and_of_the_link() {
 }
 
 #[test]
+fn zones_are_known_by_name() {
+    // Node 2 has the same zones in another order, and has not the third.
+    let mut rig = settled(|o| {
+        o.zones = if o.identity.node == 1 { vec![11, 12, 13] } else { vec![12, 11] };
+    });
+    rig.create(1, 1);
+    rig.run(50 * MS);
+    let zones = rig.nodes.iter().map(|n| n.kernel[&Rig::key(1)].zones()).collect::<Vec<_>>();
+    assert_eq!(zones, [[1, 2], [2, 1]]);
+    assert_eq!(rig.nodes[0].replication.digest(1), rig.nodes[1].replication.digest(1));
+    assert!(rig.in_sync(), "{rig}");
+    let warned = rig.nodes[1].replication.status(rig.now).next().unwrap().warnings.to_vec();
+    assert_eq!(warned, [Warning::ZonesDiffer]);
+    let flow = rig.node(1).kernel.get_mut(&Rig::key(1)).unwrap();
+    flow.word = Flow::word(flow.state(), 0, [1, 3]);
+    rig.update(1, 1);
+    rig.run(50 * MS);
+    assert!(counters(&rig, 2).rejected_zone > 0, "the third zone is not there");
+}
+
+#[test]
 fn a_late_delete_does_not_touch_the_flow_that_took_its_key() {
     for seed in 0..100 {
         let mut rig = Rig::pair(seed);
@@ -520,7 +541,7 @@ fn a_full_table_refuses_counts_and_does_not_storm() {
 
 #[test]
 fn a_flow_of_a_zone_that_is_not_configured_is_refused() {
-    let mut rig = settled(|o| o.zones = if o.identity.node == 2 { 1 } else { 2 });
+    let mut rig = settled(|o| o.zones = if o.identity.node == 2 { vec![11] } else { vec![11, 12] });
     rig.create(1, 1);
     rig.run(100 * MS);
     assert!(counters(&rig, 2).rejected_zone > 0);

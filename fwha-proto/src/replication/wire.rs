@@ -17,6 +17,7 @@
 //! DIGESTS  10  buckets 32 bytes, u64...          one for each bucket of the set, ascending
 //! AGREED   11  seq v, buckets 32 bytes
 //! RESYNC   12  buckets 32 bytes
+//! ZONES    13  name hash u32...                  by number, from 1; before HELLO in the same datagram
 //! PROBE    16  flags u8 (1: answer), number v    answered on the link that it came by
 //!
 //! tuple     flags u8 (1: IPv6), protocol u8, bucket u8, source 4|16, destination 4|16,
@@ -26,8 +27,8 @@
 //! and in the original direction, everything else is little-endian. Times are ages in milliseconds;
 //! no clock, interface index or kernel structure is ever sent.
 
-use fwha_common::MAX_NODES;
 use fwha_common::flow::{FlowId, FlowKey, FlowState, V4_MAPPED};
+use fwha_common::{MAX_NODES, MAX_ZONES};
 
 use super::buckets::Buckets;
 use super::entry::Entry;
@@ -117,6 +118,7 @@ pub(super) enum Record<'a> {
     Digests(Vec<(u8, u64)>),
     Agreed { seq: u64, buckets: Buckets },
     Resync(Buckets),
+    Zones(Vec<u32>),
     Probe { id: u64, answer: bool },
     Unknown(u8),
 }
@@ -136,6 +138,7 @@ impl Record<'_> {
             Self::Digests(_) => 10,
             Self::Agreed { .. } => 11,
             Self::Resync(_) => 12,
+            Self::Zones(_) => 13,
             Self::Probe { .. } => 16,
             Self::Unknown(kind) => *kind,
         }
@@ -255,6 +258,11 @@ impl Writer {
                 self.buckets(buckets);
             }
             Record::Resync(buckets) => self.buckets(buckets),
+            Record::Zones(zones) => {
+                for hash in zones {
+                    self.buf.extend_from_slice(&hash.to_le_bytes());
+                }
+            }
             Record::Probe { id, answer } => {
                 self.buf.push(u8::from(*answer));
                 self.varint(*id);
@@ -340,6 +348,17 @@ pub(super) fn records(payload: &[u8], now: Time) -> impl Iterator<Item = Result<
     })
 }
 
+/// Reads the records of a payload and writes each anew; those of an unknown type are left out. What fuzzing holds reader
+/// and writer to.
+pub fn rewrite(payload: &[u8], now: Time) -> Vec<Result<Vec<u8>, Malformed>> {
+    let known = records(payload, now).filter(|record| !matches!(record, Ok(Record::Unknown(_))));
+    let rewrite = |record: Record<'_>| {
+        let mut writer = Writer::new(Vec::new(), usize::MAX, now);
+        writer.push(&record).then(|| writer.into_buf()).ok_or(Malformed)
+    };
+    known.map(|record| record.and_then(rewrite)).collect()
+}
+
 fn decode(kind: u8, body: &[u8], now: Time) -> Result<Record<'_>, Malformed> {
     let mut r = Reader(body);
     Ok(match kind {
@@ -389,6 +408,13 @@ fn decode(kind: u8, body: &[u8], now: Time) -> Result<Record<'_>, Malformed> {
         }
         11 => Record::Agreed { seq: r.varint()?, buckets: r.buckets()? },
         12 => Record::Resync(r.buckets()?),
+        13 => {
+            let mut zones = Vec::new();
+            while zones.len() < MAX_ZONES && !r.0.is_empty() {
+                zones.push(r.u32()?);
+            }
+            Record::Zones(zones)
+        }
         16 => Record::Probe { answer: r.u8()? & PROBE_ANSWER != 0, id: r.varint()? },
         other => Record::Unknown(other),
     })

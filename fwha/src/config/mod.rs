@@ -9,6 +9,7 @@
 //! | `source` | the text, places in it, mistakes and how they are shown |
 //! | `section` | typed reading of tables |
 //! | `value` | durations, names, addresses |
+//! | [`vlan`] | VLANs in names of interfaces |
 //! | `cluster` | `[cluster]`, `[sync]`, `[replication]` |
 //! | `nodes`, `zones`, `groups`, `rules`, `timeouts`, `limits` | a section each: its type, reading and checks |
 //! | `key` | the cluster key's file |
@@ -27,6 +28,7 @@ mod source;
 mod tests;
 mod timeouts;
 mod value;
+pub mod vlan;
 mod zones;
 
 use std::{
@@ -35,7 +37,11 @@ use std::{
     sync::Arc,
 };
 
-use fwha_common::{limit::Limits, rule, settings::Timeouts};
+use fwha_common::{
+    limit::Limits,
+    rule::{self, Tag},
+    settings::Timeouts,
+};
 pub use fwha_proto::{NodeId, seal::KeyRing};
 use sha2::{Digest, Sha256};
 use toml::de::DeTable;
@@ -105,6 +111,8 @@ pub struct Config {
 struct NamedInterface {
     node: NodeId,
     name: String,
+    /// Whether it is a zone's, not a sync link's.
+    zone: bool,
     span: Span,
 }
 
@@ -253,17 +261,42 @@ impl Config {
         self.rules.iter().flat_map(Rule::compile).collect()
     }
 
-    /// Whether every interface that the file names for `node` is one for which `exists` is true.
+    /// Whether every interface that the file names for `node` is one for which `exists` is true, or a VLAN
+    /// on one, see [`vlan::place`].
     ///
     /// # Errors
-    /// Each place in the file that names one that does not exist.
+    /// Each place in the file that names one that does not exist, or a VLAN without a device on an interface
+    /// that has another use.
     pub fn check_interfaces(&self, node: NodeId, exists: impl Fn(&str) -> bool) -> Result<(), ConfigErrors> {
         let mut mistakes = Mistakes::default();
-        for named in self.interfaces.iter().filter(|i| i.node == node && !exists(&i.name)) {
-            let node = self.node(node).map_or("?", |n| n.name.as_str());
-            mistakes
-                .add(named.span.clone(), format!("{node} has no interface {:?}", named.name))
-                .remedy("`ip link` shows those that it has");
+        let node_name = self.node(node).map_or("?", |n| n.name.as_str());
+        let here: Vec<(&NamedInterface, Option<vlan::Place>)> = self
+            .interfaces
+            .iter()
+            .filter(|i| i.node == node)
+            .map(|i| (i, if i.zone { vlan::place(&i.name, &exists) } else { vlan::device(&i.name, &exists) }))
+            .collect();
+        for (named, place) in &here {
+            let name = &named.name;
+            let Some(vlan::Place { interface, tags }) = place else {
+                mistakes
+                    .add(named.span.clone(), format!("{node_name} has no interface {name:?}"))
+                    .remedy("`ip link` shows those that it has");
+                continue;
+            };
+            let uses = here.iter().filter(|(_, p)| p.as_ref().is_some_and(|p| p.interface == *interface));
+            if tags[0] != Tag::NONE && uses.count() > 1 {
+                let vlan = tags.iter().rfind(|t| **t != Tag::NONE).map_or(0, |t| t.vlan());
+                mistakes
+                    .add(
+                        named.span.clone(),
+                        format!("{node_name} has no VLAN device {name:?}, and {interface:?} has another use"),
+                    )
+                    .remedy(format!(
+                        "routes tell the networks on {interface} apart by devices: \
+                         `ip link add link {interface} name {name} type vlan id {vlan}`"
+                    ));
+            }
         }
         if mistakes.is_empty() { Ok(()) } else { Err(mistakes.into_errors(Arc::clone(&self.source))) }
     }

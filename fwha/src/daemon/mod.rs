@@ -81,14 +81,12 @@ use self::ports::Port;
 use self::replication::OwnedGroups;
 use crate::config::{self, Config, GroupId, Node};
 use crate::dataplane::{self, Dataplane, Maps, ZoneInterface};
-use crate::netlink::Monitor;
+use crate::netlink::{Link, Monitor};
 use crate::policy::Policy;
 use crate::socket::SyncSocket;
 use crate::sys::clock::KernelClock;
 use crate::sys::{random, sched};
 
-/// Embryonic flows at most: what a flood of SYNs can fill.
-const MAX_EMBRYONIC: u32 = 65_536;
 /// How long an offered group may wait for its taker.
 const HANDOVER_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long a preferred node may wait for its replica before it preempts without.
@@ -181,7 +179,7 @@ async fn run_node(config: &Arc<Config>, node: &Node, run_dir: &RunDir) -> Result
         heartbeats: ports::sync_sockets(node, config.sync.heartbeat_port())?,
         replication: ports::sync_sockets(node, config.sync.replication_port())?,
     };
-    let (mut dataplane, flow_events) = Dataplane::open(dataplane_options(config, node))?;
+    let (mut dataplane, flow_events) = Dataplane::open(dataplane_options(config, node, &links))?;
     let mut running = match Running::start(config, node, found, &dataplane, flow_events, listener) {
         Ok(running) => running,
         Err(error) => {
@@ -218,11 +216,14 @@ async fn run_node(config: &Arc<Config>, node: &Node, run_dir: &RunDir) -> Result
     dataplane.close().context("cannot remove the data plane")
 }
 
-fn dataplane_options(config: &Config, node: &Node) -> dataplane::Options {
+fn dataplane_options(config: &Config, node: &Node, links: &[Link]) -> dataplane::Options {
     let interfaces = config.zones.iter().flat_map(|zone| {
         let names = zone.interfaces.get(&node.id).into_iter().flatten();
-        names.map(|name| ZoneInterface {
-            name: name.clone(),
+        let places =
+            names.filter_map(|name| config::vlan::place(name, |n| links.iter().any(|l| l.name == n)));
+        places.map(|place| ZoneInterface {
+            name: place.interface,
+            tags: place.tags,
             zone: zone.id,
             attach: match zone.attach {
                 config::Attach::Auto => dataplane::Attach::Auto,
@@ -235,7 +236,7 @@ fn dataplane_options(config: &Config, node: &Node) -> dataplane::Options {
     dataplane::Options {
         pin_dir: dataplane::pin_dir(&config.cluster.name, &node.name),
         max_flows: config.cluster.max_flows,
-        max_embryonic: MAX_EMBRYONIC.min(config.cluster.max_flows),
+        max_embryonic: fwha_common::embryonic::CAPACITY.min(config.cluster.max_flows),
         interfaces: interfaces.collect(),
         sync_interfaces: node.sync.iter().map(|s| s.interface.clone()).collect(),
     }
@@ -558,7 +559,7 @@ fn replication_options(
         peers: peers.map(|n| proto_replication::PeerOptions { node: n.id, name: n.name.clone() }).collect(),
         config_hash: config.hash,
         rules_hash: config.rules_hash,
-        zones: config.zones.len() as u8,
+        zones: config.zones.iter().map(|z| name_hash(&z.name)).collect(),
         max_flows: config.cluster.max_flows as usize,
         enabled: config.replication.enabled,
         links: node.sync.len() as u8,

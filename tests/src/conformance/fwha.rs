@@ -8,7 +8,6 @@ use aya::maps::{Array, HashMap, MapData, PerCpuArray};
 use aya::programs::{Program, SchedClassifier, TcAttachType, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 use fwha_common::drop::DropReason;
-use fwha_common::flow::NextHop;
 use fwha_common::group::Group;
 use fwha_common::rule::{Action, Interface, InterfaceKey, MAX_RULES, Rule};
 use fwha_common::settings::{Settings, Timeouts, name};
@@ -48,7 +47,6 @@ impl Fwha {
         let object = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
         let mut bpf = EbpfLoader::new()
             .map_max_entries(name::FLOWS, MAX_FLOWS)
-            .map_max_entries(name::EMBRYONIC, MAX_FLOWS)
             .load(&object)
             .context("load the object")?;
         fill(&mut bpf)?;
@@ -103,7 +101,8 @@ fn fill(bpf: &mut Ebpf) -> Result<()> {
         let interface = Interface {
             zone: ZONES[side as usize],
             mac: side.device_mac(),
-            out: NextHop::out(ifindex, 0),
+            device: ifindex,
+            trunk: ifindex,
             ..Interface::default()
         };
         interfaces.insert(InterfaceKey::untagged(ifindex), interface, 0)?;

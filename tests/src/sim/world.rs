@@ -246,7 +246,7 @@ impl World {
     fn options(&self, id: NodeId, epoch: u64) -> Options {
         let identity = Identity { cluster: cluster_id("edge"), node: id, epoch };
         let mut options = Options::new(identity, ClusterKey::new([7; 32]), &format!("fw{id}"));
-        options.zones = 2;
+        options.zones = vec![11, 12];
         options.peers = self.ids().map(|n| PeerOptions { node: n, name: format!("fw{n}") }).collect();
         options.max_flows = self.shape.max_flows;
         options.queue_max = self.shape.queue_max;

@@ -5,24 +5,31 @@
 //!  client 192.168.100.100 ── lan 192.168.100.1 [node 1] wan 10.0.0.1 ── server 10.0.0.128
 //!                                                   │    ├── 203.0.113.0/24 via 10.0.0.254, unresolved
 //!                                             sync, no zone: 192.0.2.0/24
+//!                                             trunk: nothing, until a test has it carry VLANs
 //! ```
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::Write as _;
 use std::mem::offset_of;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::process::{Command, Stdio};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
-use aya::programs::{Program, SchedClassifier, TestRun as _, TestRunOptions, Xdp};
+use aya::programs::{Program, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader, Pod};
 use fwha_common::capture::{Capture, DropSample};
 use fwha_common::drop::DropReason;
-use fwha_common::flow::{Flow, FlowEvent, FlowKey, FlowState, NextHop};
+use fwha_common::embryonic::{EmbryonicPlace, EmbryonicSet, PLACES, Site};
+use fwha_common::flow::{Flow, FlowEvent, FlowKey, FlowState};
 use fwha_common::group::Group;
 use fwha_common::limit::{Limits, Source};
-use fwha_common::rule::{Action, Interface, InterfaceKey, MAX_RULES, Rule, ZONE_ANY};
+use fwha_common::rule::{Action, Interface, InterfaceKey, MAX_RULES, Rule, Tag, ZONE_ANY};
 use fwha_common::settings::{Counter, Settings, Timeouts, name};
+use fwha_tests::sys::{Feature, Received, ask_for_tags, packet_socket, receive, set_feature};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
 
 /// Zone numbers.
@@ -44,6 +51,12 @@ pub const MAX_FLOWS: u32 = 8;
 /// Bytes of the ring of samples: one page.
 pub const SAMPLES_LEN: u32 = 4096;
 
+/// How long something may take that must happen.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Bytes by which a frame may grow for its tags.
+const TAGS_LEN: usize = 8;
+
 /// The settings every rig begins with.
 pub const SETTINGS: Settings = Settings {
     bucket_key: [1, 2],
@@ -54,7 +67,8 @@ pub const SETTINGS: Settings = Settings {
     ruleset_generation: 0,
     rules: 0,
     node: 1,
-    zero: [0; 3],
+    vlans: 0,
+    zero: [0; 2],
 };
 
 /// The group that has all buckets.
@@ -73,6 +87,7 @@ pub enum Port {
     Lan,
     Wan,
     Sync,
+    Trunk,
 }
 
 /// What became of a packet.
@@ -183,12 +198,91 @@ impl Event {
 type DatagramKey = [u8; 40];
 type Datagram = [u8; 56];
 
+/// The number of the last set of embryonic flows: enough that no set is full.
+pub const LAST_SET: u32 = 127;
+
+/// The table of embryonic flows.
+pub struct Embryonic {
+    places: Array<MapData, EmbryonicPlace>,
+    sets: Array<MapData, EmbryonicSet>,
+}
+
+impl Embryonic {
+    /// The places that are marked as taken, with what is in them.
+    fn taken(&self) -> Vec<(u32, EmbryonicPlace)> {
+        let mut taken = Vec::new();
+        for set in 0..self.sets.len() {
+            for (tag, n) in self.sets.get(&set, 0).expect("a set").tags.into_iter().zip(0..) {
+                let n = set * PLACES + n;
+                let place = (tag != 0).then(|| self.places.get(&n, 0).expect("a place"));
+                taken.extend(place.map(|place| (n, place)));
+            }
+        }
+        taken
+    }
+
+    /// Holds what is known of the places against what is in them.
+    pub fn check(&self) {
+        let mut keys = HashSet::new();
+        for (n, place) in self.taken() {
+            let set = self.sets.get(&(n / PLACES), 0).expect("a set");
+            let site = Site::new(place.key.hash(&SETTINGS.bucket_key), LAST_SET);
+            assert_eq!(site, Site { set: n / PLACES, tag: set.tags[(n % PLACES) as usize] });
+            assert_ne!(place.flow.word, 0, "a flow without a state");
+            assert_eq!(set.lock, 0);
+            assert!(keys.insert(place.key), "{:?} is there twice", place.key);
+        }
+        let free = (0..self.places.len()).filter(|n| self.places.get(n, 0).expect("a place").get().is_none());
+        assert_eq!(free.count() + keys.len(), self.places.len() as usize);
+    }
+
+    fn clear(&mut self) {
+        for (n, _) in self.taken() {
+            self.places.set(n, EmbryonicPlace::default(), 0).expect("a place");
+            self.sets.set(n / PLACES, EmbryonicSet::default(), 0).expect("a set");
+        }
+    }
+}
+
+/// A table of flows from user space.
+pub trait Table {
+    /// Its flows.
+    fn flows(&self) -> Vec<(FlowKey, Flow)>;
+    /// Changes a flow.
+    fn change(&mut self, key: &FlowKey, flow: Flow);
+
+    /// One of them.
+    fn flow(&self, key: &FlowKey) -> Option<Flow> {
+        self.flows().into_iter().find_map(|(found, flow)| (found == *key).then_some(flow))
+    }
+}
+
+impl Table for HashMap<MapData, FlowKey, Flow> {
+    fn flows(&self) -> Vec<(FlowKey, Flow)> {
+        keys(self).into_iter().map(|key| (key, self.get(&key, 0).expect("a flow"))).collect()
+    }
+    fn change(&mut self, key: &FlowKey, flow: Flow) {
+        self.insert(key, flow, 0).expect("a flow");
+    }
+}
+
+impl Table for Embryonic {
+    fn flows(&self) -> Vec<(FlowKey, Flow)> {
+        self.taken().into_iter().map(|(_, place)| (place.key, place.flow)).collect()
+    }
+    fn change(&mut self, key: &FlowKey, flow: Flow) {
+        let taken = self.taken();
+        let (n, _) = taken.iter().find(|(_, place)| place.key == *key).expect("a flow");
+        self.places.set(*n, EmbryonicPlace { key: *key, flow }, 0).expect("a place");
+    }
+}
+
 /// The loaded programs.
 pub struct Rig {
     pub hook: Hook,
     bpf: Ebpf,
     pub flows: HashMap<MapData, FlowKey, Flow>,
-    pub embryonic: HashMap<MapData, FlowKey, Flow>,
+    pub embryonic: Embryonic,
     pub node_flows: HashMap<MapData, FlowKey, Flow>,
     fragments: HashMap<MapData, DatagramKey, Datagram>,
     interfaces: HashMap<MapData, InterfaceKey, Interface>,
@@ -206,7 +300,7 @@ pub struct Rig {
     samples: RingBuf<MapData>,
     pub now: Settings,
     /// By [`Port`].
-    ifindexes: [u32; 3],
+    ifindexes: [u32; 4],
 }
 
 /// Runs `test` twice, with the programs at XDP and at tc, each time freshly loaded. The thread of each run has a
@@ -230,6 +324,7 @@ fn lay_interfaces() {
         "link add lan type veth peer name lan-peer
          link add wan type veth peer name wan-peer
          link add sync type veth peer name sync-peer
+         link add trunk type veth peer name trunk-peer
          link set lan address 02:00:00:00:01:01 up
          link set wan address 02:00:00:00:02:01 mtu {WAN_MTU} up
          link set sync address 02:00:00:00:03:01 up
@@ -252,6 +347,11 @@ fn lay_interfaces() {
          route add blackhole 198.51.100.0/24\n"
     );
     ip(&["-batch", "-"], &commands);
+    // Nobody but the tests speaks there.
+    for end in ["trunk", "trunk-peer"] {
+        fs::write(format!("/proc/sys/net/ipv6/conf/{end}/disable_ipv6"), "1").expect("no IPv6");
+        ip(&["link", "set", end, "up"], "");
+    }
 }
 
 /// Runs the program `ip` in the namespace of the calling thread.
@@ -274,6 +374,9 @@ impl Rig {
         let object = fs::read(path).expect("the committed object");
         let mut bpf = EbpfLoader::new()
             .map_max_entries(name::FLOWS, MAX_FLOWS)
+            .map_max_entries(name::EMBRYONIC, (LAST_SET + 1) * PLACES)
+            .map_max_entries(name::EMBRYONIC_SETS, LAST_SET + 1)
+            .override_global(name::EMBRYONIC_LAST, &LAST_SET, true)
             .map_max_entries(name::EVENTS, 1 << 16)
             .map_max_entries(name::DROP_SAMPLES, SAMPLES_LEN)
             .load(&object)
@@ -294,7 +397,7 @@ impl Rig {
         let mut rig = Self {
             hook,
             flows: take!(name::FLOWS),
-            embryonic: take!(name::EMBRYONIC),
+            embryonic: Embryonic { places: take!(name::EMBRYONIC), sets: take!(name::EMBRYONIC_SETS) },
             node_flows: take!(name::NODE_FLOWS),
             fragments: take!(name::FRAGMENTS),
             interfaces: take!(name::INTERFACES),
@@ -311,7 +414,7 @@ impl Rig {
             capture: take!(name::CAPTURE),
             samples: take!(name::DROP_SAMPLES),
             now: SETTINGS,
-            ifindexes: ["lan", "wan", "sync"]
+            ifindexes: ["lan", "wan", "sync", "trunk"]
                 .map(|name| nix::net::if_::if_nametoindex(name).expect("the interface")),
             bpf,
         };
@@ -363,8 +466,32 @@ impl Rig {
     /// Describes an interface to the programs; it leaves by itself.
     pub fn set_interface(&mut self, port: Port, interface: Interface) {
         let ifindex = self.ifindex(port);
-        let interface = Interface { out: NextHop::out(ifindex, 0), ..interface };
+        let interface = Interface { device: ifindex, trunk: ifindex, ..interface };
         self.interfaces.insert(InterfaceKey::untagged(ifindex), interface, 0).expect("interface");
+    }
+
+    /// Makes an interface a VLAN of the trunk, as its device would be: what carries these tags there counts as its
+    /// own, for routes and neighbours, too, and what it sends leaves there.
+    pub fn set_vlan(&mut self, port: Port, interface: Interface, tags: [Tag; 2]) {
+        let (device, trunk) = (self.ifindex(port), self.ifindex(Port::Trunk));
+        let interface = Interface { device, trunk, tags, ..interface };
+        let tagged = InterfaceKey { ifindex: trunk, vlan: tags[0].vlan(), inner: tags[1].vlan() };
+        for key in [tagged, InterfaceKey::untagged(device)] {
+            self.interfaces.insert(key, interface, 0).expect("interface");
+        }
+        self.configure(|settings| settings.vlans = 1);
+    }
+
+    /// Makes an interface a trunk with one VLAN, for which the kernel has no device.
+    pub fn set_bare(&mut self, port: Port, interface: Interface, tags: [Tag; 2]) {
+        let ifindex = self.ifindex(port);
+        let interface =
+            Interface { device: ifindex, trunk: ifindex, tags, flags: Interface::BARE, ..interface };
+        let tagged = InterfaceKey { ifindex, vlan: tags[0].vlan(), inner: tags[1].vlan() };
+        for key in [tagged, InterfaceKey::untagged(ifindex)] {
+            self.interfaces.insert(key, interface, 0).expect("interface");
+        }
+        self.configure(|settings| settings.vlans = 1);
     }
 
     /// Takes an interface out of all zones.
@@ -422,6 +549,44 @@ impl Rig {
         (code, frame)
     }
 
+    /// Attaches the programs to an interface. Packets then go the way that the kernel has for them.
+    pub fn wire(&mut self, port: Port) -> Wire {
+        let name = ["lan", "wan", "sync", "trunk"][port as usize];
+        self.attach_tc(name::TC_EGRESS, name, TcAttachType::Egress);
+        match self.hook {
+            Hook::Tc => self.attach_tc(name::TC_INGRESS, name, TcAttachType::Ingress),
+            Hook::Xdp => {
+                let program: &mut Xdp =
+                    self.bpf.program_mut(name::XDP_INGRESS).expect("program").try_into().expect("XDP");
+                program.attach(name, XdpMode::Driver).expect("native XDP");
+            }
+        }
+        let peer = format!("{name}-peer");
+        // XDP hands frames over to an end that takes them so.
+        set_feature(&peer, Feature::Gro, true).expect("GRO");
+        let far = packet_socket(&peer).expect("a packet socket");
+        ask_for_tags(far.as_fd()).expect("tags");
+        Wire { far }
+    }
+
+    fn attach_tc(&mut self, program: &str, interface: &str, at: TcAttachType) {
+        let program: &mut SchedClassifier =
+            self.bpf.program_mut(program).expect("program").try_into().expect("classifier");
+        program.attach(interface, at).expect("TCX");
+    }
+
+    /// Sends a frame in by a wire, and waits until it was judged.
+    pub fn send_by(&mut self, wire: &Wire, frame: &[u8]) -> Verdict {
+        let before = self.exits();
+        wire.send(frame);
+        let start = Instant::now();
+        while self.exits()[1..5] == before[1..5] {
+            assert!(start.elapsed() < PATIENCE, "nothing came of it");
+            thread::yield_now();
+        }
+        self.verdict_since(&before, 1)
+    }
+
     /// Has a frame leave by `port`. It entered this machine by `entered`, or was made here. Returns whether it may.
     pub fn leave(&mut self, port: Port, entered: Option<Port>, mark: u32, frame: &[u8]) -> bool {
         let before = self.drop_count(DropReason::Unfiltered);
@@ -455,7 +620,7 @@ impl Rig {
             md.egress_ifindex,
         ]);
         let program: &Xdp = self.bpf.program(name::XDP_INGRESS).expect("program").try_into().expect("XDP");
-        let mut out = vec![0; frame.len()];
+        let mut out = vec![0; frame.len() + TAGS_LEN];
         let run = program
             .test_run(TestRunOptions {
                 data_in: Some(frame),
@@ -464,6 +629,7 @@ impl Rig {
                 ..Default::default()
             })
             .expect("a test run");
+        out.truncate(run.data_size_out as usize);
         (run.return_value, out, 0)
     }
 
@@ -487,7 +653,7 @@ impl Rig {
         .context();
         let program: &SchedClassifier =
             self.bpf.program(program).expect("program").try_into().expect("classifier");
-        let (mut out, mut context_out) = (vec![0; frame.len()], vec![0; context.len()]);
+        let (mut out, mut context_out) = (vec![0; frame.len() + TAGS_LEN], vec![0; context.len()]);
         let run = program
             .test_run(TestRunOptions {
                 data_in: Some(frame),
@@ -497,6 +663,7 @@ impl Rig {
                 ..Default::default()
             })
             .expect("a test run");
+        out.truncate(run.data_size_out as usize);
         let mark = u32::from_ne_bytes(context_out[8..12].try_into().expect("four bytes"));
         (run.return_value, out, mark)
     }
@@ -597,9 +764,9 @@ impl Rig {
 
     /// Removes all flows.
     pub fn clear_flows(&mut self) {
-        for table in [&mut self.flows, &mut self.embryonic, &mut self.node_flows] {
-            clear(table);
-        }
+        clear(&mut self.flows);
+        self.embryonic.clear();
+        clear(&mut self.node_flows);
     }
 
     /// Forgets all datagrams in fragments.
@@ -611,6 +778,36 @@ impl Rig {
     pub fn state(&self, key: &FlowKey) -> Option<FlowState> {
         Some(self.flows.get(key, 0).ok()?.state())
     }
+}
+
+/// The other end of an interface that has the programs.
+pub struct Wire {
+    far: OwnedFd,
+}
+
+impl Wire {
+    /// Sends a frame towards the node.
+    pub fn send(&self, frame: &[u8]) {
+        assert_eq!(nix::unistd::write(&self.far, frame).expect("it is sent"), frame.len());
+    }
+
+    /// The next frame that comes from the node, which must come.
+    pub fn receive(&self) -> Vec<u8> {
+        await_frame(self.far.as_fd()).frame
+    }
+
+    /// Whether nothing more has come. (What the node was to answer at once is there when it was judged.)
+    pub fn silent(&self) -> bool {
+        receive(self.far.as_fd()).expect("a packet socket").is_none()
+    }
+}
+
+/// The next frame at a packet socket, which must come.
+pub fn await_frame(socket: BorrowedFd<'_>) -> Received {
+    let timeout = PollTimeout::try_from(PATIENCE).expect("a timeout");
+    let mut ready = [PollFd::new(socket, PollFlags::POLLIN)];
+    assert_eq!(poll(&mut ready, timeout).expect("poll"), 1, "no frame came");
+    receive(socket).expect("a packet socket").expect("a frame")
 }
 
 /// The keys of a table.

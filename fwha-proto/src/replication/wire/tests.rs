@@ -80,6 +80,7 @@ fn samples() -> Vec<(&'static str, Record<'static>)> {
         ("digests", Record::Digests(vec![(0, 1), (9, u64::MAX), (255, 2)])),
         ("agreed", Record::Agreed { seq: 1000, buckets: some }),
         ("resync", Record::Resync(some)),
+        ("zones", Record::Zones(vec![0x0102_0304, 5])),
         ("probe", Record::Probe { id: 300, answer: true }),
     ]
 }

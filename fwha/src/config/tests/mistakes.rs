@@ -248,6 +248,16 @@ fn mistakes_about_zones_are_found() {
                 ":29:12: node \"fw2\" has no interface in zone \"inet\"",
             ],
         ),
+        (
+            "[\"wan\"]",
+            "[\"wan\", \"wan.0\", \"wan.4095\", \"wan.1.2.3\"]",
+            &[
+                ":18:22: interface: \"wan.0\" has VLAN 0, and VLANs are 1 to 4094",
+                ":18:31: interface: \"wan.4095\" has VLAN 4095, and VLANs are 1 to 4094",
+                ":18:43: interface: \"wan.1.2.3\" has more than two VLANs",
+            ],
+        ),
+        ("[\"wan\"]", "[\"wan.5\", \"wan.05\"]", &[":18:24: interface \"wan.05\" is there twice"]),
         ("[\"wan\"]", "[\"wan\"]\nattach = \"xpd\"", &[":19:10: unknown attachment \"xpd\""]),
     ]);
 }

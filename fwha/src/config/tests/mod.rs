@@ -239,6 +239,30 @@ fn this_node_is_named_or_called_like_the_host() {
 }
 
 #[test]
+fn a_vlan_needs_a_device_or_an_interface_of_its_own() {
+    let config = good(&with("interfaces = [\"wan\"]", "interfaces = [\"eth0.5\", \"eth0.6\", \"eth1.7\"]"));
+    let check = |present: &[&str]| match config.check_interfaces(1, |name| present.contains(&name)) {
+        Ok(()) => Vec::new(),
+        Err(errors) => {
+            errors.headlines().map(|l| l.strip_prefix("/etc/fwha/f.toml").unwrap().to_owned()).collect()
+        }
+    };
+    assert_eq!(check(&["sync", "lan", "eth0.5", "eth0.6", "eth1.7"]), [""; 0]);
+    assert_eq!(check(&["sync", "lan", "eth0.5", "eth0", "eth1"]), [""; 0], "one tag on each");
+    assert_eq!(check(&["sync", "lan", "eth0", "eth0.6"]), [":18:35: fw1 has no interface \"eth1.7\""]);
+    assert_eq!(
+        check(&["sync", "lan", "eth0", "eth1"]),
+        [
+            ":18:15: fw1 has no VLAN device \"eth0.5\", and \"eth0\" has another use",
+            ":18:25: fw1 has no VLAN device \"eth0.6\", and \"eth0\" has another use",
+        ]
+    );
+    let mixed = good(&with("interfaces = [\"wan\"]", "interfaces = [\"sync.5\"]"));
+    let errors = mixed.check_interfaces(1, |name| ["sync", "lan"].contains(&name)).unwrap_err().to_string();
+    assert!(errors.contains("`ip link add link sync name sync.5 type vlan id 5`"), "{errors}");
+}
+
+#[test]
 fn a_missing_interface_is_shown_where_it_is_named() {
     let config = good(GOOD);
     config.check_interfaces(1, |_| true).unwrap();
