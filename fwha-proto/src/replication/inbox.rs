@@ -156,6 +156,7 @@ impl Inbox {
                 Some(ours) => *zone = ours,
                 None => {
                     counters.rejected_zone += 1;
+                    self.doubt(Buckets::one(entry.bucket));
                     return;
                 }
             }
