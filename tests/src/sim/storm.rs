@@ -41,6 +41,7 @@ enum Kind {
     Cut,
     Mend,
     Flap,
+    Unplug,
     TakeOver,
     Rival,
     RestartDaemon,
@@ -51,7 +52,7 @@ enum Kind {
 }
 
 /// Kinds with their weights.
-const KINDS: [(Kind, usize); 18] = [
+const KINDS: [(Kind, usize); 19] = [
     (Kind::Create, 240),
     (Kind::Update, 160),
     (Kind::Expire, 110),
@@ -63,6 +64,7 @@ const KINDS: [(Kind, usize); 18] = [
     (Kind::Cut, 25),
     (Kind::Mend, 20),
     (Kind::Flap, 10),
+    (Kind::Unplug, 10),
     (Kind::TakeOver, 30),
     (Kind::Rival, 6),
     (Kind::RestartDaemon, 12),
@@ -266,6 +268,12 @@ fn step(world: &mut World, kind: Kind) {
                     world.order(after, Order::Link(id, other, link, cut));
                 }
             }
+        }
+        Kind::Unplug => {
+            let link = world.random.below(world.network.links().into()) as u8;
+            world.order(Duration::ZERO, Order::Carrier(id, link, false));
+            let pause = rarely(world, 4, 4000 * MS, 200 * MS);
+            world.order(pause, Order::Carrier(id, link, true));
         }
         Kind::TakeOver | Kind::Rival => take_over(world, id, kind == Kind::Rival),
         Kind::RestartDaemon => {

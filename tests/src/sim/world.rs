@@ -43,6 +43,8 @@ pub enum Order {
     Notice(NodeId),
     /// A link between two nodes, both ways, is cut or not.
     Link(NodeId, NodeId, u8, bool),
+    /// A node's interface of a link has a carrier or not; it is told.
+    Carrier(NodeId, u8, bool),
 }
 
 /// What is known of each node beyond what it knows itself.
@@ -209,6 +211,15 @@ impl World {
                 let lost = std::mem::take(&mut node.kernel.lost);
                 if let Some(daemon) = &mut node.daemon {
                     daemon.tell(Letter::Reconcile(lost));
+                }
+            }
+            Order::Carrier(id, link, carrier) => {
+                for other in self.ids() {
+                    self.network.way(id, other, link).cut = !carrier;
+                    self.network.way(other, id, link).cut = !carrier;
+                }
+                if let Some(daemon) = &mut self.node(id).daemon {
+                    daemon.replication.carrier(link, carrier);
                 }
             }
             Order::Link(a, b, link, cut) => {
