@@ -187,6 +187,12 @@ impl Core {
         full
     }
 
+    /// Whether a peer spoke of this flow last. Its word may be on its way into the kernel map still.
+    pub(super) fn told(&self, key: &FlowKey, id: &FlowId) -> bool {
+        let slot = self.table.find(key).map(|i| self.table.at(i));
+        slot.is_some_and(|slot| slot.live && slot.entry.id == *id && slot.source != 0)
+    }
+
     /// Forgets a flow that this node has deleted from its kernel map. The slot, if it was there.
     pub(super) fn forget(&mut self, now: Time, key: &FlowKey, id: &FlowId) -> Option<u32> {
         let i = self.table.find(key)?;

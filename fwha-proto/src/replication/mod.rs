@@ -199,7 +199,16 @@ impl Replication {
     pub fn local_delete(&mut self, now: Time, key: &FlowKey, id: &FlowId) {
         if self.young.forget(key, id) {
             self.core.counters.ended_young += 1;
-        } else if self.core.options.enabled
+            return;
+        }
+        if self.core.told(key, id) {
+            self.core.outputs.push_back(Output::Delete(*key, *id));
+        }
+        self.forget(now, key, id);
+    }
+
+    fn forget(&mut self, now: Time, key: &FlowKey, id: &FlowId) {
+        if self.core.options.enabled
             && let Some(slot) = self.core.forget(now, key, id)
         {
             self.offer(now, slot);
@@ -226,7 +235,7 @@ impl Replication {
     pub fn reconcile_end(&mut self, now: Time) {
         for (key, id) in self.core.reconcile_end() {
             self.core.counters.vanished += 1;
-            self.local_delete(now, &key, &id);
+            self.forget(now, &key, &id);
         }
     }
 

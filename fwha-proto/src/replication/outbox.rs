@@ -150,7 +150,9 @@ impl Outbox {
         if seq > self.resync_seq {
             self.resync_seq = seq;
             self.proof.asked = self.proof.asked | (buckets & core.owned);
-            self.bulk.want(core, buckets - self.bulk.active);
+            // Where END has gone out, the peer may have taken it and still differ.
+            let under_way = self.bulk.under_way();
+            self.bulk.want(core, buckets - under_way);
         }
     }
 

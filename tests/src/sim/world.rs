@@ -513,6 +513,11 @@ impl World {
 
     fn delete(&mut self, id: NodeId, origin: Option<(NodeId, Claims)>, key: &FlowKey, flow: FlowId) {
         let n = number_of(key);
+        if origin.is_none() && self.buried.contains_key(&flow) {
+            // Its own deletion, once more.
+            self.node(id).delete(key, flow);
+            return;
+        }
         let Some(Reign { term, node: from, .. }) = self.authority(id, origin, flow, super::bucket_of(n))
         else {
             return;
