@@ -251,7 +251,9 @@ impl World {
         }
         node.daemon = Some(daemon);
         node.begin(now);
-        self.ledgers[usize::from(id) - 1].heard = Default::default();
+        for heard in &mut self.ledgers[usize::from(id) - 1].heard {
+            *heard = Reign { turn: heard.turn + 1, ..Reign::default() };
+        }
     }
 
     fn options(&self, id: NodeId, epoch: u64) -> Options {
