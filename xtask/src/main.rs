@@ -6,6 +6,7 @@ mod cargo;
 mod conformance;
 mod demo;
 mod fuzz;
+mod sim;
 mod test;
 
 use std::process::ExitCode;
@@ -20,6 +21,7 @@ enum Command {
     Conformance(conformance::Args),
     Demo(demo::Args),
     Fuzz(fuzz::Args),
+    Sim(sim::Args),
     Test(test::Args),
 }
 
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
         Command::Conformance(args) => conformance::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
+        Command::Sim(args) => sim::run(&args),
         Command::Test(args) => test::run(&args),
     };
     result.unwrap_or_else(|error| {

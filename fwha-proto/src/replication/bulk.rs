@@ -95,6 +95,11 @@ impl Bulk {
         }
     }
 
+    /// Buckets of which something is still to be sent.
+    pub(super) fn under_way(&self) -> Buckets {
+        self.active - self.ended
+    }
+
     /// Wants these buckets sent, as far as they are owned.
     pub(super) fn want(&mut self, core: &Core, buckets: Buckets) {
         self.wanted = self.wanted | (buckets & core.owned);
@@ -187,7 +192,9 @@ impl Bulk {
         if !self.begin_due || !self.waits(core) {
             return None;
         }
-        let buckets = self.walkable(core) | self.active;
+        // Of a bucket whose END is on its way no more will come: one that has taken it already would
+        // wait for another.
+        let buckets = self.walkable(core) | self.under_way();
         let flows = buckets.iter().map(|b| u64::from(core.table.count(b))).sum();
         if !d.control(Control::Begin, &Record::Begin { flows, buckets }) {
             return None;

@@ -17,7 +17,7 @@ use fwha_common::flow::{Flow, FlowId, FlowKey, FlowState};
 use super::buckets::Buckets;
 use super::entry::Entry;
 use super::status::{Counters, LocalCounters};
-use super::table::Table;
+use super::table::{Peers, Table};
 use super::wire::Deletion;
 use super::{Options, Output};
 use crate::NodeId;
@@ -26,6 +26,8 @@ use crate::time::Time;
 /// A deletion by this node is remembered this long: an event that another CPU wrote before it may
 /// be read after it.
 const HOLD: Duration = Duration::from_millis(200);
+/// When flows of two nodes began is known to a unit of [`Flow::created_ns`], and a millisecond of the wire.
+const CREATED_ERROR: u64 = 2 << 20;
 /// Tombstones kept at most, in flows per flow of capacity. Beyond, peers learn of deletions by bulk.
 const DEAD_SHARE: usize = 4;
 /// The least number of tombstones that is always kept.
@@ -47,8 +49,12 @@ pub(super) struct Core {
     /// Buckets that this node owns. One that a peer claims in a higher term is out of it at once: to
     /// speak on would be to speak of what the new owner says.
     pub(super) owned: Buckets,
+    /// How often each bucket was got, counted from 1. No slot of an earlier ownership has this number.
+    pub(super) gains: [u32; BUCKETS],
     /// Buckets that have just been lost in this way.
     pub(super) superseded: Buckets,
+    /// Buckets of which another node has just turned out to be the owner.
+    pub(super) moved: Buckets,
     /// Buckets whose flows are being compared with the kernel map.
     pub(super) reconciling: Buckets,
     /// The kernel map holds flows that the table had no room for.
@@ -60,6 +66,17 @@ pub(super) struct Core {
     pass: u32,
     /// Deletions by this node: slot, its change, until when.
     graves: VecDeque<(u32, u32, Time)>,
+}
+
+/// How the data plane tells of a flow.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Told {
+    /// By an event: it has just begun.
+    Created,
+    /// By an event: it has changed.
+    Changed,
+    /// It is in the kernel map now, so no other of its key is.
+    Seen,
 }
 
 /// Where a record comes from.
@@ -89,7 +106,9 @@ impl Core {
             table: Table::new(seeds, options.max_flows),
             owners: [Owner::default(); BUCKETS],
             owned: Buckets::EMPTY,
+            gains: [1; BUCKETS],
             superseded: Buckets::EMPTY,
+            moved: Buckets::EMPTY,
             reconciling: Buckets::EMPTY,
             missed: false,
             outputs: VecDeque::new(),
@@ -106,6 +125,12 @@ impl Core {
         self.owners[bucket as usize].term
     }
 
+    /// Whether a peer (or one of them) may have an entry of a slot's key.
+    pub(super) fn may_have(&self, i: u32, peers: Peers) -> bool {
+        let slot = self.table.at(i);
+        slot.has & peers != 0 || slot.gain != self.gains[usize::from(slot.entry.bucket)]
+    }
+
     /// Whether no more tombstones should be kept than must be.
     pub(super) fn crowded(&self) -> bool {
         self.table.dead() >= (self.options.max_flows / DEAD_SHARE).max(DEAD_MIN)
@@ -119,7 +144,7 @@ impl Core {
     }
 
     /// Takes what the data plane says of a flow. The slot, if that is news.
-    pub(super) fn learn(&mut self, key: &FlowKey, entry: Entry) -> Option<u32> {
+    pub(super) fn learn(&mut self, key: &FlowKey, entry: Entry, told: Told) -> Option<u32> {
         self.counters.events += 1;
         if FlowState::from_u8(entry.state).is_none_or(|s| s == FlowState::None) {
             self.counters.events_invalid += 1;
@@ -135,6 +160,10 @@ impl Core {
                 return None;
             }
             let i = self.table.insert(*key, entry);
+            // An earlier life of this daemon may have told of another one, or of another of this key.
+            if told == Told::Created && !self.reconciling.contains(entry.bucket) {
+                self.table.at_mut(i).gain = self.gains[usize::from(entry.bucket)];
+            }
             return Some(self.own(i));
         };
         let slot = self.table.at_mut(i);
@@ -142,7 +171,11 @@ impl Core {
         let newer = if old.id == entry.id {
             slot.live && entry.version > old.version
         } else {
-            entry.began_after(&old)
+            if slot.live && told != Told::Seen && entry.created_ns.abs_diff(old.created_ns) <= CREATED_ERROR {
+                // Which was first cannot be said: the kernel map knows.
+                self.outputs.push_back(Output::Reconcile(Buckets::one(entry.bucket)));
+            }
+            told == Told::Seen || entry.began_after(&old)
         };
         if slot.live && old.id == entry.id {
             slot.pass = self.pass;
@@ -167,6 +200,12 @@ impl Core {
             self.missed = true;
         }
         full
+    }
+
+    /// Whether a peer spoke of this flow last. Its word may be on its way into the kernel map still.
+    pub(super) fn told(&self, key: &FlowKey, id: &FlowId) -> bool {
+        let slot = self.table.find(key).map(|i| self.table.at(i));
+        slot.is_some_and(|slot| slot.live && slot.entry.id == *id && slot.source != 0)
     }
 
     /// Forgets a flow that this node has deleted from its kernel map. The slot, if it was there.
@@ -214,6 +253,14 @@ impl Core {
     /// When [`Self::bury`] has something to do.
     pub(super) fn bury_at(&self) -> Option<Time> {
         self.graves.front().map(|g| g.2)
+    }
+
+    /// As [`Self::free`], of a deletion that `peer` told of, unless it has told of a later one since.
+    pub(super) fn free_told(&mut self, i: u32, change: u32, peer: NodeId, stamp: u64) {
+        let slot = self.table.at(i);
+        if slot.source != peer || slot.stamp <= stamp {
+            self.free(i, change);
+        }
     }
 
     /// Lets go of a tombstone, unless its slot has changed since.
@@ -269,32 +316,39 @@ impl Core {
             return Some(Admission::Owner);
         }
         *owner = Owner { term, node: peer };
+        self.moved.insert(bucket);
         if self.owned.remove(bucket) {
             self.superseded.insert(bucket);
         }
         Some(Admission::NewTerm)
     }
 
-    /// Takes an admitted FLOW.
-    pub(super) fn take_flow(&mut self, from: Origin, key: &FlowKey, entry: Entry, counters: &mut Counters) {
+    /// Takes an admitted FLOW; `false` if its sender has it and this node cannot.
+    pub(super) fn take_flow(
+        &mut self,
+        from: Origin,
+        key: &FlowKey,
+        entry: Entry,
+        counters: &mut Counters,
+    ) -> bool {
         if entry.zones.iter().any(|&z| usize::from(z) > self.options.zones.len()) {
             counters.rejected_zone += 1;
-            return;
+            return false;
         }
         if !self.admits(key, &entry) {
             counters.rejected_policy += 1;
-            return;
+            return false;
         }
         let full = self.table.live() >= self.options.max_flows || self.has_share(from.peer);
         let Some(i) = self.table.find(key) else {
             if full {
                 counters.rejected_full += 1;
-                return;
+                return false;
             }
             let i = self.table.insert(*key, entry);
             counters.created_received += 1;
             self.mirror(i, from, true);
-            return;
+            return true;
         };
         let slot = self.table.at_mut(i);
         if slot.source == from.peer {
@@ -302,27 +356,28 @@ impl Core {
             let regress = known && entry.version < slot.entry.version;
             if from.stamp < slot.stamp || regress {
                 counters.rejected_old += 1;
-                return;
+                return true;
             }
         }
         if slot.entry.bucket != entry.bucket && slot.live && self.owned.contains(slot.entry.bucket) {
             counters.rejected_owned += 1;
-            return;
+            return false;
         }
         let same = slot.live && slot.entry.id == entry.id && slot.entry.version == entry.version;
         if same && slot.entry.bucket == entry.bucket {
             counters.unchanged_received += 1;
             self.mirror(i, from, false);
-            return;
+            return true;
         }
         if !slot.live && full {
             counters.rejected_full += 1;
-            return;
+            return false;
         }
         let counter = if slot.live { &mut counters.updated_received } else { &mut counters.created_received };
         *counter += 1;
         self.table.replace(i, entry);
         self.mirror(i, from, true);
+        true
     }
 
     /// Whether the policy lets a flow of a peer in: asked once for each identity.
@@ -353,7 +408,7 @@ impl Core {
         slot.strayed = false;
         slot.pass = self.pass;
         // What the other peers have is not known: a deletion must reach them.
-        slot.has = !0;
+        slot.gain = 0;
         if write {
             self.outputs.push_back(Output::Put(slot.key, slot.entry.to_flow(&slot.key)));
         }
@@ -379,22 +434,27 @@ impl Core {
             counters.rejected_old += 1;
             return None;
         }
-        if slot.live && slot.entry.id != d.id {
-            // Its owner has no flow of this key: what is here goes with the next sweep, and no
-            // older message brings the other one back.
-            slot.source = from.peer;
-            slot.stamp = from.stamp;
+        if slot.live && slot.entry.id != d.id && slot.entry.bucket != d.bucket {
+            // Another flow of this key, begun from its other end: another owner's, perhaps.
             counters.rejected_old += 1;
             return None;
         }
         if slot.live {
+            // When its owner wrote this it had no flow of this key at all: it may have used the key
+            // again and again, and told neither of the end of this one nor of those after it.
             counters.deleted_received += 1;
-            self.outputs.push_back(Output::Delete(d.key, d.id));
+            let id = slot.entry.id;
+            self.outputs.push_back(Output::Delete(d.key, id));
             self.tombstone(i, from)
         } else {
+            if !from.hold {
+                return None;
+            }
+            // The key has been used and deleted again since: what told of that may come after this.
             slot.source = from.peer;
             slot.stamp = from.stamp;
-            None
+            slot.held = true;
+            Some((i, slot.change))
         }
     }
 

@@ -67,6 +67,8 @@ pub(super) struct Inbox {
     touched: Box<[u64; BUCKETS]>,
     /// Where the last complete bulk of each bucket began: what is older says nothing any more.
     complete_since: Box<[u64; BUCKETS]>,
+    /// Datagram of the last END of each bucket.
+    ended: Box<[u64; BUCKETS]>,
     waiting: VecDeque<Waiting>,
     heal: Box<[Heal; BUCKETS]>,
     bulk: Option<Bulk>,
@@ -100,6 +102,7 @@ impl Inbox {
             graves: VecDeque::new(),
             touched: Box::new([0; BUCKETS]),
             complete_since: Box::new([0; BUCKETS]),
+            ended: Box::new([0; BUCKETS]),
             waiting: VecDeque::new(),
             heal: Box::new([Heal::default(); BUCKETS]),
             bulk: None,
@@ -153,6 +156,7 @@ impl Inbox {
                 Some(ours) => *zone = ours,
                 None => {
                     counters.rejected_zone += 1;
+                    self.doubt(Buckets::one(entry.bucket));
                     return;
                 }
             }
@@ -161,7 +165,9 @@ impl Inbox {
             if let Some(bulk) = &mut self.bulk {
                 bulk.flows += 1;
             }
-            core.take_flow(from, key, entry, counters);
+            if !core.take_flow(from, key, entry, counters) {
+                self.doubt(Buckets::one(entry.bucket));
+            }
         }
     }
 
@@ -268,7 +274,7 @@ impl Inbox {
     ) -> Option<Event> {
         // An END may overtake the BEGIN, and so may the loss of the bucket.
         let claimed = if self.has_claims() { buckets & self.claims } else { buckets };
-        let left: Buckets = claimed.iter().filter(|&b| self.complete_since[usize::from(b)] < seq).collect();
+        let left: Buckets = claimed.iter().filter(|&b| self.ended[usize::from(b)] < seq).collect();
         if left.is_empty() {
             return None;
         }
@@ -301,6 +307,7 @@ impl Inbox {
         }
         // Refused or not: of this bucket no more will come.
         self.expect_no_more(bucket);
+        self.ended[b] = self.ended[b].max(place.seq);
         self.progress_at = now;
         let admitted = self.admit(core, bucket, place.term, counters).is_some();
         if !admitted || start < self.complete_since[b] {
@@ -310,6 +317,12 @@ impl Inbox {
         self.touched[b] = self.touched[b].max(place.seq);
         let swept = core.sweep(bucket, self.peer, self.base + start);
         counters.swept += swept;
+        if swept > 0 {
+            // There is room again: what did not heal for want of it may now.
+            for b in self.differing.iter() {
+                self.heal[usize::from(b)] = Heal::default();
+            }
+        }
         self.wait(place, vec![(bucket, digest)]);
         if let Some(bulk) = &mut self.bulk {
             bulk.swept += swept;
@@ -356,7 +369,7 @@ impl Inbox {
             && seq <= cumulative
         {
             self.graves.pop_front();
-            core.free(slot, change);
+            core.free_told(slot, change, self.peer, self.base + seq);
         }
         let mut asked = 0;
         for _ in 0..self.waiting.len() {
@@ -404,6 +417,12 @@ impl Inbox {
             }
         }
         asked
+    }
+
+    /// These buckets are not what they were when they were last compared.
+    pub(super) fn doubt(&mut self, buckets: Buckets) {
+        self.agreed_due |= !(self.verified & buckets).is_empty();
+        self.verified = self.verified - buckets;
     }
 
     /// Asks for a bulk of these buckets.

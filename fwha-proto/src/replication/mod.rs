@@ -56,12 +56,12 @@ mod rig;
 #[cfg(test)]
 mod tests;
 
-use fwha_common::flow::{Flow, FlowEvent, FlowId, FlowKey};
+use fwha_common::flow::{Flow, FlowEvent, FlowEventKind, FlowId, FlowKey};
 
 pub use self::buckets::Buckets;
 use self::choice::Young;
 pub use self::choice::{Choice, Policy};
-use self::core::{Core, Owner};
+use self::core::{Core, Owner, Told};
 pub use self::diff::{Difference, Failure, Found, Kind, Side, Summary};
 use self::entry::Entry;
 pub use self::lag::{Histogram, Lag};
@@ -203,14 +203,24 @@ impl Replication {
 
     /// Takes an event of the data plane.
     pub fn local(&mut self, now: Time, event: &FlowEvent) {
-        self.learn(now, &event.key, &event.flow);
+        let created = event.kind == FlowEventKind::Created as u32;
+        self.learn(now, &event.key, &event.flow, if created { Told::Created } else { Told::Changed });
     }
 
     /// This node has deleted a flow from its kernel map: it expired, or an operator wished it.
     pub fn local_delete(&mut self, now: Time, key: &FlowKey, id: &FlowId) {
         if self.young.forget(key, id) {
             self.core.counters.ended_young += 1;
-        } else if self.core.options.enabled
+            return;
+        }
+        if self.core.told(key, id) {
+            self.core.outputs.push_back(Output::Delete(*key, *id));
+        }
+        self.forget(now, key, id);
+    }
+
+    fn forget(&mut self, now: Time, key: &FlowKey, id: &FlowId) {
+        if self.core.options.enabled
             && let Some(slot) = self.core.forget(now, key, id)
         {
             self.offer(now, slot);
@@ -224,9 +234,10 @@ impl Replication {
         self.core.reconcile_begin(buckets);
     }
 
-    /// A flow that the walk of the kernel map has met, whatever its bucket.
+    /// A flow that the walk of the kernel map has met, whatever its bucket. All that [`Self::poll`] had
+    /// for the map is to be written before it is looked at.
     pub fn reconcile_seen(&mut self, now: Time, key: &FlowKey, flow: &Flow) {
-        if self.core.reconciling.contains(flow.bucket) && self.learn(now, key, flow) {
+        if self.core.reconciling.contains(flow.bucket) && self.learn(now, key, flow, Told::Seen) {
             self.core.counters.reconciled += 1;
         }
     }
@@ -236,7 +247,7 @@ impl Replication {
     pub fn reconcile_end(&mut self, now: Time) {
         for (key, id) in self.core.reconcile_end() {
             self.core.counters.vanished += 1;
-            self.local_delete(now, &key, &id);
+            self.forget(now, &key, &id);
         }
     }
 
@@ -246,7 +257,7 @@ impl Replication {
         self.core.missed
     }
 
-    fn learn(&mut self, now: Time, key: &FlowKey, flow: &Flow) -> bool {
+    fn learn(&mut self, now: Time, key: &FlowKey, flow: &Flow, told: Told) -> bool {
         let choice = &self.core.options.choice;
         if !self.core.options.enabled {
             return false;
@@ -266,7 +277,7 @@ impl Replication {
             self.young.keep(grown, key, flow);
             return false;
         }
-        let slot = self.core.learn(key, Entry::from_flow(key, flow));
+        let slot = self.core.learn(key, Entry::from_flow(key, flow), told);
         if let Some(slot) = slot {
             self.offer(now, slot);
         }
@@ -274,10 +285,20 @@ impl Replication {
     }
 
     fn offer(&mut self, now: Time, slot: u32) {
-        if self.core.owned.contains(self.core.table.at(slot).entry.bucket) {
+        let bucket = self.core.table.at(slot).entry.bucket;
+        if self.core.owned.contains(bucket) {
             for peer in &mut self.peers {
                 peer.offer(&mut self.core, now, slot);
             }
+        } else {
+            self.doubt(Buckets::one(bucket), None);
+        }
+    }
+
+    /// The replica of these buckets is not what it was when peers' digests agreed with it.
+    fn doubt(&mut self, buckets: Buckets, but_for: Option<NodeId>) {
+        for peer in self.peers.iter_mut().filter(|p| Some(p.node()) != but_for) {
+            peer.doubt(buckets);
         }
     }
 
@@ -300,6 +321,7 @@ impl Replication {
                         refused.insert(bucket);
                     } else if self.core.owned.insert(bucket) || owner.term != term {
                         *owner = Owner { term, node };
+                        self.core.gains[usize::from(bucket)] += 1;
                         gained.insert(bucket);
                     }
                 }
@@ -384,6 +406,10 @@ impl Replication {
         }
         let lost = std::mem::take(&mut self.core.superseded);
         self.give_up(lost);
+        let moved = std::mem::take(&mut self.core.moved);
+        if !moved.is_empty() {
+            self.doubt(moved, Some(header.sender));
+        }
     }
 
     /// Holds these keys from now on; sessions go on.
@@ -404,7 +430,7 @@ impl Replication {
     pub fn tick(&mut self, now: Time) {
         self.core.bury(now);
         while let Some((key, flow)) = self.young.grown(now) {
-            self.learn(now, &key, &flow);
+            self.learn(now, &key, &flow, Told::Created);
         }
         if self.core.options.enabled {
             for peer in &mut self.peers {
@@ -440,6 +466,12 @@ impl Replication {
     /// Whether there is none.
     pub const fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Deleted flows of which something is kept still: a peer has not acknowledged the deletion, or an
+    /// older message may come.
+    pub const fn tombstones(&self) -> usize {
+        self.core.table.dead()
     }
 
     /// Digest of a bucket: equal on two nodes if, and but for a chance of 2^-64 only if, they hold

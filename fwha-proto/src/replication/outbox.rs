@@ -135,11 +135,11 @@ impl Outbox {
             // Its digests will tell, once it answers.
             return None;
         }
-        let crowded = core.crowded();
+        let (crowded, may_have) = (core.crowded(), core.may_have(i, self.bit));
         let slot = core.table.at_mut(i);
         let bucket = slot.entry.bucket;
         let (live, queued) = (slot.live, slot.queued & self.bit != 0);
-        if !live && slot.has & self.bit == 0 {
+        if !live && !may_have {
             counters.cancelled += u64::from(queued);
             return None;
         }
@@ -166,7 +166,9 @@ impl Outbox {
         if seq > self.resync_seq {
             self.resync_seq = seq;
             self.proof.asked = self.proof.asked | (buckets & core.owned);
-            self.bulk.want(core, buckets - self.bulk.active);
+            // Where END has gone out, the peer may have taken it and still differ.
+            let under_way = self.bulk.under_way();
+            self.bulk.want(core, buckets - under_way);
         }
     }
 
@@ -467,6 +469,7 @@ impl Outbox {
             let slot = core.table.at(i);
             let bulk = slot.owed & self.bit != 0;
             let owned = core.owned.contains(slot.entry.bucket);
+            let may_have = core.may_have(i, self.bit);
             let deletion = !slot.live;
             let worth = owned && (slot.live || slot.awaiting & self.bit != 0);
             if worth {
@@ -487,7 +490,7 @@ impl Outbox {
                 core.table.release(i);
             } else if deletion {
                 counters.deleted_sent += 1;
-            } else if slot.has & self.bit == 0 {
+            } else if !may_have {
                 slot.has |= self.bit;
                 counters.created_sent += 1;
             } else {

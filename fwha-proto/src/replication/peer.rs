@@ -98,9 +98,17 @@ impl Peer {
         }
     }
 
+    pub(super) fn doubt(&mut self, buckets: Buckets) {
+        if let Some(session) = &mut self.session {
+            session.inbox.doubt(buckets);
+        }
+    }
+
     pub(super) fn give_up(&mut self, core: &mut Core, buckets: Buckets) {
         if let Some(session) = &mut self.session {
             session.outbox.give_up(core, buckets);
+            // What this node made of them as their owner, no other owner has compared.
+            session.inbox.doubt(buckets);
         }
     }
 

@@ -41,8 +41,10 @@ pub(super) struct Slot {
     pub(super) pass: u32,
     /// Peers in whose queue it is.
     pub(super) queued: Peers,
-    /// Peers that may have an entry of this key.
+    /// Peers that may have an entry of this key, in the ownership `gain` of its bucket; in another one
+    /// all may, whoever told them.
     pub(super) has: Peers,
+    pub(super) gain: u32,
     /// Peers to which a bulk in progress still owes it.
     pub(super) owed: Peers,
     /// Dead: peers that have not acknowledged the deletion.
@@ -137,6 +139,7 @@ impl Table {
             pass: 0,
             queued: 0,
             has: 0,
+            gain: 0,
             owed: 0,
             awaiting: 0,
             source: 0,

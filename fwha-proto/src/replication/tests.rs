@@ -333,6 +333,46 @@ fn flows_that_no_peer_is_known_to_hold_are_at_risk() {
     assert_eq!((at_risk(&rig), rig.nodes[1].replication.at_risk()), (0, 0));
 }
 
+#[test]
+fn a_key_that_was_used_again_and_is_free_now_is_free_on_the_peer() {
+    let mut rig = settled(|_| {});
+    rig.create(1, 5);
+    rig.run(5 * MS);
+    rig.create(1, 5);
+    rig.delete(1, 5);
+    rig.run(5 * MS);
+    assert_eq!(rig.node(2).kernel.len(), 0, "the peer never heard of the flow that was deleted");
+    assert_eq!(rig.difference(), None);
+}
+
+#[test]
+fn what_an_earlier_life_told_of_is_deleted_by_the_next() {
+    let mut rig = settled(|_| {});
+    rig.create(1, 5);
+    rig.run(200 * MS);
+    rig.restart_owner(1);
+    rig.run(200 * MS);
+    assert!(rig.in_sync(), "{rig}");
+    rig.delete(1, 5);
+    rig.run(5 * MS);
+    assert_eq!(rig.node(2).kernel.len(), 0);
+    assert_eq!(counters(&rig, 2).bulk_started, 0, "told, not found by digests");
+}
+
+#[test]
+fn a_replica_that_changes_by_itself_is_in_sync_no_longer() {
+    let mut rig = settled(|_| {});
+    rig.create(1, 5);
+    rig.run(200 * MS);
+    assert_eq!(state(&rig, 2), SyncState::InSync);
+    let (now, key) = (rig.now, Rig::key(5));
+    let flow = rig.node(2).kernel.remove(&key).unwrap();
+    rig.node(2).replication.local_delete(now, &key, &flow.id());
+    assert_eq!(state(&rig, 2), SyncState::Verifying);
+    rig.run(400 * MS);
+    assert_eq!(rig.difference(), None, "without waiting for all digests");
+}
+
 // ---- Roles -------------------------------------------------------------------------------------
 
 #[test]

@@ -282,6 +282,8 @@ impl Thread {
         let mut snapshot_due = Time::ZERO;
         let mut in_sync: BTreeMap<NodeId, bool> = BTreeMap::new();
         let mut answers: Vec<(oneshot::Sender<Requested>, Requested)> = Vec::new();
+        // Its events come before what the table shows: they may tell of flows that are gone.
+        while self.read_events() {}
         loop {
             let now = self.now();
             if comparison.is_none() && self.replication.missed() {
@@ -301,19 +303,25 @@ impl Thread {
                     Command::Owned { group, term } => {
                         let owned = Ownership::Owned { term };
                         self.replication.set_ownership(now, self.buckets(group), owned);
+                        // Of these flows the data plane knew better than another owner, who is none any more.
+                        waiting = waiting | table.take_deferred().into_values().collect();
                     }
                     Command::Disowned { group } => {
                         // What the data plane did while it was the owner goes out as the owner's.
                         while self.read_events() {}
                         self.replication.set_ownership(now, self.buckets(group), Ownership::NotOwned);
                         // A new owner may have been heard before this one gave way.
-                        for key in table.take_deferred() {
-                            if let Some(flow) = self.replication.get(&key) {
-                                table.put(&[key], &[flow]);
+                        for (key, bucket) in table.take_deferred() {
+                            match self.replication.get(&key) {
+                                Some(flow) => table.put(&[key], &[flow]),
+                                // It has ended since, and the data plane's own of that key is nobody's.
+                                None => _ = waiting.insert(bucket),
                             }
                         }
                     }
                     Command::Expired(flows) => {
+                        // What the data plane told before, or it would bring them back.
+                        while self.read_events() {}
                         for (key, id) in flows {
                             self.replication.local_delete(now, &key, &id);
                         }
@@ -342,10 +350,19 @@ impl Thread {
                 }
             }
             let now = self.now();
+            let vanished = self.replication.counters().vanished;
             if let Some(c) = &mut comparison {
+                // What peers told is in the table before it is looked at.
+                self.drain(&mut table);
                 match self.compare(now, &mut c.walk) {
                     Ok(true) => {}
-                    Ok(false) => comparison = None,
+                    Ok(false) => {
+                        comparison = None;
+                        if self.replication.missed() && self.replication.counters().vanished > vanished {
+                            // There is room now for what had none, until a peer fills it again.
+                            comparison_due = now;
+                        }
+                    }
                     Err(error) => {
                         // An end now would declare flows dead that were only not seen.
                         tracing::warn!("cannot walk the flow table, will try again: {error}");

@@ -5,7 +5,7 @@
 //! takeover, and when two owners find each other. The election does not wait for the replication
 //! thread, so each such flow is looked at here. In all other buckets nobody else writes.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 
@@ -27,7 +27,8 @@ pub struct Table {
     maps: Arc<Maps>,
     bucket_group: [GroupId; BUCKETS],
     owned: Arc<OwnedGroups>,
-    deferred: HashSet<FlowKey>,
+    /// With their buckets.
+    deferred: HashMap<FlowKey, u8>,
     astray: Buckets,
     complaints: Limit,
     /// Flows written.
@@ -45,7 +46,7 @@ impl Table {
             maps,
             bucket_group,
             owned,
-            deferred: HashSet::new(),
+            deferred: HashMap::new(),
             astray: Buckets::EMPTY,
             complaints: Limit::default(),
             written: 0,
@@ -118,7 +119,7 @@ impl Table {
         if behind {
             self.maps.flows().update(key, flow, Write::Any)?;
         } else if self.deferred.len() < DEFERRED_MAX {
-            self.deferred.insert(*key);
+            self.deferred.insert(*key, flow.bucket);
         } else {
             self.astray.insert(flow.bucket);
         }
@@ -147,7 +148,7 @@ impl Table {
 
     /// Flows that a peer spoke of while the data plane had them in use. To be asked for, and written
     /// as the replica has them, when buckets are not ours any more.
-    pub fn take_deferred(&mut self) -> HashSet<FlowKey> {
+    pub fn take_deferred(&mut self) -> HashMap<FlowKey, u8> {
         std::mem::take(&mut self.deferred)
     }
 
@@ -231,7 +232,7 @@ mod tests {
             table.delete(&[(key(3), flow(5, 3).id())]);
             assert_eq!(kernel(3), None);
             // What was not written is known, for when the bucket is given up.
-            assert_eq!(table.take_deferred(), HashSet::from([key(1), key(2)]));
+            assert_eq!(table.take_deferred(), HashMap::from([(key(1), 0), (key(2), 0)]));
             owned.set(0, false);
             table.put(&[key(1)], &[flow(5, 2)]);
             assert_eq!(kernel(1), Some(flow(5, 2)));

@@ -198,6 +198,8 @@ pub struct LabOptions {
     /// Whether the boxes have IPv6 addresses: `fd00:100::/64` on the LAN, `fd00:10::/64` on the inet side, ending as those
     /// of IPv4 do. There are no VIPs among them: see [`Lab::route6_through`].
     pub ipv6: bool,
+    /// `max-flows` of the config file.
+    pub max_flows: u32,
     /// Further lines at the end of the config file.
     pub extra_config: String,
     /// Where `fwha`, `fwhactl` and `fwha-traffic` are; see [`binary`] for the default.
@@ -212,6 +214,7 @@ impl Default for LabOptions {
             heartbeat: None,
             lease: None,
             ipv6: false,
+            max_flows: 65_536,
             extra_config: String::new(),
             bin_dir: None,
         }

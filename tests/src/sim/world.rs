@@ -1,0 +1,699 @@
+//! The world: nodes, network, clock, and a schedule of what is to happen. It looks at every write to a
+//! kernel and at every status, and stops at the first thing that must not be.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::{self, Write as _};
+use std::time::Duration;
+
+use fwha_common::flow::{Flow, FlowId, FlowKey};
+use fwha_proto::NodeId;
+use fwha_proto::replication::{Options, PeerOptions, PeerStatus, Replication, SyncState};
+use fwha_proto::seal::{ClusterKey, Identity, cluster_id};
+use fwha_proto::time::Time;
+
+use super::kernel::{Kernel, Number, number_of};
+use super::network::{Datagram, Network};
+use super::node::{Claims, Daemon, Effect, Letter, Node};
+use super::{BUCKETS_USED, GROUPS, Group, Shape, buckets_of, group_of};
+use crate::frames::Random;
+
+/// How long the data plane forwards without its daemon.
+pub const LEASE: Duration = Duration::from_secs(1);
+/// Turns without any time passing that nothing explains.
+const TURNS_MAX: u32 = 10_000;
+/// Datagrams in flight to a peer at most, as the protocol promises.
+const UNACKED_MAX: usize = 512;
+/// Tombstones that are kept at most when there are few flows, and their share of the flows when
+/// there are many: what the protocol promises, and one flow in use for each of them.
+const TOMBSTONES_MIN: usize = 4096;
+const TOMBSTONES_SHARE: usize = 4;
+
+/// What is to happen at its time.
+#[derive(Clone, Copy, Debug)]
+pub enum Order {
+    /// A daemon starts; on a kernel of its own if the node was dead.
+    Start(NodeId),
+    /// The lease that this life of a daemon renewed last is over.
+    LeaseEnds(NodeId, u32),
+    /// The election hears of an owner in a higher term, or in the same one and with a better right.
+    GiveUp(NodeId, Group, u32),
+    /// The election's letter arrives.
+    Told(NodeId, u32, Group, u32),
+    /// The daemon sees that events were lost.
+    Notice(NodeId),
+    /// A link between two nodes, both ways, is cut or not.
+    Link(NodeId, NodeId, u8, bool),
+    /// A node's interface of a link has a carrier or not; it is told.
+    Carrier(NodeId, u8, bool),
+}
+
+/// What is known of each node beyond what it knows itself.
+#[derive(Default)]
+struct Ledger {
+    /// What was last written of each identity: the reign in which, and the version.
+    written: HashMap<FlowId, (Reign, u64)>,
+    /// Identities that this node has deleted because their owner had: the owner's term and node.
+    buried: HashMap<FlowId, (u32, NodeId)>,
+    /// Whose word was last taken about each bucket, in this life.
+    heard: [Reign; BUCKETS_USED],
+}
+
+/// An owner as a node knows it. Two rivals of one term take turns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Reign {
+    term: u32,
+    node: NodeId,
+    turn: u32,
+}
+
+/// See the module.
+pub struct World {
+    /// The time.
+    pub now: Time,
+    /// Where all chance comes from.
+    pub random: Random,
+    /// The nodes, by number from 1.
+    pub nodes: Vec<Node>,
+    /// The network.
+    pub network: Network,
+    /// What the cluster is like.
+    pub shape: Shape,
+    /// Highest term of each group so far.
+    pub terms: [u32; GROUPS],
+    /// What must not be, once it is.
+    pub violation: Option<String>,
+    /// Times at which two nodes said in-sync with nothing on its way, and their kernels were compared.
+    pub proofs: u64,
+    /// Datagrams that arrived.
+    pub arrived: u64,
+    /// A hash of everything that happened: the same seed has the same.
+    pub fingerprint: u64,
+    ledgers: Vec<Ledger>,
+    /// Identities of which an owner's machine was told that they are deleted, with its term.
+    buried: HashMap<FlowId, (u32, NodeId)>,
+    orders: BTreeMap<(Time, u64), Order>,
+    ordered: u64,
+    epochs: u64,
+    touched: Vec<bool>,
+    traced: bool,
+}
+
+impl World {
+    /// A world of this shape in which nothing has happened yet.
+    pub fn new(seed: u64, shape: Shape, traced: bool) -> Self {
+        let mut world = Self {
+            now: Time::from_millis(1000),
+            random: Random(seed),
+            nodes: Vec::new(),
+            network: Network::new(shape.nodes, shape.links),
+            terms: [0; GROUPS],
+            violation: None,
+            proofs: 0,
+            arrived: 0,
+            fingerprint: 0,
+            ledgers: Vec::new(),
+            buried: HashMap::new(),
+            orders: BTreeMap::new(),
+            ordered: 0,
+            epochs: 0,
+            touched: vec![false; shape.nodes.into()],
+            traced,
+            shape,
+        };
+        for id in 1..=world.shape.nodes {
+            // No two machines were started at the same time.
+            let offset = Duration::from_nanos(world.random.below(1_000_000_000_000_000) as u64);
+            let kernel = Kernel::new(id, 0, world.shape.max_flows);
+            world.nodes.push(Node { id, offset, kernel, daemon: None, life: 0 });
+            world.ledgers.push(Ledger::default());
+            world.start(id);
+        }
+        world
+    }
+
+    /// A node.
+    pub fn node(&mut self, id: NodeId) -> &mut Node {
+        &mut self.nodes[usize::from(id) - 1]
+    }
+
+    /// All numbers of nodes.
+    pub fn ids(&self) -> impl Iterator<Item = NodeId> + use<> {
+        1..=self.shape.nodes
+    }
+
+    /// Tells what happens, if somebody listens.
+    pub fn trace(&self, node: Option<NodeId>, what: impl FnOnce() -> String) {
+        if self.traced {
+            let at = self.now.as_nanos() / 1000;
+            let who = node.map_or_else(|| "world".into(), |n| format!("fw{n}"));
+            println!("{:>5}.{:06} {who:<5} {}", at / 1_000_000, at % 1_000_000, what());
+        }
+    }
+
+    /// Something happened that must not.
+    pub fn violate(&mut self, what: impl Into<String>) {
+        if self.violation.is_none() {
+            let what = what.into();
+            self.trace(None, || format!("VIOLATION: {what}"));
+            self.violation = Some(what);
+        }
+    }
+
+    fn mark(&mut self, words: [u64; 4]) {
+        for word in words {
+            self.fingerprint = (self.fingerprint ^ word).wrapping_mul(0x0100_0000_01b3).rotate_left(17);
+        }
+    }
+
+    // ---- Lives -----------------------------------------------------------------------------------
+
+    /// Lets something happen after some time.
+    pub fn order(&mut self, after: Duration, order: Order) {
+        self.ordered += 1;
+        self.orders.insert((self.now + after, self.ordered), order);
+    }
+
+    /// Everything that is still to happen happens now.
+    pub fn hurry(&mut self) {
+        for order in std::mem::take(&mut self.orders).into_values() {
+            self.obey(order);
+        }
+    }
+
+    fn obey(&mut self, order: Order) {
+        self.trace(None, || format!("{order:?}"));
+        match order {
+            Order::Start(id) => self.start(id),
+            Order::LeaseEnds(id, life) => {
+                let node = self.node(id);
+                if node.daemon.is_none() && node.life == life {
+                    node.kernel.owned = [None; GROUPS];
+                }
+            }
+            Order::GiveUp(id, group, term) => {
+                let node = self.node(id);
+                if node.kernel.owned[usize::from(group)] == Some(term) {
+                    self.disown(id, group);
+                }
+            }
+            Order::Told(id, life, group, term) => {
+                let node = self.node(id);
+                // Letters keep their order: this one is followed by that of a later move, if there was any.
+                if node.life == life
+                    && node.kernel.owned[usize::from(group)] == Some(term)
+                    && let Some(daemon) = &mut node.daemon
+                {
+                    daemon.tell(Letter::Owned(group, term));
+                }
+            }
+            Order::Notice(id) => {
+                let node = self.node(id);
+                let lost = std::mem::take(&mut node.kernel.lost);
+                if let Some(daemon) = &mut node.daemon {
+                    daemon.tell(Letter::Reconcile(lost));
+                }
+            }
+            Order::Carrier(id, link, carrier) => {
+                for other in self.ids() {
+                    self.network.way(id, other, link).cut = !carrier;
+                    self.network.way(other, id, link).cut = !carrier;
+                }
+                if let Some(daemon) = &mut self.node(id).daemon {
+                    daemon.replication.carrier(link, carrier);
+                }
+            }
+            Order::Link(a, b, link, cut) => {
+                self.network.way(a, b, link).cut = cut;
+                self.network.way(b, a, link).cut = cut;
+            }
+        }
+    }
+
+    /// A daemon starts, unless one runs.
+    pub fn start(&mut self, id: NodeId) {
+        if self.node(id).daemon.is_some() {
+            return;
+        }
+        self.epochs += 1;
+        let epoch = self.epochs;
+        let replication = Replication::new(self.options(id, epoch));
+        let now = self.now;
+        let node = self.node(id);
+        node.life += 1;
+        let kernel = &mut node.kernel;
+        kernel.begin_epoch(epoch as u32);
+        let mut daemon = Daemon::new(replication);
+        // Within its lease it goes on as what it was.
+        for (group, term) in kernel.owned.iter().enumerate() {
+            if let Some(term) = term {
+                daemon.tell(Letter::Owned(group as Group, *term));
+            }
+        }
+        node.daemon = Some(daemon);
+        node.begin(now);
+        for heard in &mut self.ledgers[usize::from(id) - 1].heard {
+            *heard = Reign { turn: heard.turn + 1, ..Reign::default() };
+        }
+    }
+
+    fn options(&self, id: NodeId, epoch: u64) -> Options {
+        let identity = Identity { cluster: cluster_id("edge"), node: id, epoch };
+        let mut options = Options::new(identity, ClusterKey::new([7; 32]), &format!("fw{id}"));
+        options.zones = vec![11, 12];
+        options.peers = self.ids().map(|n| PeerOptions { node: n, name: format!("fw{n}") }).collect();
+        options.max_flows = self.shape.max_flows;
+        options.queue_max = self.shape.queue_max;
+        options.links = self.shape.links;
+        options.mtu = self.shape.mtu;
+        options.bulk_bytes_per_s = self.shape.bulk_bytes_per_s;
+        options
+    }
+
+    /// The daemon dies; the data plane goes on while the lease lasts.
+    pub fn kill_daemon(&mut self, id: NodeId) {
+        let node = self.node(id);
+        node.daemon = None;
+        let life = node.life;
+        self.order(LEASE, Order::LeaseEnds(id, life));
+    }
+
+    /// The node dies, with its kernel.
+    pub fn kill_node(&mut self, id: NodeId) {
+        let max_flows = self.shape.max_flows;
+        let node = self.node(id);
+        node.daemon = None;
+        node.kernel = Kernel::new(id, 0, max_flows);
+        self.ledgers[usize::from(id) - 1] = Ledger::default();
+    }
+
+    // ---- Roles -----------------------------------------------------------------------------------
+
+    /// A node takes a group over, in a term above all others or, as a rival, in the present one. The
+    /// others are not told. The data plane owns at once and its daemon hears of it `lag` later; without
+    /// a lag, the daemon has been told before.
+    pub fn take_over(&mut self, id: NodeId, group: Group, rival: bool, lag: Option<Duration>) {
+        let g = usize::from(group);
+        if self.node(id).daemon.is_none() {
+            return;
+        }
+        self.terms[g] += u32::from(!rival || self.terms[g] == 0);
+        let term = self.terms[g];
+        let letter = Letter::Owned(group, term);
+        match lag {
+            Some(lag) => {
+                self.node(id).kernel.own(group, Some(term));
+                let life = self.node(id).life;
+                self.order(lag, Order::Told(id, life, group, term));
+            }
+            None => {
+                let node = self.node(id);
+                if let Some(daemon) = &mut node.daemon {
+                    daemon.tell(letter);
+                    daemon.stalled = Time::ZERO;
+                }
+                self.turn(id);
+                self.node(id).kernel.own(group, Some(term));
+            }
+        }
+    }
+
+    /// A node gives a group up: the data plane first.
+    pub fn disown(&mut self, id: NodeId, group: Group) {
+        let node = self.node(id);
+        node.kernel.own(group, None);
+        if let Some(daemon) = &mut node.daemon {
+            daemon.tell(Letter::Disowned(group));
+        }
+    }
+
+    /// Whose flows of a group are the truth: the only node that owns it in the highest term.
+    fn owner(&self, group: Group) -> Option<&Node> {
+        let g = usize::from(group);
+        let mut owners = self.nodes.iter().filter(|n| n.kernel.owned[g] == Some(self.terms[g]));
+        let owner = owners.next()?;
+        owners.next().is_none().then_some(owner)
+    }
+
+    // ---- Time ------------------------------------------------------------------------------------
+
+    /// Lets all that happens within `time` happen.
+    pub fn run(&mut self, time: Duration) {
+        let end = self.now + time;
+        self.run_until(end, |_| false);
+    }
+
+    /// Lets things happen until `done`, asked whenever something has happened, or until `end`. Whether
+    /// it is done.
+    pub fn run_until(&mut self, end: Time, done: impl Fn(&Self) -> bool) -> bool {
+        let mut turns = 0;
+        while self.violation.is_none() {
+            let orders = self.orders.first_key_value().map_or(Time::NEVER, |(key, _)| key.0);
+            let mut next = orders.min(self.network.next()).max(self.now);
+            for node in &self.nodes {
+                next = next.min(node.wakes(self.now));
+            }
+            if next > end {
+                self.now = end;
+                return false;
+            }
+            turns = if next == self.now { turns + 1 } else { 0 };
+            if turns > TURNS_MAX {
+                self.violate("busy without end");
+                return false;
+            }
+            self.now = next;
+            self.step();
+            if done(self) {
+                return true;
+            }
+        }
+        false
+    }
+
+    fn step(&mut self) {
+        while let Some(entry) = self.orders.first_entry()
+            && entry.key().0 <= self.now
+        {
+            let order = entry.remove();
+            self.obey(order);
+        }
+        while let Some(datagram) = self.network.arrival(self.now) {
+            self.deliver(datagram);
+        }
+        for id in self.ids() {
+            if self.node(id).daemon.is_some() && self.nodes[usize::from(id) - 1].wakes(self.now) <= self.now {
+                self.turn(id);
+            }
+        }
+        self.check();
+    }
+
+    fn deliver(&mut self, mut datagram: Datagram) {
+        let (now, to) = (self.now, datagram.to);
+        let node = self.node(to);
+        let Some(daemon) = &node.daemon else { return };
+        if daemon.stalled > now {
+            // It waits in the socket.
+            let at = daemon.stalled;
+            self.network.put(at, datagram);
+            return;
+        }
+        self.arrived += 1;
+        self.mark([now.as_nanos(), datagram.from.into(), to.into(), datagram.bytes.len() as u64]);
+        let mut effects = Vec::new();
+        self.node(to).receive(now, datagram.link, &mut datagram.bytes, &mut effects);
+        self.trace(Some(to), || {
+            format!("gets {} bytes of fw{} on link {}", datagram.bytes.len(), datagram.from, datagram.link)
+        });
+        self.apply(to, Some((datagram.from, datagram.claims)), effects);
+    }
+
+    fn turn(&mut self, id: NodeId) {
+        let now = self.now;
+        let mut effects = Vec::new();
+        self.node(id).turn(now, &mut effects);
+        self.apply(id, None, effects);
+    }
+
+    // ---- What nodes do ---------------------------------------------------------------------------
+
+    /// Applies what a node's machine said, after a datagram of `origin`, or without one.
+    fn apply(&mut self, id: NodeId, origin: Option<(NodeId, Claims)>, effects: Vec<Effect>) {
+        self.touched[usize::from(id) - 1] = true;
+        for effect in effects {
+            match effect {
+                Effect::Transmit(peer, link, bytes) => self.transmit(id, peer, link, bytes),
+                Effect::Put(key, flow) => self.put(id, origin, &key, flow),
+                Effect::Delete(key, flow) => self.delete(id, origin, &key, flow),
+                Effect::Note(note) => self.trace(Some(id), || note),
+                Effect::Buried(flow, term) => {
+                    self.trace(Some(id), || format!("has deleted {}", name(flow)));
+                    let reign = (term.unwrap_or(0), id);
+                    let before = self.buried.entry(flow).or_insert(reign);
+                    *before = reign.max(*before);
+                }
+            }
+        }
+    }
+
+    fn transmit(&mut self, from: NodeId, to: NodeId, link: Option<u8>, bytes: Vec<u8>) {
+        if bytes.len() + 28 > usize::from(self.shape.mtu) {
+            self.violate(format!("fw{from} sends {} bytes at an MTU of {}", bytes.len(), self.shape.mtu));
+        }
+        let claims = self.node(from).daemon.as_ref().map_or([None; GROUPS], |d| d.told);
+        let links = link.map_or(0..self.network.links(), |link| link..link + 1);
+        for link in links {
+            let datagram = Datagram { from, to, link, bytes: bytes.clone(), claims };
+            let (now, length) = (self.now, bytes.len());
+            let fate = self.network.send(now, &mut self.random, datagram);
+            self.trace(Some(from), || format!("sends {length} bytes to fw{to} on link {link} {fate}"));
+        }
+    }
+
+    /// In whose name the sender of a datagram could tell a node to change this flow.
+    fn authority(
+        &mut self,
+        id: NodeId,
+        origin: Option<(NodeId, Claims)>,
+        flow: FlowId,
+        bucket: u8,
+    ) -> Option<Reign> {
+        let Some((from, claims)) = origin else {
+            self.violate(format!("fw{id} changes {} out of nowhere", name(flow)));
+            return None;
+        };
+        let g = usize::from(group_of(bucket));
+        let Some(term) = claims[g] else {
+            self.violate(format!("fw{id} believes fw{from} about {}, which it did not own", name(flow)));
+            return None;
+        };
+        let own = self.node(id).daemon.as_ref().and_then(|d| d.told[g]);
+        if let Some(own) = own.filter(|&own| own >= term) {
+            self.violate(format!(
+                "fw{id} owns {} in term {own} and lets fw{from} change it in term {term}",
+                name(flow)
+            ));
+            return None;
+        }
+        let heard = &mut self.ledgers[usize::from(id) - 1].heard[usize::from(bucket)];
+        let before = *heard;
+        if before.term > term {
+            self.violate(format!(
+                "fw{id} has heard term {} and believes term {term} about {}",
+                before.term,
+                name(flow)
+            ));
+            return None;
+        }
+        if (before.term, before.node) != (term, from) {
+            *heard = Reign { term, node: from, turn: before.turn + 1 };
+        }
+        Some(*heard)
+    }
+
+    fn put(&mut self, id: NodeId, origin: Option<(NodeId, Claims)>, key: &FlowKey, flow: Flow) {
+        let (n, flow_id, version) = (number_of(key), flow.id(), flow.version);
+        let Some(reign) = self.authority(id, origin, flow_id, flow.bucket) else { return };
+        let Reign { term, node: from, .. } = reign;
+        self.trace(Some(id), || {
+            format!("writes {} version {version:x}, from fw{from} in term {term}", named(n, flow_id))
+        });
+        self.mark([self.now.as_nanos(), id.into(), n.into(), version]);
+        let ledger = &mut self.ledgers[usize::from(id) - 1];
+        let before = ledger.written.insert(flow_id, (reign, version));
+        let back = before.filter(|&(r, v)| r == reign && v > version);
+        let risen =
+            ledger.buried.get(&flow_id).is_some_and(|&(t, owner)| t > term || (t, owner) == (term, from));
+        if let Some((_, newer)) = back {
+            self.violate(format!("fw{id} goes back from {newer:x} to {version:x} of {}", named(n, flow_id)));
+        }
+        if risen {
+            self.violate(format!("fw{id} resurrects {}, which its owner deleted", named(n, flow_id)));
+        }
+        self.node(id).write(n, flow);
+    }
+
+    fn delete(&mut self, id: NodeId, origin: Option<(NodeId, Claims)>, key: &FlowKey, flow: FlowId) {
+        let n = number_of(key);
+        if origin.is_none() && self.buried.contains_key(&flow) {
+            // Its own deletion, once more.
+            self.node(id).delete(key, flow);
+            return;
+        }
+        let Some(Reign { term, node: from, .. }) = self.authority(id, origin, flow, super::bucket_of(n))
+        else {
+            return;
+        };
+        self.trace(Some(id), || format!("deletes {}, from fw{from} in term {term}", named(n, flow)));
+        self.mark([self.now.as_nanos(), id.into(), n.into(), u64::MAX]);
+        if self.buried.get(&flow) == Some(&(term, from)) {
+            self.ledgers[usize::from(id) - 1].buried.insert(flow, (term, from));
+        }
+        let node = self.node(id);
+        let settled =
+            node.settled() && node.kernel.owned[usize::from(group_of(super::bucket_of(n)))].is_none();
+        if !node.delete(key, flow) && settled {
+            self.violate(format!("fw{id} deletes {}, which it does not have", named(n, flow)));
+        }
+    }
+
+    // ---- What must be ----------------------------------------------------------------------------
+
+    fn check(&mut self) {
+        if !self.touched.iter().any(|&t| t) {
+            return;
+        }
+        let touched = std::mem::replace(&mut self.touched, vec![false; self.nodes.len()]);
+        for (i, &touched_here) in touched.iter().enumerate() {
+            if let Err(why) = self.check_memory(i, touched_here) {
+                return self.violate(why);
+            }
+            match self.check_proofs(i, &touched) {
+                Ok(proofs) => self.proofs += proofs,
+                Err(why) => return self.violate(why),
+            }
+        }
+    }
+
+    fn check_memory(&self, i: usize, touched: bool) -> Result<(), String> {
+        let Some(daemon) = self.nodes[i].daemon.as_ref().filter(|_| touched) else { return Ok(()) };
+        let (replication, shape) = (&daemon.replication, &self.shape);
+        let tombstones_max = (shape.max_flows / TOMBSTONES_SHARE).max(TOMBSTONES_MIN) + shape.max_flows;
+        if replication.len() > shape.max_flows {
+            return Err(format!("fw{} holds {} flows", i + 1, replication.len()));
+        }
+        if replication.tombstones() > tombstones_max {
+            return Err(format!("fw{} holds {} tombstones", i + 1, replication.tombstones()));
+        }
+        for s in replication.status(self.now + self.nodes[i].offset) {
+            if s.queued > shape.queue_max || s.unacked > UNACKED_MAX {
+                return Err(format!("fw{} has queued {}, unacknowledged {}", i + 1, s.queued, s.unacked));
+            }
+        }
+        Ok(())
+    }
+
+    /// Where both ends say in-sync and nothing is on its way, what the owner has is there.
+    fn check_proofs(&self, i: usize, touched: &[bool]) -> Result<u64, String> {
+        let owner = &self.nodes[i];
+        let Some(daemon) = &owner.daemon else { return Ok(0) };
+        let mut proofs = 0;
+        for group in 0..GROUPS as Group {
+            if self.owner(group).is_none_or(|o| o.id != owner.id) || !owner.settled() {
+                continue;
+            }
+            for s in daemon.replication.status(owner.clock(self.now)).filter(quiet) {
+                let peer = &self.nodes[usize::from(s.peer) - 1];
+                let theirs = peer.daemon.as_ref().and_then(|d| d.sync_state(owner.id));
+                if !(touched[i] || touched[usize::from(s.peer) - 1])
+                    || theirs != Some(SyncState::InSync)
+                    || !peer.settled()
+                    || peer.kernel.owned[usize::from(group)].is_some()
+                {
+                    continue;
+                }
+                proofs += 1;
+                if let Some(difference) = self.difference(owner, peer, group) {
+                    return Err(format!(
+                        "fw{} and fw{} call themselves in-sync, but {difference}",
+                        owner.id, peer.id
+                    ));
+                }
+            }
+        }
+        Ok(proofs)
+    }
+
+    /// The first flow of a group in which two kernels differ.
+    fn difference(&self, owner: &Node, peer: &Node, group: Group) -> Option<String> {
+        let buckets = buckets_of(group);
+        let differs = |b: u8| owner.kernel.sums()[usize::from(b)] != peer.kernel.sums()[usize::from(b)];
+        let bucket = buckets.iter().find(|&b| differs(b))?;
+        let of = |node: &Node| -> BTreeMap<Number, (FlowId, u64)> {
+            let flows = node.kernel.from(0).filter(|(_, f)| f.bucket == bucket);
+            flows.map(|(n, f)| (n, (f.id(), f.version))).collect()
+        };
+        let (ours, theirs) = (of(owner), of(peer));
+        let n = ours.keys().chain(theirs.keys()).find(|n| ours.get(n) != theirs.get(n))?;
+        let say = |node: &Node, flows: &BTreeMap<Number, (FlowId, u64)>| {
+            let flow = flows.get(n).map(|&(id, version)| format!("{} version {version:x}", name(id)));
+            format!("fw{} has {}", node.id, flow.unwrap_or_else(|| "nothing".into()))
+        };
+        Some(format!("of key {n} {} and {}", say(owner, &ours), say(peer, &theirs)))
+    }
+
+    /// What keeps the cluster from being whole: all nodes up and in sync with each other, kernels and
+    /// digests equal, nothing queued, no tombstone left. `None` if nothing does.
+    pub fn unrest(&self) -> Option<String> {
+        let everybody = self.nodes.iter().map(|n| n.daemon.as_ref().map(|d| (n, d)));
+        let Some(everybody) = everybody.collect::<Option<Vec<_>>>() else {
+            return Some("a node is down".into());
+        };
+        for (node, daemon) in &everybody {
+            let unfinished = daemon.replication.status(node.clock(self.now)).find(|s| !quiet(s));
+            if let Some(s) = unfinished {
+                return Some(format!("fw{} is {} with fw{}", node.id, s.state.as_str(), s.peer));
+            }
+            if daemon.replication.tombstones() > 0 {
+                return Some(format!("fw{} keeps {} tombstones", node.id, daemon.replication.tombstones()));
+            }
+            if !node.settled() {
+                return Some(format!("fw{} compares its tables", node.id));
+            }
+        }
+        for group in 0..GROUPS as Group {
+            let Some(owner) = self.owner(group) else { return Some(format!("group {group} has no owner")) };
+            for (node, daemon) in &everybody {
+                if let Some(difference) = self.difference(owner, node, group) {
+                    return Some(difference);
+                }
+                let digest = |b: u8| owner.daemon.as_ref().map(|d| d.replication.digest(b));
+                if let Some(b) =
+                    buckets_of(group).iter().find(|&b| digest(b) != Some(daemon.replication.digest(b)))
+                {
+                    return Some(format!("bucket {b} of fw{} in the replica", node.id));
+                }
+            }
+        }
+        None
+    }
+}
+
+fn quiet(s: &PeerStatus<'_>) -> bool {
+    s.state == SyncState::InSync && s.queued == 0 && s.unacked == 0
+}
+
+fn name(flow: FlowId) -> String {
+    format!("flow {}.{}.{}", flow.node, flow.epoch, flow.number)
+}
+
+fn named(n: Number, flow: FlowId) -> String {
+    format!("key {n} {}", name(flow))
+}
+
+impl fmt::Display for World {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = String::new();
+        for node in &self.nodes {
+            let owned = node.kernel.owned;
+            writeln!(text, "fw{}: {} flows in the kernel, owns {owned:?}", node.id, node.kernel.len())?;
+            let Some(daemon) = &node.daemon else { continue };
+            for s in daemon.replication.status(node.clock(self.now)) {
+                let counters: Vec<_> = s.counters.iter().filter(|c| c.1 > 0).collect();
+                writeln!(
+                    text,
+                    "  fw{}: {} for {:?}, lag {:?}, queued {}, unacked {}, sending {:?}, receiving {:?}\n    {counters:?}",
+                    s.peer,
+                    s.state.as_str(),
+                    s.state_for,
+                    s.lag,
+                    s.queued,
+                    s.unacked,
+                    s.sending,
+                    s.receiving
+                )?;
+            }
+        }
+        f.write_str(text.trim_end())
+    }
+}
