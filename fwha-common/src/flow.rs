@@ -175,7 +175,19 @@ impl FlowKey {
     /// can aim flows at one bucket.
     #[inline(always)]
     pub fn bucket(&self, key: &[u64; 2]) -> u8 {
-        siphash24(key, &self.halves()) as u8
+        Self::bucket_of(self.hash(key))
+    }
+
+    /// The hash whose lowest byte is the bucket.
+    #[inline(always)]
+    pub fn hash(&self, key: &[u64; 2]) -> u64 {
+        siphash24(key, &self.halves())
+    }
+
+    /// The bucket of a flow with this hash.
+    #[inline(always)]
+    pub const fn bucket_of(hash: u64) -> u8 {
+        hash as u8
     }
 }
 

@@ -6,6 +6,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`flow`] | flow key, flow value, identity, states, flow events |
+//! | [`embryonic`] | the table of flows that nobody has answered |
 //! | [`group`] | ownership of buckets: roles, lease |
 //! | [`limit`] | limits by source address |
 //! | [`rule`] | the compiled ruleset and zones |
@@ -18,6 +19,7 @@
 
 pub mod capture;
 pub mod drop;
+pub mod embryonic;
 pub mod flow;
 pub mod group;
 pub mod limit;
@@ -29,7 +31,7 @@ pub mod siphash;
 /// Version of every layout in this crate. Pinned maps live below a path that carries it, so that a
 /// daemon never reads a map that another layout wrote. Raise it with each change of a map's key,
 /// value or meaning.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Hash classes of flows. A bucket is the unit of ownership, of digests and of healing.
 pub const BUCKETS: usize = 256;

@@ -120,7 +120,7 @@ fn covered(packet: &Tc, ip: &mut Ip) -> bool {
             let (key, src_is_b) = ip.key();
             match flow::find(&key, src_is_b, ip, now) {
                 Found::Main(flow) | Found::Embryonic(flow) => flow.bucket(),
-                Found::Node(_) | Found::Nothing => return false,
+                Found::Node(_) | Found::Nothing(_) => return false,
             }
         }
     };

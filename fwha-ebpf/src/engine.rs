@@ -12,7 +12,7 @@ use fwha_common::{
 };
 
 use crate::{
-    Outcome, Verdict,
+    Outcome, Verdict, embryonic,
     flow::{self, FlowRef, Found, NewFlow},
     forward, fragment, hook,
     icmp::{self, Related},
@@ -112,6 +112,7 @@ fn track(
         options::read(packet, ip, options);
     }
     let options: &Options = maps::opaque(options);
+    let mut hash = None;
     let (flow, young) = match flow::find(&key, src_is_b, ip, now) {
         Found::Main(flow) => (Some(flow), false),
         Found::Embryonic(flow) => (Some(flow), true),
@@ -119,7 +120,10 @@ fn track(
             flow.follow(ip, flow.is_reply(src_is_b), now, packets);
             return Ok(Verdict::Pass);
         }
-        Found::Nothing => (None, false),
+        Found::Nothing(found) => {
+            hash = Some(found);
+            (None, false)
+        }
     };
     let known = match flow {
         Some(flow) => {
@@ -131,10 +135,13 @@ fn track(
     };
     let (flow, reply) = match known {
         Some(known) => known,
-        None => match begin(packet, settings, eth, &key, src_is_b, ip, now, options)? {
-            Some(flow) => (flow, false),
-            None => return Ok(Verdict::Pass),
-        },
+        None => {
+            let hash = hash.unwrap_or_else(|| embryonic::hash(&key));
+            match begin(packet, settings, eth, &key, hash, src_is_b, ip, now, options)? {
+                Some(flow) => (flow, false),
+                None => return Ok(Verdict::Pass),
+            }
+        }
     };
     forward::send(packet, settings, flow, reply, ip, options)
 }
@@ -210,6 +217,7 @@ fn begin(
     settings: &Settings,
     eth: &Eth,
     key: &FlowKey,
+    hash: u64,
     src_is_b: bool,
     ip: &Ip,
     now: u64,
@@ -242,7 +250,7 @@ fn begin(
     }
     let mut bucket = 0;
     if !local {
-        bucket = key.bucket(&settings.bucket_key);
+        bucket = FlowKey::bucket_of(hash);
         flow::owner(bucket, now)?;
     }
     // A host that has no address yet, or only one of its link, has no way back but the link.
@@ -271,7 +279,7 @@ fn begin(
         flow::insert_node(draft, key, ip);
         return Ok(None);
     }
-    flow::insert_embryonic(draft, key).map(Some)
+    flow::insert_embryonic(draft, key, hash).map(Some)
 }
 
 /// Whether a source is of its link only: 0.0.0.0, 169.254.0.0/16, fe80::/10.

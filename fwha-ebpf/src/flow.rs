@@ -42,7 +42,7 @@ use fwha_common::{
 
 use crate::{
     atomic::{compare_exchange_u32, compare_exchange_u64},
-    hook, limit, maps,
+    embryonic, hook, limit, maps,
     parse::{Ip, Payload},
     sctp::{self, Chunk},
     tcp::{self, Options, Step},
@@ -71,8 +71,8 @@ pub enum Found {
     Embryonic(FlowRef),
     /// Among the node's own flows.
     Node(FlowRef),
-    /// Nowhere.
-    Nothing,
+    /// Nowhere. The hash of its key.
+    Nothing(u64),
 }
 
 /// Looks for a live flow in all tables: the main one first, as most packets are of it. Beside a connection
@@ -91,7 +91,7 @@ pub fn find(key: &FlowKey, src_is_b: bool, ip: &Ip, now: u64) -> Found {
             _ => false,
         };
         if (over || answers)
-            && let Some(young) = maps::EMBRYONIC.get_ptr_mut(key).map(FlowRef)
+            && let Some(young) = embryonic::find(key, embryonic::hash(key)).map(FlowRef)
             && young.alive(ip.proto, 0, now)
             && young.unanswered()
             && (over || young.is_reply(src_is_b) && young.is_answered_by(ip))
@@ -101,7 +101,8 @@ pub fn find(key: &FlowKey, src_is_b: bool, ip: &Ip, now: u64) -> Found {
         return Found::Main(flow);
     }
     // One that was refused or given up before it was answered is gone.
-    if let Some(flow) = maps::EMBRYONIC.get_ptr_mut(key).map(FlowRef)
+    let hash = embryonic::hash(key);
+    if let Some(flow) = embryonic::find(key, hash).map(FlowRef)
         && flow.alive(ip.proto, 0, now)
         && Flow::state_of(flow.word()) != FlowState::Close as u8
     {
@@ -109,7 +110,7 @@ pub fn find(key: &FlowKey, src_is_b: bool, ip: &Ip, now: u64) -> Found {
     }
     match find_node(key, ip, now) {
         Some(flow) => Found::Node(flow),
-        None => Found::Nothing,
+        None => Found::Nothing(hash),
     }
 }
 
@@ -525,7 +526,8 @@ impl FlowRef {
     ) -> Result<Self, DropReason> {
         // SAFETY: the scratch room, which nobody else has.
         let flow = unsafe { &mut *copy.0 };
-        if maps::EMBRYONIC.remove(key).is_err() {
+        let hash = embryonic::hash(key);
+        if !embryonic::remove(key, hash) {
             // Another CPU promoted it a moment ago; or it was evicted, and nothing is known any more.
             return match maps::FLOWS.get_ptr_mut(key).map(Self) {
                 Some(promoted) if promoted.number() == flow.number => Ok(promoted),
@@ -543,7 +545,7 @@ impl FlowRef {
             flow.word = before;
             flow.version = 0;
             forget_answer(&mut flow.ways, ip);
-            let _ = maps::EMBRYONIC.insert(key, &*flow, BPF_ANY as u64);
+            embryonic::insert(key, hash, flow);
             return Err(DropReason::TableFull);
         }
         let flow = &*flow;
@@ -613,9 +615,6 @@ impl NewFlow {
     /// Completes a draft, with its first packet counted.
     #[inline(always)]
     pub fn complete(&self, draft: &mut Flow, ip: &Ip, settings: &Settings, options: &Options) {
-        let exact = hook::exact_ns();
-        // SAFETY: takes nothing, returns a number.
-        let cpu = unsafe { bpf_get_smp_processor_id() };
         let state = match ip.proto {
             proto::TCP => FlowState::SynSent,
             proto::SCTP => FlowState::CookieWait,
@@ -624,7 +623,7 @@ impl NewFlow {
         let flags = if self.originator_is_b { Flow::ORIGINATOR_IS_B } else { 0 };
         draft.word = Flow::word(state, flags, self.zones);
         draft.rule_hash = self.rule_hash;
-        draft.number = exact & !0xff | cpu as u64 & 0xff;
+        draft.number = hook::unique_ns();
         draft.epoch = settings.epoch;
         draft.node = settings.node;
         draft.bucket = self.bucket;
@@ -643,16 +642,19 @@ impl NewFlow {
     }
 }
 
-/// Puts a flow into the embryonic table.
+/// Puts a flow into the embryonic table. What is returned is the draft, which this packet may go on with:
+/// the element is only looked up when the next one comes.
 ///
 /// # Errors
 ///
-/// Memory is short.
+/// Other CPUs are in the way all the time.
 #[inline(always)]
-pub fn insert_embryonic(flow: &Flow, key: &FlowKey) -> Result<FlowRef, DropReason> {
-    maps::EMBRYONIC.insert(key, flow, BPF_ANY as u64).map_err(|_| DropReason::TableFull)?;
+pub fn insert_embryonic(flow: &'static mut Flow, key: &FlowKey, hash: u64) -> Result<FlowRef, DropReason> {
+    if !embryonic::insert(key, hash, flow) {
+        return Err(DropReason::TableFull);
+    }
     maps::add(&maps::COUNTERS, Counter::Embryonic as u32, 1);
-    maps::EMBRYONIC.get_ptr_mut(key).map(FlowRef).ok_or(DropReason::TableFull)
+    Ok(FlowRef(flow))
 }
 
 /// Puts a flow among the node's own. One that does not begin with a SYN was there before the programs

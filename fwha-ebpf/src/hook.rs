@@ -8,9 +8,9 @@ use aya_ebpf::{
         bpf_fib_lookup as FibLookup, xdp_md,
     },
     helpers::generated::{
-        bpf_fib_lookup, bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_l4_csum_replace,
-        bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes, bpf_xdp_adjust_head,
-        bpf_xdp_adjust_tail, bpf_xdp_load_bytes,
+        bpf_fib_lookup, bpf_get_smp_processor_id, bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns,
+        bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
+        bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_load_bytes,
     },
 };
 use fwha_common::{
@@ -31,6 +31,8 @@ pub struct Clock {
     jiffies: u64,
     /// What it said.
     ns: u64,
+    /// The last number of [`unique_ns`].
+    unique: u64,
 }
 
 /// `CLOCK_MONOTONIC` in ns, as of the last tick, or the one before it (1 to 20 ms ago). Read for each
@@ -51,6 +53,22 @@ pub fn now_ns() -> u64 {
         clock.ns = unsafe { bpf_ktime_get_coarse_ns() };
     }
     clock.ns
+}
+
+/// A number that no other call returns, on any CPU: the time as of [`now_ns`], or 256 ns more than the last
+/// time, with the CPU in its low 8 bits. The exact clock is no faster than that for long, so neither is it
+/// ever outrun, and numbers stay unique when the programs are loaded anew.
+#[inline(always)]
+pub fn unique_ns() -> u64 {
+    let now = now_ns() & !0xff;
+    // SAFETY: takes nothing, returns a number.
+    let cpu = unsafe { bpf_get_smp_processor_id() } as u64 & 0xff;
+    let Some(clock) = maps::clock() else {
+        return now | cpu;
+    };
+    let next = (clock.unique & !0xff) + 0x100;
+    clock.unique = (if now > next { now } else { next }) | cpu;
+    clock.unique
 }
 
 /// `CLOCK_MONOTONIC` in ns, exact.

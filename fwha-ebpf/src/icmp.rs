@@ -49,7 +49,7 @@ pub fn related(packet: &impl Packet, ip: &Ip, now: u64) -> Result<Related, DropR
             Ok(Related::Flow(flow, !by_responder))
         }
         Found::Node(_) => Ok(Related::Node),
-        Found::Nothing => Err(DropReason::IcmpUnrelated),
+        Found::Nothing(_) => Err(DropReason::IcmpUnrelated),
     }
 }
 

@@ -11,6 +11,7 @@
 //! | [`own`] | protocols of the node and its links that always pass |
 //! | [`fragment`] | fragments, held to what the first of them said |
 //! | [`probe`] | probes, answered here |
+//! | [`embryonic`] | the table of flows that nobody has answered |
 //! | [`flow`], [`tcp`], [`sctp`], [`icmp`] | flows, their states and windows, errors about them |
 //! | [`zone`], [`limit`] | where a packet comes from; limits by source |
 //! | [`forward`], [`reject`] | next hop and rewrite; answers to what a rule rejects |
@@ -34,6 +35,8 @@ mod atomic;
 mod capture;
 #[cfg(target_arch = "bpf")]
 mod egress;
+#[cfg(target_arch = "bpf")]
+mod embryonic;
 #[cfg(target_arch = "bpf")]
 mod engine;
 #[cfg(target_arch = "bpf")]

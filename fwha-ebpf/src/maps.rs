@@ -2,6 +2,7 @@
 //! [`fwha_common::settings::name`]; sizes given here are defaults, which the loader overrides.
 
 use aya_ebpf::{
+    bindings::BPF_F_MMAPABLE,
     btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
     macros::btf_map,
 };
@@ -9,6 +10,7 @@ use fwha_common::{
     BUCKETS, MAX_GROUPS,
     capture::{Capture, DropSample},
     drop::DROP_REASONS,
+    embryonic::{CAPACITY, EmbryonicPlace, EmbryonicSet, PLACES},
     flow::{Flow, FlowEvent, FlowKey, NextHop},
     group::Group,
     limit::{Limits, Source},
@@ -29,8 +31,16 @@ use crate::{
 #[btf_map]
 pub static FLOWS: HashMap<FlowKey, Flow, 65_536> = HashMap::new();
 
+/// Its elements begin at a page, so that a set is one cache line.
 #[btf_map]
-pub static EMBRYONIC: LruHashMap<FlowKey, Flow, 16_384> = LruHashMap::new();
+pub static EMBRYONIC_SETS: Array<
+    EmbryonicSet,
+    { (CAPACITY / PLACES) as usize },
+    { BPF_F_MMAPABLE as usize },
+> = Array::new();
+
+#[btf_map]
+pub static EMBRYONIC: Array<EmbryonicPlace, { CAPACITY as usize }> = Array::new();
 
 #[btf_map]
 pub static NODE_FLOWS: LruHashMap<FlowKey, Flow, 4_096> = LruHashMap::new();

@@ -10,6 +10,8 @@ mod rig;
 
 #[path = "dataplane/capture.rs"]
 mod capture;
+#[path = "dataplane/embryonic.rs"]
+mod embryonic;
 #[path = "dataplane/flows.rs"]
 mod flows;
 #[path = "dataplane/forwarding.rs"]

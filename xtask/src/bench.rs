@@ -1,26 +1,39 @@
-//! `cargo xtask bench SUITE`: figures, measured on the machine it runs on.
+//! `cargo xtask bench [SUITE]`: figures, measured on the machine it runs on.
 
 mod dataplane;
+mod figures;
+mod throughput;
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 /// Measure what fwha costs
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
+    /// All suites, each as short as it can be, to see that they work; the figures mean nothing
+    #[arg(long)]
+    quick: bool,
     #[command(subcommand)]
-    suite: Suite,
+    suite: Option<Suite>,
 }
 
 #[derive(clap::Subcommand)]
 enum Suite {
     Dataplane(dataplane::Args),
+    Throughput(throughput::Args),
 }
 
 /// Runs the verb.
 pub fn run(args: &Args) -> Result<ExitCode> {
     match &args.suite {
-        Suite::Dataplane(args) => dataplane::run(args),
+        Some(Suite::Dataplane(args)) => dataplane::run(args),
+        Some(Suite::Throughput(args)) => throughput::run(args),
+        None if args.quick => {
+            dataplane::run(&dataplane::Args::quick())?;
+            throughput::run(&throughput::Args::quick())
+        }
+        None => bail!("which suite? `dataplane`, `throughput`, or both with `--quick`"),
     }
 }

@@ -106,8 +106,14 @@ fn build(root: &Path, dir: &Path, tools: &Tools, package: &str) -> Result<PathBu
 fn flags(root: &Path, tools: &Tools) -> Result<OsString> {
     // `v3` has 32-bit registers, jumps and atomics. BTF, with which maps are declared, is made from
     // debug information.
-    let mut flags: Vec<OsString> =
-        ["-Ctarget-cpu=v3", "-Cdebuginfo=2", "-Clink-arg=--btf"].map(Into::into).into();
+    let mut flags: Vec<OsString> = [
+        "-Ctarget-cpu=v3",
+        "-Cdebuginfo=2",
+        "-Clink-arg=--btf",
+        "-Clink-arg=--disable-expand-memcpy-in-order",
+    ]
+    .map(Into::into)
+    .into();
     let mut remap = |from: &Path, to: &str| {
         let mut flag = OsString::from("--remap-path-prefix=");
         flag.push(from);

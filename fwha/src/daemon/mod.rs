@@ -87,8 +87,6 @@ use crate::socket::SyncSocket;
 use crate::sys::clock::KernelClock;
 use crate::sys::{random, sched};
 
-/// Embryonic flows at most: what a flood of SYNs can fill.
-const MAX_EMBRYONIC: u32 = 65_536;
 /// How long an offered group may wait for its taker.
 const HANDOVER_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long a preferred node may wait for its replica before it preempts without.
@@ -235,7 +233,7 @@ fn dataplane_options(config: &Config, node: &Node) -> dataplane::Options {
     dataplane::Options {
         pin_dir: dataplane::pin_dir(&config.cluster.name, &node.name),
         max_flows: config.cluster.max_flows,
-        max_embryonic: MAX_EMBRYONIC.min(config.cluster.max_flows),
+        max_embryonic: fwha_common::embryonic::CAPACITY.min(config.cluster.max_flows),
         interfaces: interfaces.collect(),
         sync_interfaces: node.sync.iter().map(|s| s.interface.clone()).collect(),
     }

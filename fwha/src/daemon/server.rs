@@ -17,6 +17,7 @@ use axum::routing::{get, post};
 use futures_util::stream;
 use fwha_common::BUCKETS;
 use fwha_common::drop::DropReason;
+use fwha_common::embryonic::EmbryonicPlace;
 use fwha_common::flow::{Flow, FlowKey, proto};
 use fwha_common::settings::Counter;
 use fwha_proto::NodeId;
@@ -36,7 +37,7 @@ use super::replication::Snapshot;
 use super::sweeper::expiry_ns;
 use crate::api::{self, ApiError, path};
 use crate::config::Config;
-use crate::dataplane::maps::FlowWalk;
+use crate::dataplane::maps::{EmbryonicWalk, FlowWalk};
 use crate::dataplane::{AttachKind, AttachedInterface, DataplaneError, Maps};
 use crate::socket::Refused;
 use crate::sys::clock::KernelClock;
@@ -495,16 +496,11 @@ impl Server {
                 *since = group.since_ns;
             }
         }
-        let flow_map = match table {
-            Table::Main => self.maps.flows(),
-            Table::Embryonic => self.maps.embryonic(),
-            Table::Node => self.maps.node_flows(),
-        };
-        let mut walk = FlowWalk::new(CHUNK);
-        while let Some((keys, flows)) = walk.next_chunk(flow_map)? {
+        // Whether the client still listens.
+        let write = |flows: &mut dyn Iterator<Item = (&FlowKey, &Flow)>| {
             let now_ns = self.clock.now_ns();
             let mut lines = Vec::new();
-            for (key, flow) in keys.iter().zip(flows) {
+            for (key, flow) in flows {
                 let bucket = usize::from(flow.bucket);
                 let ends_ns = expiry_ns(key, flow, since_ns[bucket], &timeouts);
                 let owner = match table {
@@ -516,8 +512,25 @@ impl Server {
                     push_line(&mut lines, &row);
                 }
             }
-            if !lines.is_empty() && to.blocking_send(Ok(Bytes::from(lines))).is_err() {
+            lines.is_empty() || to.blocking_send(Ok(Bytes::from(lines))).is_ok()
+        };
+        let flow_map = match table {
+            Table::Main => self.maps.flows(),
+            Table::Node => self.maps.node_flows(),
+            Table::Embryonic => {
+                let mut walk = EmbryonicWalk::new(CHUNK);
+                while let Some((_, places)) = walk.next_chunk(self.maps.embryonic())? {
+                    if !write(&mut places.iter().filter_map(EmbryonicPlace::get)) {
+                        break;
+                    }
+                }
                 return Ok(());
+            }
+        };
+        let mut walk = FlowWalk::new(CHUNK);
+        while let Some((keys, flows)) = walk.next_chunk(flow_map)? {
+            if !write(&mut keys.iter().zip(flows)) {
+                break;
             }
         }
         Ok(())

@@ -10,6 +10,7 @@ use std::{
 use fwha_common::{
     BUCKETS, MAX_GROUPS,
     capture::Capture,
+    embryonic::EmbryonicPlace,
     flow::{Flow, FlowKey},
     group::Group,
     limit::{Limits, Source},
@@ -30,6 +31,12 @@ pub type FlowMap = Map<FlowKey, Flow>;
 /// An incremental walk over a table of flows.
 pub type FlowWalk = Walk<FlowKey, Flow>;
 
+/// The table of flows that nobody has answered.
+pub type EmbryonicMap = Map<u32, EmbryonicPlace>;
+
+/// An incremental walk over it; some of its places are free.
+pub type EmbryonicWalk = Walk<u32, EmbryonicPlace>;
+
 /// What is known of sources, by address as in a flow key.
 type SourceMap = Map<[u32; 4], Source>;
 
@@ -37,7 +44,7 @@ type SourceMap = Map<[u32; 4], Source>;
 #[derive(Debug)]
 pub struct Maps {
     flows: FlowMap,
-    embryonic: FlowMap,
+    embryonic: EmbryonicMap,
     node_flows: FlowMap,
     groups: Map<u32, Group>,
     bucket_group: Map<u32, u32>,
@@ -98,8 +105,9 @@ impl Maps {
         &self.flows
     }
 
-    /// Flows that nobody has answered yet.
-    pub fn embryonic(&self) -> &FlowMap {
+    /// Flows that nobody has answered yet. One that is just being written may be seen with a part of that which was
+    /// in its place.
+    pub fn embryonic(&self) -> &EmbryonicMap {
         &self.embryonic
     }
 
@@ -114,7 +122,11 @@ impl Maps {
     ///
     /// Those of the walk.
     pub fn embryonic_count(&self) -> Result<usize, DataplaneError> {
-        count(&self.embryonic).map_err(map_error(name::EMBRYONIC))
+        let (mut n, mut walk) = (0, EmbryonicWalk::new(1024));
+        while let Some((_, places)) = walk.next_chunk(&self.embryonic).map_err(map_error(name::EMBRYONIC))? {
+            n += places.iter().filter_map(EmbryonicPlace::get).count();
+        }
+        Ok(n)
     }
 
     /// Writes a group's ownership: the one write of a takeover, and of each renewal of the lease.
@@ -363,14 +375,6 @@ impl Maps {
         change(&mut settings);
         self.settings.update(&0, &settings, Write::Any).map_err(map_error(name::SETTINGS))
     }
-}
-
-fn count(map: &FlowMap) -> io::Result<usize> {
-    let (mut n, mut walk) = (0, Walk::new(1024));
-    while let Some((keys, _)) = walk.next_chunk(map)? {
-        n += keys.len();
-    }
-    Ok(n)
 }
 
 pub(super) fn map_error(name: &'static str) -> impl FnOnce(io::Error) -> DataplaneError {

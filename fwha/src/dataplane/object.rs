@@ -11,7 +11,7 @@ use aya::{
     programs::{Program, ProgramError},
 };
 use aya_obj::{EbpfSectionKind, Object};
-use fwha_common::settings::name;
+use fwha_common::{embryonic, settings::name};
 use tracing::warn;
 
 use super::{
@@ -51,7 +51,12 @@ pub(super) fn load(
     max_flows: u32,
     max_embryonic: u32,
 ) -> Result<(Programs, bool, Events), DataplaneError> {
-    let sizes = [(name::FLOWS, max_flows), (name::EMBRYONIC, max_embryonic)];
+    let last_set = embryonic::last_set(max_embryonic);
+    let sizes = [
+        (name::FLOWS, max_flows),
+        (name::EMBRYONIC, (last_set + 1) * embryonic::PLACES),
+        (name::EMBRYONIC_SETS, last_set + 1),
+    ];
     let object = Object::parse(OBJECT).map_err(aya::EbpfError::from)?;
     // Maps by name; not the sections of global data, which belong to one set of programs.
     let expected: BTreeMap<&str, bpf::MapShape> = object
@@ -82,6 +87,7 @@ pub(super) fn load(
     for (name, size) in sizes {
         loader.map_max_entries(name, size);
     }
+    loader.override_global(name::EMBRYONIC_LAST, &last_set, true);
     let mut ebpf = loader.load(OBJECT)?;
     let ring = ebpf.take_map(name::EVENTS).ok_or_else(|| DataplaneError::Object(name::EVENTS.into()))?;
     let ring = RingBuf::try_from(ring).map_err(aya::EbpfError::from)?;

@@ -48,7 +48,6 @@ impl Fwha {
         let object = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
         let mut bpf = EbpfLoader::new()
             .map_max_entries(name::FLOWS, MAX_FLOWS)
-            .map_max_entries(name::EMBRYONIC, MAX_FLOWS)
             .load(&object)
             .context("load the object")?;
         fill(&mut bpf)?;

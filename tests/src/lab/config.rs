@@ -15,6 +15,11 @@ pub const KEY_FILE: &str = "cluster.key";
 /// Writes config and key into the lab's directory.
 pub fn write(lab: &Lab) -> Result<()> {
     write_key(lab)?;
+    write_text(lab)
+}
+
+/// Writes the config file anew.
+pub fn write_text(lab: &Lab) -> Result<()> {
     fs::write(lab.config_path(), text(lab.options())).context("write the lab's config file")
 }
 

@@ -271,6 +271,35 @@ impl Lab {
         &self.options
     }
 
+    /// From now on, data planes are attached in another way: hosts, switch and config file are changed. No node runs.
+    ///
+    /// # Errors
+    ///
+    /// When a box refuses, or the file cannot be written.
+    pub fn attach_by(&mut self, attach: Attach) -> Result<()> {
+        self.options.attach = attach;
+        wiring::fit_to(&self.entry, attach)?;
+        config::write_text(self)
+    }
+
+    /// Makes a node's own addresses the way between client and server, instead of the group's.
+    ///
+    /// # Errors
+    ///
+    /// When a host refuses.
+    pub fn route_through(&self, node: Node) -> Result<()> {
+        wiring::route_by(&self.entry, node.lan_addresses()[0], node.wan_addresses()[0])
+    }
+
+    /// Makes the group's addresses the way between client and server again.
+    ///
+    /// # Errors
+    ///
+    /// When a host refuses.
+    pub fn route_through_group(&self) -> Result<()> {
+        wiring::route_by(&self.entry, LAN_VIP, INET_VIP)
+    }
+
     /// Starts `fwha run` for a node, with the run directory and log named after it. Wait for what you need with
     /// [`Lab::wait_for`]: the daemon has only just been started.
     ///

@@ -74,16 +74,16 @@ pub fn lay(lab: &Entry, attach: Attach, ipv6: bool) -> Result<()> {
             }
             writeln!(commands, "link set {interface} up")?;
         }
-        match host {
-            Host::Client => writeln!(commands, "route add default via {LAN_VIP}")?,
-            Host::Server => writeln!(commands, "route add 192.168.100.0/24 via {INET_VIP}")?,
-            _ => {}
-        }
         batch(lab, host, &commands)?;
     }
+    route_by(lab, LAN_VIP, INET_VIP)?;
     debug_assert!(LINES[0].address.starts_with(CLIENT) && LINES[3].address.starts_with(SERVER));
     debug_assert!(LINES[0].address6.starts_with(CLIENT6) && LINES[3].address6.starts_with(SERVER6));
+    fit_to(lab, attach)
+}
 
+/// Makes the hosts and the switch fit for how the nodes' data planes are attached.
+pub fn fit_to(lab: &Entry, attach: Attach) -> Result<()> {
     // Who sends to a node that redirects by XDP must finish checksums itself, for the redirected packet says nothing of
     // an unfinished one: the hosts, and the switch, which leaves them open when it cuts a coalesced packet to pieces.
     let checksums = attach != Attach::Xdp;
@@ -102,6 +102,12 @@ pub fn lay(lab: &Entry, attach: Attach, ipv6: bool) -> Result<()> {
             .with_context(|| format!("set transmit offload on {}", host.name()))?;
     }
     Ok(())
+}
+
+/// Routes from the client to the inet side and from the server to the LAN.
+pub fn route_by(lab: &Entry, lan: &str, inet: &str) -> Result<()> {
+    batch(lab, Host::Client, &format!("route replace default via {lan}\n"))?;
+    batch(lab, Host::Server, &format!("route replace 192.168.100.0/24 via {inet}\n"))
 }
 
 /// Routes of IPv6 from the client to the inet side and from the server to the LAN through a node.

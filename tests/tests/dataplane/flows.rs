@@ -7,7 +7,8 @@ use fwha_tests::needs_root;
 
 use crate::packets::{CLIENT, End, SERVER, assert_hop, echo, echo_key, icmp_error, key, tcp, udp};
 use crate::rig::{
-    CLIENT_MAC, LAN, LAN_MAC, MAX_FLOWS, Port, Rig, SERVER_MAC, TERM, Verdict, WAN, WAN_MAC, at_both_hooks,
+    CLIENT_MAC, LAN, LAN_MAC, MAX_FLOWS, Port, Rig, SERVER_MAC, TERM, Table, Verdict, WAN, WAN_MAC,
+    at_both_hooks,
 };
 
 use FlowState::{Close, CloseWait, Established, FinWait, LastAck, SynRecv, TimeWait};
@@ -54,7 +55,7 @@ fn a_tcp_connection_from_handshake_to_close() {
         assert_eq!((flow.node, flow.epoch), (1, 9));
         assert_eq!(rig.counter(Counter::FlowsCreated), 1);
         assert_eq!(rig.counter(Counter::Embryonic), 1);
-        assert!(rig.embryonic.get(&flow_key(), 0).is_err(), "promotion moves the flow");
+        assert!(rig.embryonic.flow(&flow_key()).is_none(), "promotion moves the flow");
     });
 }
 

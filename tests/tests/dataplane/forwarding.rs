@@ -6,7 +6,7 @@ use fwha_common::settings::Counter;
 use fwha_tests::needs_root;
 
 use crate::packets::{CLIENT, End, SERVER, edit_ip, key, tcp, udp};
-use crate::rig::{Hook, Port, Rig, Verdict, WAN_MTU, at_both_hooks, ip};
+use crate::rig::{Hook, Port, Rig, Table, Verdict, WAN_MTU, at_both_hooks, ip};
 
 use Verdict::{Drop, Forward, Pass};
 
@@ -83,8 +83,8 @@ fn the_stack_gets_what_it_must_answer() {
         // What was passed on is a flow like any other: the egress guard lets it out.
         assert!(
             rig.embryonic
-                .get(&key(CLIENT, End { address: [203, 0, 113, 1], ..SERVER }, proto::UDP), 0)
-                .is_ok()
+                .flow(&key(CLIENT, End { address: [203, 0, 113, 1], ..SERVER }, proto::UDP))
+                .is_some()
         );
     });
 }

@@ -4,7 +4,6 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use aya::maps::{HashMap, MapData};
 use fwha_common::flow::{Flow, FlowKey, FlowState, Way};
 use fwha_common::group::Group;
 use fwha_common::rule::{self, Action, ZONE_NODE};
@@ -21,7 +20,8 @@ use proptest::test_runner::{
 };
 
 use crate::rig::{
-    self, CLIENT_MAC, Hook, LAN_MAC, MAX_FLOWS, Rig, SERVER_MAC, TERM, WAN_MAC, WAN_MTU, at_both_hooks, keys,
+    self, CLIENT_MAC, Hook, LAN_MAC, MAX_FLOWS, Rig, SERVER_MAC, TERM, Table, WAN_MAC, WAN_MTU,
+    at_both_hooks, keys,
 };
 use crate::robustness::SHORTEST_AT_TC;
 use crate::script::{Audience, Family, Mark, Say, Step, Tag, Twist, Who, play, scripts};
@@ -262,11 +262,12 @@ impl<'a> Pair<'a> {
         &self,
         table: &str,
         model: &model::Table,
-        kernel: &HashMap<MapData, FlowKey, Flow>,
+        kernel: &[(FlowKey, Flow)],
     ) -> Result<(), TestCaseError> {
         for (key, flow) in model {
             let expected = Seen::in_model(flow);
-            let found = kernel.get(&flow_key(key), 0).ok().map(|flow| Seen::in_kernel(&flow, key.protocol));
+            let found = kernel.iter().find(|(found, _)| *found == flow_key(key));
+            let found = found.map(|(_, flow)| Seen::in_kernel(flow, key.protocol));
             if found.as_ref() != Some(&expected) {
                 return Err(TestCaseError::fail(format!(
                     "{table}, {key:?}:\n  the model has    {expected:?}\n  the programs have {found:?}"
@@ -274,11 +275,8 @@ impl<'a> Pair<'a> {
             }
         }
         // What closed before it was answered is gone, though its element may lie there.
-        let gone = |key: &FlowKey| {
-            std::ptr::eq(kernel, &self.rig.embryonic)
-                && kernel.get(key, 0).is_ok_and(|flow| flow.state() == FlowState::Close)
-        };
-        let (expected, found) = (model.len(), keys(kernel).iter().filter(|key| !gone(key)).count());
+        let gone = |flow: &Flow| table == "embryonic" && flow.state() == FlowState::Close;
+        let (expected, found) = (model.len(), kernel.iter().filter(|(_, flow)| !gone(flow)).count());
         if expected != found {
             return Err(TestCaseError::fail(format!(
                 "{table}: {expected} flows in the model, {found} in the programs"
@@ -308,15 +306,14 @@ impl Audience for Pair<'_> {
         // How long those of the node live is nothing that the model knows.
         self.model.node.clear();
         rig::clear(&mut self.rig.node_flows);
-        for table in [&mut self.rig.flows, &mut self.rig.embryonic] {
-            for key in keys(table) {
-                let mut flow = table.get(&key, 0).expect("a flow");
+        for table in [&mut self.rig.flows as &mut dyn Table, &mut self.rig.embryonic] {
+            for (key, mut flow) in table.flows() {
                 flow.created_ns = flow.created_ns.saturating_sub(ns);
                 // 0 is never.
                 for way in flow.ways.iter_mut().filter(|way| way.last_seen_ns != 0) {
                     way.last_seen_ns = way.last_seen_ns.saturating_sub(ns).max(1);
                 }
-                table.insert(key, flow, 0).expect("a flow");
+                table.change(&key, flow);
             }
         }
     }
@@ -347,8 +344,8 @@ impl Audience for Pair<'_> {
                 "the model says {expected_name}, the programs {verdict_name}"
             )));
         }
-        self.compare("main", &self.model.main, &self.rig.flows)?;
-        self.compare("embryonic", &self.model.embryonic, &self.rig.embryonic)?;
+        self.compare("main", &self.model.main, &self.rig.flows.flows())?;
+        self.compare("embryonic", &self.model.embryonic, &self.rig.embryonic.flows())?;
         let (model, kernel): (BTreeSet<_>, BTreeSet<_>) = (
             self.model.node.keys().map(|key| format!("{:?}", flow_key(key))).collect(),
             keys(&self.rig.node_flows).iter().map(|key| format!("{key:?}")).collect(),

@@ -7,6 +7,7 @@
 //!                                             sync, no zone: 192.0.2.0/24
 //! ```
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::Write as _;
 use std::mem::offset_of;
@@ -18,6 +19,7 @@ use aya::programs::{Program, SchedClassifier, TestRun as _, TestRunOptions, Xdp}
 use aya::{Ebpf, EbpfLoader, Pod};
 use fwha_common::capture::{Capture, DropSample};
 use fwha_common::drop::DropReason;
+use fwha_common::embryonic::{EmbryonicPlace, EmbryonicSet, PLACES, Site};
 use fwha_common::flow::{Flow, FlowEvent, FlowKey, FlowState, NextHop};
 use fwha_common::group::Group;
 use fwha_common::limit::{Limits, Source};
@@ -183,12 +185,91 @@ impl Event {
 type DatagramKey = [u8; 40];
 type Datagram = [u8; 56];
 
+/// The number of the last set of embryonic flows: enough that no set is full.
+pub const LAST_SET: u32 = 127;
+
+/// The table of embryonic flows.
+pub struct Embryonic {
+    places: Array<MapData, EmbryonicPlace>,
+    sets: Array<MapData, EmbryonicSet>,
+}
+
+impl Embryonic {
+    /// The places that are marked as taken, with what is in them.
+    fn taken(&self) -> Vec<(u32, EmbryonicPlace)> {
+        let mut taken = Vec::new();
+        for set in 0..self.sets.len() {
+            for (tag, n) in self.sets.get(&set, 0).expect("a set").tags.into_iter().zip(0..) {
+                let n = set * PLACES + n;
+                let place = (tag != 0).then(|| self.places.get(&n, 0).expect("a place"));
+                taken.extend(place.map(|place| (n, place)));
+            }
+        }
+        taken
+    }
+
+    /// Holds what is known of the places against what is in them.
+    pub fn check(&self) {
+        let mut keys = HashSet::new();
+        for (n, place) in self.taken() {
+            let set = self.sets.get(&(n / PLACES), 0).expect("a set");
+            let site = Site::new(place.key.hash(&SETTINGS.bucket_key), LAST_SET);
+            assert_eq!(site, Site { set: n / PLACES, tag: set.tags[(n % PLACES) as usize] });
+            assert_ne!(place.flow.word, 0, "a flow without a state");
+            assert_eq!(set.lock, 0);
+            assert!(keys.insert(place.key), "{:?} is there twice", place.key);
+        }
+        let free = (0..self.places.len()).filter(|n| self.places.get(n, 0).expect("a place").get().is_none());
+        assert_eq!(free.count() + keys.len(), self.places.len() as usize);
+    }
+
+    fn clear(&mut self) {
+        for (n, _) in self.taken() {
+            self.places.set(n, EmbryonicPlace::default(), 0).expect("a place");
+            self.sets.set(n / PLACES, EmbryonicSet::default(), 0).expect("a set");
+        }
+    }
+}
+
+/// A table of flows from user space.
+pub trait Table {
+    /// Its flows.
+    fn flows(&self) -> Vec<(FlowKey, Flow)>;
+    /// Changes a flow.
+    fn change(&mut self, key: &FlowKey, flow: Flow);
+
+    /// One of them.
+    fn flow(&self, key: &FlowKey) -> Option<Flow> {
+        self.flows().into_iter().find_map(|(found, flow)| (found == *key).then_some(flow))
+    }
+}
+
+impl Table for HashMap<MapData, FlowKey, Flow> {
+    fn flows(&self) -> Vec<(FlowKey, Flow)> {
+        keys(self).into_iter().map(|key| (key, self.get(&key, 0).expect("a flow"))).collect()
+    }
+    fn change(&mut self, key: &FlowKey, flow: Flow) {
+        self.insert(key, flow, 0).expect("a flow");
+    }
+}
+
+impl Table for Embryonic {
+    fn flows(&self) -> Vec<(FlowKey, Flow)> {
+        self.taken().into_iter().map(|(_, place)| (place.key, place.flow)).collect()
+    }
+    fn change(&mut self, key: &FlowKey, flow: Flow) {
+        let taken = self.taken();
+        let (n, _) = taken.iter().find(|(_, place)| place.key == *key).expect("a flow");
+        self.places.set(*n, EmbryonicPlace { key: *key, flow }, 0).expect("a place");
+    }
+}
+
 /// The loaded programs.
 pub struct Rig {
     pub hook: Hook,
     bpf: Ebpf,
     pub flows: HashMap<MapData, FlowKey, Flow>,
-    pub embryonic: HashMap<MapData, FlowKey, Flow>,
+    pub embryonic: Embryonic,
     pub node_flows: HashMap<MapData, FlowKey, Flow>,
     fragments: HashMap<MapData, DatagramKey, Datagram>,
     interfaces: HashMap<MapData, InterfaceKey, Interface>,
@@ -274,6 +355,9 @@ impl Rig {
         let object = fs::read(path).expect("the committed object");
         let mut bpf = EbpfLoader::new()
             .map_max_entries(name::FLOWS, MAX_FLOWS)
+            .map_max_entries(name::EMBRYONIC, (LAST_SET + 1) * PLACES)
+            .map_max_entries(name::EMBRYONIC_SETS, LAST_SET + 1)
+            .override_global(name::EMBRYONIC_LAST, &LAST_SET, true)
             .map_max_entries(name::EVENTS, 1 << 16)
             .map_max_entries(name::DROP_SAMPLES, SAMPLES_LEN)
             .load(&object)
@@ -294,7 +378,7 @@ impl Rig {
         let mut rig = Self {
             hook,
             flows: take!(name::FLOWS),
-            embryonic: take!(name::EMBRYONIC),
+            embryonic: Embryonic { places: take!(name::EMBRYONIC), sets: take!(name::EMBRYONIC_SETS) },
             node_flows: take!(name::NODE_FLOWS),
             fragments: take!(name::FRAGMENTS),
             interfaces: take!(name::INTERFACES),
@@ -597,9 +681,9 @@ impl Rig {
 
     /// Removes all flows.
     pub fn clear_flows(&mut self) {
-        for table in [&mut self.flows, &mut self.embryonic, &mut self.node_flows] {
-            clear(table);
-        }
+        clear(&mut self.flows);
+        self.embryonic.clear();
+        clear(&mut self.node_flows);
     }
 
     /// Forgets all datagrams in fragments.

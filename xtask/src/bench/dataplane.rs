@@ -5,12 +5,10 @@
 //! | [`traffic`] | kinds of packets, and how a conversation goes |
 //! | [`rig`] | the network namespace, the generator, the programs under test, one timed run |
 //! | [`firewall`] | fwha's own programs, set up as the daemon would |
-//! | [`figures`] | medians, spreads, ratios |
 //! | [`report`] | the tables, and the same as JSON |
 //!
 //! How it is measured, and what it means, is told in `docs/performance.md`.
 
-mod figures;
 mod firewall;
 #[path = "../../bench-ebpf/src/order.rs"]
 mod order;
@@ -29,20 +27,22 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use fwha_tests::root::is_root;
 use indicatif::ProgressBar;
 
+use crate::bench::figures::Series;
 use crate::build_ebpf;
 use crate::cargo::{root, spinner};
-use figures::Series;
+use fwha_common::embryonic::CAPACITY;
 use report::{Report, Row, Stage};
 use rig::{Action, Hook, Program, Rig};
-use traffic::{Kind, Place, Traffic};
+use traffic::{Embryonic, Kind, Place, Traffic};
 
 /// Measure what a packet costs in the kernel programs
-#[derive(clap::Args)]
+#[derive(clap::Args, Default)]
 pub struct Args {
     /// Few flows and short runs, to see that all of it works; the times mean nothing
     #[arg(long)]
     quick: bool,
-    /// Also with four million flows, which take some 7 GiB, and up to twice that
+    /// Also with four million flows, which take some 7 GiB, and up to twice that with several loadings; without the
+    /// single steps (`--only`) half of it
     #[arg(long, conflicts_with = "quick")]
     full: bool,
     /// Numbers of flows
@@ -54,6 +54,9 @@ pub struct Args {
     /// How often each program has its turn after each loading
     #[arg(long, value_parser = clap::value_parser!(u32).range(3..=1_000))]
     rounds: Option<u32>,
+    /// Only traffic whose name contains this
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
     /// The CPU to run on; by default the last one
     #[arg(long)]
     cpu: Option<usize>,
@@ -63,6 +66,13 @@ pub struct Args {
     /// Write the figures to a file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+}
+
+impl Args {
+    /// The shortest that there is.
+    pub fn quick() -> Self {
+        Self { quick: true, ..Self::default() }
+    }
 }
 
 /// How much is done.
@@ -76,16 +86,27 @@ pub struct Plan {
     rounds: u32,
     /// Packets of one turn.
     packets: u32,
+    /// Only traffic whose name contains this.
+    only: String,
     /// The CPU, if not the last.
     cpu: Option<usize>,
+}
+
+impl Plan {
+    /// Whether single steps are measured, which have tables of their own.
+    fn has_steps(&self) -> bool {
+        report::STEPS.contains(&self.only)
+    }
 }
 
 /// UDP that lasts this long has come to its last state.
 const UDP_STREAM: Duration = Duration::from_millis(2_100);
 /// Flows that are opened at a time: few enough to leave room among the embryonic ones, and in the ring buffer.
 const CHUNK: u32 = 4_096;
-/// Memory that the tables take for one flow of each kind, twice: those of the last loading may not be gone yet.
-const BYTES_PER_FLOW: u64 = 2 * 1_800;
+/// Memory that the firewall's table takes for one flow of each kind.
+const BYTES_PER_FLOW: u64 = 900;
+/// Memory that the tables of the steps take for one flow.
+const BYTES_PER_FLOW_STEPS: u64 = 900;
 
 /// Runs the suite.
 pub fn run(args: &Args) -> Result<ExitCode> {
@@ -93,9 +114,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         bail!("the bench needs root: it loads BPF programs; run `sudo -E cargo xtask bench dataplane`");
     }
     let mut plan = if args.quick {
-        Plan { flows: vec![1_000, 64_000], loads: 1, rounds: 3, packets: 20_000, cpu: args.cpu }
+        Plan { flows: vec![1_000, 64_000], loads: 1, packets: 20_000, ..Plan::default() }
     } else {
-        Plan { flows: vec![1_000, 64_000, 1_000_000], loads: 3, rounds: 3, packets: 300_000, cpu: args.cpu }
+        Plan { flows: vec![1_000, 64_000, 1_000_000], loads: 3, packets: 300_000, ..Plan::default() }
     };
     if args.full {
         plan.flows.push(4_000_000);
@@ -104,10 +125,15 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         plan.flows.clone_from(&args.flows);
         plan.flows.sort_unstable();
     }
+    plan.only = args.only.clone().unwrap_or_default();
     plan.loads = args.loads.unwrap_or(plan.loads);
-    plan.rounds = args.rounds.unwrap_or(plan.rounds);
+    plan.rounds = args.rounds.unwrap_or(3);
+    plan.cpu = args.cpu;
     let most = plan.flows.iter().copied().max().context("no number of flows")?;
-    let (needed, available) = (u64::from(most) * BYTES_PER_FLOW, available_memory()?);
+    let bytes = BYTES_PER_FLOW + if plan.has_steps() { BYTES_PER_FLOW_STEPS } else { 0 };
+    // The tables of the last loading may not be gone yet.
+    let needed = u64::from(most) * bytes * u64::from(plan.loads.min(2));
+    let available = available_memory()?;
     ensure!(
         needed < available,
         "{most} flows need {} MiB of memory and {} are available; take fewer: --flows",
@@ -149,7 +175,7 @@ fn available_memory() -> Result<u64> {
 
 /// Loads everything once, and measures all there is.
 fn measure(plan: &Plan, spinner: &ProgressBar, object: &[u8], fwha: &[u8], most: u32) -> Result<Report> {
-    let mut bench = Bench { rig: Rig::new(plan.cpu, object, fwha, most)?, plan, spinner };
+    let mut bench = Bench { rig: Rig::new(plan.cpu, object, fwha, most, plan.has_steps())?, plan, spinner };
     let mut report = Report {
         plan: plan.clone(),
         machine: bench.rig.machine()?,
@@ -203,7 +229,7 @@ impl Bench<'_> {
                 udp_since = Instant::now();
             }
         }
-        for chunk in chunks(&flows) {
+        for chunk in chunks(&flows).filter(|_| self.plan.has_steps()) {
             let traffic = &Kind::Tcp4.both_ways()[0];
             let run = self.rig.run(Program::Insert, Hook::Xdp, traffic, Place::Sequence(chunk))?;
             ensure!(run.action == Action::Drop, "a flow was not put into the tables: {:?}", run.action);
@@ -261,6 +287,9 @@ impl Bench<'_> {
         programs: &[Program],
         report: &mut Report,
     ) -> Result<()> {
+        if !name.contains(&self.plan.only) {
+            return Ok(());
+        }
         let refused = report.refused.contains_key(name);
         let programs: Vec<_> = [Program::Empty]
             .into_iter()
@@ -278,8 +307,19 @@ impl Bench<'_> {
                 let mut sum = 0.0;
                 for traffic in ways {
                     let packets = self.plan.packets / ways.len() as u32;
-                    let place = Place::Random { flows, packets, seed: round };
-                    let run = self.rig.run(programs[i], hook, traffic, place)?;
+                    let place = |packets| Place::Random { flows, packets, seed: round };
+                    let packets = match traffic.fresh {
+                        Some(Embryonic::Room) => {
+                            self.rig.firewall.clear_embryonic()?;
+                            packets.min(CAPACITY / 2)
+                        }
+                        Some(Embryonic::Full) if round == 0 => {
+                            self.rig.run(programs[i], hook, traffic, place(CAPACITY))?;
+                            packets
+                        }
+                        _ => packets,
+                    };
+                    let run = self.rig.run(programs[i], hook, traffic, place(packets))?;
                     let expected = programs[i].action(traffic);
                     ensure!(
                         run.action == expected,

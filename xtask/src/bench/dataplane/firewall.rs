@@ -9,17 +9,14 @@ use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf};
 use aya::programs::{ProgramFd, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use fwha_common::drop::DropReason;
-use fwha_common::flow::NextHop;
-use fwha_common::flow::{FLOW_STATES, TIMEOUT_CLASSES};
+use fwha_common::embryonic::EmbryonicSet;
+use fwha_common::flow::{FLOW_STATES, NextHop, TIMEOUT_CLASSES};
 use fwha_common::group::Group;
 use fwha_common::rule::{Action, Interface, InterfaceKey, MAX_RULES, Rule, ZONE_ANY};
 use fwha_common::settings::{Counter, Settings, Timeouts, name};
 
 use super::report::{Memory, Size};
 use super::rig::{LAN_MAC, WAN_MAC};
-
-/// Elements that the daemon gives the embryonic table.
-const EMBRYONIC: u32 = 65_536;
 
 /// No flow expires while others are measured: five days.
 const TIMEOUT_NS: u64 = 432_000 * 1_000_000_000;
@@ -32,6 +29,7 @@ const WAN: u8 = 2;
 pub struct Firewall {
     bpf: Ebpf,
     events: Option<RingBuf<MapData>>,
+    embryonic: Array<MapData, EmbryonicSet>,
     counters: PerCpuArray<MapData, u64>,
     drops: PerCpuArray<MapData, u64>,
     /// How long the verifier and the compiler of the kernel took.
@@ -43,7 +41,6 @@ impl Firewall {
     pub fn new(object: &[u8], flows: u32, lan: u32, wan: u32) -> Result<Self> {
         let mut bpf = EbpfLoader::new()
             .map_max_entries(name::FLOWS, flows)
-            .map_max_entries(name::EMBRYONIC, EMBRYONIC)
             .load(object)
             .context("load the firewall's object")?;
         let start = Instant::now();
@@ -89,6 +86,7 @@ impl Firewall {
         settings.set(0, present, 0)?;
         Ok(Self {
             events: RingBuf::try_from(map(&mut bpf, name::EVENTS)?).ok(),
+            embryonic: map(&mut bpf, name::EMBRYONIC_SETS)?.try_into()?,
             counters: map(&mut bpf, name::COUNTERS)?.try_into()?,
             drops: map(&mut bpf, name::DROPS)?.try_into()?,
             load: [(name::XDP_INGRESS, xdp_time), (name::TC_INGRESS, tc_time)],
@@ -118,6 +116,13 @@ impl Firewall {
         if let Some(events) = &mut self.events {
             while events.next().is_some() {}
         }
+    }
+
+    /// Forgets all flows that nobody has answered.
+    pub fn clear_embryonic(&mut self) -> Result<()> {
+        (0..self.embryonic.len())
+            .try_for_each(|set| self.embryonic.set(set, EmbryonicSet::default(), 0))
+            .context("forget new flows")
     }
 
     /// Memory of the table of established flows.

@@ -7,11 +7,11 @@ use aya::programs::ProgramInfo;
 use serde_json::{Value, json};
 
 use super::Plan;
-use super::figures::Series;
 use super::rig::{Hook, Program};
+use crate::bench::figures::Series;
 
 /// Name of the traffic with which the steps are measured: established TCP over IPv4.
-pub const STEPS: &str = "steps, TCP, IPv4";
+pub const STEPS: &str = "single steps";
 
 /// What an established packet needs, as programs whose cost is added, and one that is part of it and taken off.
 const SHARES: [(&str, Program, Option<Program>); 7] = [
@@ -124,13 +124,13 @@ impl Report {
             self.plan.loads, self.plan.rounds, self.plan.packets
         );
         println!(
-            "{:<18} {:<4} {:>9}  {:<38} {:>22}  {:>20}",
+            "{:<20} {:<4} {:>9}  {:<38} {:>22}  {:>20}",
             "traffic", "hook", "flows", "program", "ns", "of the bare router"
         );
         let mut last = None;
         for row in &self.rows {
             let of = row.of_router.as_ref().filter(|_| row.program == Program::Fwha);
-            let of = of.map(|series| spread(series, 2)).unwrap_or_default();
+            let of = of.map(|series| series.spread(2)).unwrap_or_default();
             let head = (row.traffic, row.hook, row.flows);
             let (traffic, hook, flows) = if last == Some(head) {
                 ("", "", String::new())
@@ -139,9 +139,9 @@ impl Report {
             };
             last = Some(head);
             let line = format!(
-                "{traffic:<18} {hook:<4} {flows:>9}  {:<38} {:>22}  {of:>20}",
+                "{traffic:<20} {hook:<4} {flows:>9}  {:<38} {:>22}  {of:>20}",
                 row.program.name(),
-                spread(&row.ns, 1)
+                row.ns.spread(1)
             );
             println!("{}", line.trim_end());
         }
@@ -153,7 +153,7 @@ impl Report {
                 stage.kind,
                 stage.flows,
                 stage.name.unwrap_or_default(),
-                spread(&stage.ns, 0)
+                stage.ns.spread(0)
             );
         }
         println!(
@@ -188,6 +188,9 @@ impl Report {
 
     /// What the steps of an established packet cost at least, and what fwha takes beside them.
     fn print_shares(&self) {
+        if self.rows.iter().all(|row| row.traffic != STEPS) {
+            return;
+        }
         println!("\nan established TCP packet in fwha, IPv4, XDP, by what each step costs alone; ns");
         print!("{:<28}", "flows");
         self.plan.flows.iter().for_each(|flows| print!("{flows:>10}"));
@@ -225,12 +228,12 @@ impl Report {
         let rows = self.rows.iter().map(|row| {
             json!({
                 "traffic": row.traffic, "hook": row.hook.name(), "flows": row.flows,
-                "program": row.program.name(), "ns": figures(&row.ns),
-                "of_router": row.of_router.as_ref().map(figures),
+                "program": row.program.name(), "ns": row.ns.json(),
+                "of_router": row.of_router.as_ref().map(Series::json),
             })
         });
         let opening = self.stages.iter().map(|stage| {
-            json!({ "kind": stage.kind, "packet": stage.name, "flows": stage.flows, "ns": figures(&stage.ns) })
+            json!({ "kind": stage.kind, "packet": stage.name, "flows": stage.flows, "ns": stage.ns.json() })
         });
         let programs = self.sizes.iter().map(|size| {
             json!({
@@ -249,15 +252,4 @@ impl Report {
             "refused": self.refused, "events_lost": self.events_lost,
         })
     }
-}
-
-/// A median and, in brackets, the quartiles.
-fn spread(series: &Series, decimals: usize) -> String {
-    let [low, high] = series.quartiles();
-    format!("{:.decimals$} ({low:.decimals$}-{high:.decimals$})", series.median())
-}
-
-fn figures(series: &Series) -> Value {
-    let [low, high] = series.quartiles();
-    json!({ "median": series.median(), "quartiles": [low, high] })
 }

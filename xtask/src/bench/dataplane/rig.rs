@@ -181,8 +181,8 @@ pub struct Rig {
 
 impl Rig {
     /// Loads everything into a new network namespace of the calling thread, which is bound to a CPU; with room for so
-    /// many flows of each kind.
-    pub fn new(cpu: Option<usize>, object: &[u8], fwha: &[u8], flows: u32) -> Result<Self> {
+    /// many flows of each kind, and in the tables of the steps if there are any.
+    pub fn new(cpu: Option<usize>, object: &[u8], fwha: &[u8], flows: u32, steps: bool) -> Result<Self> {
         let cpu = cpu.unwrap_or(std::thread::available_parallelism()?.get() - 1);
         let mut cpus = CpuSet::new();
         cpus.set(cpu)?;
@@ -194,7 +194,7 @@ impl Rig {
         let table = MAX_FLOWS.max(Kind::ALL.len() as u32 * flows);
         let firewall = Firewall::new(fwha, table, ifindex[0], ifindex[1])?;
         // As many hash buckets as there, which the kernel makes the next power of two, for fewer flows.
-        let fewer = table.next_power_of_two() / 2 + 1;
+        let fewer = if steps { table.next_power_of_two() / 2 + 1 } else { 1 };
         let mut bench = EbpfLoader::new()
             .map_max_entries("TABLE", fewer)
             .map_max_entries("TABLE_SHORT", fewer)
@@ -269,7 +269,7 @@ impl Rig {
     pub fn run(&mut self, program: Program, hook: Hook, traffic: &Traffic, place: Place) -> Result<Run> {
         let (first, random, packets, seed) = match place {
             Place::Sequence(flows) => (flows.start, 0, flows.end - flows.start, 0),
-            Place::Random { packets, .. } if traffic.fresh => (0, 0, packets, 0),
+            Place::Random { packets, .. } if traffic.fresh.is_some() => (0, 0, packets, 0),
             Place::Random { flows, packets, seed } => (0, flows, packets, seed),
         };
         let moved = *self.moved.entry(traffic.family).or_default();
@@ -282,7 +282,7 @@ impl Rig {
             proto: traffic.proto,
             flags: traffic.flags,
             reply: traffic.reply.into(),
-            first: traffic.first + u64::from(first) + if traffic.fresh { self.fresh } else { 0 },
+            first: traffic.first + u64::from(first) + if traffic.fresh.is_some() { self.fresh } else { 0 },
             random: random.into(),
             payload: traffic.payload,
             sent: traffic.sent + moved,
@@ -299,7 +299,7 @@ impl Rig {
                 );
                 self.moved.insert(traffic.family, moved);
             }
-            if traffic.fresh {
+            if traffic.fresh.is_some() {
                 self.fresh += u64::from(packets);
             }
         }

@@ -35,8 +35,8 @@ pub struct Traffic {
     pub reply: bool,
     /// Number of the first flow.
     pub first: u64,
-    /// Whether each packet is of a flow that never was before.
-    pub fresh: bool,
+    /// Whether each packet is of a flow that never was before, and what the table of such flows then holds.
+    pub fresh: Option<Embryonic>,
     /// Whether the conversation goes on with each packet.
     pub moving: bool,
     /// L4 payload in bytes.
@@ -47,6 +47,15 @@ pub struct Traffic {
     pub heard: u64,
     /// Whether the firewall forwards it; else it drops it.
     pub forwarded: bool,
+}
+
+/// What is in the table of new flows before one more comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Embryonic {
+    /// Little: there is room.
+    Room,
+    /// So much that another flow has to go, as in a flood.
+    Full,
 }
 
 /// Which flows get a packet.
@@ -90,7 +99,7 @@ const STRANGER: Traffic = Traffic {
     flags: 0,
     reply: false,
     first: STRANGERS,
-    fresh: false,
+    fresh: None,
     moving: false,
     payload: 0,
     sent: 0,
@@ -98,10 +107,13 @@ const STRANGER: Traffic = Traffic {
     forwarded: false,
 };
 
-/// Packets of flows that are not established: a new one each time; one that no rule admits, from outside; one in the
-/// middle of a connection that nobody saw begin.
-pub const OTHERS: [(&str, Traffic); 3] = [
-    ("new flow (SYN)", Traffic { flags: SYN, first: FRESH, fresh: true, forwarded: true, ..STRANGER }),
+const NEW: Traffic = Traffic { flags: SYN, first: FRESH, forwarded: true, ..STRANGER };
+
+/// Packets of flows that are not established: a new one each time, in peace and in a flood; one that no rule admits,
+/// from outside; one in the middle of a connection that nobody saw begin.
+pub const OTHERS: [(&str, Traffic); 4] = [
+    ("new flow (SYN)", Traffic { fresh: Some(Embryonic::Room), ..NEW }),
+    ("the same, in a flood", Traffic { fresh: Some(Embryonic::Full), ..NEW }),
     ("denied (SYN)", Traffic { flags: SYN, reply: true, ..STRANGER }),
     ("of no flow (ACK)", Traffic { flags: ACK, sent: 1, heard: 1, ..STRANGER }),
 ];

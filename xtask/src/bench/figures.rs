@@ -1,4 +1,6 @@
-//! Medians, spreads, ratios.
+//! Medians, spreads, ratios, as text and as JSON.
+
+use serde_json::{Value, json};
 
 /// One figure for each round.
 #[derive(Clone, Debug, Default)]
@@ -39,6 +41,17 @@ impl Series {
     /// The median.
     pub fn median(&self) -> f64 {
         self.quantile(0.5)
+    }
+
+    /// The median and, in brackets, the quartiles.
+    pub fn spread(&self, decimals: usize) -> String {
+        let [low, high] = self.quartiles();
+        format!("{:.decimals$} ({low:.decimals$}-{high:.decimals$})", self.median())
+    }
+
+    /// The median and the quartiles.
+    pub fn json(&self) -> Value {
+        json!({ "median": self.median(), "quartiles": self.quartiles() })
     }
 
     /// The quartiles: half of the rounds lie between them.

@@ -1,0 +1,109 @@
+//! The table of embryonic flows: those that nobody has answered yet.
+//!
+//! A new flow is what a flood consists of, so it must be cheap to put one in and to push one out. The table is made
+//! of sets of [`PLACES`] places; the keyed hash of a flow says which set it is in. In a full set the new flow takes
+//! the place of the one that was not used for the longest time. Finding and replacing one touches one cache line of
+//! the set and the place; an LRU hash of the kernel touches seven pages or so, at four times the price.
+
+use crate::flow::{Flow, FlowKey};
+
+/// Flows in a set.
+pub const PLACES: u32 = 8;
+
+/// Flows in the table, unless the loader says otherwise. A power of two.
+pub const CAPACITY: u32 = 65_536;
+
+/// What is known of the places of a set: one cache line.
+///
+/// Programs on several CPUs change it: [`Self::lock`] keeps apart who puts flows in and takes them out. Who looks
+/// for one takes no lock.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EmbryonicSet {
+    /// For each place, 0 if it is free, or a part of the hash of the flow in it; no two of a set are the same.
+    pub tags: [u32; PLACES as usize],
+    /// For each place, what [`Self::clock`] was when its flow was last used.
+    pub used: [u16; PLACES as usize],
+    /// 1 while a CPU puts in or takes out a flow.
+    pub lock: u32,
+    /// Counts uses.
+    pub clock: u16,
+    /// Always zero.
+    pub zero: [u16; 5],
+}
+
+/// A place: free if [`Flow::word`] is 0, which no flow has.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EmbryonicPlace {
+    /// The flow's key.
+    pub key: FlowKey,
+    /// The flow.
+    pub flow: Flow,
+}
+
+impl EmbryonicPlace {
+    /// Key and flow, if it is not free.
+    pub fn get(&self) -> Option<(&FlowKey, &Flow)> {
+        (self.flow.word != 0).then_some((&self.key, &self.flow))
+    }
+}
+
+/// Where a flow belongs in a table, by the hash of its key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Site {
+    /// The number of the set.
+    pub set: u32,
+    /// What its place is marked with.
+    pub tag: u32,
+}
+
+impl Site {
+    /// In a table of `last_set` + 1 sets, a power of two. (The bucket is the lowest byte of the hash.)
+    #[inline(always)]
+    pub const fn new(hash: u64, last_set: u32) -> Self {
+        Self { set: (hash >> 8) as u32 & last_set, tag: (hash >> 32) as u32 | 1 }
+    }
+
+    /// The number in the table of a place of the set.
+    #[inline(always)]
+    pub const fn place(&self, n: u32) -> u32 {
+        self.set * PLACES + n
+    }
+}
+
+/// The number of the last set in a table for so many flows, or the next smaller power of two.
+pub const fn last_set(flows: u32) -> u32 {
+    if flows < PLACES { 0 } else { (1 << (flows / PLACES).ilog2()) - 1 }
+}
+
+#[cfg(feature = "user")]
+mod pod {
+    // SAFETY: `repr(C)`, integers only, no padding (asserted below), valid for any bits.
+    unsafe impl aya::Pod for super::EmbryonicSet {}
+    // SAFETY: as above; key and flow are.
+    unsafe impl aya::Pod for super::EmbryonicPlace {}
+}
+
+const _: () = {
+    assert!(size_of::<EmbryonicSet>() == 64);
+    assert!(size_of::<EmbryonicPlace>() == size_of::<FlowKey>() + size_of::<Flow>());
+    assert!(CAPACITY.is_power_of_two());
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_has_a_power_of_two_of_sets() {
+        assert_eq!([0, 7, 8, 15, 16, 31, 32, CAPACITY].map(last_set), [0, 0, 0, 0, 1, 1, 3, 8191]);
+    }
+
+    #[test]
+    fn no_flow_is_marked_as_free() {
+        assert_ne!(Site::new(0, 8191).tag, 0);
+        assert_eq!(Site::new(!0, 8191), Site { set: 8191, tag: u32::MAX });
+        assert_eq!(Site::new(0x300, 1).place(2), 10);
+    }
+}
