@@ -45,13 +45,13 @@ pub fn text(options: &LabOptions) -> String {
         other => format!("attach = \"{}\"\n", other.name()),
     };
     let replication = if options.replication { "" } else { "\n[replication]\nenabled = false\n" };
-    let extra = &options.extra_config;
+    let (max_flows, extra) = (options.max_flows, &options.extra_config);
     format!(
         r#"[cluster]
 name = "edge"
 key-file = "{KEY_FILE}"
 mode = "active-passive"
-max-flows = 65_536
+max-flows = {max_flows}
 {heartbeat}{lease}{replication}
 [[node]]
 name = "fw1"

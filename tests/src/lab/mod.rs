@@ -195,6 +195,8 @@ pub struct LabOptions {
     pub replication: bool,
     /// `heartbeat-interval` of the config file, or its default.
     pub heartbeat: Option<Duration>,
+    /// `max-flows` of the config file.
+    pub max_flows: u32,
     /// Whether the boxes have IPv6 addresses: `fd00:100::/64` on the LAN, `fd00:10::/64` on the inet side, ending as those
     /// of IPv4 do. There are no VIPs among them: see [`Lab::route6_through`].
     pub ipv6: bool,
@@ -210,6 +212,7 @@ impl Default for LabOptions {
             attach: Attach::Auto,
             replication: true,
             heartbeat: None,
+            max_flows: 65_536,
             lease: None,
             ipv6: false,
             extra_config: String::new(),
