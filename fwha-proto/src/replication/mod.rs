@@ -53,6 +53,8 @@ mod rig;
 #[cfg(test)]
 mod tests;
 
+use std::time::Duration;
+
 use fwha_common::flow::{Flow, FlowEvent, FlowId, FlowKey};
 
 pub use self::buckets::Buckets;
@@ -104,6 +106,8 @@ pub struct Options {
     pub links: u8,
     /// MTU of the sync links, in bytes, at least 1280. No datagram needs fragments.
     pub mtu: u16,
+    /// A change waits this long for others to share its datagram. Zero if the caller gathers them.
+    pub flush_after: Duration,
     /// Flow changes queued for a peer at most. What exceeds it is sent later, by whole buckets.
     pub queue_max: usize,
     /// Bulk transfers send no faster than this.
@@ -127,6 +131,7 @@ impl Options {
             enabled: true,
             links: 1,
             mtu: 1500,
+            flush_after: Duration::from_millis(1),
             queue_max: 262_144,
             bulk_bytes_per_s: 20_000_000,
             choice: Choice::default(),

@@ -34,6 +34,9 @@ use crate::dataplane::maps::FlowWalk;
 use crate::socket::SyncSocket;
 use crate::sys::clock::KernelClock;
 
+/// After a turn in which something came in, what comes next gathers for this long: a turn costs more than an event or
+/// a datagram, and changes share datagrams.
+const GATHER: Duration = Duration::from_millis(1);
 /// Flow events taken before datagrams have their turn.
 const EVENT_BURST: usize = 4096;
 /// Datagrams taken from one socket before the others have their turn.
@@ -137,6 +140,17 @@ pub struct PeerSnapshot {
     pub counters: Vec<(&'static str, u64)>,
 }
 
+/// What was there to be taken in a turn.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Taken {
+    /// Nothing.
+    None,
+    /// Something, and no more.
+    Some,
+    /// As much as is taken at a time: there may be more.
+    Burst,
+}
+
 /// A comparison of replica and kernel table under way.
 struct Comparison {
     walk: FlowWalk,
@@ -212,7 +226,7 @@ impl Thread {
                 self.replication.reconcile_begin(buckets);
                 comparison = Some(Comparison { walk: FlowWalk::new(WALK_CHUNK), buckets });
             }
-            let busy = self.read_events() | self.read_sockets();
+            let taken = [self.read_events(), self.read_sockets()];
             self.letters.acknowledge();
             while let Some(command) = self.letters.take() {
                 let now = self.now();
@@ -223,7 +237,7 @@ impl Thread {
                     }
                     Command::Disowned { group } => {
                         // What the data plane did while it was the owner goes out as the owner's.
-                        while self.read_events() {}
+                        while self.read_events() == Taken::Burst {}
                         self.replication.set_ownership(now, self.buckets(group), Ownership::NotOwned);
                         // A new owner may have been heard before this one gave way.
                         for key in table.take_deferred() {
@@ -267,8 +281,11 @@ impl Thread {
                 snapshot_due = now + SNAPSHOT_INTERVAL;
                 self.publish(now, &table, &mut in_sync);
             }
-            if !busy && comparison.is_none() {
-                self.sleep(snapshot_due);
+            match taken.into_iter().max() {
+                Some(Taken::Burst) => {}
+                _ if comparison.is_some() => {}
+                Some(Taken::Some) => self.gather(now + GATHER),
+                _ => self.sleep(snapshot_due),
             }
         }
     }
@@ -292,24 +309,36 @@ impl Thread {
         let _ = ppoll(&mut fds, Some(TimeSpec::from(wait)), None);
     }
 
-    /// Whether there may be more.
-    fn read_events(&mut self) -> bool {
-        let now = Time::from_nanos(self.clock.now_ns());
-        let replication = &mut self.replication;
-        self.flow_events.drain(EVENT_BURST, |event| replication.local(now, event)) == EVENT_BURST
+    /// Sleeps until then, whatever comes in; but a letter wakes it.
+    fn gather(&self, until: Time) {
+        let wait = until.since(self.now());
+        let _ = ppoll(
+            &mut [PollFd::new(self.letters.as_fd(), PollFlags::POLLIN)],
+            Some(TimeSpec::from(wait)),
+            None,
+        );
     }
 
-    /// Whether there may be more.
-    fn read_sockets(&mut self) -> bool {
+    fn read_events(&mut self) -> Taken {
+        let now = Time::from_nanos(self.clock.now_ns());
+        let replication = &mut self.replication;
+        match self.flow_events.drain(EVENT_BURST, |event| replication.local(now, event)) {
+            0 => Taken::None,
+            EVENT_BURST => Taken::Burst,
+            _ => Taken::Some,
+        }
+    }
+
+    fn read_sockets(&mut self) -> Taken {
         let mut buffer = [0; BUFFER_LEN];
-        let mut more = false;
+        let mut taken = Taken::None;
         for (link, socket) in self.sockets.iter().enumerate() {
             for n in 0..DATAGRAM_BURST {
                 match socket.receive(&mut buffer) {
                     Ok(Some(datagram)) => {
                         let (len, now) = (datagram.payload.len(), Time::from_nanos(self.clock.now_ns()));
                         self.replication.datagram(now, link as u8, &mut buffer[..len]);
-                        more |= n + 1 == DATAGRAM_BURST;
+                        taken = taken.max(if n + 1 == DATAGRAM_BURST { Taken::Burst } else { Taken::Some });
                     }
                     Ok(None) => break,
                     Err(error) => {
@@ -319,7 +348,7 @@ impl Thread {
                 }
             }
         }
-        more
+        taken
     }
 
     /// One chunk of the comparison of replica and kernel table. Whether it goes on.

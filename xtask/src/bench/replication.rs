@@ -2,9 +2,12 @@
 //!
 //! How it is measured, and what it means, is told in `docs/performance.md`.
 
+mod bulk;
 mod conntrackd;
 mod cost;
+mod lag;
 mod pair;
+mod takeover;
 mod traffic;
 mod usage;
 
@@ -57,17 +60,31 @@ impl Args {
 enum Part {
     /// CPU and bytes for each flow
     Cost,
+    /// Takeovers with few and with many flows
+    Takeover,
+    /// A big table to a fresh peer
+    Bulk,
 }
 
 impl Part {
-    const ALL: [Self; 1] = [Self::Cost];
+    const ALL: [Self; 3] = [Self::Cost, Self::Takeover, Self::Bulk];
 }
+
+/// Connections begun in a second where there only must be many.
+const LOAD_RATE: u32 = 25_000;
 
 /// How much is done.
 struct Plan {
     rounds: u32,
     rate: u32,
     seconds: u32,
+    /// Numbers of flows with which takeovers are measured, and how many takeovers.
+    takeover_flows: Vec<u32>,
+    takeovers: u32,
+    /// Flows of a bulk, how many bulks, and changes in a second meanwhile.
+    bulk_flows: u32,
+    bulks: u32,
+    live_rate: u32,
     /// Whether there is conntrackd to compare with.
     rival: bool,
 }
@@ -87,6 +104,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         rounds: args.rounds.unwrap_or(if args.quick { 1 } else { 5 }),
         rate: args.rate.unwrap_or(if args.quick { 1_000 } else { 10_000 }),
         seconds: args.seconds.unwrap_or(if args.quick { 1 } else { 5 }),
+        takeover_flows: if args.quick { vec![100, 2_000] } else { vec![1_000, 1_000_000] },
+        takeovers: args.rounds.unwrap_or(if args.quick { 1 } else { 10 }).max(if args.quick { 1 } else { 10 }),
+        bulk_flows: if args.quick { 2_000 } else { 1_000_000 },
+        bulks: args.rounds.unwrap_or(if args.quick { 1 } else { 5 }),
+        live_rate: if args.quick { 600 } else { 10_000 },
         rival: missing.is_empty(),
     };
     let bin_dir = match &args.bin_dir {
@@ -110,6 +132,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         }
         let (name, (text, json)) = match part {
             Part::Cost => ("cost", cost::run(&lab, &plan, &spinner)?),
+            Part::Takeover => ("takeover", takeover::run(&lab, &plan, &spinner)?),
+            Part::Bulk => ("bulk", bulk::run(&lab, &plan, &spinner)?),
         };
         texts.push(text);
         figures.insert(name.to_owned(), json);

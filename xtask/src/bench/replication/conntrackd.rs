@@ -11,8 +11,16 @@ use fwha_tests::pair::PATIENCE;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// The same policy as the lab's config file.
+/// The same policy as the lab's config file. conntrackd's own datagrams are not tracked.
 const RULESET: &str = "table inet filter {
+    chain own-in {
+        type filter hook prerouting priority raw;
+        iifname sync notrack
+    }
+    chain own-out {
+        type filter hook output priority raw;
+        oifname sync notrack
+    }
     chain forward {
         type filter hook forward priority filter; policy drop;
         ct state established,related accept
@@ -33,6 +41,15 @@ pub fn missing() -> Vec<&'static str> {
         .collect()
 }
 
+/// Which states of a TCP connection are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum States {
+    /// All, as is the default.
+    All,
+    /// Those that are worth it, as its manual has it; the handshake and most of the end are left out.
+    Few,
+}
+
 /// A pair of nodes with conntrackd, of which fw1 forwards.
 pub struct Conntrackd {
     nodes: [Daemon; 2],
@@ -50,7 +67,7 @@ impl Conntrackd {
     /// # Errors
     ///
     /// When a program fails.
-    pub fn start(lab: &Lab) -> Result<Self> {
+    pub fn start(lab: &Lab, states: States) -> Result<Self> {
         let ruleset = lab.dir().join("ruleset.nft");
         fs::write(&ruleset, RULESET).with_context(|| format!("write {}", ruleset.display()))?;
         for node in Node::ALL {
@@ -65,7 +82,7 @@ impl Conntrackd {
             }
             lab.exec(node.host(), &["nft", "--file", &ruleset.to_string_lossy()])?;
         }
-        let [fw1, fw2] = Node::ALL.map(|node| Daemon::start(lab, node));
+        let [fw1, fw2] = Node::ALL.map(|node| Daemon::start(lab, node, states));
         let daemons = Self { nodes: [fw1?, fw2?] };
         for daemon in &daemons.nodes {
             lab.wait_for("conntrackd to answer", PATIENCE, || daemon.ask(lab, &["-s"]).map(Some))?;
@@ -84,14 +101,16 @@ impl Conntrackd {
     ///
     /// When it does not answer.
     pub fn replicated(&self, lab: &Lab) -> Result<(u64, u64)> {
-        let said = self.nodes[1].ask(lab, &["-s"])?;
-        let external = said.split("cache external:").nth(1).context("no external cache")?;
-        let count = |name: &str| {
-            let line = external.lines().find_map(|line| line.trim().strip_prefix(name))?;
-            line.split_whitespace().next()?.trim_end_matches(',').parse().ok()
-        };
-        let all = count("current active connections:").zip(count("connections created:"));
-        all.with_context(|| format!("not what conntrackd says: {said}"))
+        self.nodes[1].cache(lab, "cache external:")
+    }
+
+    /// Flows that fw1 has now.
+    ///
+    /// # Errors
+    ///
+    /// When it does not answer.
+    pub fn flows(&self, lab: &Lab) -> Result<u64> {
+        self.nodes[0].cache(lab, "cache internal:").map(|(now, _)| now)
     }
 
     /// Puts what fw2 has from fw1 into its kernel's table, as a takeover does.
@@ -103,13 +122,13 @@ impl Conntrackd {
         self.nodes[1].ask(lab, &["-c"]).map(drop)
     }
 
-    /// Empties the kernel's table of fw2 again.
+    /// Empties the kernel's table of a node.
     ///
     /// # Errors
     ///
     /// When it refuses.
-    pub fn flush(&self, lab: &Lab) -> Result<()> {
-        lab.exec(Node::Fw2.host(), &["conntrack", "-F"]).map(drop)
+    pub fn flush(&self, lab: &Lab, node: Node) -> Result<()> {
+        lab.exec(node.host(), &["conntrack", "-F"]).map(drop)
     }
 
     /// Flows in the kernel's table of a node.
@@ -138,14 +157,26 @@ impl Conntrackd {
 }
 
 impl Daemon {
-    fn start(lab: &Lab, node: Node) -> Result<Self> {
+    fn start(lab: &Lab, node: Node, states: States) -> Result<Self> {
         let name = format!("conntrackd-{node}");
         let config = lab.dir().join(format!("{name}.conf"));
-        fs::write(&config, text(lab, node)).with_context(|| format!("write {}", config.display()))?;
+        fs::write(&config, text(lab, node, states)).with_context(|| format!("write {}", config.display()))?;
         let log = File::create(lab.dir().join(format!("{name}.log")))?;
         let mut command = lab.command("conntrackd");
         command.arg("-C").arg(&config).stdout(log.try_clone()?).stderr(log);
         Ok(Self { node, process: lab.spawn(node.host(), &mut command)?, config })
+    }
+
+    /// Flows that are in a cache now, and that ever were.
+    fn cache(&self, lab: &Lab, name: &str) -> Result<(u64, u64)> {
+        let said = self.ask(lab, &["-s"])?;
+        let cache = said.split(name).nth(1).with_context(|| format!("no {name}"))?;
+        let count = |name: &str| {
+            let line = cache.lines().find_map(|line| line.trim().strip_prefix(name))?;
+            line.split_whitespace().next()?.parse().ok()
+        };
+        let all = count("current active connections:").zip(count("connections created:"));
+        all.with_context(|| format!("not what conntrackd says: {said}"))
     }
 
     fn ask(&self, lab: &Lab, question: &[&str]) -> Result<String> {
@@ -153,7 +184,11 @@ impl Daemon {
     }
 }
 
-fn text(lab: &Lab, node: Node) -> String {
+fn text(lab: &Lab, node: Node, states: States) -> String {
+    let states = match states {
+        States::All => "",
+        States::Few => "\n        State Accept {\n            ESTABLISHED CLOSED TIME_WAIT CLOSE_WAIT for TCP\n        }",
+    };
     let dir = lab.dir().display();
     let (own, peer) = (node as usize + 1, node.peer() as usize + 1);
     format!(
@@ -194,7 +229,7 @@ General {{
             IPv4_address 127.0.0.1
             IPv4_address 172.16.0.1
             IPv4_address 172.16.0.2
-        }}
+        }}{states}
     }}
 }}
 "

@@ -2,13 +2,19 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use fwha_tests::lab::{Lab, Node};
 use fwha_tests::pair::{PATIENCE, Pair, role};
 use serde_json::Value;
 
+use super::LOAD_RATE;
+use super::traffic::{OPENING, Wire};
+
 /// How long a big table may take to get across.
-const LONG: Duration = Duration::from_secs(120);
+pub const LONG: Duration = Duration::from_secs(120);
+
+/// How often connections are tried.
+const ATTEMPTS: u32 = 3;
 
 /// Two nodes, of which fw1 is Active at first.
 pub struct Fwha {
@@ -79,6 +85,25 @@ impl Fwha {
         &mut self.pair
     }
 
+    /// Opens so many connections through fw1 and waits until both nodes have proved that they hold them.
+    ///
+    /// # Errors
+    ///
+    /// When they do not, or some connections did not come to be.
+    pub fn load(&mut self, lab: &Lab, flows: u32) -> Result<()> {
+        let wire = Wire::through(lab, Node::Fw1)?;
+        wire.play(0..flows, LOAD_RATE, &OPENING)?;
+        // A packet that the machine has dropped is sent again, as a client would.
+        for _ in 0..ATTEMPTS {
+            self.settle(lab)?;
+            if self.flows(Node::Fw2)? >= u64::from(flows) {
+                return Ok(());
+            }
+            wire.play(0..flows, LOAD_RATE, &OPENING)?;
+        }
+        bail!("{} of {flows} flows on fw2", self.flows(Node::Fw2)?);
+    }
+
     /// Waits until both nodes have proved that they hold the same flows, and returns the Active one.
     ///
     /// # Errors
@@ -94,7 +119,7 @@ impl Fwha {
     /// # Errors
     ///
     /// When one fails.
-    pub fn stop(&mut self, _lab: &Lab) -> Result<()> {
+    pub fn stop(&mut self) -> Result<()> {
         for node in [Node::Fw2, Node::Fw1] {
             let node = self.pair.node_mut(node);
             ensure!(node.term(PATIENCE)?.success(), "the daemon failed: {}", node.log()?);
