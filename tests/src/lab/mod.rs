@@ -285,6 +285,11 @@ impl Lab {
         config::write_text(self)
     }
 
+    /// From now on, programs are taken from this directory.
+    pub fn take_programs_from(&mut self, dir: PathBuf) {
+        self.options.bin_dir = Some(dir);
+    }
+
     /// Makes a node's own addresses the way between client and server, instead of the group's.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 //! How it is measured, and what it means, is told in `docs/performance.md`.
 
 mod bulk;
+mod churn;
 mod conntrackd;
 mod cost;
 mod lag;
@@ -37,12 +38,18 @@ pub struct Args {
     /// Connections begun in a second, where their cost is measured
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     rate: Option<u32>,
+    /// Connections begun in a second by the generator in the kernel
+    #[arg(long, value_name = "N,N", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1_000..=1_000_000))]
+    churn_rates: Vec<u32>,
     /// Seconds of each run
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=60))]
     seconds: Option<u32>,
     /// Programs of `fwha` that are built already are here
     #[arg(long, value_name = "DIR")]
     bin_dir: Option<PathBuf>,
+    /// Another build's programs are here, and are a contender too, where cost is measured
+    #[arg(long, value_name = "DIR")]
+    other: Option<PathBuf>,
     /// Write the figures to a file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -60,6 +67,8 @@ impl Args {
 enum Part {
     /// CPU and bytes for each flow
     Cost,
+    /// More connections than packets can be had for
+    Churn,
     /// Takeovers with few and with many flows
     Takeover,
     /// A big table to a fresh peer
@@ -67,7 +76,7 @@ enum Part {
 }
 
 impl Part {
-    const ALL: [Self; 3] = [Self::Cost, Self::Takeover, Self::Bulk];
+    const ALL: [Self; 4] = [Self::Cost, Self::Churn, Self::Takeover, Self::Bulk];
 }
 
 /// Connections begun in a second where there only must be many.
@@ -75,9 +84,16 @@ const LOAD_RATE: u32 = 25_000;
 
 /// How much is done.
 struct Plan {
+    /// Where the programs are, and those of another build.
+    bin_dir: PathBuf,
+    other: Option<PathBuf>,
     rounds: u32,
     rate: u32,
     seconds: u32,
+    /// Connections begun in a second that are tried, for how many seconds, how often.
+    churn_rates: Vec<u32>,
+    churn_seconds: u32,
+    churns: u32,
     /// Numbers of flows with which takeovers are measured, and how many takeovers.
     takeover_flows: Vec<u32>,
     takeovers: u32,
@@ -100,20 +116,29 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if !missing.is_empty() {
         println!("conntrackd: not measured without {} (Debian packages)", missing.join(", "));
     }
+    let bin_dir = match &args.bin_dir {
+        Some(dir) => dir.clone(),
+        None => build_bins(&["fwha"], !args.quick)?,
+    };
     let plan = Plan {
+        bin_dir: bin_dir.clone(),
+        other: args.other.clone(),
         rounds: args.rounds.unwrap_or(if args.quick { 1 } else { 5 }),
         rate: args.rate.unwrap_or(if args.quick { 1_000 } else { 10_000 }),
         seconds: args.seconds.unwrap_or(if args.quick { 1 } else { 5 }),
+        churn_rates: match (args.churn_rates.is_empty(), args.quick) {
+            (false, _) => args.churn_rates.clone(),
+            (_, true) => vec![5_000],
+            _ => vec![50_000, 200_000],
+        },
+        churn_seconds: if args.quick { 1 } else { 10 },
+        churns: args.rounds.unwrap_or(if args.quick { 1 } else { 5 }),
         takeover_flows: if args.quick { vec![100, 2_000] } else { vec![1_000, 1_000_000] },
         takeovers: args.rounds.unwrap_or(if args.quick { 1 } else { 10 }).max(if args.quick { 1 } else { 10 }),
         bulk_flows: if args.quick { 2_000 } else { 1_000_000 },
         bulks: args.rounds.unwrap_or(if args.quick { 1 } else { 5 }),
         live_rate: if args.quick { 600 } else { 10_000 },
         rival: missing.is_empty(),
-    };
-    let bin_dir = match &args.bin_dir {
-        Some(dir) => dir.clone(),
-        None => build_bins(&["fwha"], !args.quick)?,
     };
     let spinner = spinner("laying the lab");
     let options = LabOptions {
@@ -122,7 +147,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         extra_config: TIMEOUTS.to_owned(),
         ..LabOptions::default()
     };
-    let lab = Lab::new(options).context("lay the lab")?;
+    let mut lab = Lab::new(options).context("lay the lab")?;
     traffic::lay_routes(&lab)?;
     let mut figures = Map::new();
     let mut texts = Vec::new();
@@ -131,7 +156,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             continue;
         }
         let (name, (text, json)) = match part {
-            Part::Cost => ("cost", cost::run(&lab, &plan, &spinner)?),
+            Part::Cost => ("cost", cost::run(&mut lab, &plan, &spinner)?),
+            Part::Churn => ("churn", churn::run(&lab, &plan, &spinner)?),
             Part::Takeover => ("takeover", takeover::run(&lab, &plan, &spinner)?),
             Part::Bulk => ("bulk", bulk::run(&lab, &plan, &spinner)?),
         };
@@ -155,4 +181,5 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 const TIMEOUTS: &str = "
 [timeouts]
 tcp-time-wait = \"1s\"
+tcp-close = \"1s\"
 ";

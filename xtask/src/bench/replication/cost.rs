@@ -29,6 +29,8 @@ const LOOK: Duration = Duration::from_millis(500);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Contender {
     Fwha,
+    /// Another build of it.
+    Other,
     Conntrackd(States),
 }
 
@@ -36,6 +38,7 @@ impl Contender {
     fn name(self) -> &'static str {
         match self {
             Self::Fwha => "fwha",
+            Self::Other => "fwha, other build",
             Self::Conntrackd(States::All) => "conntrackd",
             Self::Conntrackd(States::Few) => "conntrackd, few states",
         }
@@ -50,7 +53,7 @@ enum Running {
 impl Running {
     fn start(lab: &Lab, contender: Contender) -> Result<Self> {
         Ok(match contender {
-            Contender::Fwha => Self::Fwha(Fwha::start(lab)?),
+            Contender::Fwha | Contender::Other => Self::Fwha(Fwha::start(lab)?),
             Contender::Conntrackd(states) => Self::Conntrackd(Conntrackd::start(lab, states)?),
         })
     }
@@ -107,8 +110,11 @@ struct Row {
 }
 
 /// Measures it.
-pub fn run(lab: &Lab, plan: &Plan, spinner: &ProgressBar) -> Result<(String, Value)> {
+pub fn run(lab: &mut Lab, plan: &Plan, spinner: &ProgressBar) -> Result<(String, Value)> {
     let mut contenders = vec![Contender::Fwha];
+    if plan.other.is_some() {
+        contenders.push(Contender::Other);
+    }
     if plan.rival {
         contenders.extend([States::All, States::Few].map(Contender::Conntrackd));
     }
@@ -129,7 +135,12 @@ pub fn run(lab: &Lab, plan: &Plan, spinner: &ProgressBar) -> Result<(String, Val
         for row in order {
             let name = row.contender.name();
             spinner.set_message(format!("cost, round {} of {}: {name}", round + 1, plan.rounds));
-            measure(lab, plan, row).context(name)?;
+            if let Some(dir) = plan.other.as_ref().filter(|_| row.contender == Contender::Other) {
+                lab.take_programs_from(dir.clone());
+            }
+            let measured = measure(lab, plan, row).context(name);
+            lab.take_programs_from(plan.bin_dir.clone());
+            measured?;
         }
     }
     Ok((text(plan, &rows), json(plan, &rows)))

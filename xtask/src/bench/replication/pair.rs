@@ -80,7 +80,16 @@ impl Fwha {
         self.pair.node(node).count(&format!("sync.peers.{}.{counter}", node.peer()))
     }
 
-    /// A node of the pair.
+    /// Any counter of a node, by its path in `fwhactl stats`.
+    ///
+    /// # Errors
+    ///
+    /// When the node does not answer.
+    pub fn stat(&self, node: Node, counter: &str) -> Result<u64> {
+        self.pair.node(node).count(counter)
+    }
+
+    /// The pair itself.
     pub fn pair(&mut self) -> &mut Pair {
         &mut self.pair
     }

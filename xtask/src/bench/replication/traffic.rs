@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use fwha_tests::lab::{Host, Lab, Node};
+use fwha_tests::lab::{CLIENT, Host, Lab, Node, SERVER};
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, LinkAddr, MsgFlags, SockFlag, SockType, SockaddrLike as _, bind, send, setsockopt, socket,
@@ -73,11 +73,10 @@ struct Side {
 impl Wire {
     /// Conversations through `node` from now on.
     pub fn through(lab: &Lab, node: Node) -> Result<Self> {
-        let mac = |host, interface: &str| link(lab, host, interface).map(|link| link.addr().unwrap_or_default());
         let side = |host, interface: &str| -> Result<Side> {
             let own = link(lab, host, "eth0")?;
             let mut header = [0; 14];
-            header[..6].copy_from_slice(&mac(node.host(), interface)?);
+            header[..6].copy_from_slice(&mac(lab, node.host(), interface)?);
             header[6..12].copy_from_slice(&own.addr().unwrap_or_default());
             header[12..].copy_from_slice(&[8, 0]);
             Ok(Side { socket: lab.within(host, || open(&own))??, header })
@@ -135,12 +134,21 @@ impl Wire {
     }
 }
 
+/// The MAC address of an interface.
+pub fn mac(lab: &Lab, host: Host, interface: &str) -> Result<[u8; 6]> {
+    link(lab, host, interface)?.addr().with_context(|| format!("no MAC address on {interface}"))
+}
+
 /// Makes the networks of clients and servers known to both nodes.
 pub fn lay_routes(lab: &Lab) -> Result<()> {
     for node in Node::ALL {
-        for (network, via, dev) in
-            [("172.20.0.0/16", "192.168.100.100", "lan"), ("172.21.0.0/16", "10.0.0.128", "wan")]
-        {
+        for (network, via, dev) in [
+            ("172.20.0.0/16", CLIENT, "lan"),
+            ("172.21.0.0/16", SERVER, "wan"),
+            // Those of the generator of `bench dataplane`.
+            ("10.1.0.0/16", CLIENT, "lan"),
+            ("10.2.0.0/24", SERVER, "wan"),
+        ] {
             lab.exec(node.host(), &["ip", "route", "replace", network, "via", via, "dev", dev])?;
         }
     }
