@@ -246,11 +246,7 @@ impl Thread {
                             }
                         }
                     }
-                    Command::Expired(flows) => {
-                        for (key, id) in flows {
-                            self.replication.local_delete(now, &key, &id);
-                        }
-                    }
+                    Command::Expired(flows) => self.replication.local_delete_batch(now, &flows),
                     Command::Reconcile(buckets) => waiting = waiting | buckets,
                     Command::Opened(link, socket) => {
                         if let Some(place) = self.sockets.get_mut(usize::from(link)) {
@@ -322,7 +318,7 @@ impl Thread {
     fn read_events(&mut self) -> Taken {
         let now = Time::from_nanos(self.clock.now_ns());
         let replication = &mut self.replication;
-        match self.flow_events.drain(EVENT_BURST, |event| replication.local(now, event)) {
+        match self.flow_events.drain(EVENT_BURST, |events| replication.local_batch(now, events)) {
             0 => Taken::None,
             EVENT_BURST => Taken::Burst,
             _ => Taken::Some,

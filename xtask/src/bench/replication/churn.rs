@@ -4,6 +4,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -28,6 +29,8 @@ use crate::build_ebpf;
 
 /// The schedule's grain.
 const TICK: Duration = Duration::from_millis(10);
+/// In this time the last flow has expired, and been swept.
+const EXPIRY: Duration = Duration::from_millis(2_500);
 /// Ticks that a connection lasts.
 const LASTS: u32 = 30;
 /// The generator's slot for the program.
@@ -104,9 +107,11 @@ fn measure(
     let ended = now_ms()?;
     let lag = watch.end(began, ended)?;
     let settling = Instant::now();
+    // Not to ask costs the daemons nothing.
+    sleep(EXPIRY);
+    let used = cpu(fwha)?;
     empty(lab, fwha)?;
     let settled = settling.elapsed().as_secs_f64();
-    let used = cpu(fwha)?;
     let rise: Vec<f64> = counters(fwha)?.iter().zip(before).map(|(now, then)| (now - then) as f64).collect();
     let us = |i: usize| (used[i] - cpu_before[i]) as f64 / f64::from(flows) / 1e3;
     Ok([
@@ -194,7 +199,7 @@ impl Injector {
                 self.run(start, first + end - start, &reset)?;
             }
             // Late is late: what was missed is not made up for.
-            std::thread::sleep((TICK * (tick + 1)).saturating_sub(began.elapsed()));
+            sleep((TICK * (tick + 1)).saturating_sub(began.elapsed()));
         }
         Ok(opened)
     }

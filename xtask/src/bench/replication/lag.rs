@@ -17,7 +17,7 @@ use serde_json::Value;
 use crate::bench::figures::Series;
 
 /// Between two looks: the daemon makes a new picture this often.
-const LOOK: Duration = Duration::from_millis(20);
+const LOOK: Duration = Duration::from_millis(100);
 
 /// A thread that watches.
 pub struct Watch {
