@@ -33,7 +33,10 @@ use crate::dataplane::events::Events;
 use crate::dataplane::maps::FlowWalk;
 use crate::socket::SyncSocket;
 use crate::sys::clock::KernelClock;
+use crate::sys::sched;
 
+/// Beside others who want the processor, replication must keep up with what packets do, and they do not wait.
+const NICE: i8 = -10;
 /// After a turn in which something came in, what comes next gathers for this long: a turn costs more than an event or
 /// a datagram, and changes share datagrams.
 const GATHER: Duration = Duration::from_millis(1);
@@ -199,7 +202,12 @@ impl Thread {
     pub fn spawn(self) -> Result<std::thread::JoinHandle<()>> {
         std::thread::Builder::new()
             .name("fwha-sync".into())
-            .spawn(move || self.run())
+            .spawn(move || {
+                if let Err(denied) = sched::set_nice(NICE) {
+                    tracing::info!("replication has no larger share of a busy machine: {denied}");
+                }
+                self.run();
+            })
             .context("cannot start the replication thread")
     }
 
