@@ -42,7 +42,7 @@ reasons! {
     Malformed = 1, "malformed";
     /// An EtherType that no zone takes.
     UnknownEtherType = 2, "unknown_ethertype";
-    /// A VLAN tag that no zone takes.
+    /// A VLAN tag that no zone takes, or none where only tags belong.
     Vlan = 3, "vlan";
     /// IPv6 extension headers: too many, out of order, cut, or a type 0 routing header.
     ExtensionHeader = 4, "extension_header";
@@ -110,6 +110,8 @@ reasons! {
     SourceRate = 35, "source_rate";
     /// The source has as many flows as it may.
     SourceFlows = 36, "source_flows";
+    /// While a rule has a SYN proxy: TCP that belongs to no flow, is no SYN, and acknowledges no cookie.
+    SynCookie = 37, "syn_cookie";
 }
 
 /// Number of reasons.

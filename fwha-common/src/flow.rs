@@ -369,7 +369,7 @@ impl TimeoutClass {
 /// so a zeroed value is "not looked up".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NextHop {
-    /// Interface to leave by, and VLAN; see [`NextHop::out`].
+    /// Interface to leave by; see [`NextHop::out`].
     pub out: u32,
     /// Route generation at the time of the lookup.
     pub generation: u32,
@@ -382,13 +382,15 @@ pub struct NextHop {
 }
 
 impl NextHop {
-    /// Interface indices from here on do not fit beside a VLAN.
+    /// Interface indices from here on do not fit beside what else [`Self::out`] says.
     pub const IFINDEX_LIMIT: u32 = 1 << 20;
+    const TAGGED: u32 = Self::IFINDEX_LIMIT;
 
-    /// An interface (index below [`Self::IFINDEX_LIMIT`]) and the VLAN to tag with there, 0 for none.
+    /// An interface (index below [`Self::IFINDEX_LIMIT`]) as the kernel's routes name it, and whether it is
+    /// a VLAN: then `INTERFACES` knows by which other one frames leave, and with which tags.
     #[inline(always)]
-    pub const fn out(ifindex: u32, vlan: u16) -> u32 {
-        ifindex | (vlan as u32) << 20
+    pub const fn out(ifindex: u32, tagged: bool) -> u32 {
+        if tagged { ifindex | Self::TAGGED } else { ifindex }
     }
 
     /// The interface of [`Self::out`].
@@ -397,10 +399,10 @@ impl NextHop {
         out & (Self::IFINDEX_LIMIT - 1)
     }
 
-    /// The VLAN of [`Self::out`].
+    /// Whether [`Self::out`] is a VLAN.
     #[inline(always)]
-    pub const fn vlan(out: u32) -> u16 {
-        (out >> 20) as u16
+    pub const fn tagged(out: u32) -> bool {
+        out & Self::TAGGED != 0
     }
 }
 
@@ -432,7 +434,8 @@ pub struct Way {
     pub mtu: u16,
     /// TCP: the shift of the window scale option in its SYN, 0 to 14; counts only if both SYNs had one.
     pub scale: u8,
-    /// Bits: [`Way::SCALE`], [`Way::SACK`], [`Way::ACKED`], [`Way::SEEN`], [`Way::ENDED`].
+    /// Bits: [`Way::SCALE`], [`Way::SACK`], [`Way::ACKED`], [`Way::SEEN`], [`Way::ENDED`],
+    /// [`Way::MET`].
     pub flags: u8,
     /// TCP: the highest sequence number sent, plus length. SCTP: the verification tag of its packets.
     /// Raised by the other direction while the flow is inherited.
@@ -459,6 +462,8 @@ impl Way {
     /// Flag: it sent a FIN, or is the originator's and sent the reset that closed. A SYN may then begin
     /// another connection in its place.
     pub const ENDED: u8 = 16;
+    /// Flag, of the responder: its SYN met the originator's, in a simultaneous open (RFC 9293, 3.5).
+    pub const MET: u8 = 32;
     /// The flags that a replica keeps.
     pub const REPLICATED: u8 = Self::SCALE | Self::SACK;
 }
@@ -472,7 +477,7 @@ impl Way {
 /// ```text
 ///   0  word: state | flags << 8 | zone of originator << 16 | zone of responder << 24
 ///   4  rule_hash      8  version      16  number   24  epoch   28  node  29  bucket  30  mss
-///  32  created_ns    40  ways[2]     168
+///  32  created       36  delta      40  ways[2]     168
 /// ```
 ///
 /// What two CPUs may do to it at once is written at the top of `fwha-ebpf/src/flow.rs`.
@@ -496,8 +501,13 @@ pub struct Flow {
     pub bucket: u8,
     /// TCP: the maximum segment size to clamp SYNs to; 0 for none, [`Flow::MSS_PMTU`] for the route's.
     pub mss: u16,
-    /// When the flow began, in this node's `CLOCK_MONOTONIC` ns.
-    pub created_ns: u64,
+    /// When the flow began: the low half of [`Flow::created_ns`] in its unit.
+    pub created: u32,
+    /// TCP behind the SYN proxy: what the responder's sequence numbers are ahead of those that the originator
+    /// was told, modulo 2^32. Windows are kept in the responder's own numbers. While the responder has not
+    /// answered it counts as having begun with -1: a reset that refuses a SYN has the number 0. 0 without a
+    /// proxy.
+    pub delta: u32,
     /// Both directions.
     pub ways: [Way; 2],
 }
@@ -509,6 +519,26 @@ impl Flow {
     pub const INHERITED: u8 = 2;
     /// [`Flow::mss`]: what fits the route's MTU.
     pub const MSS_PMTU: u16 = u16::MAX;
+    /// Flags that are none: the bits of [`Flow::created_ns`] above [`Flow::created`].
+    const CREATED_HIGH: u8 = 0xf0;
+    /// The unit of [`Flow::created_ns`] is 2^20 ns, a millisecond: 36 bits of them are two years.
+    const CREATED_SHIFT: u32 = 20;
+
+    /// When the flow began, in this node's `CLOCK_MONOTONIC` ns, rounded down to the unit.
+    #[inline(always)]
+    pub const fn created_ns(&self) -> u64 {
+        let high = (self.flags() & Self::CREATED_HIGH) as u64 >> 4;
+        (high << 32 | self.created as u64) << Self::CREATED_SHIFT
+    }
+
+    /// Sets [`Flow::created_ns`], after the word.
+    #[inline(always)]
+    pub const fn set_created_ns(&mut self, ns: u64) {
+        let units = ns >> Self::CREATED_SHIFT;
+        self.created = units as u32;
+        let high = (units >> 32) as u32 & 0xf;
+        self.word = self.word & !((Self::CREATED_HIGH as u32) << 8) | high << 12;
+    }
 
     /// The word for a flow.
     #[inline(always)]
@@ -536,7 +566,7 @@ impl Flow {
         }
     }
 
-    /// The flags: [`Self::ORIGINATOR_IS_B`], [`Self::INHERITED`].
+    /// The flags: [`Self::ORIGINATOR_IS_B`], [`Self::INHERITED`]; above them, bits of [`Self::created_ns`].
     #[inline(always)]
     pub const fn flags(&self) -> u8 {
         (self.word >> 8) as u8
@@ -754,9 +784,24 @@ mod tests {
     }
 
     #[test]
-    fn a_way_out_holds_interface_and_vlan() {
-        let out = NextHop::out(NextHop::IFINDEX_LIMIT - 1, 4094);
-        assert_eq!((NextHop::ifindex(out), NextHop::vlan(out)), (NextHop::IFINDEX_LIMIT - 1, 4094));
+    fn the_time_of_a_flow_is_good_for_two_years() {
+        let mut flow =
+            Flow { word: Flow::word(FlowState::Close, Flow::INHERITED, [3, 4]), ..Flow::default() };
+        let day = 86_400_000_000_000;
+        for ns in [0, 5_000_000, 60 * day, 2 * 365 * day] {
+            flow.set_created_ns(ns);
+            assert!(ns - flow.created_ns() < 1 << 20, "{ns}");
+            assert_eq!(flow.state(), FlowState::Close);
+            assert_eq!((flow.flags() & 0xf, flow.zones()), (Flow::INHERITED, [3, 4]));
+        }
+    }
+
+    #[test]
+    fn a_way_out_says_whether_it_is_a_vlan() {
+        for tagged in [false, true] {
+            let out = NextHop::out(NextHop::IFINDEX_LIMIT - 1, tagged);
+            assert_eq!((NextHop::ifindex(out), NextHop::tagged(out)), (NextHop::IFINDEX_LIMIT - 1, tagged));
+        }
     }
 
     #[test]

@@ -53,8 +53,13 @@ pub struct Rule {
     pub index: u32,
     /// TCP: as [`crate::flow::Flow::mss`].
     pub mss: u16,
-    /// Always zero.
-    pub zero: u16,
+    /// Bits: [`Rule::SYN_PROXY`].
+    pub flags: u16,
+}
+
+impl Rule {
+    /// Flag: TCP connections are opened by way of the SYN proxy.
+    pub const SYN_PROXY: u16 = 1;
 }
 
 /// A new flow, as rules see it.
@@ -105,9 +110,12 @@ pub const fn name_hash(name: &str) -> u32 {
     hash
 }
 
+/// Elements of `INTERFACES`: one for each interface with a program and each VLAN there, one more for a VLAN's device.
+pub const MAX_INTERFACES: usize = 4096;
+
 /// A key of the hash map `INTERFACES`: where a frame came in.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InterfaceKey {
     /// Interface index.
     pub ifindex: u32,
@@ -125,26 +133,84 @@ impl InterfaceKey {
     }
 }
 
-/// An element of the hash map `INTERFACES`.
+/// A VLAN tag as it stands in a frame: EtherType and TCI, network byte order. Zero is none.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tag(pub u32);
+
+impl Tag {
+    /// No tag.
+    pub const NONE: Self = Self(0);
+    /// EtherType of a tag (IEEE 802.1Q), network byte order.
+    pub const CUSTOMER: u16 = 0x8100u16.to_be();
+    /// EtherType of a service tag, in front of another (IEEE 802.1ad), network byte order.
+    pub const SERVICE: u16 = 0x88a8u16.to_be();
+
+    /// A tag with this EtherType (network byte order) and TCI.
+    #[inline(always)]
+    pub const fn new(ethertype: u16, tci: u16) -> Self {
+        Self(ethertype as u32 | (tci.to_be() as u32) << 16)
+    }
+
+    /// Whether an EtherType (network byte order) is that of a tag.
+    #[inline(always)]
+    pub const fn begins(ethertype: u16) -> bool {
+        ethertype == Self::CUSTOMER || ethertype == Self::SERVICE
+    }
+
+    /// Its EtherType, network byte order.
+    #[inline(always)]
+    pub const fn ethertype(self) -> u16 {
+        self.0 as u16
+    }
+
+    /// Priority, drop eligibility and VLAN.
+    #[inline(always)]
+    pub const fn tci(self) -> u16 {
+        ((self.0 >> 16) as u16).to_be()
+    }
+
+    /// The VLAN. 0 is none: such a tag carries a priority only.
+    #[inline(always)]
+    pub const fn vlan(self) -> u16 {
+        self.tci() & 0xfff
+    }
+
+    /// The tag without priority and drop eligibility; no tag, if it carries nothing else.
+    #[inline(always)]
+    pub const fn plain(self) -> Self {
+        if self.vlan() == 0 { Self::NONE } else { Self::new(self.ethertype(), self.vlan()) }
+    }
+}
+
+/// An element of the hash map `INTERFACES`. Frames without tag are found by the interface's own index
+/// alone; what is known of a VLAN is found by the index of its device, and by trunk and tags.
 ///
 /// ```text
-///  0    1     2          8      12     16
-///  |zone|flags| MAC      | out  | zero |
+///  0    1     2          8      12      16          20          24    26
+///  |zone|flags| MAC      |device| trunk | outer tag | inner tag | MTU | zero |
 /// ```
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Interface {
     /// The zone; [`Interface::NO_ZONE`] on a sync interface, where only probes are looked at.
     pub zone: u8,
-    /// Bits: [`Interface::LOOSE`].
+    /// Bits: [`Interface::LOOSE`], [`Interface::ALONE`], [`Interface::BARE`].
     pub flags: u8,
     /// Its MAC: new flows in frames to another station (a bridge floods them) are not taken, and
     /// probes are answered from it. All zero on an interface that has none: nothing is compared.
     pub mac: [u8; 6],
-    /// How to leave by it: [`crate::flow::NextHop::out`] of itself, or of the trunk that it is a VLAN of.
-    pub out: u32,
+    /// Index of the interface by which the kernel's routes name it: its own, a VLAN device's.
+    pub device: u32,
+    /// Index of the interface by which frames leave: its own, or the one that a VLAN device lies on.
+    pub trunk: u32,
+    /// The tags that frames carry there, the outer first.
+    pub tags: [Tag; 2],
+    /// The longest L3 packet that fits into its frames beside their tags, in bytes, if that is less than
+    /// the routes say; else 0.
+    pub mtu: u16,
     /// Always zero.
-    pub zero: u32,
+    pub zero: u16,
 }
 
 impl Interface {
@@ -152,6 +218,12 @@ impl Interface {
     pub const NO_ZONE: u8 = 0xfe;
     /// Flag: sources are not held against the routes (strict reverse path, RFC 3704).
     pub const LOOSE: u8 = 1;
+    /// Flag: it is in no zone, and has a program only because a VLAN of its trunk is in one: whatever
+    /// comes passes to the kernel's stack.
+    pub const ALONE: u8 = 2;
+    /// Flag: a VLAN for which the kernel has no device. Its stack has these frames without their tags, as
+    /// the trunk's own, and what it sends by the trunk is tagged.
+    pub const BARE: u8 = 4;
 }
 
 #[cfg(feature = "user")]
@@ -167,7 +239,7 @@ mod pod {
 const _: () = {
     assert!(size_of::<Rule>() == 84);
     assert!(size_of::<InterfaceKey>() == 8);
-    assert!(size_of::<Interface>() == 16);
+    assert!(size_of::<Interface>() == 28);
 };
 
 #[cfg(test)]
@@ -228,5 +300,15 @@ mod tests {
         ] {
             assert!(!rule.matches(&other));
         }
+    }
+
+    #[test]
+    fn a_tag_is_told_by_ethertype_and_vlan() {
+        let tag = Tag::new(Tag::SERVICE, 0xa064);
+        assert_eq!(tag.0.to_ne_bytes(), [0x88, 0xa8, 0xa0, 0x64], "as in the frame");
+        assert_eq!((tag.ethertype(), tag.tci(), tag.vlan()), (Tag::SERVICE, 0xa064, 100));
+        assert_eq!(tag.plain(), Tag::new(Tag::SERVICE, 100));
+        assert_ne!(tag.plain(), Tag::new(Tag::CUSTOMER, 100));
+        assert_eq!(Tag::new(Tag::CUSTOMER, 0xe000).plain(), Tag::NONE, "a priority only");
     }
 }

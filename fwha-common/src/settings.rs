@@ -23,8 +23,19 @@ pub struct Settings {
     pub rules: u32,
     /// This node, 1 to [`crate::MAX_NODES`].
     pub node: u8,
+    /// 1 if an interface with a program carries VLANs: frames without a tag are then looked at, too, before
+    /// they are judged.
+    pub vlans: u8,
+    /// Bits: [`Settings::SYN_PROXY`].
+    pub flags: u8,
     /// Always zero.
-    pub zero: [u8; 3],
+    pub zero: [u8; 1],
+}
+
+impl Settings {
+    /// Flag: a rule in force has [`crate::rule::Rule::SYN_PROXY`], so that TCP of no flow may acknowledge a
+    /// cookie.
+    pub const SYN_PROXY: u8 = 1;
 }
 
 /// The one element of the array map `TIMEOUTS`: ns by protocol class and state.
@@ -85,8 +96,8 @@ pub const REJECT_WINDOW_NS: u64 = 100_000_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Counter {
     /// Packets that entered at a zone interface, and probes at any. A super-packet counts as its
-    /// segments, here and in the next three. What entered was forwarded, passed, dropped or a probe
-    /// that was answered: exactly one of them is counted with it. Drops by the egress guard
+    /// segments, here and in the next three. What entered was forwarded, passed, dropped, or a probe or
+    /// SYN that was answered: exactly one of them is counted with it. Drops by the egress guard
     /// ([`crate::drop::DropReason::Unfiltered`]) come on top, they entered (and passed) before.
     PacketsIn = 0,
     /// Packets forwarded by the programs.
@@ -112,10 +123,14 @@ pub enum Counter {
     CaptureLost = 10,
     /// Rejected packets whose senders were told. They count as dropped, too.
     Rejected = 11,
+    /// SYNs that the SYN proxy answered with a cookie.
+    SynAnswered = 12,
+    /// Connections that the SYN proxy began for a valid cookie.
+    SynProxied = 13,
 }
 
 /// Number of [`Counter`]s.
-pub const COUNTERS: usize = 12;
+pub const COUNTERS: usize = 14;
 
 impl Counter {
     /// All counters, in the order of their numbers.
@@ -132,6 +147,8 @@ impl Counter {
         Self::CaptureSkipped,
         Self::CaptureLost,
         Self::Rejected,
+        Self::SynAnswered,
+        Self::SynProxied,
     ];
 
     /// The name under which it is shown.
@@ -149,6 +166,8 @@ impl Counter {
             Self::CaptureSkipped => "capture_skipped",
             Self::CaptureLost => "capture_lost",
             Self::Rejected => "rejected",
+            Self::SynAnswered => "syn_answered",
+            Self::SynProxied => "syn_proxied",
         }
     }
 }

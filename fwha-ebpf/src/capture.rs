@@ -29,21 +29,18 @@ pub struct Share {
 /// Samples a packet that XDP drops, for the [`fwha_common::drop::DropReason`] of this number.
 #[inline(always)]
 pub fn xdp(ctx: *mut xdp_md, reason: u32) {
-    if wanted(reason) {
-        sample_xdp(ctx, reason);
-    }
+    sample_xdp(ctx, reason);
 }
 
 /// Samples a packet that a tc program drops, for the reason of this number.
 #[inline(always)]
 pub fn tc(ctx: *mut __sk_buff, hook: DropHook, reason: u32) {
-    if wanted(reason) {
-        sample_tc(ctx, hook as u32, reason);
-    }
+    sample_tc(ctx, hook as u32, reason);
 }
 
+/// Whether drops for the reason of this number are to be sampled.
 #[inline(always)]
-fn wanted(reason: u32) -> bool {
+pub fn wanted(reason: u32) -> bool {
     maps::CAPTURE.get(0).is_some_and(|capture| {
         // SAFETY: a reference; volatile, because user space writes it.
         let reasons = unsafe { (&raw const capture.reasons).read_volatile() };

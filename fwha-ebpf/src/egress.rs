@@ -17,6 +17,7 @@ use crate::{
     packet::{ETH_LEN, Eth, Packet},
     parse::{self, Ip, Payload, ethertype},
     tcp::Options,
+    vlan,
 };
 
 /// The mark that tells the egress program of a packet that the ingress program judged and sends on
@@ -36,10 +37,14 @@ pub fn mark(settings: Option<&Settings>) -> u32 {
 ///
 /// Only [`DropReason::Unfiltered`]: it was not made here, and no flow covers it.
 #[inline(always)]
-pub fn egress(packet: &Tc) -> Result<(), DropReason> {
+pub fn egress(packet: &mut Tc) -> Result<(), DropReason> {
     let settings = maps::settings();
     if packet.mark() != 0 && packet.mark() == mark(settings) {
         packet.set_mark(0);
+        return Ok(());
+    }
+    if vlan::tagged(packet) {
+        // The ingress program put the tag on, or a VLAN device, which has a guard of its own if it is in a zone.
         return Ok(());
     }
     let local = packet.entered_by() == 0;
@@ -54,7 +59,11 @@ pub fn egress(packet: &Tc) -> Result<(), DropReason> {
         },
         _ => false,
     };
-    if covered || local { Ok(()) } else { Err(DropReason::Unfiltered) }
+    if !covered && !local {
+        return Err(DropReason::Unfiltered);
+    }
+    vlan::dress_bare(packet);
+    Ok(())
 }
 
 #[inline(always)]
@@ -111,7 +120,7 @@ fn covered(packet: &Tc, ip: &mut Ip) -> bool {
         return false;
     }
     let bucket = match ip.payload {
-        Payload::IcmpError => match icmp::related(packet, ip, now) {
+        Payload::IcmpError => match icmp::related(packet, ip, now, true) {
             Ok(Related::Flow(flow, _)) => flow.bucket(),
             _ => return false,
         },

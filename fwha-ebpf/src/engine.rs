@@ -7,8 +7,8 @@ use fwha_common::{
     drop::DropReason,
     flow::{FlowKey, NextHop},
     group::Group,
-    rule::{Action, Interface, MAX_RULES, Query, ZONE_NODE},
-    settings::Settings,
+    rule::{Action, Interface, MAX_RULES, Query, Rule, ZONE_NODE},
+    settings::{Counter, Settings},
 };
 
 use crate::{
@@ -20,29 +20,32 @@ use crate::{
     packet::{ETH_LEN, Eth, Mac, Packet, RouteKind},
     parse::{self, Ip, Payload, ethertype},
     probe,
+    synproxy::{self, Early},
     tcp::Options,
-    zone,
+    vlan, zone,
 };
 
 /// Judges a packet that came in.
 #[inline(never)]
 pub fn ingress<P: Packet>(packet: &mut P) -> Outcome {
+    if maps::vlans() || vlan::tagged(packet) {
+        let outcome = vlan::arrive(packet);
+        if outcome.0 != Outcome::JUDGE {
+            return outcome;
+        }
+    }
     enter(packet).into()
 }
 
 #[inline(always)]
 fn enter(packet: &mut impl Packet) -> Result<Verdict, DropReason> {
     let eth = Eth::read(packet)?;
-    if packet.vlans() != [0; 2] && maps::interface(packet.interface_key()).is_none() {
-        return Err(DropReason::Vlan);
-    }
     let ip = maps::ip().ok_or(DropReason::NoSettings)?;
     match eth.ethertype {
         ethertype::IPV4 => parse::ipv4(packet, ETH_LEN, ip)?,
         ethertype::IPV6 => parse::ipv6(packet, ETH_LEN, ip)?,
         ethertype::ARP => return Ok(Verdict::Pass),
         ethertype::PROBE => return probe::answer(packet, maps::settings()),
-        ethertype::VLAN | ethertype::SERVICE_VLAN => return Err(DropReason::Vlan),
         _ if eth.dst.is_link_local() => return Ok(Verdict::Pass),
         _ => return Err(DropReason::UnknownEtherType),
     }
@@ -78,7 +81,7 @@ fn icmp_error(
     ip: &Ip,
     now: u64,
 ) -> Result<Verdict, DropReason> {
-    match icmp::related(packet, ip, now)? {
+    match icmp::related(packet, ip, now, false)? {
         Related::Node => Ok(Verdict::Pass),
         Related::Flow(flow, to_originator) => {
             // It travels as replies to the inner packet do, so it comes from the other end's zone. Its
@@ -91,7 +94,11 @@ fn icmp_error(
             if eth.dst.is_group() {
                 return Err(DropReason::OtherStation);
             }
-            forward::send(packet, settings, flow, to_originator, ip, &Options::default())
+            let verdict = forward::send(packet, settings, flow, to_originator, ip, &Options::default())?;
+            if to_originator || flow.delta() == 0 {
+                return Ok(verdict);
+            }
+            synproxy::change_error(flow, ip, verdict)
         }
     }
 }
@@ -101,7 +108,7 @@ fn track(
     packet: &mut impl Packet,
     settings: &Settings,
     eth: &Eth,
-    ip: &Ip,
+    ip: &mut Ip,
     now: u64,
 ) -> Result<Verdict, DropReason> {
     let (key, src_is_b) = ip.key();
@@ -125,11 +132,26 @@ fn track(
             (None, false)
         }
     };
+    let mut opening = false;
     let known = match flow {
         Some(flow) => {
             let reply = flow.is_reply(src_is_b);
             let group = admit(packet, settings, eth, ip, flow, reply, now)?;
-            flow.advance(&key, ip, young, reply, group, now, packets, options)?.map(|flow| (flow, reply))
+            // Windows are in the responder's own numbers.
+            let ahead = if reply { 0 } else { flow.delta() };
+            ip.tcp.ack = ip.tcp.ack.wrapping_add(ahead);
+            let early = if young && flow.delta() != 0 { synproxy::early(ip, reply)? } else { Early::Judge };
+            let known = match early {
+                Early::Judge => flow.advance(&key, ip, young, reply, group, now, packets, options)?,
+                Early::Open => {
+                    flow.touch(reply, now, packets, ip.len);
+                    opening = true;
+                    Some(flow)
+                }
+                Early::Begin => None,
+            };
+            ip.tcp.ack = ip.tcp.ack.wrapping_sub(ahead);
+            known.map(|flow| (flow, reply))
         }
         None => None,
     };
@@ -137,13 +159,31 @@ fn track(
         Some(known) => known,
         None => {
             let hash = hash.unwrap_or_else(|| embryonic::hash(&key));
-            match begin(packet, settings, eth, &key, hash, src_is_b, ip, now, options)? {
-                Some(flow) => (flow, false),
-                None => return Ok(Verdict::Pass),
+            match begin(
+                packet,
+                settings,
+                eth,
+                &key,
+                hash,
+                src_is_b,
+                ip,
+                now,
+                options,
+                flow.is_some() && !young,
+            )? {
+                Begun::Flow(flow) => {
+                    opening = true;
+                    (flow, false)
+                }
+                Begun::Done(verdict) => return Ok(verdict),
             }
         }
     };
-    forward::send(packet, settings, flow, reply, ip, options)
+    let verdict = forward::send(packet, settings, flow, reply, ip, options)?;
+    if flow.delta() == 0 {
+        return Ok(verdict);
+    }
+    synproxy::change(packet, flow, reply, ip, opening, verdict)
 }
 
 /// Whether a packet of a known flow may go on: the flow's bucket is owned here, and the packet came
@@ -164,10 +204,8 @@ fn admit(
     // SAFETY: lies in a map element; another CPU may write it: see the module `flow`.
     let known = unsafe { &*back };
     // Mostly the way back is known, which spares the lookup of the interface.
-    let [vlan, inner] = packet.vlans();
     if known.generation == maps::route_generation(settings)
-        && known.out == NextHop::out(packet.ifindex(), vlan)
-        && inner == 0
+        && NextHop::ifindex(known.out) == packet.device()
         && Mac::new(known.src_mac) == eth.dst
     {
         return Ok(group);
@@ -180,7 +218,7 @@ fn admit(
         return Err(DropReason::OtherStation);
     }
     if interface.flags & Interface::LOOSE == 0 {
-        let hop = reverse_path(packet, settings, ip, interface.out)?;
+        let hop = reverse_path(packet, settings, ip)?;
         if hop.generation != 0 {
             // SAFETY: as above.
             unsafe { forward::keep(back, hop) };
@@ -196,20 +234,29 @@ fn admit(
 ///
 /// It does not, there is none, or the source is an own address.
 #[inline(always)]
-fn reverse_path(
-    packet: &impl Packet,
-    settings: &Settings,
-    ip: &Ip,
-    out: u32,
-) -> Result<&'static NextHop, DropReason> {
+fn reverse_path(packet: &impl Packet, settings: &Settings, ip: &Ip) -> Result<&'static NextHop, DropReason> {
     match forward::route(packet, settings, ip, true) {
-        Ok((RouteKind::Resolved | RouteKind::Unresolved, _, hop)) if hop.out == out => Ok(hop),
+        Ok((RouteKind::Resolved | RouteKind::Unresolved, _, hop))
+            if NextHop::ifindex(hop.out) == packet.device() =>
+        {
+            Ok(hop)
+        }
         _ => Err(DropReason::Spoofed),
     }
 }
 
-/// Judges the first packet of a flow. A flow to the node itself has no place to be forwarded to, and
-/// nothing is returned for it; it is subject to no ownership, so that a Backup answers too.
+/// What the first packet of a flow came to.
+enum Begun {
+    /// The flow that it began, which forwards it.
+    Flow(FlowRef),
+    /// This.
+    Done(Verdict),
+}
+
+/// Judges the first packet of a flow: one that opens it, or one that acknowledges the cookie for the SYN that
+/// did. `beside` if there is a connection of its key, which may live on: that is for its ends to find out, and
+/// the SYN proxy keeps out of it. A flow to the node itself has no place to be forwarded to; it is subject to no
+/// ownership, so that a Backup answers too.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "inlined once")]
 fn begin(
@@ -219,11 +266,15 @@ fn begin(
     key: &FlowKey,
     hash: u64,
     src_is_b: bool,
-    ip: &Ip,
+    ip: &mut Ip,
     now: u64,
     options: &Options,
-) -> Result<Option<FlowRef>, DropReason> {
-    if !ip.opens() {
+    beside: bool,
+) -> Result<Begun, DropReason> {
+    let acknowledges = settings.flags & Settings::SYN_PROXY != 0
+        && ip.payload == Payload::Tcp
+        && synproxy::may_acknowledge(ip.tcp.flags);
+    if !ip.opens() && !acknowledges {
         return Err(match ip.payload {
             Payload::Tcp => DropReason::NotSyn,
             Payload::Sctp => DropReason::SctpState,
@@ -234,6 +285,14 @@ fn begin(
     let interface = zone::of(packet, eth)?;
     let multicast = eth.dst.is_group();
     zone::source(ip, multicast)?;
+    let mut client_mss = 0;
+    if acknowledges {
+        // First, because it costs less than the rest, and anybody can send it.
+        client_mss = synproxy::acknowledged(ip);
+        if client_mss == 0 {
+            return Err(DropReason::SynCookie);
+        }
+    }
     let draft = flow::draft().ok_or(DropReason::TableFull)?;
     let mut zones = [interface.zone, ZONE_NODE];
     // Routers do not forward multicast or broadcast frames (RFC 1812, 5.3.4).
@@ -255,14 +314,28 @@ fn begin(
     }
     // A host that has no address yet, or only one of its link, has no way back but the link.
     if interface.flags & Interface::LOOSE == 0 && !(local && link_local(ip)) {
-        let hop = reverse_path(packet, settings, ip, interface.out)?;
+        let hop = reverse_path(packet, settings, ip)?;
         // SAFETY: as above.
         unsafe { forward::keep(&raw mut draft.ways[1], hop) };
     }
     let admitted = judge(settings, ip, zones)?;
+    let proxied = admitted.syn_proxy && !local && !beside && ip.payload == Payload::Tcp;
+    if acknowledges && !proxied {
+        return Err(DropReason::NotSyn);
+    }
     if !local && ip.ttl <= 1 {
         // It ends here; the stack says so.
-        return Ok(None);
+        return Ok(Begun::Done(Verdict::Pass));
+    }
+    let mut mss = admitted.mss;
+    if proxied {
+        let [way, back] = &draft.ways;
+        if !acknowledges {
+            return synproxy::answer(ip, mss, way.mtu, back.mtu).map(Begun::Done);
+        }
+        let limit = if mss == 0 { 0 } else { forward::mss_limit(mss, way.mtu, back.mtu, ip.v6) };
+        mss = if limit != 0 && limit < client_mss as u16 { limit } else { client_mss as u16 };
+        draft.delta = synproxy::stand_for_syn(ip)?;
     }
     limit::open(ip, now)?;
     let new = NewFlow {
@@ -270,16 +343,19 @@ fn begin(
         bucket,
         zones,
         rule_hash: admitted.name_hash,
-        mss: admitted.mss,
+        mss,
         packets: packet.segments(),
         now,
     };
     new.complete(draft, ip, settings, options);
     if local {
         flow::insert_node(draft, key, ip);
-        return Ok(None);
+        return Ok(Begun::Done(Verdict::Pass));
     }
-    flow::insert_embryonic(draft, key, hash).map(Some)
+    if proxied {
+        maps::add(&maps::COUNTERS, Counter::SynProxied as u32, 1);
+    }
+    flow::insert_embryonic(draft, key, hash).map(Begun::Flow)
 }
 
 /// Whether a source is of its link only: 0.0.0.0, 169.254.0.0/16, fe80::/10.
@@ -296,6 +372,7 @@ fn link_local(ip: &Ip) -> bool {
 struct Admitted {
     name_hash: u32,
     mss: u16,
+    syn_proxy: bool,
 }
 
 /// The first rule that matches, if it admits the flow.
@@ -324,7 +401,11 @@ fn judge(settings: &Settings, ip: &Ip, zones: [u8; 2]) -> Result<Admitted, DropR
     unsafe { bpf_loop(rules, try_rule as *mut c_void, core::ptr::null_mut(), 0) };
     let scan = maps::opaque(scan);
     match scan.verdict {
-        ACCEPT => Ok(Admitted { name_hash: scan.name_hash, mss: scan.mss as u16 }),
+        ACCEPT => Ok(Admitted {
+            name_hash: scan.name_hash,
+            mss: scan.mss as u16,
+            syn_proxy: scan.flags & Rule::SYN_PROXY as u32 != 0,
+        }),
         NO_RULE => Err(DropReason::NoRule),
         REJECT => Err(DropReason::Reject),
         _ => Err(DropReason::Rule),
@@ -342,6 +423,8 @@ pub struct RuleScan {
     name_hash: u32,
     /// Of the rule that matched.
     mss: u32,
+    /// Of the rule that matched.
+    flags: u32,
 }
 
 const NO_RULE: u32 = u32::MAX;
@@ -364,6 +447,7 @@ unsafe extern "C" fn try_rule(index: u32, _: *mut c_void) -> i64 {
     scan.verdict = rule.action as u32;
     scan.name_hash = rule.name_hash;
     scan.mss = rule.mss as u32;
+    scan.flags = rule.flags as u32;
     1
 }
 
@@ -400,11 +484,11 @@ mod options {
                 return;
             }
         }
-        scan(packet, at, len, found);
+        scan(packet, at, len, ip.tcp.ack, found);
     }
 
     #[inline(always)]
-    fn scan<P: Packet>(packet: &P, at: u32, len: u32, found: &mut Options) {
+    fn scan<P: Packet>(packet: &P, at: u32, len: u32, ack: u32, found: &mut Options) {
         let Some(scan) = maps::scan() else {
             return;
         };
@@ -422,7 +506,7 @@ mod options {
         scan.found = Options::default();
         // SAFETY: `step` is a callback as `bpf_loop` wants it.
         unsafe { bpf_loop(40, step as *mut c_void, core::ptr::null_mut(), 0) };
-        *found = maps::opaque(scan).finish();
+        *found = maps::opaque(scan).finish(ack);
     }
 
     /// One option; 1 ends it.

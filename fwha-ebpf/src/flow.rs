@@ -100,18 +100,22 @@ pub fn find(key: &FlowKey, src_is_b: bool, ip: &Ip, now: u64) -> Found {
         }
         return Found::Main(flow);
     }
-    // One that was refused or given up before it was answered is gone.
     let hash = embryonic::hash(key);
-    if let Some(flow) = embryonic::find(key, hash).map(FlowRef)
-        && flow.alive(ip.proto, 0, now)
-        && Flow::state_of(flow.word()) != FlowState::Close as u8
-    {
+    if let Some(flow) = begun(key, hash, ip, now) {
         return Found::Embryonic(flow);
     }
     match find_node(key, ip, now) {
         Some(flow) => Found::Node(flow),
         None => Found::Nothing(hash),
     }
+}
+
+/// Looks for a live flow without an answer. One that was refused or given up before it was answered is gone.
+#[inline(always)]
+pub fn begun(key: &FlowKey, hash: u64, ip: &Ip, now: u64) -> Option<FlowRef> {
+    let flow = embryonic::find(key, hash).map(FlowRef)?;
+    let lives = flow.alive(ip.proto, 0, now) && Flow::state_of(flow.word()) != FlowState::Close as u8;
+    lives.then_some(flow)
 }
 
 /// Looks for a live flow of the node itself.
@@ -138,7 +142,7 @@ pub fn owner(bucket: u8, now: u64) -> Result<&'static Group, DropReason> {
 #[inline(always)]
 fn step(flow: FlowRef, ip: &Ip, state: u8, reply: bool, now: u64) -> Result<Step, DropReason> {
     match ip.payload {
-        Payload::Tcp => match tcp::step(state, reply, ip.tcp.flags) {
+        Payload::Tcp => match tcp::step(state, flow.back_flags(), reply, ip.tcp.flags) {
             Step::Invalid => Err(DropReason::TcpState),
             step => Ok(step),
         },
@@ -201,6 +205,13 @@ impl FlowRef {
         unsafe { (*self.0).mss }
     }
 
+    /// As [`Flow::delta`].
+    #[inline(always)]
+    pub fn delta(self) -> u32 {
+        // SAFETY: see `bucket`.
+        unsafe { (*self.0).delta }
+    }
+
     /// The number in its identity.
     #[inline(always)]
     fn number(self) -> u64 {
@@ -212,7 +223,7 @@ impl FlowRef {
     #[inline(always)]
     fn created_ns(self) -> u64 {
         // SAFETY: see `bucket`.
-        unsafe { (*self.0).created_ns }
+        unsafe { (*self.0).created_ns() }
     }
 
     /// Zone of the originator (`false`) or the responder (`true`).
@@ -264,6 +275,13 @@ impl FlowRef {
             || state == FlowState::Close as u8 && (ended || ip.proto == proto::SCTP)
     }
 
+    /// The flags of the responder's way.
+    #[inline(always)]
+    fn back_flags(self) -> u8 {
+        // SAFETY: see `word`.
+        unsafe { (*self.0).ways[1].flags }
+    }
+
     /// Whether it is a SYN or INIT without an answer.
     #[inline(always)]
     fn unanswered(self) -> bool {
@@ -284,7 +302,7 @@ impl FlowRef {
     /// Counts a packet and keeps the flow alive. Only for packets that the state allows: nothing else
     /// may keep a flow from expiring.
     #[inline(always)]
-    fn touch(self, reply: bool, now: u64, packets: u32, bytes: u32) {
+    pub fn touch(self, reply: bool, now: u64, packets: u32, bytes: u32) {
         // SAFETY: see `word`; races are harmless, see above.
         unsafe { touch(&mut *self.ways(reply).0, now, packets, bytes) }
     }
@@ -534,7 +552,11 @@ impl FlowRef {
                 _ => Err(DropReason::NotSyn),
             };
         }
-        let before = flow.word;
+        let (before, delta) = (flow.word, flow.delta);
+        if delta != 0 {
+            // Behind the SYN proxy: the responder began with this number, and not with -1.
+            flow.delta = delta.wrapping_add(ip.tcp.seq).wrapping_add(1);
+        }
         flow.word = Flow::with_state(flow.word, state);
         flow.version = Flow::next_version(0, group.term);
         touch(&mut flow.ways[1], now, packets, ip.len);
@@ -543,6 +565,7 @@ impl FlowRef {
         if maps::FLOWS.insert(key, &*flow, BPF_ANY as u64).is_err() {
             // It goes back as it was, for an answer that comes when there is room.
             flow.word = before;
+            flow.delta = delta;
             flow.version = 0;
             forget_answer(&mut flow.ways, ip);
             embryonic::insert(key, hash, flow);
@@ -628,7 +651,7 @@ impl NewFlow {
         draft.node = settings.node;
         draft.bucket = self.bucket;
         draft.mss = self.mss;
-        draft.created_ns = self.now;
+        draft.set_created_ns(self.now);
         let [way, back] = &mut draft.ways;
         match ip.payload {
             Payload::Tcp => {

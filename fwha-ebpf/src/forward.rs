@@ -3,7 +3,7 @@
 use fwha_common::{
     drop::DropReason,
     flow::{Flow, NextHop, Way},
-    rule::{Interface, InterfaceKey},
+    rule::{Interface, InterfaceKey, Tag},
     settings::{Counter, Settings},
 };
 
@@ -41,7 +41,10 @@ pub fn route(
     }
     match maps::interface(InterfaceKey::untagged(hop.out)) {
         Some(interface) if interface.zone != Interface::NO_ZONE => {
-            hop.out = interface.out;
+            hop.out = NextHop::out(interface.device, interface.tags[0] != Tag::NONE);
+            if interface.mtu != 0 && interface.mtu < hop.mtu {
+                hop.mtu = interface.mtu;
+            }
             Ok((kind, interface.zone, hop))
         }
         _ => Err(DropReason::RouteNoZone),
@@ -102,11 +105,7 @@ pub fn send(
     if ip.ttl <= 1 || ip.slow {
         return Ok(Verdict::Pass);
     }
-    let longest = match packet.segment_size() {
-        0 => ip.len,
-        size => size + ip.header_len,
-    };
-    if way.mtu != 0 && longest > way.mtu as u32 {
+    if too_long(ip, packet.segment_size(), way.mtu) {
         return Ok(Verdict::Pass);
     }
     Eth::address(packet, Mac::new(way.dst_mac), Mac::new(way.src_mac))?;
@@ -121,6 +120,27 @@ pub fn send(
     Ok(Verdict::Forward)
 }
 
+/// Whether a packet is longer than its route takes; of a super-packet of `segment_size`, its segments.
+#[inline(always)]
+pub fn too_long(ip: &Ip, segment_size: u32, mtu: u16) -> bool {
+    let longest = match segment_size {
+        0 => ip.len,
+        size => size + ip.header_len,
+    };
+    mtu != 0 && longest > mtu as u32
+}
+
+/// What [`Flow::mss`] says, `limit`, as a number for routes of these MTUs; 0 if it is not known.
+#[inline(always)]
+pub fn mss_limit(limit: u16, mtu: u16, mtu_back: u16, v6: bool) -> u16 {
+    if limit != Flow::MSS_PMTU {
+        return limit;
+    }
+    let mtu = if mtu_back != 0 && (mtu_back < mtu || mtu == 0) { mtu_back } else { mtu };
+    let headers = if v6 { 60 } else { 40 };
+    if mtu <= headers { 0 } else { mtu - headers }
+}
+
 /// Lowers the maximum segment size that a SYN announces (RFC 9293, 3.7.1) to `limit`; never raises it.
 #[inline(always)]
 fn clamp_mss(
@@ -131,16 +151,10 @@ fn clamp_mss(
     mtu: u16,
     mtu_back: u16,
 ) -> Result<(), DropReason> {
-    let limit = if limit == Flow::MSS_PMTU {
-        let mtu = if mtu_back != 0 && (mtu_back < mtu || mtu == 0) { mtu_back } else { mtu };
-        let headers = if ip.v6 { 60 } else { 40 };
-        if mtu <= headers {
-            return Ok(());
-        }
-        mtu - headers
-    } else {
-        limit
-    };
+    let limit = mss_limit(limit, mtu, mtu_back, ip.v6);
+    if limit == 0 {
+        return Ok(());
+    }
     let tcp_at = (ETH_LEN as u32) + ip.l4;
     let mut announced = [0; 2];
     if !packet.load(tcp_at + options.mss_at as u32, &mut announced) {

@@ -10,17 +10,18 @@ use aya_ebpf::{
     helpers::generated::{
         bpf_fib_lookup, bpf_get_smp_processor_id, bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns,
         bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
-        bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_load_bytes,
+        bpf_skb_vlan_pop, bpf_skb_vlan_push, bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_load_bytes,
     },
 };
 use fwha_common::{
     drop::DropReason,
     flow::{NextHop, proto},
+    rule::Tag,
 };
 
 use crate::{
     maps,
-    packet::{Packet, RouteKind, Window, bounded, window},
+    packet::{Arrival, Packet, RouteKind, Window, bounded, window},
     parse::Ip,
 };
 
@@ -81,20 +82,18 @@ pub fn exact_ns() -> u64 {
 /// A packet at XDP.
 pub struct Xdp {
     ctx: *mut xdp_md,
+    arrival: &'static mut Arrival,
     out: u32,
 }
 
 impl Xdp {
-    /// The packet.
+    /// The packet, as if it had no tags; `None` cannot be.
     #[inline(always)]
-    pub fn new(ctx: *mut xdp_md) -> Self {
-        Self { ctx, out: 0 }
-    }
-
-    /// Where to leave, as [`NextHop::out`].
-    #[inline(always)]
-    pub fn out(&self) -> u32 {
-        self.out
+    pub fn new(ctx: *mut xdp_md) -> Option<Self> {
+        let arrival = maps::arrival()?;
+        // SAFETY: the kernel's context, valid while the program runs.
+        arrival.begin(unsafe { (*ctx).ingress_ifindex });
+        Some(Self { ctx, arrival, out: 0 })
     }
 }
 
@@ -127,12 +126,56 @@ impl Packet for Xdp {
         0
     }
     #[inline(always)]
-    fn vlans(&self) -> [u16; 2] {
-        [0; 2]
+    fn arrival(&mut self) -> &mut Arrival {
+        self.arrival
+    }
+    #[inline(always)]
+    fn device(&self) -> u32 {
+        self.arrival.device
+    }
+    #[inline(always)]
+    fn taken_tag(&self) -> Tag {
+        Tag::NONE
+    }
+    #[inline(always)]
+    fn pop_tag(&mut self) -> bool {
+        let Ok(old) = window::<16>(self, 0) else {
+            return false;
+        };
+        let (macs, rest) = (old.u64::<0>(), old.u32::<8>());
+        // SAFETY: the kernel's context.
+        if unsafe { bpf_xdp_adjust_head(self.ctx, TAG_LEN) } != 0 {
+            return false;
+        }
+        let Ok(new) = window::<12>(self, 0) else {
+            return false;
+        };
+        new.set_u64::<0>(macs);
+        new.set_u32::<8>(rest);
+        true
+    }
+    #[inline(always)]
+    fn push_tag(&mut self, tag: Tag) -> bool {
+        // SAFETY: the kernel's context.
+        if unsafe { bpf_xdp_adjust_head(self.ctx, -TAG_LEN) } != 0 {
+            return false;
+        }
+        let Ok(new) = window::<16>(self, 0) else {
+            return false;
+        };
+        let (macs, rest) = (new.u64::<4>(), new.u32::<12>());
+        new.set_u64::<0>(macs);
+        new.set_u32::<8>(rest);
+        new.set_u32::<12>(tag.0);
+        true
     }
     #[inline(always)]
     fn leave_by(&mut self, out: u32) {
         self.out = out;
+    }
+    #[inline(always)]
+    fn out(&self) -> u32 {
+        self.out
     }
     #[inline(always)]
     fn load(&self, offset: u32, bytes: &mut [u8]) -> bool {
@@ -154,6 +197,12 @@ impl Packet for Xdp {
         Ok(())
     }
     #[inline(always)]
+    fn checksum(&mut self, at: u32, pseudo: u16, rest: u16) -> Result<(), DropReason> {
+        let field: Window<2> = window(self, bounded::<OFFSET_MASK>(at))?;
+        field.set_u16::<0>(!added(pseudo, rest));
+        Ok(())
+    }
+    #[inline(always)]
     fn resize(&mut self, len: u32) -> bool {
         let delta = len.wrapping_sub(self.len()) as i32;
         // It grows at its head: there is room before every frame (XDP_PACKET_HEADROOM, uapi/linux/bpf.h), behind it a
@@ -169,7 +218,7 @@ impl Packet for Xdp {
     }
     #[inline(always)]
     fn route(&self, ip: &Ip, back: bool, hop: &mut NextHop) -> RouteKind {
-        route(self.ctx.cast(), self.ifindex(), ip, back, hop)
+        route(self.ctx.cast(), self.device(), ip, back, hop)
     }
 }
 
@@ -179,37 +228,44 @@ const fn as_summed(at: u32, checksum_at: u32, from: u16, to: u16) -> [u16; 2] {
     if (at ^ checksum_at) & 1 == 0 { [from, to] } else { [from.swap_bytes(), to.swap_bytes()] }
 }
 
+/// Bytes of a VLAN tag.
+const TAG_LEN: i32 = size_of::<Tag>() as i32;
+/// The sum of two sums (RFC 1071).
+#[inline(always)]
+const fn added(a: u16, b: u16) -> u16 {
+    let sum = a as u32 + b as u32;
+    ((sum & 0xffff) + (sum >> 16)) as u16
+}
+
 /// Headers end before this offset: a bound for the verifier.
 const OFFSET_MASK: u32 = 0xfff;
 
 /// Bytes from the start of a frame that hold every header the engine looks at: Ethernet, IP with options
-/// or some extension headers, ICMP, embedded IP with the same, eight bytes of its payload.
-const HEADERS: u32 = 14 + 72 + 8 + 72 + 8;
+/// or some extension headers, ICMP, embedded IP with the same, eight bytes of its payload; and two tags.
+const HEADERS: u32 = 14 + 8 + 72 + 8 + 72 + 8;
 
 /// A packet at tc.
 pub struct Tc {
     ctx: *mut __sk_buff,
+    arrival: &'static mut Arrival,
     out: u32,
 }
 
 impl Tc {
-    /// The packet, with its headers where they can be read directly.
+    /// The packet, with its headers where they can be read directly, as if it had no tags; `None` cannot be.
     #[inline(always)]
-    pub fn new(ctx: *mut __sk_buff) -> Self {
-        let packet = Self { ctx, out: 0 };
+    pub fn new(ctx: *mut __sk_buff) -> Option<Self> {
+        let arrival = maps::arrival()?;
+        // SAFETY: the kernel's context, valid while the program runs.
+        arrival.begin(unsafe { (*ctx).ifindex });
+        let packet = Self { ctx, arrival, out: 0 };
         let linear = (packet.end() - packet.start()) as u32;
         let len = packet.len();
         if linear < HEADERS && linear < len {
             // SAFETY: the kernel's context. Should it fail, the parser finds the packet truncated.
             unsafe { bpf_skb_pull_data(ctx, if len < HEADERS { len } else { HEADERS }) };
         }
-        packet
-    }
-
-    /// Where to leave, as [`NextHop::out`].
-    #[inline(always)]
-    pub fn out(&self) -> u32 {
-        self.out
+        Some(packet)
     }
 
     /// Where it entered this machine; 0 for what the machine itself sends.
@@ -267,15 +323,41 @@ impl Packet for Tc {
         unsafe { (*self.ctx).gso_size }
     }
     #[inline(always)]
-    fn vlans(&self) -> [u16; 2] {
+    fn arrival(&mut self) -> &mut Arrival {
+        self.arrival
+    }
+    #[inline(always)]
+    fn device(&self) -> u32 {
+        self.arrival.device
+    }
+    #[inline(always)]
+    fn taken_tag(&self) -> Tag {
         // SAFETY: see `start`.
         unsafe {
-            if (*self.ctx).vlan_present == 0 { [0; 2] } else { [((*self.ctx).vlan_tci & 0xfff) as u16, 0] }
+            if (*self.ctx).vlan_present == 0 {
+                Tag::NONE
+            } else {
+                Tag::new((*self.ctx).vlan_proto as u16, (*self.ctx).vlan_tci as u16)
+            }
         }
+    }
+    #[inline(always)]
+    fn pop_tag(&mut self) -> bool {
+        // SAFETY: the kernel's context.
+        unsafe { bpf_skb_vlan_pop(self.ctx) == 0 }
+    }
+    #[inline(always)]
+    fn push_tag(&mut self, tag: Tag) -> bool {
+        // SAFETY: the kernel's context.
+        unsafe { bpf_skb_vlan_push(self.ctx, tag.ethertype(), tag.tci()) == 0 }
     }
     #[inline(always)]
     fn leave_by(&mut self, out: u32) {
         self.out = out;
+    }
+    #[inline(always)]
+    fn out(&self) -> u32 {
+        self.out
     }
     #[inline(always)]
     fn load(&self, offset: u32, bytes: &mut [u8]) -> bool {
@@ -300,13 +382,26 @@ impl Packet for Tc {
         Ok(())
     }
     #[inline(always)]
+    fn checksum(&mut self, at: u32, pseudo: u16, rest: u16) -> Result<(), DropReason> {
+        // Where it is left to the hardware the field has the sum of the pseudo-header, and the helper leaves that
+        // alone. Elsewhere it adds what it is given to the complement, which makes it the sum of both.
+        let field: Window<2> = window(self, bounded::<OFFSET_MASK>(at))?;
+        field.set_u16::<0>(pseudo);
+        let missing = added(added(pseudo, pseudo), rest);
+        // SAFETY: the kernel's context.
+        if unsafe { bpf_l4_csum_replace(self.ctx, at, 0, missing as u64, 2) } != 0 {
+            return Err(DropReason::Truncated);
+        }
+        Ok(())
+    }
+    #[inline(always)]
     fn resize(&mut self, len: u32) -> bool {
         // SAFETY: the kernel's context. The headers are then where they can be written directly.
         unsafe { bpf_skb_change_tail(self.ctx, len, 0) == 0 && bpf_skb_pull_data(self.ctx, len) == 0 }
     }
     #[inline(always)]
     fn route(&self, ip: &Ip, back: bool, hop: &mut NextHop) -> RouteKind {
-        route(self.ctx.cast(), self.ifindex(), ip, back, hop)
+        route(self.ctx.cast(), self.device(), ip, back, hop)
     }
 }
 
@@ -314,11 +409,14 @@ const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
 /// A FIB and neighbour lookup as seen from the interface the packet came in by; `back` to its source.
-/// Not inlined: its 64 bytes of parameters then are on the stack only while it runs.
+/// Not inlined: what it needs of the stack it then has only while it runs.
 #[inline(never)]
 fn route(ctx: *mut c_void, ifindex: u32, ip: &Ip, back: bool, hop: &mut NextHop) -> RouteKind {
+    let Some(params) = maps::fib() else {
+        return RouteKind::None;
+    };
     // SAFETY: integers and unions of integers only.
-    let mut params: FibLookup = unsafe { core::mem::zeroed() };
+    *params = unsafe { core::mem::zeroed() };
     let (src, dst) = if back { (&ip.dst, &ip.src) } else { (&ip.src, &ip.dst) };
     params.l4_protocol = ip.proto;
     // GRE has no ports.
@@ -342,7 +440,7 @@ fn route(ctx: *mut c_void, ifindex: u32, ip: &Ip, back: bool, hop: &mut NextHop)
         params.__bindgen_anon_4.ipv4_dst = dst[3];
     }
     // SAFETY: context and parameters are valid, the length is the parameters' own.
-    let result = unsafe { bpf_fib_lookup(ctx, &raw mut params, size_of::<FibLookup>() as i32, 0) };
+    let result = unsafe { bpf_fib_lookup(ctx, &raw mut *params, size_of::<FibLookup>() as i32, 0) };
     let kind = match result as u32 {
         BPF_FIB_LKUP_RET_SUCCESS => RouteKind::Resolved,
         BPF_FIB_LKUP_RET_NO_NEIGH => RouteKind::Unresolved,

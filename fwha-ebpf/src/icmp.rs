@@ -6,6 +6,7 @@ use fwha_common::{
 };
 
 use crate::{
+    embryonic,
     flow::{self, FlowRef, Found},
     maps,
     packet::{ETH_LEN, Packet},
@@ -26,9 +27,9 @@ pub enum Related {
 /// # Errors
 ///
 /// There is none, the error does not go to the sender of the packet inside, or the segment inside is
-/// none that was sent (RFC 5927, 4).
+/// none that was sent (RFC 5927, 4). `translated` if the SYN proxy has had the error already.
 #[inline(always)]
-pub fn related(packet: &impl Packet, ip: &Ip, now: u64) -> Result<Related, DropReason> {
+pub fn related(packet: &impl Packet, ip: &Ip, now: u64, translated: bool) -> Result<Related, DropReason> {
     let inner = maps::inner().ok_or(DropReason::IcmpUnrelated)?;
     parse::embedded(packet, ip, ETH_LEN, inner).map_err(|_| DropReason::IcmpUnrelated)?;
     let tracked = matches!(
@@ -40,10 +41,18 @@ pub fn related(packet: &impl Packet, ip: &Ip, now: u64) -> Result<Related, DropR
     }
     let (key, src_is_b) = inner.key();
     match flow::find(&key, src_is_b, inner, now) {
-        Found::Main(flow) | Found::Embryonic(flow) => {
-            let by_responder = flow.is_reply(src_is_b);
-            if inner.payload == Payload::Tcp && !sent(flow, by_responder, inner.tcp.seq) {
-                return Err(DropReason::IcmpUnrelated);
+        Found::Main(mut flow) | Found::Embryonic(mut flow) => {
+            let mut by_responder = flow.is_reply(src_is_b);
+            // Behind the SYN proxy, as the responder's side of the network numbers it.
+            let ahead = if by_responder && !translated { flow.delta() } else { 0 };
+            if inner.payload == Payload::Tcp && !sent(flow, by_responder, inner.tcp.seq.wrapping_add(ahead)) {
+                // It may be about a SYN that has begun another connection beside this one.
+                let hash = embryonic::hash(&key);
+                flow = flow::begun(&key, hash, inner, now).ok_or(DropReason::IcmpUnrelated)?;
+                by_responder = flow.is_reply(src_is_b);
+                if !sent(flow, by_responder, inner.tcp.seq) {
+                    return Err(DropReason::IcmpUnrelated);
+                }
             }
             // The inner packet of an error that goes to the originator was sent by it.
             Ok(Related::Flow(flow, !by_responder))

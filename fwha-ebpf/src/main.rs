@@ -8,6 +8,7 @@
 //! | [`engine`] | the packet's way at ingress |
 //! | [`egress`] | what leaves: the node's own flows, and the guard |
 //! | [`packet`], [`hook`], [`parse`] | access to a packet, at XDP and at tc; from bytes to fields |
+//! | [`vlan`] | tags: off before the engine, on behind it |
 //! | [`own`] | protocols of the node and its links that always pass |
 //! | [`fragment`] | fragments, held to what the first of them said |
 //! | [`probe`] | probes, answered here |
@@ -15,6 +16,7 @@
 //! | [`flow`], [`tcp`], [`sctp`], [`icmp`] | flows, their states and windows, errors about them |
 //! | [`zone`], [`limit`] | where a packet comes from; limits by source |
 //! | [`forward`], [`reject`] | next hop and rewrite; answers to what a rule rejects |
+//! | [`synproxy`] | cookies in answer to SYNs, and what follows from them |
 //! | [`capture`] | samples of what is dropped |
 //! | [`maps`], [`atomic`] | the maps; atomic operations |
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch, core_intrinsics))]
@@ -58,6 +60,10 @@ mod probe;
 #[cfg(target_arch = "bpf")]
 mod reject;
 #[cfg(target_arch = "bpf")]
+mod synproxy;
+#[cfg(target_arch = "bpf")]
+mod vlan;
+#[cfg(target_arch = "bpf")]
 mod zone;
 
 #[cfg(target_arch = "bpf")]
@@ -81,7 +87,7 @@ mod entry {
         maps,
         packet::{Eth, Packet},
         parse::ethertype,
-        probe, reject,
+        probe, reject, synproxy, vlan,
     };
 
     const REJECT: u32 = DropReason::Reject as u32;
@@ -90,17 +96,24 @@ mod entry {
     #[unsafe(no_mangle)]
     #[unsafe(link_section = "xdp")]
     fn fwha_xdp(ctx: *mut xdp_md) -> u32 {
-        let mut packet = Xdp::new(ctx);
-        match count(&mut packet, engine::ingress) {
-            Ok(Verdict::Forward) => redirect(NextHop::ifindex(packet.out())),
-            // Not XDP_TX: a veth whose other end has no XDP program does not wake that end, and the answer would lie
-            // there until something else comes (`veth_xdp_flush` in drivers/net/veth.c).
-            Ok(Verdict::Answer) => redirect(packet.ifindex()),
-            Ok(Verdict::Pass) => XDP_PASS,
+        let Some(mut packet) = Xdp::new(ctx) else {
+            return XDP_DROP;
+        };
+        match count(&mut packet, judge) {
+            Ok(Verdict::Forward | Verdict::ProxyForward) => match way_out(&mut packet) {
+                0 => XDP_DROP,
+                ifindex => redirect(ifindex),
+            },
+            Ok(Verdict::Answer | Verdict::SynAnswer) => answer_xdp(&mut packet),
+            Ok(Verdict::Pass | Verdict::ProxyPass) if vlan::restore_for_stack(&mut packet) => XDP_PASS,
+            Ok(Verdict::Pass | Verdict::ProxyPass) => XDP_DROP,
             Err(reason) => {
-                capture::xdp(ctx, reason);
+                if capture::wanted(reason) && vlan::restore(&mut packet) {
+                    capture::xdp(ctx, reason);
+                    vlan::strip(&mut packet);
+                }
                 if reason == REJECT && reject::answer(&mut packet) {
-                    redirect(packet.ifindex())
+                    answer_xdp(&mut packet)
                 } else {
                     XDP_DROP
                 }
@@ -108,15 +121,32 @@ mod entry {
         }
     }
 
+    /// Sends a packet back to where it came from.
+    ///
+    /// Not XDP_TX: a veth whose other end has no XDP program does not wake that end, and the answer would lie
+    /// there until something else comes (`veth_xdp_flush` in drivers/net/veth.c).
+    #[inline(always)]
+    fn answer_xdp(packet: &mut Xdp) -> u32 {
+        if vlan::restore(packet) { redirect(packet.ifindex()) } else { XDP_DROP }
+    }
+
     /// tc ingress (TCX) on a zone interface.
     #[unsafe(no_mangle)]
     #[unsafe(link_section = "classifier")]
     fn fwha_tc(ctx: *mut __sk_buff) -> i32 {
-        let mut packet = Tc::new(ctx);
-        match count(&mut packet, engine::ingress) {
-            Ok(Verdict::Forward) => send(&packet, NextHop::ifindex(packet.out())),
-            Ok(Verdict::Answer) => send(&packet, packet.ifindex()),
-            Ok(Verdict::Pass) => {
+        let Some(mut packet) = Tc::new(ctx) else {
+            return TCX_DROP;
+        };
+        match count(&mut packet, judge) {
+            Ok(Verdict::Forward | Verdict::ProxyForward) => match way_out(&mut packet) {
+                0 => TCX_DROP,
+                ifindex => send(&packet, ifindex),
+            },
+            Ok(Verdict::Answer | Verdict::SynAnswer) => answer_tc(&mut packet),
+            Ok(Verdict::Pass | Verdict::ProxyPass) => {
+                if !vlan::restore_for_stack(&mut packet) {
+                    return TCX_DROP;
+                }
                 // A mark that somebody else set must not look like ours.
                 if packet.mark() == egress::mark(maps::settings()) {
                     packet.set_mark(0);
@@ -124,9 +154,12 @@ mod entry {
                 TCX_NEXT
             }
             Err(reason) => {
-                capture::tc(ctx, DropHook::Ingress, reason);
+                if capture::wanted(reason) && vlan::restore(&mut packet) {
+                    capture::tc(ctx, DropHook::Ingress, reason);
+                    vlan::strip(&mut packet);
+                }
                 if reason == REJECT && reject::answer(&mut packet) {
-                    send(&packet, packet.ifindex())
+                    answer_tc(&mut packet)
                 } else {
                     TCX_DROP
                 }
@@ -134,17 +167,27 @@ mod entry {
         }
     }
 
+    /// Sends a packet back to where it came from.
+    #[inline(always)]
+    fn answer_tc(packet: &mut Tc) -> i32 {
+        if vlan::restore(packet) { send(packet, packet.ifindex()) } else { TCX_DROP }
+    }
+
     /// tc egress (TCX) on a zone interface.
     #[unsafe(no_mangle)]
     #[unsafe(link_section = "classifier")]
     fn fwha_egress(ctx: *mut __sk_buff) -> i32 {
-        let packet = Tc::new(ctx);
-        match egress::egress(&packet) {
+        let Some(mut packet) = Tc::new(ctx) else {
+            return TCX_DROP;
+        };
+        match egress::egress(&mut packet) {
             Ok(()) => TCX_NEXT,
             Err(reason) => {
                 let reason = reason as u32;
                 count_drop(reason, packet.segments());
-                capture::tc(ctx, DropHook::Egress, reason);
+                if capture::wanted(reason) {
+                    capture::tc(ctx, DropHook::Egress, reason);
+                }
                 TCX_DROP
             }
         }
@@ -154,7 +197,9 @@ mod entry {
     #[unsafe(no_mangle)]
     #[unsafe(link_section = "classifier")]
     fn fwha_sync(ctx: *mut __sk_buff) -> i32 {
-        let mut packet = Tc::new(ctx);
+        let Some(mut packet) = Tc::new(ctx) else {
+            return TCX_NEXT;
+        };
         match Eth::read(&packet) {
             Ok(eth) if eth.ethertype == ethertype::PROBE => {}
             _ => return TCX_NEXT,
@@ -163,10 +208,20 @@ mod entry {
             Ok(Verdict::Answer) => send(&packet, packet.ifindex()),
             Ok(_) => TCX_NEXT,
             Err(reason) => {
-                capture::tc(ctx, DropHook::Sync, reason);
+                if capture::wanted(reason) {
+                    capture::tc(ctx, DropHook::Sync, reason);
+                }
                 TCX_DROP
             }
         }
+    }
+
+    /// The interface by which a packet leaves, which it now has the tags for; 0 if it cannot.
+    #[inline(always)]
+    fn way_out<P: Packet>(packet: &mut P) -> u32 {
+        let out = packet.out();
+        let device = NextHop::ifindex(out);
+        if NextHop::tagged(out) { vlan::dress(packet, device) } else { device }
     }
 
     /// Sends a packet out of an interface, past the guard there.
@@ -184,6 +239,13 @@ mod entry {
         unsafe { bpf_redirect(ifindex, 0) as u32 }
     }
 
+    /// Judges a packet that came in, and does to it what the SYN proxy has to.
+    #[inline(always)]
+    fn judge<P: Packet>(packet: &mut P) -> Outcome {
+        let outcome = engine::ingress(packet);
+        synproxy::finish(packet, outcome)
+    }
+
     /// Has a packet judged, and counts it and its verdict. A drop is the number of its [`DropReason`].
     #[inline(always)]
     fn count<P: Packet>(packet: &mut P, judge: impl FnOnce(&mut P) -> Outcome) -> Result<Verdict, u32> {
@@ -194,6 +256,7 @@ mod entry {
             Outcome::FORWARD => (Counter::Forwarded, Verdict::Forward),
             Outcome::PASS => (Counter::Passed, Verdict::Pass),
             Outcome::ANSWER => (Counter::ProbesAnswered, Verdict::Answer),
+            Outcome::SYN_ANSWER => (Counter::SynAnswered, Verdict::SynAnswer),
             reason => {
                 count_drop(reason, n);
                 return Err(reason);
@@ -229,6 +292,12 @@ enum Verdict {
     Pass,
     /// It was a question and is now the answer, to leave by where it came in.
     Answer,
+    /// A SYN, for the SYN proxy to answer, to leave by where it came in.
+    SynAnswer,
+    /// As [`Verdict::Forward`], once the SYN proxy has changed it.
+    ProxyForward,
+    /// As [`Verdict::Pass`], once the SYN proxy has changed it.
+    ProxyPass,
 }
 
 /// What becomes of a packet, as one number: that of a [`DropReason`], or one behind them for a
@@ -242,6 +311,11 @@ impl Outcome {
     const FORWARD: u32 = DROP_REASONS as u32;
     const PASS: u32 = Self::FORWARD + 1;
     const ANSWER: u32 = Self::FORWARD + 2;
+    const SYN_ANSWER: u32 = Self::FORWARD + 3;
+    const PROXY_FORWARD: u32 = Self::FORWARD + 4;
+    const PROXY_PASS: u32 = Self::FORWARD + 5;
+    /// Nothing is decided yet.
+    const JUDGE: u32 = Self::FORWARD + 6;
 }
 
 impl From<Result<Verdict, DropReason>> for Outcome {
@@ -251,6 +325,9 @@ impl From<Result<Verdict, DropReason>> for Outcome {
             Ok(Verdict::Forward) => Self::FORWARD,
             Ok(Verdict::Pass) => Self::PASS,
             Ok(Verdict::Answer) => Self::ANSWER,
+            Ok(Verdict::SynAnswer) => Self::SYN_ANSWER,
+            Ok(Verdict::ProxyForward) => Self::PROXY_FORWARD,
+            Ok(Verdict::ProxyPass) => Self::PROXY_PASS,
             Err(reason) => reason as u32,
         })
     }

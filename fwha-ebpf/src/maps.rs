@@ -2,7 +2,7 @@
 //! [`fwha_common::settings::name`]; sizes given here are defaults, which the loader overrides.
 
 use aya_ebpf::{
-    bindings::BPF_F_MMAPABLE,
+    bindings::{BPF_F_MMAPABLE, bpf_fib_lookup as FibLookup},
     btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
     macros::btf_map,
 };
@@ -14,7 +14,7 @@ use fwha_common::{
     flow::{Flow, FlowEvent, FlowKey, NextHop},
     group::Group,
     limit::{Limits, Source},
-    rule::{Interface, InterfaceKey, MAX_RULES, Rule},
+    rule::{Interface, InterfaceKey, MAX_INTERFACES, MAX_RULES, Rule},
     settings::{COUNTERS as COUNTER_COUNT, Settings, Timeouts},
 };
 
@@ -23,8 +23,10 @@ use crate::{
     engine::RuleScan,
     fragment::{Datagram, DatagramKey},
     hook::Clock,
+    packet::Arrival,
     parse::Ip,
     reject,
+    synproxy::Task,
     tcp::{Options, Scan},
 };
 
@@ -67,7 +69,7 @@ pub static RULES: Array<Rule, { 2 * MAX_RULES }> = Array::new();
 pub static RULE_HITS: PerCpuArray<u64, MAX_RULES> = PerCpuArray::new();
 
 #[btf_map]
-pub static INTERFACES: HashMap<InterfaceKey, Interface, 256> = HashMap::new();
+pub static INTERFACES: HashMap<InterfaceKey, Interface, MAX_INTERFACES> = HashMap::new();
 
 #[btf_map]
 pub static SETTINGS: Array<Settings, 1> = Array::new();
@@ -113,6 +115,9 @@ struct Scratch {
     datagram: Datagram,
     hop: NextHop,
     clock: Clock,
+    arrival: Arrival,
+    task: Task,
+    fib: FibLookup,
 }
 
 /// A reference of which the compiler knows nothing, so that what it refers to is read from memory.
@@ -171,6 +176,18 @@ scratch! {
     clock, clock, Clock
 }
 scratch! {
+    /// How the packet came in.
+    arrival, arrival, Arrival
+}
+scratch! {
+    /// The room for what the SYN proxy is to do.
+    task, task, Task
+}
+scratch! {
+    /// The room for the parameters of a route lookup.
+    fib, fib, FibLookup
+}
+scratch! {
     /// The room for a next hop.
     hop, hop, NextHop
 }
@@ -195,6 +212,12 @@ pub fn settings() -> Option<&'static Settings> {
         Some(settings) if settings.node != 0 => Some(settings),
         _ => None,
     }
+}
+
+/// Whether an interface with a program carries VLANs.
+#[inline(always)]
+pub fn vlans() -> bool {
+    SETTINGS.get(0).is_some_and(|settings| settings.vlans != 0)
 }
 
 /// The route generation. To be read before a lookup whose result is to be kept: a route that changes

@@ -2,7 +2,7 @@
 //!
 //! Headers are read through a [`Window`], after one bounds check each.
 
-use fwha_common::{drop::DropReason, flow::NextHop, rule::InterfaceKey};
+use fwha_common::{drop::DropReason, flow::NextHop, rule::Tag};
 
 use crate::parse::Ip;
 
@@ -23,12 +23,22 @@ pub trait Packet {
     fn segments(&self) -> u32;
     /// L4 payload of each segment of a super-packet, in bytes; 0 for a packet that is none.
     fn segment_size(&self) -> u32;
-    /// The VLANs of the tags that were taken off the frame, outer and inner; 0 for none.
-    fn vlans(&self) -> [u16; 2];
+    /// How it came in, as the module `vlan` found.
+    fn arrival(&mut self) -> &mut Arrival;
+    /// The interface whose zone and routes count for it ([`Arrival::device`]).
+    fn device(&self) -> u32;
+    /// The outer tag, if the kernel took it off the frame and keeps it beside.
+    fn taken_tag(&self) -> Tag;
+    /// Takes the outer tag off. Windows into the frame end; whether it could.
+    fn pop_tag(&mut self) -> bool;
+    /// Puts a tag in front of those that are there. Windows into the frame end; whether it could.
+    fn push_tag(&mut self, tag: Tag) -> bool;
     /// Notes where to leave ([`NextHop::out`]), for [`crate::Verdict::Forward`]. (Not part of the verdict:
     /// where a verdict has no interface the compiler leaves there what it finds, and the verifier refuses
     /// to see a pointer there.)
     fn leave_by(&mut self, out: u32);
+    /// What [`Packet::leave_by`] noted.
+    fn out(&self) -> u32;
     /// Copies `bytes.len()` bytes from `offset` of the frame; whether they are there.
     fn load(&self, offset: u32, bytes: &mut [u8]) -> bool;
     /// Replaces two bytes of data at `at` that the checksum at `checksum_at` (RFC 1071) covers, both
@@ -38,18 +48,37 @@ pub trait Packet {
     ///
     /// They are not there.
     fn replace(&mut self, at: u32, checksum_at: u32, from: u16, to: u16) -> Result<(), DropReason>;
+    /// Writes the checksum at `at` of a segment that was written anew, from the sums (RFC 1071) of its pseudo-header
+    /// and of the rest. Windows into the frame end with it.
+    ///
+    /// # Errors
+    ///
+    /// It is not there.
+    fn checksum(&mut self, at: u32, pseudo: u16, rest: u16) -> Result<(), DropReason>;
     /// Gives the frame another length, to be written anew: what is in it is undefined, and windows into it end. Whether
     /// it could.
     fn resize(&mut self, len: u32) -> bool;
     /// Looks up the next hop to the destination of a packet (`false`), or back to its source. Fills in
     /// what it finds but for the generation; `out` is the interface's index.
     fn route(&self, ip: &Ip, back: bool, hop: &mut NextHop) -> RouteKind;
+}
 
-    /// Where it came in, as in the map `INTERFACES`.
+/// How the present packet came in.
+pub struct Arrival {
+    /// The interface whose zone and routes count for it: the one that it came by, or the VLAN's device.
+    pub device: u32,
+    /// The tags that were taken off it, the outer first. Without an outer one, the inner one and `bare` mean nothing.
+    pub tags: [Tag; 2],
+    /// Whether the kernel's stack is to have it without them.
+    pub bare: bool,
+}
+
+impl Arrival {
+    /// By this interface, without tags.
     #[inline(always)]
-    fn interface_key(&self) -> InterfaceKey {
-        let [vlan, inner] = self.vlans();
-        InterfaceKey { ifindex: self.ifindex(), vlan, inner }
+    pub const fn begin(&mut self, ifindex: u32) {
+        self.device = ifindex;
+        self.tags[0] = Tag::NONE;
     }
 }
 
@@ -306,10 +335,25 @@ impl Packet for Frame {
     fn segment_size(&self) -> u32 {
         0
     }
-    fn vlans(&self) -> [u16; 2] {
-        [0; 2]
+    fn arrival(&mut self) -> &mut Arrival {
+        unreachable!("nothing that is tested here asks")
+    }
+    fn device(&self) -> u32 {
+        1
+    }
+    fn taken_tag(&self) -> Tag {
+        Tag::NONE
+    }
+    fn pop_tag(&mut self) -> bool {
+        false
+    }
+    fn push_tag(&mut self, _: Tag) -> bool {
+        false
     }
     fn leave_by(&mut self, _: u32) {}
+    fn out(&self) -> u32 {
+        0
+    }
     fn load(&self, offset: u32, bytes: &mut [u8]) -> bool {
         match self.0.get(offset as usize..offset as usize + bytes.len()) {
             Some(there) => bytes.copy_from_slice(there),
@@ -318,6 +362,9 @@ impl Packet for Frame {
         true
     }
     fn replace(&mut self, _: u32, _: u32, _: u16, _: u16) -> Result<(), DropReason> {
+        Ok(())
+    }
+    fn checksum(&mut self, _: u32, _: u16, _: u16) -> Result<(), DropReason> {
         Ok(())
     }
     fn resize(&mut self, len: u32) -> bool {

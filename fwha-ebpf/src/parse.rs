@@ -19,10 +19,6 @@ pub mod ethertype {
     pub const ARP: u16 = 0x0806u16.to_be();
     /// IPv6.
     pub const IPV6: u16 = 0x86ddu16.to_be();
-    /// A VLAN tag (IEEE 802.1Q).
-    pub const VLAN: u16 = 0x8100u16.to_be();
-    /// A service VLAN tag, in front of another (IEEE 802.1ad).
-    pub const SERVICE_VLAN: u16 = 0x88a8u16.to_be();
     /// Probes of this cluster.
     pub const PROBE: u16 = fwha_common::probe::ETHERTYPE.to_be();
 }
@@ -329,6 +325,7 @@ fn ipv6_header(packet: &impl Packet, offset: usize, whole: bool, ip: &mut Ip) ->
     // Kept apart from `ip`, which lies where the verifier forgets bounds.
     let mut next = ip.proto;
     let mut l4 = 40;
+    let mut fragment_header = false;
     let mut i = 0;
     while i < EXTENSION_HEADERS {
         let first = i == 0;
@@ -355,7 +352,8 @@ fn ipv6_header(packet: &impl Packet, offset: usize, whole: bool, ip: &mut Ip) ->
         l4 += 8;
         let at = u16::from_be(here.u16::<2>()) as u32;
         if whole {
-            if ip.is_fragment() || ip.len < l4 as u32 {
+            // At most one (RFC 8200, 4.1), also of those that say nothing.
+            if fragment_header || ip.len < l4 as u32 {
                 return Err(DropReason::ExtensionHeader);
             }
             // An "atomic" fragment is a whole datagram (RFC 6946).
@@ -364,6 +362,7 @@ fn ipv6_header(packet: &impl Packet, offset: usize, whole: bool, ip: &mut Ip) ->
                 ip.proto = next;
                 fragment(ip, here.u32::<4>(), at & 0xfff8, at & 1 != 0, payload)?;
             }
+            fragment_header = true;
         }
         if at & 0xfff8 != 0 {
             // What follows is from the middle of the datagram.
@@ -579,9 +578,15 @@ pub fn embedded(packet: &impl Packet, outer: &Ip, offset: usize, ip: &mut Ip) ->
             ip.sport = l4.u16::<4>();
             ip.dport = ip.sport;
         }
-        proto::GRE if l4.u8::<0>() & 0xa0 == 0x20 && l4.u8::<1>() & 7 == 0 => {
-            ip.sport = l4.u16::<4>();
-            ip.dport = l4.u16::<6>();
+        proto::GRE if l4.u8::<0>() & 0x20 != 0 && l4.u8::<1>() & 7 == 0 => {
+            // Behind a checksum the key is not among the eight bytes that are sure to be there.
+            let behind = if l4.u8::<0>() & 0x80 != 0 { 8 } else { 4 };
+            if outer.len < outer.header_len + ip.l4 + behind as u32 + 4 {
+                return Err(DropReason::Malformed);
+            }
+            let key: Window<4> = window(packet, at + bounded::<L4_MASK>(ip.l4) + behind)?;
+            ip.sport = key.u16::<0>();
+            ip.dport = key.u16::<2>();
         }
         _ => {}
     }
@@ -753,6 +758,8 @@ mod tests {
         assert_eq!(read(&v6(43, &routing_0)), Err(DropReason::ExtensionHeader));
         let atomic = [&[proto::UDP, 0, 0, 0, 0, 0, 0, 9][..], &UDP].concat();
         assert!(!read(&v6(44, &atomic)).unwrap().is_fragment());
+        let twice = [&[44, 0, 0, 0, 0, 0, 0, 9][..], &atomic].concat();
+        assert_eq!(read(&v6(44, &twice)), Err(DropReason::ExtensionHeader));
         let later = [&[proto::UDP, 0, 0, 9, 0, 0, 0, 9][..], &UDP].concat();
         assert_eq!(read(&v6(44, &later)).unwrap().payload, Payload::LaterFragment);
     }
@@ -775,6 +782,33 @@ mod tests {
                 assert!(embedded(&Frame(error[..len].to_vec()), &outer, 0, &mut inner).is_err(), "{len}");
             }
         }
+    }
+
+    #[test]
+    fn an_init_that_a_fragment_cuts_is_not_read_out_of_padding() {
+        let init = [&[0, 1, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 20][..], &[0, 0, 0, 7]].concat();
+        let first = |payload: &[u8]| {
+            let mut packet = v6(44, &[&[proto::SCTP, 0, 0, 1, 0, 0, 0, 9][..], payload].concat());
+            packet.extend([0xff; 32]);
+            read(&packet)
+        };
+        assert_eq!(first(&init[..16]), Err(DropReason::Malformed));
+        assert_eq!(first(&[&init[..], &[0; 4]].concat()).map(|ip| ip.tcp.ack), Ok(7u32.to_be()));
+    }
+
+    #[test]
+    fn an_error_about_gre_has_the_key_of_the_flow_or_is_about_none() {
+        let key = |gre: &[u8]| {
+            let error =
+                v4(proto::ICMP, 0, &[[3, 4, 0, 0, 0, 0, 0, 0].as_slice(), &v4(proto::GRE, 0, gre)].concat());
+            let (outer, mut inner) = (read(&error).unwrap(), Ip::EMPTY);
+            embedded(&Frame(error), &outer, 0, &mut inner).map(|()| (inner.sport, inner.dport))
+        };
+        let (first, second) = (0x0102u16.to_be(), 0x0304u16.to_be());
+        assert_eq!(key(&[0x20, 0, 8, 0, 1, 2, 3, 4]), Ok((first, second)));
+        assert_eq!(key(&[0xa0, 0, 8, 0, 9, 9, 0, 0, 1, 2, 3, 4]), Ok((first, second)));
+        assert_eq!(key(&[0xa0, 0, 8, 0, 9, 9, 0, 0]), Err(DropReason::Malformed), "cut before the key");
+        assert_eq!(key(&[0x80, 0, 8, 0, 9, 9, 0, 0]), Ok((0, 0)), "none");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use fwha_common::{
     MAX_GROUPS,
     drop::DropReason,
     probe::{Probe, ProbeKind},
+    rule::InterfaceKey,
     settings::Settings,
 };
 
@@ -47,7 +48,9 @@ pub fn answer(packet: &mut impl Packet, settings: Option<&Settings>) -> Result<V
     let mut own = Eth::read(packet)?.dst;
     if own.is_group() {
         // Asked by broadcast, by somebody who does not know this node's MAC.
-        own = Mac::new(maps::interface(packet.interface_key()).ok_or(DropReason::BadProbe)?.mac);
+        own = Mac::new(
+            maps::interface(InterfaceKey::untagged(packet.device())).ok_or(DropReason::BadProbe)?.mac,
+        );
     }
     let asker = Eth::src(packet)?;
     Eth::address(packet, asker, own)?;

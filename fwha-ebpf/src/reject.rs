@@ -24,8 +24,10 @@ pub struct Share {
     answers: u64,
 }
 
-const V4: usize = 20;
-const V6: usize = 40;
+/// Length of an IPv4 header without options.
+pub const V4: usize = 20;
+/// Length of an IPv6 header.
+pub const V6: usize = 40;
 /// What an ICMP error quotes behind the IP header.
 const QUOTED: usize = 8;
 
@@ -82,23 +84,33 @@ fn allowed(shares: &PerCpuArray<Share, 1>) -> bool {
 
 /// A sum of 16-bit words in memory order (RFC 1071).
 #[derive(Clone, Copy)]
-struct Sum(u64);
+pub struct Sum(u64);
 
 impl Sum {
+    /// Of nothing.
+    pub const ZERO: Self = Self(0);
+
+    /// Adds the two words in `word`.
     #[inline(always)]
-    fn word(self, word: u32) -> Self {
+    pub fn word(self, word: u32) -> Self {
         Self(self.0 + (word & 0xffff) as u64 + (word >> 16) as u64)
+    }
+
+    /// As one word.
+    #[inline(always)]
+    pub fn fold(self) -> u16 {
+        let sum = (self.0 & 0xffff) + (self.0 >> 16);
+        (sum + (sum >> 16)) as u16
     }
 
     #[inline(always)]
     fn checksum(self) -> u16 {
-        let sum = (self.0 & 0xffff) + (self.0 >> 16);
-        !((sum + (sum >> 16)) as u16)
+        !self.fold()
     }
 
     /// The pseudo-header of `len` bytes of `protocol` (RFC 9293, 3.1; RFC 8200, 8.1).
     #[inline(always)]
-    fn pseudo(ip: &Ip, protocol: u8, len: u16) -> Self {
+    pub fn pseudo(ip: &Ip, protocol: u8, len: u16) -> Self {
         let mut sum = Self((protocol as u16).to_be() as u64 + len.to_be() as u64);
         if ip.v6 {
             sum = sum.word(ip.src[0]).word(ip.src[1]).word(ip.src[2]);
@@ -108,32 +120,46 @@ impl Sum {
     }
 }
 
-/// Gives the packet its answer's length, `len` bytes behind the IP header, and writes Ethernet and IP headers.
+/// Gives the packet another length, `len` bytes behind the IP header, and writes Ethernet and IP headers: those
+/// of an answer (`back`), or its own anew.
 #[inline(always)]
-fn headers<const L3: usize>(packet: &mut impl Packet, ip: &Ip, protocol: u8, len: u16) -> Option<()> {
-    let eth = window::<ETH_LEN>(packet, 0).ok()?;
-    let (dst, src, ethertype) = (eth.mac::<0, 4>(), eth.mac::<6, 10>(), eth.u16::<12>());
+pub fn headers<const L3: usize>(
+    packet: &mut impl Packet,
+    ip: &Ip,
+    protocol: u8,
+    len: u16,
+    back: bool,
+) -> Option<()> {
+    let old: Window<{ ETH_LEN + V4 }> = window(packet, 0).ok()?;
+    let (dst, src, ethertype) = (old.mac::<0, 4>(), old.mac::<6, 10>(), old.u16::<12>());
+    let (dst, src) = if back { (src, dst) } else { (dst, src) };
+    let ttl = match (back, L3 == V6) {
+        (true, _) => 64,
+        (false, true) => old.u8::<{ ETH_LEN + 7 }>(),
+        (false, false) => old.u8::<{ ETH_LEN + 8 }>(),
+    };
+    let (to, from) = if back { (&ip.src, &ip.dst) } else { (&ip.dst, &ip.src) };
     if !packet.resize((ETH_LEN + L3) as u32 + len as u32) {
         return None;
     }
     let eth = window::<ETH_LEN>(packet, 0).ok()?;
-    eth.set_mac::<0, 4>(src);
-    eth.set_mac::<6, 10>(dst);
+    eth.set_mac::<0, 4>(dst);
+    eth.set_mac::<6, 10>(src);
     eth.set_u16::<12>(ethertype);
     if L3 == V6 {
         let header: Window<V6> = window(packet, ETH_LEN).ok()?;
         header.set_u32::<0>(u32::to_be(0x6000_0000));
         header.set_u16::<4>(len.to_be());
         header.set_u8::<6>(protocol);
-        header.set_u8::<7>(64);
-        header.set_u32::<8>(ip.dst[0]);
-        header.set_u32::<12>(ip.dst[1]);
-        header.set_u32::<16>(ip.dst[2]);
-        header.set_u32::<20>(ip.dst[3]);
-        header.set_u32::<24>(ip.src[0]);
-        header.set_u32::<28>(ip.src[1]);
-        header.set_u32::<32>(ip.src[2]);
-        header.set_u32::<36>(ip.src[3]);
+        header.set_u8::<7>(ttl);
+        header.set_u32::<8>(from[0]);
+        header.set_u32::<12>(from[1]);
+        header.set_u32::<16>(from[2]);
+        header.set_u32::<20>(from[3]);
+        header.set_u32::<24>(to[0]);
+        header.set_u32::<28>(to[1]);
+        header.set_u32::<32>(to[2]);
+        header.set_u32::<36>(to[3]);
         return Some(());
     }
     let header: Window<V4> = window(packet, ETH_LEN).ok()?;
@@ -141,11 +167,11 @@ fn headers<const L3: usize>(packet: &mut impl Packet, ip: &Ip, protocol: u8, len
     header.set_u16::<2>((V4 as u16 + len).to_be());
     // No identification, do not fragment.
     header.set_u32::<4>(u32::to_be(0x4000));
-    header.set_u8::<8>(64);
+    header.set_u8::<8>(ttl);
     header.set_u8::<9>(protocol);
     header.set_u16::<10>(0);
-    header.set_u32::<12>(ip.dst[3]);
-    header.set_u32::<16>(ip.src[3]);
+    header.set_u32::<12>(from[3]);
+    header.set_u32::<16>(to[3]);
     let sum = Sum(0)
         .word(header.u32::<0>())
         .word(header.u32::<4>())
@@ -158,7 +184,7 @@ fn headers<const L3: usize>(packet: &mut impl Packet, ip: &Ip, protocol: u8, len
 
 #[inline(always)]
 fn tcp_reset<P: Packet, const L3: usize>(packet: &mut P, ip: &Ip) -> Option<()> {
-    headers::<L3>(packet, ip, proto::TCP, 20)?;
+    headers::<L3>(packet, ip, proto::TCP, 20, true)?;
     let answers = ip.tcp.flags & ACK != 0;
     let carried = (ip.len - ip.header_len)
         .wrapping_add((ip.tcp.flags & SYN != 0) as u32)
@@ -195,7 +221,7 @@ fn unreachable_v4(packet: &mut impl Packet, ip: &Ip) -> Option<()> {
         old.u32::<20>(),
         old.u32::<24>(),
     ];
-    headers::<V4>(packet, ip, proto::ICMP, LEN as u16)?;
+    headers::<V4>(packet, ip, proto::ICMP, LEN as u16, true)?;
     let icmp: Window<LEN> = window(packet, ETH_LEN + V4).ok()?;
     icmp.set_u32::<0>(u32::to_be(0x0303_0000));
     icmp.set_u32::<4>(0);
@@ -223,7 +249,7 @@ fn unreachable_v6(packet: &mut impl Packet, ip: &Ip) -> Option<()> {
     let old: Window<{ V6 + QUOTED }> = window(packet, ETH_LEN).ok()?;
     let (first, second) = (old.u32::<0>(), old.u32::<4>());
     let carried = [old.u32::<40>(), old.u32::<44>()];
-    headers::<V6>(packet, ip, proto::ICMPV6, LEN as u16)?;
+    headers::<V6>(packet, ip, proto::ICMPV6, LEN as u16, true)?;
     let icmp: Window<LEN> = window(packet, ETH_LEN + V6).ok()?;
     icmp.set_u32::<0>(u32::to_be(0x0104_0000));
     icmp.set_u32::<4>(0);

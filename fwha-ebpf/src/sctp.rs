@@ -36,6 +36,8 @@ pub enum Chunk {
     CookieEcho = 10,
     /// COOKIE ACK.
     CookieAck = 11,
+    /// COOKIE ACK, and SHUTDOWN behind it.
+    CookieAckShutdown = 12,
 }
 
 /// The chunk by its type (RFC 9260, 3.2); those with a T bit as without it. A table, because to the
@@ -79,6 +81,7 @@ impl Chunk {
             9 => Self::Error,
             10 => Self::CookieEcho,
             11 => Self::CookieAck,
+            12 => Self::CookieAckShutdown,
             _ => Self::None,
         }
     }
@@ -146,6 +149,10 @@ pub fn read(packet: &impl Packet, ip: &mut Ip, at: usize, room: u32) -> Result<(
         }
         if i == 0 && (chunk == Chunk::Init as u8 || chunk == Chunk::InitAck as u8) {
             // type, flags, length, initiate tag, a_rwnd, streams out, streams in, initial TSN
+            // A first fragment may end before the tag, and the frame behind it is padding.
+            if room < 20 {
+                return Err(DropReason::Malformed);
+            }
             let init: Window<8> = window(packet, at + 12)?;
             ip.tcp.ack = init.u32::<4>();
             // RFC 9260, 3.3.2, 3.3.3, 8.5.1: never 0, and an INIT comes without a tag.
@@ -157,6 +164,9 @@ pub fn read(packet: &impl Packet, ip: &mut Ip, at: usize, room: u32) -> Result<(
         // the ERROR about parameters of the INIT ACK (RFC 9260, 3.2.2). Otherwise the last one decides.
         if chunk != Chunk::None as u8 && !aborts(decides) && (aborts(chunk) || !cookie(decides)) {
             decides = chunk;
+        }
+        if chunk == Chunk::Shutdown as u8 && decides == Chunk::CookieAck as u8 {
+            decides = Chunk::CookieAckShutdown as u8;
         }
         if kind == DATA {
             break;
@@ -195,7 +205,8 @@ pub fn step(state: FlowState, reply: bool, chunk: Chunk) -> Result<FlowState, Dr
         (Chunk::CookieEcho, CookieWait) => CookieEchoed,
         (Chunk::CookieAck, CookieEchoed) => Established,
         (Chunk::Error, CookieEchoed) if reply => Close,
-        (Chunk::Shutdown, Established) => {
+        (Chunk::CookieAckShutdown, CookieEchoed)
+        | (Chunk::Shutdown | Chunk::CookieAckShutdown, Established) => {
             if reply {
                 ShutdownRecd
             } else {
@@ -231,6 +242,7 @@ mod tests {
             assert_eq!(state, next, "{chunk:?}");
         }
         assert_eq!(step(Established, false, Chunk::Shutdown), Ok(ShutdownSent));
+        assert_eq!(step(CookieEchoed, true, Chunk::CookieAckShutdown), Ok(ShutdownRecd));
         assert_eq!(step(CookieEchoed, true, Chunk::Error), Ok(Close), "a stale cookie");
         assert_eq!(step(Established, true, Chunk::Error), Ok(Established));
     }

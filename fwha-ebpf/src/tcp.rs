@@ -83,7 +83,7 @@ const S2: u8 = FlowState::SynSent2 as u8;
 ///
 /// Where the kernel lets a SYN of the originator pass and takes notes, another connection is begun
 /// beside the one that is there, and replaces it if it is answered.
-static TABLE: [[[u8; 16]; 8]; 2] = [
+static TABLE: [[[u8; 32]; 8]; 2] = [
     // The originator sends.
     [
         //   -  SS  SR  ES  FW  CW  LA  TW  CL  S2
@@ -101,7 +101,7 @@ static TABLE: [[[u8; 16]; 8]; 2] = [
         row([IV, S2, IV, IV, IV, IV, IV, BG, BG, S2]),
         row([IV, SR, IG, IG, IG, IG, IG, IG, IG, SR]),
         row([IV, IV, FW, FW, LA, LA, LA, TW, CL, IV]),
-        row([IV, IG, SR, ES, CW, CW, TW, TW, CL, IG]),
+        row_met([IV, IG, SR, ES, CW, CW, TW, TW, CL, IG], ES),
         row([IV, CL, CL, CL, CL, CL, CL, CL, CL, CL]),
         row([IV; 10]),
         row([IV; 10]),
@@ -109,21 +109,30 @@ static TABLE: [[[u8; 16]; 8]; 2] = [
     ],
 ];
 
-const fn row(states: [u8; 10]) -> [u8; 16] {
-    let mut row = [IV; 16];
+/// A row, twice: the second half is for connections that both ends began.
+const fn row(states: [u8; 10]) -> [u8; 32] {
+    row_met(states, states[SR as usize])
+}
+
+/// A row in which a connection that both ends began goes from syn-recv to `met`.
+const fn row_met(states: [u8; 10], met: u8) -> [u8; 32] {
+    let mut row = [IV; 32];
     let mut i = 0;
     while i < 9 {
         row[i] = states[i];
+        row[i + 16] = states[i];
         i += 1;
     }
-    row[FlowState::SynSent2 as usize] = states[9];
+    row[S2 as usize] = states[9];
+    row[S2 as usize + 16] = states[9];
+    row[SR as usize + 16] = met;
     row
 }
 
-/// What a segment with `flags` does to a flow in `state`; `reply` if the responder sent it. The
-/// caller has refused flags that are not [`flags_valid`].
+/// What a segment with `flags` does to a flow in `state`; `reply` if the responder sent it, `back`
+/// the flags of its way. The caller has refused flags that are not [`flags_valid`].
 #[inline(always)]
-pub fn step(state: u8, reply: bool, flags: u8) -> Step {
+pub fn step(state: u8, back: u8, reply: bool, flags: u8) -> Step {
     let kind = if flags & RST != 0 {
         4
     } else if flags & SYN != 0 {
@@ -133,7 +142,9 @@ pub fn step(state: u8, reply: bool, flags: u8) -> Step {
     } else {
         3
     };
-    let next = TABLE[reply as usize & 1][kind & 7][state as usize & 15];
+    // No branch: the verifier would follow each half for itself.
+    let half = (back & Way::MET) / (Way::MET / 16);
+    let next = TABLE[reply as usize & 1][kind & 7][(state & 15 | half) as usize & 31];
     match next {
         _ if state > S2 => Step::Invalid,
         IV => Step::Invalid,
@@ -193,7 +204,7 @@ pub struct Options {
     pub mss_at: u8,
     /// Whether there are SACK blocks.
     pub sacked: bool,
-    /// The highest right edge of the SACK blocks, if there are any.
+    /// The highest of the acknowledgement and the right edges of the SACK blocks, if there are any.
     pub sack: u32,
 }
 
@@ -258,7 +269,8 @@ impl Scan {
                 self.found.flags |= Way::SCALE;
             }
             (4, 2) => self.found.flags |= Way::SACK,
-            (5, 10 | 18 | 26 | 34) => {
+            // Only the first is read, as in the kernel.
+            (5, 10 | 18 | 26 | 34) if self.blocks == 0 => {
                 self.blocks_at = at + 2;
                 self.blocks = len >> 3;
             }
@@ -268,14 +280,15 @@ impl Scan {
         true
     }
 
-    /// Looks through the SACK blocks, once the options have been read.
+    /// Looks through the SACK blocks, once the options have been read, for what lies above `ack`.
     #[inline(always)]
-    pub fn finish(&mut self) -> Options {
+    pub fn finish(&mut self, ack: u32) -> Options {
+        self.found.sack = ack;
         let mut block = 0;
         while block < 4 {
             if block < self.blocks {
                 let right = self.u32(self.blocks_at + 4 + 8 * block);
-                if !self.found.sacked || before(self.found.sack, right) {
+                if before(self.found.sack, right) {
                     self.found.sack = right;
                 }
                 self.found.sacked = true;
@@ -345,17 +358,15 @@ pub fn window(
     if syn && (first || state == SS && before(own.end, end)) {
         init(own, other, segment, end, options);
         if segment.flags & ACK == 0 {
+            // Of the responder: a simultaneous open. Of the originator it means nothing.
+            own.flags |= Way::MET;
             return Window::In;
         }
     }
     let shift = if syn || own.flags & other.flags & Way::SCALE == 0 { 0 } else { own.scale & 15 };
     let win = (segment.window as u32) << shift;
     let mut ack = segment.ack;
-    let mut sack = if options.sacked && other.flags & Way::SACK != 0 && before(ack, options.sack) {
-        options.sack
-    } else {
-        ack
-    };
+    let mut sack = if options.sacked && other.flags & Way::SACK != 0 { options.sack } else { ack };
     if segment.flags & ACK == 0 || rst && ack == 0 {
         // Some stacks set ACK in resets without a number.
         ack = other.end;
@@ -450,7 +461,7 @@ mod tests {
         let mut state = FlowState::SynSent;
         segments
             .iter()
-            .map(|&(reply, flags)| match step(state as u8, reply, flags) {
+            .map(|&(reply, flags)| match step(state as u8, 0, reply, flags) {
                 Step::To(next) => {
                     state = next;
                     Ok(next)
@@ -486,8 +497,8 @@ mod tests {
     fn a_reset_closes_from_every_state() {
         for state in [SynSent, SynRecv, Established, FinWait, CloseWait, LastAck, TimeWait] {
             for reply in [false, true] {
-                assert_eq!(step(state as u8, reply, RST), Step::To(Close));
-                assert_eq!(step(state as u8, reply, RST | ACK), Step::To(Close));
+                assert_eq!(step(state as u8, 0, reply, RST), Step::To(Close));
+                assert_eq!(step(state as u8, 0, reply, RST | ACK), Step::To(Close));
             }
         }
     }
@@ -519,9 +530,9 @@ mod tests {
     #[test]
     fn a_syn_past_the_handshake_begins_another_connection() {
         for state in [SynRecv, Established, FinWait, CloseWait, LastAck, TimeWait, Close] {
-            assert_eq!(step(state as u8, false, SYN), Step::Begin);
+            assert_eq!(step(state as u8, 0, false, SYN), Step::Begin);
             let over = matches!(state, TimeWait | Close);
-            assert_eq!(step(state as u8, true, SYN), if over { Step::Begin } else { Step::Invalid });
+            assert_eq!(step(state as u8, 0, true, SYN), if over { Step::Begin } else { Step::Invalid });
         }
     }
 
@@ -536,15 +547,28 @@ mod tests {
     }
 
     #[test]
+    fn either_end_completes_a_simultaneous_open() {
+        for (back, reply, next) in [
+            (0, true, Step::Stay),
+            (Way::MET, true, Step::To(Established)),
+            (Way::MET, false, Step::To(Established)),
+        ] {
+            assert_eq!(step(SynRecv as u8, back, reply, ACK), next);
+        }
+        assert_eq!(step(SynRecv as u8, Way::MET, true, SYN | ACK), Step::Ignore);
+        assert_eq!(step(Established as u8, Way::MET, true, ACK), Step::Stay);
+    }
+
+    #[test]
     fn no_state_and_no_flags_lead_out_of_the_table() {
         for state in 0..=u8::MAX {
             for flags in 0..=u8::MAX {
-                for reply in [false, true] {
+                for (back, reply) in [(0, false), (0, true), (u8::MAX, false), (u8::MAX, true)] {
                     if !matches!(FlowState::from_u8(state), Some(SynSent2))
                         && !(SynSent as u8..=Close as u8).contains(&state)
                     {
-                        assert_eq!(step(state, reply, flags), Step::Invalid);
-                    } else if let Step::To(next) = step(state, reply, flags) {
+                        assert_eq!(step(state, back, reply, flags), Step::Invalid);
+                    } else if let Step::To(next) = step(state, back, reply, flags) {
                         assert!(next == SynSent2 || (SynSent as u8..=Close as u8).contains(&(next as u8)));
                     }
                 }
@@ -672,6 +696,10 @@ mod tests {
     }
 
     fn options(bytes: &[u8]) -> Options {
+        options_with(bytes, 0)
+    }
+
+    fn options_with(bytes: &[u8], ack: u32) -> Options {
         let mut scan = Scan {
             bytes: [0; OPTIONS_LEN + 4],
             len: bytes.len() as u32,
@@ -683,7 +711,7 @@ mod tests {
         scan.bytes[..bytes.len()].copy_from_slice(bytes);
         let steps = (0..=40).take_while(|_| scan.step()).count();
         assert!(steps <= 40);
-        scan.finish()
+        scan.finish(ack)
     }
 
     #[test]
@@ -699,8 +727,18 @@ mod tests {
             bytes.extend(left.to_be_bytes());
             bytes.extend(right.to_be_bytes());
         }
-        let found = options(&bytes);
+        let found = options_with(&bytes, u32::MAX - 20);
         assert_eq!((found.sacked, found.sack), (true, 40));
+        assert_eq!(options_with(&bytes, 50).sack, 50, "an acknowledgement above them");
+        // Half the space and more below the last block: only step by step is it higher.
+        assert_eq!(options_with(&bytes, 35u32.wrapping_sub(1 << 31)).sack, 40);
+    }
+
+    #[test]
+    fn of_several_lists_of_sack_blocks_the_first_counts() {
+        let list = |right: u8| [1, 1, 5, 10, 0, 0, 0, 0, 0, 0, 0, right];
+        assert_eq!(options(&[list(40), list(20)].concat()).sack, 40);
+        assert_eq!(options(&[list(20), list(40)].concat()).sack, 20);
     }
 
     #[test]

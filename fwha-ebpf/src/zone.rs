@@ -1,6 +1,10 @@
 //! Zones: which one a packet comes from, and whether its source may be there.
 
-use fwha_common::{drop::DropReason, flow::proto, rule::Interface};
+use fwha_common::{
+    drop::DropReason,
+    flow::proto,
+    rule::{Interface, InterfaceKey},
+};
 
 use crate::{
     maps,
@@ -16,10 +20,7 @@ use crate::{
 /// has not learned, and each of several firewalls behind it would forward them.
 #[inline(always)]
 pub fn of(packet: &impl Packet, eth: &Eth) -> Result<Interface, DropReason> {
-    let key = packet.interface_key();
-    let Some(interface) = maps::interface(key) else {
-        return Err(if key.vlan == 0 { DropReason::NoZone } else { DropReason::Vlan });
-    };
+    let interface = maps::interface(InterfaceKey::untagged(packet.device())).ok_or(DropReason::NoZone)?;
     if interface.zone == Interface::NO_ZONE {
         return Err(DropReason::NoZone);
     }

@@ -790,6 +790,33 @@ mod tests {
         talk(&mut a, &mut b);
     }
 
+    /// A hello of a node that speaks these versions.
+    fn hello_of_versions(from: &mut Channel, min: u8, max: u8) -> Vec<u8> {
+        let mut plain = [0; HELLO_LEN];
+        plain[..8].copy_from_slice(&from.challenge.to_le_bytes());
+        plain[8..16].copy_from_slice(&from.echo.to_le_bytes());
+        (plain[16], plain[17], plain[18]) = (1, min, max);
+        from.counter += 1;
+        encrypt(&from.keys[0].hello, &from.header(KIND_HELLO, 0), &plain)
+    }
+
+    #[test]
+    fn nodes_speak_the_highest_version_that_both_know() {
+        let newer = WIRE_VERSION_MAX + 1;
+        for (min, max, expected) in [
+            (WIRE_VERSION_MAX, newer, Ok(WIRE_VERSION_MAX)),
+            (WIRE_VERSION_MIN, WIRE_VERSION_MIN, Ok(WIRE_VERSION_MIN)),
+            (newer, newer, Err(OpenError::Version { min: newer, max: newer })),
+            (0, WIRE_VERSION_MIN - 1, Err(OpenError::Version { min: 0, max: WIRE_VERSION_MIN - 1 })),
+        ] {
+            let (mut a, mut b) = pair();
+            // B hears A's challenge, and answers as a node of another release would.
+            b.open(&mut a.hello()).unwrap();
+            let opened = a.open(&mut hello_of_versions(&mut b, min, max)).map(|_| a.wire_version().unwrap());
+            assert_eq!(opened, expected, "{min} to {max}");
+        }
+    }
+
     #[test]
     fn replays_are_refused_reordering_is_not() {
         let (mut a, mut b) = pair();

@@ -7,9 +7,14 @@
 //! |---|---|
 //! | `GET /v1/status` | [`Status`] |
 //! | `GET /v1/flows?`[`FlowFilter`] | a [`FlowRow`] a line |
+//! | `GET /v1/flows/diff?`[`DiffQuery`] | a [`DiffLine`] a line |
+//! | `POST /v1/flows/delete` [`FlowFilter`] | [`FlowsDeleted`] |
 //! | `GET /v1/stats` | [`Stats`] |
+//! | `GET /metrics` | the same and more in Prometheus' text format |
 //! | `GET /v1/events?`[`EventsQuery`] | an [`Event`] a line, oldest first |
 //! | `POST /v1/switchover` [`SwitchoverRequest`] | [`SwitchoverReply`] |
+//! | `POST /v1/bulk` [`TransferRequest`] | a [`Transfer`] a line |
+//! | `POST /v1/resync` [`TransferRequest`] | a [`Transfer`] a line |
 //! | `GET /v1/capture?`[`CaptureQuery`] | a [`CaptureLine`] a line, as packets are dropped |
 //!
 //! Answers of one object a line have the type [`NDJSON`] and end when there is no more. Any answer whose
@@ -27,12 +32,22 @@ pub mod path {
     pub const STATUS: &str = "/v1/status";
     /// [`super::FlowRow`]s.
     pub const FLOWS: &str = "/v1/flows";
+    /// [`super::DiffLine`]s.
+    pub const FLOWS_DIFF: &str = "/v1/flows/diff";
+    /// [`super::FlowsDeleted`].
+    pub const FLOWS_DELETE: &str = "/v1/flows/delete";
     /// [`super::Stats`].
     pub const STATS: &str = "/v1/stats";
+    /// Metrics for Prometheus.
+    pub const METRICS: &str = "/metrics";
     /// [`super::Event`]s.
     pub const EVENTS: &str = "/v1/events";
     /// [`super::SwitchoverRequest`].
     pub const SWITCHOVER: &str = "/v1/switchover";
+    /// [`super::Transfer`]s to peers.
+    pub const BULK: &str = "/v1/bulk";
+    /// [`super::Transfer`]s from peers.
+    pub const RESYNC: &str = "/v1/resync";
     /// [`super::CaptureLine`]s.
     pub const CAPTURE: &str = "/v1/capture";
 }
@@ -146,10 +161,24 @@ pub struct PeerStatus {
     /// Why, if there is more to say.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
+    /// Why its datagrams are refused, if they are.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refused: Vec<RefusedStatus>,
     /// The sync links to it.
     pub links: Vec<LinkStatus>,
     /// Replication with it.
     pub sync: SyncStatus,
+}
+
+/// Datagrams of a peer that are refused.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedStatus {
+    /// `heartbeats` or `replication`.
+    pub channel: String,
+    /// Why: `other_cluster`, `other_key`, `version` and so on, the name under which they are counted.
+    pub reason: String,
+    /// The same in words, with the remedy.
+    pub text: String,
 }
 
 /// A sync link to a peer.
@@ -161,6 +190,15 @@ pub struct LinkStatus {
     pub state: String,
     /// Round trip time of a heartbeat, if known.
     pub rtt_us: Option<u64>,
+    /// What replication's own probes find: `up`, `lossy`, `down`; `unknown` until they tell.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub replication: String,
+    /// Of these probes, those of the last seconds that were not answered, per mille; absent until there are enough.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_per_mille: Option<u32>,
+    /// Flows are sent over it.
+    #[serde(default)]
+    pub used: bool,
 }
 
 /// Replication with a peer.
@@ -168,6 +206,9 @@ pub struct LinkStatus {
 pub struct SyncStatus {
     /// `in-sync`, `bulk`, `down` and so on: the names of the replication's states.
     pub state: String,
+    /// How long it has been so.
+    #[serde(default)]
+    pub since_ms: u64,
     /// Age of the oldest change that the peer has not acknowledged.
     pub lag_ms: u64,
     /// Changes that the peer has not acknowledged.
@@ -182,12 +223,81 @@ pub struct SyncStatus {
 /// How far a bulk transfer is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BulkStatus {
+    /// Which way it goes.
+    pub direction: Direction,
     /// Flows transferred.
     pub flows_done: u64,
     /// Flows to transfer, as announced at its start.
     pub flows_total: u64,
+    /// Buckets, of 256, of which not everything is there yet.
+    pub buckets_left: u64,
     /// Since its start.
     pub elapsed_ms: u64,
+    /// Until its end, if it goes on like this; absent while nothing tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remaining_ms: Option<u64>,
+}
+
+/// Which way flows go in bulk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// To the peer.
+    #[default]
+    Sending,
+    /// From the peer.
+    Receiving,
+}
+
+impl fmt::Display for Direction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Sending => "sending",
+            Self::Receiving => "receiving",
+        })
+    }
+}
+
+/// What `POST /v1/bulk` and `POST /v1/resync` take.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TransferRequest {
+    /// The peer; all of them if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer: Option<String>,
+    /// Go on with the transfer's progress until its end. Without it the answer is one line for each peer.
+    pub wait: bool,
+}
+
+/// A bulk transfer that was asked for: first `running` or `failed`, in the end `done` or `failed`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Transfer {
+    /// The peer.
+    pub peer: String,
+    /// How it stands.
+    pub state: TransferState,
+    /// How far it is.
+    #[serde(flatten)]
+    pub bulk: BulkStatus,
+    /// Of one from the peer that is done: flows that the peer does not have and that are gone here, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub swept: Option<u64>,
+    /// Why it failed, and the remedy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// How a [`Transfer`] stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TransferState {
+    /// Asked for, or under way.
+    #[default]
+    Running,
+    /// Complete, acknowledged, and what was not mentioned is gone at the receiver.
+    Done,
+    /// Refused, or broken off.
+    Failed,
 }
 
 /// An interface with packet programs.
@@ -233,6 +343,10 @@ pub struct FlowCounts {
     pub embryonic: u64,
     /// Limit of `local` and `peer` together.
     pub max: u64,
+    /// Flows that this node owns and that no peer which answers is known to hold as they are: at most so many are
+    /// lost, or fall back to an earlier state, if it is lost now.
+    #[serde(default)]
+    pub at_risk: u64,
 }
 
 /// Where a flow in this node's table came from.
@@ -289,6 +403,9 @@ pub struct FlowRow {
     pub bytes: [u64; 2],
     /// Name of the rule that admitted it; empty if this node's ruleset has it no more.
     pub rule: String,
+    /// Opened by way of the SYN proxy: the ends have sequence numbers of their own. Left out if not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub syn_proxied: bool,
 }
 
 /// Which flows are asked for: those that match all that is given.
@@ -409,6 +526,98 @@ mod network {
             .map_err(|()| D::Error::custom(format_args!("{text:?} is not an address or prefix")))?;
         Ok(Some(net))
     }
+}
+
+/// What `GET /v1/flows/diff` takes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DiffQuery {
+    /// The peer; all of them if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer: Option<String>,
+    /// Compare flow by flow even where digests agree.
+    pub all: bool,
+}
+
+/// A line of a comparison with a peer; the last one about each peer is its end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum DiffLine {
+    /// A flow that differs.
+    Difference(FlowDifference),
+    /// That was all.
+    End(DiffEnd),
+}
+
+/// A flow in which two nodes differ.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowDifference {
+    /// The peer.
+    pub peer: String,
+    /// `only-here`, `only-there`, `identity` (two flows of the same addresses and ports), `version`, or `state`.
+    pub kind: String,
+    /// A change was on its way: the two do not differ for good.
+    pub in_flight: bool,
+    /// As in [`FlowRow::proto`].
+    pub proto: String,
+    /// Address of the end that began it.
+    pub src: IpAddr,
+    /// Its port; the identifier of an ICMP echo.
+    pub sport: u16,
+    /// Address of the other end.
+    pub dst: IpAddr,
+    /// Its port; the identifier of an ICMP echo.
+    pub dport: u16,
+    /// Its bucket.
+    pub bucket: u8,
+    /// What this node has.
+    pub here: Option<FlowSide>,
+    /// What the peer has.
+    pub there: Option<FlowSide>,
+}
+
+/// What one node has of a flow.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowSide {
+    /// Which flow it is: the node at which it began, that node's boot epoch, a number.
+    pub identity: String,
+    /// The owner's term, and how often the flow changed.
+    pub version: String,
+    /// As in [`FlowRow::state`].
+    pub state: String,
+    /// Since its last change that this node knows of.
+    pub age_ms: u64,
+}
+
+/// The end of a comparison with a peer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiffEnd {
+    /// The peer.
+    pub peer: String,
+    /// Buckets compared: all.
+    pub buckets: u64,
+    /// Those of them that were compared flow by flow.
+    pub buckets_listed: u64,
+    /// Flows of the peer that were compared.
+    pub flows_listed: u64,
+    /// Flows that differ.
+    pub differences: u64,
+    /// Flows of which a change was on its way.
+    pub in_flight: u64,
+    /// Differences beyond those that are told one by one.
+    pub untold: u64,
+    /// Why there is nothing of that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// What became of flows that were to be deleted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowsDeleted {
+    /// Flows deleted, here and on the peers.
+    pub deleted: u64,
+    /// Flows that match and that another node owns.
+    pub not_owned: u64,
 }
 
 /// Counters, a tree; those of `flows`, `drops` and `rules` live in the kernel and go on when a killed daemon is back.
@@ -638,6 +847,7 @@ mod tests {
             packets: [1, 1],
             bytes: [1, 1],
             rule: "lan-out".into(),
+            syn_proxied: false,
         }
     }
 

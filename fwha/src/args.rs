@@ -95,6 +95,14 @@ pub enum CtlVerb {
     ///
     /// Goes on until interrupted. What it could not show is counted at the end.
     Capture(CaptureArgs),
+    /// Send all flows that this node owns to the peers.
+    ///
+    /// Exits with 1 when there is a peer to which they cannot be sent.
+    Bulk(TransferArgs),
+    /// Ask the peers for all flows that they own.
+    ///
+    /// Exits with 1 when there is a peer that cannot be asked.
+    Resync(TransferArgs),
     /// Move a group to another node. Run it on the active node.
     Switchover(SwitchoverArgs),
     /// Make a cluster key in a new file.
@@ -126,6 +134,37 @@ pub struct FlowsArgs {
 pub enum FlowsVerb {
     /// Count the flows.
     Count(FilterArgs),
+    /// Show in which flows this node and a peer differ.
+    ///
+    /// Exits with 0 when there is none, with 1 when there is one or the peer cannot be asked.
+    Diff(DiffArgs),
+    /// Delete flows, here and on the peers. Run it on the active node.
+    ///
+    /// Flows that nobody has answered yet are left to end by themselves.
+    Delete(DeleteArgs),
+}
+
+/// `fwhactl flows diff`.
+#[derive(Debug, Args)]
+pub struct DiffArgs {
+    /// The peer; all of them, if left out.
+    #[arg(long, value_name = "NAME")]
+    pub peer: Option<String>,
+    /// Compare flow by flow even where digests agree.
+    #[arg(long)]
+    pub all: bool,
+}
+
+/// `fwhactl flows delete`.
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("which").required(true).multiple(true).args(["terms", "origin", "all"]))]
+pub struct DeleteArgs {
+    /// Which flows.
+    #[command(flatten)]
+    pub filter: FilterArgs,
+    /// All of them.
+    #[arg(long, conflicts_with_all = ["terms", "origin"])]
+    pub all: bool,
 }
 
 /// Which flows.
@@ -146,6 +185,9 @@ pub struct StatsArgs {
     /// Only these counters.
     #[arg(value_enum)]
     pub section: Option<StatsSection>,
+    /// All metrics in Prometheus' text format.
+    #[arg(long, conflicts_with = "section")]
+    pub prometheus: bool,
 }
 
 /// The sections of [`api::Stats`].
@@ -203,6 +245,17 @@ pub struct CaptureArgs {
         value_parser = clap::value_parser!(u32).range(1..=SNAP_LEN as i64),
     )]
     pub snap_len: u32,
+}
+
+/// `fwhactl bulk` and `fwhactl resync`.
+#[derive(Debug, Args)]
+pub struct TransferArgs {
+    /// The peer; all of them, if left out.
+    #[arg(long, value_name = "NAME")]
+    pub peer: Option<String>,
+    /// Show how far it is and return when it is complete.
+    #[arg(long)]
+    pub wait: bool,
 }
 
 /// `fwhactl switchover`.

@@ -18,9 +18,11 @@ use axum::{
 };
 use futures_util::StreamExt as _;
 use fwha::api::{
-    ApiError, Attachment, CaptureLine, CaptureMissed, CaptureQuery, DroppedPacket, Event, EventsQuery,
-    FlowCounts, FlowFilter, FlowRow, GroupStatus, LinkStatus, NDJSON, Origin, PeerStatus, Role, Stat, Stats,
-    Status, Step, SwitchoverReply, SwitchoverRequest, SyncStatus, ZoneInterfaceStatus, path,
+    ApiError, Attachment, BulkStatus, CaptureLine, CaptureMissed, CaptureQuery, DiffEnd, DiffLine, DiffQuery,
+    Direction, DroppedPacket, Event, EventsQuery, FlowCounts, FlowDifference, FlowFilter, FlowRow, FlowSide,
+    FlowsDeleted, GroupStatus, LinkStatus, NDJSON, Origin, PeerStatus, Role, Stat, Stats, Status, Step,
+    SwitchoverReply, SwitchoverRequest, SyncStatus, Transfer, TransferRequest, TransferState,
+    ZoneInterfaceStatus, path,
 };
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -73,9 +75,28 @@ fn status() -> Status {
             state: "alive".into(),
             since_ms: Some(3_000),
             reason: String::new(),
-            links: vec![LinkStatus { interface: "sync".into(), state: "up".into(), rtt_us: Some(85) }],
+            refused: Vec::new(),
+            links: vec![
+                LinkStatus {
+                    interface: "sync".into(),
+                    state: "up".into(),
+                    rtt_us: Some(85),
+                    replication: "up".into(),
+                    loss_per_mille: Some(0),
+                    used: true,
+                },
+                LinkStatus {
+                    interface: "sync2".into(),
+                    state: "up".into(),
+                    rtt_us: Some(90),
+                    replication: "lossy".into(),
+                    loss_per_mille: Some(125),
+                    used: false,
+                },
+            ],
             sync: SyncStatus {
                 state: "in-sync".into(),
+                since_ms: 63_000,
                 lag_ms: 2,
                 unacked: 3,
                 digest_match: true,
@@ -88,7 +109,7 @@ fn status() -> Status {
             attach: Attachment::Tc,
             reason: "veth carries super-packets".into(),
         }],
-        flows: FlowCounts { local: 5, peer: 2, embryonic: 1, max: 65_536 },
+        flows: FlowCounts { local: 5, peer: 2, embryonic: 1, max: 65_536, at_risk: 3 },
         warnings: vec!["one sync link only\x1b[2J".into()],
     }
 }
@@ -111,6 +132,7 @@ fn flow(n: u16) -> FlowRow {
         packets: [10, 8],
         bytes: [1434, 712],
         rule: "lan-out".into(),
+        syn_proxied: false,
     }
 }
 
@@ -142,6 +164,72 @@ fn dropped(reason: &str) -> DroppedPacket {
         length_bytes: 60,
         frame,
     }
+}
+
+/// What a daemon says that differs from fw2 in a flow, and from fw3 in none.
+async fn diff(Query(query): Query<DiffQuery>) -> impl IntoResponse {
+    let side = |version: &str, age_ms| FlowSide {
+        identity: "fw1/0a0b0c0d/77".into(),
+        version: version.into(),
+        state: "established".into(),
+        age_ms,
+    };
+    let difference = |kind: &str, in_flight| {
+        DiffLine::Difference(FlowDifference {
+            peer: "fw2".into(),
+            kind: kind.into(),
+            in_flight,
+            proto: "tcp".into(),
+            src: "192.168.100.100".parse().unwrap(),
+            sport: 40_000,
+            dst: "10.0.0.128".parse().unwrap(),
+            dport: 22,
+            bucket: 9,
+            here: Some(side("7.4", 1200)),
+            there: (kind == "version").then(|| side("7.3", 61_000)),
+        })
+    };
+    let end = |peer: &str, differences| DiffEnd {
+        peer: peer.into(),
+        buckets: 256,
+        differences,
+        ..DiffEnd::default()
+    };
+    let listed = DiffEnd { buckets_listed: 1, flows_listed: 40, in_flight: 1, ..end("fw2", 2) };
+    let mut lines = match query.peer.as_deref() {
+        Some("fw3") => vec![],
+        Some("fw4") => {
+            let error = Some("fw4: it does not answer".to_owned());
+            vec![DiffLine::End(DiffEnd { peer: "fw4".into(), error, ..DiffEnd::default() })]
+        }
+        _ => vec![
+            difference("version", false),
+            difference("only-here", false),
+            difference("only-here", true),
+            DiffLine::End(listed),
+        ],
+    };
+    if query.peer.as_deref() != Some("fw4") {
+        lines.push(DiffLine::End(end("fw3", 0)));
+    }
+    ([(CONTENT_TYPE, NDJSON)], ndjson(&lines))
+}
+
+/// What a daemon with two peers says of a bulk transfer, when fw3 does not answer.
+async fn transfer(request: TransferRequest, direction: Direction) -> impl IntoResponse {
+    let bulk = BulkStatus { direction, flows_total: 5000, ..BulkStatus::default() };
+    let running = BulkStatus { flows_done: 2000, buckets_left: 256, remaining_ms: Some(1500), ..bulk };
+    let done = BulkStatus { flows_done: 5000, elapsed_ms: 2500, ..bulk };
+    let line = |peer: &str, state, bulk| Transfer { peer: peer.into(), state, bulk, ..Transfer::default() };
+    let mut lines = vec![line("fw2", TransferState::Running, running)];
+    if request.wait {
+        let swept = (direction == Direction::Receiving).then_some(7);
+        lines.push(Transfer { swept, ..line("fw2", TransferState::Done, done) });
+    }
+    let error = Some("fw3: it does not answer".to_owned());
+    lines.push(Transfer { error, ..line("fw3", TransferState::Failed, bulk) });
+    lines.retain(|line| request.peer.as_ref().is_none_or(|peer| *peer == line.peer));
+    ([(CONTENT_TYPE, NDJSON)], ndjson(&lines))
 }
 
 fn ndjson<T: serde::Serialize>(items: &[T]) -> String {
@@ -226,9 +314,20 @@ impl FakeDaemon {
             ([(CONTENT_TYPE, NDJSON)], body).into_response()
         };
         let router = Router::new()
+            .route(path::FLOWS_DIFF, get(diff))
+            .route(
+                path::FLOWS_DELETE,
+                post(|Json(filter): Json<FlowFilter>| async move {
+                    let deleted = if filter == FlowFilter::default() { 9 } else { 2 };
+                    Json(FlowsDeleted { deleted, not_owned: deleted - 2 })
+                }),
+            )
+            .route(path::BULK, post(|Json(request)| transfer(request, Direction::Sending)))
+            .route(path::RESYNC, post(|Json(request)| transfer(request, Direction::Receiving)))
             .route(path::STATUS, get(move || async { Json(status) }))
             .route(path::FLOWS, get(list))
             .route(path::STATS, get(move || async { Json(stats) }))
+            .route(path::METRICS, get(|| async { "# TYPE fwha_x_total counter\nfwha_x_total 1\n" }))
             .route(path::EVENTS, get(events))
             .route(path::CAPTURE, get(capture))
             .route(path::SWITCHOVER, post(switchover));
@@ -265,13 +364,13 @@ fw1 of cluster edge, config 1a2b3c4d5e6f7081, fwha 0.1.0, up 2m05s
 GROUP    ROLE    ACTIVE  TERM  FOR    VIPS                            REASON
 gateway  active  fw1     7     1m01s  10.0.0.12/24 192.168.100.12/24  nobody was active
 
-PEER  STATE           SYNC     LAG  UNACKED  LINKS
-fw2   alive for 3.0s  in-sync  2ms  3        sync up 0.09ms
+PEER  STATE           SYNC               LAG  UNACKED  LINKS
+fw2   alive for 3.0s  in-sync for 1m03s  2ms  3        sync up 0.09ms used, sync2 up 0.09ms 12.5% lost (replication lossy)
 
 INTERFACE  ZONE  ATTACHED  WHY
 wan        inet  tc        veth carries super-packets
 
-flows: 5 local, 2 from peers, 7 of 65536 used; 1 embryonic
+flows: 5 local, 2 from peers, 7 of 65536 used; 1 embryonic; 3 at risk
 warning: one sync link only?[2J
 ";
     assert_eq!(run.stdout, expected, "no colours and no control characters without a terminal");
@@ -340,6 +439,44 @@ async fn flows_are_listed_filtered_and_counted() {
 }
 
 #[tokio::test]
+async fn flows_that_differ_are_shown_and_the_exit_code_tells() {
+    let daemon = FakeDaemon::start(status(), 0);
+    let run = daemon.ctl(&["flows", "diff"]).await;
+    let expected = "\
+PEER  DIFFERS    PROTO  SOURCE                 DESTINATION    HERE                                      THERE
+fw2   version    tcp    192.168.100.100:40000  10.0.0.128:22  established 7.4 1.2s ago fw1/0a0b0c0d/77  established 7.3 1m01s ago fw1/0a0b0c0d/77
+fw2   only-here  tcp    192.168.100.100:40000  10.0.0.128:22  established 7.4 1.2s ago fw1/0a0b0c0d/77  -
+fw2: 2 flows differ; 1 changed meanwhile (256 buckets compared, 1 of them flow by flow, 40 flows)
+fw3: no flow differs; 0 changed meanwhile (256 buckets compared, 0 of them flow by flow, 0 flows)
+";
+    assert_eq!((run.code, run.stdout.as_str(), run.stderr.as_str()), (1, expected, ""));
+    let run = daemon.ctl(&["-o", "json", "flows", "diff"]).await;
+    let lines: Vec<DiffLine> = run.stdout.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!((run.code, lines.len()), (1, 5), "those in flight as well");
+    assert!(matches!(&lines[2], DiffLine::Difference(d) if d.in_flight));
+    assert!(matches!(&lines[3], DiffLine::End(end) if end.differences == 2));
+    assert_eq!(daemon.ctl(&["flows", "diff", "--peer", "fw3"]).await.code, 0);
+    let run = daemon.ctl(&["flows", "diff", "--peer", "fw4"]).await;
+    assert_eq!(
+        (run.code, run.stdout.as_str(), run.stderr.as_str()),
+        (1, "", "fwhactl: fw4: it does not answer\n")
+    );
+}
+
+#[tokio::test]
+async fn flows_are_deleted_only_if_somebody_says_which() {
+    let daemon = FakeDaemon::start(status(), 0);
+    assert_eq!(daemon.ctl(&["flows", "delete", "dport=22"]).await.stdout, "2 flows deleted\n");
+    let run = daemon.ctl(&["flows", "delete", "--all"]).await;
+    assert_eq!(run.stdout, "9 flows deleted; 7 are another node's\n");
+    let run = daemon.ctl(&["-o", "json", "flows", "delete", "--origin", "peer"]).await;
+    assert_eq!(run.stdout, "{\"deleted\":2,\"not_owned\":0}\n");
+    for wrong in [&["flows", "delete"][..], &["flows", "delete", "--all", "dport=22"]] {
+        assert_eq!(daemon.ctl(wrong).await.code, 2, "{wrong:?}");
+    }
+}
+
+#[tokio::test]
 async fn stats_show_all_sections_or_one() {
     let daemon = FakeDaemon::start(status(), 0);
     let run = daemon.ctl(&["stats", "drops"]).await;
@@ -350,6 +487,36 @@ async fn stats_show_all_sections_or_one() {
     assert!(run.stdout.contains("sync\n  fw2.lost  1\n"), "{}", run.stdout);
     let all: Stats = serde_json::from_str(&daemon.ctl(&["-o", "json", "stats"]).await.stdout).unwrap();
     assert_eq!(all.drops["not_syn"], Stat::Count(4));
+    let run = daemon.ctl(&["stats", "--prometheus"]).await;
+    assert_eq!((run.code, run.stdout.as_str()), (0, "# TYPE fwha_x_total counter\nfwha_x_total 1\n"));
+    assert_eq!(daemon.ctl(&["stats", "drops", "--prometheus"]).await.code, 2);
+}
+
+#[tokio::test]
+async fn a_bulk_transfer_says_what_became_of_it_by_peer() {
+    let daemon = FakeDaemon::start(status(), 0);
+    let run = daemon.ctl(&["bulk"]).await;
+    assert_eq!((run.code, run.stderr.as_str()), (1, "fwhactl: fw3: it does not answer\n"));
+    assert_eq!(run.stdout, "fw2 is being sent 256 buckets of flows\n");
+    let run = daemon.ctl(&["bulk", "--wait", "--peer", "fw2"]).await;
+    let sent = "5000 flows sent to fw2 in 2.5s\n";
+    assert_eq!(
+        (run.code, run.stdout.as_str(), run.stderr.as_str()),
+        (0, sent, ""),
+        "no bar without a terminal"
+    );
+    assert_eq!(daemon.ctl(&["resync"]).await.stdout, "fw2 was asked for 256 buckets of flows\n");
+    let run = daemon.ctl(&["resync", "--wait", "--peer", "fw2"]).await;
+    let received = "5000 flows received from fw2 in 2.5s; 7 that it does not have are gone\n";
+    assert_eq!((run.code, run.stdout.as_str()), (0, received));
+    let run = daemon.ctl(&["-o", "json", "bulk", "--wait"]).await;
+    assert_eq!(run.code, 1);
+    assert_eq!(
+        run.stdout.lines().next().unwrap(),
+        "{\"peer\":\"fw2\",\"state\":\"running\",\"direction\":\"sending\",\"flows_done\":2000,\"flows_total\":5000,\
+         \"buckets_left\":256,\"elapsed_ms\":0,\"remaining_ms\":1500}"
+    );
+    assert_eq!(run.stdout.lines().count(), 3);
 }
 
 #[tokio::test]

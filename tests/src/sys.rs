@@ -54,6 +54,23 @@ struct EthtoolValue {
 ///
 /// That of the socket or of the `SIOCETHTOOL` call; a name of 16 bytes or more is `InvalidInput`.
 pub fn set_feature(interface: &str, feature: Feature, on: bool) -> io::Result<()> {
+    ethtool(interface, EthtoolValue { cmd: feature as u32, data: on.into() })
+}
+
+/// Has a network interface in the network namespace of the calling thread put VLAN tags on frames and take them off
+/// itself, beside the frame, or leave that to the kernel.
+///
+/// # Errors
+///
+/// As [`set_feature`].
+pub fn set_vlan_offload(interface: &str, on: bool) -> io::Result<()> {
+    /// `ETHTOOL_SFLAGS`, and its `ETH_FLAG_TXVLAN` and `ETH_FLAG_RXVLAN`.
+    const SFLAGS: u32 = 0x26;
+    const VLAN_FLAGS: u32 = 1 << 7 | 1 << 8;
+    ethtool(interface, EthtoolValue { cmd: SFLAGS, data: if on { VLAN_FLAGS } else { 0 } })
+}
+
+fn ethtool(interface: &str, mut value: EthtoolValue) -> io::Result<()> {
     let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
     // SAFETY: all-zero bytes are a valid ifreq.
     let mut request: libc::ifreq = unsafe { mem::zeroed() };
@@ -66,7 +83,6 @@ pub fn set_feature(interface: &str, feature: Feature, on: bool) -> io::Result<()
     for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes()) {
         *to = from as libc::c_char;
     }
-    let mut value = EthtoolValue { cmd: feature as u32, data: on.into() };
     request.ifr_ifru.ifru_data = (&raw mut value).cast();
     // SAFETY: `request` is a whole ifreq whose data pointer leads to a live ethtool_value, as SIOCETHTOOL asks for
     // with these commands; both outlive the call.
@@ -110,6 +126,80 @@ pub fn packet_socket(interface: &str) -> io::Result<OwnedFd> {
     // SAFETY: `address` is a whole sockaddr_ll of that length.
     let done = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), len) };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(socket) }
+}
+
+/// A frame that a packet socket received, with the tag that the kernel took off it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Received {
+    /// The frame as it was on the wire.
+    pub frame: Vec<u8>,
+    /// How the kernel sees it (`PACKET_HOST` and the like of `linux/if_packet.h`). A frame of a VLAN for which it has
+    /// no device is another host's.
+    pub kind: u8,
+}
+
+/// Has a packet socket say which tag the kernel took off a frame, for [`receive`].
+///
+/// # Errors
+///
+/// That of the system call.
+pub fn ask_for_tags(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let on: c_int = 1;
+    // SAFETY: the option's value is a live c_int of the given size.
+    let done = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_AUXDATA,
+            (&raw const on).cast(),
+            mem::size_of::<c_int>() as libc::socklen_t,
+        )
+    };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Receives a frame, if one is there, from a packet socket of which [`ask_for_tags`] was asked.
+///
+/// # Errors
+///
+/// That of the system call.
+pub fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<Received>> {
+    /// Room for ancillary data, aligned as `cmsghdr` wants it.
+    #[repr(C, align(8))]
+    struct Control([u8; 128]);
+
+    let mut frame = vec![0; 2048];
+    let mut control = Control([0; 128]);
+    // SAFETY: all-zero bytes are a valid sockaddr_ll.
+    let mut from: libc::sockaddr_ll = unsafe { mem::zeroed() };
+    let mut part = libc::iovec { iov_base: frame.as_mut_ptr().cast(), iov_len: frame.len() };
+    // SAFETY: all-zero bytes are a valid msghdr; what matters is set below.
+    let mut message: libc::msghdr = unsafe { mem::zeroed() };
+    message.msg_name = (&raw mut from).cast();
+    message.msg_namelen = mem::size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = control.0.as_mut_ptr().cast();
+    message.msg_controllen = control.0.len();
+    // SAFETY: all members of `message` point to live memory of the lengths given.
+    let len = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, 0) };
+    if len < 0 {
+        let error = io::Error::last_os_error();
+        return if error.kind() == io::ErrorKind::WouldBlock { Ok(None) } else { Err(error) };
+    }
+    frame.truncate(len as usize);
+    // SAFETY: `message` still describes `control`; the kernel set its length. A header that is not null lies in it.
+    if let Some(header) = unsafe { libc::CMSG_FIRSTHDR(&raw const message).as_ref() }
+        && (header.cmsg_level, header.cmsg_type) == (libc::SOL_PACKET, libc::PACKET_AUXDATA)
+    {
+        // SAFETY: the kernel puts a `tpacket_auxdata` there (packet(7)).
+        let told = unsafe { libc::CMSG_DATA(header).cast::<libc::tpacket_auxdata>().read_unaligned() };
+        if told.tp_status & libc::TP_STATUS_VLAN_VALID != 0 {
+            let tag = [told.tp_vlan_tpid.to_be_bytes(), told.tp_vlan_tci.to_be_bytes()].concat();
+            frame.splice(12..12, tag);
+        }
+    }
+    Ok(Some(Received { frame, kind: from.sll_pkttype }))
 }
 
 /// Segments this end of the connection has sent again so far (`tcpi_total_retrans`).

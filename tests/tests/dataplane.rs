@@ -32,3 +32,7 @@ mod probes;
 mod robustness;
 #[path = "dataplane/script.rs"]
 mod script;
+#[path = "dataplane/synproxy.rs"]
+mod synproxy;
+#[path = "dataplane/vlans.rs"]
+mod vlans;

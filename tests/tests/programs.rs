@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use etherparse::{SlicedPacket, TcpOptionElement, TransportSlice};
+use fwha_tests::frames::{Ip, Tcp, flag};
 use fwha_tests::lab::{Attach, Host, Node};
 use fwha_tests::pair::PATIENCE;
 use fwha_tests::sys::packet_socket;
@@ -21,10 +22,10 @@ use nix::errno::Errno;
 use serde_json::Value;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use rig::{CLAMPED, Family, REJECTED, Rig, Running, Scenario, play, skipped};
+use rig::{CLAMPED, Family, PROXIED, REJECTED, Rig, Running, Scenario, play, skipped};
 
 /// All in one lab for each hook, because to settle takes a pair longer than most of them do.
-const SCENARIOS: [Scenario; 7] = [
+const SCENARIOS: [Scenario; 8] = [
     Scenario {
         name: "files arrive intact",
         programs: &[
@@ -60,6 +61,11 @@ const SCENARIOS: [Scenario; 7] = [
         name: "the unwanted are told or dropped",
         programs: &[],
         play: the_unwanted_are_told_or_dropped,
+    },
+    Scenario {
+        name: "connections are opened by way of the SYN proxy",
+        programs: &[("curl", "curl")],
+        play: connections_are_opened_by_way_of_the_syn_proxy,
     },
     // The last, for it makes the way out narrow.
     Scenario {
@@ -151,7 +157,7 @@ fn files_arrive_intact(rig: &Rig<'_>) -> Result<()> {
     let path = |name: &str| rig.dir.path().join(name).display().to_string();
     let (here, there, back) = (path("here"), path("there"), path("back"));
     fs::write(&here, &file)?;
-    servers::http(rig.lab, Host::Server, file.clone())?;
+    servers::http(rig.lab, Host::Server, 80, file.clone())?;
     let sshd = Sshd::start(rig, Host::Server)?;
     let arrived = |path: &str| -> Result<()> {
         ensure!(fs::read(path)? == file, "the file arrives altered");
@@ -160,22 +166,7 @@ fn files_arrive_intact(rig: &Rig<'_>) -> Result<()> {
     for family in Family::ALL {
         let server = bracketed(family.server());
         rig.without_drops("curl", || {
-            let url = format!("http://{server}/file");
-            rig.run(
-                Host::Client,
-                &[
-                    "curl",
-                    "--silent",
-                    "--show-error",
-                    "--fail",
-                    "--noproxy",
-                    "*",
-                    "--globoff",
-                    "-o",
-                    &there,
-                    &url,
-                ],
-            )?;
+            download(rig, &format!("http://{server}/file"), &there)?;
             arrived(&there)
         })?;
         rig.without_drops("scp", || {
@@ -187,6 +178,13 @@ fn files_arrive_intact(rig: &Rig<'_>) -> Result<()> {
     }
     ensure!(rig.pair.node(rig.active).count("rules.lan-out-6")? >= 3, "the rule for IPv6 has no hits");
     Ok(())
+}
+
+/// Has curl fetch a file at the client.
+fn download(rig: &Rig<'_>, url: &str, to: &str) -> Result<()> {
+    let options = ["--silent", "--show-error", "--fail", "--noproxy", "*", "--globoff"];
+    let argv = [&["curl"], &options[..], &["-o", to, url]].concat();
+    rig.run(Host::Client, &argv).map(drop)
 }
 
 fn streams_and_datagrams_flow_both_ways(rig: &Rig<'_>) -> Result<()> {
@@ -308,13 +306,19 @@ fn echoes_of_any_size_return_and_too_long_ones_are_reported(rig: &Rig<'_>) -> Re
     Ok(())
 }
 
+/// A connection of the client to the server.
+fn connect(rig: &Rig<'_>, family: Family, port: u16) -> Result<TcpStream> {
+    let to = SocketAddr::new(family.server().parse()?, port);
+    let stream = rig.lab.within(Host::Client, || TcpStream::connect_timeout(&to, PATIENCE))??;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
 /// Sends 4 MiB from the client, all of which must arrive.
 fn upload(rig: &Rig<'_>, family: Family, port: u16) -> Result<()> {
     let data = noise(4 << 20);
-    let to = SocketAddr::new(family.server().parse()?, port);
-    let mut stream = rig.lab.within(Host::Client, || TcpStream::connect_timeout(&to, PATIENCE))??;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut stream = connect(rig, family, port)?;
     stream.write_all(&data)?;
     stream.shutdown(Shutdown::Write)?;
     let mut arrived = String::new();
@@ -471,5 +475,63 @@ fn the_unwanted_are_told_or_dropped(rig: &Rig<'_>) -> Result<()> {
         socket.send_to(b"fwha", SocketAddr::new(to.ip(), 5000))?;
         rig.pair.wait_for_count(rig.lab, rig.active, "drops.spoofed", spoofed)?;
     }
+    Ok(())
+}
+
+fn connections_are_opened_by_way_of_the_syn_proxy(rig: &Rig<'_>) -> Result<()> {
+    const GREETING: &str = "server first";
+    let [http, sink, greeter, nobody] = PROXIED;
+    let active = rig.pair.node(rig.active);
+    let file = noise(4 << 20);
+    servers::http(rig.lab, Host::Server, http, file.clone())?;
+    servers::sink(rig.lab, Host::Server, sink)?;
+    servers::greeter(rig.lab, Host::Server, greeter, GREETING)?;
+    let there = rig.dir.path().join("proxied").display().to_string();
+    let counts = || -> Result<[u64; 2]> {
+        Ok([active.count("flows.syn_answered")?, active.count("flows.syn_proxied")?])
+    };
+    for family in Family::ALL {
+        let before = counts()?;
+        rig.without_drops("the SYN proxy", || {
+            download(rig, &format!("http://{}:{http}/file", bracketed(family.server())), &there)?;
+            ensure!(fs::read(&there)? == file, "the file arrives altered");
+            upload(rig, family, sink)?;
+            let mut stream = connect(rig, family, greeter)?;
+            let mut greeting = String::new();
+            stream.read_to_string(&mut greeting)?;
+            ensure!(greeting == GREETING, "{greeting:?} is no greeting");
+            // Only the server can say that nobody is there, and by then the client is connected.
+            let refused = connect(rig, family, nobody).and_then(|mut stream| Ok(stream.read(&mut [0])?));
+            let refused = refused.map_err(|error| error.downcast::<std::io::Error>().map(|e| e.kind()));
+            ensure!(matches!(refused, Err(Ok(ErrorKind::ConnectionReset))), "{refused:?}");
+            Ok(())
+        })?;
+        let rise = [counts()?[0] - before[0], counts()?[1] - before[1]];
+        ensure!(rise == [4, 4], "{family:?}: {rise:?} SYNs answered and connections made");
+    }
+    flood(rig, http)
+}
+
+/// SYNs from all over the client's network leave nothing behind.
+fn flood(rig: &Rig<'_>, port: u16) -> Result<()> {
+    const SYNS: u64 = 5000;
+    let active = rig.pair.node(rig.active);
+    let counts = ["flows.syn_answered", "flows.embryonic", "flows.flows_created"];
+    let read = || counts.into_iter().map(|counter| active.count(counter)).collect::<Result<Vec<_>>>();
+    let before = read()?;
+    let server: Ipv4Addr = Family::V4.server().parse()?;
+    // A header of one's own goes with it (raw(7)).
+    let raw = Some(Protocol::from(libc::IPPROTO_RAW));
+    let socket = rig.lab.within(Host::Client, || Socket::new(Domain::IPV4, Type::RAW, raw))??;
+    for n in 0..SYNS {
+        let source = Ipv4Addr::new(192, 168, 100, 128 + (n % 100) as u8);
+        let syn = Tcp { ports: (1024 + n as u16, port), seq: n as u32, flags: flag::SYN, ..Tcp::default() };
+        let ip = Ip::new(([0; 6], [0; 6]), source, server);
+        let frame = ip.frame(libc::IPPROTO_TCP as u8, &ip.tcp(&syn));
+        socket.send_to(&frame[14..], &SocketAddr::new(server.into(), 0).into())?;
+    }
+    rig.pair.wait_for_count(rig.lab, rig.active, counts[0], before[0] + SYNS - 1)?;
+    let rise: Vec<u64> = read()?.iter().zip(before).map(|(after, before)| after - before).collect();
+    ensure!(rise == [SYNS, 0, 0], "{counts:?} have risen by {rise:?}");
     Ok(())
 }

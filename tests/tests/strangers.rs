@@ -186,6 +186,10 @@ fn a_node_with_another_key_or_of_another_cluster_is_refused_and_named() {
 
             for node in Node::ALL {
                 let status = names_its_peer(lab, &pair, node, reason, counter)?;
+                for (n, channel) in ["heartbeats", "replication"].into_iter().enumerate() {
+                    let told = &status["peers"][0]["refused"][n];
+                    ensure!(told["channel"] == channel && told["reason"] == counter, "{status}");
+                }
                 println!("{counter}: {node} is {:?}, its peer {:?}", role(&status), peer_state(&status));
             }
             let copy = Copy::start(lab, Plan { size: 8 << 20, rate: 16 << 20, ..Plan::default() })?;

@@ -1,9 +1,11 @@
 //! The main job: the Active node dies in the middle of a copy.
 
+use std::fs;
 use std::time::Duration;
 
 use fwha_tests::lab::{Attach, LabOptions};
-use fwha_tests::scenario::with_pair;
+use fwha_tests::pair::Pair;
+use fwha_tests::scenario::{in_lab, with_pair};
 use fwha_tests::takeover::{self, Outcome};
 use fwha_tests::traffic::Plan;
 use serde_json::Value;
@@ -41,6 +43,31 @@ fn a_copy_survives_the_loss_of_the_active_by_tc() {
 #[test]
 fn a_copy_survives_the_loss_of_the_active_by_xdp() {
     a_copy_survives_by(Attach::Xdp);
+}
+
+/// Sequence numbers are translated, by a difference that the survivor knows.
+fn a_proxied_copy_survives_by(attach: Attach) {
+    in_lab(LabOptions { attach, ..LabOptions::default() }, |lab| {
+        let config = fs::read_to_string(lab.config_path())?;
+        fs::write(lab.config_path(), config.replacen("[[rule]]", "[[rule]]\nsyn-proxy = true", 1))?;
+        let mut pair = Pair::start(lab)?;
+        let outcome = takeover::run(lab, &mut pair, small(), |_| ())?;
+        figures(&format!("{}, SYN proxy", attach.name()), &outcome);
+        outcome.check_survived()?;
+        let flows = pair.node(outcome.survivor()).ctl_lines(&["flows"])?;
+        assert!(flows.iter().any(|flow| flow["syn_proxied"] == true), "{flows:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_copy_by_way_of_the_syn_proxy_survives_by_tc() {
+    a_proxied_copy_survives_by(Attach::Tc);
+}
+
+#[test]
+fn a_copy_by_way_of_the_syn_proxy_survives_by_xdp() {
+    a_proxied_copy_survives_by(Attach::Xdp);
 }
 
 #[test]

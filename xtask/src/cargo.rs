@@ -31,30 +31,41 @@ pub fn cargo() -> Command {
 /// When the build fails; cargo has said why.
 pub fn build_bins(packages: &[&str], release: bool) -> Result<PathBuf> {
     let mut command = cargo();
-    command.args(["build", "--quiet", "--bins", "--message-format=json-render-diagnostics"]);
+    command.args(["build", "--bins"]);
     packages.iter().for_each(|package| {
         command.args(["--package", package]);
     });
     if release {
         command.arg("--release");
     }
+    let programs = build_executables(command)?;
+    let dir = programs.first().and_then(|program| program.parent());
+    dir.map(Path::to_path_buf).context("cargo built no program")
+}
+
+/// Runs a `cargo build`, quietly but for errors, and returns the programs that it makes.
+///
+/// # Errors
+///
+/// When the build fails; cargo has said why.
+pub fn build_executables(mut command: Command) -> Result<Vec<PathBuf>> {
+    command.args(["--quiet", "--message-format=json-render-diagnostics"]);
     let mut child = command.stdout(Stdio::piped()).spawn().context("start cargo")?;
     let output = child.stdout.take().context("standard output of cargo")?;
 
     let spinner = spinner("building");
-    let mut dir = None;
+    let mut programs = Vec::new();
     for line in BufReader::new(output).lines() {
         let message: Value = serde_json::from_str(&line?).unwrap_or_default();
         if message["reason"] == "compiler-artifact" {
             spinner
                 .set_message(format!("building: {}", message["target"]["name"].as_str().unwrap_or_default()));
-            let program = message["executable"].as_str().map(Path::new);
-            dir = dir.or(program.and_then(Path::parent).map(Path::to_path_buf));
+            programs.extend(message["executable"].as_str().map(PathBuf::from));
         }
     }
     spinner.finish_and_clear();
     ensure!(child.wait()?.success(), "the build failed");
-    dir.context("cargo built no program")
+    Ok(programs)
 }
 
 /// A spinner that turns by itself; invisible when standard error is no terminal.

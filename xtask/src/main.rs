@@ -5,6 +5,7 @@ mod build_ebpf;
 mod cargo;
 mod conformance;
 mod demo;
+mod fuzz;
 mod test;
 
 use std::process::ExitCode;
@@ -18,6 +19,7 @@ enum Command {
     BuildEbpf(build_ebpf::Args),
     Conformance(conformance::Args),
     Demo(demo::Args),
+    Fuzz(fuzz::Args),
     Test(test::Args),
 }
 
@@ -27,6 +29,7 @@ fn main() -> ExitCode {
         Command::BuildEbpf(args) => build_ebpf::run(&args),
         Command::Conformance(args) => conformance::run(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::Test(args) => test::run(&args),
     };
     result.unwrap_or_else(|error| {

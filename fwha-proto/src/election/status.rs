@@ -83,7 +83,7 @@ pub struct PeerStatus {
     /// It says that it does not hear our heartbeats.
     pub deaf: bool,
     /// Why its datagrams are refused, if they are.
-    pub refused: Option<String>,
+    pub refused: Option<OpenError>,
     /// Its boot epoch, once proved.
     pub epoch: Option<u64>,
     /// What it says of itself as a whole.
@@ -162,7 +162,7 @@ impl Election {
             state: peer.state(),
             since: peer.suspicion.since(),
             deaf: peer.deaf,
-            refused: peer.refused.map(|error| error.to_string()),
+            refused: peer.refused,
             epoch: peer.channel.peer_epoch(),
             node_state: last.map(|h| h.node),
             other_config: peer.other_config,

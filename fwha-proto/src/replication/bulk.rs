@@ -76,13 +76,23 @@ impl Bulk {
         !(self.active | self.wanted).is_empty()
     }
 
-    pub(super) fn progress(&self, now: Time) -> Option<BulkProgress> {
-        self.round.as_ref().map(|round| BulkProgress {
-            flows_total: round.flows_total,
-            flows_done: round.flows,
-            buckets_left: (self.active | self.wanted).len(),
-            elapsed: now.since(round.started),
-        })
+    /// How far it is, from the moment that it is wanted.
+    pub(super) fn progress(&self, core: &Core, now: Time) -> Option<BulkProgress> {
+        let left = self.active | self.wanted;
+        let progress = BulkProgress { buckets_left: left.len(), ..BulkProgress::default() };
+        match &self.round {
+            Some(round) => Some(BulkProgress {
+                flows_total: round.flows_total,
+                flows_done: round.flows,
+                elapsed: now.since(round.started),
+                ..progress
+            }),
+            None if left.is_empty() => None,
+            None => {
+                let flows_total = left.iter().map(|b| u64::from(core.table.count(b))).sum();
+                Some(BulkProgress { flows_total, ..progress })
+            }
+        }
     }
 
     /// Wants these buckets sent, as far as they are owned.
@@ -251,7 +261,7 @@ impl Bulk {
     ) -> bool {
         while let Some(slot) = core.table.cursor(self.peer) {
             let change = core.table.at(slot).change;
-            if !d.flow(core, Carried { slot, change, bucket, deletion: false, bulk: true }) {
+            if !d.flow(core, Carried { slot, change, bucket, deletion: false, bulk: true, since: None }) {
                 return false;
             }
             core.table.at_mut(slot).has |= self.bit;

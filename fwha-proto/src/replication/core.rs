@@ -277,7 +277,7 @@ impl Core {
 
     /// Takes an admitted FLOW.
     pub(super) fn take_flow(&mut self, from: Origin, key: &FlowKey, entry: Entry, counters: &mut Counters) {
-        if entry.zones.iter().any(|&z| z > self.options.zones) {
+        if entry.zones.iter().any(|&z| usize::from(z) > self.options.zones.len()) {
             counters.rejected_zone += 1;
             return;
         }

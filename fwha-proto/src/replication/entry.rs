@@ -32,6 +32,8 @@ pub struct Entry {
     pub mss: u16,
     /// What each direction told at the handshake, as [`Flow::handshake`].
     pub handshake: [u32; 2],
+    /// As in [`Flow::delta`].
+    pub delta: u32,
 }
 
 impl Entry {
@@ -39,7 +41,7 @@ impl Entry {
     pub const fn from_flow(key: &FlowKey, flow: &Flow) -> Self {
         let [there, back] = &flow.ways;
         Self {
-            created_ns: flow.created_ns,
+            created_ns: flow.created_ns(),
             last_seen_ns: [there.last_seen_ns, back.last_seen_ns],
             packets: [there.packets, back.packets],
             bytes: [there.bytes, back.bytes],
@@ -52,6 +54,7 @@ impl Entry {
             originator_is_b: flow.originator_is_b(),
             mss: flow.mss,
             handshake: [flow.handshake(key.proto, false), flow.handshake(key.proto, true)],
+            delta: flow.delta,
         }
     }
 
@@ -63,11 +66,12 @@ impl Entry {
             word: Flow::word(state, originator | Flow::INHERITED, self.zones),
             bucket: self.bucket,
             version: self.version,
-            created_ns: self.created_ns,
+            delta: self.delta,
             rule_hash: self.rule_hash,
             mss: self.mss,
             ..Flow::of(self.id)
         };
+        flow.set_created_ns(self.created_ns);
         for (i, way) in flow.ways.iter_mut().enumerate() {
             way.last_seen_ns = self.last_seen_ns[i];
             way.packets = self.packets[i];

@@ -28,6 +28,8 @@ pub(super) struct Carried {
     pub(super) deletion: bool,
     /// A bulk counts on it.
     pub(super) bulk: bool,
+    /// When it changed, if it is sent for that.
+    pub(super) since: Option<Time>,
 }
 
 /// State that a datagram carried. If it is lost, the state as it is then is sent again.

@@ -77,6 +77,8 @@ pub(super) struct Inbox {
     pub(super) claims: Buckets,
     /// What the peer said of itself.
     pub(super) hello: Option<Hello>,
+    /// This node's number of each of its zones; `None` if it knows no names: then numbers are the same.
+    pub(super) zones: Option<Vec<Option<u8>>>,
     /// Of the peer's buckets, those that were equal when last compared.
     pub(super) verified: Buckets,
     /// And those that were not.
@@ -105,6 +107,7 @@ impl Inbox {
             claims_seq: 0,
             claims: Buckets::EMPTY,
             hello: None,
+            zones: None,
             verified: Buckets::EMPTY,
             differing: Buckets::EMPTY,
             compared_seq: 0,
@@ -142,14 +145,30 @@ impl Inbox {
         core: &mut Core,
         place: Place,
         key: &fwha_common::flow::FlowKey,
-        entry: Entry,
+        mut entry: Entry,
         counters: &mut Counters,
     ) {
+        for zone in &mut entry.zones {
+            match self.zone(*zone) {
+                Some(ours) => *zone = ours,
+                None => {
+                    counters.rejected_zone += 1;
+                    return;
+                }
+            }
+        }
         if let Some(from) = self.origin(core, place, entry.bucket, counters) {
             if let Some(bulk) = &mut self.bulk {
                 bulk.flows += 1;
             }
             core.take_flow(from, key, entry, counters);
+        }
+    }
+
+    fn zone(&self, theirs: u8) -> Option<u8> {
+        match &self.zones {
+            Some(zones) if theirs > 0 => *zones.get(usize::from(theirs) - 1)?,
+            _ => Some(theirs),
         }
     }
 
@@ -415,13 +434,18 @@ impl Inbox {
         self.bulk.is_some() || !self.wanted.is_empty()
     }
 
+    /// How far a bulk is, from the moment that it is asked for.
     pub(super) fn progress(&self, now: Time) -> Option<BulkProgress> {
-        self.bulk.as_ref().map(|bulk| BulkProgress {
-            flows_total: bulk.flows_total,
-            flows_done: bulk.flows,
-            buckets_left: bulk.buckets.len(),
-            elapsed: now.since(bulk.started),
-        })
+        let asked = BulkProgress { buckets_left: self.wanted.len(), ..BulkProgress::default() };
+        match &self.bulk {
+            Some(bulk) => Some(BulkProgress {
+                flows_total: bulk.flows_total,
+                flows_done: bulk.flows,
+                buckets_left: (bulk.buckets | self.wanted).len(),
+                elapsed: now.since(bulk.started),
+            }),
+            None => self.in_bulk().then_some(asked),
+        }
     }
 
     /// Ends the session: no older datagram can come any more.

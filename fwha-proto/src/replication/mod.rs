@@ -15,8 +15,9 @@
 //! | `outbox`, `bulk`, `proof` | sending: changed flows, whole buckets, digests |
 //! | `flight`, `datagram` | what is in flight, lost, allowed; a datagram being filled |
 //! | `inbox`, `arrivals` | receiving: what has arrived, comparing, asking for what differs |
+//! | `diff` | comparing flow by flow with a peer, when an operator asks |
 //! | [`mod@wire`] | the records |
-//! | [`status`] | counters, states, events |
+//! | [`status`], `lag` | counters, states, events; how long changes take |
 //!
 //! **Contract.** Inputs are method calls; each carries `now`, the kernel's `CLOCK_MONOTONIC`, which
 //! never goes back. After one or more inputs, and when [`Replication::next_timeout`] has come, call
@@ -37,9 +38,11 @@ mod bulk;
 mod choice;
 mod core;
 mod datagram;
+mod diff;
 mod entry;
 mod flight;
 mod inbox;
+mod lag;
 mod links;
 mod outbox;
 mod peer;
@@ -61,13 +64,15 @@ pub use self::buckets::Buckets;
 use self::choice::Young;
 pub use self::choice::{Choice, Policy};
 use self::core::{Core, Owner};
+pub use self::diff::{Difference, Failure, Found, Kind, Side, Summary};
 use self::entry::Entry;
+pub use self::lag::{Histogram, Lag};
 use self::peer::Peer;
 pub use self::status::{
     BulkProgress, Counters, Event, LinkCounters, LinkState, LinkStatus, LocalCounters, PeerStatus, SyncState,
-    Warning,
+    Unready, Warning,
 };
-pub use self::wire::{Hello, Malformed};
+pub use self::wire::{Hello, Malformed, rewrite};
 use crate::NodeId;
 use crate::seal::{Header, Identity, KeyRing};
 use crate::time::Time;
@@ -99,8 +104,9 @@ pub struct Options {
     pub config_hash: u64,
     /// Hash of the rules.
     pub rules_hash: u64,
-    /// Zones in the cluster file. Flows that name a higher zone are refused.
-    pub zones: u8,
+    /// [`fwha_common::rule::name_hash`] of the zones' names, in the order of their numbers. Zones of a
+    /// peer are known by name; flows of others are refused.
+    pub zones: Vec<u32>,
     /// Flows held at most, on all nodes alike.
     pub max_flows: usize,
     /// Whether to take part. If not, nothing is sent, and nothing that comes is looked at.
@@ -129,7 +135,7 @@ impl Options {
             peers: Vec::new(),
             config_hash: 0,
             rules_hash: 0,
-            zones: 0,
+            zones: Vec::new(),
             max_flows: 1_000_000,
             enabled: true,
             links: 1,
@@ -175,6 +181,13 @@ pub enum Output {
     Reconcile(Buckets),
     /// Something happened.
     Event(Event),
+    /// A comparison with a peer has found something.
+    Diff {
+        /// The peer.
+        peer: NodeId,
+        /// What it is.
+        found: Found,
+    },
 }
 
 /// One node's end of replication. See the module for the contract.
@@ -275,7 +288,7 @@ impl Replication {
             }
             return false;
         }
-        let grown = Time::from_nanos(flow.created_ns) + choice.min_age;
+        let grown = Time::from_nanos(flow.created_ns()) + choice.min_age;
         let waits = !choice.min_age.is_zero() && now < grown && owned && !self.core.knows(key);
         if waits && self.young.len() < self.core.options.max_flows {
             self.young.keep(grown, key, flow);
@@ -347,17 +360,37 @@ impl Replication {
         }
     }
 
-    /// Sends all owned buckets as a whole, to one peer or to all.
-    pub fn request_bulk(&mut self, peer: Option<NodeId>) {
-        for p in self.peers.iter_mut().filter(|p| peer.is_none_or(|n| n == p.node())) {
-            p.request_bulk(&self.core);
-        }
+    /// Sends all owned buckets as a whole, to one peer or to all. How many these are, by peer.
+    pub fn request_bulk(&mut self, peer: Option<NodeId>) -> Vec<(NodeId, Result<usize, Unready>)> {
+        let asked = self.peers.iter_mut().filter(|p| peer.is_none_or(|n| n == p.node()));
+        asked.map(|p| (p.node(), p.request_bulk(&self.core))).collect()
     }
 
-    /// Asks one peer or all for all that they own.
-    pub fn request_resync(&mut self, now: Time, peer: Option<NodeId>) {
-        for p in self.peers.iter_mut().filter(|p| peer.is_none_or(|n| n == p.node())) {
-            p.request_resync(now);
+    /// Asks one peer or all for all that they own. How many buckets these are, by peer.
+    pub fn request_resync(
+        &mut self,
+        now: Time,
+        peer: Option<NodeId>,
+    ) -> Vec<(NodeId, Result<usize, Unready>)> {
+        let asked = self.peers.iter_mut().filter(|p| peer.is_none_or(|n| n == p.node()));
+        asked.map(|p| (p.node(), p.request_resync(&self.core, now))).collect()
+    }
+
+    /// Compares all flows with those of a peer, one by one; [`Output::Diff`] tells what differs, and the
+    /// end. One comparison at a time with each peer; another one takes its place. Without `all`,
+    /// buckets with equal digests are not looked into.
+    ///
+    /// # Errors
+    /// There is no such peer that could be asked.
+    pub fn diff(&mut self, now: Time, peer: NodeId, all: bool) -> Result<(), Unready> {
+        let peer = self.peers.iter_mut().find(|p| p.node() == peer);
+        peer.ok_or(Unready::State(SyncState::Down))?.diff(&self.core, now, all)
+    }
+
+    /// Ends the comparison with a peer; nothing more is told of it.
+    pub fn diff_stop(&mut self, peer: NodeId) {
+        if let Some(peer) = self.peers.iter_mut().find(|p| p.node() == peer) {
+            peer.diff_stop();
         }
     }
 
@@ -465,6 +498,13 @@ impl Replication {
     /// State of replication with one peer.
     pub fn sync_state(&self, peer: NodeId) -> Option<SyncState> {
         self.peers.iter().find(|p| p.node() == peer).map(|p| p.sync_state(&self.core))
+    }
+
+    /// Owned flows that no peer which answers is known to hold as they are: at most so many are lost or
+    /// fall back to an earlier state if this node is lost now.
+    pub fn at_risk(&self) -> u64 {
+        let all = || self.core.owned.iter().map(|b| u64::from(self.core.table.count(b))).sum();
+        self.peers.iter().filter_map(|p| p.at_risk(&self.core)).min().unwrap_or_else(all)
     }
 
     /// Counters that belong to no peer.

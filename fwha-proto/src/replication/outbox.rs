@@ -15,8 +15,10 @@ use super::buckets::Buckets;
 use super::bulk::Bulk;
 use super::core::Core;
 use super::datagram::Datagram;
+use super::diff::Diff;
 use super::flight::{Carried, Control, Flight, Sent};
 use super::inbox::Inbox;
+use super::lag::Lag;
 use super::proof::Proof;
 use super::status::{Counters, Event};
 use super::table::Peers;
@@ -57,6 +59,8 @@ pub(super) struct Outbox {
     claims_due: bool,
     /// Newest RESYNC taken.
     resync_seq: u64,
+    pub(super) lag: Lag,
+    pub(super) diff: Diff,
 
     settled: Vec<Sent>,
 }
@@ -78,6 +82,8 @@ impl Outbox {
             hello_due: true,
             claims_due: true,
             resync_seq: 0,
+            lag: Lag::default(),
+            diff: Diff::default(),
             settled: Vec::new(),
         }
     }
@@ -96,6 +102,16 @@ impl Outbox {
 
     pub(super) fn queue_len(&self) -> usize {
         self.queue.len()
+    }
+
+    /// Flows of owned buckets that the peer is not known to hold as they are: all of those whose digests
+    /// it has not found equal, and changes that it has not acknowledged of the others.
+    pub(super) fn at_risk(&self, core: &Core) -> u64 {
+        let proved = self.proof.agreed & core.owned;
+        let unproved: u64 = (core.owned - proved).iter().map(|b| u64::from(core.table.count(b))).sum();
+        let queued: u64 = proved.iter().map(|b| u64::from(self.queued[usize::from(b)])).sum();
+        let carried = self.flight.carried().filter(|c| c.since.is_some() && proved.contains(c.bucket));
+        unproved + queued + carried.count() as u64
     }
 
     /// Time of the oldest change that is not acknowledged.
@@ -195,6 +211,9 @@ impl Outbox {
         }
         for sent in settled.drain(..) {
             for c in &sent.flows {
+                if let Some(since) = c.since {
+                    self.lag.record(now, since);
+                }
                 if c.bulk {
                     self.bulk.settle(c.bucket);
                 }
@@ -242,9 +261,8 @@ impl Outbox {
                     Control::End { bucket, start } => self.bulk.end_lost(bucket, start),
                 }
             }
-            let since = sent.since.unwrap_or(now);
             for &c in sent.flows.iter().rev() {
-                self.requeue(core, c, since, counters);
+                self.requeue(core, c, c.since.unwrap_or(now), counters);
             }
             self.flight.recycle(sent.flows);
         }
@@ -352,6 +370,9 @@ impl Outbox {
             at(Time::ZERO);
         }
         at(self.proof.due(core));
+        if self.flight.open(3) {
+            at(self.diff.due());
+        }
         due
     }
 
@@ -401,6 +422,9 @@ impl Outbox {
             let unproved = self.bulk.wanted | self.bulk.active;
             let open = |b| self.queued[usize::from(b)] > 0 || unproved.contains(b);
             self.proof.fill(core, now, open, &mut d);
+            if self.flight.open(3) {
+                self.diff.fill(core, now, &mut d);
+            }
         }
         let Datagram { w, sent, .. } = d;
         if w.len() == header && self.alive_at > now {
@@ -412,8 +436,15 @@ impl Outbox {
     }
 
     fn fill_controls(&mut self, core: &Core, inbox: &mut Inbox, d: &mut Datagram<'_>) {
-        if self.hello_due && d.control(Control::Hello, &Record::Hello(hello(&core.options))) {
-            self.hello_due = false;
+        if self.hello_due {
+            // Together and first: flows mean nothing without the zones.
+            let mark = d.mark();
+            let zones = d.w.push(&Record::Zones(core.options.zones.clone()));
+            if zones && d.control(Control::Hello, &Record::Hello(hello(&core.options))) {
+                self.hello_due = false;
+            } else {
+                d.reset(mark);
+            }
         }
         if self.claims_due && d.control(Control::Claims, &Record::Claims(claims(core))) {
             self.claims_due = false;
@@ -437,7 +468,8 @@ impl Outbox {
             let deletion = !slot.live;
             let worth = owned && (slot.live || slot.awaiting & self.bit != 0);
             if worth {
-                let carried = Carried { slot: i, change: slot.change, bucket, deletion, bulk };
+                let carried =
+                    Carried { slot: i, change: slot.change, bucket, deletion, bulk, since: Some(since) };
                 if !d.flow(core, carried) {
                     return;
                 }
@@ -470,7 +502,7 @@ fn hello(options: &Options) -> Hello {
     Hello {
         version: VERSION,
         enabled: options.enabled,
-        zones: options.zones,
+        zones: options.zones.len() as u8,
         max_flows: options.max_flows as u64,
         config_hash: options.config_hash,
         rules_hash: options.rules_hash,

@@ -6,10 +6,12 @@ use std::time::Duration;
 use super::buckets::Buckets;
 use super::choice::Rate;
 use super::core::Core;
+use super::diff::{Diff, Failure};
 use super::inbox::{Inbox, Place};
+use super::lag::Lag;
 use super::links::{Links, Probe};
 use super::outbox::Outbox;
-use super::status::{Counters, Event, PeerStatus, SyncState, Warning};
+use super::status::{Counters, Event, PeerStatus, SyncState, Unready, Warning};
 use super::wire::{Hello, Record, Writer, records};
 use super::{Output, PeerOptions};
 use crate::NodeId;
@@ -47,6 +49,8 @@ pub(super) struct Peer {
     warnings: Vec<Warning>,
     refused: Option<OpenError>,
     counters: Counters,
+    /// That of earlier sessions, while there is none.
+    lag: Lag,
     events: VecDeque<Event>,
     buf: Vec<u8>,
 }
@@ -68,6 +72,7 @@ impl Peer {
             warnings: Vec::new(),
             refused: None,
             counters: Counters::default(),
+            lag: Lag::default(),
             events: VecDeque::new(),
             buf: Vec::new(),
         }
@@ -99,19 +104,45 @@ impl Peer {
         }
     }
 
-    /// Sends all owned buckets as a whole.
-    pub(super) fn request_bulk(&mut self, core: &Core) {
+    /// Sends all owned buckets as a whole. How many these are.
+    pub(super) fn request_bulk(&mut self, core: &Core) -> Result<usize, Unready> {
+        let session = self.ready(core)?;
+        session.outbox.bulk.want(core, Buckets::ALL);
+        if core.owned.is_empty() { Err(Unready::OwnsNothing) } else { Ok(core.owned.len()) }
+    }
+
+    /// Asks the peer for all buckets that it owns. How many these are.
+    pub(super) fn request_resync(&mut self, core: &Core, now: Time) -> Result<usize, Unready> {
+        let session = self.ready(core)?;
+        let claims = session.inbox.claims;
+        if claims.is_empty() {
+            return Err(Unready::OwnsNothing);
+        }
+        session.inbox.want(now, claims);
+        Ok(claims.len())
+    }
+
+    /// Begins to compare all flows with those of the peer, one by one.
+    pub(super) fn diff(&mut self, core: &Core, now: Time, all: bool) -> Result<(), Unready> {
+        self.ready(core)?.outbox.diff.begin(now, all);
+        Ok(())
+    }
+
+    /// Ends that comparison.
+    pub(super) fn diff_stop(&mut self) {
         if let Some(session) = &mut self.session {
-            session.outbox.bulk.want(core, Buckets::ALL);
+            session.outbox.diff.stop();
         }
     }
 
-    /// Asks the peer for all buckets that it owns.
-    pub(super) fn request_resync(&mut self, now: Time) {
-        if let Some(session) = &mut self.session {
-            let claims = session.inbox.claims;
-            session.inbox.want(now, claims);
-        }
+    /// The session, if the peer answers.
+    fn ready(&mut self, core: &Core) -> Result<&mut Session, Unready> {
+        let state = self.sync_state(core);
+        let answers = !matches!(
+            state,
+            SyncState::Disabled | SyncState::Down | SyncState::Handshake | SyncState::Silent
+        );
+        self.session.as_mut().filter(|_| answers).ok_or(Unready::State(state))
     }
 
     // ---- Receiving ---------------------------------------------------------------------------
@@ -155,8 +186,9 @@ impl Peer {
         self.close(core);
         self.counters.sessions += 1;
         self.warnings.clear();
-        self.session =
-            Some(Session { outbox: Outbox::new(now, self.node), inbox: Inbox::new(self.node, self.stamp) });
+        let mut outbox = Outbox::new(now, self.node);
+        outbox.lag = std::mem::take(&mut self.lag);
+        self.session = Some(Session { outbox, inbox: Inbox::new(self.node, self.stamp) });
         let epoch = self.channel.peer_epoch().unwrap_or_default();
         self.events.push_back(Event::SessionOpened { peer: self.node, epoch });
     }
@@ -165,6 +197,9 @@ impl Peer {
         if let Some(mut session) = self.session.take() {
             session.outbox.clear(core);
             session.inbox.close(core);
+            session.outbox.diff.fail(Failure::Lost(SyncState::Down));
+            found(self.node, core, &mut session.outbox.diff);
+            self.lag = std::mem::take(&mut session.outbox.lag);
             self.stamp = session.inbox.end();
         }
     }
@@ -173,6 +208,13 @@ impl Peer {
         let Some(session) = &mut self.session else { return };
         let Session { outbox, inbox } = session;
         let (counters, events) = (&mut self.counters, &mut self.events);
+        // Without the peer's zones its flows mean nothing. What is not acknowledged comes again.
+        let introduces = |record| matches!(record, Ok(Record::Hello(_)));
+        let numbered = matches!(records(payload, now).next(), Some(Ok(Record::Sequence { .. })));
+        if inbox.hello.is_none() && numbered && !records(payload, now).any(introduces) {
+            counters.early += 1;
+            return;
+        }
         let mut place: Option<Place> = None;
         let mut term = None;
         let records: Vec<_> = records(payload, now).collect();
@@ -231,9 +273,15 @@ impl Peer {
                 (Record::Agreed { seq: compared, buckets }, _) => {
                     outbox.proof.agree(core, seq, compared, buckets);
                 }
+                (Record::Zones(zones), _) => inbox.zones = Some(map_zones(&core.options.zones, &zones)),
+                (Record::ListAsk(ask), _) => outbox.diff.take_ask(core, now, &ask),
+                (Record::List(list), _) => {
+                    let lag = outbox.oldest().map_or(Duration::ZERO, |since| now.since(since));
+                    outbox.diff.take_list(core, now, lag, list);
+                }
                 (Record::Resync(buckets), _) => outbox.take_resync(core, seq, buckets),
                 (Record::Hello(hello), _) => {
-                    self.warnings = warnings(core, &self.name, &hello);
+                    self.warnings = warnings(core, &self.name, &hello, inbox.zones.as_deref());
                     let peer = self.node;
                     if inbox.hello.is_none() {
                         events.extend(
@@ -265,11 +313,18 @@ impl Peer {
             }
             outbox.check_silence(core, inbox, now);
             inbox.ask_again(now);
+            if outbox.silent() {
+                outbox.diff.fail(Failure::Lost(SyncState::Silent));
+            }
+            outbox.diff.tick(now);
             self.probe(core, now);
         }
         while self.transmit(core, now) {}
         self.note_state(core, now);
         core.outputs.extend(self.events.drain(..).map(Output::Event));
+        if let Some(session) = &mut self.session {
+            found(self.node, core, &mut session.outbox.diff);
+        }
     }
 
     fn transmit(&mut self, core: &mut Core, now: Time) -> bool {
@@ -394,6 +449,13 @@ impl Peer {
         }
     }
 
+    /// Flows that are lost if this node is lost now, were this the only peer; `None` if the peer does not
+    /// answer.
+    pub(super) fn at_risk(&self, core: &Core) -> Option<u64> {
+        let outbox = self.session.as_ref().map(|s| &s.outbox).filter(|o| !o.silent())?;
+        Some(outbox.at_risk(core))
+    }
+
     fn digest_match(&self, core: &Core) -> bool {
         self.session.as_ref().is_some_and(|Session { outbox, inbox }| {
             inbox.has_claims()
@@ -419,14 +481,26 @@ impl Peer {
             warnings: &self.warnings,
             refused: self.refused,
             renewing: self.channel.is_renewing(),
-            sending: outbox.and_then(|o| o.bulk.progress(now)),
+            sending: outbox.and_then(|o| o.bulk.progress(core, now)),
             receiving: inbox.and_then(|i| i.progress(now)),
+            acknowledged: outbox.map_or(&self.lag, |o| &o.lag),
             counters: &self.counters,
         }
     }
 }
 
-fn warnings(core: &Core, name: &str, hello: &Hello) -> Vec<Warning> {
+/// Tells what a comparison has found.
+fn found(peer: NodeId, core: &mut Core, diff: &mut Diff) {
+    core.outputs.extend(diff.take_found().map(|found| Output::Diff { peer, found }));
+}
+
+/// This node's number of each of a peer's zones, by name.
+fn map_zones(ours: &[u32], theirs: &[u32]) -> Vec<Option<u8>> {
+    let number = |hash| ours.iter().position(|o| o == hash).map(|n| n as u8 + 1);
+    theirs.iter().map(number).collect()
+}
+
+fn warnings(core: &Core, name: &str, hello: &Hello, zones: Option<&[Option<u8>]>) -> Vec<Warning> {
     let o = &core.options;
     let mut warnings = Vec::new();
     if hello.config_hash != o.config_hash {
@@ -438,7 +512,7 @@ fn warnings(core: &Core, name: &str, hello: &Hello) -> Vec<Warning> {
     if hello.max_flows != o.max_flows as u64 {
         warnings.push(Warning::CapacityDiffers { ours: o.max_flows as u64, theirs: hello.max_flows });
     }
-    if hello.zones != o.zones {
+    if usize::from(hello.zones) != o.zones.len() || zones.is_some_and(|z| z.contains(&None)) {
         warnings.push(Warning::ZonesDiffer);
     }
     if hello.name != name {

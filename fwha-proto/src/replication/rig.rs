@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use fwha_common::flow::{Flow, FlowEvent, FlowEventKind, FlowId, FlowKey, FlowState};
 
-use super::{Buckets, Event, Options, Output, Ownership, PeerOptions, Replication, SyncState};
+use super::{Buckets, Event, Found, Options, Output, Ownership, PeerOptions, Replication, SyncState};
 use crate::NodeId;
 use crate::seal::{ClusterKey, Identity, cluster_id};
 use crate::time::Time;
@@ -60,6 +60,7 @@ pub(super) struct Node {
     pub(super) owned: Buckets,
     pub(super) term: u32,
     pub(super) events: Vec<Event>,
+    pub(super) found: Vec<Found>,
     /// Events were lost since the last reconciliation.
     pub(super) blind: bool,
     /// A reconciliation was asked for.
@@ -128,6 +129,7 @@ impl Rig {
                 owned: Buckets::EMPTY,
                 term: 0,
                 events: Vec::new(),
+                found: Vec::new(),
                 blind: false,
                 stale: false,
                 epoch: rig.epochs,
@@ -144,7 +146,7 @@ impl Rig {
         let identity = Identity { cluster: cluster_id("edge"), node, epoch: self.epochs };
         let mut options = Options::new(identity, ClusterKey::new([7; 32]), &format!("fw{node}"));
         options.max_flows = 1000;
-        options.zones = 2;
+        options.zones = vec![11, 12];
         options.peers = (1..=nodes).map(|n| PeerOptions { node: n, name: format!("fw{n}") }).collect();
         (self.options)(&mut options);
         self.links = options.links;
@@ -191,11 +193,11 @@ impl Rig {
             return;
         }
         node.numbers += 1;
-        let flow = Flow {
+        let mut flow = Flow {
             word: Flow::word(FlowState::Established, 0, [1, 2]),
             bucket: Self::bucket(n),
             version: Flow::next_version(0, node.term),
-            created_ns: now.as_nanos() + node.numbers,
+            delta: node.numbers as u32,
             ..Flow::of(FlowId {
                 number: now.as_nanos() + node.numbers,
                 epoch: node.epoch as u32,
@@ -203,6 +205,7 @@ impl Rig {
                 zero: [0; 3],
             })
         };
+        flow.set_created_ns(now.as_nanos() + node.numbers);
         node.kernel.insert(Self::key(n), flow);
         self.event(id, FlowEventKind::Created, n);
     }
@@ -347,6 +350,7 @@ impl Rig {
                 Output::Delete(key, flow_id) => self.remove(id, key, flow_id),
                 Output::Reconcile(_) => self.node(id).stale = true,
                 Output::Event(event) => self.node(id).events.push(event),
+                Output::Diff { found, .. } => self.node(id).found.push(found),
             }
         }
     }

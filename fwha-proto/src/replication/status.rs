@@ -3,22 +3,31 @@
 use std::fmt;
 use std::time::Duration;
 
+use super::lag::Lag;
 use super::wire::Hello;
 use crate::NodeId;
 use crate::seal::OpenError;
 
 macro_rules! counters {
-    ($(#[$outer:meta])* $name:ident { $($(#[$inner:meta])* $field:ident,)* }) => {
+    ($(#[$outer:meta])* $name:ident { $($(#[doc = $doc:literal])* $field:ident,)* }) => {
         $(#[$outer])*
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
         pub struct $name {
-            $($(#[$inner])* pub $field: u64,)*
+            $($(#[doc = $doc])* pub $field: u64,)*
         }
 
         impl $name {
             /// Every counter with its name.
             pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
                 [$((stringify!($field), self.$field),)*].into_iter()
+            }
+
+            /// What the counter of this name counts, if there is one.
+            pub fn describe(name: &str) -> Option<&'static str> {
+                match name {
+                    $(stringify!($field) => Some(concat!($($doc),*).trim_ascii()),)*
+                    _ => None,
+                }
             }
         }
     };
@@ -71,8 +80,10 @@ counters! {
         rejected_stale,
         /// Flows refused because the table is full, or the peer's share of it is.
         rejected_full,
-        /// Flows refused because they name a zone that the config does not have.
+        /// Flows refused because they are of a zone that the config does not have.
         rejected_zone,
+        /// Datagrams that came before the one in which the peer introduces itself: as good as lost.
+        early,
         /// Flows refused because this node's rules would not admit them (`strict`).
         rejected_policy,
         /// Datagrams dropped because the peer sends more than it may.
@@ -240,6 +251,18 @@ pub enum SyncState {
 }
 
 impl SyncState {
+    /// All of them, from worst to best.
+    pub const ALL: [Self; 8] = [
+        Self::Disabled,
+        Self::Down,
+        Self::Handshake,
+        Self::Silent,
+        Self::Diverged,
+        Self::Bulk,
+        Self::Verifying,
+        Self::InSync,
+    ];
+
     /// The name that commands print.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -269,7 +292,7 @@ pub enum Warning {
         /// Flows that the peer holds at most.
         theirs: u64,
     },
-    /// The peer has another number of zones.
+    /// The peer has a zone that is not here, or not one that is.
     ZonesDiffer,
     /// The peer calls itself by another name than the cluster file does.
     NameDiffers {
@@ -288,7 +311,9 @@ impl fmt::Display for Warning {
             Self::CapacityDiffers { ours, theirs } => {
                 write!(f, "peer holds at most {theirs} flows, this node {ours}: make max-flows equal")
             }
-            Self::ZonesDiffer => f.write_str("peer has another number of zones: its flows may be refused"),
+            Self::ZonesDiffer => f.write_str(
+                "peer has other zones: flows of a zone that only one has are refused by the other",
+            ),
             Self::NameDiffers { expected, theirs } => {
                 write!(f, "node {expected} calls itself {theirs}: check --node there")
             }
@@ -307,6 +332,23 @@ pub struct BulkProgress {
     pub buckets_left: usize,
     /// Since its start.
     pub elapsed: Duration,
+}
+
+impl BulkProgress {
+    /// Time that the rest will take if it goes on as fast as until now; `None` while nothing tells how fast that is.
+    pub fn remaining(&self) -> Option<Duration> {
+        let left = self.flows_total.saturating_sub(self.flows_done);
+        (self.flows_done > 0).then(|| self.elapsed.mul_f64(left as f64 / self.flows_done as f64))
+    }
+}
+
+/// Why a peer can neither be sent nor asked for anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unready {
+    /// There is nobody to talk to, as this state says.
+    State(SyncState),
+    /// The end that would send owns no flows.
+    OwnsNothing,
 }
 
 /// What happened, for the event log.
@@ -429,6 +471,8 @@ pub struct PeerStatus<'a> {
     pub sending: Option<BulkProgress>,
     /// The bulk transfer from it.
     pub receiving: Option<BulkProgress>,
+    /// How long changes took until it acknowledged them.
+    pub acknowledged: &'a Lag,
     /// Counters.
     pub counters: &'a Counters,
 }

@@ -8,7 +8,10 @@ use proptest::prelude::*;
 
 use super::rig::{Faults, Rig, USED};
 use super::wire::{Record, Writer};
-use super::{Buckets, Event, Options, Output, Ownership, Policy, SyncState, Warning};
+use super::{
+    Buckets, Difference, Event, Failure, Found, Kind, Options, Output, Ownership, Policy, Summary, SyncState,
+    Unready, Warning,
+};
 use crate::NodeId;
 use crate::seal::{Channel, ClusterKey, Identity, KeyRing, Opened, Purpose, cluster_id};
 use crate::time::Time;
@@ -61,6 +64,29 @@ fn what_the_owner_has_is_on_the_peer_within_milliseconds() {
 }
 
 #[test]
+fn the_lag_of_changes_is_known_and_a_bulk_is_no_change() {
+    let mut rig = settled(|_| {});
+    (0..100).for_each(|n| rig.create(1, n));
+    rig.run(50 * MS);
+    let _ = rig.node(1).replication.request_bulk(None);
+    rig.run(50 * MS);
+    let lag = |rig: &Rig| rig.nodes[0].replication.status(rig.now).next().unwrap().acknowledged.clone();
+    assert_eq!((lag(&rig).total.count(), lag(&rig).recent(rig.now).count()), (100, 100));
+    let worst = lag(&rig).total.per_mille(1000).unwrap();
+    assert!(worst < 5 * MS, "1 ms until it is sent, 2 ms until it is acknowledged: {worst:?}");
+    rig.cut = vec![(1, 2)];
+    rig.update(1, 1);
+    rig.run(300 * MS);
+    rig.cut.clear();
+    rig.converge(HEALED_WITHIN);
+    assert_eq!(lag(&rig).total.count(), 101, "once, however often it was sent");
+    assert!(lag(&rig).total.per_mille(1000).unwrap() > 300 * MS, "from the change on");
+    rig.revive(2, true);
+    rig.converge(HEALED_WITHIN);
+    assert!(lag(&rig).total.count() >= 101, "of all sessions");
+}
+
+#[test]
 fn a_received_flow_is_inherited_with_its_ages() {
     let mut rig = settled(|_| {});
     rig.create(1, 7);
@@ -68,7 +94,8 @@ fn a_received_flow_is_inherited_with_its_ages() {
     let (theirs, ours) = (rig.nodes[0].kernel[&Rig::key(7)], rig.nodes[1].kernel[&Rig::key(7)]);
     assert_eq!(ours.flags() & fwha_common::flow::Flow::INHERITED, fwha_common::flow::Flow::INHERITED);
     assert_eq!((ours.id(), ours.version, ours.zones()), (theirs.id(), theirs.version, theirs.zones()));
-    assert!(ours.created_ns.abs_diff(theirs.created_ns) < 2_000_000, "to the millisecond");
+    assert!(ours.created_ns().abs_diff(theirs.created_ns()) < 3_000_000, "to the millisecond");
+    assert_eq!((ours.delta, theirs.delta), (1, 1));
     assert_eq!(ours.last_seen_ns(), 0, "never stays never");
 }
 
@@ -247,6 +274,27 @@ fn a_peer_has_its_share_of_the_table_and_of_the_link() {
 }
 
 #[test]
+fn zones_are_known_by_name() {
+    // Node 2 has the same zones in another order, and has not the third.
+    let mut rig = settled(|o| {
+        o.zones = if o.identity.node == 1 { vec![11, 12, 13] } else { vec![12, 11] };
+    });
+    rig.create(1, 1);
+    rig.run(50 * MS);
+    let zones = rig.nodes.iter().map(|n| n.kernel[&Rig::key(1)].zones()).collect::<Vec<_>>();
+    assert_eq!(zones, [[1, 2], [2, 1]]);
+    assert_eq!(rig.nodes[0].replication.digest(1), rig.nodes[1].replication.digest(1));
+    assert!(rig.in_sync(), "{rig}");
+    let warned = rig.nodes[1].replication.status(rig.now).next().unwrap().warnings.to_vec();
+    assert_eq!(warned, [Warning::ZonesDiffer]);
+    let flow = rig.node(1).kernel.get_mut(&Rig::key(1)).unwrap();
+    flow.word = Flow::word(flow.state(), 0, [1, 3]);
+    rig.update(1, 1);
+    rig.run(50 * MS);
+    assert!(counters(&rig, 2).rejected_zone > 0, "the third zone is not there");
+}
+
+#[test]
 fn a_late_delete_does_not_touch_the_flow_that_took_its_key() {
     for seed in 0..100 {
         let mut rig = Rig::pair(seed);
@@ -260,6 +308,29 @@ fn a_late_delete_does_not_touch_the_flow_that_took_its_key() {
         rig.run(50 * MS);
         assert_eq!(rig.difference(), None, "seed {seed}");
     }
+}
+
+#[test]
+fn flows_that_no_peer_is_known_to_hold_are_at_risk() {
+    let mut rig = settled(|_| {});
+    let at_risk = |rig: &Rig| rig.nodes[0].replication.at_risk();
+    (0..100).for_each(|n| rig.create(1, n));
+    assert_eq!(at_risk(&rig), 100, "queued");
+    rig.run(MS);
+    assert_eq!(at_risk(&rig), 100, "in flight");
+    rig.run(10 * MS);
+    assert_eq!(at_risk(&rig), 0);
+    rig.update(1, 5);
+    assert_eq!(at_risk(&rig), 1);
+    rig.run(300 * MS);
+    rig.kill(2);
+    rig.run(3000 * MS);
+    assert_eq!(at_risk(&rig), 100, "nobody answers");
+    rig.revive(2, true);
+    rig.run_until(500 * MS, "a session", |rig| state(rig, 1) > SyncState::Handshake);
+    assert_eq!(at_risk(&rig), 100, "nothing is proved yet");
+    rig.converge(HEALED_WITHIN);
+    assert_eq!((at_risk(&rig), rig.nodes[1].replication.at_risk()), (0, 0));
 }
 
 // ---- Roles -------------------------------------------------------------------------------------
@@ -370,6 +441,55 @@ fn a_fresh_peer_gets_everything_while_live_changes_go_first() {
 }
 
 #[test]
+fn an_operator_sends_or_asks_for_everything_and_sees_how_far_it_is() {
+    let mut rig = settled(|o| {
+        o.max_flows = 20_000;
+        o.bulk_bytes_per_s = 2_000_000;
+    });
+    (0..5000).for_each(|n| rig.create(1, n));
+    rig.run(500 * MS);
+    let everything = Ok(usize::from(USED));
+    for asker in [1, 2] {
+        let now = rig.now;
+        let requested = match &mut rig.node(asker).replication {
+            owner if asker == 1 => owner.request_bulk(Some(2)),
+            replica => replica.request_resync(now, None),
+        };
+        assert_eq!(requested, [(3 - asker, everything)]);
+        let progress = |rig: &Rig, id: NodeId| {
+            let status = rig.nodes[usize::from(id) - 1].replication.status(rig.now).next().unwrap();
+            if id == 1 { status.sending } else { status.receiving }
+        };
+        assert_eq!(progress(&rig, asker).unwrap().buckets_left, usize::from(USED), "at once");
+        rig.run(50 * MS);
+        for id in [1, 2] {
+            let p = progress(&rig, id).unwrap();
+            assert_eq!(p.flows_total, 5000);
+            assert!(p.flows_done > 500 && (1..usize::from(USED)).contains(&p.buckets_left), "{p:?}");
+            let whole = p.elapsed + p.remaining().unwrap();
+            assert!(whole > 60 * MS && whole < 400 * MS, "some 300 kB at 2 MB/s: {p:?}");
+        }
+        rig.converge(HEALED_WITHIN);
+        assert_eq!((progress(&rig, 1), progress(&rig, 2)), (None, None));
+    }
+    assert_eq!(counters(&rig, 1).bulk_records_sent, 10_000);
+}
+
+#[test]
+fn what_cannot_be_sent_or_asked_for_is_refused_with_the_reason() {
+    let mut rig = settled(|_| {});
+    let now = rig.now;
+    let nothing = [(2, Err(Unready::OwnsNothing))];
+    assert_eq!(rig.node(1).replication.request_resync(now, None), nothing);
+    assert_eq!(rig.node(2).replication.request_bulk(None), [(1, Err(Unready::OwnsNothing))]);
+    rig.kill(2);
+    rig.run(3000 * MS);
+    assert_eq!(rig.node(1).replication.request_bulk(None), [(2, Err(Unready::State(SyncState::Silent)))]);
+    rig.revive(1, false);
+    assert_eq!(rig.node(1).replication.request_bulk(None), [(2, Err(Unready::State(SyncState::Down)))]);
+}
+
+#[test]
 fn what_the_owner_does_not_mention_is_swept() {
     let mut rig = settled(|_| {});
     (0..50).for_each(|n| rig.create(1, n));
@@ -425,10 +545,152 @@ fn an_owner_proves_nothing_while_it_reconciles() {
         let id = kernel[key].id();
         rig.node(1).replication.core.forget(now, key, &id);
     }
-    rig.node(1).replication.request_bulk(None);
+    let _ = rig.node(1).replication.request_bulk(None);
     rig.run(3000 * MS);
     assert_eq!(rig.node(2).kernel.len(), 40);
     assert_ne!(state(&rig, 1), SyncState::InSync);
+}
+
+// ---- What differs ------------------------------------------------------------------------------
+
+/// All that a comparison finds, and its end.
+fn diff(rig: &mut Rig, asker: NodeId, all: bool) -> (Vec<Difference>, Result<Summary, Failure>) {
+    let (now, peer) = (rig.now, if asker == 1 { 2 } else { 1 });
+    rig.node(asker).found.clear();
+    rig.node(asker).replication.diff(now, peer, all).unwrap();
+    let end = |f: &Found| !matches!(f, Found::Difference(_));
+    rig.run_until(Duration::from_secs(60), "compared", |rig| {
+        rig.nodes[usize::from(asker) - 1].found.iter().any(end)
+    });
+    let mut found = std::mem::take(&mut rig.node(asker).found);
+    let end = match found.pop().unwrap() {
+        Found::Done(summary) => Ok(summary),
+        Found::Failed(failure) => Err(failure),
+        Found::Difference(d) => rig.fail(format_args!("{d:?} after the end")),
+    };
+    let differences = found.into_iter().filter_map(|f| match f {
+        Found::Difference(d) => Some(d),
+        _ => None,
+    });
+    (differences.collect(), end)
+}
+
+#[test]
+fn tables_in_sync_do_not_differ() {
+    let mut rig = settled(|_| {});
+    (0..800).for_each(|n| rig.create(1, n));
+    rig.converge(HEALED_WITHIN);
+    for asker in [1, 2] {
+        let digests = Summary { buckets: 256, ..Summary::default() };
+        assert_eq!(diff(&mut rig, asker, false), (vec![], Ok(digests)));
+        let listed = Summary { buckets_listed: 256, flows_listed: 800, ..digests };
+        assert_eq!(diff(&mut rig, asker, true), (vec![], Ok(listed)));
+    }
+}
+
+#[test]
+fn every_flow_that_differs_is_shown_with_how() {
+    let mut rig = settled(|_| {});
+    (0..800).for_each(|n| rig.create(1, n));
+    rig.converge(HEALED_WITHIN);
+    let now = rig.now;
+    let replica = &mut rig.node(2).replication;
+    // So that nothing heals meanwhile.
+    replica.reconcile_begin(Buckets::ALL);
+    let hidden = replica.get(&Rig::key(3)).unwrap();
+    replica.core.forget(now, &Rig::key(3), &hidden.id());
+    let mut bend = |n: u16, change: fn(&mut super::Entry)| {
+        let table = &mut replica.core.table;
+        let i = table.find(&Rig::key(n)).unwrap();
+        let mut entry = table.at(i).entry;
+        change(&mut entry);
+        table.replace(i, entry);
+    };
+    bend(4, |e| e.version += 1);
+    bend(5, |e| e.id.number += 1);
+    bend(6, |e| e.state = fwha_common::flow::FlowState::TimeWait as u8);
+    let entry = replica.core.table.at(replica.core.table.find(&Rig::key(7)).unwrap()).entry;
+    replica.core.table.insert(Rig::key(9007), entry);
+
+    let expected = |mirrored: bool| {
+        let (here, there) =
+            if mirrored { (Kind::OnlyThere, Kind::OnlyHere) } else { (Kind::OnlyHere, Kind::OnlyThere) };
+        vec![(3, here), (4, Kind::Version), (5, Kind::Identity), (9007, there)]
+    };
+    for asker in [1, 2] {
+        let (found, end) = diff(&mut rig, asker, false);
+        let number = |key| (0..10_000).find(|&n| Rig::key(n) == key).unwrap();
+        let mut kinds: Vec<_> = found.iter().map(|d| (number(d.key), d.kind())).collect();
+        kinds.sort_by_key(|k| k.0);
+        assert_eq!(kinds, expected(asker == 2));
+        let summary = end.unwrap();
+        assert_eq!((summary.differences, summary.buckets_listed, summary.in_flight), (4, 4, 0));
+        let only_there = found.iter().find(|d| d.here.is_none()).unwrap();
+        assert_eq!(only_there.there.unwrap().state, fwha_common::flow::FlowState::Established);
+    }
+    let (found, _) = diff(&mut rig, 1, true);
+    let state: Vec<_> = found.iter().filter(|d| d.kind() == Kind::State).map(|d| d.key).collect();
+    assert_eq!(state, [Rig::key(6)], "digests do not tell it");
+}
+
+#[test]
+fn what_does_not_fit_into_the_peers_table_is_shown() {
+    let mut rig = settled(|o| o.max_flows = if o.identity.node == 2 { 50 } else { 100 });
+    (0..80).for_each(|n| rig.create(1, n));
+    rig.run(10_000 * MS);
+    let (found, end) = diff(&mut rig, 1, false);
+    let real: Vec<_> = found.iter().filter(|d| !d.in_flight).collect();
+    assert!(real.iter().all(|d| d.kind() == Kind::OnlyHere), "{found:?}");
+    assert_eq!((real.len(), end.unwrap().differences), (30, 30));
+}
+
+#[test]
+fn changes_on_their_way_are_no_differences() {
+    let mut in_flight = 0;
+    for seed in 0..20 {
+        let mut rig = Rig::pair(seed);
+        rig.promote(1, Rig::used());
+        rig.run(300 * MS);
+        (0..200).for_each(|n| rig.create(1, n));
+        rig.faults = Faults { loss: 3, duplicate: 3, corrupt: 1, jitter: MS };
+        let now = rig.now;
+        let asker = 1 + (seed % 2) as NodeId;
+        rig.node(asker).replication.diff(now, 3 - asker, seed % 3 == 0).unwrap();
+        while !rig.node(asker).found.iter().any(|f| matches!(f, Found::Done(_))) {
+            let n = rig.rng.below(400) as u16;
+            match rig.rng.below(3) {
+                0 => rig.create(1, n),
+                1 => rig.update(1, n),
+                _ => rig.delete(1, n),
+            }
+            rig.run(MS / 2);
+        }
+        let Some(&Found::Done(summary)) = rig.node(asker).found.last() else { panic!() };
+        let told = std::mem::take(&mut rig.node(asker).found);
+        assert_eq!(summary.differences, 0, "seed {seed}: {told:?}");
+        in_flight += summary.in_flight;
+        rig.converge(HEALED_WITHIN);
+    }
+    assert!(in_flight > 100, "{in_flight}");
+}
+
+#[test]
+fn a_long_comparison_survives_losses_and_ends_with_its_peer() {
+    let mut rig = settled(|o| o.max_flows = 20_000);
+    (0..10_000).for_each(|n| rig.create(1, n));
+    rig.converge(HEALED_WITHIN);
+    rig.faults = Faults { loss: 10, duplicate: 10, corrupt: 2, jitter: 2 * MS };
+    let (found, end) = diff(&mut rig, 2, true);
+    assert_eq!((found, end.unwrap().flows_listed), (vec![], 10_000));
+    rig.faults = Faults::default();
+    rig.run(1000 * MS);
+    let now = rig.now;
+    rig.node(2).replication.diff(now, 1, true).unwrap();
+    rig.run(5 * MS);
+    rig.kill(1);
+    rig.run(3000 * MS);
+    assert_eq!(rig.node(2).found, [Found::Failed(Failure::Lost(SyncState::Silent))]);
+    assert_eq!(rig.node(2).replication.diff(now, 1, true), Err(Unready::State(SyncState::Silent)));
 }
 
 // ---- Limits ------------------------------------------------------------------------------------
@@ -480,7 +742,7 @@ fn a_full_table_refuses_counts_and_does_not_storm() {
 
 #[test]
 fn a_flow_of_a_zone_that_is_not_configured_is_refused() {
-    let mut rig = settled(|o| o.zones = if o.identity.node == 2 { 1 } else { 2 });
+    let mut rig = settled(|o| o.zones = if o.identity.node == 2 { vec![11] } else { vec![11, 12] });
     rig.create(1, 1);
     rig.run(100 * MS);
     assert!(counters(&rig, 2).rejected_zone > 0);
@@ -574,7 +836,7 @@ fn record() -> impl Strategy<Value = Vec<u8>> {
         3 => prop::collection::vec(any::<u8>(), 0..80),
         1 => prop::collection::vec(0..4u8, 0..80),
     ];
-    (0..14u8, body).prop_map(|(kind, body)| {
+    (0..17u8, body).prop_map(|(kind, body)| {
         let mut record = vec![kind];
         record.extend_from_slice(&(body.len() as u16).to_le_bytes());
         record.extend_from_slice(&body);
@@ -652,12 +914,17 @@ fn storm(rig: &mut Rig, steps: u64) {
             990..993 if up => rig.restart_owner(any),
             993..996 if up => rig.reconcile(any),
             996 => rig.run(2500 * MS),
-            997 => rig.node(any).replication.request_bulk(None),
+            997 => drop(rig.node(any).replication.request_bulk(None)),
             998 => {
                 let now = rig.now;
-                rig.node(any).replication.request_resync(now, None);
+                let _ = rig.node(any).replication.request_resync(now, None);
             }
-            _ => {}
+            _ => {
+                let now = rig.now;
+                let peer = 1 + rig.rng.below(nodes.into()) as NodeId;
+                // With itself, or with one that is gone, there is nothing to compare.
+                let _ = rig.node(any).replication.diff(now, peer, peer == 1);
+            }
         }
     }
     // The election does its work: every bucket has one owner that is up, in the highest term.
@@ -677,6 +944,10 @@ fn storm(rig: &mut Rig, steps: u64) {
         }
     }
     rig.converge(HEALED_WITHIN);
+    if nodes == 2 && rig.rng.percent(20) {
+        let (found, end) = diff(rig, owner, true);
+        assert!(found.is_empty() && end.is_ok_and(|s| s.in_flight == 0), "{end:?} {found:?}");
+    }
 }
 
 #[test]

@@ -17,6 +17,9 @@
 //! DIGESTS  10  buckets 32 bytes, u64...          one for each bucket of the set, ascending
 //! AGREED   11  seq v, buckets 32 bytes
 //! RESYNC   12  buckets 32 bytes
+//! ZONES    13  name hash u32...                  by number, from 1; before HELLO in the same datagram
+//! LIST_ASK 14  number v, bucket u8, flags u8 (1: digest), offset v, digest u64 if flagged
+//! LIST     15  number v, bucket u8, flags u8 (1: equal), offset v, total v, (tuple, state u8, age v)...
 //! PROBE    16  flags u8 (1: answer), number v    answered on the link that it came by
 //!
 //! tuple     flags u8 (1: IPv6), protocol u8, bucket u8, source 4|16, destination 4|16,
@@ -26,8 +29,8 @@
 //! and in the original direction, everything else is little-endian. Times are ages in milliseconds;
 //! no clock, interface index or kernel structure is ever sent.
 
-use fwha_common::MAX_NODES;
 use fwha_common::flow::{FlowId, FlowKey, FlowState, V4_MAPPED};
+use fwha_common::{MAX_NODES, MAX_ZONES};
 
 use super::buckets::Buckets;
 use super::entry::Entry;
@@ -47,6 +50,8 @@ const NS_PER_MS: u64 = 1_000_000;
 const FLAG_IPV6: u8 = 1;
 const HELLO_ENABLED: u8 = 1;
 const PROBE_ANSWER: u8 = 1;
+const ASK_DIGEST: u8 = 1;
+const LIST_EQUAL: u8 = 1;
 
 /// A record does not have the form above. Its datagram is otherwise used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -99,8 +104,43 @@ impl Deletion {
             originator_is_b: self.originator_is_b,
             mss: 0,
             handshake: [0; 2],
+            delta: 0,
         }
     }
+}
+
+/// A question for the flows of a bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ListAsk {
+    /// Names the snapshot of the bucket that the peer takes for the answer.
+    pub(super) number: u64,
+    pub(super) bucket: u8,
+    /// Flows of that snapshot that are here already.
+    pub(super) offset: u64,
+    /// Nothing is to be listed if the bucket's digest is this one.
+    pub(super) digest: Option<u64>,
+}
+
+/// A flow in a list: its identity, version and state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Listed {
+    pub(super) flow: Deletion,
+    pub(super) state: u8,
+    /// When it last changed, in ns.
+    pub(super) changed_ns: u64,
+}
+
+/// Some of the flows of a bucket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct List {
+    pub(super) number: u64,
+    pub(super) bucket: u8,
+    /// The digest is that of the question, and nothing is listed.
+    pub(super) equal: bool,
+    pub(super) offset: u64,
+    /// Flows in the snapshot.
+    pub(super) total: u64,
+    pub(super) flows: Vec<Listed>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -117,6 +157,9 @@ pub(super) enum Record<'a> {
     Digests(Vec<(u8, u64)>),
     Agreed { seq: u64, buckets: Buckets },
     Resync(Buckets),
+    Zones(Vec<u32>),
+    ListAsk(ListAsk),
+    List(List),
     Probe { id: u64, answer: bool },
     Unknown(u8),
 }
@@ -145,6 +188,9 @@ impl Record<'_> {
             Self::Digests(_) => 10,
             Self::Agreed { .. } => 11,
             Self::Resync(_) => 12,
+            Self::Zones(_) => 13,
+            Self::ListAsk(_) => 14,
+            Self::List(_) => 15,
             Self::Probe { .. } => 16,
             Self::Unknown(kind) => *kind,
         }
@@ -194,6 +240,29 @@ impl Writer {
     /// [`Self::push`] of a FLOW that is not copied first.
     pub(super) fn push_flow(&mut self, key: &FlowKey, entry: &Entry) -> bool {
         self.put(6, |w| w.flow(key, entry))
+    }
+
+    /// [`Self::push`] of a LIST with as many of `flows` as there is room for. How many these are; `None` if it does
+    /// not fit, or none of them does.
+    pub(super) fn push_list(&mut self, list: &List, flows: &[Listed]) -> Option<usize> {
+        let (start, mut count) = (self.buf.len(), 0);
+        let fits = self.put(15, |w| {
+            w.list(list);
+            for flow in flows {
+                let end = w.buf.len();
+                w.listed(flow);
+                if w.buf.len() > w.limit {
+                    w.buf.truncate(end);
+                    break;
+                }
+                count += 1;
+            }
+        });
+        if fits && count == 0 && !flows.is_empty() {
+            self.buf.truncate(start);
+            return None;
+        }
+        fits.then_some(count)
     }
 
     fn put(&mut self, kind: u8, body: impl FnOnce(&mut Self)) -> bool {
@@ -264,12 +333,44 @@ impl Writer {
                 self.buckets(buckets);
             }
             Record::Resync(buckets) => self.buckets(buckets),
+            Record::Zones(zones) => {
+                for hash in zones {
+                    self.buf.extend_from_slice(&hash.to_le_bytes());
+                }
+            }
+            Record::ListAsk(ask) => {
+                self.varint(ask.number);
+                self.buf.extend_from_slice(&[ask.bucket, if ask.digest.is_some() { ASK_DIGEST } else { 0 }]);
+                self.varint(ask.offset);
+                if let Some(digest) = ask.digest {
+                    self.u64(digest);
+                }
+            }
+            Record::List(list) => {
+                self.list(list);
+                list.flows.iter().for_each(|flow| self.listed(flow));
+            }
             Record::Probe { id, answer } => {
                 self.buf.push(u8::from(*answer));
                 self.varint(*id);
             }
             Record::Unknown(_) => {}
         }
+    }
+
+    /// A LIST without flows.
+    fn list(&mut self, list: &List) {
+        self.varint(list.number);
+        self.buf.extend_from_slice(&[list.bucket, if list.equal { LIST_EQUAL } else { 0 }]);
+        self.varint(list.offset);
+        self.varint(list.total);
+    }
+
+    fn listed(&mut self, listed: &Listed) {
+        let d = &listed.flow;
+        self.tuple(&d.key, d.originator_is_b, d.bucket, &d.id, d.version);
+        self.buf.push(listed.state);
+        self.varint(self.now.as_nanos().saturating_sub(listed.changed_ns) / NS_PER_MS);
     }
 
     fn flow(&mut self, key: &FlowKey, entry: &Entry) {
@@ -288,6 +389,7 @@ impl Writer {
         for told in entry.handshake {
             self.varint(told.into());
         }
+        self.varint(entry.delta.into());
     }
 
     fn tuple(&mut self, key: &FlowKey, originator_is_b: bool, bucket: u8, id: &FlowId, version: u64) {
@@ -349,6 +451,17 @@ pub(super) fn records(payload: &[u8], now: Time) -> impl Iterator<Item = Result<
     })
 }
 
+/// Reads the records of a payload and writes each anew; those of an unknown type are left out. What fuzzing holds reader
+/// and writer to.
+pub fn rewrite(payload: &[u8], now: Time) -> Vec<Result<Vec<u8>, Malformed>> {
+    let known = records(payload, now).filter(|record| !matches!(record, Ok(Record::Unknown(_))));
+    let rewrite = |record: Record<'_>| {
+        let mut writer = Writer::new(Vec::new(), usize::MAX, now);
+        writer.push(&record).then(|| writer.into_buf()).ok_or(Malformed)
+    };
+    known.map(|record| record.and_then(rewrite)).collect()
+}
+
 fn decode(kind: u8, body: &[u8], now: Time) -> Result<Record<'_>, Malformed> {
     let mut r = Reader(body);
     Ok(match kind {
@@ -398,6 +511,19 @@ fn decode(kind: u8, body: &[u8], now: Time) -> Result<Record<'_>, Malformed> {
         }
         11 => Record::Agreed { seq: r.varint()?, buckets: r.buckets()? },
         12 => Record::Resync(r.buckets()?),
+        13 => {
+            let mut zones = Vec::new();
+            while zones.len() < MAX_ZONES && !r.0.is_empty() {
+                zones.push(r.u32()?);
+            }
+            Record::Zones(zones)
+        }
+        14 => {
+            let (number, bucket, flags, offset) = (r.varint()?, r.u8()?, r.u8()?, r.varint()?);
+            let digest = if flags & ASK_DIGEST != 0 { Some(r.u64()?) } else { None };
+            Record::ListAsk(ListAsk { number, bucket, offset, digest })
+        }
+        15 => Record::List(r.list(now)?),
         16 => Record::Probe { answer: r.u8()? & PROBE_ANSWER != 0, id: r.varint()? },
         other => Record::Unknown(other),
     })
@@ -463,6 +589,10 @@ impl<'a> Reader<'a> {
         Err(Malformed)
     }
 
+    fn word(&mut self) -> Result<u32, Malformed> {
+        u32::try_from(self.varint()?).map_err(|_| Malformed)
+    }
+
     fn term(&mut self) -> Result<u32, Malformed> {
         u32::try_from(self.varint()?).map_err(|_| Malformed)
     }
@@ -495,12 +625,29 @@ impl<'a> Reader<'a> {
         Ok(Deletion { key, originator_is_b, bucket, id, version })
     }
 
-    fn flow(&mut self, now: Time) -> Result<(FlowKey, Entry), Malformed> {
-        let tuple = self.tuple()?;
-        let (state, zones) = (self.u8()?, [self.u8()?, self.u8()?]);
+    fn list(&mut self, now: Time) -> Result<List, Malformed> {
+        let (number, bucket, flags) = (self.varint()?, self.u8()?, self.u8()?);
+        let (offset, total) = (self.varint()?, self.varint()?);
+        let mut flows = Vec::new();
+        while !self.0.is_empty() {
+            let (flow, state, age_ms) = (self.tuple()?, self.state()?, self.varint()?);
+            let changed_ns = now.as_nanos().saturating_sub(age_ms.saturating_mul(NS_PER_MS));
+            flows.push(Listed { flow, state, changed_ns });
+        }
+        Ok(List { number, bucket, equal: flags & LIST_EQUAL != 0, offset, total, flows })
+    }
+
+    fn state(&mut self) -> Result<u8, Malformed> {
+        let state = self.u8()?;
         if FlowState::from_u8(state).is_none_or(|s| s == FlowState::None) {
             return Err(Malformed);
         }
+        Ok(state)
+    }
+
+    fn flow(&mut self, now: Time) -> Result<(FlowKey, Entry), Malformed> {
+        let tuple = self.tuple()?;
+        let (state, zones) = (self.state()?, [self.u8()?, self.u8()?]);
         let rule_hash = self.u32()?;
         // An age may exceed this node's uptime: then the flow began at the origin of its clock.
         let ago = |ms: u64| now.as_nanos().saturating_sub(ms.saturating_mul(NS_PER_MS));
@@ -513,8 +660,9 @@ impl<'a> Reader<'a> {
         let packets = [self.varint()?, self.varint()?];
         let bytes = [self.varint()?, self.varint()?];
         let mss = u16::try_from(self.varint()?).map_err(|_| Malformed)?;
-        let mut told = || u32::try_from(self.varint()?).map_err(|_| Malformed);
-        let handshake = [told()?, told()?];
+        let handshake = [self.word()?, self.word()?];
+        // A peer that ends here knows of no SYN proxy.
+        let delta = if self.0.is_empty() { 0 } else { self.word()? };
         let entry = Entry {
             created_ns,
             last_seen_ns,
@@ -529,6 +677,7 @@ impl<'a> Reader<'a> {
             originator_is_b: tuple.originator_is_b,
             mss,
             handshake,
+            delta,
         };
         Ok((tuple.key, entry))
     }

@@ -9,14 +9,16 @@
 //! | `source` | the text, places in it, mistakes and how they are shown |
 //! | `section` | typed reading of tables |
 //! | `value` | durations, names, addresses |
+//! | [`vlan`] | VLANs in names of interfaces |
 //! | `cluster` | `[cluster]`, `[sync]`, `[replication]` |
-//! | `nodes`, `zones`, `groups`, `rules`, `timeouts`, `limits` | a section each: its type, reading and checks |
+//! | `nodes`, `zones`, `groups`, `rules`, `timeouts`, `limits`, `metrics` | a section each: its type, reading and checks |
 //! | `key` | the cluster key's file |
 
 mod cluster;
 mod groups;
 pub mod key;
 mod limits;
+mod metrics;
 mod names;
 mod nodes;
 mod replication;
@@ -27,6 +29,7 @@ mod source;
 mod tests;
 mod timeouts;
 mod value;
+pub mod vlan;
 mod zones;
 
 use std::{
@@ -35,7 +38,11 @@ use std::{
     sync::Arc,
 };
 
-use fwha_common::{limit::Limits, rule, settings::Timeouts};
+use fwha_common::{
+    limit::Limits,
+    rule::{self, Tag},
+    settings::Timeouts,
+};
 pub use fwha_proto::{NodeId, seal::KeyRing};
 use sha2::{Digest, Sha256};
 use toml::de::DeTable;
@@ -44,6 +51,7 @@ pub use self::{
     cluster::{Cluster, Mode, Sync},
     groups::{Group, Vip},
     key::KeyError,
+    metrics::Metrics,
     nodes::{Node, NodeError, SyncLink},
     replication::Replication,
     rules::{Rule, Service},
@@ -80,6 +88,8 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// `[limits]`.
     pub limits: Limits,
+    /// `[metrics]`.
+    pub metrics: Metrics,
     /// Every `[[node]]`, in the order of the file: node `id` is at `id - 1`.
     pub nodes: Vec<Node>,
     /// Every `[[zone]]`, in the order of the file: zone `id` is at `id - 1`.
@@ -88,7 +98,7 @@ pub struct Config {
     pub groups: Vec<Group>,
     /// Every `[[rule]]`, in the order of the file.
     pub rules: Vec<Rule>,
-    /// Hash of all of the above but the key: the first 8 bytes of a SHA-256 over the resolved config, so
+    /// Hash of all of the above but the key and `[metrics]`: the first 8 bytes of a SHA-256 over the resolved config, so
     /// comments, spacing, and defaults written out or left out make no difference. Peers compare it.
     pub hash: u64,
     /// Same, of what decides about packets: zones by name and rules.
@@ -105,6 +115,8 @@ pub struct Config {
 struct NamedInterface {
     node: NodeId,
     name: String,
+    /// Whether it is a zone's, not a sync link's.
+    zone: bool,
     span: Span,
 }
 
@@ -161,6 +173,7 @@ impl Config {
         let rules = rules::read(&mut root, &zones, &mut mistakes);
         let timeouts = timeouts::read(&mut root, &mut mistakes);
         let limits = limits::read(&mut root, &mut mistakes);
+        let metrics = metrics::read(&mut root, &mut mistakes);
         let replication = replication::read(&mut root, &mut mistakes);
         root.finish(&mut mistakes);
 
@@ -177,6 +190,7 @@ impl Config {
             replication,
             timeouts,
             limits,
+            metrics,
             nodes: nodes.list,
             zones: zones.list,
             groups,
@@ -253,17 +267,42 @@ impl Config {
         self.rules.iter().flat_map(Rule::compile).collect()
     }
 
-    /// Whether every interface that the file names for `node` is one for which `exists` is true.
+    /// Whether every interface that the file names for `node` is one for which `exists` is true, or a VLAN
+    /// on one, see [`vlan::place`].
     ///
     /// # Errors
-    /// Each place in the file that names one that does not exist.
+    /// Each place in the file that names one that does not exist, or a VLAN without a device on an interface
+    /// that has another use.
     pub fn check_interfaces(&self, node: NodeId, exists: impl Fn(&str) -> bool) -> Result<(), ConfigErrors> {
         let mut mistakes = Mistakes::default();
-        for named in self.interfaces.iter().filter(|i| i.node == node && !exists(&i.name)) {
-            let node = self.node(node).map_or("?", |n| n.name.as_str());
-            mistakes
-                .add(named.span.clone(), format!("{node} has no interface {:?}", named.name))
-                .remedy("`ip link` shows those that it has");
+        let node_name = self.node(node).map_or("?", |n| n.name.as_str());
+        let here: Vec<(&NamedInterface, Option<vlan::Place>)> = self
+            .interfaces
+            .iter()
+            .filter(|i| i.node == node)
+            .map(|i| (i, if i.zone { vlan::place(&i.name, &exists) } else { vlan::device(&i.name, &exists) }))
+            .collect();
+        for (named, place) in &here {
+            let name = &named.name;
+            let Some(vlan::Place { interface, tags }) = place else {
+                mistakes
+                    .add(named.span.clone(), format!("{node_name} has no interface {name:?}"))
+                    .remedy("`ip link` shows those that it has");
+                continue;
+            };
+            let uses = here.iter().filter(|(_, p)| p.as_ref().is_some_and(|p| p.interface == *interface));
+            if tags[0] != Tag::NONE && uses.count() > 1 {
+                let vlan = tags.iter().rfind(|t| **t != Tag::NONE).map_or(0, |t| t.vlan());
+                mistakes
+                    .add(
+                        named.span.clone(),
+                        format!("{node_name} has no VLAN device {name:?}, and {interface:?} has another use"),
+                    )
+                    .remedy(format!(
+                        "routes tell the networks on {interface} apart by devices: \
+                         `ip link add link {interface} name {name} type vlan id {vlan}`"
+                    ));
+            }
         }
         if mistakes.is_empty() { Ok(()) } else { Err(mistakes.into_errors(Arc::clone(&self.source))) }
     }

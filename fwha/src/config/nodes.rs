@@ -153,7 +153,7 @@ fn read_links<'a>(
                             .add(text.span(), format!("interface {name:?} has two sync links of this node"))
                             .remedy("each link needs an interface of its own");
                     }
-                    interfaces.push(NamedInterface { node, name, span: text.span() });
+                    interfaces.push(NamedInterface { node, name, zone: false, span: text.span() });
                 }
                 Err(problem) => {
                     mistakes.add(text.span(), format!("interface: {problem}"));

@@ -42,6 +42,8 @@ pub struct Rule {
     pub mss: u16,
     /// Whether its flows are sent to the peers.
     pub replicate: bool,
+    /// TCP connections are opened by way of the SYN proxy.
+    pub syn_proxy: bool,
 }
 
 /// A protocol and its destination ports.
@@ -76,6 +78,14 @@ impl fmt::Display for Service {
 }
 
 impl Rule {
+    /// Whether it may admit what the SYN proxy is for: TCP that is forwarded. (The node's own stack has cookies.)
+    fn proxies(&self) -> bool {
+        let tcp = |service: &Service| service.proto == 0 || service.proto == proto::TCP;
+        self.action == Action::Accept
+            && self.to != ZONE_NODE
+            && (self.services.is_empty() || self.services.iter().any(tcp))
+    }
+
     /// How many rules of the data plane it becomes.
     fn compiled_len(&self) -> usize {
         [self.source.len(), self.destination.len(), self.services.len()]
@@ -105,7 +115,7 @@ impl Rule {
                         name_hash: rule::name_hash(&self.name),
                         index: self.index,
                         mss: self.mss,
-                        zero: 0,
+                        flags: if self.syn_proxy { rule::Rule::SYN_PROXY } else { 0 },
                     });
                 }
             }
@@ -162,7 +172,13 @@ pub(super) fn read<'a>(root: &mut Section<'a>, zones: &Zones<'_>, mistakes: &mut
             action: read_action(&mut section, mistakes),
             mss: read_mss(&mut section, mistakes),
             replicate: section.boolean("replicate", mistakes).unwrap_or(true),
+            syn_proxy: section.boolean("syn-proxy", mistakes).unwrap_or(false),
         };
+        if rule.syn_proxy && !rule.proxies() {
+            mistakes
+                .add(section.span.clone(), format!("syn-proxy of rule {:?} has nothing to do", rule.name))
+                .remedy("it is for rules that accept TCP connections through the firewall");
+        }
         let before = compiled;
         compiled = compiled.saturating_add(rule.compiled_len());
         if before <= MAX_RULES && compiled > MAX_RULES {

@@ -12,7 +12,7 @@ use super::{
     nodes::Nodes,
     section::{self, Section},
     source::Mistakes,
-    value,
+    value, vlan,
 };
 
 /// What rules call the node itself.
@@ -165,7 +165,7 @@ fn read_interfaces<'a>(
     mistakes: &mut Mistakes,
 ) {
     for text in section::strings(items, "interface", mistakes) {
-        let name = match value::interface(text.get_ref()) {
+        let name = match vlan::interface(text.get_ref()) {
             Ok(name) => name,
             Err(problem) => {
                 mistakes.add(text.span(), format!("interface: {problem}"));
@@ -185,7 +185,9 @@ fn read_interfaces<'a>(
                 )
                 .remedy("a sync link needs an interface of its own, in no zone");
         }
-        if let Some(other) = taken.get(&owner) {
+        // One VLAN, however it is written.
+        let same = (node, vlan::canonical(&owner.1));
+        if let Some(other) = taken.get(&same) {
             let message = if *other == zone.name {
                 format!("interface {:?} is there twice", owner.1)
             } else {
@@ -193,8 +195,8 @@ fn read_interfaces<'a>(
             };
             mistakes.add(text.span(), message).remedy("an interface is in one zone");
         }
-        taken.insert(owner.clone(), zone.name.clone());
-        interfaces.push(NamedInterface { node, name: owner.1.clone(), span: text.span() });
+        taken.insert(same, zone.name.clone());
+        interfaces.push(NamedInterface { node, name: owner.1.clone(), zone: true, span: text.span() });
         zone.interfaces.entry(node).or_default().push(owner.1);
     }
 }

@@ -66,6 +66,12 @@ impl Client {
         self.object(path, response).await
     }
 
+    /// Asks for a text.
+    pub(super) async fn text(&self, path: &str) -> anyhow::Result<Bytes> {
+        let response = self.send(Method::GET, path, Bytes::new()).await?;
+        self.body(response).await
+    }
+
     /// Sends one object and gets one.
     pub(super) async fn post<T: DeserializeOwned>(
         &self,
@@ -81,7 +87,13 @@ impl Client {
         let query = serde_urlencoded::to_string(query)?;
         let target = if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") };
         let response = self.send(Method::GET, &target, Bytes::new()).await?;
-        Ok(Lines { body: response.into_body(), buffer: Vec::new(), start: 0, ended: false })
+        Ok(Lines::of(response))
+    }
+
+    /// Sends one object and gets many, one a line.
+    pub(super) async fn post_lines(&self, path: &str, body: &impl Serialize) -> anyhow::Result<Lines> {
+        let response = self.send(Method::POST, path, serde_json::to_vec(body)?.into()).await?;
+        Ok(Lines::of(response))
     }
 
     /// Sends a request; gives the answer if its status says success.
@@ -149,6 +161,10 @@ pub(super) struct Lines {
 }
 
 impl Lines {
+    fn of(response: Response<Incoming>) -> Self {
+        Self { body: response.into_body(), buffer: Vec::new(), start: 0, ended: false }
+    }
+
     /// The next line that is not empty; `None` after the last.
     pub(super) async fn next(&mut self) -> anyhow::Result<Option<&[u8]>> {
         let mut searched = self.start;

@@ -3,14 +3,15 @@
 use std::{
     fmt::Write as _,
     io::{self, BufWriter, Write},
+    process::ExitCode,
 };
 
 use super::{
-    Ctl,
+    Ctl, diff, print_json,
     term::{self, Paint},
 };
 use crate::{
-    api::{FlowFilter, FlowRow, path},
+    api::{FlowFilter, FlowRow, FlowsDeleted, path},
     args::{FilterArgs, FlowsArgs, FlowsVerb, Output},
 };
 
@@ -29,11 +30,14 @@ const HEADING: [(&str, usize); 11] = [
     ("RULE", 0),
 ];
 
-pub(super) async fn run(ctl: &Ctl, args: &FlowsArgs) -> anyhow::Result<()> {
+pub(super) async fn run(ctl: &Ctl, args: &FlowsArgs) -> anyhow::Result<ExitCode> {
     match &args.verb {
-        None => list(ctl, &filter(&args.filter)?).await,
-        Some(FlowsVerb::Count(args)) => count(ctl, &filter(args)?).await,
+        None => list(ctl, &filter(&args.filter)?).await?,
+        Some(FlowsVerb::Count(args)) => count(ctl, &filter(args)?).await?,
+        Some(FlowsVerb::Diff(args)) => return diff::run(ctl, args).await,
+        Some(FlowsVerb::Delete(args)) => delete(ctl, &filter(&args.filter)?).await?,
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The filter that the command line describes.
@@ -88,11 +92,28 @@ async fn count(ctl: &Ctl, filter: &FlowFilter) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn row(flow: &FlowRow) -> String {
-    let end = |address: &std::net::IpAddr, port| match address {
+async fn delete(ctl: &Ctl, filter: &FlowFilter) -> anyhow::Result<()> {
+    let deleted: FlowsDeleted = ctl.client.post(path::FLOWS_DELETE, filter).await?;
+    let mut out = io::stdout().lock();
+    match ctl.output {
+        Output::Json => print_json(&mut out, &deleted)?,
+        Output::Table => match deleted.not_owned {
+            0 => writeln!(out, "{} flows deleted", deleted.deleted)?,
+            others => writeln!(out, "{} flows deleted; {others} are another node's", deleted.deleted)?,
+        },
+    }
+    Ok(())
+}
+
+/// An end of a flow.
+pub(super) fn end(address: &std::net::IpAddr, port: u16) -> String {
+    match address {
         std::net::IpAddr::V4(address) => format!("{address}:{port}"),
         std::net::IpAddr::V6(address) => format!("[{address}]:{port}"),
-    };
+    }
+}
+
+fn row(flow: &FlowRow) -> String {
     let [age, idle, left] = [flow.age_ms, flow.idle_ms, flow.timeout_ms].map(term::duration);
     let cells = [
         flow.proto.clone(),

@@ -4,10 +4,11 @@
 //! |---|---|
 //! | `client` | HTTP on the control socket |
 //! | `term` | colours, aligned columns, durations and times for people |
-//! | `status`, `flows`, `stats`, `events`, `capture`, `switchover`, `keygen` | the verbs |
+//! | `status`, `flows`, `diff` (of flows), `stats`, `events`, `capture`, `transfer`, `switchover`, `keygen` | the verbs |
 
 mod capture;
 mod client;
+mod diff;
 mod events;
 mod flows;
 mod keygen;
@@ -15,6 +16,7 @@ mod stats;
 mod status;
 mod switchover;
 mod term;
+mod transfer;
 
 use std::{
     io::{self, Write},
@@ -23,6 +25,7 @@ use std::{
 
 use serde::Serialize;
 
+use crate::api::path;
 use crate::args::{CtlVerb, Fwhactl, Output};
 use client::Client;
 use term::Style;
@@ -49,10 +52,12 @@ async fn dispatch(args: Fwhactl) -> anyhow::Result<ExitCode> {
     let ctl = Ctl { client: Client::new(args.socket), output: args.output, style: Style::of_stdout() };
     match args.verb {
         CtlVerb::Status(args) => return status::run(&ctl, &args).await,
-        CtlVerb::Flows(args) => flows::run(&ctl, &args).await?,
+        CtlVerb::Flows(args) => return flows::run(&ctl, &args).await,
         CtlVerb::Stats(args) => stats::run(&ctl, &args).await?,
         CtlVerb::Events(args) => events::run(&ctl, &args).await?,
         CtlVerb::Capture(args) => capture::run(&ctl, &args).await?,
+        CtlVerb::Bulk(args) => return transfer::run(&ctl, path::BULK, args).await,
+        CtlVerb::Resync(args) => return transfer::run(&ctl, path::RESYNC, args).await,
         CtlVerb::Switchover(args) => switchover::run(&ctl, args).await?,
         CtlVerb::Keygen(args) => keygen::run(&args)?,
     }

@@ -12,6 +12,11 @@ use crate::{
 };
 
 pub(super) async fn run(ctl: &Ctl, args: &StatsArgs) -> anyhow::Result<()> {
+    if args.prometheus {
+        let text = ctl.client.text(path::METRICS).await?;
+        io::stdout().write_all(&text)?;
+        return Ok(());
+    }
     let Stats { flows, sync, link, vrrp, drops, rules } = ctl.client.get(path::STATS).await?;
     let sections = [
         (StatsSection::Flows, "flows", flows),

@@ -106,8 +106,8 @@ fn table(out: &mut Vec<u8>, style: Style, status: &Status) -> io::Result<()> {
     let used = flows.local + flows.peer;
     writeln!(
         out,
-        "\nflows: {} local, {} from peers, {} of {} used; {} embryonic",
-        flows.local, flows.peer, used, flows.max, flows.embryonic
+        "\nflows: {} local, {} from peers, {} of {} used; {} embryonic; {} at risk",
+        flows.local, flows.peer, used, flows.max, flows.embryonic, flows.at_risk
     )?;
     for group in status.troubled_groups() {
         let text = match (&group.active, &group.also_active[..]) {
@@ -158,7 +158,8 @@ fn peer_row(peer: &PeerStatus) -> [(Paint, String); 6] {
         shown.push_str(&format!(" ({})", peer.reason));
     }
     let links: Vec<String> = peer.links.iter().map(link).collect();
-    let link_paint = if peer.links.iter().all(|l| l.state == "up") { Paint::Plain } else { Paint::Bad };
+    let well = |l: &LinkStatus| l.state == "up" && matches!(l.replication.as_str(), "" | "up");
+    let link_paint = if peer.links.iter().all(well) { Paint::Plain } else { Paint::Bad };
     [
         (Paint::Bold, peer.name.clone()),
         (state, shown),
@@ -172,8 +173,13 @@ fn peer_row(peer: &PeerStatus) -> [(Paint, String); 6] {
 fn sync_cell(sync: &SyncStatus) -> (Paint, String) {
     let mut text = sync.state.clone();
     if let Some(bulk) = &sync.bulk {
-        text.push_str(&format!(" {} of {}", bulk.flows_done, bulk.flows_total));
+        let left = bulk.remaining_ms.map_or(String::new(), |ms| format!(", {} left", term::duration(ms)));
+        text.push_str(&format!(
+            " ({} {} of {}, {} buckets to go{left})",
+            bulk.direction, bulk.flows_done, bulk.flows_total, bulk.buckets_left
+        ));
     }
+    text.push_str(&format!(" for {}", term::duration(sync.since_ms)));
     match sync.state.as_str() {
         "in-sync" if sync.digest_match => (Paint::Good, text),
         "down" | "silent" | "diverged" => (Paint::Bad, text),
@@ -181,9 +187,20 @@ fn sync_cell(sync: &SyncStatus) -> (Paint, String) {
     }
 }
 
+/// Interface, heartbeats, round trip; then what is worth a word about replication on it.
 fn link(link: &LinkStatus) -> String {
-    match link.rtt_us {
-        Some(rtt_us) => format!("{} {} {:.2}ms", link.interface, link.state, rtt_us as f64 / 1000.0),
-        None => format!("{} {}", link.interface, link.state),
+    let mut text = format!("{} {}", link.interface, link.state);
+    if let Some(rtt_us) = link.rtt_us {
+        text.push_str(&format!(" {:.2}ms", rtt_us as f64 / 1000.0));
     }
+    if let Some(loss @ 1..) = link.loss_per_mille {
+        text.push_str(&format!(" {:.1}% lost", f64::from(loss) / 10.0));
+    }
+    if !matches!(link.replication.as_str(), "" | "up") {
+        text.push_str(&format!(" (replication {})", link.replication));
+    }
+    if link.used {
+        text.push_str(" used");
+    }
+    text
 }

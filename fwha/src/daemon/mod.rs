@@ -22,7 +22,8 @@
 //! | [`sweeper`] | expired flows, lost events |
 //! | [`network`] | routes, carriers, addresses, interfaces as they change |
 //! | [`ports`] | this node's interfaces and the sockets on them |
-//! | [`server`], `warnings` | control API |
+//! | [`server`], `flows`, `transfer`, `warnings` | control API |
+//! | `metrics` | the same for Prometheus |
 //! | [`events`] | event log |
 //! | `capture` | captures of dropped packets |
 //! | [`lock`] | run directory: one daemon for one node |
@@ -32,10 +33,12 @@
 mod capture;
 pub mod election;
 pub mod events;
+mod flows;
 pub mod limit;
 pub mod lock;
 pub mod log;
 pub mod mailbox;
+mod metrics;
 pub mod names;
 pub mod network;
 pub mod ports;
@@ -43,6 +46,7 @@ pub mod replication;
 pub mod server;
 pub mod sweeper;
 pub mod table;
+mod transfer;
 pub mod vips;
 mod warnings;
 
@@ -67,7 +71,7 @@ use fwha_proto::replication::{self as proto_replication, Replication};
 use fwha_proto::seal::{Identity, KeyRing};
 use fwha_proto::time::Time;
 use fwha_proto::vrrp::packet::Checksum;
-use tokio::net::UnixListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
@@ -81,7 +85,7 @@ use self::ports::Port;
 use self::replication::OwnedGroups;
 use crate::config::{self, Config, GroupId, Node};
 use crate::dataplane::{self, Dataplane, Maps, ZoneInterface};
-use crate::netlink::Monitor;
+use crate::netlink::{Link, Monitor};
 use crate::policy::Policy;
 use crate::socket::SyncSocket;
 use crate::sys::clock::KernelClock;
@@ -178,8 +182,9 @@ async fn run_node(config: &Arc<Config>, node: &Node, run_dir: &RunDir) -> Result
         ports: ports::look(config, node, &links).await?,
         heartbeats: ports::sync_sockets(node, config.sync.heartbeat_port())?,
         replication: ports::sync_sockets(node, config.sync.replication_port())?,
+        metrics: bind_metrics(config).await,
     };
-    let (mut dataplane, flow_events) = Dataplane::open(dataplane_options(config, node))?;
+    let (mut dataplane, flow_events) = Dataplane::open(dataplane_options(config, node, &links))?;
     let mut running = match Running::start(config, node, found, &dataplane, flow_events, listener) {
         Ok(running) => running,
         Err(error) => {
@@ -216,11 +221,14 @@ async fn run_node(config: &Arc<Config>, node: &Node, run_dir: &RunDir) -> Result
     dataplane.close().context("cannot remove the data plane")
 }
 
-fn dataplane_options(config: &Config, node: &Node) -> dataplane::Options {
+fn dataplane_options(config: &Config, node: &Node, links: &[Link]) -> dataplane::Options {
     let interfaces = config.zones.iter().flat_map(|zone| {
         let names = zone.interfaces.get(&node.id).into_iter().flatten();
-        names.map(|name| ZoneInterface {
-            name: name.clone(),
+        let places =
+            names.filter_map(|name| config::vlan::place(name, |n| links.iter().any(|l| l.name == n)));
+        places.map(|place| ZoneInterface {
+            name: place.interface,
+            tags: place.tags,
             zone: zone.id,
             attach: match zone.attach {
                 config::Attach::Auto => dataplane::Attach::Auto,
@@ -247,7 +255,7 @@ struct Running {
     replication: Mailbox<replication::Command>,
     vips: mpsc::UnboundedSender<vips::Command>,
     sweeper_stop: std_mpsc::Sender<()>,
-    server: tokio::task::JoinHandle<()>,
+    servers: Vec<tokio::task::JoinHandle<()>>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -256,6 +264,19 @@ struct Found {
     ports: Vec<Port>,
     heartbeats: Vec<SyncSocket>,
     replication: Vec<SyncSocket>,
+    /// What `[metrics]` asks for, or why it cannot be.
+    metrics: Option<Result<TcpListener, String>>,
+}
+
+/// Opens the port that `[metrics]` asks for. Without it the node does all else that it should.
+async fn bind_metrics(config: &Config) -> Option<Result<TcpListener, String>> {
+    let address = config.metrics.listen?;
+    let bound = TcpListener::bind(address).await;
+    Some(bound.map_err(|error| {
+        let problem = format!("no metrics: cannot listen on {address}: {error}");
+        tracing::error!("{problem}");
+        problem
+    }))
 }
 
 impl Running {
@@ -320,6 +341,8 @@ impl Running {
             snapshot: Arc::clone(&replication_status),
             unsent: 0,
             adopted: dataplane.adopted(),
+            finished: BTreeMap::new(),
+            diffs: BTreeMap::new(),
         };
 
         let election_status = Arc::new(ArcSwap::from_pointee(election::Snapshot::of(&machine, now)));
@@ -364,14 +387,21 @@ impl Running {
             events,
             election: election_mailbox.clone(),
             election_status,
+            replication: replication_mailbox.clone(),
             replication_status,
             attached: Arc::clone(&attached),
+            problems: found.metrics.iter().filter_map(|m| m.as_ref().err()).cloned().collect(),
         };
-        let server = tokio::spawn(async move {
+        let server = Arc::new(server);
+        let mut servers = Vec::new();
+        if let Some(Ok(listener)) = found.metrics {
+            servers.push(tokio::spawn(metrics::listen(listener, Arc::clone(&server))));
+        }
+        servers.push(tokio::spawn(async move {
             if let Err(error) = axum::serve(listener, server::routes(server)).await {
                 tracing::error!("the control API is gone: {error}");
             }
-        });
+        }));
         // Nothing below can fail but for want of threads; nothing above has touched the network.
         threads.push(vips.spawn()?);
         threads.push(replication.spawn()?);
@@ -393,7 +423,7 @@ impl Running {
             replication: replication_mailbox,
             vips: vips_sender,
             sweeper_stop,
-            server,
+            servers,
             threads,
         })
     }
@@ -431,7 +461,7 @@ impl Running {
         }
         self.replication.send(replication::Command::Stop);
         drop(self.sweeper_stop);
-        self.server.abort();
+        self.servers.iter().for_each(tokio::task::JoinHandle::abort);
         // One that hangs ends with the process.
         let deadline = tokio::time::Instant::now() + SHUTDOWN_WAIT;
         while self.threads.iter().any(|t| !t.is_finished()) && tokio::time::Instant::now() < deadline {
@@ -556,7 +586,7 @@ fn replication_options(
         peers: peers.map(|n| proto_replication::PeerOptions { node: n.id, name: n.name.clone() }).collect(),
         config_hash: config.hash,
         rules_hash: config.rules_hash,
-        zones: config.zones.len() as u8,
+        zones: config.zones.iter().map(|z| name_hash(&z.name)).collect(),
         max_flows: config.cluster.max_flows as usize,
         enabled: config.replication.enabled,
         links: node.sync.len() as u8,

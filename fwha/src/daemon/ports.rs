@@ -11,7 +11,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use fwha_proto::NodeId;
 use fwha_proto::heartbeat::{Interface, Via};
 
-use crate::config::{Config, GroupId, Node, SyncLink};
+use crate::config::{Config, GroupId, Node, SyncLink, vlan};
 use crate::netlink::{Address, Addresses, Garp, Link};
 use crate::socket::{ProbeSocket, SyncSocket, VrrpSocket};
 
@@ -56,10 +56,15 @@ impl Port {
 pub async fn look(config: &Config, node: &Node, links: &[Link]) -> Result<Vec<Port>> {
     let addresses = Addresses::new()?;
     let sync = node.sync.iter().enumerate().map(|(n, s)| (Via::Sync(n as u8), s.interface.as_str()));
-    let zones = config
+    let places: Vec<(Via, vlan::Place)> = config
         .zones
         .iter()
-        .filter_map(|zone| Some((Via::Zone(zone.id), zone.interfaces.get(&node.id)?.first()?.as_str())));
+        .filter_map(|zone| {
+            let name = zone.interfaces.get(&node.id)?.first()?;
+            Some((Via::Zone(zone.id), vlan::place(name, |n| links.iter().any(|l| l.name == n))?))
+        })
+        .collect();
+    let zones = places.iter().map(|(via, place)| (*via, place.interface.as_str()));
     let mut ports = Vec::new();
     for (via, name) in sync.chain(zones) {
         let link = links.iter().find(|l| l.name == name);

@@ -16,12 +16,14 @@ use fwha_common::{BUCKETS, MAX_GROUPS};
 use fwha_proto::NodeId;
 use fwha_proto::election::GroupId;
 use fwha_proto::replication::{
-    Buckets, Event, LinkStatus, Output, Ownership, Replication, SyncState, Warning,
+    Buckets, BulkProgress, Event, Found, Lag, LinkStatus, Output, Ownership, Replication, SyncState, Unready,
+    Warning,
 };
-use fwha_proto::seal::KeyRing;
+use fwha_proto::seal::{KeyRing, OpenError};
 use fwha_proto::time::Time;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
+use tokio::sync::{mpsc, oneshot};
 
 use super::election;
 use super::events::EventLog;
@@ -76,12 +78,67 @@ pub enum Command {
     Reconcile(Buckets),
     /// A sync link is another interface now: its socket.
     Opened(u8, SyncSocket),
+    /// An operator wants everything sent to a peer, or asked for; `None` is all peers. The answer follows the
+    /// next snapshot, which shows how far that is.
+    Transfer {
+        /// Which way.
+        direction: Direction,
+        /// With whom.
+        peer: Option<NodeId>,
+        /// How many buckets these are, by peer.
+        reply: oneshot::Sender<Requested>,
+    },
+    /// An operator wants to know in which flows this node and a peer differ.
+    Diff {
+        /// The peer.
+        peer: NodeId,
+        /// Look also into buckets with equal digests.
+        all: bool,
+        /// Where what is found goes; one that nobody reads ends the comparison.
+        found: mpsc::UnboundedSender<Found>,
+        /// Whether it has begun.
+        reply: oneshot::Sender<Result<(), DiffRefused>>,
+    },
     /// Hold these cluster keys from now on.
     Keys(KeyRing),
     /// The interface of a sync link has a carrier now, or has none.
     Carrier(u8, bool),
     /// End.
     Stop,
+}
+
+/// Why a comparison does not begin.
+#[derive(Clone, Copy, Debug)]
+pub enum DiffRefused {
+    /// The peer cannot be asked.
+    Unready(Unready),
+    /// Another one with this peer is going on.
+    Running,
+}
+
+/// What became of a request, by peer: how many buckets it is about.
+pub type Requested = Vec<(NodeId, Result<usize, Unready>)>;
+
+/// Which way a bulk transfer goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Direction {
+    /// To the peer.
+    Sending,
+    /// From the peer.
+    Receiving,
+}
+
+/// A bulk transfer that has come to its end.
+#[derive(Clone, Copy, Debug)]
+pub struct Finished {
+    /// When.
+    pub at: Time,
+    /// Flow records sent or received.
+    pub flows: u64,
+    /// Flows removed because the peer did not mention them.
+    pub swept: u64,
+    /// Time that it took.
+    pub took: Duration,
 }
 
 /// Groups that this node owns, as the election thread set them just before it told the data plane.
@@ -118,6 +175,8 @@ pub struct Snapshot {
     pub counters: Vec<(&'static str, u64)>,
     /// Flows in the replica.
     pub flows: usize,
+    /// Owned flows that no peer which answers is known to hold as they are.
+    pub at_risk: u64,
 }
 
 /// Replication with one peer.
@@ -127,16 +186,26 @@ pub struct PeerSnapshot {
     pub state: SyncState,
     /// Age of the oldest change that the peer has not acknowledged.
     pub lag: Duration,
-    /// Changes that it has not acknowledged: queued, and datagrams in flight.
-    pub unacked: usize,
+    /// For how long it has been so.
+    pub state_for: Duration,
+    /// Changes queued for it.
+    pub queued: usize,
+    /// Datagrams in flight to it.
+    pub in_flight: usize,
+    /// How long changes took until it acknowledged them.
+    pub acknowledged: Lag,
     /// Digests agree in both directions.
     pub digest_match: bool,
     /// What does not fit.
     pub warnings: Vec<Warning>,
     /// Why its datagrams are refused, if they are.
-    pub refused: Option<String>,
+    pub refused: Option<OpenError>,
     /// It has not shown the newest cluster key yet.
     pub renewing: bool,
+    /// The bulk transfers under way.
+    pub bulk: BTreeMap<Direction, BulkProgress>,
+    /// The last ones that have come to their end.
+    pub finished: BTreeMap<Direction, Finished>,
     /// The sync links to it.
     pub links: Vec<LinkStatus>,
     /// Counters.
@@ -152,6 +221,13 @@ enum Taken {
     Some,
     /// As much as is taken at a time: there may be more.
     Burst,
+}
+
+impl PeerSnapshot {
+    /// The number of this session: another one knows nothing of what was asked for in it.
+    pub fn session(&self) -> u64 {
+        self.counters.iter().find(|(name, _)| *name == "sessions").map_or(0, |(_, n)| *n)
+    }
 }
 
 /// A comparison of replica and kernel table under way.
@@ -192,6 +268,10 @@ pub struct Thread {
     pub unsent: u64,
     /// The data plane has flows from an earlier run.
     pub adopted: bool,
+    /// The last bulk transfers that have come to their end.
+    pub finished: BTreeMap<(NodeId, Direction), Finished>,
+    /// The comparisons that are going on, and who wants to know.
+    pub diffs: BTreeMap<NodeId, mpsc::UnboundedSender<Found>>,
 }
 
 impl Thread {
@@ -223,6 +303,7 @@ impl Thread {
         let mut comparison_due = Time::ZERO;
         let mut snapshot_due = Time::ZERO;
         let mut in_sync: BTreeMap<NodeId, bool> = BTreeMap::new();
+        let mut answers: Vec<(oneshot::Sender<Requested>, Requested)> = Vec::new();
         loop {
             let now = self.now();
             if comparison.is_none() && self.replication.missed() {
@@ -261,6 +342,18 @@ impl Thread {
                             *place = socket;
                         }
                     }
+                    Command::Transfer { direction, peer, reply } => {
+                        let requested = match direction {
+                            Direction::Sending => self.replication.request_bulk(peer),
+                            Direction::Receiving => self.replication.request_resync(now, peer),
+                        };
+                        answers.push((reply, requested));
+                        snapshot_due = Time::ZERO;
+                    }
+                    Command::Diff { peer, all, found, reply } => {
+                        // A client that hung up needs no answer.
+                        let _ = reply.send(self.begin_diff(now, peer, all, found));
+                    }
                     Command::Keys(keys) => self.replication.set_keys(&keys),
                     Command::Carrier(link, carrier) => self.replication.carrier(link, carrier),
                     Command::Stop => return,
@@ -284,6 +377,10 @@ impl Thread {
             if now >= snapshot_due {
                 snapshot_due = now + SNAPSHOT_INTERVAL;
                 self.publish(now, &table, &mut in_sync);
+                for (reply, requested) in answers.drain(..) {
+                    // A client that hung up needs no answer.
+                    let _ = reply.send(requested);
+                }
             }
             match taken.into_iter().max() {
                 Some(Taken::Burst) => {}
@@ -367,6 +464,33 @@ impl Thread {
         Ok(true)
     }
 
+    fn begin_diff(
+        &mut self,
+        now: Time,
+        peer: NodeId,
+        all: bool,
+        found: mpsc::UnboundedSender<Found>,
+    ) -> Result<(), DiffRefused> {
+        if self.diffs.get(&peer).is_some_and(|before| !before.is_closed()) {
+            return Err(DiffRefused::Running);
+        }
+        self.replication.diff(now, peer, all).map_err(DiffRefused::Unready)?;
+        self.diffs.insert(peer, found);
+        Ok(())
+    }
+
+    /// Passes on what a comparison has found.
+    fn tell(&mut self, peer: NodeId, found: Found) {
+        let over = !matches!(found, Found::Difference(_));
+        let heard = self.diffs.get(&peer).is_some_and(|to| to.send(found).is_ok());
+        if !heard {
+            self.replication.diff_stop(peer);
+        }
+        if over || !heard {
+            self.diffs.remove(&peer);
+        }
+    }
+
     /// Does what the machine says. Buckets to compare with the kernel's table.
     fn drain(&mut self, table: &mut Table) -> Buckets {
         let mut astray = Buckets::EMPTY;
@@ -401,6 +525,7 @@ impl Thread {
                 Output::Transmit { peer, link, datagram } => self.transmit(peer, link, &datagram),
                 Output::Reconcile(buckets) => astray = astray | buckets,
                 Output::Event(event) => self.record(&event),
+                Output::Diff { peer, found } => self.tell(peer, found),
             }
         }
         put(table, &mut puts, 1);
@@ -444,11 +569,22 @@ impl Thread {
                 PeerSnapshot {
                     state: status.state,
                     lag: status.lag,
-                    unacked: status.queued + status.unacked,
+                    state_for: status.state_for,
+                    queued: status.queued,
+                    in_flight: status.unacked,
+                    acknowledged: status.acknowledged.clone(),
                     digest_match: status.digest_match,
                     warnings: status.warnings.to_vec(),
-                    refused: status.refused.map(|r| r.to_string()),
+                    refused: status.refused,
                     renewing: status.renewing,
+                    bulk: [(Direction::Sending, status.sending), (Direction::Receiving, status.receiving)]
+                        .into_iter()
+                        .filter_map(|(direction, progress)| Some((direction, progress?)))
+                        .collect(),
+                    finished: [Direction::Sending, Direction::Receiving]
+                        .into_iter()
+                        .filter_map(|d| Some((d, *self.finished.get(&(status.peer, d))?)))
+                        .collect(),
                     links: status.links,
                     counters: status.counters.iter().collect(),
                 },
@@ -464,10 +600,26 @@ impl Thread {
             ("refused_ttl", self.sockets.iter().map(|s| s.refused().ttl).sum()),
             ("refused_length", self.sockets.iter().map(|s| s.refused().length).sum()),
         ]);
-        self.snapshot.store(Arc::new(Snapshot { at: now, peers, counters, flows: self.replication.len() }));
+        self.snapshot.store(Arc::new(Snapshot {
+            at: now,
+            peers,
+            counters,
+            flows: self.replication.len(),
+            at_risk: self.replication.at_risk(),
+        }));
     }
 
-    fn record(&self, event: &Event) {
+    fn record(&mut self, event: &Event) {
+        let at = self.now();
+        match *event {
+            Event::BulkSent { peer, flows, took } => {
+                self.finished.insert((peer, Direction::Sending), Finished { at, flows, swept: 0, took });
+            }
+            Event::BulkReceived { peer, flows, swept, took } => {
+                self.finished.insert((peer, Direction::Receiving), Finished { at, flows, swept, took });
+            }
+            _ => {}
+        }
         let names = &self.names;
         let (kind, text) = match event {
             Event::SessionOpened { peer, epoch } => {
@@ -514,6 +666,6 @@ impl Thread {
                 format!("the queue to {} is full: whole buckets will be sent", names.node(*peer)),
             ),
         };
-        self.events.record(self.now(), kind, None, text, Vec::new());
+        self.events.record(at, kind, None, text, Vec::new());
     }
 }

@@ -24,6 +24,7 @@ use fwha_proto::NodeId;
 use fwha_proto::election::GroupId;
 use fwha_proto::heartbeat::{PeerState, Role};
 use fwha_proto::replication::SyncState;
+use fwha_proto::seal::OpenError;
 use fwha_proto::time::Time;
 use serde::Serialize;
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -31,10 +32,13 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use super::capture;
 use super::election;
 use super::events::{self, EventLog};
+use super::flows;
 use super::mailbox::Mailbox;
+use super::metrics;
 use super::names::Names;
-use super::replication::Snapshot;
+use super::replication::{self, PeerSnapshot, Snapshot};
 use super::sweeper::expiry_ns;
+use super::transfer;
 use crate::api::{self, ApiError, path};
 use crate::config::Config;
 use crate::dataplane::maps::{EmbryonicWalk, FlowWalk};
@@ -43,7 +47,7 @@ use crate::socket::Refused;
 use crate::sys::clock::KernelClock;
 
 /// Flows looked at between two pieces of an answer.
-const CHUNK: usize = 1024;
+pub(super) const CHUNK: usize = 1024;
 /// Pieces of an answer that wait for a slow client.
 const PIECES: usize = 4;
 /// How long a switchover may take before the client is told that it did not happen.
@@ -84,10 +88,14 @@ pub struct Server {
     pub election: Mailbox<election::Command>,
     /// How the election stands.
     pub election_status: Arc<ArcSwap<election::Snapshot>>,
+    /// The replication thread.
+    pub replication: Mailbox<replication::Command>,
     /// How replication stands.
     pub replication_status: Arc<ArcSwap<Snapshot>>,
     /// Where programs are attached.
     pub attached: Arc<ArcSwap<Vec<AttachedInterface>>>,
+    /// What could not be had at the start, and that the node does without.
+    pub problems: Vec<String>,
 }
 
 /// An answer that is not the one asked for.
@@ -134,16 +142,21 @@ impl From<JsonRejection> for Problem {
 }
 
 /// The routes of the API.
-pub fn routes(server: Server) -> Router {
+pub fn routes(server: Arc<Server>) -> Router {
     Router::new()
         .route(path::STATUS, get(status))
-        .route(path::FLOWS, get(flows))
+        .route(path::FLOWS, get(list_flows))
         .route(path::STATS, get(stats))
         .route(path::EVENTS, get(event_stream))
         .route(path::SWITCHOVER, post(switchover))
         .route(path::CAPTURE, get(capture::capture))
+        .route(path::FLOWS_DIFF, get(flows::diff))
+        .route(path::FLOWS_DELETE, post(flows::delete))
+        .route(path::METRICS, get(metrics::metrics))
+        .route(path::BULK, post(transfer::bulk))
+        .route(path::RESYNC, post(transfer::resync))
         .fallback(async || Problem(StatusCode::NOT_FOUND, "there is no such path".into()))
-        .with_state(Arc::new(server))
+        .with_state(server)
 }
 
 type Shared = State<Arc<Server>>;
@@ -160,7 +173,7 @@ async fn stats(State(server): Shared) -> Result<Json<api::Stats>, Problem> {
     Ok(Json(server.stats()?))
 }
 
-async fn flows(
+async fn list_flows(
     State(server): Shared,
     filter: Result<Query<api::FlowFilter>, QueryRejection>,
 ) -> Result<Response, Problem> {
@@ -215,14 +228,7 @@ async fn switchover(
 ) -> Result<Json<api::SwitchoverReply>, Problem> {
     let Json(request) = request?;
     let group = server.group_named(request.group.as_deref())?;
-    let to = match &request.to {
-        None => None,
-        Some(name) => Some(server.config.node_named(name).map(|n| n.id).ok_or_else(|| {
-            let known: Vec<&str> = server.config.nodes.iter().map(|n| n.name.as_str()).collect();
-            let known = known.join(", ");
-            Problem(StatusCode::NOT_FOUND, format!("there is no node {name:?}: known are {known}"))
-        })?),
-    };
+    let to = request.to.as_deref().map(|name| server.node_named(name)).transpose()?;
     let began = tokio::time::Instant::now();
     let (reply, answer) = oneshot::channel();
     server.election.send(election::Command::Switchover { group, to, reply });
@@ -271,6 +277,27 @@ impl Server {
         self.now().since(at).as_millis() as u64
     }
 
+    fn node_named(&self, name: &str) -> Result<NodeId, Problem> {
+        self.config.node_named(name).map(|n| n.id).ok_or_else(|| {
+            let known: Vec<&str> = self.config.nodes.iter().map(|n| n.name.as_str()).collect();
+            let known = known.join(", ");
+            Problem(StatusCode::NOT_FOUND, format!("there is no node {name:?}: known are {known}"))
+        })
+    }
+
+    /// The peer of this name; all of them if there is none.
+    pub(super) fn peer_named(&self, name: Option<&str>) -> Result<Option<NodeId>, Problem> {
+        let node = name.map(|name| self.node_named(name)).transpose()?;
+        if node == Some(self.me) || self.config.nodes.len() < 2 {
+            let problem = match name {
+                Some(name) => format!("{name} is this node itself: name a peer"),
+                None => "this node has no peer".into(),
+            };
+            return Err(Problem(StatusCode::BAD_REQUEST, problem));
+        }
+        Ok(node)
+    }
+
     fn group_named(&self, name: Option<&str>) -> Result<GroupId, Problem> {
         let groups = &self.config.groups;
         let known = || groups.iter().map(|g| g.name.as_str()).collect::<Vec<_>>().join(", ");
@@ -283,9 +310,10 @@ impl Server {
         }
     }
 
-    fn flow_counts(&self) -> Result<api::FlowCounts, Problem> {
+    pub(super) fn flow_counts(&self) -> Result<api::FlowCounts, Problem> {
         let mut counts = api::FlowCounts {
             max: u64::from(self.maps.flows().max_entries()),
+            at_risk: self.replication_status.load().at_risk,
             embryonic: self.maps.embryonic_count()? as u64,
             ..api::FlowCounts::default()
         };
@@ -295,6 +323,11 @@ impl Server {
             counts.local += local;
             counts.peer += flows.len() as u64 - local;
         }
+        // Without replication there is no replica that could tell.
+        let active = || self.election_status.load().status.groups.iter().any(|g| g.role == Role::Active);
+        if !self.config.replication.enabled && active() {
+            counts.at_risk = counts.local + counts.peer;
+        }
         Ok(counts)
     }
 
@@ -302,7 +335,7 @@ impl Server {
         let snapshot = self.election_status.load();
         let election = &snapshot.status;
         let replication = self.replication_status.load();
-        let mut warnings = self.config.warnings.clone();
+        let mut warnings = [&self.config.warnings[..], &self.problems].concat();
         warnings.extend(self.own_warnings(&snapshot, &replication));
         let groups = election.groups.iter().map(|g| self.group_status(g)).collect::<Vec<_>>();
         for group in &groups {
@@ -320,8 +353,9 @@ impl Server {
             if peer.state != PeerState::Alive {
                 warnings.push(format!("{name} is {}", peer.state));
             }
-            let mut reasons: Vec<String> =
-                peer.refused.clone().map(|r| format!("refused: {r}")).into_iter().collect();
+            let sync = replication.peers.get(&peer.node);
+            let refused = refused(peer.refused, sync.and_then(|s| s.refused));
+            let mut reasons: Vec<String> = refused.iter().map(|r| r.text.clone()).collect();
             if peer.deaf {
                 reasons.push("does not hear our heartbeats".into());
             }
@@ -329,7 +363,6 @@ impl Server {
                 reasons.push("runs with another cluster file".into());
             }
             warnings.extend(reasons.iter().map(|r| format!("{name}: {r}")));
-            let sync = replication.peers.get(&peer.node);
             if let Some(sync) = sync {
                 let known = self.config.replication.enabled && sync.state != SyncState::InSync;
                 if known && peer.state == PeerState::Alive {
@@ -340,22 +373,16 @@ impl Server {
                         "{name} does not have the new cluster key yet: copy the key file there and `systemctl reload fwha`"
                     ));
                 }
-                let refused = sync.refused.iter().map(|r| format!("replication refused: {r}"));
-                warnings.extend(
-                    sync.warnings
-                        .iter()
-                        .map(ToString::to_string)
-                        .chain(refused)
-                        .map(|w| format!("{name}: {w}")),
-                );
+                warnings.extend(sync.warnings.iter().map(|w| format!("{name}: {w}")));
             }
             peers.push(api::PeerStatus {
                 name: name.to_owned(),
                 state: peer.state.as_str().to_owned(),
                 since_ms: (peer.since != Time::ZERO).then(|| self.ms_since(peer.since)),
                 reason: reasons.join("; "),
-                links: peer.links.iter().map(|l| self.link_status(l)).collect(),
-                sync: sync.map(sync_status).unwrap_or_default(),
+                refused,
+                links: peer.links.iter().map(|l| self.link_status(l, sync)).collect(),
+                sync: sync.map(|sync| self.sync_status(sync)).unwrap_or_default(),
             });
         }
         let used = flows.local + flows.peer;
@@ -405,13 +432,32 @@ impl Server {
         }
     }
 
-    fn link_status(&self, link: &fwha_proto::election::status::LinkStatus) -> api::LinkStatus {
-        let me = self.config.node(self.me);
-        let interface = me.and_then(|n| n.sync.get(usize::from(link.link))).map(|s| s.interface.clone());
+    fn link_status(
+        &self,
+        link: &fwha_proto::election::status::LinkStatus,
+        sync: Option<&PeerSnapshot>,
+    ) -> api::LinkStatus {
+        let probed = sync.and_then(|s| s.links.iter().find(|l| l.link == link.link));
         api::LinkStatus {
-            interface: interface.unwrap_or_default(),
+            interface: self.names.link(link.link).to_owned(),
             state: if link.up { "up" } else { "silent" }.to_owned(),
             rtt_us: link.rtt.map(|rtt| rtt.as_micros() as u64),
+            replication: probed.map(|l| l.state.as_str().to_owned()).unwrap_or_default(),
+            loss_per_mille: probed.and_then(|l| l.loss_per_mille),
+            used: probed.is_some_and(|l| l.used),
+        }
+    }
+
+    fn sync_status(&self, sync: &PeerSnapshot) -> api::SyncStatus {
+        let bulk = sync.bulk.iter().next();
+        api::SyncStatus {
+            state: sync.state.as_str().to_owned(),
+            // A state that has never changed is as old as the daemon.
+            since_ms: (sync.state_for.as_millis() as u64).min(self.ms_since(self.started)),
+            lag_ms: sync.lag.as_millis() as u64,
+            unacked: (sync.queued + sync.in_flight) as u64,
+            digest_match: sync.digest_match,
+            bulk: bulk.map(|(direction, progress)| transfer::bulk_status(*direction, progress)),
         }
     }
 
@@ -427,6 +473,17 @@ impl Server {
         })
     }
 
+    /// Counters of replication with a peer, and what is true of it now.
+    fn peer_stats(&self, peer: &PeerSnapshot) -> api::Stat {
+        let us = |time: Duration| time.as_micros() as u64;
+        let recent = peer.acknowledged.recent(self.now());
+        let lags = [("lag_p50_us", 500), ("lag_p99_us", 990), ("lag_max_us", 1000)];
+        let lags = lags.into_iter().filter_map(|(name, share)| Some((name, us(recent.per_mille(share)?))));
+        let present =
+            [("queued", peer.queued as u64), ("in_flight", peer.in_flight as u64), ("lag_us", us(peer.lag))];
+        peer.counters.iter().copied().chain(lags).chain(present).collect()
+    }
+
     fn stats(&self) -> Result<api::Stats, Problem> {
         let snapshot = self.election_status.load();
         let election = &snapshot.status;
@@ -437,9 +494,10 @@ impl Server {
         let mut sync: api::StatSection =
             replication.counters.iter().map(|(name, n)| ((*name).to_owned(), (*n).into())).collect();
         let peers = replication.peers.iter();
-        let peers =
-            peers.map(|(n, p)| (self.names.node(*n), p.counters.iter().copied().collect::<api::Stat>()));
+        let peers = peers.map(|(n, p)| (self.names.node(*n), self.peer_stats(p)));
         sync.insert("peers".into(), peers.collect());
+        sync.insert("flows".into(), (replication.flows as u64).into());
+        sync.insert("flows_at_risk".into(), replication.at_risk.into());
         let mut link = api::StatSection::new();
         let mut vrrp = api::StatSection::new();
         let mut families: BTreeMap<&str, Vec<(&str, u64)>> = BTreeMap::new();
@@ -454,8 +512,17 @@ impl Server {
             section.insert(family.to_owned(), counters.into_iter().collect());
         }
         for peer in &election.peers {
-            let received = peer.links.iter().map(|l| (self.link_status(l).interface, l.received));
+            let received = peer.links.iter().map(|l| (self.names.link(l.link), l.received));
             link.insert(format!("received_from_{}", self.names.node(peer.node)), received.collect());
+        }
+        for (peer, sync) in &replication.peers {
+            let links = sync.links.iter().map(|l| {
+                let rtt = l.rtt.map(|rtt| ("rtt_us", rtt.as_micros() as u64));
+                let loss = l.loss_per_mille.map(|loss| ("loss_per_mille", u64::from(loss)));
+                let numbers = l.counters.iter().chain(rtt).chain(loss).chain([("used", u64::from(l.used))]);
+                (self.names.link(l.link), numbers.collect::<api::Stat>())
+            });
+            link.insert(format!("replication_{}", self.names.node(*peer)), links.collect());
         }
         link.insert(
             "thread".into(),
@@ -536,11 +603,18 @@ impl Server {
         Ok(())
     }
 
-    fn flow_row(&self, key: &FlowKey, flow: &Flow, owner: &str, now_ns: u64, ends_ns: u64) -> api::FlowRow {
+    pub(super) fn flow_row(
+        &self,
+        key: &FlowKey,
+        flow: &Flow,
+        owner: &str,
+        now_ns: u64,
+        ends_ns: u64,
+    ) -> api::FlowRow {
         let [(src, sport), (dst, dport)] = key.ends(flow.originator_is_b());
         let ms = |ns: u64| ns / 1_000_000;
         api::FlowRow {
-            proto: proto::name(key.proto).map_or_else(|| key.proto.to_string(), str::to_owned),
+            proto: protocol(key.proto),
             src: address(src),
             sport,
             dst: address(dst),
@@ -550,26 +624,44 @@ impl Server {
             zone_out: self.names.zone(flow.zones()[1]).to_owned(),
             owner: owner.to_owned(),
             origin: if flow.node == self.me { api::Origin::Local } else { api::Origin::Peer },
-            age_ms: ms(now_ns.saturating_sub(flow.created_ns)),
+            age_ms: ms(now_ns.saturating_sub(flow.created_ns())),
             idle_ms: ms(now_ns.saturating_sub(flow.last_seen_ns())),
             timeout_ms: ms(ends_ns.saturating_sub(now_ns)),
             packets: flow.packets(),
             bytes: flow.bytes(),
             rule: self.rules.get(&flow.rule_hash).cloned().unwrap_or_default(),
+            syn_proxied: flow.delta != 0,
         }
     }
 }
 
-fn sync_status(sync: &super::replication::PeerSnapshot) -> api::SyncStatus {
-    api::SyncStatus {
-        state: sync.state.as_str().to_owned(),
-        lag_ms: sync.lag.as_millis() as u64,
-        unacked: sync.unacked as u64,
-        digest_match: sync.digest_match,
-        bulk: None,
-    }
+/// Why datagrams of a peer are refused, if they are: its heartbeats, and its replication.
+fn refused(heartbeats: Option<OpenError>, replication: Option<OpenError>) -> Vec<api::RefusedStatus> {
+    let channels = [("heartbeats", heartbeats), ("replication", replication)];
+    let refused = channels.into_iter().filter_map(|(channel, error)| Some((channel, error?)));
+    refused
+        .map(|(channel, error)| {
+            let remedy = match error {
+                OpenError::OtherCluster { .. } => ": compare cluster.name",
+                OpenError::OtherKey { .. } => ": compare the key files",
+                OpenError::Misdirected => ": compare the nodes in the config files",
+                OpenError::Version { .. } => ": upgrade the older node",
+                _ => "",
+            };
+            api::RefusedStatus {
+                channel: channel.to_owned(),
+                reason: error.as_str().to_owned(),
+                text: format!("{channel} refused: {error}{remedy}"),
+            }
+        })
+        .collect()
 }
 
-fn address(bytes: [u8; 16]) -> IpAddr {
+/// The name of a protocol, or its number.
+pub(super) fn protocol(number: u8) -> String {
+    proto::name(number).map_or_else(|| number.to_string(), str::to_owned)
+}
+
+pub(super) fn address(bytes: [u8; 16]) -> IpAddr {
     Ipv6Addr::from(bytes).to_canonical()
 }

@@ -112,7 +112,7 @@ impl Table {
             if there.id() == flow.id() {
                 there.version < flow.version
             } else {
-                there.created_ns < flow.created_ns
+                (there.created_ns(), there.number) < (flow.created_ns(), flow.number)
             }
         });
         if behind {
@@ -176,7 +176,7 @@ mod tests {
 
     fn flow(number: u64, version: u64) -> Flow {
         let id = FlowId { number, epoch: 1, node: 1, zero: [0; 3] };
-        Flow { version, created_ns: number, ..Flow::of(id) }
+        Flow { version, created: number as u32, ..Flow::of(id) }
     }
 
     fn with_table(test: impl FnOnce(&mut Table, &Maps, &OwnedGroups) + Send) {

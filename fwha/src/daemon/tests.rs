@@ -53,7 +53,8 @@ fn node() -> (Net, Net) {
 fn within<T: Send>(net: &Net, test: impl AsyncFnOnce(Dataplane) -> T + Send) -> T {
     net.with_bpffs(|| {
         let (config, node) = config();
-        let (dataplane, _events) = Dataplane::open(dataplane_options(&config, &node)).unwrap();
+        let (dataplane, _events) =
+            Dataplane::open(dataplane_options(&config, &node, &links().unwrap())).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(test(dataplane))
     })
@@ -200,10 +201,11 @@ fn a_second_daemon_for_a_node_is_refused() {
     let (a, _b) = node();
     within(&a, async |dataplane| {
         let (config, node) = config();
-        let refusal = Dataplane::open(dataplane_options(&config, &node)).unwrap_err().to_string();
+        let refusal =
+            Dataplane::open(dataplane_options(&config, &node, &links().unwrap())).unwrap_err().to_string();
         assert!(refusal.contains("another fwha daemon runs this node"), "{refusal}");
         drop(dataplane);
-        let (dataplane, _) = Dataplane::open(dataplane_options(&config, &node)).unwrap();
+        let (dataplane, _) = Dataplane::open(dataplane_options(&config, &node, &links().unwrap())).unwrap();
         assert!(dataplane.adopted());
         dataplane.close().unwrap();
     });

@@ -9,6 +9,7 @@ use fwha_proto::election::status::Stranger;
 use super::election;
 use super::replication::Snapshot;
 use super::server::Server;
+use crate::sys::interface::takes_tags_off;
 
 /// A thread that has not shown anything for this long hangs.
 const HANG: Duration = Duration::from_secs(1);
@@ -42,6 +43,20 @@ impl Server {
         }
         if let Some(stranger) = election.status.stranger.filter(|s| now.since(s.at) < STRANGER_MEMORY) {
             warnings.push(self.stranger(&stranger));
+        }
+        let attached = self.attached.load();
+        let mut hidden: Vec<&str> = attached
+            .iter()
+            .filter_map(|a| a.trunk.as_deref())
+            .filter(|trunk| takes_tags_off(trunk).unwrap_or(false))
+            .collect();
+        hidden.sort_unstable();
+        hidden.dedup();
+        for trunk in hidden {
+            warnings.push(format!(
+                "interface {trunk} takes VLAN tags off what it receives, and XDP judges it as if it had none: \
+                 `ethtool -K {trunk} rxvlan off`"
+            ));
         }
         let count = |name| replication.counters.iter().find(|(n, _)| *n == name).map_or(0, |(_, n)| *n);
         let (full, failed) = (count("apply_full"), count("apply_failed"));

@@ -18,7 +18,7 @@ use crate::{
     netlink::Link,
     sys::{
         bpf::{self, AttachType},
-        interface::driver,
+        interface::{driver, takes_tags_off},
     },
 };
 
@@ -66,6 +66,19 @@ pub struct AttachedInterface {
     pub kind: AttachKind,
     /// Why so.
     pub reason: String,
+    /// The interface whose driver must leave tags on frames for XDP, if there is one.
+    pub trunk: Option<String>,
+}
+
+/// Where frames of an interface meet the program of its zone, and whether they have tags there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place<'a> {
+    /// At itself, without tags.
+    Plain,
+    /// At itself; some have tags.
+    Tagged,
+    /// At the interface of this name, by XDP, which is there already: at a trunk, which may be itself.
+    Trunk(&'a str),
 }
 
 /// Where a program is hooked in.
@@ -126,22 +139,36 @@ impl Links {
         &mut self,
         link: &Link,
         zone: Option<&ZoneInterface>,
+        place: Place<'_>,
         programs: &Programs,
     ) -> Result<(), DataplaneError> {
         let attached = match zone {
             None => {
                 self.hook(link, Hook::Sync, programs)?;
                 let reason = "sync link: the program answers probes and passes everything".into();
-                self.status(link, None, AttachKind::Tc, reason)
+                self.status(link, None, AttachKind::Tc, reason, None)
             }
             Some(zone) => {
                 // The guard first.
                 self.hook(link, Hook::Egress, programs)?;
-                let (kind, reason) = self.ingress(link, zone.attach, programs)?;
+                let (kind, reason) = match place {
+                    Place::Trunk(trunk) if trunk == link.name => {
+                        (AttachKind::Xdp, "for the VLANs on it".into())
+                    }
+                    Place::Trunk(trunk) => (AttachKind::Xdp, format!("at {trunk}, by its tag")),
+                    Place::Plain => self.ingress(link, zone.attach, false, programs)?,
+                    Place::Tagged => self.ingress(link, zone.attach, true, programs)?,
+                };
+                let trunk = match place {
+                    _ if kind == AttachKind::Tc => None,
+                    Place::Plain => None,
+                    Place::Tagged => Some(link.name.clone()),
+                    Place::Trunk(trunk) => Some(trunk.to_owned()),
+                };
                 // The other way in, if the choice is another than it was.
                 let other = if kind == AttachKind::Xdp { Hook::Ingress } else { Hook::Xdp };
                 self.unpin(&self.path(&link.name, other))?;
-                self.status(link, Some(zone.zone), kind, reason)
+                self.status(link, Some(zone.zone), kind, reason, trunk)
             }
         };
         match self.attached.iter_mut().find(|a| a.name == link.name) {
@@ -158,20 +185,50 @@ impl Links {
         Ok(())
     }
 
-    fn status(&self, link: &Link, zone: Option<u8>, kind: AttachKind, reason: String) -> AttachedInterface {
-        AttachedInterface { name: link.name.clone(), ifindex: link.index, zone, kind, reason }
+    /// Attaches XDP to an interface for the sake of VLAN devices on it. Unless it is wanted for its `own` sake, it has
+    /// no other program.
+    pub fn attach_trunk(
+        &mut self,
+        trunk: &Link,
+        own: bool,
+        programs: &Programs,
+    ) -> Result<(), DataplaneError> {
+        self.refuse_foreign_xdp(trunk)?;
+        shows_tags(&trunk.name)?;
+        self.hook(trunk, Hook::Xdp, programs)?;
+        if !own {
+            for other in [Hook::Ingress, Hook::Egress, Hook::Sync] {
+                self.unpin(&self.path(&trunk.name, other))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn status(
+        &self,
+        link: &Link,
+        zone: Option<u8>,
+        kind: AttachKind,
+        reason: String,
+        trunk: Option<String>,
+    ) -> AttachedInterface {
+        AttachedInterface { name: link.name.clone(), ifindex: link.index, zone, kind, reason, trunk }
     }
 
     fn ingress(
         &mut self,
         link: &Link,
         attach: Attach,
+        tagged: bool,
         programs: &Programs,
     ) -> Result<(AttachKind, String), DataplaneError> {
         self.refuse_foreign_xdp(link)?;
         let reason = match attach {
             Attach::Tc => "the configuration says so".into(),
             Attach::Xdp => {
+                if tagged {
+                    shows_tags(&link.name)?;
+                }
                 self.hook(link, Hook::Xdp, programs)?;
                 return Ok((AttachKind::Xdp, "the configuration says so".into()));
             }
@@ -183,6 +240,9 @@ impl Links {
                     format!(
                         "driver {driver} is virtual, and hands over packets larger than the link's in tc only"
                     )
+                }
+                Ok(_) if tagged && shows_tags(&link.name).is_err() => {
+                    "it takes VLAN tags off what it receives, which hides them from XDP".into()
                 }
                 Ok(driver) => match self.hook(link, Hook::Xdp, programs) {
                     Ok(()) => return Ok((AttachKind::Xdp, format!("driver {driver} has native XDP"))),
@@ -321,6 +381,14 @@ impl Links {
             result = result.and(self.unpin(&path));
         }
         result
+    }
+}
+
+/// Whether XDP sees the tags of what an interface receives. (Where the driver does not tell, none takes them off.)
+fn shows_tags(interface: &str) -> Result<(), DataplaneError> {
+    match takes_tags_off(interface) {
+        Ok(true) => Err(DataplaneError::TagsHidden(interface.to_owned())),
+        _ => Ok(()),
     }
 }
 

@@ -142,7 +142,13 @@ mod tests {
 
     /// A data plane that drops all of IPv4, because it has no settings.
     fn dataplane() -> Dataplane {
-        let near = ZoneInterface { name: "near".into(), zone: 1, attach: Attach::Tc, anti_spoofing: true };
+        let near = ZoneInterface {
+            name: "near".into(),
+            tags: Default::default(),
+            zone: 1,
+            attach: Attach::Tc,
+            anti_spoofing: true,
+        };
         let options = Options {
             pin_dir: pin_dir("test", "fw1"),
             max_flows: 64,

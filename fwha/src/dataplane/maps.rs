@@ -213,6 +213,8 @@ impl Maps {
         self.change_settings(&lock, |s| {
             s.ruleset_generation = generation;
             s.rules = rules.len() as u32;
+            let proxied = rules.iter().any(|rule| rule.flags & Rule::SYN_PROXY != 0);
+            s.flags = if proxied { s.flags | Settings::SYN_PROXY } else { s.flags & !Settings::SYN_PROXY };
         })?;
         Ok(generation)
     }

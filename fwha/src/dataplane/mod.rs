@@ -6,7 +6,7 @@
 //! [`Dataplane::close`] takes it away.
 //!
 //! ```text
-//! <pin dir>/abi1/<MAP>               maps; the version is that of their layouts
+//! <pin dir>/abi3/<MAP>               maps; the version is that of their layouts
 //! <pin dir>/links/<interface>:<hook> links; they outlive a change of layouts
 //! <pin dir>/restore/<interface>:<sysctl>:<value>
 //!                                    empty directories: what a sysctl was before
@@ -19,6 +19,7 @@
 //! | [`capture`] | captures dropped packets |
 //! | `object` | loads the programs |
 //! | `pins` | the pin directory |
+//! | `plan` | which interface gets which program; VLANs |
 //! | `attach` | puts programs onto interfaces |
 //! | `sysctl` | what forwarding needs of the kernel |
 
@@ -31,7 +32,7 @@ use std::{
 use fwha_common::{
     capture::Capture,
     flow::NextHop,
-    rule::{Interface, InterfaceKey},
+    rule::{Interface, InterfaceKey, Tag},
 };
 use tracing::{info, warn};
 
@@ -43,6 +44,7 @@ pub mod events;
 pub mod maps;
 mod object;
 mod pins;
+mod plan;
 mod sysctl;
 #[cfg(test)]
 mod tests;
@@ -51,7 +53,7 @@ pub use attach::{Attach, AttachKind, AttachedInterface};
 pub use events::Events;
 pub use maps::{FlowMap, FlowWalk, Maps};
 
-use attach::{Hook, Links};
+use attach::{Hook, Links, Place};
 use object::Programs;
 use pins::PinDir;
 
@@ -94,6 +96,9 @@ impl Options {
 pub struct ZoneInterface {
     /// Its name.
     pub name: String,
+    /// The tags of what belongs to the zone there, the outer first, if the kernel has no device for that VLAN; else
+    /// none.
+    pub tags: [Tag; 2],
     /// The zone's number.
     pub zone: u8,
     /// How the programs are attached to it.
@@ -166,6 +171,22 @@ pub enum DataplaneError {
         /// The program's id.
         program: u32,
     },
+    /// Frames would come to XDP without the tags that they had.
+    #[error(
+        "interface {0} takes VLAN tags off what it receives (rx-vlan-offload), which hides them from XDP: `ethtool -K {0} rxvlan off`, or say attach = \"tc\""
+    )]
+    TagsHidden(String),
+    /// XDP for the VLANs on an interface, tc for itself.
+    #[error(
+        "interface {0} is attached by tc, and a VLAN on it by xdp, which has to be attached to {0}: say the same `attach` for both zones"
+    )]
+    TrunkHook(String),
+    /// Two VLAN devices for one VLAN number, by tags of two kinds.
+    #[error("two VLAN devices on {0} have VLAN {1}, by tags of 802.1Q and of 802.1ad: XDP takes one of them")]
+    SameVlan(String, u16),
+    /// A VLAN is named by its tag, and has a device of another name.
+    #[error("VLAN {1} on {0} has the device {2}: write that name into the zone's interfaces")]
+    HasDevice(String, u16, String),
     /// A program cannot be attached.
     #[error("cannot attach to interface {interface} at {hook}: {source}{hint}")]
     Attach {
@@ -277,20 +298,41 @@ impl Dataplane {
             return Err(DataplaneError::Index(link.name.clone(), link.index));
         }
 
+        let here: Vec<(&Link, Option<&ZoneInterface>)> =
+            wanted.iter().filter_map(|(name, zone)| Some((find(name)?, *zone))).collect();
+        let plan = plan::plan(&here, &present)?;
         // The programs must know an interface before its first packet.
-        let known: Vec<(InterfaceKey, Interface)> = wanted
-            .iter()
-            .filter_map(|(name, zone)| find(name).map(|link| interface_element(link, *zone)))
-            .collect();
+        let known: Vec<(InterfaceKey, Interface)> = plan.elements.iter().map(|(k, i)| (*k, *i)).collect();
         self.maps.set_interfaces(&known)?;
+        let look_first = u8::from(plan.look_first);
+        if self.maps.settings()?.vlans != look_first {
+            self.maps.update_settings(|s| s.vlans = look_first)?;
+        }
 
         let mut failure = None;
-        for (name, zone) in &wanted {
-            let Some(link) = find(name) else { continue };
+        let trunks = present.iter().filter(|l| plan.trunks.contains(&l.index));
+        for trunk in trunks.clone() {
+            let own = here.iter().any(|(link, _)| link.index == trunk.index);
+            if let Err(e) = self.links.attach_trunk(trunk, own, &self.programs) {
+                if all {
+                    return Err(e);
+                }
+                failure = failure.or(Some(e));
+            }
+        }
+        for (link, zone) in &here {
+            let place = match zone {
+                _ if plan.trunks.contains(&link.index) => Place::Trunk(&link.name),
+                Some(zone) if let Some(trunk) = plan::at_trunk(link, zone, &present) => {
+                    Place::Trunk(&trunk.name)
+                }
+                _ if plan.tagged.contains(&link.index) => Place::Tagged,
+                _ => Place::Plain,
+            };
             let result = self
                 .links
-                .attach(link, *zone, &self.programs)
-                .and_then(|()| if zone.is_some() { sysctl::prepare(&self.pins, name) } else { Ok(()) });
+                .attach(link, *zone, place, &self.programs)
+                .and_then(|()| if zone.is_some() { sysctl::prepare(&self.pins, &link.name) } else { Ok(()) });
             if let Err(e) = result {
                 if all {
                     return Err(e);
@@ -298,8 +340,12 @@ impl Dataplane {
                 failure = failure.or(Some(e));
             }
         }
-        let names: Vec<&str> =
-            wanted.iter().map(|(name, _)| *name).filter(|name| find(name).is_some()).collect();
+        let names: Vec<&str> = here
+            .iter()
+            .map(|(link, _)| &link.name)
+            .chain(trunks.map(|l| &l.name))
+            .map(String::as_str)
+            .collect();
         self.links.retain(&names)?;
         match failure {
             Some(e) => Err(e),
@@ -347,15 +393,4 @@ pub fn cleanup(pin_dir: &Path) -> Result<(), DataplaneError> {
     let restored = sysctl::restore(&pins);
     let detached = Links::new(pins.clone()).close();
     restored.and(detached).and(pins.remove())
-}
-
-fn interface_element(link: &Link, zone: Option<&ZoneInterface>) -> (InterfaceKey, Interface) {
-    let interface = Interface {
-        zone: zone.map_or(Interface::NO_ZONE, |z| z.zone),
-        flags: if zone.is_some_and(|z| z.anti_spoofing) { 0 } else { Interface::LOOSE },
-        mac: link.mac.unwrap_or_default(),
-        out: NextHop::out(link.index, 0),
-        zero: 0,
-    };
-    (InterfaceKey::untagged(link.index), interface)
 }

@@ -7,7 +7,7 @@ use fwha_common::{
     drop::DROP_REASONS,
     flow::{Flow, FlowEventKind, FlowKey},
     group::Group,
-    rule::{Action, Interface, InterfaceKey, MAX_RULES, Rule},
+    rule::{Action, Interface, InterfaceKey, MAX_RULES, Rule, Tag},
     settings::{COUNTERS, Counter, Timeouts},
 };
 
@@ -33,6 +33,7 @@ fn options(interfaces: &[(&str, Attach)]) -> Options {
         interfaces: interfaces
             .iter()
             .map(|(name, attach)| ZoneInterface {
+                tags: [Tag::NONE; 2],
                 name: (*name).into(),
                 zone: 1,
                 attach: *attach,
@@ -306,7 +307,13 @@ fn a_clean_end_leaves_nothing() {
             assert_eq!(known.len(), 3);
             assert!(known.contains(&(
                 InterfaceKey::untagged(near.index),
-                Interface { zone: 1, mac: near.mac.unwrap(), out: near.index, ..Interface::default() }
+                Interface {
+                    zone: 1,
+                    mac: near.mac.unwrap(),
+                    device: near.index,
+                    trunk: near.index,
+                    ..Interface::default()
+                }
             )));
 
             if clean {

@@ -23,7 +23,7 @@ mod tests;
 
 pub use addresses::{Address, Addresses};
 pub use garp::Garp;
-pub use links::Link;
+pub use links::{Link, Vlan};
 pub use monitor::{Monitor, NetworkEvent};
 
 /// A failure to talk with the kernel.

@@ -28,7 +28,7 @@ use crate::lab::wiring::ip;
 use crate::sys::{Feature, packet_socket, set_feature};
 
 /// MTU of the inside. More than that of the outside, which is Ethernet's, and less than what native XDP takes.
-const INSIDE_MTU: u16 = 3000;
+pub const INSIDE_MTU: u16 = 3000;
 
 /// How long a marker may be under way before something is wrong. Only a broken device ever takes so long.
 const PATIENCE: Duration = Duration::from_secs(5);

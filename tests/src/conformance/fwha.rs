@@ -8,7 +8,6 @@ use aya::maps::{Array, HashMap, MapData, PerCpuArray};
 use aya::programs::{Program, SchedClassifier, TcAttachType, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 use fwha_common::drop::DropReason;
-use fwha_common::flow::NextHop;
 use fwha_common::group::Group;
 use fwha_common::rule::{Action, Interface, InterfaceKey, MAX_RULES, Rule};
 use fwha_common::settings::{Settings, Timeouts, name};
@@ -102,7 +101,8 @@ fn fill(bpf: &mut Ebpf) -> Result<()> {
         let interface = Interface {
             zone: ZONES[side as usize],
             mac: side.device_mac(),
-            out: NextHop::out(ifindex, 0),
+            device: ifindex,
+            trunk: ifindex,
             ..Interface::default()
         };
         interfaces.insert(InterfaceKey::untagged(ifindex), interface, 0)?;

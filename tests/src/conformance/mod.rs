@@ -5,13 +5,16 @@
 //! * [`wire`]: their bytes.
 //! * [`device`]: the devices under test; [`fwha`]: what fills in fwha's maps.
 //! * [`compare`]: what came out, in comparable form.
+//! * [`forecast`]: what two models say of a conversation; [`conntrack`]: that of the kernel.
 //! * [`known`]: the differences that are meant; [`report`]: the others.
 //!
 //! Nothing here waits for time to pass: behind each packet goes a marker, and what comes out before the marker is the
 //! device's answer. No play shares an address with another, so thousands run one after the other in the same devices.
 
 pub mod compare;
+pub mod conntrack;
 pub mod device;
+pub mod forecast;
 pub mod fwha;
 pub mod known;
 pub mod random;
@@ -20,6 +23,7 @@ pub mod script;
 pub mod sequences;
 pub mod wire;
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use anyhow::{Context as _, Result, anyhow};
@@ -28,6 +32,7 @@ use nix::unistd::Pid;
 
 use self::compare::{Output, Plain, routed, verdict};
 use self::device::{Device, World};
+use self::forecast::Forecast;
 use self::fwha::Hook;
 use self::script::{Sequence, Verdict};
 use self::wire::{Ends, Family, frames};
@@ -99,6 +104,8 @@ pub struct Play<'a> {
     pub family: Family,
     /// Answers by step and device.
     pub answers: Vec<[Answer; 3]>,
+    /// What was to be expected, by step; none if the models have no such packets.
+    pub forecasts: Option<Vec<Forecast>>,
 }
 
 /// A packet that the kernel and fwha treat differently.
@@ -120,6 +127,17 @@ pub struct Difference {
     pub hooks: Vec<&'static str>,
     /// The packets before it.
     pub before: Vec<String>,
+}
+
+/// What was not foreseen.
+#[derive(Clone, Debug)]
+pub struct Surprise {
+    /// Number of the packet, from 1.
+    pub packet: usize,
+    /// What it is.
+    pub kind: String,
+    /// The packet, and what became of it.
+    pub text: String,
 }
 
 impl fmt::Display for Difference {
@@ -194,7 +212,8 @@ impl Rig {
                 answer(tc, c).with_context(context)?,
             ]);
         }
-        Ok(Play { sequence, family, answers })
+        let forecasts = forecast::of(sequence, family, &ends);
+        Ok(Play { sequence, family, answers, forecasts })
     }
 }
 
@@ -230,6 +249,36 @@ impl Play<'_> {
         differences
     }
 
+    /// What neither model foresaw, and where they part for no known cause.
+    pub fn surprises(&self) -> Vec<Surprise> {
+        let mut surprises = Vec::new();
+        let steps = self.sequence.steps.iter().zip(&self.answers).zip(self.forecasts.iter().flatten());
+        for (index, ((step, [kernel, xdp, tc]), forecast)) in steps.enumerate() {
+            let mut surprise = |kind: String| {
+                let text = format!("{}: kernel {kernel}, xdp {xdp}, tc {tc}", step.text);
+                surprises.push(Surprise { packet: index + 1, kind, text });
+            };
+            if kernel.verdict != forecast.kernel {
+                surprise(format!("kernel: {}, not {}", kernel.verdict.as_str(), forecast.kernel.as_str()));
+            }
+            for (hook, answer) in [("xdp", xdp), ("tc", tc)] {
+                let reasons = BTreeSet::from_iter(&answer.reasons);
+                if answer.verdict != forecast.fwha || reasons != BTreeSet::from_iter(&forecast.reasons) {
+                    let said = |verdict: Verdict, reasons: &[&str]| {
+                        format!("{} ({})", verdict.as_str(), reasons.join(", "))
+                    };
+                    let (is, not) =
+                        (said(answer.verdict, &answer.reasons), said(forecast.fwha, &forecast.reasons));
+                    surprise(format!("{hook}: {is}, not {not}"));
+                }
+            }
+            if let Some(parting) = forecast.parting.as_ref().filter(|parting| parting.cause.is_none()) {
+                surprise(format!("parting: {}", parting.what));
+            }
+        }
+        surprises
+    }
+
     /// The conversation, line by line, with what the kernel did; and fwha, where it did something else.
     pub fn lines(&self) -> Vec<String> {
         let differences = self.differences();
@@ -253,14 +302,12 @@ impl Play<'_> {
     }
 }
 
-/// The smallest part of a sequence that still has a difference of the same kind as `found`.
+/// The smallest part of a sequence that still has the surprise.
 ///
 /// # Errors
 ///
 /// As of [`Rig::play`].
-pub fn shrink(rig: &mut Rig, sequence: &Sequence, family: Family, found: &Difference) -> Result<Sequence> {
-    let kind = |d: &Difference| (d.kernel.verdict, d.fwha.verdict, d.fwha.reasons.clone());
-    let wanted = kind(found);
+pub fn shrink(rig: &mut Rig, sequence: &Sequence, family: Family, found: &Surprise) -> Result<Sequence> {
     let mut best = sequence.clone();
     // Nothing behind the packet matters.
     best.steps.truncate(found.packet);
@@ -271,7 +318,7 @@ pub fn shrink(rig: &mut Rig, sequence: &Sequence, family: Family, found: &Differ
             let mut fewer = best.clone();
             fewer.steps.drain(at..(at + chunk).min(best.steps.len()));
             let play = rig.play(&fewer, family, false)?;
-            if play.differences().iter().any(|d| kind(d) == wanted) {
+            if play.surprises().first().is_some_and(|surprise| surprise.kind == found.kind) {
                 best = fewer;
             } else {
                 at += chunk;

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
+use super::forecast::Forecast;
 use super::known::known;
 use super::script::Sequence;
-use super::{Difference, Play, Rig, random, sequences, shrink};
+use super::{Difference, Play, Rig, Surprise, random, sequences, shrink};
 
 /// Differences of one kind that are listed; the rest is counted.
 const LISTED: usize = 12;
@@ -32,6 +33,16 @@ pub struct Plan {
 pub struct Report {
     sequences: usize,
     packets: usize,
+    /// Random conversations; of these, as foreseen to their end; without any difference until then.
+    conversations: usize,
+    finished: usize,
+    unparted: usize,
+    /// Packets of conversations that the models have, up to the first surprise; and those before which both sides knew
+    /// the same, so that they had to do the same.
+    foreseen: usize,
+    in_step: usize,
+    /// Where both sides came to know different things, or treated a packet differently, by the row that says why.
+    partings: BTreeMap<&'static str, usize>,
     /// Differences that are meant, by id.
     meant: BTreeMap<&'static str, usize>,
     /// Differences that are not, by kind: what the kernel and what fwha does.
@@ -61,8 +72,16 @@ impl Report {
                 let play = rig.play(sequence, *family, plan.look)?;
                 watch(&play);
                 report.count(&play);
-                for difference in play.differences() {
-                    if report.judge(&difference).is_some_and(|before| before < LISTED) {
+                if let Some(forecasts) = &play.forecasts {
+                    report.weigh(forecasts);
+                    for Surprise { packet, kind, text } in play.surprises() {
+                        let name = format!("{} ({})", sequence.name, family.as_str());
+                        report.differences.push(format!("{name}, packet {packet}: {kind}\n  {text}"));
+                        *report.kinds.entry(kind).or_default() += 1;
+                    }
+                }
+                for difference in play.differences().iter().filter(|_| play.forecasts.is_none()) {
+                    if report.judge(difference).is_some_and(|before| before < LISTED) {
                         report.differences.push(difference.to_string());
                     }
                 }
@@ -79,11 +98,21 @@ impl Report {
             let play = rig.play(&sequence, family, plan.look)?;
             watch(&play);
             report.count(&play);
-            // What comes after the first may be nothing but its consequence.
-            if let Some(first) = play.differences().into_iter().next()
-                && report.judge(&first).is_some_and(|before| before < SHRUNK)
-            {
-                report.differences.push(shortest(&mut rig, &sequence, &first)?);
+            let forecasts = play.forecasts.as_ref().context("a forecast of a random conversation")?;
+            let surprise = play.surprises().into_iter().next();
+            // What comes behind the first may be nothing but its consequence.
+            let end = surprise.as_ref().map_or(forecasts.len(), |surprise| surprise.packet);
+            report.conversations += 1;
+            report.finished += usize::from(surprise.is_none());
+            report.unparted +=
+                usize::from(forecasts[..end].iter().all(|forecast| forecast.parting.is_none()));
+            report.weigh(&forecasts[..end]);
+            if let Some(surprise) = surprise {
+                let count = report.kinds.entry(surprise.kind.clone()).or_default();
+                *count += 1;
+                if *count <= SHRUNK {
+                    report.differences.push(shortest(&mut rig, &sequence, &surprise)?);
+                }
             }
         }
         Ok(report)
@@ -97,6 +126,15 @@ impl Report {
     /// Whether the kernel does what the scripts say.
     pub fn as_scripted(&self) -> bool {
         self.misread.is_empty()
+    }
+
+    /// Counts what was foreseen.
+    fn weigh(&mut self, forecasts: &[Forecast]) {
+        self.foreseen += forecasts.len();
+        self.in_step += forecasts.iter().filter(|forecast| forecast.in_step).count();
+        for cause in forecasts.iter().filter_map(|forecast| forecast.parting.as_ref()?.cause) {
+            *self.partings.entry(cause).or_default() += 1;
+        }
     }
 
     fn count(&mut self, play: &Play<'_>) {
@@ -120,11 +158,19 @@ impl Report {
     }
 }
 
-/// A difference of a random conversation, with the shortest script that shows it.
-fn shortest(rig: &mut Rig, sequence: &Sequence, found: &Difference) -> Result<String> {
-    let short = shrink(rig, sequence, found.family, found)?;
-    let play = rig.play(&short, found.family, true)?;
-    let mut text = format!("{found}\n  of which this is enough (isn {} {}):", short.isn[0], short.isn[1]);
+/// A surprise of a random conversation, with the shortest script that shows it.
+fn shortest(rig: &mut Rig, sequence: &Sequence, found: &Surprise) -> Result<String> {
+    let family = sequence.families[0];
+    let short = shrink(rig, sequence, family, found)?;
+    let play = rig.play(&short, family, true)?;
+    let Surprise { packet, kind, text } = found;
+    let mut text = format!(
+        "{} ({}), packet {packet}: {kind}\n  {text}\n  of which this is enough (isn {} {}):",
+        sequence.name,
+        family.as_str(),
+        short.isn[0],
+        short.isn[1]
+    );
     for line in play.lines() {
         text += "\n    ";
         text += &line;
@@ -150,9 +196,20 @@ impl fmt::Display for Report {
         for (id, count) in &self.meant {
             writeln!(f, "{count:7}  known: {id}")?;
         }
-        let meant: usize = self.meant.values().sum();
+        for (id, count) in &self.partings {
+            writeln!(f, "{count:7}  known, foreseen: {id}")?;
+        }
+        let meant: usize = self.meant.values().chain(self.partings.values()).sum();
         let others: usize = self.kinds.values().sum();
-        let Self { sequences, packets, .. } = self;
+        let Self { sequences, packets, foreseen, in_step, conversations, finished, unparted, .. } = self;
+        writeln!(
+            f,
+            "{foreseen} packets foreseen by the models, {in_step} of them while both sides knew the same of the flow"
+        )?;
+        writeln!(
+            f,
+            "{conversations} random conversations, {finished} compared to their end, {unparted} of them without a difference"
+        )?;
         write!(
             f,
             "{sequences} sequences, {packets} packets, {others} differences, {meant} more that are known"

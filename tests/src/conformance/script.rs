@@ -53,6 +53,16 @@ pub struct Sequence {
     pub steps: Vec<Step>,
 }
 
+impl Sequence {
+    /// How the names of those that are made up begin, before their seed.
+    pub const RANDOM: &str = "seed-";
+
+    /// Whether it was made up.
+    pub fn is_random(&self) -> bool {
+        self.name.starts_with(Self::RANDOM)
+    }
+}
+
 /// A line.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Step {

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::script::{ErrorKind, Extension, Fragment, Message, Special, Tcp, TcpOption, Tweak, What};
 
 /// A side of the firewall. New flows may come from the inside only.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Side {
     /// The interface `lan`.
     Inside = 0,

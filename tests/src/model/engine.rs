@@ -269,9 +269,9 @@ impl Model {
         let key = &about.tuple.key;
         match self.find(&about.tuple, None) {
             Some((Place::Main | Place::Embryonic, flow)) => {
-                if !is_under_way(flow, about) {
-                    return Err(Reason::IcmpUnrelated);
-                }
+                let begun = self.living(&self.embryonic, key);
+                let flow = [Some(flow), begun].into_iter().flatten().find(|flow| is_under_way(flow, about));
+                let flow = flow.ok_or(Reason::IcmpUnrelated)?;
                 // It comes from where the packet went.
                 let direction = flow.direction(&about.tuple).other();
                 self.belongs(arrival, key, flow, direction)?;

@@ -51,8 +51,8 @@
 //! *TCP.* An unseen
 //! side bounds nothing (the kernel's `td_maxwin == 0`). A SYN in `syn-sent` with a higher end begins anew. The state
 //! table is the kernel's: the responder's SYN+ACK where none is due, also a newer one in `syn-recv`, and its ACK of a
-//! SYN are forwarded and change nothing; a SYN in `syn-sent2` by either side is a repeat. After a simultaneous open the
-//! originator's ACK establishes, as after any other; the kernel takes the responder's, too. Beyond the window by no more
+//! SYN are forwarded and change nothing; a SYN in `syn-sent2` by either side is a repeat. After a simultaneous open
+//! either end's ACK establishes, after any other the originator's. Beyond the window by no more
 //! than `maxwin` bytes: end + 1 - edge, as the kernel counts. A RST of either end in `syn-sent` closes, as in the kernel,
 //! if it acknowledges nothing beyond the SYN; but not the originator's with the number that a segment of the responder
 //! asked for which was no answer (RFC 9293, 3.5.2). RST from 0 is spared the comparison with
@@ -62,7 +62,7 @@
 //! any other asks for the next flow, and is not counted into the old one.
 //!
 //! *ICMP errors.* At least eight bytes of the embedded transport header are needed. With a flow and an embryonic one of
-//! the same key, the error is about the former. A side that was not seen has nothing under way.
+//! the same key, the error is about the former if it may be, else about the latter. A side that was not seen has nothing under way.
 //!
 //! *SCTP.* After the first INIT the state is `cookie-wait`; the kernel says CLOSED until INIT ACK. HEARTBEAT and its answer carry the right tag, like DATA; the kernel's repair of tags by heartbeats is left
 //! out. Chunks in a bundle that must be alone or first are `sctp_state`. Of a packet up to four chunks are looked at, and none

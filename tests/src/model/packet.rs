@@ -35,7 +35,7 @@ pub mod extension {
     pub const REFUSED: [u8; 3] = [135, 139, 140];
     /// As many are walked over.
     pub const MOST: usize = 6;
-    /// As many bytes.
+    /// Each has as many bytes at most.
     pub const MOST_BYTES: usize = 256;
 }
 
@@ -407,7 +407,7 @@ impl Chain {
             let header = bytes.get(chain.length..chain.length + 8).ok_or(Reason::Malformed)?;
             let length = if next == extension::FRAGMENT { 8 } else { (usize::from(header[1]) + 1) * 8 };
             bytes.get(chain.length..chain.length + length).ok_or(Reason::Malformed)?;
-            if next == extension::ROUTING && header[2] == 0 || chain.length + length > extension::MOST_BYTES {
+            if next == extension::ROUTING && header[2] == 0 || length > extension::MOST_BYTES {
                 return Err(Reason::ExtensionHeader);
             }
             chain.extensions.push(next);

@@ -24,6 +24,8 @@ pub enum Kind {
     CookieEcho,
     /// Takes the cookie.
     CookieAck,
+    /// Takes the cookie, and begins the end at once.
+    CookieAckShutdown,
     /// The end.
     ShutdownComplete,
     /// Data, heartbeats and all that changes no state.
@@ -116,6 +118,10 @@ impl Packet {
 /// An ABORT ends it, a cookie is not forgotten over what is bundled with it, and else the last one says what happens.
 fn decisive(chunks: &[Chunk]) -> Chunk {
     let find = |wanted: fn(Kind) -> bool| chunks.iter().find(|chunk| wanted(chunk.kind));
+    let both = find(|kind| kind == Kind::CookieAck).zip(find(|kind| kind == Kind::Shutdown));
+    if both.is_some() && find(|kind| kind == Kind::Abort).is_none() {
+        return Chunk { kind: Kind::CookieAckShutdown, mirrored: false };
+    }
     find(|kind| kind == Kind::Abort)
         .or_else(|| find(Kind::is_cookie))
         .or_else(|| chunks.iter().rfind(|chunk| chunk.kind != Kind::Other))
@@ -163,11 +169,11 @@ impl Association {
             Kind::Abort | Kind::ShutdownComplete if mirrored => tag(direction.other()),
             _ => tag(direction),
         };
+        let mut next = self.clone();
+        next.state = step(self.state, direction, kind).ok_or(Reason::SctpState)?;
         if carries != Some(packet.tag) {
             return Err(Reason::SctpTag);
         }
-        let mut next = self.clone();
-        next.state = step(self.state, direction, kind).ok_or(Reason::SctpState)?;
         let theirs = &mut next.tags[direction.other() as usize];
         match kind {
             Kind::InitAck(tag) if theirs.is_some_and(|agreed| agreed != tag) => return Err(Reason::SctpTag),
@@ -194,6 +200,8 @@ fn step(state: State, direction: Direction, kind: Kind) -> Option<State> {
         (Kind::CookieEcho, _, CookieWait) => CookieEchoed,
         (Kind::CookieAck, _, CookieEchoed) => Established,
         (Kind::Error, Reply, CookieEchoed) => Close,
+        (Kind::CookieAckShutdown, Original, CookieEchoed | Established) => ShutdownSent,
+        (Kind::CookieAckShutdown, Reply, CookieEchoed | Established) => ShutdownRecd,
         (Kind::Shutdown, Original, Established) => ShutdownSent,
         (Kind::Shutdown, Reply, Established) => ShutdownRecd,
         (Kind::ShutdownAck, _, ShutdownSent | ShutdownRecd) => ShutdownAckSent,

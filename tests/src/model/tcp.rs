@@ -210,6 +210,8 @@ pub struct Connection {
     pub sides: [Side; 2],
     /// An end has sent its FIN, or the originator a reset that closed it: what comes now was under way.
     pub ended: bool,
+    /// Both ends began it.
+    pub met: bool,
 }
 
 /// What a segment does.
@@ -301,7 +303,12 @@ impl Connection {
     /// The connection that a SYN begins.
     pub fn begin(syn: &Segment) -> Self {
         let originator = Side::of_syn(syn, Seq(0));
-        Self { state: State::SynSent, sides: [originator, Side::unseen(originator.end)], ended: false }
+        Self {
+            state: State::SynSent,
+            sides: [originator, Side::unseen(originator.end)],
+            ended: false,
+            met: false,
+        }
     }
 
     /// It as it was before anything was heard of the responder.
@@ -382,7 +389,15 @@ impl Connection {
             Kind::Rst => direction == Direction::Original,
             _ => false,
         };
-        Self { state: to, ended: self.ended || ends, ..self }
+        // Either end's acknowledgement completes what both began.
+        let completes =
+            self.met && (self.state, direction, kind) == (State::SynRecv, Direction::Reply, Kind::Ack);
+        Self {
+            state: if completes { State::Established } else { to },
+            ended: self.ended || ends,
+            met: self.met || to == State::SynSent2,
+            ..self
+        }
     }
 
     /// Whether the sender's side begins with this segment.
@@ -641,7 +656,7 @@ mod tests {
         assert_eq!(connection.state, SynRecv);
         let repeat = segment(Kind::SynAck, 5000, 0, Some(1001), 8192);
         assert_eq!(connection.judge(Reply, &repeat, false), Ok(Outcome::Unchanged));
-        assert_eq!(changed(&connection, Reply, &ack(5001, 0, 1001, 8192)).state, SynRecv);
+        assert_eq!(changed(&connection, Reply, &ack(5001, 0, 1001, 8192)).state, Established);
         assert_eq!(changed(&connection, Original, &ack(1001, 0, 5001, 8192)).state, Established);
     }
 

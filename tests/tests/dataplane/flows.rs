@@ -174,7 +174,7 @@ fn udp_becomes_replied_and_then_a_stream() {
         assert_eq!(rig.state(&key), Some(FlowState::Replied));
         assert_eq!(rig.send(Port::Lan, &there).verdict, Forward);
         assert_eq!(rig.state(&key), Some(FlowState::Replied), "too young for a stream");
-        rig.edit(&key, |flow| flow.created_ns = flow.created_ns.saturating_sub(3_000_000_000));
+        rig.edit(&key, |flow| flow.set_created_ns(flow.created_ns().saturating_sub(3_000_000_000)));
         assert_eq!(rig.send(Port::Wan, &back).verdict, Forward);
         assert_eq!(rig.state(&key), Some(FlowState::Assured));
         assert_eq!(rig.flows.get(&key, 0).unwrap().packets(), [3, 2]);
@@ -339,7 +339,7 @@ fn an_event_without_room_is_counted_for_its_bucket() {
         while rig.counter(Counter::EventsLost) == 0 {
             rig.edit(&key, |flow| {
                 flow.word = Flow::with_state(flow.word, FlowState::Replied);
-                flow.created_ns = 0;
+                flow.set_created_ns(0);
             });
             assert_eq!(rig.send(Port::Wan, &udp(SERVER, CLIENT, b"")).verdict, Forward, "the packet goes on");
             assert!(rig.flows.get(&key, 0).unwrap().packets()[1] < 2000, "the ring never fills");

@@ -308,7 +308,7 @@ impl Audience for Pair<'_> {
         rig::clear(&mut self.rig.node_flows);
         for table in [&mut self.rig.flows as &mut dyn Table, &mut self.rig.embryonic] {
             for (key, mut flow) in table.flows() {
-                flow.created_ns = flow.created_ns.saturating_sub(ns);
+                flow.set_created_ns(flow.created_ns().saturating_sub(ns));
                 // 0 is never.
                 for way in flow.ways.iter_mut().filter(|way| way.last_seen_ns != 0) {
                     way.last_seen_ns = way.last_seen_ns.saturating_sub(ns).max(1);

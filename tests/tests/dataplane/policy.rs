@@ -232,8 +232,8 @@ fn what_no_zone_takes_is_dropped_under_its_name() {
         for (description, frame, reason) in [
             ("address mask request", ip(CLIENT, SERVER, 1, &[17; 20]), DropReason::Icmp),
             ("redirect", ip(CLIENT, SERVER, 1, &[5; 36]), DropReason::Icmp),
-            ("a VLAN tag", ethernet(LAN_MAC, CLIENT.macs.0, 0x8100, &[0; 46]), DropReason::Vlan),
-            ("two of them", ethernet(LAN_MAC, CLIENT.macs.0, 0x88a8, &[0; 46]), DropReason::Vlan),
+            ("a VLAN tag", ethernet(LAN_MAC, CLIENT.macs.0, 0x8100, &[5; 46]), DropReason::Vlan),
+            ("a service tag", ethernet(LAN_MAC, CLIENT.macs.0, 0x88a8, &[5; 46]), DropReason::Vlan),
             ("MPLS", ethernet(LAN_MAC, CLIENT.macs.0, 0x8847, &[0; 46]), DropReason::UnknownEtherType),
         ] {
             assert_eq!(rig.send(Port::Lan, &frame).verdict, Drop(reason), "{description}");

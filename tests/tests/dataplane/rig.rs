@@ -5,26 +5,31 @@
 //!  client 192.168.100.100 ── lan 192.168.100.1 [node 1] wan 10.0.0.1 ── server 10.0.0.128
 //!                                                   │    ├── 203.0.113.0/24 via 10.0.0.254, unresolved
 //!                                             sync, no zone: 192.0.2.0/24
+//!                                             trunk: nothing, until a test has it carry VLANs
 //! ```
 
 use std::collections::HashSet;
 use std::fs;
 use std::io::Write as _;
 use std::mem::offset_of;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::process::{Command, Stdio};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
-use aya::programs::{Program, SchedClassifier, TestRun as _, TestRunOptions, Xdp};
+use aya::programs::{Program, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader, Pod};
 use fwha_common::capture::{Capture, DropSample};
 use fwha_common::drop::DropReason;
 use fwha_common::embryonic::{EmbryonicPlace, EmbryonicSet, PLACES, Site};
-use fwha_common::flow::{Flow, FlowEvent, FlowKey, FlowState, NextHop};
+use fwha_common::flow::{Flow, FlowEvent, FlowKey, FlowState};
 use fwha_common::group::Group;
 use fwha_common::limit::{Limits, Source};
-use fwha_common::rule::{Action, Interface, InterfaceKey, MAX_RULES, Rule, ZONE_ANY};
+use fwha_common::rule::{Action, Interface, InterfaceKey, MAX_RULES, Rule, Tag, ZONE_ANY};
 use fwha_common::settings::{Counter, Settings, Timeouts, name};
+use fwha_tests::sys::{Feature, Received, ask_for_tags, packet_socket, receive, set_feature};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
 
 /// Zone numbers.
@@ -46,6 +51,9 @@ pub const MAX_FLOWS: u32 = 8;
 /// Bytes of the ring of samples: one page.
 pub const SAMPLES_LEN: u32 = 4096;
 
+/// How long something may take that must happen.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// The settings every rig begins with.
 pub const SETTINGS: Settings = Settings {
     bucket_key: [1, 2],
@@ -56,8 +64,23 @@ pub const SETTINGS: Settings = Settings {
     ruleset_generation: 0,
     rules: 0,
     node: 1,
-    zero: [0; 3],
+    vlans: 0,
+    flags: 0,
+    zero: [0; 1],
 };
+
+/// Bytes by which an answer may be longer than what it answers.
+const GROWTH: usize = 64;
+
+/// How a packet is counted: in, and out.
+pub const EXITS: [Counter; 6] = [
+    Counter::PacketsIn,
+    Counter::Forwarded,
+    Counter::Passed,
+    Counter::Dropped,
+    Counter::ProbesAnswered,
+    Counter::SynAnswered,
+];
 
 /// The group that has all buckets.
 pub const TERM: u32 = 3;
@@ -75,6 +98,7 @@ pub enum Port {
     Lan,
     Wan,
     Sync,
+    Trunk,
 }
 
 /// What became of a packet.
@@ -287,12 +311,12 @@ pub struct Rig {
     samples: RingBuf<MapData>,
     pub now: Settings,
     /// By [`Port`].
-    ifindexes: [u32; 3],
+    ifindexes: [u32; 4],
 }
 
 /// Runs `test` twice, with the programs at XDP and at tc, each time freshly loaded. The thread of each run has a
 /// network namespace that ends with it.
-pub fn at_both_hooks(test: fn(&mut Rig)) {
+pub fn at_both_hooks(test: impl Fn(&mut Rig) + Copy + Send + 'static) {
     for hook in [Hook::Xdp, Hook::Tc] {
         let run = thread::Builder::new().name(format!("{hook:?}")).spawn(move || {
             unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
@@ -311,6 +335,7 @@ fn lay_interfaces() {
         "link add lan type veth peer name lan-peer
          link add wan type veth peer name wan-peer
          link add sync type veth peer name sync-peer
+         link add trunk type veth peer name trunk-peer
          link set lan address 02:00:00:00:01:01 up
          link set wan address 02:00:00:00:02:01 mtu {WAN_MTU} up
          link set sync address 02:00:00:00:03:01 up
@@ -333,6 +358,11 @@ fn lay_interfaces() {
          route add blackhole 198.51.100.0/24\n"
     );
     ip(&["-batch", "-"], &commands);
+    // Nobody but the tests speaks there.
+    for end in ["trunk", "trunk-peer"] {
+        fs::write(format!("/proc/sys/net/ipv6/conf/{end}/disable_ipv6"), "1").expect("no IPv6");
+        ip(&["link", "set", end, "up"], "");
+    }
 }
 
 /// Runs the program `ip` in the namespace of the calling thread.
@@ -395,7 +425,7 @@ impl Rig {
             capture: take!(name::CAPTURE),
             samples: take!(name::DROP_SAMPLES),
             now: SETTINGS,
-            ifindexes: ["lan", "wan", "sync"]
+            ifindexes: ["lan", "wan", "sync", "trunk"]
                 .map(|name| nix::net::if_::if_nametoindex(name).expect("the interface")),
             bpf,
         };
@@ -431,6 +461,8 @@ impl Rig {
         self.configure(|settings| {
             settings.ruleset_generation = generation;
             settings.rules = rules.len() as u32;
+            let proxied = rules.iter().any(|rule| rule.flags & Rule::SYN_PROXY != 0);
+            settings.flags = if proxied { Settings::SYN_PROXY } else { 0 };
         });
     }
 
@@ -447,8 +479,32 @@ impl Rig {
     /// Describes an interface to the programs; it leaves by itself.
     pub fn set_interface(&mut self, port: Port, interface: Interface) {
         let ifindex = self.ifindex(port);
-        let interface = Interface { out: NextHop::out(ifindex, 0), ..interface };
+        let interface = Interface { device: ifindex, trunk: ifindex, ..interface };
         self.interfaces.insert(InterfaceKey::untagged(ifindex), interface, 0).expect("interface");
+    }
+
+    /// Makes an interface a VLAN of the trunk, as its device would be: what carries these tags there counts as its
+    /// own, for routes and neighbours, too, and what it sends leaves there.
+    pub fn set_vlan(&mut self, port: Port, interface: Interface, tags: [Tag; 2]) {
+        let (device, trunk) = (self.ifindex(port), self.ifindex(Port::Trunk));
+        let interface = Interface { device, trunk, tags, ..interface };
+        let tagged = InterfaceKey { ifindex: trunk, vlan: tags[0].vlan(), inner: tags[1].vlan() };
+        for key in [tagged, InterfaceKey::untagged(device)] {
+            self.interfaces.insert(key, interface, 0).expect("interface");
+        }
+        self.configure(|settings| settings.vlans = 1);
+    }
+
+    /// Makes an interface a trunk with one VLAN, for which the kernel has no device.
+    pub fn set_bare(&mut self, port: Port, interface: Interface, tags: [Tag; 2]) {
+        let ifindex = self.ifindex(port);
+        let interface =
+            Interface { device: ifindex, trunk: ifindex, tags, flags: Interface::BARE, ..interface };
+        let tagged = InterfaceKey { ifindex, vlan: tags[0].vlan(), inner: tags[1].vlan() };
+        for key in [tagged, InterfaceKey::untagged(ifindex)] {
+            self.interfaces.insert(key, interface, 0).expect("interface");
+        }
+        self.configure(|settings| settings.vlans = 1);
     }
 
     /// Takes an interface out of all zones.
@@ -506,6 +562,44 @@ impl Rig {
         (code, frame)
     }
 
+    /// Attaches the programs to an interface. Packets then go the way that the kernel has for them.
+    pub fn wire(&mut self, port: Port) -> Wire {
+        let name = ["lan", "wan", "sync", "trunk"][port as usize];
+        self.attach_tc(name::TC_EGRESS, name, TcAttachType::Egress);
+        match self.hook {
+            Hook::Tc => self.attach_tc(name::TC_INGRESS, name, TcAttachType::Ingress),
+            Hook::Xdp => {
+                let program: &mut Xdp =
+                    self.bpf.program_mut(name::XDP_INGRESS).expect("program").try_into().expect("XDP");
+                program.attach(name, XdpMode::Driver).expect("native XDP");
+            }
+        }
+        let peer = format!("{name}-peer");
+        // XDP hands frames over to an end that takes them so.
+        set_feature(&peer, Feature::Gro, true).expect("GRO");
+        let far = packet_socket(&peer).expect("a packet socket");
+        ask_for_tags(far.as_fd()).expect("tags");
+        Wire { far }
+    }
+
+    fn attach_tc(&mut self, program: &str, interface: &str, at: TcAttachType) {
+        let program: &mut SchedClassifier =
+            self.bpf.program_mut(program).expect("program").try_into().expect("classifier");
+        program.attach(interface, at).expect("TCX");
+    }
+
+    /// Sends a frame in by a wire, and waits until it was judged.
+    pub fn send_by(&mut self, wire: &Wire, frame: &[u8]) -> Verdict {
+        let before = self.exits();
+        wire.send(frame);
+        let start = Instant::now();
+        while self.exits()[1..5] == before[1..5] {
+            assert!(start.elapsed() < PATIENCE, "nothing came of it");
+            thread::yield_now();
+        }
+        self.verdict_since(&before, 1)
+    }
+
     /// Has a frame leave by `port`. It entered this machine by `entered`, or was made here. Returns whether it may.
     pub fn leave(&mut self, port: Port, entered: Option<Port>, mark: u32, frame: &[u8]) -> bool {
         let before = self.drop_count(DropReason::Unfiltered);
@@ -539,7 +633,7 @@ impl Rig {
             md.egress_ifindex,
         ]);
         let program: &Xdp = self.bpf.program(name::XDP_INGRESS).expect("program").try_into().expect("XDP");
-        let mut out = vec![0; frame.len()];
+        let mut out = vec![0; frame.len() + GROWTH];
         let run = program
             .test_run(TestRunOptions {
                 data_in: Some(frame),
@@ -548,6 +642,7 @@ impl Rig {
                 ..Default::default()
             })
             .expect("a test run");
+        out.truncate(run.data_size_out as usize);
         (run.return_value, out, 0)
     }
 
@@ -571,7 +666,7 @@ impl Rig {
         .context();
         let program: &SchedClassifier =
             self.bpf.program(program).expect("program").try_into().expect("classifier");
-        let (mut out, mut context_out) = (vec![0; frame.len()], vec![0; context.len()]);
+        let (mut out, mut context_out) = (vec![0; frame.len() + GROWTH], vec![0; context.len()]);
         let run = program
             .test_run(TestRunOptions {
                 data_in: Some(frame),
@@ -581,6 +676,7 @@ impl Rig {
                 ..Default::default()
             })
             .expect("a test run");
+        out.truncate(run.data_size_out as usize);
         let mark = u32::from_ne_bytes(context_out[8..12].try_into().expect("four bytes"));
         (run.return_value, out, mark)
     }
@@ -611,26 +707,26 @@ impl Rig {
     }
 
     fn exits(&self) -> Vec<u64> {
-        let counters = Counter::ALL[..5].iter().map(|&counter| self.counter(counter));
+        let counters = EXITS.iter().map(|&counter| self.counter(counter));
         counters.chain(DropReason::ALL.iter().map(|&reason| self.drop_count(reason))).collect()
     }
 
     fn verdict_since(&self, before: &[u64], packets: u64) -> Verdict {
         let after = self.exits();
         let rise: Vec<u64> = after.iter().zip(before).map(|(after, before)| after - before).collect();
-        let verdict = match rise[..5] {
-            [_, n, 0, 0, 0] if n > 0 => Verdict::Forward,
-            [_, 0, n, 0, 0] if n > 0 => Verdict::Pass,
-            [_, 0, 0, 0, n] if n > 0 => Verdict::Answer,
-            [_, 0, 0, n, 0] if n > 0 => {
-                let reason = rise[5..].iter().position(|&n| n > 0).expect("a drop has a reason");
+        let verdict = match rise[..EXITS.len()] {
+            [_, n, 0, 0, 0, 0] if n > 0 => Verdict::Forward,
+            [_, 0, n, 0, 0, 0] if n > 0 => Verdict::Pass,
+            [_, 0, 0, 0, n, 0] | [_, 0, 0, 0, 0, n] if n > 0 => Verdict::Answer,
+            [_, 0, 0, n, 0, 0] if n > 0 => {
+                let reason = rise[EXITS.len()..].iter().position(|&n| n > 0).expect("a drop has a reason");
                 Verdict::Drop(DropReason::ALL[reason])
             }
             ref other => panic!("not one exit for a packet: {other:?}"),
         };
         assert_eq!(rise[0], packets, "it entered once");
-        assert_eq!(rise[1..5].iter().sum::<u64>(), packets, "and left once");
-        assert_eq!(rise[5..].iter().sum::<u64>(), rise[3], "each drop has one reason");
+        assert_eq!(rise[1..EXITS.len()].iter().sum::<u64>(), packets, "and left once");
+        assert_eq!(rise[EXITS.len()..].iter().sum::<u64>(), rise[3], "each drop has one reason");
         verdict
     }
 
@@ -695,6 +791,36 @@ impl Rig {
     pub fn state(&self, key: &FlowKey) -> Option<FlowState> {
         Some(self.flows.get(key, 0).ok()?.state())
     }
+}
+
+/// The other end of an interface that has the programs.
+pub struct Wire {
+    far: OwnedFd,
+}
+
+impl Wire {
+    /// Sends a frame towards the node.
+    pub fn send(&self, frame: &[u8]) {
+        assert_eq!(nix::unistd::write(&self.far, frame).expect("it is sent"), frame.len());
+    }
+
+    /// The next frame that comes from the node, which must come.
+    pub fn receive(&self) -> Vec<u8> {
+        await_frame(self.far.as_fd()).frame
+    }
+
+    /// Whether nothing more has come. (What the node was to answer at once is there when it was judged.)
+    pub fn silent(&self) -> bool {
+        receive(self.far.as_fd()).expect("a packet socket").is_none()
+    }
+}
+
+/// The next frame at a packet socket, which must come.
+pub fn await_frame(socket: BorrowedFd<'_>) -> Received {
+    let timeout = PollTimeout::try_from(PATIENCE).expect("a timeout");
+    let mut ready = [PollFd::new(socket, PollFlags::POLLIN)];
+    assert_eq!(poll(&mut ready, timeout).expect("poll"), 1, "no frame came");
+    receive(socket).expect("a packet socket").expect("a frame")
 }
 
 /// The keys of a table.

@@ -20,6 +20,10 @@ pub const REJECTED: u16 = 81;
 /// The port whose connections have their MSS clamped.
 pub const CLAMPED: u16 = 82;
 
+/// The ports whose connections the SYN proxy opens: of HTTP, of a sink, of a server that speaks first, and of
+/// none.
+pub const PROXIED: [u16; 4] = [8084, 8085, 8086, 8087];
+
 /// Before the lab's own rules. IPv6 goes by its own rule, so that its hits tell of it.
 const RULES: &str = r#"[[rule]]
 name = "refused"
@@ -34,6 +38,14 @@ from = "lan"
 to = "inet"
 services = ["tcp/82"]
 mss = "pmtu"
+action = "accept"
+
+[[rule]]
+name = "proxied"
+from = "lan"
+to = "inet"
+services = ["tcp/8084-8087"]
+syn-proxy = true
 action = "accept"
 
 [[rule]]

@@ -33,10 +33,10 @@ fn each(
     Ok(())
 }
 
-/// HTTP/1.0 at port 80: every path is this file.
-pub fn http(lab: &Lab, host: Host, file: Vec<u8>) -> Result<()> {
+/// HTTP/1.0 at a port: every path is this file.
+pub fn http(lab: &Lab, host: Host, port: u16, file: Vec<u8>) -> Result<()> {
     let file = Arc::new(file);
-    each(lab, host, 80, move |mut stream| {
+    each(lab, host, port, move |mut stream| {
         for line in BufReader::new(&stream).lines() {
             if line?.is_empty() {
                 break;
@@ -53,6 +53,11 @@ pub fn sink(lab: &Lab, host: Host, port: u16) -> Result<()> {
         let length = std::io::copy(&mut stream, &mut std::io::sink())?;
         write!(stream, "{length}")
     })
+}
+
+/// Greets whoever comes to a port.
+pub fn greeter(lab: &Lab, host: Host, port: u16, greeting: &'static str) -> Result<()> {
+    each(lab, host, port, move |mut stream| stream.write_all(greeting.as_bytes()))
 }
 
 /// DNS at port 53, UDP and TCP (RFC 1035): every name has the address [`ANSWER`].

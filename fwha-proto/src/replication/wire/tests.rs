@@ -39,6 +39,7 @@ fn tcp_flow() -> (FlowKey, Entry) {
         originator_is_b,
         mss: 1400,
         handshake: [0x0307, 0x0308],
+        delta: 0x8000_0001,
     };
     (key, entry)
 }
@@ -56,6 +57,13 @@ fn samples() -> Vec<(&'static str, Record<'static>)> {
         id: entry.id,
         version: entry.version,
     };
+    let listed = Listed {
+        flow: deletion,
+        state: FlowState::Established as u8,
+        changed_ns: NOW.as_nanos() - 250 * NS_PER_MS,
+    };
+    let list =
+        List { number: 300, bucket: 0xbc, equal: false, offset: 40, total: 42, flows: vec![listed; 2] };
     let some: Buckets = [0, 9, 255].into_iter().collect();
     let hello = Hello {
         version: VERSION,
@@ -80,6 +88,17 @@ fn samples() -> Vec<(&'static str, Record<'static>)> {
         ("digests", Record::Digests(vec![(0, 1), (9, u64::MAX), (255, 2)])),
         ("agreed", Record::Agreed { seq: 1000, buckets: some }),
         ("resync", Record::Resync(some)),
+        ("zones", Record::Zones(vec![0x0102_0304, 5])),
+        ("list-ask", Record::ListAsk(ListAsk { number: 300, bucket: 9, offset: 40, digest: None })),
+        (
+            "list-ask-digest",
+            Record::ListAsk(ListAsk { number: 1, bucket: 9, offset: 0, digest: Some(0x0102_0304_0506_0708) }),
+        ),
+        ("list", Record::List(list)),
+        (
+            "list-equal",
+            Record::List(List { number: 1, bucket: 9, equal: true, offset: 0, total: 0, flows: vec![] }),
+        ),
         ("probe", Record::Probe { id: 300, answer: true }),
     ]
 }
@@ -103,11 +122,42 @@ fn records_come_back_as_they_were() {
 }
 
 #[test]
+fn a_list_takes_what_room_there_is() {
+    let Some((_, Record::List(list))) = samples().into_iter().find(|(name, _)| *name == "list") else {
+        panic!()
+    };
+    let (head, flows) = (List { flows: vec![], ..list.clone() }, vec![list.flows[0]; 10]);
+    let whole = encode(&[Record::List(List { flows: flows.clone(), ..list })]).len();
+    for (limit, count) in [(whole, Some(10)), (whole - 1, Some(9)), (20, None), (4, None)] {
+        let mut w = Writer::new(vec![], limit, NOW);
+        assert_eq!(w.push_list(&head, &flows), count, "{limit}");
+        let back: Vec<_> = records(w.payload(), NOW).map(Result::unwrap).collect();
+        match count {
+            None => assert!(back.is_empty()),
+            Some(n) => assert_eq!(back, [Record::List(List { flows: flows[..n].to_vec(), ..head.clone() })]),
+        }
+    }
+    let mut w = Writer::new(vec![], 20, NOW);
+    assert_eq!(w.push_list(&head, &[]), Some(0));
+}
+
+#[test]
 fn what_a_newer_peer_adds_is_skipped() {
     let mut bytes = encode(&[Record::Term(7), Record::Unknown(200), Record::Term(8)]);
     bytes.extend_from_slice(&[5, 3, 0, 9, 0xde, 0xad]);
     let back: Result<Vec<_>, _> = records(&bytes, NOW).collect();
     assert_eq!(back.unwrap(), [Record::Term(7), Record::Unknown(200), Record::Term(8), Record::Term(9)]);
+}
+
+#[test]
+fn a_flow_of_a_peer_without_a_syn_proxy_has_none() {
+    let (key, entry) = tcp_flow();
+    let mut bytes = encode(&[Record::Flow(key, entry)]);
+    let delta = 5;
+    bytes.truncate(bytes.len() - delta);
+    bytes[1] -= delta as u8;
+    let back: Vec<_> = records(&bytes, NOW).collect();
+    assert_eq!(back, [Ok(Record::Flow(key, Entry { delta: 0, ..entry }))]);
 }
 
 #[test]
@@ -167,7 +217,7 @@ proptest! {
         v4 in any::<bool>(),
         (age, idle) in (0..1u64 << 39, any::<[Option<u32>; 2]>()),
         (packets, bytes) in (any::<[u64; 2]>(), any::<[u64; 2]>()),
-        (mss, handshake) in (any::<u16>(), any::<[u32; 2]>()),
+        (mss, handshake, delta) in (any::<u16>(), any::<[u32; 2]>(), any::<u32>()),
         (number, epoch, node) in (any::<u64>(), any::<u32>(), 1..=16u8),
         (version, rule_hash, state, bucket, zones) in (any::<u64>(), any::<u32>(), 1..18u8, any::<u8>(), any::<[u8; 2]>()),
     ) {
@@ -187,6 +237,7 @@ proptest! {
             originator_is_b,
             mss,
             handshake,
+            delta,
         };
         let bytes = encode(&[Record::Flow(key, entry)]);
         prop_assert_eq!(records(&bytes, NOW).next(), Some(Ok(Record::Flow(key, entry))));

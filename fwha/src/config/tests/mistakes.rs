@@ -248,6 +248,16 @@ fn mistakes_about_zones_are_found() {
                 ":29:12: node \"fw2\" has no interface in zone \"inet\"",
             ],
         ),
+        (
+            "[\"wan\"]",
+            "[\"wan\", \"wan.0\", \"wan.4095\", \"wan.1.2.3\"]",
+            &[
+                ":18:22: interface: \"wan.0\" has VLAN 0, and VLANs are 1 to 4094",
+                ":18:31: interface: \"wan.4095\" has VLAN 4095, and VLANs are 1 to 4094",
+                ":18:43: interface: \"wan.1.2.3\" has more than two VLANs",
+            ],
+        ),
+        ("[\"wan\"]", "[\"wan.5\", \"wan.05\"]", &[":18:24: interface \"wan.05\" is there twice"]),
         ("[\"wan\"]", "[\"wan\"]\nattach = \"xpd\"", &[":19:10: unknown attachment \"xpd\""]),
     ]);
 }
@@ -367,6 +377,16 @@ fn mistakes_about_rules_are_found() {
             ],
         ),
         ("to = \"inet\"", "to = \"inet\"\nmss = \"large\"", &[":37:7: mss is not a maximum segment size"]),
+        (
+            "to = \"inet\"",
+            "to = \"inet\"\nsyn-proxy = 1",
+            &[":37:13: syn-proxy is an integer, not true or false"],
+        ),
+        (
+            "to = \"inet\"",
+            "to = \"inet\"\nservices = [\"udp\"]\nsyn-proxy = true",
+            &[":33:1: syn-proxy of rule \"lan-out\" has nothing to do"],
+        ),
         ("to = \"inet\"", "to = \"inet\"\nmss = 100", &[":37:7: mss is not a maximum segment size"]),
         (
             "to = \"inet\"",
@@ -494,6 +514,18 @@ fn what_a_heartbeat_has_no_room_for_is_refused() {
         .collect();
     let text = with("vips = [", &format!("vips = [{}", vips.join(" ")));
     assert!(mistakes(&text).iter().any(|m| m.ends_with("more than 32 vrids in one group")));
+}
+
+#[test]
+fn a_port_for_metrics_has_an_address() {
+    check_rows(&[
+        (
+            "[[group]]",
+            "[metrics]\nlisten = \"9761\"\n[[group]]",
+            &[":24:10: listen \"9761\" is not an address with a port"],
+        ),
+        ("[[group]]", "[metrics]\nport = 9761\n[[group]]", &[":24:1: unknown key \"port\" in [metrics]"]),
+    ]);
 }
 
 #[test]

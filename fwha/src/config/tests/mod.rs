@@ -5,7 +5,7 @@ use std::{net::Ipv4Addr, path::Path, time::Duration};
 use fwha_common::{
     flow::{Flow, FlowKey, FlowState, TimeoutClass, proto},
     limit::Limits,
-    rule::{Action, ZONE_ANY, ZONE_NODE, name_hash},
+    rule::{self, Action, ZONE_ANY, ZONE_NODE, name_hash},
     settings::Timeouts,
 };
 
@@ -77,6 +77,14 @@ fn good(text: &str) -> Config {
 fn with(old: &str, new: &str) -> String {
     assert!(GOOD.contains(old), "{old}");
     GOOD.replacen(old, new, 1)
+}
+
+#[test]
+fn metrics_are_nowhere_unless_asked_for_and_no_matter_between_nodes() {
+    assert_eq!(good(GOOD).metrics.listen, None);
+    let config = good(&format!("{GOOD}\n[metrics]\nlisten = \"[::1]:9761\"\n"));
+    assert_eq!(config.metrics.listen, Some("[::1]:9761".parse().unwrap()));
+    assert_eq!((config.hash, config.rules_hash), (good(GOOD).hash, good(GOOD).rules_hash));
 }
 
 #[test]
@@ -206,6 +214,9 @@ fn rules_know_ipv6_all_protocols_and_the_segment_size() {
     assert_eq!((compiled[1].port_min, compiled[1].port_max), (36412, 36412));
     assert_eq!((compiled[0].mss, compiled[0].action), (Flow::MSS_PMTU, Action::Reject as u8));
     assert_eq!(good(&with("to = \"inet\"", "to = \"inet\"\nmss = 1_400")).compiled_rules()[0].mss, 1400);
+    let flags = |text: &str| good(&with("to = \"inet\"", text)).compiled_rules()[0].flags;
+    assert_eq!(flags("to = \"inet\""), 0);
+    assert_eq!(flags("to = \"inet\"\nsyn-proxy = true"), rule::Rule::SYN_PROXY);
 }
 
 #[test]
@@ -236,6 +247,30 @@ fn this_node_is_named_or_called_like_the_host() {
         config.node_for(Some("fw3"), "fw1").unwrap_err().to_string(),
         "/etc/fwha/f.toml has no node \"fw3\"; it has fw1, fw2"
     );
+}
+
+#[test]
+fn a_vlan_needs_a_device_or_an_interface_of_its_own() {
+    let config = good(&with("interfaces = [\"wan\"]", "interfaces = [\"eth0.5\", \"eth0.6\", \"eth1.7\"]"));
+    let check = |present: &[&str]| match config.check_interfaces(1, |name| present.contains(&name)) {
+        Ok(()) => Vec::new(),
+        Err(errors) => {
+            errors.headlines().map(|l| l.strip_prefix("/etc/fwha/f.toml").unwrap().to_owned()).collect()
+        }
+    };
+    assert_eq!(check(&["sync", "lan", "eth0.5", "eth0.6", "eth1.7"]), [""; 0]);
+    assert_eq!(check(&["sync", "lan", "eth0.5", "eth0", "eth1"]), [""; 0], "one tag on each");
+    assert_eq!(check(&["sync", "lan", "eth0", "eth0.6"]), [":18:35: fw1 has no interface \"eth1.7\""]);
+    assert_eq!(
+        check(&["sync", "lan", "eth0", "eth1"]),
+        [
+            ":18:15: fw1 has no VLAN device \"eth0.5\", and \"eth0\" has another use",
+            ":18:25: fw1 has no VLAN device \"eth0.6\", and \"eth0\" has another use",
+        ]
+    );
+    let mixed = good(&with("interfaces = [\"wan\"]", "interfaces = [\"sync.5\"]"));
+    let errors = mixed.check_interfaces(1, |name| ["sync", "lan"].contains(&name)).unwrap_err().to_string();
+    assert!(errors.contains("`ip link add link sync name sync.5 type vlan id 5`"), "{errors}");
 }
 
 #[test]

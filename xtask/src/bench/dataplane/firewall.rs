@@ -10,7 +10,7 @@ use aya::programs::{ProgramFd, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use fwha_common::drop::DropReason;
 use fwha_common::embryonic::EmbryonicSet;
-use fwha_common::flow::{FLOW_STATES, NextHop, TIMEOUT_CLASSES};
+use fwha_common::flow::{FLOW_STATES, TIMEOUT_CLASSES};
 use fwha_common::group::Group;
 use fwha_common::rule::{Action, Interface, InterfaceKey, MAX_RULES, Rule, ZONE_ANY};
 use fwha_common::settings::{Counter, Settings, Timeouts, name};
@@ -61,7 +61,7 @@ impl Firewall {
         let mut interfaces: HashMap<_, InterfaceKey, Interface> =
             map(&mut bpf, name::INTERFACES)?.try_into()?;
         for (ifindex, zone, mac) in [(lan, LAN, LAN_MAC), (wan, WAN, WAN_MAC)] {
-            let interface = Interface { zone, mac, out: NextHop::out(ifindex, 0), ..Interface::default() };
+            let interface = Interface { zone, mac, device: ifindex, trunk: ifindex, ..Interface::default() };
             interfaces.insert(InterfaceKey::untagged(ifindex), interface, 0)?;
         }
         let mut rules: Array<_, Rule> = map(&mut bpf, name::RULES)?.try_into()?;

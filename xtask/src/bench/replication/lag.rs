@@ -1,75 +1,85 @@
-//! The lag of replication, watched from outside: the age of the oldest change that the peer has not acknowledged, as the
-//! daemon's `status` tells it. That is no less than what single changes waited.
+//! The lag of replication, as the daemon counts it for Prometheus: from where it has read a change out of the ring buffer to
+//! the peer's acknowledgement, of every change.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use fwha_tests::lab::NodeProcess;
-use nix::time::{ClockId, clock_gettime};
-use serde_json::Value;
 
-use crate::bench::figures::Series;
+/// Changes so far by their lag.
+pub struct Lag(Vec<Bucket>);
 
-/// Between two looks: the daemon makes a new picture this often.
-const LOOK: Duration = Duration::from_millis(100);
-
-/// A thread that watches.
-pub struct Watch {
-    stop: Arc<AtomicBool>,
-    thread: JoinHandle<Result<Vec<(f64, f64)>>>,
+struct Bucket {
+    /// All with a lag of at most so many ms.
+    until_ms: f64,
+    count: f64,
 }
 
-impl Watch {
-    /// Begins to watch the peer of a node.
-    pub fn start(node: &NodeProcess) -> Result<Self> {
-        let socket = node.socket();
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let thread = std::thread::Builder::new().name("lag".into()).spawn(move || {
-            let mut seen = Vec::new();
-            while !stopped.load(Ordering::Acquire) {
-                std::thread::sleep(LOOK);
-                let status = status(&socket)?;
-                let lag = status.pointer("/peers/0/sync/lag_ms").and_then(Value::as_f64);
-                seen.push((now_ms()?, lag.context("no lag in status")?));
+impl Lag {
+    /// Of a node's changes, with its only peer.
+    ///
+    /// # Errors
+    ///
+    /// When it does not answer.
+    pub fn of(node: &NodeProcess) -> Result<Self> {
+        let mut stream = UnixStream::connect(node.socket()).context("connect to the daemon")?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: fwha\r\nConnection: close\r\n\r\n")?;
+        let mut buckets = Vec::new();
+        for line in BufReader::new(stream).lines() {
+            let line = line.context("read metrics")?;
+            buckets.extend(bucket(&line));
+        }
+        Ok(Self(buckets))
+    }
+
+    /// Those since then.
+    pub fn since(&self, before: &Self) -> Self {
+        let rise = self.0.iter().zip(&before.0).map(|(now, then)| Bucket {
+            until_ms: now.until_ms,
+            count: now.count - then.count,
+        });
+        Self(rise.collect())
+    }
+
+    /// What a part of them do not exceed, in ms; within a bucket all lags count as equally frequent.
+    pub fn quantile(&self, part: f64) -> f64 {
+        let rank = self.0.last().map_or(f64::NAN, |all| all.count) * part;
+        let mut below = Bucket { until_ms: 0.0, count: 0.0 };
+        for bucket in &self.0 {
+            if bucket.count >= rank && bucket.count > below.count {
+                let place = (rank - below.count) / (bucket.count - below.count);
+                return below.until_ms + (bucket.until_ms - below.until_ms) * place;
             }
-            Ok(seen)
-        })?;
-        Ok(Self { stop, thread })
-    }
-
-    /// Ends it: what was seen between these two moments, in ms of `CLOCK_MONOTONIC`.
-    pub fn end(self, from_ms: f64, to_ms: f64) -> Result<Series> {
-        self.stop.store(true, Ordering::Release);
-        let seen = self.thread.join().ok().context("the watch panicked")??;
-        let mut lag = Series::default();
-        seen.iter().filter(|(at, _)| (from_ms..=to_ms).contains(at)).for_each(|(_, ms)| lag.push(*ms));
-        Ok(lag)
+            below = Bucket { ..*bucket };
+        }
+        f64::NAN
     }
 }
 
-/// Now, in ms of `CLOCK_MONOTONIC`.
-pub fn now_ms() -> Result<f64> {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC)?;
-    Ok(now.tv_sec() as f64 * 1e3 + now.tv_nsec() as f64 / 1e6)
+/// A line of the histogram.
+fn bucket(line: &str) -> Option<Bucket> {
+    let sample = line.strip_prefix("fwha_sync_acknowledged_seconds_bucket{")?;
+    let (labels, count) = sample.rsplit_once("} ")?;
+    let until = labels.split("le=\"").nth(1)?.split('"').next()?;
+    Some(Bucket { until_ms: until.parse::<f64>().ok()? * 1e3, count: count.trim().parse().ok()? })
 }
 
-/// Asks the daemon itself: starting `fwhactl` fifty times a second would cost more than what is measured.
-fn status(socket: &PathBuf) -> Result<Value> {
-    let mut stream = UnixStream::connect(socket).context("connect to the daemon")?;
-    stream.write_all(b"GET /v1/status HTTP/1.1\r\nHost: fwha\r\nConnection: close\r\n\r\n")?;
-    let mut answer = BufReader::new(stream);
-    let mut line = String::new();
-    while answer.read_line(&mut line)? > 2 {
-        line.clear();
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lag(lines: &[&str]) -> Lag {
+        let name = "fwha_sync_acknowledged_seconds_bucket";
+        Lag(lines.iter().filter_map(|line| bucket(&format!("{name}{line}"))).collect())
     }
-    let mut body = String::new();
-    answer.read_to_string(&mut body)?;
-    serde_json::from_str(&body).context("JSON of status")
+
+    #[test]
+    fn quantiles_are_those_of_the_changes_since_then() {
+        let before = lag(&[r#"{peer="fw2",le="0.001"} 100"#, r#"{peer="fw2",le="0.002"} 100"#, "_sum 3"]);
+        let now = lag(&[r#"{peer="fw2",le="0.001"} 150"#, r#"{peer="fw2",le="0.002"} 200"#, "_sum 4"]);
+        let since = now.since(&before);
+        assert_eq!([0.25, 0.5, 0.75, 1.0].map(|part| since.quantile(part)), [0.5, 1.0, 1.5, 2.0]);
+        assert!(before.since(&before).quantile(0.5).is_nan());
+    }
 }

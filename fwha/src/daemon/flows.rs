@@ -1,0 +1,229 @@
+//! Flows at an operator's word: in which ones two nodes differ (`GET /v1/flows/diff`), and some deleted
+//! (`POST /v1/flows/delete`).
+
+use std::sync::Arc;
+
+use axum::body::{Body, Bytes};
+use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::{Json, Query, State};
+use axum::http::StatusCode;
+use axum::response::Response;
+use futures_util::stream;
+use fwha_common::flow::{Flow, FlowId, FlowKey};
+use fwha_proto::NodeId;
+use fwha_proto::replication::{Difference, Failure, Found, Side, SyncState, Unready};
+use tokio::sync::{mpsc, oneshot};
+
+use super::replication::{Command, DiffRefused};
+use super::server::{CHUNK, Problem, Server, address, ndjson, protocol, push_line};
+use super::transfer::{ANSWER_WAIT, unready};
+use crate::api;
+use crate::dataplane::maps::{FlowMap, FlowWalk};
+use crate::sys::bpf::Write;
+
+/// Findings that share a piece of an answer.
+const PIECE: usize = 256;
+
+pub(super) async fn diff(
+    State(server): State<Arc<Server>>,
+    query: Result<Query<api::DiffQuery>, QueryRejection>,
+) -> Result<Response, Problem> {
+    let Query(query) = query?;
+    let named = server.peer_named(query.peer.as_deref())?;
+    let others = server.config.nodes.iter().map(|n| n.id).filter(|&n| n != server.me);
+    let peers: Vec<NodeId> = others.filter(|&n| named.is_none_or(|named| named == n)).collect();
+    let mut comparisons = Vec::new();
+    let mut refused = Vec::new();
+    for peer in peers {
+        match begin(&server, peer, query.all).await? {
+            Ok(found) => comparisons.push((peer, found)),
+            // What was asked for by name cannot be had at all.
+            Err(why) if named.is_some() => return Err(Problem(StatusCode::CONFLICT, why)),
+            Err(why) => push_line(
+                &mut refused,
+                &end(&server, peer, api::DiffEnd { error: Some(why), ..api::DiffEnd::default() }),
+            ),
+        }
+    }
+    let pieces =
+        stream::unfold((server, comparisons, refused), async |(server, mut comparisons, refused)| {
+            if !refused.is_empty() {
+                return Some((
+                    Ok::<_, std::io::Error>(Bytes::from(refused)),
+                    (server, comparisons, Vec::new()),
+                ));
+            }
+            let mut lines = Vec::new();
+            // One peer after the other; what is found with others waits in its channel.
+            while let Some((peer, found)) = comparisons.first_mut() {
+                let mut some = Vec::new();
+                if found.recv_many(&mut some, PIECE).await == 0 {
+                    comparisons.remove(0);
+                    continue;
+                }
+                some.iter().for_each(|found| push_line(&mut lines, &line(&server, *peer, found)));
+                return Some((Ok(Bytes::from(lines)), (server, comparisons, Vec::new())));
+            }
+            None
+        });
+    Ok(ndjson(Body::from_stream(pieces)))
+}
+
+/// Begins a comparison with a peer, or says why not.
+async fn begin(
+    server: &Server,
+    peer: NodeId,
+    all: bool,
+) -> Result<Result<mpsc::UnboundedReceiver<Found>, String>, Problem> {
+    let (found, receiver) = mpsc::unbounded_channel();
+    let (reply, answer) = oneshot::channel();
+    server.replication.send(Command::Diff { peer, all, found, reply });
+    let name = server.names.node(peer);
+    match tokio::time::timeout(ANSWER_WAIT, answer).await {
+        Ok(Ok(Ok(()))) => Ok(Ok(receiver)),
+        Ok(Ok(Err(DiffRefused::Running))) => Ok(Err(format!("another comparison with {name} is running"))),
+        Ok(Ok(Err(DiffRefused::Unready(why)))) => Ok(Err(format!("{name}: {}", unready(state(why))))),
+        _ => Err(Problem(StatusCode::SERVICE_UNAVAILABLE, "replication does not answer".into())),
+    }
+}
+
+const fn state(why: Unready) -> SyncState {
+    match why {
+        Unready::State(state) => state,
+        Unready::OwnsNothing => SyncState::Down,
+    }
+}
+
+fn line(server: &Server, peer: NodeId, found: &Found) -> api::DiffLine {
+    match found {
+        Found::Difference(d) => api::DiffLine::Difference(difference(server, peer, d)),
+        Found::Done(summary) => end(
+            server,
+            peer,
+            api::DiffEnd {
+                buckets: summary.buckets,
+                buckets_listed: summary.buckets_listed,
+                flows_listed: summary.flows_listed,
+                differences: summary.differences,
+                in_flight: summary.in_flight,
+                untold: summary.untold,
+                ..api::DiffEnd::default()
+            },
+        ),
+        Found::Failed(failure) => {
+            let name = server.names.node(peer);
+            let error = match failure {
+                Failure::TooOld => {
+                    format!("{name} runs a version of fwha that does not know the question: upgrade it")
+                }
+                Failure::Lost(state) => {
+                    format!("{name} was lost on the way (replication is {})", state.as_str())
+                }
+            };
+            end(server, peer, api::DiffEnd { error: Some(error), ..api::DiffEnd::default() })
+        }
+    }
+}
+
+fn end(server: &Server, peer: NodeId, end: api::DiffEnd) -> api::DiffLine {
+    api::DiffLine::End(api::DiffEnd { peer: server.names.node(peer).to_owned(), ..end })
+}
+
+fn difference(server: &Server, peer: NodeId, d: &Difference) -> api::FlowDifference {
+    let side = |side: &Side| api::FlowSide {
+        identity: format!("{}/{:08x}/{}", server.names.node(side.id.node), side.id.epoch, side.id.number),
+        version: format!("{}.{}", Flow::term(side.version), side.version & u64::from(u32::MAX)),
+        state: side.state.as_str().to_owned(),
+        age_ms: side.age.as_millis() as u64,
+    };
+    let originator_is_b = d.here.or(d.there).is_some_and(|side| side.originator_is_b);
+    let [(src, sport), (dst, dport)] = d.key.ends(originator_is_b);
+    api::FlowDifference {
+        peer: server.names.node(peer).to_owned(),
+        kind: d.kind().as_str().to_owned(),
+        in_flight: d.in_flight,
+        proto: protocol(d.key.proto),
+        src: address(src),
+        sport,
+        dst: address(dst),
+        dport,
+        bucket: d.bucket,
+        here: d.here.as_ref().map(side),
+        there: d.there.as_ref().map(side),
+    }
+}
+
+pub(super) async fn delete(
+    State(server): State<Arc<Server>>,
+    filter: Result<Json<api::FlowFilter>, JsonRejection>,
+) -> Result<Json<api::FlowsDeleted>, Problem> {
+    let Json(filter) = filter?;
+    let deleted = tokio::task::spawn_blocking(move || server.delete(&filter)).await??;
+    Ok(Json(deleted))
+}
+
+impl Server {
+    /// Deletes the flows that match: those that this node owns, and tells the peers; and those of the node
+    /// itself. Embryonic ones stay: their table is for the programs alone to change, and they end soon.
+    fn delete(&self, filter: &api::FlowFilter) -> Result<api::FlowsDeleted, Problem> {
+        let mut owned = Vec::new();
+        for &group in &self.bucket_group {
+            owned.push(self.maps.group(u32::from(group))?.owned(self.clock.now_ns()));
+        }
+        let mut result = api::FlowsDeleted::default();
+        self.matching(self.maps.flows(), filter, |key, flow| {
+            if !owned[usize::from(flow.bucket)] {
+                result.not_owned += 1;
+                return Ok(None);
+            }
+            Ok(self.take(key, flow)?.then_some((*key, flow.id())))
+        })?
+        .chunks(CHUNK)
+        .for_each(|gone| {
+            result.deleted += gone.len() as u64;
+            self.replication.send(Command::Expired(gone.to_vec()));
+        });
+        let of_node = self.maps.node_flows();
+        let gone = self
+            .matching(of_node, filter, |key, flow| Ok(of_node.delete(key)?.then_some((*key, flow.id()))))?;
+        result.deleted += gone.len() as u64;
+        if result.deleted == 0 && result.not_owned > 0 {
+            let (me, count) = (self.names.me(), result.not_owned);
+            let problem = format!("{me} does not own these {count} flows: delete them on the active node");
+            return Err(Problem(StatusCode::CONFLICT, problem));
+        }
+        Ok(result)
+    }
+
+    /// What `act` makes of the flows of a table that match.
+    fn matching(
+        &self,
+        map: &FlowMap,
+        filter: &api::FlowFilter,
+        mut act: impl FnMut(&FlowKey, &Flow) -> std::io::Result<Option<(FlowKey, FlowId)>>,
+    ) -> Result<Vec<(FlowKey, FlowId)>, Problem> {
+        let mut gone = Vec::new();
+        let mut walk = FlowWalk::new(CHUNK);
+        while let Some((keys, flows)) = walk.next_chunk(map)? {
+            for (key, flow) in keys.iter().zip(flows) {
+                if filter.matches(&self.flow_row(key, flow, "", 0, 0)) {
+                    gone.extend(act(key, flow)?);
+                }
+            }
+        }
+        Ok(gone)
+    }
+
+    /// Takes a flow out of the main table. Whether it was still that one; another one is put back,
+    /// unless a packet has begun a third one meanwhile.
+    fn take(&self, key: &FlowKey, seen: &Flow) -> std::io::Result<bool> {
+        let Some(flow) = self.maps.flows().take(key)? else { return Ok(false) };
+        if flow.id() == seen.id() {
+            return Ok(true);
+        }
+        match self.maps.flows().update(key, &flow, Write::New) {
+            Err(error) if error.raw_os_error() != Some(libc::EEXIST) => Err(error),
+            _ => Ok(false),
+        }
+    }
+}

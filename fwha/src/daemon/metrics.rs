@@ -1,0 +1,362 @@
+//! Metrics for Prometheus: `GET /metrics`, on the control socket and, with `[metrics]`, on a TCP port.
+//!
+//! Names begin with `fwha_` and end with their unit, those of counters with `_total`. What comes from a catalogue
+//! (drop reasons, states) is a label.
+
+use std::fmt::{Display, Write};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Router, serve};
+use fwha_common::drop::DropReason;
+use fwha_common::settings::Counter;
+use fwha_proto::heartbeat::{PeerState, Role};
+use fwha_proto::replication::{Counters, Histogram, LinkCounters, LinkState, LinkStatus, SyncState};
+use tokio::net::TcpListener;
+
+use super::replication::{PeerSnapshot, Snapshot};
+use super::server::{Problem, Server};
+use crate::api;
+
+/// What the text format is called (Prometheus, exposition formats, version 0.0.4).
+const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+/// Powers of two of a microsecond that are buckets of the histogram: 64 µs to 8 s.
+const LAG_BITS: std::ops::RangeInclusive<u32> = 6..=23;
+/// Of a peer's counters, those that count refused datagrams.
+const REFUSED: [&str; 8] = [
+    "garbage",
+    "other_cluster",
+    "other_key",
+    "misdirected",
+    "unknown_epoch",
+    "forged",
+    "replayed",
+    "version",
+];
+
+/// Serves metrics, and nothing else, on a TCP port.
+pub(super) async fn listen(listener: TcpListener, server: Arc<Server>) {
+    let router = Router::new().route(api::path::METRICS, get(metrics)).with_state(server);
+    if let Err(error) = serve(listener, router).await {
+        tracing::error!("metrics are gone: {error}");
+    }
+}
+
+pub(super) async fn metrics(State(server): State<Arc<Server>>) -> Result<Response, Problem> {
+    // The walk of the flow table takes its time.
+    let text = tokio::task::spawn_blocking(move || server.metrics()).await??;
+    Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response())
+}
+
+type Labels<'a> = &'a [(&'a str, &'a str)];
+
+/// The text format as it grows.
+struct Text(String);
+
+impl Text {
+    /// The samples of one metric: `add` writes each.
+    fn metric(&mut self, name: &str, kind: &str, help: &str, add: impl FnOnce(&mut Samples<'_>)) {
+        // Writing to memory does not fail, here and below.
+        let _ = write!(self.0, "# HELP {name} {}\n# TYPE {name} {kind}\n", help.replace('\n', " "));
+        add(&mut Samples { text: &mut self.0, name });
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, add: impl FnOnce(&mut Samples<'_>)) {
+        self.metric(name, "gauge", help, add);
+    }
+
+    fn counter(&mut self, name: &str, help: &str, add: impl FnOnce(&mut Samples<'_>)) {
+        self.metric(name, "counter", help, add);
+    }
+}
+
+struct Samples<'a> {
+    text: &'a mut String,
+    name: &'a str,
+}
+
+impl Samples<'_> {
+    fn add(&mut self, labels: Labels<'_>, value: impl Display) {
+        self.write("", labels, value);
+    }
+
+    /// One of several states: 1, and 0 for all others.
+    fn state(&mut self, labels: Labels<'_>, states: impl Iterator<Item = &'static str>, now: &str) {
+        for state in states {
+            self.add(&[labels, &[("state", state)]].concat(), u8::from(state == now));
+        }
+    }
+
+    fn histogram(&mut self, labels: Labels<'_>, histogram: &Histogram) {
+        let count = histogram.count();
+        for bits in LAG_BITS {
+            let end = Duration::from_micros(1 << bits).as_secs_f64().to_string();
+            self.write("_bucket", &[labels, &[("le", &end)]].concat(), histogram.below(bits));
+        }
+        self.write("_bucket", &[labels, &[("le", "+Inf")]].concat(), count);
+        self.write("_sum", labels, histogram.sum().as_secs_f64());
+        self.write("_count", labels, count);
+    }
+
+    fn write(&mut self, suffix: &str, labels: Labels<'_>, value: impl Display) {
+        let _ = write!(self.text, "{}{suffix}", self.name);
+        for (n, (label, of)) in labels.iter().enumerate() {
+            let open = if n == 0 { '{' } else { ',' };
+            let of = of.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+            let _ = write!(self.text, "{open}{label}=\"{of}\"");
+        }
+        let close = if labels.is_empty() { "" } else { "}" };
+        let _ = writeln!(self.text, "{close} {value}");
+    }
+}
+
+impl Server {
+    fn metrics(&self) -> Result<String, Problem> {
+        let counts = self.flow_counts()?;
+        let mut text = Text(String::new());
+        let hash = format!("{:016x}", self.config.hash);
+        let info = [
+            ("node", self.names.me()),
+            ("cluster", &self.config.cluster.name),
+            ("version", env!("CARGO_PKG_VERSION")),
+            ("config_hash", &hash),
+        ];
+        text.gauge("fwha_info", "What this is; always 1.", |m| m.add(&info, 1));
+        let uptime = self.now().since(self.started).as_secs_f64();
+        text.gauge("fwha_uptime_seconds", "Since the daemon started.", |m| m.add(&[], uptime));
+        self.election_metrics(&mut text);
+        let replication = self.replication_status.load();
+        self.sync_metrics(&mut text, &replication);
+        self.link_metrics(&mut text, &replication);
+        flow_metrics(&mut text, &counts);
+        self.packet_metrics(&mut text)?;
+        Ok(text.0)
+    }
+
+    fn election_metrics(&self, text: &mut Text) {
+        let snapshot = self.election_status.load();
+        let status = &snapshot.status;
+        text.gauge("fwha_group_role", "This node's role in a group: 1, and 0 for the other roles.", |m| {
+            let roles = || (0..=u8::MAX).map_while(Role::from_u8);
+            for g in &status.groups {
+                for role in roles() {
+                    let labels = [("group", self.names.group(g.group)), ("role", role.as_str())];
+                    m.add(&labels, u8::from(role == g.role));
+                }
+            }
+        });
+        let group = |g: u8| [("group", self.names.group(g))];
+        text.gauge(
+            "fwha_group_active_nodes",
+            "Nodes that are Active in a group, as known here: 1 is right.",
+            |m| {
+                status.groups.iter().for_each(|g| m.add(&group(g.group), g.active.len()));
+            },
+        );
+        text.gauge("fwha_group_term", "The group's term; rises with each takeover.", |m| {
+            status.groups.iter().for_each(|g| m.add(&group(g.group), g.term));
+        });
+        text.gauge("fwha_peer_state", "What is known of a peer: 1, and 0 for the other states.", |m| {
+            let states = || (0..=u8::MAX).map_while(PeerState::from_u8).map(PeerState::as_str);
+            for peer in &status.peers {
+                m.state(&[("peer", self.names.node(peer.node))], states(), peer.state.as_str());
+            }
+        });
+        text.counter(
+            "fwha_election_messages_total",
+            "Heartbeats, probes and VRRP messages, by the families and names of `fwhactl stats link` and `vrrp`.",
+            |m| {
+                for (family, name, count) in status.counters.iter() {
+                    m.add(&[("family", family), ("name", name)], count);
+                }
+            },
+        );
+        let late = &snapshot.lateness;
+        text.counter("fwha_election_late_total", "Turns of the election thread that came too late.", |m| {
+            m.add(&[], late.count);
+        });
+    }
+
+    fn sync_metrics(&self, text: &mut Text, replication: &Snapshot) {
+        type Peer<'a> = (&'a str, &'a PeerSnapshot);
+        let peers = || replication.peers.iter().map(|(n, p)| (self.names.node(*n), p));
+        let mut gauge = |name: &str, help: &str, value: &dyn Fn(&PeerSnapshot) -> f64| {
+            text.gauge(name, help, |m| peers().for_each(|(name, p)| m.add(&[("peer", name)], value(p))));
+        };
+        gauge("fwha_sync_lag_seconds", "Age of the oldest change that a peer has not acknowledged.", &|p| {
+            p.lag.as_secs_f64()
+        });
+        gauge("fwha_sync_queued_changes", "Changes queued for a peer.", &|p| p.queued as f64);
+        gauge("fwha_sync_in_flight_datagrams", "Datagrams that a peer has not acknowledged.", &|p| {
+            p.in_flight as f64
+        });
+        gauge("fwha_sync_digest_match", "Whether the digests of both tables agree, both ways.", &|p| {
+            f64::from(u8::from(p.digest_match))
+        });
+        text.gauge("fwha_sync_state", "State of replication with a peer: 1, and 0 for the others.", |m| {
+            let states = || SyncState::ALL.iter().map(|s| s.as_str());
+            peers().for_each(|(name, p)| m.state(&[("peer", name)], states(), p.state.as_str()));
+        });
+        text.gauge("fwha_sync_bulk_left_flows", "Flows that a bulk transfer has still to transfer.", |m| {
+            for (name, p) in peers() {
+                for (direction, bulk) in &p.bulk {
+                    let direction = api::Direction::from(*direction).to_string();
+                    let left = bulk.flows_total.saturating_sub(bulk.flows_done);
+                    m.add(&[("peer", name), ("direction", &direction)], left);
+                }
+            }
+        });
+        let help = "Time from a change until a peer acknowledged it.";
+        text.metric("fwha_sync_acknowledged_seconds", "histogram", help, |m| {
+            peers().for_each(|(name, p)| m.histogram(&[("peer", name)], &p.acknowledged.total));
+        });
+        text.counter("fwha_sync_refused_datagrams_total", "Datagrams of a peer that were refused.", |m| {
+            for (peer, p) in peers() {
+                let refused = p.counters.iter().filter(|(name, _)| REFUSED.contains(name));
+                refused.for_each(|(name, n)| m.add(&[("peer", peer), ("reason", name)], n));
+            }
+        });
+        for (name, _) in Counters::default().iter().filter(|(name, _)| !REFUSED.contains(name)) {
+            let help = Counters::describe(name).unwrap_or_default();
+            let of = |(_, p): &Peer<'_>| p.counters.iter().find(|(n, _)| *n == name).map(|(_, n)| *n);
+            text.counter(&format!("fwha_sync_{name}_total"), help, |m| {
+                for peer in peers() {
+                    m.add(&[("peer", peer.0)], of(&peer).unwrap_or(0));
+                }
+            });
+        }
+        let help = "Replication of this node, by the names of `fwhactl stats sync`.";
+        text.counter("fwha_sync_node_total", help, |m| {
+            replication.counters.iter().for_each(|(name, n)| m.add(&[("name", name)], n));
+        });
+    }
+
+    fn link_metrics(&self, text: &mut Text, replication: &Snapshot) {
+        let mut metric = |name: &str, kind: &str, help: &str, value: &dyn Fn(&LinkStatus) -> Option<f64>| {
+            text.metric(name, kind, help, |m| {
+                for (peer, p) in &replication.peers {
+                    for link in &p.links {
+                        let labels =
+                            [("peer", self.names.node(*peer)), ("interface", self.names.link(link.link))];
+                        if let Some(value) = value(link) {
+                            m.add(&labels, value);
+                        }
+                    }
+                }
+            });
+        };
+        let help = "Whether replication is answered on a sync link.";
+        metric("fwha_link_up", "gauge", help, &|l| {
+            Some(f64::from(u8::from(matches!(l.state, LinkState::Up | LinkState::Lossy))))
+        });
+        metric("fwha_link_used", "gauge", "Whether flows are sent over a sync link.", &|l| {
+            Some(f64::from(u8::from(l.used)))
+        });
+        metric("fwha_link_rtt_seconds", "gauge", "Round trip time of replication's probes.", &|l| {
+            l.rtt.map(|rtt| rtt.as_secs_f64())
+        });
+        metric(
+            "fwha_link_loss_ratio",
+            "gauge",
+            "Share of these probes lately that were not answered.",
+            &|l| l.loss_per_mille.map(|loss| f64::from(loss) / 1000.0),
+        );
+        for (name, _) in LinkCounters::default().iter() {
+            let help = LinkCounters::describe(name).unwrap_or_default();
+            metric(&format!("fwha_link_{name}_total"), "counter", help, &|l| {
+                l.counters.iter().find(|(n, _)| *n == name).map(|(_, n)| n as f64)
+            });
+        }
+    }
+
+    fn packet_metrics(&self, text: &mut Text) -> Result<(), Problem> {
+        let drops = self.maps.drops()?;
+        text.counter(
+            "fwha_dropped_packets_total",
+            "Packets dropped, by reason (docs/packet-path.md).",
+            |m| {
+                DropReason::ALL.iter().zip(drops).for_each(|(r, n)| m.add(&[("reason", r.as_str())], n));
+            },
+        );
+        let counters = self.maps.counters()?;
+        let of = |counter: Counter| counters.get(counter as usize).copied().unwrap_or(0);
+        for (name, counter, help) in [
+            ("packets_in", Counter::PacketsIn, "Packets that entered at zone interfaces."),
+            ("packets_forwarded", Counter::Forwarded, "Packets forwarded by the programs."),
+            ("packets_passed", Counter::Passed, "Packets handed to the kernel's stack."),
+            ("packets_rejected", Counter::Rejected, "Packets dropped whose senders were told."),
+            ("probes_answered", Counter::ProbesAnswered, "Probes of peers answered."),
+            ("flow_events_lost", Counter::EventsLost, "Flow events that found the ring buffer full."),
+            ("flows_created", Counter::FlowsCreated, "Flows that were answered, and so are replicated."),
+            ("flows_embryonic_created", Counter::Embryonic, "Flows that began."),
+            ("fib_lookups", Counter::FibLookups, "Forwarded packets whose next hop had to be looked up."),
+        ] {
+            text.counter(&format!("fwha_{name}_total"), help, |m| m.add(&[], of(counter)));
+        }
+        let hits = self.maps.rule_hits()?;
+        text.counter("fwha_rule_flows_total", "New flows that a rule admitted or dropped.", |m| {
+            self.config.rules.iter().zip(hits).for_each(|(rule, n)| m.add(&[("rule", &rule.name)], n));
+        });
+        Ok(())
+    }
+}
+
+fn flow_metrics(text: &mut Text, counts: &api::FlowCounts) {
+    text.gauge("fwha_flows", "Flows in the table, by where they began.", |m| {
+        m.add(&[("origin", "local")], counts.local);
+        m.add(&[("origin", "peer")], counts.peer);
+    });
+    for (name, help, value) in [
+        ("fwha_flows_embryonic", "New flows without an answer, expired ones included.", counts.embryonic),
+        ("fwha_flows_max", "Flows that the table holds at most.", counts.max),
+        (
+            "fwha_flows_at_risk",
+            "Owned flows that no answering peer is known to hold as they are.",
+            counts.at_risk,
+        ),
+    ] {
+        text.gauge(name, help, |m| m.add(&[], value));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_is_that_of_prometheus() {
+        let mut text = Text(String::new());
+        text.counter("fwha_x_total", "What it\nis.", |m| {
+            m.add(&[], 1);
+            m.add(&[("a", "q\"b\\s\nn"), ("b", "")], 0.5);
+        });
+        assert_eq!(
+            text.0,
+            "# HELP fwha_x_total What it is.\n# TYPE fwha_x_total counter\nfwha_x_total 1\n\
+             fwha_x_total{a=\"q\\\"b\\\\s\\nn\",b=\"\"} 0.5\n"
+        );
+    }
+
+    #[test]
+    fn a_histogram_is_cumulative_and_in_seconds() {
+        let mut text = Text(String::new());
+        text.metric("h", "histogram", "H.", |m| m.histogram(&[("peer", "fw2")], &Histogram::default()));
+        let lines: Vec<&str> = text.0.lines().collect();
+        assert_eq!(lines[2], "h_bucket{peer=\"fw2\",le=\"0.000064\"} 0");
+        assert_eq!(
+            lines[lines.len() - 3..],
+            ["h_bucket{peer=\"fw2\",le=\"+Inf\"} 0", "h_sum{peer=\"fw2\"} 0", "h_count{peer=\"fw2\"} 0",]
+        );
+    }
+
+    #[test]
+    fn what_counts_refusals_is_named_as_the_counters_are() {
+        let known: Vec<&str> = Counters::default().iter().map(|(name, _)| name).collect();
+        assert!(REFUSED.iter().all(|name| known.contains(name)), "{known:?}");
+        assert!(known.iter().all(|name| Counters::describe(name).is_some_and(|text| !text.is_empty())));
+    }
+}
