@@ -10,7 +10,7 @@ use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
 use super::Plan;
-use super::lag::Watch;
+use super::lag::Lag;
 use super::pair::{Fwha, LONG};
 use super::traffic::{Wire, conversation};
 use super::usage::resident;
@@ -81,14 +81,12 @@ pub fn run(lab: &Lab, plan: &Plan, spinner: &ProgressBar) -> Result<(String, Val
 }
 
 /// Starts fw2 and waits for the bulk: how long it took, how many flows it was, and the lag meanwhile.
-fn transfer(lab: &Lab, fwha: &mut Fwha) -> Result<(f64, f64, Series)> {
+fn transfer(lab: &Lab, fwha: &mut Fwha) -> Result<(f64, f64, Lag)> {
     fwha.pair().restart(lab, Node::Fw2)?;
-    let watch = Watch::start(fwha.pair().node(Node::Fw1))?;
-    let mut seen = 0;
+    let before = Lag::of(fwha.pair().node(Node::Fw1))?;
     let (began, ended, flows) = lab.wait_for("the bulk", LONG, || {
         let events = fwha.pair().node(Node::Fw2).ctl_lines(&["events"])?;
         let bulks: Vec<&Value> = events.iter().filter(|event| event["kind"] == "bulk").collect();
-        seen = bulks.len();
         let at = |event: &Value| event["at_mono_ms"].as_f64();
         let text = |event: &Value| event["text"].as_str().unwrap_or_default().to_owned();
         let first = bulks.iter().find(|event| text(event).contains(" sends "));
@@ -97,7 +95,7 @@ fn transfer(lab: &Lab, fwha: &mut Fwha) -> Result<(f64, f64, Series)> {
         let flows = text(last).split(' ').nth(1).and_then(|flows| flows.parse::<f64>().ok());
         Ok(at(first).zip(at(last)).zip(flows).map(|((began, ended), flows)| (began, ended, flows)))
     })?;
-    let lag = watch.end(began, ended)?;
+    let lag = Lag::of(fwha.pair().node(Node::Fw1))?.since(&before);
     Ok(((ended - began) / 1e3, flows, lag))
 }
 

@@ -18,7 +18,7 @@ use nix::net::if_::if_nametoindex;
 use serde_json::{Value, json};
 
 use super::Plan;
-use super::lag::{Watch, now_ms};
+use super::lag::Lag;
 use super::pair::{Fwha, LONG};
 use super::traffic::{Wire, conversation, mac};
 use super::usage::{Cpu, resident};
@@ -100,16 +100,14 @@ fn measure(
         Ok([Cpu::of(fwha.pid(Node::Fw1))?.total(), Cpu::of(fwha.pid(Node::Fw2))?.total()])
     };
     let (before, cpu_before) = (counters(fwha)?, cpu(fwha)?);
-    let watch = Watch::start(fwha.pair().node(Node::Fw1))?;
-    let began = now_ms()?;
+    let lag = Lag::of(fwha.pair().node(Node::Fw1))?;
     let flows = rate * plan.churn_seconds;
     let took = lab.within(Host::Fw1, || injector.play(flows, rate))??;
-    let ended = now_ms()?;
-    let lag = watch.end(began, ended)?;
     let settling = Instant::now();
     // Not to ask costs the daemons nothing.
     sleep(EXPIRY);
     let used = cpu(fwha)?;
+    let lag = Lag::of(fwha.pair().node(Node::Fw1))?.since(&lag);
     empty(lab, fwha)?;
     let settled = settling.elapsed().as_secs_f64();
     let rise: Vec<f64> = counters(fwha)?.iter().zip(before).map(|(now, then)| (now - then) as f64).collect();
