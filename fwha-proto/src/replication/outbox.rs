@@ -411,7 +411,9 @@ impl Outbox {
         self.fill_controls(core, inbox, &mut d);
         if !self.silent {
             events.extend(self.bulk.fill_begin(core, now, &mut d, counters));
-            if self.full_datagram(core) || self.queue.front().is_some_and(|f| f.since + core.options.flush_after <= now) {
+            if self.full_datagram(core)
+                || self.queue.front().is_some_and(|f| f.since + core.options.flush_after <= now)
+            {
                 self.fill_live(core, &mut d, counters);
             }
             if self.queue.is_empty() && self.flight.open(3) {

@@ -44,8 +44,9 @@ const NICE: i8 = -10;
 const GATHER: Duration = Duration::from_millis(1);
 /// Flow events taken before datagrams have their turn.
 const EVENT_BURST: usize = 4096;
-/// Datagrams taken from one socket before the others have their turn.
-const DATAGRAM_BURST: usize = 256;
+/// Datagrams taken from one socket before the others have their turn, and before they are acknowledged. What some
+/// hundreds hold takes longer to write into the kernel's table than a sender waits before it takes them for lost.
+const DATAGRAM_BURST: usize = 32;
 /// Map elements written with one system call.
 const BATCH: usize = 512;
 /// Elements of the kernel's table looked at in one turn while replica and table are compared.

@@ -29,8 +29,11 @@ use crate::sys::clock::KernelClock;
 const INTERVAL: Duration = Duration::from_millis(100);
 /// Between the beginnings of two passes over the table.
 const PASS_INTERVAL: Duration = Duration::from_secs(1);
-/// Elements looked at in one turn: some 8 ms of a CPU when the table is cold.
-const CHUNK: usize = 16_384;
+/// Between two turns of a pass.
+const TURN_INTERVAL: Duration = Duration::from_millis(10);
+/// Elements looked at in one turn: a millisecond of a CPU when the table is cold. If all have expired, peers are told
+/// within some milliseconds; other changes wait behind that.
+const CHUNK: usize = 2048;
 /// Flows expired in one turn: with more than these, the next turn does not wait as long.
 const MANY: usize = CHUNK / 16;
 
@@ -81,10 +84,11 @@ impl Thread {
                 pass_due = now_ns + PASS_INTERVAL.as_nanos() as u64;
             }
             let Some(w) = &mut walk else { continue };
+            pause = TURN_INTERVAL;
             let began = Instant::now();
             match self.sweep(now_ns, w, &mut sources) {
                 // Where so much ends, more than a small share of a CPU is needed: half of one.
-                Ok(Some(expired)) if expired >= MANY => pause = began.elapsed().min(INTERVAL),
+                Ok(Some(expired)) if expired >= MANY => pause = began.elapsed().min(TURN_INTERVAL),
                 Ok(Some(_)) => {}
                 Ok(None) => {
                     walk = None;

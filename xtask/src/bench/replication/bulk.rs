@@ -98,4 +98,3 @@ fn transfer(lab: &Lab, fwha: &mut Fwha) -> Result<(f64, f64, Lag)> {
     let lag = Lag::of(fwha.pair().node(Node::Fw1))?.since(&before);
     Ok(((ended - began) / 1e3, flows, lag))
 }
-

@@ -96,8 +96,8 @@ fn measure(
             fwha.count(Node::Fw1, "retransmitted")?,
         ])
     };
-    let cpu = |fwha: &Fwha| -> Result<[u64; 2]> {
-        Ok([Cpu::of(fwha.pid(Node::Fw1))?.total(), Cpu::of(fwha.pid(Node::Fw2))?.total()])
+    let cpu = |fwha: &Fwha| -> Result<[Cpu; 2]> {
+        Ok([Cpu::of(fwha.pid(Node::Fw1))?, Cpu::of(fwha.pid(Node::Fw2))?])
     };
     let (before, cpu_before) = (counters(fwha)?, cpu(fwha)?);
     let lag = Lag::of(fwha.pair().node(Node::Fw1))?;
@@ -111,7 +111,7 @@ fn measure(
     empty(lab, fwha)?;
     let settled = settling.elapsed().as_secs_f64();
     let rise: Vec<f64> = counters(fwha)?.iter().zip(before).map(|(now, then)| (now - then) as f64).collect();
-    let us = |i: usize| (used[i] - cpu_before[i]) as f64 / f64::from(flows) / 1e3;
+    let us = |i: usize| used[i].since(&cpu_before[i]).total() as f64 / f64::from(flows) / 1e3;
     Ok([
         f64::from(flows) / took.as_secs_f64(),
         lag.quantile(0.5),
@@ -241,9 +241,7 @@ fn program_of(pid: u32) -> Result<ProgramFd> {
     for file in fs::read_dir(format!("/proc/{pid}/fdinfo")).context("read the daemon's descriptors")? {
         // Others come and go.
         let Ok(info) = fs::read_to_string(file?.path()) else { continue };
-        ids.extend(
-            info.lines().filter_map(|line| line.strip_prefix("prog_id:")?.trim().parse::<u32>().ok()),
-        );
+        ids.extend(info.lines().filter_map(|line| line.strip_prefix("prog_id:")?.trim().parse::<u32>().ok()));
     }
     let program = loaded_programs()
         .flatten()

@@ -35,7 +35,12 @@ pub fn missing() -> Vec<&'static str> {
     [("conntrackd", "conntrackd"), ("conntrack", "conntrack"), ("nft", "nftables")]
         .into_iter()
         .filter(|(program, _)| {
-            Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err()
+            Command::new(program)
+                .arg("--version")
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status()
+                .is_err()
         })
         .map(|(_, package)| package)
         .collect()
@@ -180,14 +185,19 @@ impl Daemon {
     }
 
     fn ask(&self, lab: &Lab, question: &[&str]) -> Result<String> {
-        lab.exec(self.node.host(), &[&["conntrackd", "-C", &self.config.to_string_lossy()], question].concat())
+        lab.exec(
+            self.node.host(),
+            &[&["conntrackd", "-C", &self.config.to_string_lossy()], question].concat(),
+        )
     }
 }
 
 fn text(lab: &Lab, node: Node, states: States) -> String {
     let states = match states {
         States::All => "",
-        States::Few => "\n        State Accept {\n            ESTABLISHED CLOSED TIME_WAIT CLOSE_WAIT for TCP\n        }",
+        States::Few => {
+            "\n        State Accept {\n            ESTABLISHED CLOSED TIME_WAIT CLOSE_WAIT for TCP\n        }"
+        }
     };
     let dir = lab.dir().display();
     let (own, peer) = (node as usize + 1, node.peer() as usize + 1);

@@ -160,8 +160,7 @@ fn measure(lab: &Lab, plan: &Plan, row: &mut Row) -> Result<()> {
     let idle = now_minus(&running.cpu()?, &before);
     let idle_for = began.elapsed().as_secs_f64();
 
-    let (before, link, own, began) =
-        (running.cpu()?, Link::of(lab, Node::Fw1)?, own_cpu()?, Instant::now());
+    let (before, link, own, began) = (running.cpu()?, Link::of(lab, Node::Fw1)?, own_cpu()?, Instant::now());
     let took = wire.play(WARM_UP..WARM_UP + flows, plan.rate, &conversation())?;
     let own = own_cpu()? - own;
     gone(lab, &running)?;

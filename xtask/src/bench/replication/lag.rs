@@ -35,10 +35,11 @@ impl Lag {
 
     /// Those since then.
     pub fn since(&self, before: &Self) -> Self {
-        let rise = self.0.iter().zip(&before.0).map(|(now, then)| Bucket {
-            until_ms: now.until_ms,
-            count: now.count - then.count,
-        });
+        let rise = self
+            .0
+            .iter()
+            .zip(&before.0)
+            .map(|(now, then)| Bucket { until_ms: now.until_ms, count: now.count - then.count });
         Self(rise.collect())
     }
 

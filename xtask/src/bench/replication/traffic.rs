@@ -48,8 +48,7 @@ const fn step(flags: u8, reply: bool, sent: u32, heard: u32) -> Step {
 }
 
 /// How a connection begins.
-pub const OPENING: [Step; 3] =
-    [step(SYN, false, 0, 0), step(SYN | ACK, true, 0, 1), step(ACK, false, 1, 1)];
+pub const OPENING: [Step; 3] = [step(SYN, false, 0, 0), step(SYN | ACK, true, 0, 1), step(ACK, false, 1, 1)];
 /// How it ends.
 pub const CLOSING: [Step; 3] =
     [step(FIN | ACK, false, 1, 1), step(FIN | ACK, true, 1, 2), step(ACK, false, 2, 2)];

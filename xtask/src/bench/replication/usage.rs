@@ -71,7 +71,10 @@ impl Link {
         let links: Value = serde_json::from_str(&said).context("JSON of ip")?;
         let count = |field: &str| {
             let way = |way: &str| links.pointer(&format!("/0/stats64/{way}/{field}"))?.as_u64();
-            way("rx").zip(way("tx")).map(|(rx, tx)| rx + tx).with_context(|| format!("{field} in ip's answer"))
+            way("rx")
+                .zip(way("tx"))
+                .map(|(rx, tx)| rx + tx)
+                .with_context(|| format!("{field} in ip's answer"))
         };
         Ok(Self { bytes: count("bytes")?, packets: count("packets")? })
     }
