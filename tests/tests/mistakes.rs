@@ -61,7 +61,7 @@ fn a_mistake_in_the_config_file_is_refused_with_its_place_and_its_remedy() -> Re
             "unknown key \"max-flow\" in [cluster]",
             "did you mean \"max-flows\"?",
         ),
-        ("65_536", "\"many\"", "\"many", "max-flows is a string, not an integer", ""),
+        ("65536", "\"many\"", "\"many", "max-flows is a string, not an integer", ""),
         (
             "zone = \"inet\", vrid",
             "zone = \"intern\", vrid",

@@ -2,6 +2,7 @@
 
 mod dataplane;
 mod figures;
+mod replication;
 mod throughput;
 
 use std::process::ExitCode;
@@ -22,6 +23,7 @@ pub struct Args {
 #[derive(clap::Subcommand)]
 enum Suite {
     Dataplane(dataplane::Args),
+    Replication(replication::Args),
     Throughput(throughput::Args),
 }
 
@@ -29,11 +31,13 @@ enum Suite {
 pub fn run(args: &Args) -> Result<ExitCode> {
     match &args.suite {
         Some(Suite::Dataplane(args)) => dataplane::run(args),
+        Some(Suite::Replication(args)) => replication::run(args),
         Some(Suite::Throughput(args)) => throughput::run(args),
         None if args.quick => {
             dataplane::run(&dataplane::Args::quick())?;
-            throughput::run(&throughput::Args::quick())
+            throughput::run(&throughput::Args::quick())?;
+            replication::run(&replication::Args::quick())
         }
-        None => bail!("which suite? `dataplane`, `throughput`, or both with `--quick`"),
+        None => bail!("which suite? `dataplane`, `throughput`, `replication`, or all with `--quick`"),
     }
 }

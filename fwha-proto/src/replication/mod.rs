@@ -56,6 +56,8 @@ mod rig;
 #[cfg(test)]
 mod tests;
 
+use std::time::Duration;
+
 use fwha_common::flow::{Flow, FlowEvent, FlowEventKind, FlowId, FlowKey};
 
 pub use self::buckets::Buckets;
@@ -74,6 +76,9 @@ pub use self::wire::{Hello, Malformed, rewrite};
 use crate::NodeId;
 use crate::seal::{Header, Identity, KeyRing};
 use crate::time::Time;
+
+/// Flows looked for at a time: what is known of them fits into the nearest cache.
+const BATCH: usize = 64;
 
 /// A peer, as the cluster file names it.
 #[derive(Clone, Debug)]
@@ -110,6 +115,8 @@ pub struct Options {
     pub links: u8,
     /// MTU of the sync links, in bytes, at least 1280. No datagram needs fragments.
     pub mtu: u16,
+    /// A change waits this long for others to share its datagram. Zero if the caller gathers them.
+    pub flush_after: Duration,
     /// Flow changes queued for a peer at most. What exceeds it is sent later, by whole buckets.
     pub queue_max: usize,
     /// Bulk transfers send no faster than this.
@@ -133,6 +140,7 @@ impl Options {
             enabled: true,
             links: 1,
             mtu: 1500,
+            flush_after: Duration::from_millis(1),
             queue_max: 262_144,
             bulk_bytes_per_s: 20_000_000,
             choice: Choice::default(),
@@ -207,6 +215,16 @@ impl Replication {
         self.learn(now, &event.key, &event.flow, if created { Told::Created } else { Told::Changed });
     }
 
+    /// As [`Self::local`], of many events: cheaper than one by one.
+    pub fn local_batch(&mut self, now: Time, events: &[FlowEvent]) {
+        for events in events.chunks(BATCH) {
+            self.core.table.expect(events.iter().map(|event| &event.key));
+            for event in events {
+                self.local(now, event);
+            }
+        }
+    }
+
     /// This node has deleted a flow from its kernel map: it expired, or an operator wished it.
     pub fn local_delete(&mut self, now: Time, key: &FlowKey, id: &FlowId) {
         if self.young.forget(key, id) {
@@ -225,6 +243,16 @@ impl Replication {
         {
             self.offer(now, slot);
             self.core.table.release(slot);
+        }
+    }
+
+    /// As [`Self::local_delete`], of many flows: cheaper than one by one.
+    pub fn local_delete_batch(&mut self, now: Time, flows: &[(FlowKey, FlowId)]) {
+        for flows in flows.chunks(BATCH) {
+            self.core.table.expect(flows.iter().map(|(key, _)| key));
+            for (key, id) in flows {
+                self.local_delete(now, key, id);
+            }
         }
     }
 

@@ -26,8 +26,6 @@ use super::wire::{Hello, Record, VERSION, Writer};
 use crate::NodeId;
 use crate::time::Time;
 
-/// A change waits this long for others to share its datagram.
-const FLUSH_AFTER: Duration = Duration::from_millis(1);
 /// This many changes fill a datagram.
 const FLUSH_AT: usize = 24;
 /// Something is sent this often, so that silence means something.
@@ -366,7 +364,7 @@ impl Outbox {
             at(Time::ZERO);
         }
         if let Some(front) = self.queue.front() {
-            at(if self.full_datagram(core) { Time::ZERO } else { front.since + FLUSH_AFTER });
+            at(if self.full_datagram(core) { Time::ZERO } else { front.since + core.options.flush_after });
         } else if self.flight.open(3) && self.bulk.waits(core) {
             at(self.bulk.due());
         }
@@ -415,7 +413,9 @@ impl Outbox {
         self.fill_controls(core, inbox, &mut d);
         if !self.silent {
             events.extend(self.bulk.fill_begin(core, now, &mut d, counters));
-            if self.full_datagram(core) || self.queue.front().is_some_and(|f| f.since + FLUSH_AFTER <= now) {
+            if self.full_datagram(core)
+                || self.queue.front().is_some_and(|f| f.since + core.options.flush_after <= now)
+            {
                 self.fill_live(core, &mut d, counters);
             }
             if self.queue.is_empty() && self.flight.open(3) {

@@ -225,7 +225,9 @@ impl Peer {
         }
         let mut place: Option<Place> = None;
         let mut term = None;
-        for (n, record) in records(payload, now).enumerate() {
+        let records: Vec<_> = records(payload, now).collect();
+        core.table.expect(records.iter().filter_map(|record| record.as_ref().ok()?.key()));
+        for (n, record) in records.into_iter().enumerate() {
             let record = match record {
                 Ok(Record::Sequence { seq, floor }) if n == 0 => {
                     if !inbox.arrive(now, seq, floor, counters) {

@@ -165,6 +165,15 @@ pub(super) enum Record<'a> {
 }
 
 impl Record<'_> {
+    /// The flow that it is about, if it is about one.
+    pub(super) const fn key(&self) -> Option<&FlowKey> {
+        match self {
+            Self::Flow(key, _) => Some(key),
+            Self::Delete(deletion) => Some(&deletion.key),
+            _ => None,
+        }
+    }
+
     const fn kind(&self) -> u8 {
         match self {
             Self::Sequence { .. } => 1,

@@ -598,6 +598,8 @@ fn replication_options(
             peer_flows_max: config.replication.peer_flows.map_or(usize::MAX, |n| n as usize),
             peer_bytes_per_s: config.replication.peer_bytes_per_second,
         },
+        // The thread gathers what happens itself.
+        flush_after: Duration::ZERO,
         ..proto_replication::Options::new(identity, keys.clone(), &node.name)
     }
 }

@@ -35,11 +35,18 @@ use crate::dataplane::events::Events;
 use crate::dataplane::maps::FlowWalk;
 use crate::socket::SyncSocket;
 use crate::sys::clock::KernelClock;
+use crate::sys::sched;
 
+/// Beside others who want the processor, replication must keep up with what packets do, and they do not wait.
+const NICE: i8 = -10;
+/// After a turn in which something came in, what comes next gathers for this long: a turn costs more than an event or
+/// a datagram, and changes share datagrams.
+const GATHER: Duration = Duration::from_millis(1);
 /// Flow events taken before datagrams have their turn.
 const EVENT_BURST: usize = 4096;
-/// Datagrams taken from one socket before the others have their turn.
-const DATAGRAM_BURST: usize = 256;
+/// Datagrams taken from one socket before the others have their turn, and before they are acknowledged. What some
+/// hundreds hold takes longer to write into the kernel's table than a sender waits before it takes them for lost.
+const DATAGRAM_BURST: usize = 32;
 /// Map elements written with one system call.
 const BATCH: usize = 512;
 /// Elements of the kernel's table looked at in one turn while replica and table are compared.
@@ -206,6 +213,17 @@ pub struct PeerSnapshot {
     pub counters: Vec<(&'static str, u64)>,
 }
 
+/// What was there to be taken in a turn.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Taken {
+    /// Nothing.
+    None,
+    /// Something, and no more.
+    Some,
+    /// As much as is taken at a time: there may be more.
+    Burst,
+}
+
 impl PeerSnapshot {
     /// The number of this session: another one knows nothing of what was asked for in it.
     pub fn session(&self) -> u64 {
@@ -265,7 +283,12 @@ impl Thread {
     pub fn spawn(self) -> Result<std::thread::JoinHandle<()>> {
         std::thread::Builder::new()
             .name("fwha-sync".into())
-            .spawn(move || self.run())
+            .spawn(move || {
+                if let Err(denied) = sched::set_nice(NICE) {
+                    tracing::info!("replication has no larger share of a busy machine: {denied}");
+                }
+                self.run();
+            })
             .context("cannot start the replication thread")
     }
 
@@ -283,7 +306,7 @@ impl Thread {
         let mut in_sync: BTreeMap<NodeId, bool> = BTreeMap::new();
         let mut answers: Vec<(oneshot::Sender<Requested>, Requested)> = Vec::new();
         // Its events come before what the table shows: they may tell of flows that are gone.
-        while self.read_events() {}
+        while self.read_events() == Taken::Burst {}
         loop {
             let now = self.now();
             if comparison.is_none() && self.replication.missed() {
@@ -295,7 +318,7 @@ impl Thread {
                 self.replication.reconcile_begin(buckets);
                 comparison = Some(Comparison { walk: FlowWalk::new(WALK_CHUNK), buckets });
             }
-            let busy = self.read_events() | self.read_sockets();
+            let taken = [self.read_events(), self.read_sockets()];
             self.letters.acknowledge();
             while let Some(command) = self.letters.take() {
                 let now = self.now();
@@ -308,7 +331,7 @@ impl Thread {
                     }
                     Command::Disowned { group } => {
                         // What the data plane did while it was the owner goes out as the owner's.
-                        while self.read_events() {}
+                        while self.read_events() == Taken::Burst {}
                         self.replication.set_ownership(now, self.buckets(group), Ownership::NotOwned);
                         // A new owner may have been heard before this one gave way.
                         for (key, bucket) in table.take_deferred() {
@@ -321,10 +344,8 @@ impl Thread {
                     }
                     Command::Expired(flows) => {
                         // What the data plane told before, or it would bring them back.
-                        while self.read_events() {}
-                        for (key, id) in flows {
-                            self.replication.local_delete(now, &key, &id);
-                        }
+                        while self.read_events() == Taken::Burst {}
+                        self.replication.local_delete_batch(now, &flows);
                     }
                     Command::Reconcile(buckets) => waiting = waiting | buckets,
                     Command::Opened(link, socket) => {
@@ -381,8 +402,11 @@ impl Thread {
                     let _ = reply.send(requested);
                 }
             }
-            if !busy && comparison.is_none() {
-                self.sleep(snapshot_due);
+            match taken.into_iter().max() {
+                Some(Taken::Burst) => {}
+                _ if comparison.is_some() => {}
+                Some(Taken::Some) => self.gather(now + GATHER),
+                _ => self.sleep(snapshot_due),
             }
         }
     }
@@ -406,24 +430,36 @@ impl Thread {
         let _ = ppoll(&mut fds, Some(TimeSpec::from(wait)), None);
     }
 
-    /// Whether there may be more.
-    fn read_events(&mut self) -> bool {
-        let now = Time::from_nanos(self.clock.now_ns());
-        let replication = &mut self.replication;
-        self.flow_events.drain(EVENT_BURST, |event| replication.local(now, event)) == EVENT_BURST
+    /// Sleeps until then, whatever comes in; but a letter wakes it.
+    fn gather(&self, until: Time) {
+        let wait = until.since(self.now());
+        let _ = ppoll(
+            &mut [PollFd::new(self.letters.as_fd(), PollFlags::POLLIN)],
+            Some(TimeSpec::from(wait)),
+            None,
+        );
     }
 
-    /// Whether there may be more.
-    fn read_sockets(&mut self) -> bool {
+    fn read_events(&mut self) -> Taken {
+        let now = Time::from_nanos(self.clock.now_ns());
+        let replication = &mut self.replication;
+        match self.flow_events.drain(EVENT_BURST, |events| replication.local_batch(now, events)) {
+            0 => Taken::None,
+            EVENT_BURST => Taken::Burst,
+            _ => Taken::Some,
+        }
+    }
+
+    fn read_sockets(&mut self) -> Taken {
         let mut buffer = [0; BUFFER_LEN];
-        let mut more = false;
+        let mut taken = Taken::None;
         for (link, socket) in self.sockets.iter().enumerate() {
             for n in 0..DATAGRAM_BURST {
                 match socket.receive(&mut buffer) {
                     Ok(Some(datagram)) => {
                         let (len, now) = (datagram.payload.len(), Time::from_nanos(self.clock.now_ns()));
                         self.replication.datagram(now, link as u8, &mut buffer[..len]);
-                        more |= n + 1 == DATAGRAM_BURST;
+                        taken = taken.max(if n + 1 == DATAGRAM_BURST { Taken::Burst } else { Taken::Some });
                     }
                     Ok(None) => break,
                     Err(error) => {
@@ -433,7 +469,7 @@ impl Thread {
                 }
             }
         }
-        more
+        taken
     }
 
     /// One chunk of the comparison of replica and kernel table. Whether it goes on.

@@ -2,12 +2,12 @@
 //!
 //! Only the owner of a flow expires it. The data plane treats an expired flow as absent at once;
 //! the sweeper only takes its element away, so it has time: a whole pass over the table takes some
-//! seconds and never more than a small share of a CPU.
+//! seconds and no more than a small share of a CPU, unless very many flows end.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use fwha_common::BUCKETS;
@@ -29,8 +29,13 @@ use crate::sys::clock::KernelClock;
 const INTERVAL: Duration = Duration::from_millis(100);
 /// Between the beginnings of two passes over the table.
 const PASS_INTERVAL: Duration = Duration::from_secs(1);
-/// Elements looked at in one turn: some 8 ms of a CPU when the table is cold.
-const CHUNK: usize = 16_384;
+/// Between two turns of a pass.
+const TURN_INTERVAL: Duration = Duration::from_millis(10);
+/// Elements looked at in one turn: a millisecond of a CPU when the table is cold. If all have expired, peers are told
+/// within some milliseconds; other changes wait behind that.
+const CHUNK: usize = 2048;
+/// Flows expired in one turn: with more than these, the next turn does not wait as long.
+const MANY: usize = CHUNK / 16;
 
 /// Everything that the thread works with.
 pub struct Thread {
@@ -68,7 +73,9 @@ impl Thread {
         let mut pass_due = 0;
         let mut complaints = Limit::default();
         let mut lost = std::mem::take(&mut self.lost);
-        while self.stop.recv_timeout(INTERVAL) == Err(RecvTimeoutError::Timeout) {
+        let mut pause = INTERVAL;
+        while self.stop.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
+            pause = INTERVAL;
             self.watch_losses(&mut lost, &mut complaints);
             let now_ns = self.clock.now_ns();
             if walk.is_none() && now_ns >= pass_due && self.owned.any() {
@@ -77,9 +84,13 @@ impl Thread {
                 pass_due = now_ns + PASS_INTERVAL.as_nanos() as u64;
             }
             let Some(w) = &mut walk else { continue };
+            pause = TURN_INTERVAL;
+            let began = Instant::now();
             match self.sweep(now_ns, w, &mut sources) {
-                Ok(true) => {}
-                Ok(false) => {
+                // Where so much ends, more than a small share of a CPU is needed: half of one.
+                Ok(Some(expired)) if expired >= MANY => pause = began.elapsed().min(TURN_INTERVAL),
+                Ok(Some(_)) => {}
+                Ok(None) => {
                     walk = None;
                     if let Err(error) = std::mem::take(&mut sources).tell(&self.maps)
                         && let Some(held) = complaints.pass()
@@ -97,15 +108,15 @@ impl Thread {
         }
     }
 
-    /// One turn of a pass. Whether the pass goes on.
-    fn sweep(&self, now_ns: u64, walk: &mut FlowWalk, sources: &mut Sources) -> Result<bool> {
+    /// One turn of a pass: how many flows had expired. `None` if the pass is over.
+    fn sweep(&self, now_ns: u64, walk: &mut FlowWalk, sources: &mut Sources) -> Result<Option<usize>> {
         let timeouts = self.maps.timeouts()?;
         let mut groups: Vec<Option<Group>> = Vec::new();
         for group in 0..=self.bucket_group.iter().copied().max().unwrap_or(0) {
             let owned = self.owned.get(group).then(|| self.maps.group(u32::from(group))).transpose()?;
             groups.push(owned.filter(|g| g.owned(now_ns)));
         }
-        let Some((keys, flows)) = walk.next_chunk(self.maps.flows())? else { return Ok(false) };
+        let Some((keys, flows)) = walk.next_chunk(self.maps.flows())? else { return Ok(None) };
         let mut expired: Vec<(FlowKey, FlowId)> = Vec::new();
         let (mut astray, mut failure) = (Buckets::EMPTY, None);
         for (key, flow) in keys.iter().zip(flows) {
@@ -126,6 +137,7 @@ impl Thread {
                 }
             }
         }
+        let count = expired.len();
         // Whatever failed: what is gone from the table must be told, or the peers keep it for ever.
         if !expired.is_empty() {
             self.replication.send(replication::Command::Expired(expired));
@@ -133,7 +145,7 @@ impl Thread {
         if !astray.is_empty() {
             self.replication.send(replication::Command::Reconcile(astray));
         }
-        failure.map_or(Ok(true), Err)
+        failure.map_or(Ok(Some(count)), Err)
     }
 
     /// Takes an expired flow out of the table. Whether it was still that flow, and still expired:
@@ -279,7 +291,7 @@ mod tests {
             let pass = || {
                 let mut walk = FlowWalk::new(64);
                 let mut sources = Sources::wanted(&maps);
-                while sweeper.sweep(now_ns, &mut walk, &mut sources).unwrap() {}
+                while sweeper.sweep(now_ns, &mut walk, &mut sources).unwrap().is_some() {}
                 sources.tell(&maps).unwrap();
                 let mut expired = Vec::new();
                 while let Some(replication::Command::Expired(flows)) = told.take() {

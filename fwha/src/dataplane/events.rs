@@ -10,29 +10,44 @@ use fwha_common::flow::FlowEvent;
 
 use crate::sys::from_bytes;
 
+/// Events handed over at a time.
+const BATCH: usize = 64;
+
 /// The reader of the ring buffer of flow events. The ring is pinned like the maps: events that
 /// nobody has read when a daemon dies are the next one's first.
 pub struct Events {
     ring: RingBuf<MapData>,
+    batch: Vec<FlowEvent>,
     malformed: u64,
 }
 
 impl Events {
     pub(super) fn new(ring: RingBuf<MapData>) -> Self {
-        Self { ring, malformed: 0 }
+        Self { ring, batch: Vec::with_capacity(BATCH), malformed: 0 }
     }
 
-    /// Hands over up to `max` events, oldest first, and returns how many there were. Events that
-    /// found no room are counted in [`Maps::event_loss`](super::Maps::event_loss).
-    pub fn drain(&mut self, max: usize, mut each: impl FnMut(&FlowEvent)) -> usize {
-        for n in 0..max {
-            let Some(item) = self.ring.next() else { return n };
-            match from_bytes::<FlowEvent>(&item) {
-                Some(event) => each(&event),
-                None => self.malformed += 1,
+    /// Hands over up to `max` events, oldest first, some at a time, and returns how many there were.
+    /// Events that found no room are counted in [`Maps::event_loss`](super::Maps::event_loss).
+    pub fn drain(&mut self, max: usize, mut take: impl FnMut(&[FlowEvent])) -> usize {
+        let mut taken = 0;
+        loop {
+            self.batch.clear();
+            let before = taken;
+            while taken < max
+                && self.batch.len() < BATCH
+                && let Some(item) = self.ring.next()
+            {
+                taken += 1;
+                match from_bytes::<FlowEvent>(&item) {
+                    Some(event) => self.batch.push(event),
+                    None => self.malformed += 1,
+                }
             }
+            if taken == before {
+                return taken;
+            }
+            take(&self.batch);
         }
-        max
     }
 
     /// Records of a wrong length. They cannot be while daemon and programs are of one build.

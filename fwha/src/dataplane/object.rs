@@ -54,6 +54,7 @@ pub(super) fn load(
     let last_set = embryonic::last_set(max_embryonic);
     let sizes = [
         (name::FLOWS, max_flows),
+        (name::EVENTS, ring_len(max_flows)),
         (name::EMBRYONIC, (last_set + 1) * embryonic::PLACES),
         (name::EMBRYONIC_SETS, last_set + 1),
     ];
@@ -98,6 +99,12 @@ pub(super) fn load(
         sync: program(&mut ebpf, name::SYNC_INGRESS)?,
     };
     Ok((programs, adopted, Events::new(ring)))
+}
+
+/// Bytes of the ring buffer of flow events, a power of two. With a million flows some 70,000 events find room: those of a
+/// tenth of a second in which nobody reads, when 200,000 flows a second come and go.
+fn ring_len(max_flows: u32) -> u32 {
+    max_flows.saturating_mul(16).clamp(4 << 20, 64 << 20).next_power_of_two()
 }
 
 /// Whether exactly the expected maps are pinned, in their expected shapes. aya reuses a pinned map

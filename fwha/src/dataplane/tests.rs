@@ -521,7 +521,7 @@ fn a_forwarded_flow_is_told_and_counted() {
 
         await_readable(&events);
         let mut told = Vec::new();
-        assert_eq!(events.drain(1, |event| told.push(*event)), 1);
+        assert_eq!(events.drain(1, |events| told.extend_from_slice(events)), 1);
         assert_eq!(told[0].kind, FlowEventKind::Created as u32);
         assert_eq!((told[0].flow.node, told[0].flow.epoch), (1, 5));
         let flow = maps.flows().lookup(&told[0].key).unwrap().unwrap();

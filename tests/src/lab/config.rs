@@ -45,8 +45,7 @@ pub fn text(options: &LabOptions) -> String {
         other => format!("attach = \"{}\"\n", other.name()),
     };
     let replication = if options.replication { "" } else { "\n[replication]\nenabled = false\n" };
-    let max_flows = options.max_flows;
-    let extra = &options.extra_config;
+    let (max_flows, extra) = (options.max_flows, &options.extra_config);
     format!(
         r#"[cluster]
 name = "edge"

@@ -195,11 +195,11 @@ pub struct LabOptions {
     pub replication: bool,
     /// `heartbeat-interval` of the config file, or its default.
     pub heartbeat: Option<Duration>,
+    /// `max-flows` of the config file.
+    pub max_flows: u32,
     /// Whether the boxes have IPv6 addresses: `fd00:100::/64` on the LAN, `fd00:10::/64` on the inet side, ending as those
     /// of IPv4 do. There are no VIPs among them: see [`Lab::route6_through`].
     pub ipv6: bool,
-    /// `max-flows` of the config file.
-    pub max_flows: u32,
     /// Further lines at the end of the config file.
     pub extra_config: String,
     /// Where `fwha`, `fwhactl` and `fwha-traffic` are; see [`binary`] for the default.
@@ -212,9 +212,9 @@ impl Default for LabOptions {
             attach: Attach::Auto,
             replication: true,
             heartbeat: None,
+            max_flows: 65_536,
             lease: None,
             ipv6: false,
-            max_flows: 65_536,
             extra_config: String::new(),
             bin_dir: None,
         }
@@ -283,6 +283,11 @@ impl Lab {
         self.options.attach = attach;
         wiring::fit_to(&self.entry, attach)?;
         config::write_text(self)
+    }
+
+    /// From now on, programs are taken from this directory.
+    pub fn take_programs_from(&mut self, dir: PathBuf) {
+        self.options.bin_dir = Some(dir);
     }
 
     /// Makes a node's own addresses the way between client and server, instead of the group's.

@@ -11,9 +11,9 @@
 
 mod firewall;
 #[path = "../../bench-ebpf/src/order.rs"]
-mod order;
+pub mod order;
 mod report;
-mod rig;
+pub mod rig;
 mod traffic;
 
 use std::fs;

@@ -27,8 +27,13 @@ impl Series {
         Self(self.0.iter().zip(&other.0).map(|(a, b)| a / b).collect())
     }
 
+    /// How many rounds there were.
+    pub const fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// The figure below which a part of the rounds lie.
-    fn quantile(&self, part: f64) -> f64 {
+    pub fn quantile(&self, part: f64) -> f64 {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
         let at = part * sorted.len().saturating_sub(1) as f64;

@@ -34,7 +34,7 @@ const WAN_ROUTER: [u8; 6] = [2, 0, 0, 0, 2, 2];
 const MAX_FLOWS: u32 = 1_000_000;
 
 /// Lengths of frames, as the generator writes them.
-const V4_LEN: usize = 60;
+pub const V4_LEN: usize = 60;
 const V6_LEN: usize = 80;
 
 /// Where programs are called.
@@ -357,11 +357,11 @@ impl Rig {
 }
 
 /// An [`Order`] as the map has it.
-type Words = [u64; size_of::<Order>() / 8];
+pub type Words = [u64; size_of::<Order>() / 8];
 
 impl Order {
     /// The words, in the order of its fields.
-    fn words(&self) -> Words {
+    pub fn words(&self) -> Words {
         [
             self.program,
             self.dst_mac,
@@ -381,7 +381,7 @@ impl Order {
     }
 }
 
-fn mac(b: [u8; 6]) -> u64 {
+pub fn mac(b: [u8; 6]) -> u64 {
     u64::from_ne_bytes([b[0], b[1], b[2], b[3], b[4], b[5], 0, 0])
 }
 
@@ -391,7 +391,7 @@ fn xdp_context(len: u32, ifindex: u32) -> Vec<u8> {
 }
 
 /// A `struct __sk_buff` of `linux/bpf.h`, up to `ifindex`: `ingress_ifindex` and `ifindex`.
-fn tc_context(ifindex: u32) -> Vec<u8> {
+pub fn tc_context(ifindex: u32) -> Vec<u8> {
     let mut words = [0u32; 11];
     words[9] = ifindex;
     words[10] = ifindex;

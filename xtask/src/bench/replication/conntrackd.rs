@@ -1,0 +1,247 @@
+//! The kernel's connection tracking with conntrackd beside it, as an expert sets it up: FTFW over UDP, buffers that lose
+//! nothing, no traffic of its own in the tables.
+
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context as _, Result};
+use fwha_tests::lab::{Lab, Node};
+use fwha_tests::pair::PATIENCE;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// The same policy as the lab's config file. conntrackd's own datagrams are not tracked.
+const RULESET: &str = "table inet filter {
+    chain own-in {
+        type filter hook prerouting priority raw;
+        iifname sync notrack
+    }
+    chain own-out {
+        type filter hook output priority raw;
+        oifname sync notrack
+    }
+    chain forward {
+        type filter hook forward priority filter; policy drop;
+        ct state established,related accept
+        ct state invalid drop
+        iifname lan oifname wan accept
+    }
+}
+";
+
+/// What it needs that is not there, by the names of Debian's packages.
+pub fn missing() -> Vec<&'static str> {
+    [("conntrackd", "conntrackd"), ("conntrack", "conntrack"), ("nft", "nftables")]
+        .into_iter()
+        .filter(|(program, _)| {
+            Command::new(program)
+                .arg("--version")
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status()
+                .is_err()
+        })
+        .map(|(_, package)| package)
+        .collect()
+}
+
+/// Which states of a TCP connection are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum States {
+    /// All, as is the default.
+    All,
+    /// Those that are worth it, as its manual has it; the handshake and most of the end are left out.
+    Few,
+}
+
+/// A pair of nodes with conntrackd, of which fw1 forwards.
+pub struct Conntrackd {
+    nodes: [Daemon; 2],
+}
+
+struct Daemon {
+    node: Node,
+    process: Child,
+    config: PathBuf,
+}
+
+impl Conntrackd {
+    /// Starts it on both nodes, with tables that are empty.
+    ///
+    /// # Errors
+    ///
+    /// When a program fails.
+    pub fn start(lab: &Lab, states: States) -> Result<Self> {
+        let ruleset = lab.dir().join("ruleset.nft");
+        fs::write(&ruleset, RULESET).with_context(|| format!("write {}", ruleset.display()))?;
+        for node in Node::ALL {
+            for (name, value) in [
+                // As fwha's config file of this suite has it.
+                ("nf_conntrack_tcp_timeout_time_wait", "1"),
+                // fwha takes no connection in the middle either.
+                ("nf_conntrack_tcp_loose", "0"),
+            ] {
+                lab.within(node.host(), || fs::write(format!("/proc/sys/net/netfilter/{name}"), value))?
+                    .with_context(|| format!("set {name}"))?;
+            }
+            lab.exec(node.host(), &["nft", "--file", &ruleset.to_string_lossy()])?;
+        }
+        let [fw1, fw2] = Node::ALL.map(|node| Daemon::start(lab, node, states));
+        let daemons = Self { nodes: [fw1?, fw2?] };
+        for daemon in &daemons.nodes {
+            lab.wait_for("conntrackd to answer", PATIENCE, || daemon.ask(lab, &["-s"]).map(Some))?;
+        }
+        Ok(daemons)
+    }
+
+    /// Its process on a node.
+    pub fn pid(&self, node: Node) -> u32 {
+        self.nodes[node as usize].process.id()
+    }
+
+    /// Flows that fw2 has now from fw1, and that it ever had.
+    ///
+    /// # Errors
+    ///
+    /// When it does not answer.
+    pub fn replicated(&self, lab: &Lab) -> Result<(u64, u64)> {
+        self.nodes[1].cache(lab, "cache external:")
+    }
+
+    /// Flows that fw1 has now.
+    ///
+    /// # Errors
+    ///
+    /// When it does not answer.
+    pub fn flows(&self, lab: &Lab) -> Result<u64> {
+        self.nodes[0].cache(lab, "cache internal:").map(|(now, _)| now)
+    }
+
+    /// Puts what fw2 has from fw1 into its kernel's table, as a takeover does.
+    ///
+    /// # Errors
+    ///
+    /// When it refuses.
+    pub fn commit(&self, lab: &Lab) -> Result<()> {
+        self.nodes[1].ask(lab, &["-c"]).map(drop)
+    }
+
+    /// Empties the kernel's table of a node.
+    ///
+    /// # Errors
+    ///
+    /// When it refuses.
+    pub fn flush(&self, lab: &Lab, node: Node) -> Result<()> {
+        lab.exec(node.host(), &["conntrack", "-F"]).map(drop)
+    }
+
+    /// Flows in the kernel's table of a node.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not say.
+    pub fn tracked(&self, lab: &Lab, node: Node) -> Result<u64> {
+        lab.exec(node.host(), &["conntrack", "-C"])?.trim().parse().context("conntrack -C")
+    }
+
+    /// Ends it, and takes the rules away.
+    ///
+    /// # Errors
+    ///
+    /// When a program fails.
+    pub fn stop(&mut self, lab: &Lab) -> Result<()> {
+        for daemon in &mut self.nodes {
+            kill(Pid::from_raw(daemon.process.id().cast_signed()), Signal::SIGTERM)?;
+            daemon.process.wait()?;
+            lab.exec(daemon.node.host(), &["nft", "flush", "ruleset"])?;
+            lab.exec(daemon.node.host(), &["conntrack", "-F"])?;
+        }
+        Ok(())
+    }
+}
+
+impl Daemon {
+    fn start(lab: &Lab, node: Node, states: States) -> Result<Self> {
+        let name = format!("conntrackd-{node}");
+        let config = lab.dir().join(format!("{name}.conf"));
+        fs::write(&config, text(lab, node, states)).with_context(|| format!("write {}", config.display()))?;
+        let log = File::create(lab.dir().join(format!("{name}.log")))?;
+        let mut command = lab.command("conntrackd");
+        command.arg("-C").arg(&config).stdout(log.try_clone()?).stderr(log);
+        Ok(Self { node, process: lab.spawn(node.host(), &mut command)?, config })
+    }
+
+    /// Flows that are in a cache now, and that ever were.
+    fn cache(&self, lab: &Lab, name: &str) -> Result<(u64, u64)> {
+        let said = self.ask(lab, &["-s"])?;
+        let cache = said.split(name).nth(1).with_context(|| format!("no {name}"))?;
+        let count = |name: &str| {
+            let line = cache.lines().find_map(|line| line.trim().strip_prefix(name))?;
+            line.split_whitespace().next()?.parse().ok()
+        };
+        let all = count("current active connections:").zip(count("connections created:"));
+        all.with_context(|| format!("not what conntrackd says: {said}"))
+    }
+
+    fn ask(&self, lab: &Lab, question: &[&str]) -> Result<String> {
+        lab.exec(
+            self.node.host(),
+            &[&["conntrackd", "-C", &self.config.to_string_lossy()], question].concat(),
+        )
+    }
+}
+
+fn text(lab: &Lab, node: Node, states: States) -> String {
+    let states = match states {
+        States::All => "",
+        States::Few => {
+            "\n        State Accept {\n            ESTABLISHED CLOSED TIME_WAIT CLOSE_WAIT for TCP\n        }"
+        }
+    };
+    let dir = lab.dir().display();
+    let (own, peer) = (node as usize + 1, node.peer() as usize + 1);
+    format!(
+        "Sync {{
+    Mode FTFW {{
+        ResendQueueSize 131072
+        ACKWindowSize 300
+        DisableExternalCache Off
+    }}
+    UDP {{
+        IPv4_address 172.16.0.{own}
+        IPv4_Destination_Address 172.16.0.{peer}
+        Port 3780
+        Interface sync
+        SndSocketBuffer 4194304
+        RcvSocketBuffer 4194304
+        Checksum on
+    }}
+}}
+General {{
+    HashSize 131072
+    HashLimit 1048576
+    LogFile {dir}/conntrackd-{node}.log
+    Syslog off
+    Systemd off
+    LockFile {dir}/conntrackd-{node}.lock
+    UNIX {{
+        Path {dir}/conntrackd-{node}.ctl
+    }}
+    NetlinkBufferSize 16777216
+    NetlinkBufferSizeMaxGrowth 134217728
+    NetlinkEventsReliable No
+    Filter From Kernelspace {{
+        Protocol Accept {{
+            TCP
+        }}
+        Address Ignore {{
+            IPv4_address 127.0.0.1
+            IPv4_address 172.16.0.1
+            IPv4_address 172.16.0.2
+        }}{states}
+    }}
+}}
+"
+    )
+}
