@@ -239,7 +239,8 @@ fn flows_that_do_not_fit_into_the_peers_table_are_shown() {
         const TOO_MANY: usize = 100;
         let small = lab.dir().join("small.toml");
         let text = fs::read_to_string(lab.config_path())?;
-        fs::write(&small, text.replace("max-flows = 65_536", &format!("max-flows = {ROOM}")))?;
+        ensure!(text.contains("max-flows = 65536"), "{text}");
+        fs::write(&small, text.replace("max-flows = 65536", &format!("max-flows = {ROOM}")))?;
         let fw1 = lab.start_node(Node::Fw1)?;
         lab.wait_for("fw1 to be active", PATIENCE, || {
             Ok((fw1.ctl(&["status"])?["groups"][0]["role"] == "active").then_some(()))
