@@ -222,7 +222,7 @@ impl World {
                 let _ = self.election.switchover(now, input.u8() % 3, to);
             }
             12 => {
-                let _ = self.election.standby(now, input.bool());
+                let _ = self.election.standby(now, input.bool(), input.bool());
             }
             13 if input.u8() == 0xff => self.election.shutdown(now),
             14 => {

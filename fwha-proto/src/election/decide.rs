@@ -8,7 +8,6 @@ use std::cmp::Reverse;
 
 use super::Election;
 use super::config::GroupId;
-use super::output::Event;
 use super::peer::Peer;
 use crate::NodeId;
 use crate::heartbeat::{Cause, GroupRecord, NodeState, PeerState, Role};
@@ -93,12 +92,7 @@ impl Election {
                     Judgement::Take(cause) => self.take(g, cause),
                     Judgement::Be(role, cause) => self.be(g, role, cause),
                     Judgement::Offer(to) => self.offer(g, to, false),
-                    Judgement::Withdraw => {
-                        if let Some(handover) = self.groups[g].handover.take() {
-                            let group = self.groups[g].config.group;
-                            self.event(Event::HandoverFailed { group, to: handover.to });
-                        }
-                    }
+                    Judgement::Withdraw => self.withdraw(g),
                 }
             }
         }
@@ -113,7 +107,8 @@ impl Election {
             (role, Some((wanted, _))) if role == wanted => Judgement::Stay,
             (_, Some((wanted, cause))) => Judgement::Be(wanted, cause),
             (Role::Init, None) => Judgement::Be(Role::Backup, Cause::Started),
-            (Role::Fault | Role::Standby, None) => Judgement::Be(Role::Backup, Cause::Recovered),
+            (Role::Fault, None) => Judgement::Be(Role::Backup, Cause::Recovered),
+            (Role::Standby, None) => Judgement::Be(Role::Backup, Cause::StandbyEnded),
             (Role::Backup, None) => self.judge_backup(g),
         }
     }

@@ -273,7 +273,13 @@ impl Rig {
             }
         }
         m.highest = config.groups.iter().map(|g| (g.group, g.start.term)).collect();
-        m.election = Some(Election::new(now, config).expect("a good config"));
+        let election = Election::new(now, config).expect("a good config");
+        // What is not resumed is given up, as the daemon does at its start.
+        for group in election.status(now).groups.iter().filter(|g| g.role != Role::Active) {
+            m.owned.remove(&group.group);
+            m.vips.remove(&group.group);
+        }
+        m.election = Some(election);
         self.drain(n);
         self.report_sync();
     }

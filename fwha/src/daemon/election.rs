@@ -60,6 +60,15 @@ pub enum Command {
         /// Where the answer goes.
         reply: oneshot::Sender<Result<NodeId, CommandError>>,
     },
+    /// Stand by, or take part again.
+    Standby {
+        /// Which.
+        on: bool,
+        /// Also if no other node can have a group of this one.
+        force: bool,
+        /// Where the answer goes.
+        reply: oneshot::Sender<Result<(), CommandError>>,
+    },
     /// Hold these cluster keys from now on.
     Keys(KeyRing),
     /// An interface changed.
@@ -333,6 +342,9 @@ impl Thread {
                     // Nobody waiting for the answer any more changes nothing.
                     let _ = reply.send(self.election.switchover(now, group, to));
                 }
+                Command::Standby { on, force, reply } => {
+                    let _ = reply.send(self.election.standby(now, on, force));
+                }
                 Command::Interface(via, interface) => {
                     if let Via::Zone(zone) = via {
                         self.sockets.sources.insert(zone, interface.address);
@@ -504,8 +516,8 @@ impl Thread {
                     names.zone(*zone)
                 ),
             ),
-            Event::HandoverFailed { group, to } => {
-                ("handover-failed", Some(*group), format!("{} did not take it in time", names.node(*to)))
+            Event::HandoverFailed { group, to, reason } => {
+                ("handover-failed", Some(*group), format!("{} {reason}", names.node(*to)))
             }
             Event::ConfigDiffers { peer, theirs } => (
                 "config-differs",
