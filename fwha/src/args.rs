@@ -40,6 +40,9 @@ pub struct RunArgs {
     /// Directory of the control socket; one for each daemon on this machine.
     #[arg(long, value_name = "DIR", default_value = "/run/fwha")]
     pub run_dir: PathBuf,
+    /// Directory of what must survive a reboot: whether an operator has put the node on standby.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/fwha")]
+    pub state_dir: PathBuf,
 }
 
 /// `fwha check`.
@@ -105,6 +108,8 @@ pub enum CtlVerb {
     Resync(TransferArgs),
     /// Move a group to another node. Run it on the active node.
     Switchover(SwitchoverArgs),
+    /// Hand all groups over and take no part in elections, over restarts and reboots too; or take part again.
+    Standby(StandbyArgs),
     /// Make a cluster key in a new file.
     Keygen(KeygenArgs),
 }
@@ -266,6 +271,29 @@ pub struct SwitchoverArgs {
     /// The node to move to; the most preferred one that is ready, if left out.
     #[arg(long, value_name = "NODE")]
     pub to: Option<String>,
+    /// Return only when the group could be moved back without loss: when its new node is in sync with this one.
+    #[arg(long)]
+    pub wait: bool,
+}
+
+/// `fwhactl standby`.
+#[derive(Debug, Args)]
+pub struct StandbyArgs {
+    /// Stand by, or take part again.
+    #[arg(value_enum)]
+    pub standby: Switch,
+    /// Also if no other node can have this node's groups now: they are then down.
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// On or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// On.
+    On,
+    /// Off.
+    Off,
 }
 
 /// `fwhactl keygen`.

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use fwha::{
-    args::{Fwha, FwhaVerb},
+    args::{Fwha, FwhaVerb, RunArgs},
     check,
     config::ConfigErrors,
     daemon::{self, RunOptions},
@@ -13,8 +13,8 @@ use fwha::{
 fn main() -> ExitCode {
     let done = match Fwha::parse().verb {
         FwhaVerb::Run(args) => {
-            daemon::run(RunOptions { config: args.config, node: args.node, run_dir: args.run_dir })
-                .map(|()| ExitCode::SUCCESS)
+            let RunArgs { config, node, run_dir, state_dir } = args;
+            daemon::run(RunOptions { config, node, run_dir, state_dir }).map(|()| ExitCode::SUCCESS)
         }
         FwhaVerb::Check(args) => check::run(&args),
     };

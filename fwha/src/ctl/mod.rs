@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `client` | HTTP on the control socket |
 //! | `term` | colours, aligned columns, durations and times for people |
-//! | `status`, `flows`, `diff` (of flows), `stats`, `events`, `capture`, `transfer`, `switchover`, `keygen` | the verbs |
+//! | `status`, `flows`, `diff` (of flows), `stats`, `events`, `capture`, `transfer`, `switchover`, `standby`, `keygen` | the verbs |
 
 mod capture;
 mod client;
@@ -12,6 +12,7 @@ mod diff;
 mod events;
 mod flows;
 mod keygen;
+mod standby;
 mod stats;
 mod status;
 mod switchover;
@@ -59,6 +60,7 @@ async fn dispatch(args: Fwhactl) -> anyhow::Result<ExitCode> {
         CtlVerb::Bulk(args) => return transfer::run(&ctl, path::BULK, args).await,
         CtlVerb::Resync(args) => return transfer::run(&ctl, path::RESYNC, args).await,
         CtlVerb::Switchover(args) => switchover::run(&ctl, args).await?,
+        CtlVerb::Standby(args) => standby::run(&ctl, &args).await?,
         CtlVerb::Keygen(args) => keygen::run(&args)?,
     }
     Ok(ExitCode::SUCCESS)
