@@ -26,6 +26,10 @@ pub enum FwhaVerb {
     Run(RunArgs),
     /// Explain every mistake in the config file.
     Check(CheckArgs),
+    /// Remove what a daemon that was killed has left: virtual addresses, packet programs, control socket.
+    ///
+    /// Refuses while a daemon of this node runs.
+    Cleanup(CleanupArgs),
 }
 
 /// `fwha run`.
@@ -54,6 +58,20 @@ pub struct CheckArgs {
     /// The node whose interfaces are looked for here; the one called like this host, if left out.
     #[arg(long, value_name = "NAME")]
     pub node: Option<String>,
+}
+
+/// `fwha cleanup`.
+#[derive(Debug, Args)]
+pub struct CleanupArgs {
+    /// The config file.
+    #[arg(long, value_name = "FILE", default_value = config::DEFAULT_PATH)]
+    pub config: PathBuf,
+    /// The node that left it; the one called like this host, if left out.
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<String>,
+    /// Directory of its control socket.
+    #[arg(long, value_name = "DIR", default_value = "/run/fwha")]
+    pub run_dir: PathBuf,
 }
 
 /// Ask a running fwha node, and tell it what to do.

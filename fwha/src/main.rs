@@ -1,11 +1,11 @@
-//! `fwha`: runs a node, or checks its config file.
+//! `fwha`: runs a node, checks its config file, or cleans up after it.
 
 use std::process::ExitCode;
 
 use clap::Parser;
 use fwha::{
     args::{Fwha, FwhaVerb, RunArgs},
-    check,
+    check, cleanup,
     config::ConfigErrors,
     daemon::{self, RunOptions},
 };
@@ -17,6 +17,7 @@ fn main() -> ExitCode {
             daemon::run(RunOptions { config, node, run_dir, state_dir }).map(|()| ExitCode::SUCCESS)
         }
         FwhaVerb::Check(args) => check::run(&args),
+        FwhaVerb::Cleanup(args) => cleanup::run(&args).map(|()| ExitCode::SUCCESS),
     };
     done.unwrap_or_else(|error| {
         // Mistakes in the config file name the file themselves.
