@@ -17,6 +17,7 @@ use fwha_common::group::Group;
 use fwha_proto::NodeId;
 use fwha_proto::election::{CommandError, Election, Event, GroupId, Output, status::Status};
 use fwha_proto::heartbeat::{Interface, Role, Via};
+use fwha_proto::hook::Change;
 use fwha_proto::seal::KeyRing;
 use fwha_proto::time::Time;
 use fwha_proto::vrrp::packet::Envelope;
@@ -429,7 +430,14 @@ impl Thread {
             }
             Output::RemoveVips { group } => self.tell_vips(vips::Command::Remove { group }),
             Output::Announce { group } => self.tell_vips(vips::Command::Announce { group }),
-            Output::Event(event) => self.record(decided, &event),
+            Output::Event(event) => {
+                if let Event::Role { group, from, to, term, cause, reason } = &event {
+                    let (group, from, to, term, cause) = (*group, *from, *to, *term, *cause);
+                    let change = Change { group, from, to, term, cause, reason: reason.clone() };
+                    self.tell_vips(vips::Command::Role(change));
+                }
+                self.record(decided, &event);
+            }
             Output::ShutdownComplete => return true,
         }
         false

@@ -19,6 +19,7 @@
 //! | [`replication`] | replication thread |
 //! | [`table`] | flows of peers on their way into the kernel |
 //! | [`vips`] | addresses and gratuitous ARP |
+//! | [`hooks`] | programs that are run when a role changes |
 //! | [`sweeper`] | expired flows, lost events |
 //! | [`network`] | routes, carriers, addresses, interfaces as they change |
 //! | [`ports`] | this node's interfaces and the sockets on them |
@@ -35,6 +36,7 @@ mod capture;
 pub mod election;
 pub mod events;
 mod flows;
+pub mod hooks;
 pub mod limit;
 pub mod lock;
 pub mod log;
@@ -77,8 +79,10 @@ use fwha_proto::vrrp::packet::Checksum;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
 
 use self::events::EventLog;
+use self::hooks::Hooks;
 use self::lock::RunDir;
 use self::log::Log;
 use self::mailbox::Mailbox;
@@ -101,6 +105,8 @@ const HANDOVER_TIMEOUT: Duration = Duration::from_millis(500);
 const PREEMPT_WAIT: Duration = Duration::from_secs(10);
 /// How long a clean end may take before the node goes all the same.
 const SHUTDOWN_WAIT: Duration = Duration::from_secs(3);
+/// How long hooks may take at a clean end for what they were told last.
+const HOOKS_WAIT: Duration = Duration::from_secs(5);
 /// What the names of worker threads begin with.
 const WORKER: &str = "fwha-";
 
@@ -268,6 +274,7 @@ struct Running {
     vips: mpsc::UnboundedSender<vips::Command>,
     sweeper_stop: std_mpsc::Sender<()>,
     servers: Vec<tokio::task::JoinHandle<()>>,
+    hook_tasks: JoinSet<()>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -329,6 +336,7 @@ impl Running {
         let (vips_sender, vips_commands) = mpsc::unbounded_channel();
         let mut threads = Vec::new();
 
+        let (hooks, hook_tasks) = Hooks::start(config, clock, &events, &names);
         let vips = vips::Thread {
             groups: ports::group_addresses(config, &found.ports),
             garps: ports::garps(&found.ports)?,
@@ -338,6 +346,7 @@ impl Running {
             clock,
             events: Arc::clone(&events),
             names: Arc::clone(&names),
+            hooks,
         };
 
         let replication_options =
@@ -444,6 +453,7 @@ impl Running {
             vips: vips_sender,
             sweeper_stop,
             servers,
+            hook_tasks,
             threads,
         })
     }
@@ -478,6 +488,10 @@ impl Running {
         let _ = self.vips.send(vips::Command::Stop(done));
         if tokio::time::timeout(SHUTDOWN_WAIT, vips_gone).await.is_err() {
             tracing::error!("addresses may have been left on interfaces");
+        }
+        // That thread had the last of what there is to tell.
+        if tokio::time::timeout(HOOKS_WAIT, self.hook_tasks.join_all()).await.is_err() {
+            tracing::error!("a hook did not end in time and was killed");
         }
         self.replication.send(replication::Command::Stop);
         drop(self.sweeper_stop);

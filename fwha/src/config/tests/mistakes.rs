@@ -562,3 +562,20 @@ fn what_a_takeover_loses_by_choice_is_said() {
     let rule = said("name = \"admin\"", "name = \"admin\"\nreplicate = false");
     assert!(rule.contains("a takeover loses the flows of admin"), "{rule}");
 }
+
+#[test]
+fn mistakes_about_hooks_are_found() {
+    check_rows(&[
+        ("[cluster]", "[[hook]]\nname = \"notify\"\n[cluster]", &[":2:1: [[hook]] has no \"command\""]),
+        (
+            "[cluster]",
+            "[[hook]]\nname = \"notify\"\ncommand = [\"on-role\", \"x\"]\ntimeout = \"1ms\"\n[cluster]",
+            &[":4:12: command \"on-role\" is not an absolute path", ":5:11: timeout \"1ms\" is out of range"],
+        ),
+        (
+            "[cluster]",
+            "[[hook]]\nname = \"notify\"\ncommand = []\non = [\"master\"]\ngroups = [\"gatway\"]\n[cluster]",
+            &[":4:11: command is empty", ":5:7: unknown role \"master\"", ":6:11: unknown group \"gatway\""],
+        ),
+    ]);
+}
