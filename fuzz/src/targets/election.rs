@@ -98,6 +98,7 @@ fn config(input: &mut Input<'_>) -> Config {
                 vec![(3, 200), (2, 150), (1, 150)]
             },
             preempt: kind & 4 != 0,
+            preempt_delay: Duration::from_millis(if kind & 8 != 0 { 50 } else { 0 }),
             advert_interval_cs: 10,
             checksum: Checksum::default(),
             instances: (1..).zip(addresses).map(instance).collect(),

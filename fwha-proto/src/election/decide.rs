@@ -176,7 +176,9 @@ impl Election {
             }
             let in_sync = self.peer(node).is_some_and(|p| p.in_sync);
             let since = *self.groups[g].preempt_since.get_or_insert(now);
-            if in_sync || now >= since + preempt_wait {
+            let delay = self.groups[g].config.preempt_delay;
+            let ready = in_sync || now >= since + preempt_wait;
+            if ready && now >= since + delay {
                 return Judgement::Take(Cause::Preempted);
             }
             return Judgement::Stay;

@@ -171,6 +171,7 @@ pub fn group(id: GroupId, members: Vec<(NodeId, u8)>) -> GroupConfig {
         name: format!("g{id}"),
         members,
         preempt: false,
+        preempt_delay: Duration::ZERO,
         advert_interval_cs: 100,
         checksum: Checksum::Message,
         instances: vec![instance(1), instance(2)],

@@ -564,6 +564,24 @@ fn what_a_takeover_loses_by_choice_is_said() {
 }
 
 #[test]
+fn mistakes_about_preemption_are_found() {
+    check_rows(&[
+        (
+            "preempt = false",
+            "preempt-delay = \"30s\"",
+            &[":26:17: preempt-delay without preempt means nothing"],
+        ),
+        (
+            "preempt = false",
+            "preempt = true\npreempt-delay = \"2h\"",
+            &[":27:17: preempt-delay \"2h\" is out of range"],
+        ),
+    ]);
+    let delayed = good(&with("preempt = false", "preempt = true\npreempt-delay = \"30s\""));
+    assert_eq!(delayed.groups[0].preempt_delay.as_secs(), 30);
+}
+
+#[test]
 fn mistakes_about_hooks_are_found() {
     check_rows(&[
         ("[cluster]", "[[hook]]\nname = \"notify\"\n[cluster]", &[":2:1: [[hook]] has no \"command\""]),
