@@ -14,6 +14,7 @@
 //! | `GET /v1/events?`[`EventsQuery`] | an [`Event`] a line, oldest first |
 //! | `POST /v1/switchover` [`SwitchoverRequest`] | [`SwitchoverReply`] |
 //! | `POST /v1/standby` [`StandbyRequest`] | [`StandbyReply`] |
+//! | `GET /v1/explain/role` | [`RoleExplanation`]s, a list |
 //! | `POST /v1/bulk` [`TransferRequest`] | a [`Transfer`] a line |
 //! | `POST /v1/resync` [`TransferRequest`] | a [`Transfer`] a line |
 //! | `GET /v1/capture?`[`CaptureQuery`] | a [`CaptureLine`] a line, as packets are dropped |
@@ -48,6 +49,8 @@ pub mod path {
     pub const SWITCHOVER: &str = "/v1/switchover";
     /// [`super::StandbyReply`].
     pub const STANDBY: &str = "/v1/standby";
+    /// [`super::RoleExplanation`]s.
+    pub const EXPLAIN_ROLE: &str = "/v1/explain/role";
     /// [`super::Transfer`]s to peers.
     pub const BULK: &str = "/v1/bulk";
     /// [`super::Transfer`]s from peers.
@@ -768,6 +771,34 @@ pub struct MovedGroup {
     /// Who has it; absent if nobody does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<String>,
+}
+
+/// Why a node has its role in a group.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoleExplanation {
+    /// The group.
+    pub group: String,
+    /// This node.
+    pub node: String,
+    /// Its role.
+    pub role: String,
+    /// How it came to it.
+    pub reason: String,
+    /// What holds it there, a sentence each.
+    pub because: Vec<String>,
+    /// The group's nodes, most preferred first.
+    pub members: Vec<MemberStanding>,
+}
+
+/// What a node could be for a group, as the asked one sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberStanding {
+    /// The node.
+    pub node: String,
+    /// Its priority.
+    pub priority: u8,
+    /// In words.
+    pub standing: String,
 }
 
 /// What `GET /v1/capture` takes. The capture ends when the client goes away; there is one at a time.

@@ -126,6 +126,8 @@ pub enum CtlVerb {
     Resync(TransferArgs),
     /// Move a group to another node. Run it on the active node.
     Switchover(SwitchoverArgs),
+    /// Say why.
+    Explain(ExplainArgs),
     /// Hand all groups over and take no part in elections, over restarts and reboots too; or take part again.
     Standby(StandbyArgs),
     /// Make a cluster key in a new file.
@@ -292,6 +294,21 @@ pub struct SwitchoverArgs {
     /// Return only when the group could be moved back without loss: when its new node is in sync with this one.
     #[arg(long)]
     pub wait: bool,
+}
+
+/// `fwhactl explain`.
+#[derive(Debug, Args)]
+pub struct ExplainArgs {
+    /// What to explain.
+    #[command(subcommand)]
+    pub what: ExplainVerb,
+}
+
+/// What `fwhactl explain` explains.
+#[derive(Debug, Subcommand)]
+pub enum ExplainVerb {
+    /// Why this node has its role in each group, and what the others could have.
+    Role,
 }
 
 /// `fwhactl standby`.

@@ -21,9 +21,10 @@ use futures_util::StreamExt as _;
 use fwha::api::{
     ApiError, Attachment, BulkStatus, CaptureLine, CaptureMissed, CaptureQuery, DiffEnd, DiffLine, DiffQuery,
     Direction, DroppedPacket, Event, EventsQuery, FlowCounts, FlowDifference, FlowFilter, FlowRow, FlowSide,
-    FlowsDeleted, GroupStatus, LinkStatus, MovedGroup, NDJSON, Origin, PeerStatus, Role, StandbyReply,
-    StandbyRequest, Stat, Stats, Status, Step, SwitchoverReply, SwitchoverRequest, SyncStatus, Transfer,
-    TransferRequest, TransferState, WARNING_HEADER, ZoneInterfaceStatus, path,
+    FlowsDeleted, GroupStatus, LinkStatus, MemberStanding, MovedGroup, NDJSON, Origin, PeerStatus, Role,
+    RoleExplanation, StandbyReply, StandbyRequest, Stat, Stats, Status, Step, SwitchoverReply,
+    SwitchoverRequest, SyncStatus, Transfer, TransferRequest, TransferState, WARNING_HEADER,
+    ZoneInterfaceStatus, path,
 };
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -252,6 +253,22 @@ impl Drop for FakeDaemon {
     }
 }
 
+fn explanation() -> RoleExplanation {
+    let member = |node: &str, priority, standing: &str| MemberStanding {
+        node: node.into(),
+        priority,
+        standing: standing.into(),
+    };
+    RoleExplanation {
+        group: "gateway".into(),
+        node: "fw1".into(),
+        role: "active".into(),
+        reason: "nobody was active".into(),
+        because: vec!["if it is lost, fw2 takes over".into()],
+        members: vec![member("fw1", 200, "active: this node"), member("fw2", 90, "could be active\x1b[2J")],
+    }
+}
+
 /// What a daemon says that had a group which fw2 can take, if anybody.
 async fn standby(Json(StandbyRequest { on, force }): Json<StandbyRequest>) -> Json<StandbyReply> {
     let moved = MovedGroup { group: "gateway".into(), to: (!force).then(|| "fw2".into()) };
@@ -343,6 +360,7 @@ impl FakeDaemon {
             .route(path::CAPTURE, get(capture))
             .route(path::SWITCHOVER, post(switchover))
             .route(path::STANDBY, post(standby))
+            .route(path::EXPLAIN_ROLE, get(|| async { Json([explanation()]) }))
             .layer(map_response(move |mut response: Response| async move {
                 if on_standby {
                     let text = HeaderValue::from_static("fw1 is on standby");
@@ -683,6 +701,21 @@ async fn a_switchover_with_wait_ends_well_only_if_the_nodes_are_in_sync_after_it
     assert!(run.stderr.contains("not in sync with it: fw2 is dead, replication is down"), "{}", run.stderr);
     let run = FakeDaemon::start(status(), 0).ctl(&["switchover", "--wait"]).await;
     assert_eq!((run.code, run.stderr.as_str()), (1, "fwhactl: group gateway went on from fw2 to fw1\n"));
+}
+
+#[tokio::test]
+async fn a_role_is_explained_in_sentences_or_as_an_object_a_line() {
+    let daemon = FakeDaemon::start(status(), 0);
+    let expected = "\
+gateway: fw1 is active (nobody was active)
+  if it is lost, fw2 takes over
+  NODE  PRIORITY  STANDING
+  fw1   200       active: this node
+  fw2   90        could be active?[2J
+";
+    assert_eq!(daemon.ctl(&["explain", "role"]).await.stdout, expected);
+    let run = daemon.ctl(&["-o", "json", "explain", "role"]).await;
+    assert_eq!(serde_json::from_str::<RoleExplanation>(&run.stdout).unwrap(), explanation());
 }
 
 #[tokio::test]

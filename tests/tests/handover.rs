@@ -107,6 +107,11 @@ fn a_switchover_moves_the_group_and_back_and_tells_its_steps() {
         println!("two switchovers: outage {:.1} ms, {} probes lost", report.outage_ms, report.lost);
         assert!(report.outage_ms < SMALL_OUTAGE_MS, "{report:?}");
 
+        let explained = pair.node(first).ctl(&["explain", "role"])?;
+        let because = explained["because"].to_string();
+        assert!(because.contains(&format!("if it is lost, {} takes over", first.peer())), "{explained}");
+        assert!(because.contains("an operator moved the group here"), "{explained}");
+
         // Only the Active can give away what it has, and only to somebody that exists.
         let backup = pair.node(first.peer());
         let refused = backup.ctl_output(&["switchover"])?;

@@ -34,7 +34,7 @@ enum Judgement {
 
 /// What a member other than this node means for a group.
 #[derive(Clone, Copy)]
-enum Standing<'a> {
+pub(super) enum Standing<'a> {
     /// It is Active, and says so.
     Active(&'a GroupRecord),
     /// It could be.
@@ -47,7 +47,7 @@ enum Standing<'a> {
     Unheard(Option<Time>),
 }
 
-fn standing(peer: &Peer, group: GroupId, now: Time) -> Standing<'_> {
+pub(super) fn standing(peer: &Peer, group: GroupId, now: Time) -> Standing<'_> {
     let record = peer.group(group);
     let was_active = record.is_some_and(|r| r.role == Role::Active);
     match peer.state() {

@@ -27,12 +27,13 @@
 //! | `group`, `decide`, `act` | one group, the policy, and how it is carried out |
 //! | `adverts` | VRRP: what is sent, what is heard, what it counts for |
 //! | [`output`] | outputs, events, errors, counters |
-//! | [`status`] | a snapshot for people |
+//! | [`status`], [`explain`] | a snapshot for people; why it is so |
 
 mod act;
 mod adverts;
 pub mod config;
 mod decide;
+pub mod explain;
 mod group;
 pub mod output;
 mod peer;

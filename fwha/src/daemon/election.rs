@@ -15,7 +15,9 @@ use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
 use fwha_common::group::Group;
 use fwha_proto::NodeId;
-use fwha_proto::election::{CommandError, Election, Event, GroupId, Output, status::Status};
+use fwha_proto::election::{
+    CommandError, Election, Event, GroupId, Output, explain::Explanation, status::Status,
+};
 use fwha_proto::heartbeat::{Interface, Role, Via};
 use fwha_proto::hook::Change;
 use fwha_proto::seal::KeyRing;
@@ -70,6 +72,8 @@ pub enum Command {
         /// Where the answer goes.
         reply: oneshot::Sender<Result<(), CommandError>>,
     },
+    /// Explain this node's roles.
+    Explain(oneshot::Sender<Vec<Explanation>>),
     /// Hold these cluster keys from now on.
     Keys(KeyRing),
     /// An interface changed.
@@ -342,6 +346,9 @@ impl Thread {
                 Command::Switchover { group, to, reply } => {
                     // Nobody waiting for the answer any more changes nothing.
                     let _ = reply.send(self.election.switchover(now, group, to));
+                }
+                Command::Explain(reply) => {
+                    let _ = reply.send(self.election.explain(now));
                 }
                 Command::Standby { on, force, reply } => {
                     let _ = reply.send(self.election.standby(now, on, force));

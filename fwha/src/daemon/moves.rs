@@ -1,4 +1,4 @@
-//! The control API's planned moves: switchover and standby.
+//! The control API's planned moves, switchover and standby; and why a role is what it is.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -121,6 +121,30 @@ pub(super) async fn standby(
         moved: after.status.groups.iter().filter_map(moved).collect(),
         took_ms: began.elapsed().as_secs_f64() * 1e3,
     }))
+}
+
+pub(super) async fn explain_role(State(server): Shared) -> Result<Json<Vec<api::RoleExplanation>>, Problem> {
+    let (reply, answer) = oneshot::channel();
+    server.election.send(Command::Explain(reply));
+    let answer = tokio::time::timeout(MOVE_WAIT, answer).await.ok().and_then(Result::ok);
+    let silent = || Problem(StatusCode::SERVICE_UNAVAILABLE, "the election does not answer".into());
+    let explained = answer.ok_or_else(silent)?.into_iter().map(|explained| api::RoleExplanation {
+        group: server.names.group(explained.group).to_owned(),
+        node: server.names.me().to_owned(),
+        role: explained.role.as_str().to_owned(),
+        reason: explained.reason,
+        because: explained.because,
+        members: explained
+            .members
+            .into_iter()
+            .map(|member| api::MemberStanding {
+                node: server.names.node(member.node).to_owned(),
+                priority: member.priority,
+                standing: member.standing,
+            })
+            .collect(),
+    });
+    Ok(Json(explained.collect()))
 }
 
 impl Server {

@@ -152,6 +152,7 @@ pub fn routes(server: Arc<Server>) -> Router {
         .route(path::STATS, get(stats))
         .route(path::EVENTS, get(event_stream))
         .route(path::SWITCHOVER, post(moves::switchover))
+        .route(path::EXPLAIN_ROLE, get(moves::explain_role))
         .route(path::STANDBY, post(moves::standby))
         .route(path::CAPTURE, get(capture::capture))
         .route(path::FLOWS_DIFF, get(flows::diff))
