@@ -150,6 +150,8 @@ wire_enum! {
         LeaseLapsed = 14, "own lease lapsed";
         /// The node that it was offered to, or that is preferred, is Active.
         HandedOver = 15, "handed over to another node";
+        /// An operator took back the word that kept it from taking part.
+        StandbyEnded = 16, "standby is over";
     }
 }
 

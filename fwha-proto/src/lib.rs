@@ -10,10 +10,12 @@
 //! | [`vrrp`] | VRRPv3: packets and the RFC's state machine |
 //! | [`heartbeat`] | what nodes tell each other some hundred times a second |
 //! | [`election`] | who is Active for each group |
+//! | [`hook`] | what programs that wait for changes of role are told, and may miss |
 //! | [`seal`] | keys, the sealed datagram, the handshake that opens a channel to a peer |
 //! | [`replication`] | flow state, from the node that owns it to those that may have to take over |
 pub mod election;
 pub mod heartbeat;
+pub mod hook;
 pub mod replication;
 pub mod seal;
 pub mod time;

@@ -13,10 +13,13 @@
 //! | `GET /metrics` | the same and more in Prometheus' text format |
 //! | `GET /v1/events?`[`EventsQuery`] | an [`Event`] a line, oldest first |
 //! | `POST /v1/switchover` [`SwitchoverRequest`] | [`SwitchoverReply`] |
+//! | `POST /v1/standby` [`StandbyRequest`] | [`StandbyReply`] |
+//! | `GET /v1/explain/role` | [`RoleExplanation`]s, a list |
 //! | `POST /v1/bulk` [`TransferRequest`] | a [`Transfer`] a line |
 //! | `POST /v1/resync` [`TransferRequest`] | a [`Transfer`] a line |
 //! | `GET /v1/capture?`[`CaptureQuery`] | a [`CaptureLine`] a line, as packets are dropped |
 //!
+//! While the node is on standby, every answer has a header [`WARNING_HEADER`] that says so.
 //! Answers of one object a line have the type [`NDJSON`] and end when there is no more. Any answer whose
 //! status is not 2xx is an [`ApiError`].
 
@@ -44,6 +47,10 @@ pub mod path {
     pub const EVENTS: &str = "/v1/events";
     /// [`super::SwitchoverRequest`].
     pub const SWITCHOVER: &str = "/v1/switchover";
+    /// [`super::StandbyReply`].
+    pub const STANDBY: &str = "/v1/standby";
+    /// [`super::RoleExplanation`]s.
+    pub const EXPLAIN_ROLE: &str = "/v1/explain/role";
     /// [`super::Transfer`]s to peers.
     pub const BULK: &str = "/v1/bulk";
     /// [`super::Transfer`]s from peers.
@@ -54,6 +61,9 @@ pub mod path {
 
 /// Content type of answers with one object a line.
 pub const NDJSON: &str = "application/x-ndjson";
+
+/// A header of answers: what an operator must not forget, whatever was asked.
+pub const WARNING_HEADER: &str = "fwha-warning";
 
 /// Where the control socket is unless something else is said.
 pub const DEFAULT_SOCKET: &str = "/run/fwha/fwha.sock";
@@ -71,6 +81,9 @@ pub struct Status {
     pub version: String,
     /// Since the daemon started.
     pub uptime_ms: u64,
+    /// An operator has put this node on standby: it takes no group.
+    #[serde(default)]
+    pub standby: bool,
     /// The groups, in the order of the config.
     pub groups: Vec<GroupStatus>,
     /// The other nodes, in the order of the config.
@@ -158,6 +171,9 @@ pub struct PeerStatus {
     /// How long it has been so; absent if it never was otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since_ms: Option<u64>,
+    /// It says that an operator has put it on standby.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub standby: bool,
     /// Why, if there is more to say.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
@@ -722,6 +738,67 @@ pub struct SwitchoverReply {
     pub to: String,
     /// How long that took.
     pub took_ms: f64,
+}
+
+/// Puts the node on standby, or back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StandbyRequest {
+    /// Which.
+    pub on: bool,
+    /// Also if a group is then without any node.
+    pub force: bool,
+}
+
+/// The node is on standby and has no group, or takes part again.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StandbyReply {
+    /// The node.
+    pub node: String,
+    /// Which.
+    pub on: bool,
+    /// The groups that it had.
+    pub moved: Vec<MovedGroup>,
+    /// How long that took.
+    pub took_ms: f64,
+}
+
+/// A group that a node has given away.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MovedGroup {
+    /// The group.
+    pub group: String,
+    /// Who has it; absent if nobody does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+}
+
+/// Why a node has its role in a group.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoleExplanation {
+    /// The group.
+    pub group: String,
+    /// This node.
+    pub node: String,
+    /// Its role.
+    pub role: String,
+    /// How it came to it.
+    pub reason: String,
+    /// What holds it there, a sentence each.
+    pub because: Vec<String>,
+    /// The group's nodes, most preferred first.
+    pub members: Vec<MemberStanding>,
+}
+
+/// What a node could be for a group, as the asked one sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberStanding {
+    /// The node.
+    pub node: String,
+    /// Its priority.
+    pub priority: u8,
+    /// In words.
+    pub standing: String,
 }
 
 /// What `GET /v1/capture` takes. The capture ends when the client goes away; there is one at a time.

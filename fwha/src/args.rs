@@ -26,6 +26,10 @@ pub enum FwhaVerb {
     Run(RunArgs),
     /// Explain every mistake in the config file.
     Check(CheckArgs),
+    /// Remove what a daemon that was killed has left: virtual addresses, packet programs, control socket.
+    ///
+    /// Refuses while a daemon of this node runs.
+    Cleanup(CleanupArgs),
 }
 
 /// `fwha run`.
@@ -40,6 +44,9 @@ pub struct RunArgs {
     /// Directory of the control socket; one for each daemon on this machine.
     #[arg(long, value_name = "DIR", default_value = "/run/fwha")]
     pub run_dir: PathBuf,
+    /// Directory of what must survive a reboot: whether an operator has put the node on standby.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/fwha")]
+    pub state_dir: PathBuf,
 }
 
 /// `fwha check`.
@@ -51,6 +58,20 @@ pub struct CheckArgs {
     /// The node whose interfaces are looked for here; the one called like this host, if left out.
     #[arg(long, value_name = "NAME")]
     pub node: Option<String>,
+}
+
+/// `fwha cleanup`.
+#[derive(Debug, Args)]
+pub struct CleanupArgs {
+    /// The config file.
+    #[arg(long, value_name = "FILE", default_value = config::DEFAULT_PATH)]
+    pub config: PathBuf,
+    /// The node that left it; the one called like this host, if left out.
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<String>,
+    /// Directory of its control socket.
+    #[arg(long, value_name = "DIR", default_value = "/run/fwha")]
+    pub run_dir: PathBuf,
 }
 
 /// Ask a running fwha node, and tell it what to do.
@@ -105,6 +126,10 @@ pub enum CtlVerb {
     Resync(TransferArgs),
     /// Move a group to another node. Run it on the active node.
     Switchover(SwitchoverArgs),
+    /// Say why.
+    Explain(ExplainArgs),
+    /// Hand all groups over and take no part in elections, over restarts and reboots too; or take part again.
+    Standby(StandbyArgs),
     /// Make a cluster key in a new file.
     Keygen(KeygenArgs),
 }
@@ -266,6 +291,44 @@ pub struct SwitchoverArgs {
     /// The node to move to; the most preferred one that is ready, if left out.
     #[arg(long, value_name = "NODE")]
     pub to: Option<String>,
+    /// Return only when the group could be moved back without loss: when its new node is in sync with this one.
+    #[arg(long)]
+    pub wait: bool,
+}
+
+/// `fwhactl explain`.
+#[derive(Debug, Args)]
+pub struct ExplainArgs {
+    /// What to explain.
+    #[command(subcommand)]
+    pub what: ExplainVerb,
+}
+
+/// What `fwhactl explain` explains.
+#[derive(Debug, Subcommand)]
+pub enum ExplainVerb {
+    /// Why this node has its role in each group, and what the others could have.
+    Role,
+}
+
+/// `fwhactl standby`.
+#[derive(Debug, Args)]
+pub struct StandbyArgs {
+    /// Stand by, or take part again.
+    #[arg(value_enum)]
+    pub standby: Switch,
+    /// Also if no other node can have this node's groups now: they are then down.
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// On or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// On.
+    On,
+    /// Off.
+    Off,
 }
 
 /// `fwhactl keygen`.

@@ -8,6 +8,7 @@ use std::{
 use crate::{
     args::CheckArgs,
     config::{Config, NodeId},
+    daemon::hooks::check_program,
 };
 
 /// Checks the file; the exit code says whether it can be run.
@@ -54,12 +55,17 @@ fn summary(config: &Config) -> String {
     )
 }
 
-/// What is worth a thought, and the interfaces that this machine lacks if it is `node`.
+/// What is worth a thought, and the interfaces and hooks that this machine lacks if it is `node`.
 fn warnings(config: &Config, node: Option<NodeId>) -> Vec<String> {
     let mut warnings = config.warnings.clone();
     let exists = |name: &str| nix::net::if_::if_nametoindex(name).is_ok();
     if let Some(Err(missing)) = node.map(|node| config.check_interfaces(node, exists)) {
         warnings.extend(missing.headlines());
+    }
+    for hook in config.hooks.iter().filter(|_| node.is_some()) {
+        if let Err(error) = check_program(&hook.command[0]) {
+            warnings.push(format!("hook {}: {} cannot be run: {error}", hook.name, hook.command[0]));
+        }
     }
     warnings
 }

@@ -5,6 +5,7 @@
 //! | [`args`] | the command lines of both programs |
 //! | [`config`] | the config file: reading, checking, resolving |
 //! | [`check`] | `fwha check` |
+//! | [`cleanup`] | `fwha cleanup` |
 //! | [`daemon`] | `fwha run` |
 //! | [`dataplane`] | programs and maps in the kernel: load, pin, adopt, attach |
 //! | [`netlink`] | addresses, links, routes, gratuitous ARP |
@@ -17,6 +18,7 @@
 pub mod api;
 pub mod args;
 pub mod check;
+pub mod cleanup;
 pub mod config;
 pub mod ctl;
 pub mod daemon;

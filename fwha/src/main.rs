@@ -1,11 +1,11 @@
-//! `fwha`: runs a node, or checks its config file.
+//! `fwha`: runs a node, checks its config file, or cleans up after it.
 
 use std::process::ExitCode;
 
 use clap::Parser;
 use fwha::{
-    args::{Fwha, FwhaVerb},
-    check,
+    args::{Fwha, FwhaVerb, RunArgs},
+    check, cleanup,
     config::ConfigErrors,
     daemon::{self, RunOptions},
 };
@@ -13,10 +13,11 @@ use fwha::{
 fn main() -> ExitCode {
     let done = match Fwha::parse().verb {
         FwhaVerb::Run(args) => {
-            daemon::run(RunOptions { config: args.config, node: args.node, run_dir: args.run_dir })
-                .map(|()| ExitCode::SUCCESS)
+            let RunArgs { config, node, run_dir, state_dir } = args;
+            daemon::run(RunOptions { config, node, run_dir, state_dir }).map(|()| ExitCode::SUCCESS)
         }
         FwhaVerb::Check(args) => check::run(&args),
+        FwhaVerb::Cleanup(args) => cleanup::run(&args).map(|()| ExitCode::SUCCESS),
     };
     done.unwrap_or_else(|error| {
         // Mistakes in the config file name the file themselves.

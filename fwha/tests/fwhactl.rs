@@ -12,16 +12,18 @@ use axum::{
     Json, Router,
     body::Body,
     extract::Query,
-    http::{StatusCode, header::CONTENT_TYPE},
-    response::IntoResponse,
+    http::{HeaderValue, StatusCode, header::CONTENT_TYPE},
+    middleware::map_response,
+    response::{IntoResponse, Response},
     routing::{get, post},
 };
 use futures_util::StreamExt as _;
 use fwha::api::{
     ApiError, Attachment, BulkStatus, CaptureLine, CaptureMissed, CaptureQuery, DiffEnd, DiffLine, DiffQuery,
     Direction, DroppedPacket, Event, EventsQuery, FlowCounts, FlowDifference, FlowFilter, FlowRow, FlowSide,
-    FlowsDeleted, GroupStatus, LinkStatus, NDJSON, Origin, PeerStatus, Role, Stat, Stats, Status, Step,
-    SwitchoverReply, SwitchoverRequest, SyncStatus, Transfer, TransferRequest, TransferState,
+    FlowsDeleted, GroupStatus, LinkStatus, MemberStanding, MovedGroup, NDJSON, Origin, PeerStatus, Role,
+    RoleExplanation, StandbyReply, StandbyRequest, Stat, Stats, Status, Step, SwitchoverReply,
+    SwitchoverRequest, SyncStatus, Transfer, TransferRequest, TransferState, WARNING_HEADER,
     ZoneInterfaceStatus, path,
 };
 use tokio::{
@@ -60,6 +62,7 @@ fn status() -> Status {
         config_hash: "1a2b3c4d5e6f7081".into(),
         version: "0.1.0".into(),
         uptime_ms: 125_000,
+        standby: false,
         groups: vec![GroupStatus {
             name: "gateway".into(),
             role: Role::Active,
@@ -74,6 +77,7 @@ fn status() -> Status {
             name: "fw2".into(),
             state: "alive".into(),
             since_ms: Some(3_000),
+            standby: false,
             reason: String::new(),
             refused: Vec::new(),
             links: vec![
@@ -249,8 +253,32 @@ impl Drop for FakeDaemon {
     }
 }
 
+fn explanation() -> RoleExplanation {
+    let member = |node: &str, priority, standing: &str| MemberStanding {
+        node: node.into(),
+        priority,
+        standing: standing.into(),
+    };
+    RoleExplanation {
+        group: "gateway".into(),
+        node: "fw1".into(),
+        role: "active".into(),
+        reason: "nobody was active".into(),
+        because: vec!["if it is lost, fw2 takes over".into()],
+        members: vec![member("fw1", 200, "active: this node"), member("fw2", 90, "could be active\x1b[2J")],
+    }
+}
+
+/// What a daemon says that had a group which fw2 can take, if anybody.
+async fn standby(Json(StandbyRequest { on, force }): Json<StandbyRequest>) -> Json<StandbyReply> {
+    let moved = MovedGroup { group: "gateway".into(), to: (!force).then(|| "fw2".into()) };
+    let moved = if on { vec![moved] } else { Vec::new() };
+    Json(StandbyReply { node: "fw1".into(), on, moved, took_ms: 1.25 })
+}
+
 impl FakeDaemon {
     fn start(status: Status, flows: u16) -> Self {
+        let on_standby = status.standby;
         let (news, listen) = watch::channel(0);
         let events = move |Query(query): Query<EventsQuery>| {
             let mut listen = listen.clone();
@@ -330,7 +358,16 @@ impl FakeDaemon {
             .route(path::METRICS, get(|| async { "# TYPE fwha_x_total counter\nfwha_x_total 1\n" }))
             .route(path::EVENTS, get(events))
             .route(path::CAPTURE, get(capture))
-            .route(path::SWITCHOVER, post(switchover));
+            .route(path::SWITCHOVER, post(switchover))
+            .route(path::STANDBY, post(standby))
+            .route(path::EXPLAIN_ROLE, get(|| async { Json([explanation()]) }))
+            .layer(map_response(move |mut response: Response| async move {
+                if on_standby {
+                    let text = HeaderValue::from_static("fw1 is on standby");
+                    response.headers_mut().insert(WARNING_HEADER, text);
+                }
+                response
+            }));
         let dir = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(dir.path().join("fwha.sock")).unwrap();
         let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
@@ -648,6 +685,68 @@ async fn switchover_says_where_to_or_why_not() {
 }
 
 #[tokio::test]
+async fn a_switchover_with_wait_ends_well_only_if_the_nodes_are_in_sync_after_it() {
+    let moved = |sync: &str| {
+        let mut status = status();
+        status.groups[0].active = Some("fw2".into());
+        status.peers[0].sync.state = sync.into();
+        status
+    };
+    let run = FakeDaemon::start(moved("in-sync"), 0).ctl(&["switchover", "--wait"]).await;
+    assert_eq!((run.code, run.stderr.as_str()), (0, ""));
+    let mut lost = moved("down");
+    lost.peers[0].state = "dead".into();
+    let run = FakeDaemon::start(lost, 0).ctl(&["switchover", "--wait"]).await;
+    assert_eq!(run.code, 1);
+    assert!(run.stderr.contains("not in sync with it: fw2 is dead, replication is down"), "{}", run.stderr);
+    let run = FakeDaemon::start(status(), 0).ctl(&["switchover", "--wait"]).await;
+    assert_eq!((run.code, run.stderr.as_str()), (1, "fwhactl: group gateway went on from fw2 to fw1\n"));
+}
+
+#[tokio::test]
+async fn a_role_is_explained_in_sentences_or_as_an_object_a_line() {
+    let daemon = FakeDaemon::start(status(), 0);
+    let expected = "\
+gateway: fw1 is active (nobody was active)
+  if it is lost, fw2 takes over
+  NODE  PRIORITY  STANDING
+  fw1   200       active: this node
+  fw2   90        could be active?[2J
+";
+    assert_eq!(daemon.ctl(&["explain", "role"]).await.stdout, expected);
+    let run = daemon.ctl(&["-o", "json", "explain", "role"]).await;
+    assert_eq!(serde_json::from_str::<RoleExplanation>(&run.stdout).unwrap(), explanation());
+}
+
+#[tokio::test]
+async fn standby_says_who_has_the_groups_and_every_verb_warns_of_it() {
+    let daemon = FakeDaemon::start(status(), 0);
+    let run = daemon.ctl(&["standby", "on"]).await;
+    assert_eq!(run.stdout, "gateway moved to fw2 in 1.2 ms\nfw1 is on standby\n");
+    let run = daemon.ctl(&["standby", "on", "--force"]).await;
+    assert_eq!(run.stdout, "gateway is with no node now in 1.2 ms\nfw1 is on standby\n");
+    let run = daemon.ctl(&["standby", "off"]).await;
+    assert_eq!((run.stdout.as_str(), run.stderr.as_str()), ("fw1 takes part again\n", ""));
+    assert_eq!(daemon.ctl(&["standby"]).await.code, 2);
+
+    let daemon = FakeDaemon::start(Status { standby: true, ..status() }, 0);
+    for verb in [
+        &["status"][..],
+        &["flows"],
+        &["flows", "count"],
+        &["stats"],
+        &["events"],
+        &["switchover"],
+        &["bulk"],
+    ] {
+        let run = daemon.ctl(verb).await;
+        assert!(run.stderr.starts_with("fwhactl: warning: fw1 is on standby\n"), "{verb:?}: {}", run.stderr);
+    }
+    let run = daemon.ctl(&["-o", "json", "status"]).await;
+    assert!(serde_json::from_str::<Status>(&run.stdout).unwrap().standby, "{}", run.stdout);
+}
+
+#[tokio::test]
 async fn without_a_daemon_one_line_says_so() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("fwha.sock");
@@ -660,6 +759,7 @@ async fn without_a_daemon_one_line_says_so() {
         &["events", "--follow"],
         &["capture", "--drops"],
         &["switchover"],
+        &["standby", "on"],
     ] {
         let run = fwhactl(&socket, verb).await;
         assert_eq!((run.code, run.stdout.as_str()), (1, ""), "{verb:?}");

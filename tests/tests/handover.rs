@@ -1,5 +1,7 @@
 //! Planned moves: the peer is Active before the old one lets go, and a node that leaves leaves nothing behind.
 
+use std::process::Output;
+
 use anyhow::{Result, ensure};
 use fwha::sys::bpf::{AttachType, tcx_links};
 use fwha_tests::lab::{INET_VIP, LAN_VIP, Lab, LabOptions, LineProcess, Node};
@@ -33,6 +35,11 @@ fn remains(lab: &Lab, node: Node) -> Result<Vec<String>> {
     let socket = lab.dir().join(node.name()).join("fwha.sock");
     found.extend(socket.exists().then(|| socket.display().to_string()));
     Ok(found)
+}
+
+/// What `fwhactl` says on standard error.
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 /// When an event said that this node's role became `to`.
@@ -100,6 +107,11 @@ fn a_switchover_moves_the_group_and_back_and_tells_its_steps() {
         println!("two switchovers: outage {:.1} ms, {} probes lost", report.outage_ms, report.lost);
         assert!(report.outage_ms < SMALL_OUTAGE_MS, "{report:?}");
 
+        let explained = pair.node(first).ctl(&["explain", "role"])?;
+        let because = explained["because"].to_string();
+        assert!(because.contains(&format!("if it is lost, {} takes over", first.peer())), "{explained}");
+        assert!(because.contains("an operator moved the group here"), "{explained}");
+
         // Only the Active can give away what it has, and only to somebody that exists.
         let backup = pair.node(first.peer());
         let refused = backup.ctl_output(&["switchover"])?;
@@ -112,6 +124,67 @@ fn a_switchover_moves_the_group_and_back_and_tells_its_steps() {
         let refused = pair.node(first).ctl_output(&["switchover", "--to", "fw9"])?;
         let said = String::from_utf8_lossy(&refused.stderr).into_owned();
         assert!(said.contains("there is no node \"fw9\": known are fw1, fw2"), "{said}");
+        Ok(())
+    });
+}
+
+#[test]
+fn standby_hands_over_and_holds_over_restarts_until_it_is_taken_back() {
+    with_pair(LabOptions::default(), |lab, pair| {
+        let idle = pair.settle(lab)?;
+        let taker = idle.peer();
+        let mut probe = Probe::start(lab)?;
+
+        let reply = pair.node(idle).ctl(&["standby", "on"])?;
+
+        assert_eq!(
+            (reply["on"].as_bool(), reply["moved"][0]["to"].as_str()),
+            (Some(true), Some(taker.name()))
+        );
+        probe.wait_for_more_answers()?;
+        let report = probe.end()?;
+        println!(
+            "standby: {} ms, outage {:.1} ms, {} probes lost",
+            reply["took_ms"], report.outage_ms, report.lost
+        );
+        assert!(report.outage_ms < SMALL_OUTAGE_MS, "{report:?}");
+        let warned = |status: &Value| {
+            let warnings = status["warnings"].as_array().cloned().unwrap_or_default();
+            let text = format!("{idle} is on standby");
+            warnings.iter().any(|w| w.as_str().is_some_and(|w| w.starts_with(&text)))
+        };
+        pair.wait_for_status(lab, taker, "the peer to say so", warned)?;
+
+        // The other one has to stay, and says why.
+        let refused = pair.node(taker).ctl_output(&["standby", "on"])?;
+        assert_eq!(refused.status.code(), Some(1), "{}", said(&refused));
+        assert!(said(&refused).contains(&format!("({idle} is standby)")), "{}", said(&refused));
+        let refused = pair.node(taker).ctl_output(&["switchover"])?;
+        assert!(said(&refused).contains("no other node can take the group"), "{}", said(&refused));
+
+        // Neither a crash nor a clean end is the operator's word.
+        pair.node_mut(idle).kill()?;
+        pair.restart(lab, idle)?;
+        let stands_by = |status: &Value| status["standby"] == true && role(status) == Some("standby");
+        pair.wait_for_status(lab, idle, "standby after a crash", stands_by)?;
+        pair.node_mut(idle).term(PATIENCE)?;
+        pair.restart(lab, idle)?;
+        pair.wait_for_status(lab, idle, "standby after a clean end", |s| stands_by(s) && warned(s))?;
+        for verb in ["status", "stats", "events"] {
+            let output = pair.node(idle).ctl_output(&[verb])?;
+            assert!(
+                said(&output).contains(&format!("warning: {idle} is on standby")),
+                "{verb}: {}",
+                said(&output)
+            );
+            assert_eq!(said(&output).lines().count(), 1, "{verb}: {}", said(&output));
+        }
+
+        pair.node(idle).ctl(&["standby", "off"])?;
+        assert_eq!(said(&pair.node(idle).ctl_output(&["stats"])?), "");
+        assert_eq!(pair.settle(lab)?, taker, "it takes part again, and nothing moves for that");
+        let reply = pair.node(taker).ctl(&["switchover", "--wait"])?;
+        assert_eq!(reply["to"].as_str(), Some(idle.name()));
         Ok(())
     });
 }

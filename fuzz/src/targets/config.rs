@@ -53,6 +53,7 @@ fn election_config(config: &Config, node: u8) -> election::Config {
         name: group.name.clone(),
         members: group.nodes.clone(),
         preempt: group.preempt,
+        preempt_delay: group.preempt_delay,
         advert_interval_cs: (group.advert_interval.as_millis() / 10) as u16,
         checksum: Checksum::default(),
         instances: group.vips.iter().map(instance).collect(),

@@ -98,6 +98,7 @@ fn config(input: &mut Input<'_>) -> Config {
                 vec![(3, 200), (2, 150), (1, 150)]
             },
             preempt: kind & 4 != 0,
+            preempt_delay: Duration::from_millis(if kind & 8 != 0 { 50 } else { 0 }),
             advert_interval_cs: 10,
             checksum: Checksum::default(),
             instances: (1..).zip(addresses).map(instance).collect(),
@@ -222,7 +223,7 @@ impl World {
                 let _ = self.election.switchover(now, input.u8() % 3, to);
             }
             12 => {
-                let _ = self.election.standby(now, input.bool());
+                let _ = self.election.standby(now, input.bool(), input.bool());
             }
             13 if input.u8() == 0xff => self.election.shutdown(now),
             14 => {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::Election;
 use super::config::GroupId;
 use super::decide::PLANNED;
-use super::group::{Handover, Split};
+use super::group::{Handover, Refusal, Split};
 use super::output::{Event, Output};
 use crate::NodeId;
 use crate::heartbeat::{Cause, Role};
@@ -135,6 +135,20 @@ impl Election {
         let deadline = deadline.unwrap_or(self.clock + self.config.handover_timeout);
         self.groups[g].handover = Some(Handover { to, deadline, moved });
         self.beat_due = true;
+    }
+
+    /// Takes an offer back that was not taken.
+    pub(super) fn withdraw(&mut self, g: usize) {
+        let Some(Handover { to, .. }) = self.groups[g].handover.take() else { return };
+        let reason = if self.is_candidate(g, to) {
+            "did not take it in time".into()
+        } else {
+            format!("cannot take it any more: it is {}", self.state_text(g, to))
+        };
+        let group = &mut self.groups[g];
+        group.refusal = Some(Refusal { at: self.clock, by: to, reason: reason.clone() });
+        let group = group.config.group;
+        self.event(Event::HandoverFailed { group, to, reason });
     }
 
     /// Announces the group's addresses now and a few times more.

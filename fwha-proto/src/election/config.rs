@@ -66,6 +66,8 @@ pub struct GroupConfig {
     pub members: Vec<(NodeId, u8)>,
     /// Whether a preferred node takes the group from a working one.
     pub preempt: bool,
+    /// For how long without a break it must have been ready to.
+    pub preempt_delay: Duration,
     /// Between advertisements, centiseconds, 1 to 4095.
     pub advert_interval_cs: u16,
     /// What the checksum of IPv4 advertisements covers.

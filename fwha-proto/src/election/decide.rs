@@ -8,7 +8,6 @@ use std::cmp::Reverse;
 
 use super::Election;
 use super::config::GroupId;
-use super::output::Event;
 use super::peer::Peer;
 use crate::NodeId;
 use crate::heartbeat::{Cause, GroupRecord, NodeState, PeerState, Role};
@@ -35,7 +34,7 @@ enum Judgement {
 
 /// What a member other than this node means for a group.
 #[derive(Clone, Copy)]
-enum Standing<'a> {
+pub(super) enum Standing<'a> {
     /// It is Active, and says so.
     Active(&'a GroupRecord),
     /// It could be.
@@ -48,7 +47,7 @@ enum Standing<'a> {
     Unheard(Option<Time>),
 }
 
-fn standing(peer: &Peer, group: GroupId, now: Time) -> Standing<'_> {
+pub(super) fn standing(peer: &Peer, group: GroupId, now: Time) -> Standing<'_> {
     let record = peer.group(group);
     let was_active = record.is_some_and(|r| r.role == Role::Active);
     match peer.state() {
@@ -93,12 +92,7 @@ impl Election {
                     Judgement::Take(cause) => self.take(g, cause),
                     Judgement::Be(role, cause) => self.be(g, role, cause),
                     Judgement::Offer(to) => self.offer(g, to, false),
-                    Judgement::Withdraw => {
-                        if let Some(handover) = self.groups[g].handover.take() {
-                            let group = self.groups[g].config.group;
-                            self.event(Event::HandoverFailed { group, to: handover.to });
-                        }
-                    }
+                    Judgement::Withdraw => self.withdraw(g),
                 }
             }
         }
@@ -113,7 +107,8 @@ impl Election {
             (role, Some((wanted, _))) if role == wanted => Judgement::Stay,
             (_, Some((wanted, cause))) => Judgement::Be(wanted, cause),
             (Role::Init, None) => Judgement::Be(Role::Backup, Cause::Started),
-            (Role::Fault | Role::Standby, None) => Judgement::Be(Role::Backup, Cause::Recovered),
+            (Role::Fault, None) => Judgement::Be(Role::Backup, Cause::Recovered),
+            (Role::Standby, None) => Judgement::Be(Role::Backup, Cause::StandbyEnded),
             (Role::Backup, None) => self.judge_backup(g),
         }
     }
@@ -181,7 +176,9 @@ impl Election {
             }
             let in_sync = self.peer(node).is_some_and(|p| p.in_sync);
             let since = *self.groups[g].preempt_since.get_or_insert(now);
-            if in_sync || now >= since + preempt_wait {
+            let delay = self.groups[g].config.preempt_delay;
+            let ready = in_sync || now >= since + preempt_wait;
+            if ready && now >= since + delay {
                 return Judgement::Take(Cause::Preempted);
             }
             return Judgement::Stay;

@@ -20,6 +20,17 @@ pub(super) struct Handover {
     pub moved: bool,
 }
 
+/// An offer that was not taken.
+#[derive(Clone, Debug)]
+pub struct Refusal {
+    /// When it was withdrawn.
+    pub at: Time,
+    /// Whom the group was offered to.
+    pub by: NodeId,
+    /// Why, with that node as the subject.
+    pub reason: String,
+}
+
 /// Two nodes are Active; this one stays.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Split {
@@ -44,6 +55,8 @@ pub(super) struct Group {
     /// When to announce the addresses again, soonest first.
     pub announce: Vec<Time>,
     pub handover: Option<Handover>,
+    /// The last offer that was not taken.
+    pub refusal: Option<Refusal>,
     pub split: Option<Split>,
     /// An operator moved the group here.
     pub moved: bool,
@@ -81,6 +94,7 @@ impl Group {
             lease_until: Time::ZERO,
             announce: Vec::new(),
             handover: None,
+            refusal: None,
             split: None,
             moved: false,
             warm: false,

@@ -27,12 +27,13 @@
 //! | `group`, `decide`, `act` | one group, the policy, and how it is carried out |
 //! | `adverts` | VRRP: what is sent, what is heard, what it counts for |
 //! | [`output`] | outputs, events, errors, counters |
-//! | [`status`] | a snapshot for people |
+//! | [`status`], [`explain`] | a snapshot for people; why it is so |
 
 mod act;
 mod adverts;
 pub mod config;
 mod decide;
+pub mod explain;
 mod group;
 pub mod output;
 mod peer;
@@ -50,8 +51,8 @@ use std::time::Duration;
 use fwha_common::probe::Probe;
 
 pub use self::config::{Config, ConfigError, GroupConfig, GroupId, Instance, NodeConfig, Start};
-pub use self::group::FAST_ADVERT_CS;
 use self::group::Group;
+pub use self::group::{FAST_ADVERT_CS, Refusal};
 pub use self::output::{CommandError, Counters, Event, Output};
 use self::peer::Peer;
 pub use self::peer::{HELLO_INTERVAL, Link, RENEW_INTERVAL};
@@ -287,17 +288,35 @@ impl Election {
     }
 
     /// Puts this node on standby, or back. Its groups are handed over first; one that nobody can
-    /// take is given up.
+    /// take is given up, and only if `force` says so.
     ///
     /// # Errors
-    /// [`CommandError::Leaving`].
-    pub fn standby(&mut self, now: Time, on: bool) -> Result<(), CommandError> {
+    /// [`CommandError::Leaving`], [`CommandError::LastEligible`].
+    pub fn standby(&mut self, now: Time, on: bool, force: bool) -> Result<(), CommandError> {
         self.advance(now);
-        if self.node == NodeState::Leaving {
-            return Err(CommandError::Leaving);
+        match self.node {
+            NodeState::Leaving => return Err(CommandError::Leaving),
+            NodeState::Running if on && !force => self.check_dispensable()?,
+            NodeState::Running | NodeState::Standby => {}
         }
         self.node = if on { NodeState::Standby } else { NodeState::Running };
         self.judge_due = true;
+        Ok(())
+    }
+
+    /// Whether another node has, or could have, each group that this one could have.
+    fn check_dispensable(&self) -> Result<(), CommandError> {
+        for (g, group) in self.groups.iter().enumerate() {
+            let eligible = group.place.is_some() && group.faults.is_empty();
+            if eligible && self.actives(g).next().is_none() && self.candidates(g).next().is_none() {
+                let others = group
+                    .others()
+                    .map(|node| format!("{} is {}", self.config.node_name(node), self.state_text(g, node)));
+                let others = others.collect::<Vec<_>>().join(", ");
+                let others = if others.is_empty() { "there is none".into() } else { others };
+                return Err(CommandError::LastEligible { group: group.config.name.clone(), others });
+            }
+        }
         Ok(())
     }
 

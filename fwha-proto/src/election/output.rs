@@ -163,6 +163,8 @@ pub enum Event {
         group: GroupId,
         /// Whom it was offered to.
         to: NodeId,
+        /// Why, with that node as the subject.
+        reason: String,
     },
     /// A peer runs with another cluster file.
     ConfigDiffers {
@@ -210,6 +212,14 @@ pub enum CommandError {
         node: String,
         /// What keeps it.
         state: String,
+    },
+    /// Without this node nobody can have a group.
+    #[error("no other node can have group {group} now ({others}): it would be down")]
+    LastEligible {
+        /// The group's name.
+        group: String,
+        /// The other members and what keeps them.
+        others: String,
     },
     /// The node is shutting down.
     #[error("this node is shutting down")]

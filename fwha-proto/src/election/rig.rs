@@ -171,6 +171,7 @@ pub fn group(id: GroupId, members: Vec<(NodeId, u8)>) -> GroupConfig {
         name: format!("g{id}"),
         members,
         preempt: false,
+        preempt_delay: Duration::ZERO,
         advert_interval_cs: 100,
         checksum: Checksum::Message,
         instances: vec![instance(1), instance(2)],
@@ -273,7 +274,13 @@ impl Rig {
             }
         }
         m.highest = config.groups.iter().map(|g| (g.group, g.start.term)).collect();
-        m.election = Some(Election::new(now, config).expect("a good config"));
+        let election = Election::new(now, config).expect("a good config");
+        // What is not resumed is given up, as the daemon does at its start.
+        for group in election.status(now).groups.iter().filter(|g| g.role != Role::Active) {
+            m.owned.remove(&group.group);
+            m.vips.remove(&group.group);
+        }
+        m.election = Some(election);
         self.drain(n);
         self.report_sync();
     }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::Election;
 use super::config::GroupId;
+use super::group::Refusal;
 use super::output::Counters;
 use super::peer::Link;
 use crate::NodeId;
@@ -66,6 +67,8 @@ pub struct GroupStatus {
     pub moved: bool,
     /// Whom the group is being handed to.
     pub handover: Option<NodeId>,
+    /// The last offer of the group that was not taken.
+    pub refusal: Option<Refusal>,
     /// By virtual router, in the order of the config: whether the Active's advertisements arrive.
     /// All false on the Active.
     pub hears: Vec<bool>,
@@ -144,6 +147,7 @@ impl Election {
             warm: group.warm,
             moved: group.moved,
             handover: group.handover.map(|h| h.to),
+            refusal: group.refusal.clone(),
             hears: group.machines.iter().map(|m| m.hears(now)).collect(),
         }
     }

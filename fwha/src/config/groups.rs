@@ -32,6 +32,8 @@ pub struct Group {
     pub nodes: Vec<(NodeId, u8)>,
     /// Whether a more preferred node takes the group back when it returns.
     pub preempt: bool,
+    /// For how long it must have been ready to, up to an hour.
+    pub preempt_delay: Duration,
     /// Time between two VRRP adverts, whole centiseconds, 10 ms to 40.95 s.
     pub advert_interval: Duration,
     /// Its VIPs.
@@ -91,6 +93,7 @@ pub(super) fn read<'a>(
         let name = names.read(&mut section, mistakes);
         let members = read_members(&mut section, nodes, mistakes);
         let preempt = section.boolean("preempt", mistakes).unwrap_or(false);
+        let preempt_delay = read_preempt_delay(&mut section, preempt, mistakes);
         let advert_interval = read_advert_interval(&mut section, mistakes);
         let mut vips = Vec::new();
         if let Some(items) = section.list("vips", mistakes) {
@@ -104,7 +107,15 @@ pub(super) fn read<'a>(
             }
         }
         section.finish(mistakes);
-        groups.push(Group { id: index as GroupId, name, nodes: members, preempt, advert_interval, vips });
+        groups.push(Group {
+            id: index as GroupId,
+            name,
+            nodes: members,
+            preempt,
+            preempt_delay,
+            advert_interval,
+            vips,
+        });
     }
     groups
 }
@@ -186,6 +197,17 @@ fn read_priorities(
         }
     }
     members.sort_by_key(|&(_, priority)| std::cmp::Reverse(priority));
+}
+
+fn read_preempt_delay(section: &mut Section<'_>, preempt: bool, mistakes: &mut Mistakes) -> Duration {
+    let range = Duration::ZERO..=Duration::from_secs(3600);
+    let Some(delay) = section.duration("preempt-delay", range, mistakes) else { return Duration::ZERO };
+    if !preempt {
+        mistakes
+            .add(delay.span(), "preempt-delay without preempt means nothing")
+            .remedy("say preempt = true, or leave it out");
+    }
+    delay.into_inner()
 }
 
 fn read_advert_interval(section: &mut Section<'_>, mistakes: &mut Mistakes) -> Duration {

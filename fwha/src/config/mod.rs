@@ -11,11 +11,12 @@
 //! | `value` | durations, names, addresses |
 //! | [`vlan`] | VLANs in names of interfaces |
 //! | `cluster` | `[cluster]`, `[sync]`, `[replication]` |
-//! | `nodes`, `zones`, `groups`, `rules`, `timeouts`, `limits`, `metrics` | a section each: its type, reading and checks |
+//! | `nodes`, `zones`, `groups`, `rules`, `timeouts`, `limits`, `metrics`, `hooks` | a section each: its type, reading and checks |
 //! | `key` | the cluster key's file |
 
 mod cluster;
 mod groups;
+mod hooks;
 pub mod key;
 mod limits;
 mod metrics;
@@ -26,7 +27,7 @@ mod rules;
 mod section;
 mod source;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod timeouts;
 mod value;
 pub mod vlan;
@@ -50,6 +51,7 @@ use toml::de::DeTable;
 pub use self::{
     cluster::{Cluster, Mode, Sync},
     groups::{Group, Vip},
+    hooks::Hook,
     key::KeyError,
     metrics::Metrics,
     nodes::{Node, NodeError, SyncLink},
@@ -98,7 +100,9 @@ pub struct Config {
     pub groups: Vec<Group>,
     /// Every `[[rule]]`, in the order of the file.
     pub rules: Vec<Rule>,
-    /// Hash of all of the above but the key and `[metrics]`: the first 8 bytes of a SHA-256 over the resolved config, so
+    /// Every `[[hook]]`, in the order of the file.
+    pub hooks: Vec<Hook>,
+    /// Hash of all of the above but the key, `[metrics]` and hooks: the first 8 bytes of a SHA-256 over the resolved config, so
     /// comments, spacing, and defaults written out or left out make no difference. Peers compare it.
     pub hash: u64,
     /// Same, of what decides about packets: zones by name and rules.
@@ -171,6 +175,7 @@ impl Config {
         let zones = zones::read(&mut root, &nodes, &mut interfaces, &mut mistakes);
         let groups = groups::read(&mut root, &nodes, &zones, &mut mistakes);
         let rules = rules::read(&mut root, &zones, &mut mistakes);
+        let hooks = hooks::read(&mut root, &groups, &mut mistakes);
         let timeouts = timeouts::read(&mut root, &mut mistakes);
         let limits = limits::read(&mut root, &mut mistakes);
         let metrics = metrics::read(&mut root, &mut mistakes);
@@ -195,6 +200,7 @@ impl Config {
             zones: zones.list,
             groups,
             rules,
+            hooks,
             hash: 0,
             rules_hash: 0,
             warnings: Vec::new(),

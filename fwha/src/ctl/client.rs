@@ -1,8 +1,9 @@
 //! HTTP/1.1 on the control socket.
 
 use std::{
-    io,
+    io::{self, Write},
     path::{Path, PathBuf},
+    sync::Once,
     time::Duration,
 };
 
@@ -17,7 +18,8 @@ use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, time::timeout};
 
-use crate::api::ApiError;
+use super::term;
+use crate::api::{ApiError, WARNING_HEADER};
 
 /// A daemon that has not begun to answer after this hangs.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -53,11 +55,12 @@ impl ConnectError {
 /// A client of one daemon. Each request has a connection of its own.
 pub(super) struct Client {
     socket: PathBuf,
+    warned: Once,
 }
 
 impl Client {
     pub(super) const fn new(socket: PathBuf) -> Self {
-        Self { socket }
+        Self { socket, warned: Once::new() }
     }
 
     /// Asks for one object.
@@ -112,6 +115,12 @@ impl Client {
             .await
             .with_context(|| self.silent())?
             .with_context(|| self.broken())?;
+        if let Some(warning) = response.headers().get(WARNING_HEADER).and_then(|w| w.to_str().ok()) {
+            self.warned.call_once(|| {
+                // Nobody reads it, then.
+                let _ = writeln!(io::stderr(), "fwhactl: warning: {}", term::plain(warning));
+            });
+        }
         let status = response.status();
         if status.is_success() {
             return Ok(response);

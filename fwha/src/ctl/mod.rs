@@ -4,14 +4,16 @@
 //! |---|---|
 //! | `client` | HTTP on the control socket |
 //! | `term` | colours, aligned columns, durations and times for people |
-//! | `status`, `flows`, `diff` (of flows), `stats`, `events`, `capture`, `transfer`, `switchover`, `keygen` | the verbs |
+//! | `status`, `flows`, `diff` (of flows), `stats`, `events`, `capture`, `transfer`, `switchover`, `standby`, `explain`, `keygen` | the verbs |
 
 mod capture;
 mod client;
 mod diff;
 mod events;
+mod explain;
 mod flows;
 mod keygen;
+mod standby;
 mod stats;
 mod status;
 mod switchover;
@@ -59,6 +61,8 @@ async fn dispatch(args: Fwhactl) -> anyhow::Result<ExitCode> {
         CtlVerb::Bulk(args) => return transfer::run(&ctl, path::BULK, args).await,
         CtlVerb::Resync(args) => return transfer::run(&ctl, path::RESYNC, args).await,
         CtlVerb::Switchover(args) => switchover::run(&ctl, args).await?,
+        CtlVerb::Explain(args) => explain::run(&ctl, &args).await?,
+        CtlVerb::Standby(args) => standby::run(&ctl, &args).await?,
         CtlVerb::Keygen(args) => keygen::run(&args)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -15,8 +15,11 @@ use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
 use fwha_common::group::Group;
 use fwha_proto::NodeId;
-use fwha_proto::election::{CommandError, Election, Event, GroupId, Output, status::Status};
+use fwha_proto::election::{
+    CommandError, Election, Event, GroupId, Output, explain::Explanation, status::Status,
+};
 use fwha_proto::heartbeat::{Interface, Role, Via};
+use fwha_proto::hook::Change;
 use fwha_proto::seal::KeyRing;
 use fwha_proto::time::Time;
 use fwha_proto::vrrp::packet::Envelope;
@@ -60,6 +63,17 @@ pub enum Command {
         /// Where the answer goes.
         reply: oneshot::Sender<Result<NodeId, CommandError>>,
     },
+    /// Stand by, or take part again.
+    Standby {
+        /// Which.
+        on: bool,
+        /// Also if no other node can have a group of this one.
+        force: bool,
+        /// Where the answer goes.
+        reply: oneshot::Sender<Result<(), CommandError>>,
+    },
+    /// Explain this node's roles.
+    Explain(oneshot::Sender<Vec<Explanation>>),
     /// Hold these cluster keys from now on.
     Keys(KeyRing),
     /// An interface changed.
@@ -333,6 +347,12 @@ impl Thread {
                     // Nobody waiting for the answer any more changes nothing.
                     let _ = reply.send(self.election.switchover(now, group, to));
                 }
+                Command::Explain(reply) => {
+                    let _ = reply.send(self.election.explain(now));
+                }
+                Command::Standby { on, force, reply } => {
+                    let _ = reply.send(self.election.standby(now, on, force));
+                }
                 Command::Interface(via, interface) => {
                     if let Via::Zone(zone) = via {
                         self.sockets.sources.insert(zone, interface.address);
@@ -417,7 +437,14 @@ impl Thread {
             }
             Output::RemoveVips { group } => self.tell_vips(vips::Command::Remove { group }),
             Output::Announce { group } => self.tell_vips(vips::Command::Announce { group }),
-            Output::Event(event) => self.record(decided, &event),
+            Output::Event(event) => {
+                if let Event::Role { group, from, to, term, cause, reason } = &event {
+                    let (group, from, to, term, cause) = (*group, *from, *to, *term, *cause);
+                    let change = Change { group, from, to, term, cause, reason: reason.clone() };
+                    self.tell_vips(vips::Command::Role(change));
+                }
+                self.record(decided, &event);
+            }
             Output::ShutdownComplete => return true,
         }
         false
@@ -504,8 +531,8 @@ impl Thread {
                     names.zone(*zone)
                 ),
             ),
-            Event::HandoverFailed { group, to } => {
-                ("handover-failed", Some(*group), format!("{} did not take it in time", names.node(*to)))
+            Event::HandoverFailed { group, to, reason } => {
+                ("handover-failed", Some(*group), format!("{} {reason}", names.node(*to)))
             }
             Event::ConfigDiffers { peer, theirs } => (
                 "config-differs",

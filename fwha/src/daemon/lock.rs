@@ -77,10 +77,18 @@ impl RunDir {
         Ok(listener)
     }
 
-    /// Removes what this node keeps here; the lock file stays, as removing it would let two daemons
+    /// The directory of a daemon that is gone, if it is there at all.
+    ///
+    /// # Errors
+    /// As [`Self::take`].
+    pub fn take_existing(path: &Path) -> Result<Option<Self>> {
+        if path.is_dir() { Self::take(path).map(Some) } else { Ok(None) }
+    }
+
+    /// Removes what this node keeps here, and says whether there was something; the lock file stays, as removing it would let two daemons
     /// lock two files of one name.
-    pub fn clean(&self) {
-        let _ = fs::remove_file(self.path.join(SOCKET));
+    pub fn clean(&self) -> bool {
+        fs::remove_file(self.path.join(SOCKET)).is_ok()
     }
 }
 

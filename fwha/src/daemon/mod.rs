@@ -19,10 +19,12 @@
 //! | [`replication`] | replication thread |
 //! | [`table`] | flows of peers on their way into the kernel |
 //! | [`vips`] | addresses and gratuitous ARP |
+//! | [`hooks`] | programs that are run when a role changes |
 //! | [`sweeper`] | expired flows, lost events |
 //! | [`network`] | routes, carriers, addresses, interfaces as they change |
 //! | [`ports`] | this node's interfaces and the sockets on them |
-//! | [`server`], `flows`, `transfer`, `warnings` | control API |
+//! | [`state`] | what survives a reboot |
+//! | [`server`], `flows`, `moves`, `transfer`, `warnings` | control API |
 //! | `metrics` | the same for Prometheus |
 //! | [`events`] | event log |
 //! | `capture` | captures of dropped packets |
@@ -34,16 +36,19 @@ mod capture;
 pub mod election;
 pub mod events;
 mod flows;
+pub mod hooks;
 pub mod limit;
 pub mod lock;
 pub mod log;
 pub mod mailbox;
 mod metrics;
+mod moves;
 pub mod names;
 pub mod network;
 pub mod ports;
 pub mod replication;
 pub mod server;
+pub mod state;
 pub mod sweeper;
 pub mod table;
 mod transfer;
@@ -74,8 +79,10 @@ use fwha_proto::vrrp::packet::Checksum;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
 
 use self::events::EventLog;
+use self::hooks::Hooks;
 use self::lock::RunDir;
 use self::log::Log;
 use self::mailbox::Mailbox;
@@ -83,6 +90,7 @@ use self::names::Names;
 use self::network::Network;
 use self::ports::Port;
 use self::replication::OwnedGroups;
+use self::state::State;
 use crate::config::{self, Config, GroupId, Node};
 use crate::dataplane::{self, Dataplane, Maps, ZoneInterface};
 use crate::netlink::{Link, Monitor};
@@ -97,6 +105,8 @@ const HANDOVER_TIMEOUT: Duration = Duration::from_millis(500);
 const PREEMPT_WAIT: Duration = Duration::from_secs(10);
 /// How long a clean end may take before the node goes all the same.
 const SHUTDOWN_WAIT: Duration = Duration::from_secs(3);
+/// How long hooks may take at a clean end for what they were told last.
+const HOOKS_WAIT: Duration = Duration::from_secs(5);
 /// What the names of worker threads begin with.
 const WORKER: &str = "fwha-";
 
@@ -109,6 +119,8 @@ pub struct RunOptions {
     pub node: Option<String>,
     /// Where the control socket is made.
     pub run_dir: PathBuf,
+    /// Where the node keeps what must survive a reboot, see [`state`].
+    pub state_dir: PathBuf,
 }
 
 /// Runs the node that `options` name until it is told to stop (SIGTERM or SIGINT), and then leaves
@@ -131,13 +143,14 @@ fn run_as(options: RunOptions) -> Result<()> {
     let hostname = nix::unistd::gethostname().context("cannot read the host's name")?;
     let node = config.node_for(options.node.as_deref(), &hostname.to_string_lossy())?.clone();
     let run_dir = RunDir::take(&options.run_dir)?;
+    let state = State::of(&options.state_dir, &config.cluster.name, &node.name);
     abort_with_workers();
     for denied in sched::raise_limits() {
         // Kernels since 5.11 do not hold maps against these limits.
         tracing::debug!("{denied}");
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let ended = runtime.block_on(run_node(&config, &node, &run_dir));
+    let ended = runtime.block_on(run_node(&config, &node, &run_dir, state));
     run_dir.clean();
     ended
 }
@@ -167,13 +180,17 @@ fn abort_with_workers() {
     }));
 }
 
-async fn run_node(config: &Arc<Config>, node: &Node, run_dir: &RunDir) -> Result<()> {
+async fn run_node(config: &Arc<Config>, node: &Node, run_dir: &RunDir, state: State) -> Result<()> {
     // From here on a signal is an orderly end.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     // By default this would end the process as a crash does.
     let mut hangup = signal(SignalKind::hangup())?;
     let listener = run_dir.bind_socket()?;
+    let standby = state.standby()?;
+    if standby {
+        tracing::warn!("{} is on standby: {}", node.name, moves::STANDBY_REMEDY);
+    }
     let (mut monitor, links) = Monitor::start().await?;
     config.check_interfaces(node.id, |name| links.iter().any(|l| l.name == name))?;
 
@@ -185,7 +202,8 @@ async fn run_node(config: &Arc<Config>, node: &Node, run_dir: &RunDir) -> Result
         metrics: bind_metrics(config).await,
     };
     let (mut dataplane, flow_events) = Dataplane::open(dataplane_options(config, node, &links))?;
-    let mut running = match Running::start(config, node, found, &dataplane, flow_events, listener) {
+    let kept = Kept { state, standby };
+    let mut running = match Running::start(config, node, found, kept, &dataplane, flow_events, listener) {
         Ok(running) => running,
         Err(error) => {
             if !dataplane.adopted() {
@@ -256,6 +274,7 @@ struct Running {
     vips: mpsc::UnboundedSender<vips::Command>,
     sweeper_stop: std_mpsc::Sender<()>,
     servers: Vec<tokio::task::JoinHandle<()>>,
+    hook_tasks: JoinSet<()>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -279,11 +298,18 @@ async fn bind_metrics(config: &Config) -> Option<Result<TcpListener, String>> {
     }))
 }
 
+/// What an earlier run has left for this one.
+struct Kept {
+    state: State,
+    standby: bool,
+}
+
 impl Running {
     fn start(
         config: &Arc<Config>,
         node: &Node,
         found: Found,
+        kept: Kept,
         dataplane: &Dataplane,
         flow_events: dataplane::Events,
         listener: UnixListener,
@@ -296,8 +322,8 @@ impl Running {
         let maps = dataplane.maps();
         // One group has all buckets; several groups will share them.
         let bucket_group: [GroupId; BUCKETS] = [0; BUCKETS];
-        let machine =
-            Election::new(now, election_config(config, &found.ports, identity, &keys, &maps, now)?)?;
+        let options = election_config(config, &found.ports, identity, &keys, &maps, now)?;
+        let machine = Election::new(now, proto_election::Config { standby: kept.standby, ..options })?;
         let resumed = settle_ownership(config, &maps, &machine, now)?;
         set_up_dataplane(config, &maps, &keys, identity, &bucket_group)?;
         // Counted before the table is first read: what is lost later shows.
@@ -310,6 +336,7 @@ impl Running {
         let (vips_sender, vips_commands) = mpsc::unbounded_channel();
         let mut threads = Vec::new();
 
+        let (hooks, hook_tasks) = Hooks::start(config, clock, &events, &names);
         let vips = vips::Thread {
             groups: ports::group_addresses(config, &found.ports),
             garps: ports::garps(&found.ports)?,
@@ -319,6 +346,7 @@ impl Running {
             clock,
             events: Arc::clone(&events),
             names: Arc::clone(&names),
+            hooks,
         };
 
         let replication_options =
@@ -378,6 +406,7 @@ impl Running {
         let server = server::Server {
             config: Arc::clone(config),
             me: node.id,
+            state: kept.state,
             names,
             rules: config.rules.iter().map(|r| (name_hash(&r.name), r.name.clone())).collect(),
             maps,
@@ -424,6 +453,7 @@ impl Running {
             vips: vips_sender,
             sweeper_stop,
             servers,
+            hook_tasks,
             threads,
         })
     }
@@ -458,6 +488,10 @@ impl Running {
         let _ = self.vips.send(vips::Command::Stop(done));
         if tokio::time::timeout(SHUTDOWN_WAIT, vips_gone).await.is_err() {
             tracing::error!("addresses may have been left on interfaces");
+        }
+        // That thread had the last of what there is to tell.
+        if tokio::time::timeout(HOOKS_WAIT, self.hook_tasks.join_all()).await.is_err() {
+            tracing::error!("a hook did not end in time and was killed");
         }
         self.replication.send(replication::Command::Stop);
         drop(self.sweeper_stop);
@@ -539,6 +573,7 @@ fn election_config(
             name: group.name.clone(),
             members: group.nodes.clone(),
             preempt: group.preempt,
+            preempt_delay: group.preempt_delay,
             advert_interval_cs: (group.advert_interval.as_millis() / 10) as u16,
             checksum: Checksum::default(),
             instances: group

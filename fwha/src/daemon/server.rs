@@ -12,6 +12,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Json, Query, State};
 use axum::http::{StatusCode, header};
+use axum::middleware::map_response_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use futures_util::stream;
@@ -22,12 +23,12 @@ use fwha_common::flow::{Flow, FlowKey, proto};
 use fwha_common::settings::Counter;
 use fwha_proto::NodeId;
 use fwha_proto::election::GroupId;
-use fwha_proto::heartbeat::{PeerState, Role};
+use fwha_proto::heartbeat::{NodeState, PeerState, Role};
 use fwha_proto::replication::SyncState;
 use fwha_proto::seal::OpenError;
 use fwha_proto::time::Time;
 use serde::Serialize;
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc};
 
 use super::capture;
 use super::election;
@@ -35,8 +36,10 @@ use super::events::{self, EventLog};
 use super::flows;
 use super::mailbox::Mailbox;
 use super::metrics;
+use super::moves;
 use super::names::Names;
 use super::replication::{self, PeerSnapshot, Snapshot};
+use super::state::State as Kept;
 use super::sweeper::expiry_ns;
 use super::transfer;
 use crate::api::{self, ApiError, path};
@@ -50,8 +53,6 @@ use crate::sys::clock::KernelClock;
 pub(super) const CHUNK: usize = 1024;
 /// Pieces of an answer that wait for a slow client.
 const PIECES: usize = 4;
-/// How long a switchover may take before the client is told that it did not happen.
-const SWITCHOVER_WAIT: Duration = Duration::from_secs(5);
 
 /// The tables that hold flows.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -70,6 +71,8 @@ pub struct Server {
     pub config: Arc<Config>,
     /// This node.
     pub me: NodeId,
+    /// What survives a reboot.
+    pub state: Kept,
     /// Names for numbers.
     pub names: Arc<Names>,
     /// Names of rules, by their hashes.
@@ -148,7 +151,9 @@ pub fn routes(server: Arc<Server>) -> Router {
         .route(path::FLOWS, get(list_flows))
         .route(path::STATS, get(stats))
         .route(path::EVENTS, get(event_stream))
-        .route(path::SWITCHOVER, post(switchover))
+        .route(path::SWITCHOVER, post(moves::switchover))
+        .route(path::EXPLAIN_ROLE, get(moves::explain_role))
+        .route(path::STANDBY, post(moves::standby))
         .route(path::CAPTURE, get(capture::capture))
         .route(path::FLOWS_DIFF, get(flows::diff))
         .route(path::FLOWS_DELETE, post(flows::delete))
@@ -156,6 +161,7 @@ pub fn routes(server: Arc<Server>) -> Router {
         .route(path::BULK, post(transfer::bulk))
         .route(path::RESYNC, post(transfer::resync))
         .fallback(async || Problem(StatusCode::NOT_FOUND, "there is no such path".into()))
+        .layer(map_response_with_state(Arc::clone(&server), moves::warn))
         .with_state(server)
 }
 
@@ -222,42 +228,6 @@ async fn event_stream(
     Ok(ndjson(Body::from_stream(rest)))
 }
 
-async fn switchover(
-    State(server): Shared,
-    request: Result<Json<api::SwitchoverRequest>, JsonRejection>,
-) -> Result<Json<api::SwitchoverReply>, Problem> {
-    let Json(request) = request?;
-    let group = server.group_named(request.group.as_deref())?;
-    let to = request.to.as_deref().map(|name| server.node_named(name)).transpose()?;
-    let began = tokio::time::Instant::now();
-    let (reply, answer) = oneshot::channel();
-    server.election.send(election::Command::Switchover { group, to, reply });
-    let gone = |_| Problem(StatusCode::SERVICE_UNAVAILABLE, "the daemon is shutting down".into());
-    let Ok(answer) = tokio::time::timeout(SWITCHOVER_WAIT, answer).await else {
-        return Err(Problem(StatusCode::SERVICE_UNAVAILABLE, "the election does not answer".into()));
-    };
-    let to = answer.map_err(gone)?.map_err(|e| Problem(StatusCode::CONFLICT, e.to_string()))?;
-    let mut poll = tokio::time::interval(Duration::from_millis(5));
-    while began.elapsed() < SWITCHOVER_WAIT {
-        poll.tick().await;
-        let election = server.election_status.load();
-        let Some(group) = election.status.groups.iter().find(|g| g.group == group) else { break };
-        if group.role != Role::Active && group.active.contains(&to) {
-            return Ok(Json(api::SwitchoverReply {
-                group: server.names.group(group.group).to_owned(),
-                from: server.names.me().to_owned(),
-                to: server.names.node(to).to_owned(),
-                took_ms: began.elapsed().as_secs_f64() * 1e3,
-            }));
-        }
-        if group.role == Role::Active && group.handover.is_none() && began.elapsed() > SWITCHOVER_WAIT / 10 {
-            break;
-        }
-    }
-    let to = server.names.node(to);
-    Err(Problem(StatusCode::CONFLICT, format!("{to} did not take the group: see `fwhactl events`")))
-}
-
 pub(super) fn ndjson(body: Body) -> Response {
     ([(header::CONTENT_TYPE, api::NDJSON)], body).into_response()
 }
@@ -277,7 +247,7 @@ impl Server {
         self.now().since(at).as_millis() as u64
     }
 
-    fn node_named(&self, name: &str) -> Result<NodeId, Problem> {
+    pub(super) fn node_named(&self, name: &str) -> Result<NodeId, Problem> {
         self.config.node_named(name).map(|n| n.id).ok_or_else(|| {
             let known: Vec<&str> = self.config.nodes.iter().map(|n| n.name.as_str()).collect();
             let known = known.join(", ");
@@ -298,7 +268,7 @@ impl Server {
         Ok(node)
     }
 
-    fn group_named(&self, name: Option<&str>) -> Result<GroupId, Problem> {
+    pub(super) fn group_named(&self, name: Option<&str>) -> Result<GroupId, Problem> {
         let groups = &self.config.groups;
         let known = || groups.iter().map(|g| g.name.as_str()).collect::<Vec<_>>().join(", ");
         match name {
@@ -350,8 +320,11 @@ impl Server {
         let mut peers = Vec::new();
         for peer in &election.peers {
             let name = self.names.node(peer.node);
+            let standby = peer.node_state == Some(NodeState::Standby);
             if peer.state != PeerState::Alive {
                 warnings.push(format!("{name} is {}", peer.state));
+            } else if standby {
+                warnings.push(moves::on_standby(name));
             }
             let sync = replication.peers.get(&peer.node);
             let refused = refused(peer.refused, sync.and_then(|s| s.refused));
@@ -379,6 +352,7 @@ impl Server {
                 name: name.to_owned(),
                 state: peer.state.as_str().to_owned(),
                 since_ms: (peer.since != Time::ZERO).then(|| self.ms_since(peer.since)),
+                standby,
                 reason: reasons.join("; "),
                 refused,
                 links: peer.links.iter().map(|l| self.link_status(l, sync)).collect(),
@@ -398,6 +372,7 @@ impl Server {
             config_hash: format!("{:016x}", self.config.hash),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_ms: self.ms_since(self.started),
+            standby: election.node == NodeState::Standby,
             groups,
             peers,
             interfaces: self.attached.load().iter().filter_map(|a| self.interface_status(a)).collect(),

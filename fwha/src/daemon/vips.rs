@@ -12,11 +12,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use fwha_proto::election::GroupId;
+use fwha_proto::heartbeat::Role;
+use fwha_proto::hook::Change;
 use fwha_proto::time::Time;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 
 use super::events::{EventLog, step};
+use super::hooks::Hooks;
 use super::limit::Limit;
 use super::names::Names;
 use crate::api::Step;
@@ -59,6 +62,8 @@ pub enum Command {
         /// The group.
         group: GroupId,
     },
+    /// The role in a group changed: hooks are told once the addresses are where they belong.
+    Role(Change),
     /// An address went, by whomever.
     Check,
     /// An interface has another index or MAC.
@@ -92,6 +97,8 @@ pub struct Thread {
     pub events: Arc<EventLog>,
     /// Names for texts.
     pub names: Arc<Names>,
+    /// Who else wants to know.
+    pub hooks: Hooks,
 }
 
 impl Thread {
@@ -131,6 +138,7 @@ impl Thread {
     async fn run(mut self, addresses: Addresses) {
         let mut here: BTreeSet<GroupId> = std::mem::take(&mut self.keep);
         let mut takeovers: BTreeMap<GroupId, Takeover> = BTreeMap::new();
+        let mut untold: BTreeMap<GroupId, Change> = BTreeMap::new();
         let mut complaints = Limit::default();
         self.remove_strays(&addresses, &here, &mut complaints).await;
         let mut repair = tokio::time::interval(REPAIR_INTERVAL);
@@ -156,8 +164,19 @@ impl Thread {
                         self.tell("vip-error", group, format!("{error}"));
                     }
                 }
+                Some(Command::Role(change)) => {
+                    untold.remove(&change.group);
+                    if change.to == Role::Active {
+                        untold.insert(change.group, change);
+                    } else {
+                        self.hooks.tell(&change);
+                    }
+                }
                 Some(Command::Announce { group }) if here.contains(&group) => {
                     self.announce(group);
+                    if let Some(change) = untold.remove(&group) {
+                        self.hooks.tell(&change);
+                    }
                     if let Some(mut takeover) = takeovers.remove(&group) {
                         takeover.steps.push(self.step("announce", takeover.decided));
                         let text = format!("{} has the addresses", self.names.me());

@@ -5,8 +5,10 @@ use std::time::Duration;
 use fwha_common::drop::DropReason;
 use fwha_common::settings::Counter;
 use fwha_proto::election::status::Stranger;
+use fwha_proto::heartbeat::{NodeState, Role};
 
 use super::election;
+use super::moves;
 use super::replication::Snapshot;
 use super::server::Server;
 use crate::sys::interface::takes_tags_off;
@@ -27,6 +29,21 @@ impl Server {
                 let age = age.as_secs_f64();
                 warnings.push(format!(
                     "the {thread} thread has shown no sign of life for {age:.1} s: what is said here is old"
+                ));
+            }
+        }
+        if election.status.node == NodeState::Standby {
+            warnings.push(moves::on_standby(self.names.me()));
+        }
+        for group in election.status.groups.iter().filter(|g| g.moved && g.role == Role::Active) {
+            let config = self.config.groups.iter().find(|c| c.id == group.group);
+            if let Some(config) =
+                config.filter(|c| c.preempt && c.nodes.first().is_some_and(|n| n.0 != self.me))
+            {
+                warnings.push(format!(
+                    "group {} was moved here by an operator: {} does not take it back until its role changes again",
+                    config.name,
+                    self.names.node(config.nodes[0].0)
                 ));
             }
         }

@@ -383,14 +383,30 @@ impl Dataplane {
     }
 }
 
-/// Removes what a node left in the kernel, without loading anything. Nothing there is no error.
-///
-/// # Errors
-///
-/// The first failure; the rest is removed all the same.
-pub fn cleanup(pin_dir: &Path) -> Result<(), DataplaneError> {
-    let Some(pins) = PinDir::existing(pin_dir) else { return Ok(()) };
-    let restored = sysctl::restore(&pins);
-    let detached = Links::new(pins.clone()).close();
-    restored.and(detached).and(pins.remove())
+/// What a node left in the kernel. While there is this, no daemon of that node starts.
+#[derive(Debug)]
+pub struct Leftovers(Option<PinDir>);
+
+impl Leftovers {
+    /// Looks for it and takes it. Nothing there is no error.
+    ///
+    /// # Errors
+    ///
+    /// [`DataplaneError::InUse`] while a daemon runs on it.
+    pub fn take(pin_dir: &Path) -> Result<Self, DataplaneError> {
+        Ok(Self(PinDir::existing(pin_dir)?))
+    }
+
+    /// Removes it, without loading anything: as [`Dataplane::close`] does. Whether there was something.
+    ///
+    /// # Errors
+    ///
+    /// The first failure; the rest is removed all the same.
+    pub fn remove(self) -> Result<bool, DataplaneError> {
+        let Some(pins) = self.0 else { return Ok(false) };
+        let restored = sysctl::restore(&pins);
+        let detached = Links::new(pins.clone()).close();
+        restored.and(detached).and(pins.remove())?;
+        Ok(true)
+    }
 }

@@ -43,9 +43,10 @@ impl PinDir {
         Ok(pins)
     }
 
-    /// The directory, if it exists.
-    pub fn existing(path: &Path) -> Option<Self> {
-        if path.is_dir() { Self::on_bpffs(path) } else { None }
+    /// The directory, taken for this process alone, if it exists.
+    pub fn existing(path: &Path) -> Result<Option<Self>, DataplaneError> {
+        let found = if path.is_dir() { Self::on_bpffs(path) } else { None };
+        found.map(|pins| Ok(Self { _lock: Some(Arc::new(lock(path)?)), ..pins })).transpose()
     }
 
     /// The directory, if it is or would be on a BPF file system: elsewhere nothing is ours to remove.

@@ -35,7 +35,9 @@ impl NodeProcess {
             .arg("--config")
             .arg(config)
             .args(["--node", node.name(), "--run-dir"])
-            .arg(&run_dir);
+            .arg(&run_dir)
+            .arg("--state-dir")
+            .arg(lab.dir().join("state"));
         daemon.env("RUST_BACKTRACE", "1").stdout(output.try_clone()?).stderr(output);
         let child = lab.spawn(node.host(), &mut daemon)?;
         Ok(Self { node, child, run_dir, log, fwhactl: binary("fwhactl", bin_dir)? })

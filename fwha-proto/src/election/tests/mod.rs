@@ -2,6 +2,7 @@
 
 mod cuts;
 mod death;
+mod explain;
 mod moves;
 mod schedules;
 mod start;

@@ -63,22 +63,72 @@ fn a_switchover_that_is_not_answered_fails_and_the_group_stays() {
     assert!(matches!(rig.command(1, |e, now| e.switchover(now, 0, None)), Err(CommandError::Busy { .. })));
     rig.run(ms(3000));
     assert_eq!(rig.actives(0), [1]);
-    assert!(rig.events(1, then).contains(&&Event::HandoverFailed { group: 0, to: 2 }));
+    let refusal = rig.election(1).status(then).groups[0].refusal.clone().expect("it is remembered");
+    assert_eq!(refusal.by, 2);
+    let failed = Event::HandoverFailed { group: 0, to: 2, reason: refusal.reason };
+    assert!(rig.events(1, then).contains(&&failed), "{failed:?}");
 }
 
 #[test]
 fn standby_hands_over_and_ends_in_backup() {
     let mut rig = Rig::pair(1);
-    rig.command(1, |e, now| e.standby(now, true)).unwrap();
-    rig.run(ms(50));
+    let then = rig.now;
+    rig.command(1, |e, now| e.standby(now, true, false)).unwrap();
+    let end = rig.now + ms(50);
+    while rig.step(end) {
+        assert!(!rig.actives(0).is_empty(), "make before break");
+    }
+    assert_eq!(role_causes(&rig, 1, then), [(Role::Standby, Cause::Standby)]);
     assert_eq!(rig.actives(0), [2]);
     assert_eq!(rig.role(1, 0), Some(Role::Standby));
     rig.kill(2);
     rig.run(ms(10_000));
     assert_eq!(rig.actives(0), [], "an operator's word holds");
-    rig.command(1, |e, now| e.standby(now, false)).unwrap();
+    let then = rig.now;
+    rig.command(1, |e, now| e.standby(now, false, false)).unwrap();
     rig.run(ms(50));
+    assert_eq!(role_causes(&rig, 1, then)[0], (Role::Backup, Cause::StandbyEnded));
     assert_eq!(rig.actives(0), [1]);
+}
+
+#[test]
+fn standby_of_the_last_eligible_node_needs_force() {
+    let refused = |rig: &mut Rig, others: &str| {
+        let error = rig.command(1, |e, now| e.standby(now, true, false)).unwrap_err();
+        assert_eq!(error, CommandError::LastEligible { group: "g0".into(), others: others.into() });
+        rig.run(ms(2000));
+        assert_eq!(rig.actives(0), [1], "nothing has changed");
+    };
+    let mut rig = Rig::pair(1);
+    rig.carrier(2, LAN, false);
+    rig.run(ms(20));
+    refused(&mut rig, "fw2 is fault");
+    rig.carrier(2, LAN, true);
+    rig.run(ms(20));
+    // Two that stand by would leave nobody.
+    rig.command(2, |e, now| e.standby(now, true, false)).unwrap();
+    rig.run(ms(20));
+    refused(&mut rig, "fw2 is standby");
+    rig.kill(2);
+    rig.run(ms(1000));
+    refused(&mut rig, "fw2 is dead");
+    rig.command(1, |e, now| e.standby(now, true, true)).unwrap();
+    rig.run(ms(50));
+    assert_eq!((rig.actives(0), rig.role(1, 0)), (vec![], Some(Role::Standby)));
+    rig.command(1, |e, now| e.standby(now, true, false)).expect("it is on standby already");
+}
+
+#[test]
+fn a_node_that_starts_on_standby_resumes_nothing_and_takes_nothing() {
+    let mut rig = Rig::pair_with(1, |node, c| c.standby = node == 1 && c.identity.epoch as u32 > 1);
+    rig.kill_daemon(1);
+    rig.run(ms(100));
+    rig.start(1);
+    rig.run(ms(100));
+    assert_eq!((rig.actives(0), rig.role(1, 0)), (vec![2], Some(Role::Standby)));
+    rig.kill(2);
+    rig.run(ms(10_000));
+    assert_eq!(rig.actives(0), []);
 }
 
 #[test]

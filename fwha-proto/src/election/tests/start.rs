@@ -65,6 +65,33 @@ fn a_preferred_node_preempts_unsynced_after_a_bounded_wait() {
 }
 
 #[test]
+fn a_preferred_node_that_preempts_with_a_delay_must_have_been_ready_for_that_long() {
+    let delay = ms(30_000);
+    let mut rig = Rig::new(2, 1, move |_, c| {
+        (c.groups[0].preempt, c.groups[0].preempt_delay) = (true, delay);
+    });
+    rig.start(2);
+    rig.run(ms(5000));
+    rig.start(1);
+    rig.run(ms(20_000));
+    // A cable that comes and goes is what the delay is there for: it begins anew.
+    rig.carrier(1, LAN, false);
+    rig.run(ms(1000));
+    rig.carrier(1, LAN, true);
+    let took = rig.run_until(ms(60_000), |r| r.actives(0) == [1]).expect("in the end");
+    assert!(took >= delay && took < delay + ms(200), "{took:?}");
+    // A vacant group does not wait.
+    rig.kill(1);
+    rig.run(ms(1000));
+    rig.start(1);
+    rig.run(ms(1000));
+    assert_eq!(rig.actives(0), [2]);
+    rig.kill(2);
+    let took = rig.run_until(ms(5000), |r| r.actives(0) == [1]).expect("the other is dead");
+    assert!(took <= DEAD_LIMIT, "{took:?}");
+}
+
+#[test]
 fn a_fresh_node_does_not_take_a_vacant_group_from_the_one_that_holds_the_flows() {
     let mut rig = Rig::pair(3);
     rig.run(ms(100));

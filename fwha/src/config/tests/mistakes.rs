@@ -562,3 +562,38 @@ fn what_a_takeover_loses_by_choice_is_said() {
     let rule = said("name = \"admin\"", "name = \"admin\"\nreplicate = false");
     assert!(rule.contains("a takeover loses the flows of admin"), "{rule}");
 }
+
+#[test]
+fn mistakes_about_preemption_are_found() {
+    check_rows(&[
+        (
+            "preempt = false",
+            "preempt-delay = \"30s\"",
+            &[":26:17: preempt-delay without preempt means nothing"],
+        ),
+        (
+            "preempt = false",
+            "preempt = true\npreempt-delay = \"2h\"",
+            &[":27:17: preempt-delay \"2h\" is out of range"],
+        ),
+    ]);
+    let delayed = good(&with("preempt = false", "preempt = true\npreempt-delay = \"30s\""));
+    assert_eq!(delayed.groups[0].preempt_delay.as_secs(), 30);
+}
+
+#[test]
+fn mistakes_about_hooks_are_found() {
+    check_rows(&[
+        ("[cluster]", "[[hook]]\nname = \"notify\"\n[cluster]", &[":2:1: [[hook]] has no \"command\""]),
+        (
+            "[cluster]",
+            "[[hook]]\nname = \"notify\"\ncommand = [\"on-role\", \"x\"]\ntimeout = \"1ms\"\n[cluster]",
+            &[":4:12: command \"on-role\" is not an absolute path", ":5:11: timeout \"1ms\" is out of range"],
+        ),
+        (
+            "[cluster]",
+            "[[hook]]\nname = \"notify\"\ncommand = []\non = [\"master\"]\ngroups = [\"gatway\"]\n[cluster]",
+            &[":4:11: command is empty", ":5:7: unknown role \"master\"", ":6:11: unknown group \"gatway\""],
+        ),
+    ]);
+}

@@ -9,7 +9,7 @@ use fwha_common::{
     settings::Timeouts,
 };
 
-use fwha_proto::seal::ClusterKey;
+use fwha_proto::{heartbeat::Role, seal::ClusterKey};
 
 use super::*;
 
@@ -73,10 +73,27 @@ fn good(text: &str) -> Config {
     parse(text).unwrap_or_else(|e| panic!("{e}"))
 }
 
+/// The config of the documentation's example.
+pub(crate) fn good_config() -> Config {
+    good(GOOD)
+}
+
 /// `GOOD` with one piece replaced, which must be there.
 fn with(old: &str, new: &str) -> String {
     assert!(GOOD.contains(old), "{old}");
     GOOD.replacen(old, new, 1)
+}
+
+#[test]
+fn hooks_have_defaults_and_no_matter_between_nodes() {
+    let hooks = "\n[[hook]]\nname = \"all\"\ncommand = [\"/bin/true\"]\n[[hook]]\nname = \"some\"\n\
+                 command = [\"/bin/true\", \"x y\"]\non = [\"fault\"]\ngroups = [\"gateway\"]\ntimeout = \"3s\"\n";
+    let config = good(&format!("{GOOD}{hooks}"));
+    assert_eq!(config.hash, good(GOOD).hash);
+    let [all, some] = &config.hooks[..] else { panic!("{:?}", config.hooks) };
+    assert_eq!((all.on.len(), &all.groups[..], all.timeout), (4, &[][..], Duration::from_secs(10)));
+    assert_eq!((&some.command[1][..], &some.on[..]), ("x y", &[Role::Fault][..]));
+    assert_eq!((&some.groups[..], some.timeout), (&[0][..], Duration::from_secs(3)));
 }
 
 #[test]

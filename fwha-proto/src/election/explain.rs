@@ -1,0 +1,172 @@
+//! Why this node has the role that it has: the judgement of `decide` in words.
+//!
+//! It reads the same state by the same functions and changes nothing.
+
+use super::Election;
+use super::config::GroupId;
+use super::decide::{Standing, standing};
+use crate::NodeId;
+use crate::heartbeat::{PeerState, Role};
+use crate::time::Time;
+
+/// A role, explained.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Explanation {
+    /// The group.
+    pub group: GroupId,
+    /// This node's role.
+    pub role: Role,
+    /// How it came to it.
+    pub reason: String,
+    /// What holds it there now, a sentence each.
+    pub because: Vec<String>,
+    /// The group's nodes, most preferred first.
+    pub members: Vec<Member>,
+}
+
+/// What a node could be for a group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// The node.
+    pub node: NodeId,
+    /// Its priority.
+    pub priority: u8,
+    /// Whether it is Active, could be, or what keeps it.
+    pub standing: String,
+}
+
+impl Election {
+    /// Explains this node's role in every group.
+    pub fn explain(&self, now: Time) -> Vec<Explanation> {
+        (0..self.groups.len())
+            .map(|g| {
+                let group = &self.groups[g];
+                Explanation {
+                    group: group.config.group,
+                    role: group.role,
+                    reason: group.reason.clone(),
+                    because: self.because(g, now),
+                    members: group
+                        .config
+                        .members
+                        .iter()
+                        .map(|&(node, priority)| self.member(g, node, priority))
+                        .collect(),
+                }
+            })
+            .collect()
+    }
+
+    fn member(&self, g: usize, node: NodeId, priority: u8) -> Member {
+        let group = &self.groups[g];
+        let standing = match self.peer(node).map(|peer| standing(peer, group.config.group, self.clock)) {
+            None if group.is_active() => "active: this node".into(),
+            None => match self.forbidden(g) {
+                Some((_, cause)) => {
+                    format!("cannot be active: {}", group.fault().unwrap_or_else(|| cause.to_string()))
+                }
+                None => "could be active: this node".into(),
+            },
+            Some(Standing::Active(record)) => format!("active in term {}", record.term),
+            Some(Standing::Candidate(record)) if record.warm => "could be active, with the flows".into(),
+            Some(Standing::Candidate(_)) => "could be active, without the flows".into(),
+            Some(Standing::Out) => format!("cannot be active: {}", self.state_text(g, node)),
+            Some(Standing::Pending) => format!("may be active still: {}", self.state_text(g, node)),
+            Some(Standing::Unheard(_)) => format!("not heard: {}", self.state_text(g, node)),
+        };
+        Member { node, priority, standing }
+    }
+
+    fn because(&self, g: usize, now: Time) -> Vec<String> {
+        let group = &self.groups[g];
+        let name = |node| self.config.node_name(node);
+        let mut because = Vec::new();
+        if group.place.is_none() {
+            return vec!["this node is not a member of the group".into()];
+        }
+        if let Some((_, cause)) = self.forbidden(g) {
+            because.push(format!(
+                "it must not be active: {}",
+                group.fault().unwrap_or_else(|| cause.to_string())
+            ));
+            if group.is_active() && group.handover.is_none() {
+                because.push("it gives the group up".into());
+            }
+        }
+        if group.is_active() {
+            match (group.handover, self.best_candidate(g)) {
+                (Some(handover), _) => {
+                    because.push(format!("it is handing the group over to {}", name(handover.to)))
+                }
+                (None, Some(heir)) => because.push(format!("if it is lost, {} takes over", name(heir))),
+                (None, None) => because.push("if it is lost, no node is known that could take over".into()),
+            }
+            if group.moved {
+                because.push("an operator moved the group here: no node preempts it".into());
+            }
+            if let Some(refusal) = &group.refusal {
+                let ago_s = now.since(refusal.at).as_secs();
+                because.push(format!(
+                    "it was offered to {}, which {} ({ago_s} s ago)",
+                    name(refusal.by),
+                    refusal.reason
+                ));
+            }
+        } else if because.is_empty() {
+            self.why_not_active(g, now, &mut because);
+        }
+        because
+    }
+
+    /// Why a node that may be Active is not.
+    fn why_not_active(&self, g: usize, now: Time, because: &mut Vec<String>) {
+        let group = &self.groups[g];
+        let name = |node| self.config.node_name(node);
+        if let Some((active, record)) = self.actives(g).next() {
+            because.push(format!("{} is active in term {}", name(active), record.term));
+            let preferred = group.order(self.me()) < group.order(active);
+            because.push(match group.preempt_since {
+                Some(since) => {
+                    let ready = self.peer(active).is_some_and(|p| p.in_sync);
+                    let wait = if ready {
+                        group.config.preempt_delay
+                    } else {
+                        self.config.preempt_wait.max(group.config.preempt_delay)
+                    };
+                    let left_s = (since + wait).since(now).as_secs_f64();
+                    let sync = if ready { "" } else { ", sooner when it is in sync" };
+                    format!("this node is preferred, and takes the group in {left_s:.1} s{sync}")
+                }
+                None if !preferred => format!("{} is preferred", name(active)),
+                None if !group.config.preempt => "this node is preferred, but `preempt` is off".into(),
+                None if record.moved => {
+                    format!("this node is preferred, but an operator moved the group to {}", name(active))
+                }
+                None => {
+                    "this node is preferred, but another candidate more so, or the group is on its way".into()
+                }
+            });
+            return;
+        }
+        because.push("no node is known to be active".into());
+        for node in group.others() {
+            let Some(peer) = self.peer(node) else { continue };
+            match standing(peer, group.config.group, self.clock) {
+                Standing::Pending => because.push(format!(
+                    "{} may own the group still ({}): its probes or the end of its lease will tell",
+                    name(node),
+                    peer.state()
+                )),
+                Standing::Unheard(_) => because.push(format!(
+                    "nothing authentic is heard of {} ({}): the silence of adverts has to show that nobody is active",
+                    name(node),
+                    peer.state()
+                )),
+                Standing::Candidate(_) if peer.state() == PeerState::Alive => {
+                    because.push(format!("{} could take it as well: the better one does", name(node)));
+                }
+                _ => {}
+            }
+        }
+    }
+}
