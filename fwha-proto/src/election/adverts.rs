@@ -3,7 +3,6 @@
 //! Advertisements are not authenticated. They decide where no peer is alive on the channel; beside
 //! a living peer they are counted and move nothing.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use super::Election;
@@ -39,12 +38,12 @@ impl Election {
         payload: &[u8],
     ) -> Result<(), Discard> {
         let own = self.config.interfaces.iter().find(|(via, _)| *via == Via::Zone(zone));
-        let own = own.map(|(_, i)| IpAddr::from(i.address));
+        let v6 = envelope.src.is_ipv6();
+        let own = own.and_then(|(_, i)| i.source(v6));
         if own == Some(envelope.src) {
             return Err(Discard::Own);
         }
         let (advert, checksum) = Advert::parse(envelope, payload)?;
-        let v6 = envelope.src.is_ipv6();
         let at = self.groups.iter().enumerate().filter(|(_, g)| g.place.is_some()).find_map(|(g, group)| {
             let here = |i: &Instance| (i.zone, i.vrid, i.addresses[0].is_ipv6()) == (zone, advert.vrid, v6);
             Some((g, group.config.instances.iter().position(here)?))
@@ -204,18 +203,17 @@ impl Election {
             return;
         };
         let v6 = config.addresses.first().is_some_and(|a| a.is_ipv6());
-        if v6 {
-            // The primary address of an interface is its IPv4 one so far.
+        let Some(source) = interface.source(v6) else {
             self.counters.count("vrrp_tx", "no_address");
             return;
-        }
+        };
         let advert = Advert {
             vrid: config.vrid,
             priority: priority.unwrap_or(machine.priority()),
             interval_cs: machine.interval_cs(),
             addresses: config.addresses.clone(),
         };
-        let bytes = advert.write(&Envelope::multicast(interface.address.into()), group.config.checksum);
+        let bytes = advert.write(&Envelope::multicast(source), group.config.checksum);
         let (group, zone, vrid) = (group.config.group, config.zone, config.vrid);
         self.counters.count("vrrp_tx", "adverts");
         self.out.push_back(Output::Advertise { group, zone, vrid, v6, bytes });

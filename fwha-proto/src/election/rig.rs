@@ -6,7 +6,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use fwha_common::probe::{Probe, ProbeKind};
@@ -123,6 +123,11 @@ pub fn zone_address(node: NodeId, zone: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, zone, 0, node)
 }
 
+/// As [`zone_address`], for IPv6.
+pub fn zone_link_local(node: NodeId, zone: u8) -> Ipv6Addr {
+    Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, zone.into(), node.into())
+}
+
 fn mac(node: NodeId, via: Via) -> [u8; 6] {
     match via {
         Via::Sync(n) => [2, 0, 0, node, 0, n],
@@ -136,7 +141,8 @@ pub fn interface(node: NodeId, via: Via) -> (Via, Interface) {
         Via::Zone(zone) => zone,
         Via::Sync(link) => 100 + link,
     };
-    (via, Interface { mac: mac(node, via), address: zone_address(node, net), carrier: true })
+    let (mac, address, link_local) = (mac(node, via), zone_address(node, net), zone_link_local(node, net));
+    (via, Interface { mac, address, link_local, carrier: true })
 }
 
 /// One group over two zones, all nodes members, the first preferred.
@@ -538,9 +544,10 @@ impl Rig {
                 Output::Heartbeat { link, peer, bytes } => {
                     self.send(n, peer, Via::Sync(link), Packet::Heartbeat { link, bytes });
                 }
-                Output::Advertise { group, zone, bytes, .. } => {
+                Output::Advertise { group, zone, v6, bytes, .. } => {
                     advertised.insert(group);
-                    let src = zone_address(n, zone).into();
+                    let (_, from) = interface(n, Via::Zone(zone));
+                    let src = from.source(v6).expect("the rig's nodes have both");
                     let parsed = Advert::parse(&Envelope::multicast(src), &bytes);
                     let (advert, _) = parsed.expect("our own adverts are good");
                     m.adverts.push((now, group, advert.priority));

@@ -7,10 +7,10 @@ mod schedules;
 mod start;
 mod strangers;
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use super::rig::{Rig, Rng, group, interface, ms, zone_address};
+use super::rig::{Rig, Rng, group, interface, ms, zone_address, zone_link_local};
 use super::*;
 use crate::heartbeat::Cause;
 use crate::vrrp::packet::{Advert, Checksum, Envelope};
