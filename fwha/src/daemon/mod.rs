@@ -54,7 +54,6 @@ mod warnings;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, mpsc as std_mpsc};
 use std::thread::JoinHandle;
@@ -547,7 +546,7 @@ fn election_config(
                 .map(|v| proto_election::Instance {
                     zone: v.zone,
                     vrid: v.vrid,
-                    addresses: v.addresses.iter().map(|a| IpAddr::V4(a.addr())).collect(),
+                    addresses: v.addresses.iter().map(|a| a.addr()).collect(),
                 })
                 .collect(),
             start,
@@ -619,8 +618,8 @@ fn election_sockets(
         let Some(link) = &port.link else { continue };
         sockets.probes.extend(ports::probe_socket(link)?.map(|socket| (port.via, socket)));
         if let Via::Zone(zone) = port.via {
-            sockets.vrrp.insert(zone, ports::vrrp_socket(link)?);
-            sockets.sources.insert(zone, port.address);
+            sockets.vrrp.insert(zone, ports::vrrp_sockets(link, port.v6)?);
+            sockets.sources.insert(zone, port.interface());
         }
     }
     Ok(sockets)

@@ -333,12 +333,28 @@ fn mistakes_about_groups_are_found() {
         (
             "192.168.100.12/24",
             "192.168.100.12/33",
-            &[":30:44: vip: \"192.168.100.12/33\" is not an IPv4 address with prefix length"],
+            &[":30:44: vip: \"192.168.100.12/33\" is not an address with prefix length"],
         ),
         (
             "192.168.100.12/24",
-            "fd00::1/64",
-            &[":30:44: vip: \"fd00::1/64\" is IPv6, which is not supported yet"],
+            "fd00::1",
+            &[":30:44: vip: \"fd00::1\" lacks its prefix length, like \"fd00::1/64\""],
+        ),
+        (
+            "[\"192.168.100.12/24\"]",
+            "[\"fd00::1/64\"]",
+            &[":30:43: addresses of IPv6 without a link-local one"],
+        ),
+        (
+            "192.168.100.12/24",
+            "fd00::/64",
+            &[":30:44: vip: \"fd00::/64\" is the address of the network, not of a host in it"],
+        ),
+        ("192.168.100.12/24", "ff02::12/64", &[":30:44: vip: \"ff02::12\" is a multicast address"]),
+        (
+            "192.168.100.12/24\"]",
+            "fe80::1/64\"] },\n { zone = \"lan\", vrid = 62, addresses = [\"fe80::1/64\", \"fe80::2/64\"]",
+            &[":31:25: vrid 62 is there twice in zone \"lan\"", ":31:42: vip fe80::1 is there twice"],
         ),
         ("[\"192.168.100.12/24\"]", "[]", &[":30:43: addresses is empty"]),
         (
@@ -514,6 +530,14 @@ fn what_a_heartbeat_has_no_room_for_is_refused() {
         .collect();
     let text = with("vips = [", &format!("vips = [{}", vips.join(" ")));
     assert!(mistakes(&text).iter().any(|m| m.ends_with("more than 32 vrids in one group")));
+    let addresses = |n| if n < 16 { ", \"fe80::1:12/64\"" } else { "" };
+    let vips: Vec<String> = (1..=16)
+        .map(|n| {
+            format!("{{ zone = \"lan\", vrid = {n}, addresses = [\"192.168.1.{n}/24\"{}] }},", addresses(n))
+        })
+        .collect();
+    let text = with("vips = [", &format!("vips = [{}", vips.join(" ")));
+    assert!(mistakes(&text).iter().any(|m| m.ends_with("more than 32 vrids in one group")), "both families");
 }
 
 #[test]
