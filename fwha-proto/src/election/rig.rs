@@ -13,7 +13,7 @@ use fwha_common::probe::{Probe, ProbeKind};
 
 use super::*;
 use crate::seal::{ClusterKey, Identity, cluster_id};
-use crate::vrrp::packet::{Advert, Checksum, Envelope};
+use crate::vrrp::packet::{Advert, Envelope, Version};
 
 /// What a socket buffer holds for a daemon that does not run.
 const SOCKET_BUFFER: usize = 160;
@@ -178,7 +178,7 @@ pub fn group(id: GroupId, members: Vec<(NodeId, u8)>) -> GroupConfig {
         members,
         preempt: false,
         advert_interval_cs: 100,
-        checksum: Checksum::Message,
+        version: Version::default(),
         instances: vec![instance(1), instance(2)],
         start: Start::default(),
     }
@@ -548,8 +548,12 @@ impl Rig {
                     advertised.insert(group);
                     let (_, from) = interface(n, Via::Zone(zone));
                     let src = from.source(v6).expect("the rig's nodes have both");
-                    let parsed = Advert::parse(&Envelope::multicast(src), &bytes);
-                    let (advert, _) = parsed.expect("our own adverts are good");
+                    let envelope = Envelope::multicast(src);
+                    let parsed = match bytes[0] >> 4 {
+                        2 => Advert::parse_v2(&envelope, &bytes).map(|(advert, _)| advert),
+                        _ => Advert::parse(&envelope, &bytes).map(|(advert, _)| advert),
+                    };
+                    let advert = parsed.expect("our own adverts are good");
                     m.adverts.push((now, group, advert.priority));
                     for to in self.ids().into_iter().filter(|&to| to != n) {
                         let packet = Packet::Vrrp { zone, src, ttl: 255, bytes: bytes.clone() };

@@ -6,9 +6,12 @@ use std::{
     time::Duration,
 };
 
-use fwha_proto::heartbeat::MAX_INSTANCES;
+use fwha_proto::{
+    heartbeat::MAX_INSTANCES,
+    vrrp::packet::{ADDRESSES_MAX, Auth, Checksum, PASSWORD_LEN, Version},
+};
 use ipnet::IpNet;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use toml::Spanned;
 
 use super::{
@@ -32,7 +35,11 @@ pub struct Group {
     pub nodes: Vec<(NodeId, u8)>,
     /// Whether a more preferred node takes the group back when it returns.
     pub preempt: bool,
-    /// Time between two VRRP adverts, whole centiseconds, 10 ms to 40.95 s.
+    /// The VRRP that it speaks.
+    #[serde(serialize_with = "version_text")]
+    pub version: Version,
+    /// Time between two VRRP adverts, whole centiseconds, 10 ms to 40.95 s; in version 2 whole
+    /// seconds, 1 s to 255 s.
     pub advert_interval: Duration,
     /// Its virtual routers.
     pub vips: Vec<Vip>,
@@ -43,6 +50,11 @@ impl Group {
     pub fn priority(&self, node: NodeId) -> Option<u8> {
         self.nodes.iter().find(|&&(id, _)| id == node).map(|&(_, priority)| priority)
     }
+}
+
+/// For the hash of the config: two nodes must agree on all of it.
+fn version_text<S: Serializer>(version: &Version, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&format_args!("{version:?}"))
 }
 
 /// A virtual router (RFC 9568) of a group: addresses of one family in one zone.
@@ -62,9 +74,6 @@ impl Vip {
         self.addresses.first().is_some_and(|a| a.addr().is_ipv6())
     }
 }
-
-/// Addresses in one VRRP advert: its count field has 8 bits (RFC 9568, 5.2.5).
-const ADDRESSES_MAX: usize = 255;
 
 /// What no two groups may have in common, and where it was first seen.
 #[derive(Default)]
@@ -100,12 +109,18 @@ pub(super) fn read<'a>(
         let name = names.read(&mut section, mistakes);
         let members = read_members(&mut section, nodes, mistakes);
         let preempt = section.boolean("preempt", mistakes).unwrap_or(false);
-        let advert_interval = read_advert_interval(&mut section, mistakes);
+        let version = read_version(&mut section, mistakes);
+        let advert_interval = read_advert_interval(&mut section, version, mistakes);
         let mut vips = Vec::new();
         if let Some(items) = section.list("vips", mistakes) {
             for vip in section::tables(items, "vips", mistakes) {
                 let (span, before) = (vip.span.clone(), vips.len());
                 vips.extend(read_vip(vip, &members, nodes, zones, &mut seen, mistakes));
+                if version.is_v2() && vips[before..].iter().any(Vip::is_v6) {
+                    mistakes
+                        .add(span.clone(), "VRRP version 2 has no IPv6")
+                        .remedy("leave out vrrp-version, or the IPv6 addresses");
+                }
                 if before <= MAX_INSTANCES && vips.len() > MAX_INSTANCES {
                     mistakes
                         .add(span, format!("more than {MAX_INSTANCES} vrids in one group"))
@@ -116,7 +131,8 @@ pub(super) fn read<'a>(
             }
         }
         section.finish(mistakes);
-        groups.push(Group { id: index as GroupId, name, nodes: members, preempt, advert_interval, vips });
+        let id = index as GroupId;
+        groups.push(Group { id, name, nodes: members, preempt, version, advert_interval, vips });
     }
     groups
 }
@@ -200,13 +216,64 @@ fn read_priorities(
     members.sort_by_key(|&(_, priority)| std::cmp::Reverse(priority));
 }
 
-fn read_advert_interval(section: &mut Section<'_>, mistakes: &mut Mistakes) -> Duration {
-    let range = Duration::from_millis(10)..=Duration::from_millis(40_950);
+/// `vrrp-version`, and what one version alone has: `auth-pass` and `checksum`.
+fn read_version(section: &mut Section<'_>, mistakes: &mut Mistakes) -> Version {
+    let v2 = section.integer("vrrp-version", 2..=3, mistakes) == Some(2);
+    let auth = section.string("auth-pass", mistakes);
+    let checksum = section.string("checksum", mistakes);
+    if let Some(auth) = auth.as_ref().filter(|_| !v2) {
+        mistakes
+            .add(auth.span(), "auth-pass without vrrp-version = 2")
+            .remedy("version 3 of VRRP has no authentication: leave it out");
+    }
+    if let Some(checksum) = checksum.as_ref().filter(|_| v2) {
+        mistakes
+            .add(checksum.span(), "checksum with vrrp-version = 2")
+            .remedy("version 2 has only one kind: leave it out");
+    }
+    if v2 {
+        return Version::V2 { auth: auth.map_or(Auth::None, |text| read_password(&text, mistakes)) };
+    }
+    let checksum = checksum.map_or(Checksum::default(), |text| match *text.get_ref() {
+        "message" => Checksum::Message,
+        "pseudo-header" => Checksum::PseudoHeader,
+        other => {
+            mistakes
+                .add(text.span(), format!("unknown checksum {other:?}"))
+                .remedy(value::suggest(other, &["message", "pseudo-header"]));
+            Checksum::default()
+        }
+    });
+    Version::V3 { checksum }
+}
+
+/// The password is padded with zeros (RFC 2338, 5.3.10).
+fn read_password(text: &Spanned<&str>, mistakes: &mut Mistakes) -> Auth {
+    let bytes = text.get_ref().as_bytes();
+    let mut password = [0; PASSWORD_LEN];
+    if bytes.is_empty() || bytes.len() > PASSWORD_LEN {
+        mistakes.add(text.span(), format!("auth-pass does not have 1 to {PASSWORD_LEN} bytes"));
+    } else {
+        password[..bytes.len()].copy_from_slice(bytes);
+    }
+    Auth::Password(password)
+}
+
+fn read_advert_interval(section: &mut Section<'_>, version: Version, mistakes: &mut Mistakes) -> Duration {
+    let range = if version.is_v2() {
+        Duration::from_secs(1)..=Duration::from_secs(255)
+    } else {
+        Duration::from_millis(10)..=Duration::from_millis(40_950)
+    };
     let Some(interval) = section.duration("advert-interval", range, mistakes) else {
         return Duration::from_secs(1);
     };
     let interval_ms = interval.get_ref().as_millis();
-    if !interval_ms.is_multiple_of(10) {
+    if version.is_v2() && !interval_ms.is_multiple_of(1000) {
+        mistakes
+            .add(interval.span(), format!("advert-interval {interval_ms}ms is not a whole number of seconds"))
+            .remedy(format!("like \"{}s\": version 2 of VRRP counts in them", interval_ms.div_ceil(1000)));
+    } else if !interval_ms.is_multiple_of(10) {
         mistakes
             .add(
                 interval.span(),

@@ -69,7 +69,6 @@ use fwha_proto::heartbeat::{Role, Via};
 use fwha_proto::replication::{self as proto_replication, Replication};
 use fwha_proto::seal::{Identity, KeyRing};
 use fwha_proto::time::Time;
-use fwha_proto::vrrp::packet::Checksum;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
@@ -539,7 +538,7 @@ fn election_config(
             members: group.nodes.clone(),
             preempt: group.preempt,
             advert_interval_cs: (group.advert_interval.as_millis() / 10) as u16,
-            checksum: Checksum::default(),
+            version: group.version,
             instances: group
                 .vips
                 .iter()

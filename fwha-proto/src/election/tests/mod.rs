@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::rig::{Rig, Rng, group, interface, ms, zone_address, zone_link_local};
 use super::*;
 use crate::heartbeat::Cause;
-use crate::vrrp::packet::{Advert, Checksum, Envelope};
+use crate::vrrp::packet::{Advert, Auth, Checksum, Envelope, Version};
 
 const SYNC: Via = Via::Sync(0);
 const LAN: Via = Via::Zone(2);

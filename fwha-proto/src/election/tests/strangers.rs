@@ -110,6 +110,61 @@ fn without_a_link_local_address_the_ipv6_router_is_silent_and_that_is_counted() 
     assert_eq!(rig.counter(2, "vrrp_rx", "adverts"), rig.counter(2, "vrrp_rx", "checksum_message"));
 }
 
+/// RFC 3768, 7.1: version, authentication and interval must be those of this router.
+#[test]
+fn v2_takes_only_adverts_of_its_own_version_authentication_and_interval() {
+    const OURS: Auth = Auth::Password(*b"sesame\0\0");
+    let mut rig = Rig::pair_with(1, |_, config| {
+        config.groups[0].version = Version::V2 { auth: OURS };
+        config.groups[0].advert_interval_cs = 200;
+    });
+    rig.run(ms(10_000));
+    assert_eq!(rig.actives(0), [1]);
+    assert!(rig.counter(2, "vrrp_rx", "adverts") >= 2 * 5, "the pair hears itself");
+    let discards = |rig: &mut Rig| {
+        rig.election(2).status(Time::ZERO).counters.iter().filter(|c| c.0 == "vrrp_discarded").count()
+    };
+    assert_eq!(discards(&mut rig), 0);
+
+    let src = IpAddr::from(zone_address(1, 1));
+    let good =
+        Advert { vrid: 61, priority: 1, interval_cs: 200, addresses: vec![Ipv4Addr::LOCALHOST.into()] };
+    let before = rig.counter(2, "vrrp_rx", "adverts");
+    rig.forge(2, 1, src, 255, good.write(&Envelope::multicast(src), Checksum::Message));
+    rig.forge(2, 1, src, 255, good.write_v2(Auth::None));
+    rig.forge(2, 1, src, 255, good.write_v2(Auth::Password(*b"mistaken")));
+    rig.forge(2, 1, src, 255, Advert { interval_cs: 100, ..good.clone() }.write_v2(OURS));
+    for name in ["version", "auth_type", "auth_data", "other_interval"] {
+        assert_eq!(rig.counter(2, "vrrp_discarded", name), 1, "{name}");
+    }
+    assert_eq!(rig.counter(2, "vrrp_rx", "adverts"), before);
+    rig.forge(2, 1, src, 255, good.write_v2(OURS));
+    assert_eq!(rig.counter(2, "vrrp_rx", "adverts"), before + 1);
+}
+
+#[test]
+fn v3_discards_version_2() {
+    let mut rig = Rig::pair(1);
+    let src = IpAddr::from(zone_address(2, 1));
+    let advert = Advert { vrid: 61, priority: 1, interval_cs: 100, addresses: vec![src] };
+    rig.forge(1, 1, src, 255, advert.write_v2(Auth::None));
+    assert_eq!(rig.counter(1, "vrrp_discarded", "version"), 1);
+}
+
+/// The sync link is lost: version 3 advertises faster then, version 2 cannot.
+#[test]
+fn v2_keeps_its_interval_whatever_happens_to_the_sync_link() {
+    let mut rig = Rig::pair_with(1, |_, config| config.groups[0].version = Version::V2 { auth: Auth::None });
+    rig.run(ms(3000));
+    rig.cut_both(SYNC);
+    let before = rig.node(1).adverts.len();
+    rig.run(ms(10_000));
+    assert_eq!(rig.actives(0), [1]);
+    let sent = rig.node(1).adverts.len() - before;
+    assert!((2 * 9..=2 * 11).contains(&sent), "{sent}");
+    assert_eq!(rig.counter(2, "vrrp_discarded", "other_interval"), 0);
+}
+
 #[test]
 fn a_losing_advert_is_answered_at_once_but_not_each_of_a_flood() {
     let mut rig = Rig::pair(1);
