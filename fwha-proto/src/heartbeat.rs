@@ -513,7 +513,7 @@ mod tests {
         assert!(bytes.len() <= LEN_MAX && bytes.len() + LINK_LOCAL_LEN > LEN_MAX);
         let read = Heartbeat::parse(&bytes).unwrap().interfaces;
         assert_eq!(read.len(), MAX_ZONES);
-        assert!(read.iter().any(|i| *i == zone) && read.iter().any(|(_, i)| i.source(true).is_none()));
+        assert!(read.contains(&zone) && read.iter().any(|(_, i)| i.source(true).is_none()));
     }
 
     proptest! {

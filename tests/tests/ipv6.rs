@@ -1,7 +1,7 @@
 //! The group's IPv6 addresses: they move as those of IPv4 do.
 
 use anyhow::{Context as _, Result};
-use fwha_tests::lab::{Host, LAN_VIP, LAN_VIP6, LINK_LOCAL_VIP, Lab, LabOptions, Node, SERVER6};
+use fwha_tests::lab::{Attach, Host, LAN_VIP, LAN_VIP6, LINK_LOCAL_VIP, Lab, LabOptions, Node, SERVER6};
 use fwha_tests::pair::PATIENCE;
 use fwha_tests::scenario::with_pair;
 
@@ -45,9 +45,18 @@ fn has_vips(lab: &Lab, node: Node) -> Result<bool> {
 }
 
 #[test]
-fn ipv6_vips_move_when_the_active_is_killed_and_the_neighbours_know() {
+fn ipv6_vips_move_when_the_active_is_killed_and_the_neighbours_know_by_tc() {
+    ipv6_vips_move_by(Attach::Tc);
+}
+
+#[test]
+fn ipv6_vips_move_when_the_active_is_killed_and_the_neighbours_know_by_xdp() {
+    ipv6_vips_move_by(Attach::Xdp);
+}
+
+fn ipv6_vips_move_by(attach: Attach) {
     let extra_config = PING.into();
-    let options = LabOptions { ipv6: true, extra_config, ..LabOptions::default() };
+    let options = LabOptions { attach, ipv6: true, extra_config, ..LabOptions::default() };
     with_pair(options, |lab, pair| {
         let active = pair.settle(lab)?;
         let backup = active.peer();

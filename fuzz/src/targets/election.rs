@@ -346,7 +346,8 @@ impl World {
                     }
                 }
                 Output::Advertise { zone, v6, bytes, .. } => {
-                    let source = if v6 { sender(true, ME.node) } else { Ipv4Addr::new(10, zone, 1, ME.node).into() };
+                    let source =
+                        if v6 { sender(true, ME.node) } else { Ipv4Addr::new(10, zone, 1, ME.node).into() };
                     let envelope = Envelope::multicast(source);
                     let parsed = match bytes[0] >> 4 {
                         2 => Advert::parse_v2(&envelope, &bytes).map(drop),

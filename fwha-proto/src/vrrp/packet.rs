@@ -525,7 +525,8 @@ mod tests {
     /// RFC 3768, 7.1, with what RFC 9568 makes of the same faults.
     #[test]
     fn v2_rx_each_fault_is_discarded_under_its_name() {
-        let parse = |envelope: &Envelope, change: &dyn Fn(&mut Vec<u8>)| {
+        type Change = fn(&mut Vec<u8>);
+        let parse = |envelope: &Envelope, change: Change| {
             let mut bytes = advert().write_v2(PASSWORD);
             change(&mut bytes);
             if bytes.len() >= 8 {
@@ -535,21 +536,21 @@ mod tests {
             }
             Advert::parse_v2(envelope, &bytes)
         };
-        assert_eq!(parse(&SRC, &|_| ()), Ok((advert(), PASSWORD)));
-        assert_eq!(parse(&Envelope { ttl: 254, ..SRC }, &|_| ()), Err(Discard::Ttl));
-        assert_eq!(parse(&SRC6, &|_| ()), Err(Discard::Version));
-        let rows: [(&dyn Fn(&mut Vec<u8>), Discard); 11] = [
-            (&|b| b[0] = 0x31, Discard::Version),
-            (&|b| b[0] = 0x22, Discard::Type),
-            (&|b| b.clear(), Discard::Truncated),
-            (&|b| b.truncate(7), Discard::Truncated),
-            (&|b| b.truncate(16), Discard::Truncated),
-            (&|b| b.push(0), Discard::Trailing),
-            (&|b| b[1] = 0, Discard::UnknownVrid),
-            (&|b| b[4] = 2, Discard::AuthType),
-            (&|b| (b[3], _) = (0, b.truncate(16)), Discard::NoAddresses),
-            (&|b| b[5] = 0, Discard::ZeroInterval),
-            (&|b| (b[3], _) = (1, b.push(0)), Discard::Trailing),
+        assert_eq!(parse(&SRC, |_| ()), Ok((advert(), PASSWORD)));
+        assert_eq!(parse(&Envelope { ttl: 254, ..SRC }, |_| ()), Err(Discard::Ttl));
+        assert_eq!(parse(&SRC6, |_| ()), Err(Discard::Version));
+        let rows: [(Change, Discard); 11] = [
+            (|b| b[0] = 0x31, Discard::Version),
+            (|b| b[0] = 0x22, Discard::Type),
+            (|b| b.clear(), Discard::Truncated),
+            (|b| b.truncate(7), Discard::Truncated),
+            (|b| b.truncate(16), Discard::Truncated),
+            (|b| b.push(0), Discard::Trailing),
+            (|b| b[1] = 0, Discard::UnknownVrid),
+            (|b| b[4] = 2, Discard::AuthType),
+            (|b| (b[3], _) = (0, b.truncate(16)), Discard::NoAddresses),
+            (|b| b[5] = 0, Discard::ZeroInterval),
+            (|b| (b[3], _) = (1, b.push(0)), Discard::Trailing),
         ];
         for (n, (change, discard)) in rows.into_iter().enumerate() {
             assert_eq!(parse(&SRC, change), Err(discard), "row {n}");
