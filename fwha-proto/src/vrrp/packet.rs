@@ -239,17 +239,7 @@ impl Advert {
     /// # Errors
     /// The reason for which the packet must be discarded.
     pub fn parse(envelope: &Envelope, payload: &[u8]) -> Result<(Self, Checksum), Discard> {
-        if envelope.ttl != TTL {
-            return Err(Discard::Ttl);
-        }
-        let first = payload.first().ok_or(Discard::Truncated)?;
-        if first >> 4 != 3 {
-            return Err(Discard::Version);
-        }
-        if first & 0xf != 1 {
-            return Err(Discard::Type);
-        }
-        let header = payload.first_chunk::<HEADER_LEN>().ok_or(Discard::Truncated)?;
+        let header = Self::header(envelope, payload, 3)?;
         let count = usize::from(header[3]);
         let address_len = if envelope.src.is_ipv4() { 4 } else { 16 };
         let body = &payload[HEADER_LEN..];
@@ -289,17 +279,10 @@ impl Advert {
     /// # Errors
     /// The reason for which the packet must be discarded.
     pub fn parse_v2(envelope: &Envelope, payload: &[u8]) -> Result<(Self, Auth), Discard> {
-        if envelope.ttl != TTL {
-            return Err(Discard::Ttl);
-        }
-        let first = payload.first().ok_or(Discard::Truncated)?;
-        if first >> 4 != 2 || envelope.src.is_ipv6() {
+        let header = Self::header(envelope, payload, 2)?;
+        if envelope.src.is_ipv6() {
             return Err(Discard::Version);
         }
-        if first & 0xf != 1 {
-            return Err(Discard::Type);
-        }
-        let header = payload.first_chunk::<HEADER_LEN>().ok_or(Discard::Truncated)?;
         let len = HEADER_LEN + usize::from(header[3]) * 4 + PASSWORD_LEN;
         if payload.len() != len {
             return Err(if payload.len() < len { Discard::Truncated } else { Discard::Trailing });
@@ -367,6 +350,25 @@ impl Advert {
         let sum = !fold(start + sum(&bytes));
         bytes[6..8].copy_from_slice(&sum.to_be_bytes());
         bytes
+    }
+
+    /// What both versions check first, and in this order.
+    fn header<'a>(
+        envelope: &Envelope,
+        payload: &'a [u8],
+        version: u8,
+    ) -> Result<&'a [u8; HEADER_LEN], Discard> {
+        if envelope.ttl != TTL {
+            return Err(Discard::Ttl);
+        }
+        let first = payload.first().ok_or(Discard::Truncated)?;
+        if first >> 4 != version {
+            return Err(Discard::Version);
+        }
+        if first & 0xf != 1 {
+            return Err(Discard::Type);
+        }
+        payload.first_chunk().ok_or(Discard::Truncated)
     }
 
     fn verify(envelope: &Envelope, payload: &[u8]) -> Option<Checksum> {
