@@ -10,6 +10,7 @@ use std::net::{Ipv6Addr, SocketAddrV4};
 use anyhow::{Context, Result, anyhow, bail};
 use fwha_proto::NodeId;
 use fwha_proto::heartbeat::{Interface, Via};
+use ipnet::IpNet;
 
 use crate::config::{Config, GroupId, Node, SyncLink, vlan};
 use crate::netlink::{Address, Addresses, Garp, Link, OwnAddresses};
@@ -93,6 +94,14 @@ pub async fn look(config: &Config, node: &Node, links: &[Link]) -> Result<Vec<Po
                 "interface {name} has no link-local address of its own yet: VRRP needs one to speak from"
             );
         }
+        if v6 {
+            for net in unreached(config, via, &addresses.others(link.index).await?) {
+                tracing::warn!(
+                    "interface {name} has no address of its own in the network of {net}: an IPv6 VIP brings no \
+                     route, so without one that you add, its hosts are not reached"
+                );
+            }
+        }
         ports.push(Port {
             via,
             name: name.to_owned(),
@@ -109,6 +118,17 @@ pub async fn look(config: &Config, node: &Node, links: &[Link]) -> Result<Vec<Po
 fn speaks_vrrp(config: &Config, via: Via, v6: bool) -> bool {
     let mut vips = config.groups.iter().flat_map(|group| &group.vips);
     vips.any(|vip| via == Via::Zone(vip.zone) && vip.is_v6() == v6)
+}
+
+/// The IPv6 VIPs on an interface in whose network the node has no address of its own.
+fn unreached(config: &Config, via: Via, others: &[Address]) -> Vec<IpNet> {
+    let vips = config.groups.iter().flat_map(|group| &group.vips);
+    let here = vips.filter(|vip| via == Via::Zone(vip.zone) && vip.is_v6());
+    let reached = |vip: &IpNet| {
+        let mut nets = others.iter().filter_map(|a| IpNet::new(a.address, a.prefix_len).ok());
+        nets.any(|net| net.contains(&vip.addr()))
+    };
+    here.flat_map(|vip| &vip.addresses).filter(|vip| !reached(vip)).copied().collect()
 }
 
 /// The MTU that datagrams of replication must fit into.
@@ -206,4 +226,38 @@ pub fn group_addresses(config: &Config, ports: &[Port]) -> BTreeMap<GroupId, Vec
         .collect()
     };
     config.groups.iter().map(|group| (group.id, of(group))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use fwha_proto::seal::ClusterKey;
+
+    use super::*;
+    use crate::config::Source;
+
+    #[test]
+    fn an_ipv6_vip_is_reached_by_way_of_an_own_address_in_its_network() {
+        let text = r#"
+            cluster = { name = "test", key-file = "key", max-flows = 1000 }
+            node = [{ name = "fw1" }]
+            zone = [{ name = "lan", interfaces = ["lan"] }]
+            group = [{ name = "gateway", nodes = ["fw1"], vips = [
+                { zone = "lan", vrid = 1, addresses = ["10.0.0.1/24", "fe80::c/64", "fd00::c/64", "fd01::c/128"] },
+            ] }]
+        "#;
+        let key = |_: &Path| Ok(ClusterKey::new([7; 32]).into());
+        let config = Config::parse(Source::new("fwha.toml", text), key).unwrap_or_else(|e| panic!("{e}"));
+        let own =
+            |address: &str, prefix_len| Address { ifindex: 1, address: address.parse().unwrap(), prefix_len };
+        let unreached = |own: &[Address]| -> Vec<String> {
+            super::unreached(&config, Via::Zone(1), own).iter().map(ToString::to_string).collect()
+        };
+        let link_local = own("fe80::1", 64);
+        assert_eq!(unreached(&[link_local]), ["fd00::c/64", "fd01::c/128"]);
+        assert_eq!(unreached(&[link_local, own("fd00::1", 64), own("10.0.0.2", 8)]), ["fd01::c/128"]);
+        assert_eq!(unreached(&[link_local, own("fd00::1", 15)]), [""; 0]);
+        assert_eq!(super::unreached(&config, Via::Zone(2), &[]), []);
+    }
 }

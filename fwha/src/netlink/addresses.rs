@@ -181,6 +181,17 @@ impl Addresses {
         Ok(leftovers)
     }
 
+    /// The addresses of an interface that are not VIPs.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses.
+    pub async fn others(&self, ifindex: u32) -> Result<Vec<Address>, NetlinkError> {
+        let all = self.dump().await?;
+        let others = all.iter().filter(|m| m.header.index == ifindex && !is_ours(m));
+        Ok(others.filter_map(address_of).collect())
+    }
+
     /// See [`OwnAddresses`].
     ///
     /// # Errors
