@@ -15,10 +15,11 @@
 //!  type 1, group:      0 group  1 role  2 priority  3 flags: 1 warm, 2 moved
 //!                      4 term (u32)  8 age, ms (u32)  12 adverts heard (u32)  16 cause  17 offered to
 //!  type 2, interface:  0 kind: 1 sync, 2 zone  1 number  2 flags: 1 carrier  3 MAC (6)  9 IPv4 address
+//!                     13 link-local IPv6 address, if it has one and there is room
 //! ```
 //! Numbers are little-endian, addresses in network byte order.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use fwha_common::{MAX_GROUPS, MAX_ZONES};
 
@@ -34,10 +35,17 @@ const GROUP: u8 = 1;
 const GROUP_LEN: usize = 18;
 const INTERFACE: u8 = 2;
 const INTERFACE_LEN: usize = 13;
+const LINK_LOCAL_LEN: usize = 16;
 
-/// The longest payload that [`Heartbeat::write`] makes; stays below any MTU of 1500.
+/// The longest payload that [`Heartbeat::write`] makes; stays below any MTU of 1500. Link-local
+/// addresses are left out where they would exceed it: with one group there is room for all.
 pub const LEN_MAX: usize =
     HEAD_LEN + MAX_GROUPS * (2 + GROUP_LEN) + (MAX_ZONES + MAX_LINKS) * (2 + INTERFACE_LEN);
+
+const _: () = assert!(
+    HEAD_LEN + (2 + GROUP_LEN) + (MAX_ZONES + MAX_LINKS) * (2 + INTERFACE_LEN) + MAX_ZONES * LINK_LOCAL_LEN
+        <= LEN_MAX
+);
 
 /// An enum that travels as one byte: `from_u8` knows every number that `as u8` makes.
 macro_rules! wire_enum {
@@ -171,8 +179,19 @@ pub struct Interface {
     pub mac: [u8; 6],
     /// Its primary IPv4 address; unspecified if it has none.
     pub address: Ipv4Addr,
+    /// Its primary link-local IPv6 address; unspecified if it has none, or no virtual router there
+    /// is one for IPv6.
+    pub link_local: Ipv6Addr,
     /// Whether it is up and has a carrier.
     pub carrier: bool,
+}
+
+impl Interface {
+    /// The address from which VRRP speaks there (RFC 9568, 5.1.1.1 and 5.1.2.1); `None` if it has none.
+    pub fn source(&self, v6: bool) -> Option<IpAddr> {
+        let source = if v6 { IpAddr::V6(self.link_local) } else { IpAddr::V4(self.address) };
+        (!source.is_unspecified()).then_some(source)
+    }
 }
 
 /// A node's part in a group.
@@ -258,14 +277,22 @@ impl Heartbeat {
             b.extend_from_slice(&g.heard.to_le_bytes());
             b.extend_from_slice(&[g.cause as u8, g.offered_to.unwrap_or(0)]);
         }
-        for (via, i) in self.interfaces.iter().take(MAX_ZONES + MAX_LINKS) {
+        let interfaces = &self.interfaces[..self.interfaces.len().min(MAX_ZONES + MAX_LINKS)];
+        let mut room = LEN_MAX - b.len() - interfaces.len() * (2 + INTERFACE_LEN);
+        for (via, i) in interfaces {
             let (kind, number) = match *via {
                 Via::Sync(n) => (1, n),
                 Via::Zone(n) => (2, n),
             };
-            b.extend_from_slice(&[INTERFACE, INTERFACE_LEN as u8, kind, number, u8::from(i.carrier)]);
+            let link_local = !i.link_local.is_unspecified() && room >= LINK_LOCAL_LEN;
+            let len = INTERFACE_LEN + if link_local { LINK_LOCAL_LEN } else { 0 };
+            b.extend_from_slice(&[INTERFACE, len as u8, kind, number, u8::from(i.carrier)]);
             b.extend_from_slice(&i.mac);
             b.extend_from_slice(&i.address.octets());
+            if link_local {
+                b.extend_from_slice(&i.link_local.octets());
+                room -= LINK_LOCAL_LEN;
+            }
         }
         b
     }
@@ -365,7 +392,9 @@ impl<'a> Reader<'a> {
             _ => return Err(Malformed),
         };
         let carrier = self.u8()? & 1 != 0;
-        Ok((via, Interface { mac: self.array()?, address: Ipv4Addr::from(self.array::<4>()?), carrier }))
+        let (mac, address) = (self.array()?, Ipv4Addr::from(self.array::<4>()?));
+        let link_local = self.array::<LINK_LOCAL_LEN>().map_or(Ipv6Addr::UNSPECIFIED, Ipv6Addr::from);
+        Ok((via, Interface { mac, address, link_local, carrier }))
     }
 }
 
@@ -406,12 +435,18 @@ mod tests {
                     Interface {
                         mac: [2, 0, 0, 0, 0, 1],
                         address: Ipv4Addr::new(172, 16, 0, 1),
+                        link_local: Ipv6Addr::UNSPECIFIED,
                         carrier: true,
                     },
                 ),
                 (
                     Via::Zone(1),
-                    Interface { mac: [2, 0, 0, 0, 0, 2], address: Ipv4Addr::UNSPECIFIED, carrier: false },
+                    Interface {
+                        mac: [2, 0, 0, 0, 0, 2],
+                        address: Ipv4Addr::UNSPECIFIED,
+                        link_local: Ipv6Addr::new(0xfe80, 0, 0, 0, 1, 2, 3, 4),
+                        carrier: false,
+                    },
                 ),
             ],
         }
@@ -467,6 +502,20 @@ mod tests {
         assert_eq!(bytes.len(), LEN_MAX);
         assert!(bytes.len() + crate::seal::OVERHEAD + 28 <= 1500);
         assert!(Heartbeat::parse(&bytes).is_ok());
+    }
+
+    #[test]
+    fn link_local_addresses_go_while_there_is_room() {
+        let mut heartbeat = sample();
+        let zone = heartbeat.interfaces[1];
+        heartbeat.interfaces = vec![zone; MAX_ZONES];
+        assert_eq!(Heartbeat::parse(&heartbeat.write()).unwrap().interfaces, heartbeat.interfaces);
+        heartbeat.groups = vec![heartbeat.groups[0]; MAX_GROUPS];
+        let bytes = heartbeat.write();
+        assert!(bytes.len() <= LEN_MAX && bytes.len() + LINK_LOCAL_LEN > LEN_MAX);
+        let read = Heartbeat::parse(&bytes).unwrap().interfaces;
+        assert_eq!(read.len(), MAX_ZONES);
+        assert!(read.contains(&zone) && read.iter().any(|(_, i)| i.source(true).is_none()));
     }
 
     proptest! {

@@ -78,10 +78,11 @@ impl Net {
         })
     }
 
-    /// Runs `ip` with these words.
-    pub fn ip(&self, words: &str) {
+    /// Runs `ip` with these words and returns what it says.
+    pub fn ip(&self, words: &str) -> String {
         let output = self.within(|| Command::new("ip").args(words.split_whitespace()).output().unwrap());
         assert!(output.status.success(), "ip {words}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
     }
 
     /// Index of an interface.

@@ -7,7 +7,6 @@ use fwha_common::rule::MAX_RULES;
 use fwha_proto::election;
 use fwha_proto::seal::ClusterKey;
 use fwha_proto::seal::Identity;
-use fwha_proto::vrrp::packet::Checksum;
 
 /// Reads a config file.
 pub fn run(data: &[u8]) {
@@ -46,7 +45,7 @@ fn election_config(config: &Config, node: u8) -> election::Config {
     let instance = |vip: &fwha::config::Vip| election::Instance {
         zone: vip.zone,
         vrid: vip.vrid,
-        addresses: vip.addresses.iter().map(|a| a.addr().into()).collect(),
+        addresses: vip.addresses.iter().map(|a| a.addr()).collect(),
     };
     let groups = config.groups.iter().map(|group| election::GroupConfig {
         group: group.id,
@@ -55,7 +54,7 @@ fn election_config(config: &Config, node: u8) -> election::Config {
         preempt: group.preempt,
         preempt_delay: group.preempt_delay,
         advert_interval_cs: (group.advert_interval.as_millis() / 10) as u16,
-        checksum: Checksum::default(),
+        version: group.version,
         instances: group.vips.iter().map(instance).collect(),
         start: election::Start::default(),
     });

@@ -11,7 +11,7 @@ use fwha_proto::heartbeat::{
 };
 use fwha_proto::seal::{Channel, Identity, OVERHEAD, Opened, Purpose};
 use fwha_proto::time::Time;
-use fwha_proto::vrrp::packet::{Advert, Checksum, Envelope, TTL};
+use fwha_proto::vrrp::packet::{Advert, Auth, Checksum, Envelope, TTL, Version};
 
 use super::vrrp::{sender, sum};
 use crate::input::Input;
@@ -76,11 +76,13 @@ fn interface(node: u8, via: Via) -> Interface {
         Via::Zone(n) => (1, n),
     };
     let address = Ipv4Addr::new(10, n, kind, node);
-    Interface { mac: [2, 0, 0, node, kind, n], address, carrier: true }
+    let link_local = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, node.into());
+    Interface { mac: [2, 0, 0, node, kind, n], address, link_local, carrier: true }
 }
 
 fn config(input: &mut Input<'_>) -> Config {
     let kind = input.u8();
+    let v2 = kind & 0x41 == 0x40;
     let group = |group: u8| {
         let second = if kind & 1 == 0 {
             IpAddr::from(Ipv4Addr::new(10, 2, 1, group))
@@ -99,8 +101,8 @@ fn config(input: &mut Input<'_>) -> Config {
             },
             preempt: kind & 4 != 0,
             preempt_delay: Duration::from_millis(if kind & 8 != 0 { 50 } else { 0 }),
-            advert_interval_cs: 10,
-            checksum: Checksum::default(),
+            advert_interval_cs: if v2 { 100 } else { 10 },
+            version: if v2 { Version::V2 { auth: Auth::None } } else { Version::default() },
             instances: (1..).zip(addresses).map(instance).collect(),
             start: Start::default(),
         }
@@ -178,7 +180,12 @@ impl World {
                 };
                 let source = if v6 { sender(true, node) } else { Ipv4Addr::new(10, zone, 1, node).into() };
                 let envelope = Envelope::multicast(source);
-                self.election.vrrp_packet(now, zone, &envelope, &advert.write(&envelope, Checksum::Message));
+                let packet = if node & 0x80 != 0 {
+                    advert.write_v2(Auth::None)
+                } else {
+                    advert.write(&envelope, Checksum::Message)
+                };
+                self.election.vrrp_packet(now, zone, &envelope, &packet);
             }
             6 => {
                 let kind = input.u8();
@@ -340,10 +347,14 @@ impl World {
                     }
                 }
                 Output::Advertise { zone, v6, bytes, .. } => {
-                    let source = if v6 { sender(true, 1) } else { Ipv4Addr::new(10, zone, 1, 1).into() };
-                    // The kernel puts in the sum of what has a pseudo-header.
-                    let parsed = Advert::parse(&Envelope::multicast(source), &bytes);
-                    assert!(v6 || parsed.is_ok(), "ours are good: {parsed:?}");
+                    let source =
+                        if v6 { sender(true, ME.node) } else { Ipv4Addr::new(10, zone, 1, ME.node).into() };
+                    let envelope = Envelope::multicast(source);
+                    let parsed = match bytes[0] >> 4 {
+                        2 => Advert::parse_v2(&envelope, &bytes).map(drop),
+                        _ => Advert::parse(&envelope, &bytes).map(drop),
+                    };
+                    assert_eq!(parsed, Ok(()), "ours are good");
                 }
                 Output::Probe { via, probe, .. } => self.asked = Some((via, probe)),
                 Output::Own { group, term, since, until } => {

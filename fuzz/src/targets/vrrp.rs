@@ -43,6 +43,11 @@ pub fn run(data: &[u8]) {
         sum(&envelope, &mut packet);
         assert_ne!(Advert::parse(&envelope, &packet), Err(Discard::Checksum), "it is right");
     }
+    if let Ok((advert, auth)) = Advert::parse_v2(&envelope, &packet) {
+        let written = advert.write_v2(auth);
+        assert_eq!(Advert::parse_v2(&envelope, &written), Ok((advert, auth)));
+        assert_eq!(written.len(), packet.len());
+    }
     let Ok((advert, checksum)) = Advert::parse(&envelope, &packet) else { return };
     let written = advert.write(&envelope, checksum);
     assert_eq!(Advert::parse(&envelope, &written), Ok((advert, checksum)));

@@ -3,7 +3,6 @@
 //! Advertisements are not authenticated. They decide where no peer is alive on the channel; beside
 //! a living peer they are counted and move nothing.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use super::Election;
@@ -17,10 +16,22 @@ use crate::NodeId;
 use crate::heartbeat::{Cause, PeerState, Role, Via};
 use crate::time::Time;
 use crate::vrrp::machine::{Want, centiseconds, greater};
-use crate::vrrp::packet::{Advert, Checksum, Discard, Envelope, PRIORITY_RELEASE};
+use crate::vrrp::packet::{Advert, Auth, Checksum, Discard, Envelope, PRIORITY_RELEASE, Version};
 
 /// Between two answers to losing advertisements.
 const LOSING_ANSWER: Duration = Duration::from_millis(10);
+
+/// What version 2 wants to be the same on all routers (RFC 3768, section 7.1; for a password RFC
+/// 2338, section 7.1).
+fn check_v2(auth: Auth, ours: Auth, same_interval: bool) -> Result<(), Discard> {
+    match (auth, ours) {
+        (Auth::None, Auth::None) => {}
+        (Auth::Password(theirs), Auth::Password(ours)) if theirs == ours => {}
+        (Auth::Password(_), Auth::Password(_)) => return Err(Discard::AuthData),
+        _ => return Err(Discard::AuthType),
+    }
+    if same_interval { Ok(()) } else { Err(Discard::OtherInterval) }
+}
 
 impl Election {
     /// A packet of IP protocol 112 arrived at the interface of `zone`.
@@ -39,19 +50,33 @@ impl Election {
         payload: &[u8],
     ) -> Result<(), Discard> {
         let own = self.config.interfaces.iter().find(|(via, _)| *via == Via::Zone(zone));
-        let own = own.map(|(_, i)| IpAddr::from(i.address));
+        let v6 = envelope.src.is_ipv6();
+        let own = own.and_then(|(_, i)| i.source(v6));
         if own == Some(envelope.src) {
             return Err(Discard::Own);
         }
-        let (advert, checksum) = Advert::parse(envelope, payload)?;
-        let v6 = envelope.src.is_ipv6();
+        let (advert, heard) = if payload.first().is_some_and(|b| b >> 4 == 2) {
+            let (advert, auth) = Advert::parse_v2(envelope, payload)?;
+            (advert, Version::V2 { auth })
+        } else {
+            let (advert, checksum) = Advert::parse(envelope, payload)?;
+            (advert, Version::V3 { checksum })
+        };
         let at = self.groups.iter().enumerate().filter(|(_, g)| g.place.is_some()).find_map(|(g, group)| {
             let here = |i: &Instance| (i.zone, i.vrid, i.addresses[0].is_ipv6()) == (zone, advert.vrid, v6);
             Some((g, group.config.instances.iter().position(here)?))
         });
         let (g, i) = at.ok_or(Discard::UnknownVrid)?;
+        let group = &self.groups[g];
+        match (heard, group.config.version) {
+            (Version::V2 { auth }, Version::V2 { auth: ours }) => {
+                check_v2(auth, ours, advert.interval_cs == group.config.advert_interval_cs)?;
+            }
+            (Version::V3 { .. }, Version::V3 { .. }) => {}
+            _ => return Err(Discard::Version),
+        }
         self.counters.count("vrrp_rx", "adverts");
-        if !v6 {
+        if let (Version::V3 { checksum }, false) = (heard, v6) {
             let kind = match checksum {
                 Checksum::Message => "checksum_message",
                 Checksum::PseudoHeader => "checksum_pseudo_header",
@@ -59,7 +84,6 @@ impl Election {
             self.counters.count("vrrp_rx", kind);
         }
         // Neither makes an advertisement void (RFC 9568, section 7.1).
-        let group = &self.groups[g];
         if advert.interval_cs != group.config.advert_interval_cs && advert.interval_cs != FAST_ADVERT_CS {
             self.counters.count("vrrp_rx", "other_interval");
         }
@@ -150,6 +174,8 @@ impl Election {
             .filter_map(|node| self.peer(node))
             .any(|p| p.state() == PeerState::SyncLost || (p.alive() && p.deaf));
         let normal = group.config.advert_interval_cs;
+        // Version 2 counts in whole seconds, and all routers agree on them.
+        let quick = quick && !group.config.version.is_v2();
         let interval = if quick { normal.min(FAST_ADVERT_CS) } else { normal };
         for i in 0..self.groups[g].machines.len() {
             if self.groups[g].machines[i].set_interval(interval) {
@@ -204,18 +230,20 @@ impl Election {
             return;
         };
         let v6 = config.addresses.first().is_some_and(|a| a.is_ipv6());
-        if v6 {
-            // The primary address of an interface is its IPv4 one so far.
+        let Some(source) = interface.source(v6) else {
             self.counters.count("vrrp_tx", "no_address");
             return;
-        }
+        };
         let advert = Advert {
             vrid: config.vrid,
             priority: priority.unwrap_or(machine.priority()),
             interval_cs: machine.interval_cs(),
             addresses: config.addresses.clone(),
         };
-        let bytes = advert.write(&Envelope::multicast(interface.address.into()), group.config.checksum);
+        let bytes = match group.config.version {
+            Version::V2 { auth } => advert.write_v2(auth),
+            Version::V3 { checksum } => advert.write(&Envelope::multicast(source), checksum),
+        };
         let (group, zone, vrid) = (group.config.group, config.zone, config.vrid);
         self.counters.count("vrrp_tx", "adverts");
         self.out.push_back(Output::Advertise { group, zone, vrid, v6, bytes });

@@ -9,7 +9,7 @@ use crate::NodeId;
 use crate::heartbeat::{Interface, MAX_INSTANCES, MAX_LINKS, Via};
 use crate::seal::{Identity, KeyRing};
 use crate::time::Time;
-use crate::vrrp::packet::{ADDRESSES_MAX, Checksum, INTERVAL_CS_MAX};
+use crate::vrrp::packet::{ADDRESSES_MAX, Version};
 
 /// The number of a group: index into the data plane's `GROUPS`.
 pub type GroupId = u8;
@@ -68,10 +68,10 @@ pub struct GroupConfig {
     pub preempt: bool,
     /// For how long without a break it must have been ready to.
     pub preempt_delay: Duration,
-    /// Between advertisements, centiseconds, 1 to 4095.
+    /// Between advertisements, centiseconds: 1 to 4095, in version 2 whole seconds up to 255.
     pub advert_interval_cs: u16,
-    /// What the checksum of IPv4 advertisements covers.
-    pub checksum: Checksum,
+    /// The version of VRRP that its virtual routers speak; version 2 is for IPv4 alone.
+    pub version: Version,
     /// The virtual routers, at most [`MAX_INSTANCES`].
     pub instances: Vec<Instance>,
     /// What is known of an earlier life of this node.
@@ -149,13 +149,16 @@ impl Config {
             if g.members.iter().any(|&(n, p)| !seen.get(usize::from(n)).is_some_and(|&k| k) || p == 0) {
                 return fail(&g.name, "members must be nodes of the cluster with priorities 1 to 255");
             }
-            if g.advert_interval_cs == 0 || g.advert_interval_cs > INTERVAL_CS_MAX {
-                return fail(&g.name, "advert-interval must be 10 ms to 40.95 s");
+            if !g.version.allows_interval(g.advert_interval_cs) {
+                return fail(&g.name, "advert-interval must be 10 ms to 40.95 s, in version 2 whole seconds");
             }
             if g.instances.len() > MAX_INSTANCES {
                 return fail(&g.name, "at most 32 virtual routers in a group");
             }
             for i in &g.instances {
+                if g.version.is_v2() && i.addresses.iter().any(|a| a.is_ipv6()) {
+                    return fail(&g.name, "version 2 of VRRP is for IPv4 alone");
+                }
                 let v4 = i.addresses.iter().filter(|a| a.is_ipv4()).count();
                 if i.vrid == 0
                     || !(1..=ADDRESSES_MAX).contains(&i.addresses.len())

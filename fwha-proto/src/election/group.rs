@@ -81,7 +81,7 @@ impl Group {
     pub fn new(now: Time, config: &Config, group: &GroupConfig) -> Self {
         let place = group.members.iter().position(|m| m.0 == config.identity.node);
         let priority = place.map_or(1, |p| group.members[p].1);
-        let machine = || Machine::new(now, priority, group.advert_interval_cs);
+        let machine = || Machine::new(now, priority, group.advert_interval_cs, group.version);
         Self {
             place,
             role: Role::Init,

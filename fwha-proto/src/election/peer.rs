@@ -116,8 +116,7 @@ impl Peer {
 
     /// Whether it is known to send from `src` in `zone`; `None` if that is not known.
     pub fn sends_from(&self, zone: u8, src: IpAddr) -> Option<bool> {
-        let address = self.interface(Via::Zone(zone))?.address;
-        (!address.is_unspecified() && src.is_ipv4()).then_some(IpAddr::V4(address) == src)
+        self.interface(Via::Zone(zone))?.source(src.is_ipv6()).map(|source| source == src)
     }
 
     /// The session is new: what it counts starts again.

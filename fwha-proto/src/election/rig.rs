@@ -6,14 +6,14 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use fwha_common::probe::{Probe, ProbeKind};
 
 use super::*;
 use crate::seal::{ClusterKey, Identity, cluster_id};
-use crate::vrrp::packet::{Advert, Checksum, Envelope};
+use crate::vrrp::packet::{Advert, Envelope, Version};
 
 /// What a socket buffer holds for a daemon that does not run.
 const SOCKET_BUFFER: usize = 160;
@@ -123,6 +123,11 @@ pub fn zone_address(node: NodeId, zone: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, zone, 0, node)
 }
 
+/// As [`zone_address`], for IPv6.
+pub fn zone_link_local(node: NodeId, zone: u8) -> Ipv6Addr {
+    Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, zone.into(), node.into())
+}
+
 fn mac(node: NodeId, via: Via) -> [u8; 6] {
     match via {
         Via::Sync(n) => [2, 0, 0, node, 0, n],
@@ -136,7 +141,8 @@ pub fn interface(node: NodeId, via: Via) -> (Via, Interface) {
         Via::Zone(zone) => zone,
         Via::Sync(link) => 100 + link,
     };
-    (via, Interface { mac: mac(node, via), address: zone_address(node, net), carrier: true })
+    let (mac, address, link_local) = (mac(node, via), zone_address(node, net), zone_link_local(node, net));
+    (via, Interface { mac, address, link_local, carrier: true })
 }
 
 /// One group over two zones, all nodes members, the first preferred.
@@ -173,7 +179,7 @@ pub fn group(id: GroupId, members: Vec<(NodeId, u8)>) -> GroupConfig {
         preempt: false,
         preempt_delay: Duration::ZERO,
         advert_interval_cs: 100,
-        checksum: Checksum::Message,
+        version: Version::default(),
         instances: vec![instance(1), instance(2)],
         start: Start::default(),
     }
@@ -545,11 +551,16 @@ impl Rig {
                 Output::Heartbeat { link, peer, bytes } => {
                     self.send(n, peer, Via::Sync(link), Packet::Heartbeat { link, bytes });
                 }
-                Output::Advertise { group, zone, bytes, .. } => {
+                Output::Advertise { group, zone, v6, bytes, .. } => {
                     advertised.insert(group);
-                    let src = zone_address(n, zone).into();
-                    let parsed = Advert::parse(&Envelope::multicast(src), &bytes);
-                    let (advert, _) = parsed.expect("our own adverts are good");
+                    let (_, from) = interface(n, Via::Zone(zone));
+                    let src = from.source(v6).expect("the rig's nodes have both");
+                    let envelope = Envelope::multicast(src);
+                    let parsed = match bytes[0] >> 4 {
+                        2 => Advert::parse_v2(&envelope, &bytes).map(|(advert, _)| advert),
+                        _ => Advert::parse(&envelope, &bytes).map(|(advert, _)| advert),
+                    };
+                    let advert = parsed.expect("our own adverts are good");
                     m.adverts.push((now, group, advert.priority));
                     for to in self.ids().into_iter().filter(|&to| to != n) {
                         let packet = Packet::Vrrp { zone, src, ttl: 255, bytes: bytes.clone() };

@@ -12,11 +12,14 @@
 //!      '------------------------------------------------------------------------------'
 //! ```
 //! The interval that a Backup waits for is the one that the Active advertises, not its own.
+//!
+//! In version 2 (RFC 3768, section 6) all routers have the same interval, Skew_Time is a part of one
+//! second, and a losing advertisement is not answered.
 
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::packet::{Advert, PRIORITY_OWNER, PRIORITY_RELEASE};
+use super::packet::{Advert, PRIORITY_OWNER, PRIORITY_RELEASE, Version};
 use crate::time::Time;
 
 /// What the RFC would do now.
@@ -36,6 +39,7 @@ pub enum Want {
 #[derive(Clone, Debug)]
 pub struct Machine {
     priority: u8,
+    v2: bool,
     /// Own interval, sent while Active and waited for until another is learned.
     interval_cs: u16,
     active: bool,
@@ -72,18 +76,32 @@ pub const fn active_down_interval(priority: u8, interval_cs: u16) -> Duration {
 
 impl Machine {
     /// A machine in Backup that has heard nothing since `now`.
-    pub fn new(now: Time, priority: u8, interval_cs: u16) -> Self {
-        Self {
+    pub fn new(now: Time, priority: u8, interval_cs: u16, version: Version) -> Self {
+        let mut machine = Self {
             priority,
+            v2: version.is_v2(),
             interval_cs,
             active: false,
             learned_cs: interval_cs,
-            active_down: now + active_down_interval(priority, interval_cs),
+            active_down: Time::NEVER,
             adver: Time::NEVER,
             heard: None,
             since: now,
             advertised: None,
-        }
+        };
+        machine.active_down = now + machine.down_interval(interval_cs);
+        machine
+    }
+
+    /// Skew_Time, when the Active advertises at `interval_cs`.
+    const fn skew(&self, interval_cs: u16) -> Duration {
+        // RFC 3768, 6.1: of a second, whatever the interval is.
+        skew(self.priority, if self.v2 { 100 } else { interval_cs })
+    }
+
+    /// Active_Down_Interval, when the Active advertises at `interval_cs`.
+    fn down_interval(&self, interval_cs: u16) -> Duration {
+        centiseconds(interval_cs) * 3 + self.skew(interval_cs)
     }
 
     /// What to do at start: the owner of the addresses does not wait.
@@ -104,6 +122,8 @@ impl Machine {
                 || (advert.priority == self.priority && sender_is_greater)
             {
                 Want::Backup
+            } else if self.v2 {
+                Want::Nothing
             } else {
                 // New in RFC 9568: tell the loser at once.
                 Want::Advertise
@@ -111,11 +131,11 @@ impl Machine {
         }
         if release {
             self.heard = None;
-            self.active_down = now + skew(self.priority, self.learned_cs);
+            self.active_down = now + self.skew(self.learned_cs);
         } else if !preempt || advert.priority >= self.priority {
             self.heard = Some(now);
             self.learned_cs = advert.interval_cs;
-            self.active_down = now + active_down_interval(self.priority, self.learned_cs);
+            self.active_down = now + self.down_interval(self.learned_cs);
         }
         Want::Nothing
     }
@@ -159,7 +179,7 @@ impl Machine {
         self.since = now;
         self.heard = learned_cs.map(|_| now);
         self.learned_cs = learned_cs.unwrap_or(self.interval_cs);
-        self.active_down = now + active_down_interval(self.priority, self.learned_cs);
+        self.active_down = now + self.down_interval(self.learned_cs);
     }
 
     /// Changes the interval that is advertised. Says whether an advertisement should go out now, so
@@ -195,10 +215,11 @@ impl Machine {
     }
 
     /// Backup: when the Active's silence lasts Active_Down_Interval, reckoned with at most
-    /// `interval_cs` and from no earlier than `from`.
+    /// `interval_cs` and from no earlier than `from`. In version 2 the interval is what it is.
     pub fn silent_at(&self, from: Time, interval_cs: u16) -> Time {
         let start = from.max(self.since).max(self.heard.unwrap_or(Time::ZERO));
-        self.active_down.min(start + active_down_interval(self.priority, self.learned_cs.min(interval_cs)))
+        let interval_cs = if self.v2 { self.learned_cs } else { self.learned_cs.min(interval_cs) };
+        self.active_down.min(start + self.down_interval(interval_cs))
     }
 }
 
@@ -212,6 +233,7 @@ mod tests {
     use std::net::{Ipv4Addr, Ipv6Addr};
 
     use super::*;
+    use crate::vrrp::packet::Auth;
 
     const T: Time = Time::from_millis(10_000);
 
@@ -224,7 +246,12 @@ mod tests {
     }
 
     fn backup(priority: u8) -> Machine {
-        Machine::new(T, priority, 100)
+        Machine::new(T, priority, 100, Version::default())
+    }
+
+    /// Of version 2, with an interval of 3 s.
+    fn backup_v2(priority: u8) -> Machine {
+        Machine::new(T, priority, 300, Version::V2 { auth: Auth::None })
     }
 
     fn active(priority: u8) -> Machine {
@@ -357,6 +384,45 @@ mod tests {
         m.advertised(T + ms(500));
         m.hasten(T + ms(501), ms(10));
         assert_eq!(m.next(), T + ms(510));
+    }
+
+    /// RFC 3768, 6.1: Skew_Time = (256 - Priority) / 256 s, Master_Down_Interval = 3 * interval + that.
+    #[test]
+    fn v2_skew_is_a_part_of_a_second() {
+        let mut m = backup_v2(128);
+        assert_eq!(m.next(), T + ms(9500));
+        m.advert(T + ms(10), &advert(150, 300), true, true);
+        assert_eq!(m.next(), T + ms(9510));
+        m.become_backup(T + ms(20), None);
+        assert_eq!(m.next(), T + ms(9520));
+    }
+
+    /// RFC 3768, 6.4.2: priority zero sets Master_Down_Timer to Skew_Time.
+    #[test]
+    fn v2_backup_takes_priority_zero_as_leave_and_waits_the_skew_only() {
+        let mut m = backup_v2(128);
+        m.advert(T, &advert(0, 300), true, true);
+        assert_eq!(m.next(), T + ms(500));
+    }
+
+    /// RFC 3768, 6.4.3: a losing advertisement is discarded, priority zero is answered.
+    #[test]
+    fn v2_active_answers_a_release_alone() {
+        let mut m = backup_v2(128);
+        m.become_active(T);
+        assert_eq!(m.advert(T, &advert(0, 300), true, true), Want::Advertise);
+        assert_eq!(m.advert(T, &advert(127, 300), true, true), Want::Nothing);
+        assert_eq!(m.advert(T, &advert(128, 300), false, true), Want::Nothing);
+        assert_eq!(m.advert(T, &advert(128, 300), true, true), Want::Backup);
+        assert_eq!(m.advert(T, &advert(129, 300), false, false), Want::Backup);
+    }
+
+    /// Whole seconds cannot be hastened, so silence takes its time.
+    #[test]
+    fn v2_silence_is_judged_by_its_own_interval() {
+        let mut m = backup_v2(128);
+        m.advert(T, &advert(150, 300), true, true);
+        assert_eq!(m.silent_at(T + ms(20), 10), T + ms(9500));
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! VRRP version 3 (RFC 9568): the voice that speaks on the zones, for everybody to hear.
+//! VRRP version 3 (RFC 9568), and version 2 (RFC 3768) for neighbours that know no other: the voice
+//! that speaks on the zones, for everybody to hear.
 //!
 //! [`packet`] is the wire, [`machine`] the state machine of one virtual router. Neither decides who
 //! is Active: the machine says what the RFC would do now, and the [`crate::election`] does that

@@ -2,13 +2,16 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    net::Ipv4Addr,
+    net::IpAddr,
     time::Duration,
 };
 
-use fwha_proto::heartbeat::MAX_INSTANCES;
-use ipnet::Ipv4Net;
-use serde::Serialize;
+use fwha_proto::{
+    heartbeat::MAX_INSTANCES,
+    vrrp::packet::{ADDRESSES_MAX, Auth, Checksum, PASSWORD_LEN, Version},
+};
+use ipnet::IpNet;
+use serde::{Serialize, Serializer};
 use toml::Spanned;
 
 use super::{
@@ -34,9 +37,13 @@ pub struct Group {
     pub preempt: bool,
     /// For how long it must have been ready to, up to an hour.
     pub preempt_delay: Duration,
-    /// Time between two VRRP adverts, whole centiseconds, 10 ms to 40.95 s.
+    /// The VRRP that it speaks.
+    #[serde(serialize_with = "version_text")]
+    pub version: Version,
+    /// Time between two VRRP adverts, whole centiseconds, 10 ms to 40.95 s; in version 2 whole
+    /// seconds, 1 s to 255 s.
     pub advert_interval: Duration,
-    /// Its VIPs.
+    /// Its virtual routers.
     pub vips: Vec<Vip>,
 }
 
@@ -47,26 +54,37 @@ impl Group {
     }
 }
 
-/// A virtual router (RFC 9568) of a group: addresses in one zone.
+/// For the hash of the config: two nodes must agree on all of it.
+fn version_text<S: Serializer>(version: &Version, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&format_args!("{version:?}"))
+}
+
+/// A virtual router (RFC 9568) of a group: addresses of one family in one zone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Vip {
     /// The zone; the addresses are on its first interface.
     pub zone: ZoneId,
-    /// Virtual router identifier, 1 to 255, once in a zone.
+    /// Virtual router identifier, 1 to 255, once in a zone for each family.
     pub vrid: u8,
-    /// The addresses, each with the prefix length of its network.
-    pub addresses: Vec<Ipv4Net>,
+    /// The addresses, each with the prefix length of its network. Of IPv6 the first is link-local.
+    pub addresses: Vec<IpNet>,
 }
 
-/// Addresses in one VRRP advert: its count field has 8 bits (RFC 9568, 5.2.5).
-const ADDRESSES_MAX: usize = 255;
+impl Vip {
+    /// Whether it is one for IPv6.
+    pub fn is_v6(&self) -> bool {
+        self.addresses.first().is_some_and(|a| a.addr().is_ipv6())
+    }
+}
 
 /// What no two groups may have in common, and where it was first seen.
 #[derive(Default)]
 struct Seen {
-    vrids: HashSet<(ZoneId, u8)>,
-    addresses: HashSet<Ipv4Addr>,
-    networks: Vec<(Ipv4Net, ZoneId)>,
+    /// With the family: whether it is IPv6.
+    vrids: HashSet<(ZoneId, u8, bool)>,
+    /// With the zone if it is link-local.
+    addresses: HashSet<(IpAddr, Option<ZoneId>)>,
+    networks: Vec<(IpNet, ZoneId)>,
 }
 
 pub(super) fn read<'a>(
@@ -94,16 +112,25 @@ pub(super) fn read<'a>(
         let members = read_members(&mut section, nodes, mistakes);
         let preempt = section.boolean("preempt", mistakes).unwrap_or(false);
         let preempt_delay = read_preempt_delay(&mut section, preempt, mistakes);
-        let advert_interval = read_advert_interval(&mut section, mistakes);
+        let version = read_version(&mut section, mistakes);
+        let advert_interval = read_advert_interval(&mut section, version, mistakes);
         let mut vips = Vec::new();
         if let Some(items) = section.list("vips", mistakes) {
-            if let Some(extra) = items.get(MAX_INSTANCES) {
-                mistakes
-                    .add(extra.span(), format!("more than {MAX_INSTANCES} vrids in one group"))
-                    .remedy("one vrid takes many addresses: addresses = [ …, … ]");
-            }
             for vip in section::tables(items, "vips", mistakes) {
+                let (span, before) = (vip.span.clone(), vips.len());
                 vips.extend(read_vip(vip, &members, nodes, zones, &mut seen, mistakes));
+                if version.is_v2() && vips[before..].iter().any(Vip::is_v6) {
+                    mistakes
+                        .add(span.clone(), "VRRP version 2 has no IPv6")
+                        .remedy("leave out vrrp-version, or the IPv6 addresses");
+                }
+                if before <= MAX_INSTANCES && vips.len() > MAX_INSTANCES {
+                    mistakes
+                        .add(span, format!("more than {MAX_INSTANCES} vrids in one group"))
+                        .remedy(
+                            "one vrid takes many addresses: addresses = [ …, … ]; with IPv4 and IPv6 it counts twice",
+                        );
+                }
             }
         }
         section.finish(mistakes);
@@ -113,6 +140,7 @@ pub(super) fn read<'a>(
             nodes: members,
             preempt,
             preempt_delay,
+            version,
             advert_interval,
             vips,
         });
@@ -210,13 +238,64 @@ fn read_preempt_delay(section: &mut Section<'_>, preempt: bool, mistakes: &mut M
     delay.into_inner()
 }
 
-fn read_advert_interval(section: &mut Section<'_>, mistakes: &mut Mistakes) -> Duration {
-    let range = Duration::from_millis(10)..=Duration::from_millis(40_950);
+/// `vrrp-version`, and what one version alone has: `auth-pass` and `checksum`.
+fn read_version(section: &mut Section<'_>, mistakes: &mut Mistakes) -> Version {
+    let v2 = section.integer("vrrp-version", 2..=3, mistakes) == Some(2);
+    let auth = section.string("auth-pass", mistakes);
+    let checksum = section.string("checksum", mistakes);
+    if let Some(auth) = auth.as_ref().filter(|_| !v2) {
+        mistakes
+            .add(auth.span(), "auth-pass without vrrp-version = 2")
+            .remedy("version 3 of VRRP has no authentication: leave it out");
+    }
+    if let Some(checksum) = checksum.as_ref().filter(|_| v2) {
+        mistakes
+            .add(checksum.span(), "checksum with vrrp-version = 2")
+            .remedy("version 2 has only one kind: leave it out");
+    }
+    if v2 {
+        return Version::V2 { auth: auth.map_or(Auth::None, |text| read_password(&text, mistakes)) };
+    }
+    let checksum = checksum.map_or(Checksum::default(), |text| match *text.get_ref() {
+        "message" => Checksum::Message,
+        "pseudo-header" => Checksum::PseudoHeader,
+        other => {
+            mistakes
+                .add(text.span(), format!("unknown checksum {other:?}"))
+                .remedy(value::suggest(other, &["message", "pseudo-header"]));
+            Checksum::default()
+        }
+    });
+    Version::V3 { checksum }
+}
+
+/// The password is padded with zeros (RFC 2338, 5.3.10).
+fn read_password(text: &Spanned<&str>, mistakes: &mut Mistakes) -> Auth {
+    let bytes = text.get_ref().as_bytes();
+    let mut password = [0; PASSWORD_LEN];
+    if bytes.is_empty() || bytes.len() > PASSWORD_LEN {
+        mistakes.add(text.span(), format!("auth-pass does not have 1 to {PASSWORD_LEN} bytes"));
+    } else {
+        password[..bytes.len()].copy_from_slice(bytes);
+    }
+    Auth::Password(password)
+}
+
+fn read_advert_interval(section: &mut Section<'_>, version: Version, mistakes: &mut Mistakes) -> Duration {
+    let range = if version.is_v2() {
+        Duration::from_secs(1)..=Duration::from_secs(255)
+    } else {
+        Duration::from_millis(10)..=Duration::from_millis(40_950)
+    };
     let Some(interval) = section.duration("advert-interval", range, mistakes) else {
         return Duration::from_secs(1);
     };
     let interval_ms = interval.get_ref().as_millis();
-    if !interval_ms.is_multiple_of(10) {
+    if version.is_v2() && !interval_ms.is_multiple_of(1000) {
+        mistakes
+            .add(interval.span(), format!("advert-interval {interval_ms}ms is not a whole number of seconds"))
+            .remedy(format!("like \"{}s\": version 2 of VRRP counts in them", interval_ms.div_ceil(1000)));
+    } else if !interval_ms.is_multiple_of(10) {
         mistakes
             .add(
                 interval.span(),
@@ -237,7 +316,7 @@ fn read_vip(
     zones: &Zones<'_>,
     seen: &mut Seen,
     mistakes: &mut Mistakes,
-) -> Option<Vip> {
+) -> Vec<Vip> {
     let zone_name = section.required_string("zone", mistakes);
     let zone = zone_name.as_ref().and_then(|name| zones.names.find(name, mistakes));
     let vrid_value = section.require("vrid", mistakes);
@@ -256,41 +335,65 @@ fn read_vip(
             }
         }
     }
-    if let (Some(vrid), Some(value), Some(index)) = (vrid, vrid_value, zone)
-        && !seen.vrids.insert((index as ZoneId + 1, vrid as u8))
-    {
-        mistakes
-            .add(value.span(), format!("vrid {vrid} is there twice in zone {:?}", zones.names.name(index)))
-            .remedy("choose one that no other router on that network uses");
-    }
-    let zone = zone.map(|index| index as ZoneId + 1);
-    let (list, items) = (list?, items?);
+    let zone_id = zone.map(|index| index as ZoneId + 1);
+    let (Some(list), Some(items)) = (list, items) else { return Vec::new() };
     if items.is_empty() {
         mistakes.add(list.span(), "addresses is empty").remedy("like [\"10.0.0.12/24\"]");
     }
-    if let Some(extra) = items.get(ADDRESSES_MAX) {
-        mistakes
-            .add(extra.span(), format!("more than {ADDRESSES_MAX} addresses in one vrid"))
-            .remedy("put the others under another vrid");
-    }
-    let mut addresses = Vec::new();
+    // RFC 9568, 1: a virtual router is of one family.
+    let (mut v4, mut v6): (Vec<IpNet>, Vec<IpNet>) = Default::default();
     for text in section::strings(items, "addresses", mistakes) {
         match value::host_prefix(text.get_ref()) {
             Ok(net) => {
-                check_address(net, zone, text.span(), nodes, zones, seen, mistakes);
+                check_address(net, zone_id, text.span(), nodes, zones, seen, mistakes);
+                let addresses = if net.addr().is_ipv4() { &mut v4 } else { &mut v6 };
                 addresses.push(net);
+                if addresses.len() == ADDRESSES_MAX + 1 {
+                    mistakes
+                        .add(text.span(), format!("more than {ADDRESSES_MAX} addresses in one vrid"))
+                        .remedy("put the others under another vrid");
+                }
             }
             Err(problem) => {
                 mistakes.add(text.span(), format!("vip: {problem}"));
             }
         }
     }
-    Some(Vip { zone: zone?, vrid: vrid? as u8, addresses })
+    // RFC 9568, 5.2.9: its link-local address comes first.
+    v6.sort_by_key(|net| !is_link_local(net));
+    if v6.first().is_some_and(|net| !is_link_local(net)) {
+        mistakes
+            .add(list.span(), "addresses of IPv6 without a link-local one")
+            .remedy("VRRP advertises one first, and hosts route by it: add one like \"fe80::12/64\"");
+    }
+    let (Some(zone), Some(zone_id), Some(vrid), Some(value)) = (zone, zone_id, vrid, vrid_value) else {
+        return Vec::new();
+    };
+    let vrid = vrid as u8;
+    let routers: Vec<Vip> = [v4, v6]
+        .into_iter()
+        .filter(|addresses| !addresses.is_empty())
+        .map(|addresses| Vip { zone: zone_id, vrid, addresses })
+        .collect();
+    let mut twice = false;
+    for router in &routers {
+        twice |= !seen.vrids.insert((zone_id, vrid, router.is_v6()));
+    }
+    if twice {
+        mistakes
+            .add(value.span(), format!("vrid {vrid} is there twice in zone {:?}", zones.names.name(zone)))
+            .remedy("choose one that no other router on that network uses");
+    }
+    routers
+}
+
+fn is_link_local(net: &IpNet) -> bool {
+    matches!(net.addr(), IpAddr::V6(address) if address.is_unicast_link_local())
 }
 
 /// A VIP must be the only one of its address, and its network must be in one zone.
 fn check_address(
-    net: Ipv4Net,
+    net: IpNet,
     zone: Option<ZoneId>,
     span: Span,
     nodes: &Nodes<'_>,
@@ -299,15 +402,18 @@ fn check_address(
     mistakes: &mut Mistakes,
 ) {
     let address = net.addr();
-    if nodes.sync_addresses.contains(&address) {
+    if let IpAddr::V4(address) = address
+        && nodes.sync_addresses.contains(&address)
+    {
         mistakes.add(span.clone(), format!("vip {address} is a node's sync address"));
     }
-    if !seen.addresses.insert(address) {
+    let link_local = is_link_local(&net);
+    if !seen.addresses.insert((address, zone.filter(|_| link_local))) {
         mistakes.add(span, format!("vip {address} is there twice")).remedy("an address is in one place");
         return;
     }
-    let Some(zone) = zone else { return };
-    let overlaps = |other: &Ipv4Net| other.contains(&net.network()) || net.contains(&other.network());
+    let Some(zone) = zone.filter(|_| !link_local) else { return };
+    let overlaps = |other: &IpNet| other.contains(&net.network()) || net.contains(&other.network());
     if let Some((other, place)) = seen.networks.iter().find(|(n, z)| *z != zone && overlaps(n)) {
         mistakes
             .add(

@@ -2,11 +2,11 @@
 //! the value or says what is wrong in words that follow `key: `.
 
 use std::{
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::Duration,
 };
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 
 /// `"10ms"`, `"1s"`, `"5m"`, `"2h"`, `"5d"`: a whole number and a unit.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
@@ -65,7 +65,7 @@ pub(super) fn interface(text: &str) -> Result<String, String> {
 /// An IPv4 address that a host can have.
 pub(super) fn host_address(text: &str) -> Result<Ipv4Addr, String> {
     match text.parse() {
-        Ok(IpAddr::V4(address)) => is_host(address).map(|()| address),
+        Ok(IpAddr::V4(address)) => is_host(address.into()).map(|()| address),
         Ok(IpAddr::V6(_)) => Err(format!("{text:?} is IPv6, which is not supported yet")),
         Err(_) if text.parse::<IpNet>().is_ok() => {
             Err(format!("{text:?} is a prefix; write the address alone"))
@@ -74,34 +74,35 @@ pub(super) fn host_address(text: &str) -> Result<Ipv4Addr, String> {
     }
 }
 
-/// An IPv4 address that a host can have, with the length of its network's prefix.
-pub(super) fn host_prefix(text: &str) -> Result<Ipv4Net, String> {
-    let net = match text.parse() {
-        Ok(IpNet::V4(net)) => net,
-        Ok(IpNet::V6(_)) => return Err(format!("{text:?} is IPv6, which is not supported yet")),
-        Err(_) => match text.parse() {
-            Ok(IpAddr::V4(_)) => return Err(format!("{text:?} lacks its prefix length, like \"{text}/24\"")),
-            Ok(IpAddr::V6(_)) => return Err(format!("{text:?} is IPv6, which is not supported yet")),
-            Err(_) => return Err(format!("{text:?} is not an IPv4 address with prefix length")),
-        },
-    };
+/// An address that a host can have, with the length of its network's prefix.
+pub(super) fn host_prefix(text: &str) -> Result<IpNet, String> {
+    let net: IpNet = text.parse().map_err(|_| match text.parse() {
+        Ok(IpAddr::V4(_)) => format!("{text:?} lacks its prefix length, like \"{text}/24\""),
+        Ok(IpAddr::V6(_)) => format!("{text:?} lacks its prefix length, like \"{text}/64\""),
+        Err(_) => format!("{text:?} is not an address with prefix length"),
+    })?;
     is_host(net.addr())?;
-    if net.prefix_len() < 31 && net.addr() == net.network() {
+    if net.max_prefix_len() - net.prefix_len() < 2 {
+        return Ok(net);
+    }
+    if net.addr() == net.network() {
         return Err(format!("{text:?} is the address of the network, not of a host in it"));
     }
-    if net.prefix_len() < 31 && net.addr() == net.broadcast() {
+    if net.addr().is_ipv4() && net.addr() == net.broadcast() {
         return Err(format!("{text:?} is the broadcast address of its network"));
     }
     Ok(net)
 }
 
-fn is_host(address: Ipv4Addr) -> Result<(), String> {
+fn is_host(address: IpAddr) -> Result<(), String> {
     let kind = if address.is_unspecified() {
         "the unspecified address"
     } else if address.is_multicast() {
         "a multicast address"
-    } else if address.is_broadcast() {
+    } else if address == Ipv4Addr::BROADCAST {
         "the broadcast address"
+    } else if address == Ipv6Addr::LOCALHOST || address.to_canonical() != address {
+        "not an address that a network can have"
     } else {
         return Ok(());
     };

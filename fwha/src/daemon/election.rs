@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::SocketAddrV4;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +22,6 @@ use fwha_proto::heartbeat::{Interface, Role, Via};
 use fwha_proto::hook::Change;
 use fwha_proto::seal::KeyRing;
 use fwha_proto::time::Time;
-use fwha_proto::vrrp::packet::Envelope;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 use tokio::sync::{mpsc, oneshot};
@@ -82,8 +81,8 @@ pub enum Command {
     Opened(Via, Option<ProbeSocket>),
     /// The same for a sync link: its socket for heartbeats.
     Heartbeats(u8, SyncSocket),
-    /// The same for a zone: its socket for VRRP.
-    Vrrp(u8, VrrpSocket),
+    /// The same for a zone: its sockets for VRRP.
+    Vrrp(u8, Vec<VrrpSocket>),
     /// How far the replica of a peer's flows is.
     SyncStatus {
         /// The peer.
@@ -103,12 +102,12 @@ pub struct Sockets {
     pub heartbeats: Vec<SyncSocket>,
     /// Where heartbeats to a peer go, by sync link and node.
     pub peers: BTreeMap<(u8, NodeId), SocketAddrV4>,
-    /// VRRP, by zone.
-    pub vrrp: BTreeMap<u8, VrrpSocket>,
+    /// VRRP, by zone: for IPv4, and for IPv6 if a virtual router there needs it.
+    pub vrrp: BTreeMap<u8, Vec<VrrpSocket>>,
     /// Probes.
     pub probes: BTreeMap<Via, ProbeSocket>,
-    /// The primary address in each zone, from which VRRP speaks.
-    pub sources: BTreeMap<u8, Ipv4Addr>,
+    /// The interface of each zone, from whose addresses VRRP speaks.
+    pub sources: BTreeMap<u8, Interface>,
 }
 
 /// What the thread shows of itself.
@@ -269,7 +268,7 @@ impl Thread {
         let wait = self.election.next_timeout().since(self.now());
         let fds: Vec<BorrowedFd<'_>> = std::iter::once(self.letters.as_fd())
             .chain(self.sockets.heartbeats.iter().map(AsFd::as_fd))
-            .chain(self.sockets.vrrp.values().map(AsFd::as_fd))
+            .chain(self.sockets.vrrp.values().flatten().map(AsFd::as_fd))
             .chain(self.sockets.probes.values().map(AsFd::as_fd))
             .collect();
         let mut fds: Vec<PollFd<'_>> = fds.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
@@ -298,17 +297,14 @@ impl Thread {
                 more |= n == BURST;
             }
         }
-        for (&zone, socket) in &self.sockets.vrrp {
+        let vrrp =
+            self.sockets.vrrp.iter().flat_map(|(&zone, sockets)| sockets.iter().map(move |s| (zone, s)));
+        for (zone, socket) in vrrp {
             for n in 1..=BURST {
                 match socket.receive(&mut buffer) {
                     Ok(Some(packet)) => {
-                        let envelope = Envelope {
-                            src: IpAddr::V4(packet.source),
-                            dst: IpAddr::V4(packet.destination),
-                            ttl: packet.ttl,
-                        };
                         let at = arrived(packet.waited, &self.clock);
-                        self.election.vrrp_packet(at, zone, &envelope, packet.message);
+                        self.election.vrrp_packet(at, zone, &packet.envelope, packet.message);
                         more |= n == BURST;
                     }
                     Ok(None) => break,
@@ -355,7 +351,7 @@ impl Thread {
                 }
                 Command::Interface(via, interface) => {
                     if let Via::Zone(zone) = via {
-                        self.sockets.sources.insert(zone, interface.address);
+                        self.sockets.sources.insert(zone, interface);
                     }
                     self.election.interface(now, via, interface);
                 }
@@ -368,8 +364,8 @@ impl Thread {
                         *place = socket;
                     }
                 }
-                Command::Vrrp(zone, socket) => {
-                    self.sockets.vrrp.insert(zone, socket);
+                Command::Vrrp(zone, sockets) => {
+                    self.sockets.vrrp.insert(zone, sockets);
                 }
                 Command::SyncStatus { peer, in_sync, applied } => {
                     self.election.sync_status(now, peer, in_sync, applied);
@@ -396,8 +392,8 @@ impl Thread {
         };
         match output {
             Output::Heartbeat { link, peer, bytes } => self.send_heartbeat(link, peer, &bytes),
-            Output::Advertise { zone, bytes, .. } => {
-                self.advertise(zone, &bytes);
+            Output::Advertise { zone, v6, bytes, .. } => {
+                self.advertise(zone, v6, &bytes);
                 done("advert");
             }
             Output::Probe { via, mac, probe, .. } => {
@@ -476,12 +472,13 @@ impl Thread {
         }
     }
 
-    fn advertise(&self, zone: u8, bytes: &[u8]) {
-        let (Some(socket), Some(source)) = (self.sockets.vrrp.get(&zone), self.sockets.sources.get(&zone))
-        else {
+    fn advertise(&self, zone: u8, v6: bool, bytes: &[u8]) {
+        let mut sockets = self.sockets.vrrp.get(&zone).into_iter().flatten();
+        let source = self.sockets.sources.get(&zone).and_then(|i| i.source(v6));
+        let (Some(socket), Some(source)) = (sockets.find(|s| s.is_v6() == v6), source) else {
             return;
         };
-        if let Err(error) = socket.send(*source, bytes) {
+        if let Err(error) = socket.send(source, bytes) {
             tracing::debug!(zone, "cannot advertise: {error}");
         }
     }

@@ -59,7 +59,6 @@ mod warnings;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, mpsc as std_mpsc};
 use std::thread::JoinHandle;
@@ -75,7 +74,6 @@ use fwha_proto::heartbeat::{Role, Via};
 use fwha_proto::replication::{self as proto_replication, Replication};
 use fwha_proto::seal::{Identity, KeyRing};
 use fwha_proto::time::Time;
-use fwha_proto::vrrp::packet::Checksum;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
@@ -575,14 +573,14 @@ fn election_config(
             preempt: group.preempt,
             preempt_delay: group.preempt_delay,
             advert_interval_cs: (group.advert_interval.as_millis() / 10) as u16,
-            checksum: Checksum::default(),
+            version: group.version,
             instances: group
                 .vips
                 .iter()
                 .map(|v| proto_election::Instance {
                     zone: v.zone,
                     vrid: v.vrid,
-                    addresses: v.addresses.iter().map(|a| IpAddr::V4(a.addr())).collect(),
+                    addresses: v.addresses.iter().map(|a| a.addr()).collect(),
                 })
                 .collect(),
             start,
@@ -656,8 +654,8 @@ fn election_sockets(
         let Some(link) = &port.link else { continue };
         sockets.probes.extend(ports::probe_socket(link)?.map(|socket| (port.via, socket)));
         if let Via::Zone(zone) = port.via {
-            sockets.vrrp.insert(zone, ports::vrrp_socket(link)?);
-            sockets.sources.insert(zone, port.address);
+            sockets.vrrp.insert(zone, ports::vrrp_sockets(link, port.v6)?);
+            sockets.sources.insert(zone, port.interface());
         }
     }
     Ok(sockets)

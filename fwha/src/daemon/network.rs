@@ -1,7 +1,6 @@
 //! Follows the network: routes and neighbours for the data plane; carriers, addresses and new
 //! interfaces for the threads that use them.
 
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -16,7 +15,7 @@ use super::replication;
 use super::vips;
 use crate::config::{Config, Node};
 use crate::dataplane::{AttachedInterface, Dataplane};
-use crate::netlink::{Addresses, Link, Monitor, NetworkEvent};
+use crate::netlink::{Addresses, Link, Monitor, NetworkEvent, OwnAddresses};
 
 /// What following the network takes.
 pub struct Network {
@@ -93,8 +92,7 @@ impl Network {
         self.reconcile(dataplane);
         let Some(n) = self.ports.iter().position(|p| p.name == link.name) else { return };
         self.ports[n].link = Some(link.clone());
-        let address = address_of(link.index).await.unwrap_or(self.ports[n].address);
-        self.ports[n].address = address;
+        self.ports[n].own = own_addresses(link.index).await.unwrap_or(self.ports[n].own);
         if matches!(self.ports[n].via, Via::Sync(_)) && link.mtu < u32::from(self.mtu) {
             tracing::error!(
                 "sync interface {} has an MTU of {} now: replication sends {} bytes until fwha is restarted",
@@ -120,9 +118,9 @@ impl Network {
     async fn address_changed(&mut self, ifindex: u32) {
         let here = |p: &Port| p.link.as_ref().is_some_and(|l| l.index == ifindex);
         let Some(n) = self.ports.iter().position(here) else { return };
-        let Some(address) = address_of(ifindex).await else { return };
-        if self.ports[n].address != address {
-            self.ports[n].address = address;
+        let Some(own) = own_addresses(ifindex).await else { return };
+        if self.ports[n].own != own {
+            self.ports[n].own = own;
             self.tell(n);
         }
         // An interface may have waited for its sync address.
@@ -147,7 +145,7 @@ impl Network {
         }
         let opened = match port.via {
             Via::Sync(number) => self.open_sync(number, link),
-            Via::Zone(zone) => self.open_zone(zone, link, port.opened.0),
+            Via::Zone(zone) => self.open_zone(zone, link, port.v6, port.opened.0),
         };
         match opened {
             Ok(()) => {
@@ -170,8 +168,8 @@ impl Network {
         Ok(())
     }
 
-    fn open_zone(&self, zone: u8, link: &Link, before: u32) -> Result<()> {
-        let (vrrp, garp) = (ports::vrrp_socket(link)?, ports::garp(link)?);
+    fn open_zone(&self, zone: u8, link: &Link, v6: bool, before: u32) -> Result<()> {
+        let (vrrp, garp) = (ports::vrrp_sockets(link, v6)?, ports::garp(link)?);
         let probes = ports::probe_socket(link)?;
         self.election.send(election::Command::Opened(Via::Zone(zone), probes));
         self.election.send(election::Command::Vrrp(zone, vrrp));
@@ -194,17 +192,11 @@ impl Network {
     }
 }
 
-/// The address by which this node speaks on an interface; `None` if that cannot be known now.
-async fn address_of(ifindex: u32) -> Option<Ipv4Addr> {
+/// The addresses by which this node speaks on an interface; `None` if they cannot be known now.
+async fn own_addresses(ifindex: u32) -> Option<OwnAddresses> {
     let found = match Addresses::new() {
-        Ok(addresses) => addresses.primary(ifindex).await,
+        Ok(addresses) => addresses.own(ifindex).await,
         Err(error) => Err(error),
     };
-    match found {
-        Ok(address) => Some(address.unwrap_or(Ipv4Addr::UNSPECIFIED)),
-        Err(error) => {
-            tracing::warn!("cannot look up addresses: {error}");
-            None
-        }
-    }
+    found.inspect_err(|error| tracing::warn!("cannot look up addresses: {error}")).ok()
 }

@@ -5,14 +5,15 @@
 //! dead for ever, without an error. Then they are opened anew, and handed to the threads.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv6Addr, SocketAddrV4};
 
 use anyhow::{Context, Result, anyhow, bail};
 use fwha_proto::NodeId;
 use fwha_proto::heartbeat::{Interface, Via};
+use ipnet::IpNet;
 
 use crate::config::{Config, GroupId, Node, SyncLink, vlan};
-use crate::netlink::{Address, Addresses, Garp, Link};
+use crate::netlink::{Address, Addresses, Garp, Link, OwnAddresses};
 use crate::socket::{ProbeSocket, SyncSocket, VrrpSocket};
 
 /// The longest IP packet that replication makes, whatever the sync links would carry: the peer's
@@ -30,8 +31,10 @@ pub struct Port {
     pub name: String,
     /// What it is now; `None` while there is no interface of this name.
     pub link: Option<Link>,
-    /// The address by which this node speaks there; unspecified if it has none of its own.
-    pub address: Ipv4Addr,
+    /// The addresses by which this node speaks there.
+    pub own: OwnAddresses,
+    /// Whether a virtual router there is one for IPv6.
+    pub v6: bool,
     /// Index and MAC that the sockets were opened with.
     pub opened: (u32, [u8; 6]),
 }
@@ -40,7 +43,12 @@ impl Port {
     /// What the election is told.
     pub fn interface(&self) -> Interface {
         let mac = self.link.as_ref().and_then(|l| l.mac).unwrap_or_default();
-        Interface { mac, address: self.address, carrier: self.link.as_ref().is_some_and(Link::running) }
+        Interface {
+            mac,
+            address: self.own.primary,
+            link_local: if self.v6 { self.own.link_local } else { Ipv6Addr::UNSPECIFIED },
+            carrier: self.link.as_ref().is_some_and(Link::running),
+        }
     }
 
     /// Index and MAC now.
@@ -76,19 +84,51 @@ pub async fn look(config: &Config, node: &Node, links: &[Link]) -> Result<Vec<Po
                 link.mtu
             );
         }
-        let address = addresses.primary(link.index).await?;
-        if address.is_none() && matches!(via, Via::Zone(_)) {
+        let own = addresses.own(link.index).await?;
+        let [v4, v6] = [false, true].map(|v6| speaks_vrrp(config, via, v6));
+        if v4 && own.primary.is_unspecified() {
             tracing::warn!("interface {name} has no address of its own: VRRP needs one to speak from");
+        }
+        if v6 && own.link_local.is_unspecified() {
+            tracing::warn!(
+                "interface {name} has no link-local address of its own yet: VRRP needs one to speak from"
+            );
+        }
+        if v6 {
+            for net in unreached(config, via, &addresses.others(link.index).await?) {
+                tracing::warn!(
+                    "interface {name} has no address of its own in the network of {net}: an IPv6 VIP brings no \
+                     route, so without one that you add, its hosts are not reached"
+                );
+            }
         }
         ports.push(Port {
             via,
             name: name.to_owned(),
             opened: (link.index, link.mac.unwrap_or_default()),
             link: Some(link),
-            address: address.unwrap_or(Ipv4Addr::UNSPECIFIED),
+            own,
+            v6,
         });
     }
     Ok(ports)
+}
+
+/// Whether a virtual router of this family is on an interface.
+fn speaks_vrrp(config: &Config, via: Via, v6: bool) -> bool {
+    let mut vips = config.groups.iter().flat_map(|group| &group.vips);
+    vips.any(|vip| via == Via::Zone(vip.zone) && vip.is_v6() == v6)
+}
+
+/// The IPv6 VIPs on an interface in whose network the node has no address of its own.
+fn unreached(config: &Config, via: Via, others: &[Address]) -> Vec<IpNet> {
+    let vips = config.groups.iter().flat_map(|group| &group.vips);
+    let here = vips.filter(|vip| via == Via::Zone(vip.zone) && vip.is_v6());
+    let reached = |vip: &IpNet| {
+        let mut nets = others.iter().filter_map(|a| IpNet::new(a.address, a.prefix_len).ok());
+        nets.any(|net| net.contains(&vip.addr()))
+    };
+    here.flat_map(|vip| &vip.addresses).filter(|vip| !reached(vip)).copied().collect()
 }
 
 /// The MTU that datagrams of replication must fit into.
@@ -146,12 +186,14 @@ pub fn probe_socket(link: &Link) -> Result<Option<ProbeSocket>> {
     socket.with_context(|| format!("cannot probe on {}", link.name))
 }
 
-/// Opens the socket for VRRP.
+/// Opens the sockets for VRRP: one for IPv4, and one for IPv6 where a virtual router is one for that.
 ///
 /// # Errors
 /// Those of [`VrrpSocket::open`].
-pub fn vrrp_socket(link: &Link) -> Result<VrrpSocket> {
-    VrrpSocket::open(&link.name, link.index).with_context(|| format!("cannot speak VRRP on {}", link.name))
+pub fn vrrp_sockets(link: &Link, v6: bool) -> Result<Vec<VrrpSocket>> {
+    let families = [false, true].into_iter().filter(|&family| v6 || !family);
+    let opened = families.map(|family| VrrpSocket::open(&link.name, link.index, family));
+    opened.collect::<Result<_, _>>().with_context(|| format!("cannot speak VRRP on {}", link.name))
 }
 
 /// Opens the socket for announcements.
@@ -184,4 +226,38 @@ pub fn group_addresses(config: &Config, ports: &[Port]) -> BTreeMap<GroupId, Vec
         .collect()
     };
     config.groups.iter().map(|group| (group.id, of(group))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use fwha_proto::seal::ClusterKey;
+
+    use super::*;
+    use crate::config::Source;
+
+    #[test]
+    fn an_ipv6_vip_is_reached_by_way_of_an_own_address_in_its_network() {
+        let text = r#"
+            cluster = { name = "test", key-file = "key", max-flows = 1000 }
+            node = [{ name = "fw1" }]
+            zone = [{ name = "lan", interfaces = ["lan"] }]
+            group = [{ name = "gateway", nodes = ["fw1"], vips = [
+                { zone = "lan", vrid = 1, addresses = ["10.0.0.1/24", "fe80::c/64", "fd00::c/64", "fd01::c/128"] },
+            ] }]
+        "#;
+        let key = |_: &Path| Ok(ClusterKey::new([7; 32]).into());
+        let config = Config::parse(Source::new("fwha.toml", text), key).unwrap_or_else(|e| panic!("{e}"));
+        let own =
+            |address: &str, prefix_len| Address { ifindex: 1, address: address.parse().unwrap(), prefix_len };
+        let unreached = |own: &[Address]| -> Vec<String> {
+            super::unreached(&config, Via::Zone(1), own).iter().map(ToString::to_string).collect()
+        };
+        let link_local = own("fe80::1", 64);
+        assert_eq!(unreached(&[link_local]), ["fd00::c/64", "fd01::c/128"]);
+        assert_eq!(unreached(&[link_local, own("fd00::1", 64), own("10.0.0.2", 8)]), ["fd01::c/128"]);
+        assert_eq!(unreached(&[link_local, own("fd00::1", 15)]), [""; 0]);
+        assert_eq!(super::unreached(&config, Via::Zone(2), &[]), []);
+    }
 }

@@ -1,12 +1,12 @@
 //! The thread that moves addresses: virtual addresses onto interfaces and off them, and the
-//! gratuitous ARP that tells the neighbours.
+//! gratuitous ARP or unsolicited neighbour advertisements that tell the neighbours.
 //!
 //! It is a thread of its own because netlink may wait for a lock that any program on the machine
 //! holds, and heartbeats must not wait with it. What it is told is a goal; it holds interfaces to
 //! that goal, also when somebody else removes an address.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -226,7 +226,7 @@ impl Thread {
 
     fn announce(&self, group: GroupId) {
         for (ifindex, garp) in &self.garps {
-            let vips: Vec<Ipv4Addr> =
+            let vips: Vec<IpAddr> =
                 self.of(group).iter().filter(|a| a.ifindex == *ifindex).map(|a| a.address).collect();
             if let Err(error) = garp.announce(vips) {
                 tracing::warn!(ifindex, "cannot announce addresses: {error}");

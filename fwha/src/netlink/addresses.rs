@@ -8,21 +8,26 @@
 //!
 //! Each VIP carries [`PROTOCOL`] as its origin (`IFA_PROTO`, Linux 5.18; `ip address` prints
 //! `proto 0x46`), so that what a killed daemon left behind is told from what the administrator added.
-//! And each has a lifetime, which must be renewed: the addresses of a daemon that was killed, or
+//!
+//! An IPv6 VIP brings no route (`noprefixroute`): it may have a lifetime, and would give it to the
+//! route of the node's own address. It is there at once (`nodad`): duplicate address detection would
+//! find its last owner. And it is deprecated from the beginning, lest the node itself speak from it
+//! (RFC 6724, rule 3).
+//!
+//! And each VIP has a lifetime, which must be renewed: the addresses of a daemon that was killed, or
 //! hangs, go by themselves, before their next owner has announced them for the last time.
 
 use std::{
     collections::HashSet,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::Duration,
 };
 
 use futures_util::{TryStreamExt, future::join_all};
 use rtnetlink::{
     AddressMessageBuilder, Handle,
-    packet_route::{
-        AddressFamily,
-        address::{AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, AddressScope, CacheInfo},
+    packet_route::address::{
+        AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, AddressScope, CacheInfo,
     },
 };
 
@@ -31,15 +36,26 @@ use super::{NetlinkError, connect, into_io, request_error};
 /// Origin of the addresses that fwha adds: `F`. The kernel itself uses 1 to 3.
 pub const PROTOCOL: u8 = 0x46;
 
-/// An IPv4 address of an interface.
+/// An address of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Address {
     /// The interface.
     pub ifindex: u32,
     /// The address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Length of its subnet's prefix, in bits.
     pub prefix_len: u8,
+}
+
+/// The addresses by which this node itself speaks on an interface; unspecified where it has none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OwnAddresses {
+    /// The first IPv4 address that is not a VIP and reaches beyond the node, not a secondary one if
+    /// there is another.
+    pub primary: Ipv4Addr,
+    /// The first link-local IPv6 address that is not a VIP and is known to be the only one of its
+    /// kind.
+    pub link_local: Ipv6Addr,
 }
 
 /// Adds, removes and lists addresses. Clones share one connection.
@@ -73,14 +89,17 @@ impl Addresses {
         let mut cache = CacheInfo::default();
         // The kernel refuses a zero, and takes the highest number for infinity (linux/if_addr.h).
         cache.ifa_valid = u32::try_from(lifetime.as_secs()).unwrap_or(u32::MAX).max(1);
-        cache.ifa_preferred = cache.ifa_valid;
         let requests = vips.iter().map(|vip| async move {
-            let mut request =
-                self.handle.address().add(vip.ifindex, vip.address.into(), vip.prefix_len).replace();
+            let mut request = self.handle.address().add(vip.ifindex, vip.address, vip.prefix_len).replace();
+            cache.ifa_preferred = if vip.address.is_ipv4() { cache.ifa_valid } else { 0 };
             request.message_mut().attributes.extend([
                 AddressAttribute::Protocol(AddressProtocol::Other(PROTOCOL)),
                 AddressAttribute::CacheInfo(cache),
             ]);
+            if vip.address.is_ipv6() {
+                let flags = AddressFlags::Nodad | AddressFlags::Noprefixroute;
+                request.message_mut().attributes.push(AddressAttribute::Flags(flags));
+            }
             request.execute().await.map_err(|e| {
                 request_error(
                     format!("add {}/{} to interface {}", vip.address, vip.prefix_len, vip.ifindex),
@@ -92,19 +111,31 @@ impl Addresses {
     }
 
     /// Removes VIPs, all requests at once and the last one first: so the first address of a subnet,
-    /// on which the others depend, goes after them. One that is not there, or whose interface is gone, is fine.
+    /// on which the others depend, goes after them. One that is not
+    /// there, or whose interface is gone or has no IPv6 any more, is fine.
     ///
     /// # Errors
     ///
     /// The first failure; the others are removed all the same.
     pub async fn remove(&self, vips: &[Address]) -> Result<(), NetlinkError> {
         let requests = vips.iter().rev().map(|vip| async move {
-            let message = AddressMessageBuilder::<Ipv4Addr>::new()
-                .index(vip.ifindex)
-                .address(vip.address, vip.prefix_len)
-                .build();
+            let message = match vip.address {
+                IpAddr::V4(address) => AddressMessageBuilder::<Ipv4Addr>::new()
+                    .index(vip.ifindex)
+                    .address(address, vip.prefix_len)
+                    .build(),
+                IpAddr::V6(address) => AddressMessageBuilder::<Ipv6Addr>::new()
+                    .index(vip.ifindex)
+                    .address(address, vip.prefix_len)
+                    .build(),
+            };
             match self.handle.address().del(message).execute().await.map_err(into_io) {
-                Err(e) if !matches!(e.raw_os_error(), Some(libc::EADDRNOTAVAIL | libc::ENODEV)) => {
+                Err(e)
+                    if !matches!(
+                        e.raw_os_error(),
+                        Some(libc::EADDRNOTAVAIL | libc::ENODEV | libc::ENXIO)
+                    ) =>
+                {
                     Err(NetlinkError::Request {
                         what: format!(
                             "remove {}/{} from interface {}",
@@ -150,27 +181,52 @@ impl Addresses {
         Ok(leftovers)
     }
 
-    /// The address by which this node itself speaks on an interface: the first that is not a VIP and
-    /// reaches beyond the node, not a secondary one if there is another.
+    /// The addresses of an interface that are not VIPs.
     ///
     /// # Errors
     ///
     /// The kernel refuses.
-    pub async fn primary(&self, ifindex: u32) -> Result<Option<Ipv4Addr>, NetlinkError> {
+    pub async fn others(&self, ifindex: u32) -> Result<Vec<Address>, NetlinkError> {
         let all = self.dump().await?;
-        Ok(all
-            .iter()
-            .filter(|m| m.header.index == ifindex && !is_ours(m))
+        let others = all.iter().filter(|m| m.header.index == ifindex && !is_ours(m));
+        Ok(others.filter_map(address_of).collect())
+    }
+
+    /// See [`OwnAddresses`].
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses.
+    pub async fn own(&self, ifindex: u32) -> Result<OwnAddresses, NetlinkError> {
+        let all = self.dump().await?;
+        let own = || all.iter().filter(|m| m.header.index == ifindex && !is_ours(m));
+        let primary = own()
             .filter(|m| m.header.scope != AddressScope::Host)
-            .min_by_key(|m| is_secondary(m))
-            .and_then(address_of)
-            .map(|a| a.address))
+            .filter_map(|m| match address_of(m)?.address {
+                IpAddr::V4(address) => Some((has(m, AddressFlags::Secondary), address)),
+                IpAddr::V6(_) => None,
+            })
+            .min_by_key(|(secondary, _)| *secondary);
+        let link_local = own()
+            .filter(|m| !has(m, AddressFlags::Tentative | AddressFlags::Dadfailed))
+            .find_map(|m| match address_of(m)?.address {
+                IpAddr::V6(address) => address.is_unicast_link_local().then_some(address),
+                IpAddr::V4(_) => None,
+            });
+        Ok(OwnAddresses {
+            primary: primary.map_or(Ipv4Addr::UNSPECIFIED, |(_, address)| address),
+            link_local: link_local.unwrap_or(Ipv6Addr::UNSPECIFIED),
+        })
     }
 
     async fn dump(&self) -> Result<Vec<AddressMessage>, NetlinkError> {
-        let mut request = self.handle.address().get();
-        request.message_mut().header.family = AddressFamily::Inet;
-        request.execute().try_collect().await.map_err(|e| request_error("list addresses", e))
+        self.handle
+            .address()
+            .get()
+            .execute()
+            .try_collect()
+            .await
+            .map_err(|e| request_error("list addresses", e))
     }
 }
 
@@ -179,21 +235,24 @@ pub(super) fn is_ours(message: &AddressMessage) -> bool {
     message.attributes.contains(&AddressAttribute::Protocol(AddressProtocol::Other(PROTOCOL)))
 }
 
-fn is_secondary(message: &AddressMessage) -> bool {
-    message
-        .attributes
-        .iter()
-        .any(|a| matches!(a, AddressAttribute::Flags(flags) if flags.contains(AddressFlags::Secondary)))
+/// Whether an address has one of these flags.
+fn has(message: &AddressMessage, wanted: AddressFlags) -> bool {
+    let has = |a: &AddressAttribute| matches!(a, AddressAttribute::Flags(flags) if flags.intersects(wanted));
+    message.attributes.iter().any(has)
 }
 
-/// The node's end of it: on a point-to-point interface `IFA_ADDRESS` is the other one.
+/// The node's end of it: on a point-to-point interface `IFA_ADDRESS` is the other one. IPv6 has that
+/// one alone where there is no other end.
 pub(super) fn address_of(message: &AddressMessage) -> Option<Address> {
-    message.attributes.iter().find_map(|a| match a {
-        AddressAttribute::Local(IpAddr::V4(address)) => Some(Address {
-            ifindex: message.header.index,
-            address: *address,
-            prefix_len: message.header.prefix_len,
-        }),
+    let local = message.attributes.iter().find_map(|a| match a {
+        AddressAttribute::Local(address) => Some(*address),
         _ => None,
-    })
+    });
+    let address = local.or_else(|| {
+        message.attributes.iter().find_map(|a| match a {
+            AddressAttribute::Address(address) => Some(*address),
+            _ => None,
+        })
+    })?;
+    Some(Address { ifindex: message.header.index, address, prefix_len: message.header.prefix_len })
 }

@@ -21,7 +21,7 @@ pub mod monitor;
 #[cfg(test)]
 mod tests;
 
-pub use addresses::{Address, Addresses};
+pub use addresses::{Address, Addresses, OwnAddresses};
 pub use garp::Garp;
 pub use links::{Link, Vlan};
 pub use monitor::{Monitor, NetworkEvent};

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    net::Ipv4Addr,
+    net::IpAddr,
 };
 
 use futures_util::{FutureExt, Stream, StreamExt, TryStreamExt};
@@ -159,7 +159,6 @@ impl Monitor {
             .handle
             .neighbours()
             .get()
-            .set_address_family(AddressFamily::Inet)
             .execute()
             .try_collect()
             .await
@@ -185,6 +184,9 @@ fn subscribe() -> Result<(Handle, Messages), NetlinkError> {
         MulticastGroup::Ipv4Ifaddr,
         MulticastGroup::Ipv4Route,
         MulticastGroup::Ipv4Rule,
+        MulticastGroup::Ipv6Ifaddr,
+        MulticastGroup::Ipv6Route,
+        MulticastGroup::Ipv6Rule,
     ];
     let (mut connection, handle, messages) =
         new_multicast_connection(&groups).map_err(NetlinkError::Socket)?;
@@ -194,16 +196,17 @@ fn subscribe() -> Result<(Handle, Messages), NetlinkError> {
 }
 
 /// Interface and address of a neighbour.
-type NeighbourKey = (u32, Ipv4Addr);
+type NeighbourKey = (u32, IpAddr);
 
-/// An IPv4 neighbour and its MAC, as long as that may be used (`NUD_VALID` of the kernel's
+/// An IP neighbour and its MAC, as long as that may be used (`NUD_VALID` of the kernel's
 /// include/net/neighbour.h).
 fn neighbour(message: &NeighbourMessage) -> Option<(NeighbourKey, Option<Vec<u8>>)> {
     let mut address = None;
     let mut mac = None;
     for attribute in &message.attributes {
         match attribute {
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(a)) => address = Some(*a),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(a)) => address = Some(IpAddr::V4(*a)),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(a)) => address = Some(IpAddr::V6(*a)),
             NeighbourAttribute::LinkLayerAddress(m) => mac = Some(m.clone()),
             _ => {}
         }

@@ -1,6 +1,10 @@
 //! Addresses, announcements and changes, in namespaces of their own.
 
-use std::{future::Future, net::Ipv4Addr, time::Duration};
+use std::{
+    future::Future,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
 use tokio::time::timeout;
 
@@ -18,7 +22,7 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
 const FOREVER: Duration = Duration::MAX;
 
 fn vip(ifindex: u32, n: u32) -> Address {
-    Address { ifindex, address: Ipv4Addr::from(0x0a09_0100 + n), prefix_len: 16 }
+    Address { ifindex, address: Ipv4Addr::from(0x0a09_0100 + n).into(), prefix_len: 16 }
 }
 
 #[test]
@@ -41,7 +45,7 @@ fn vips_are_added_recognised_and_removed() {
             listed.sort();
             assert_eq!(listed, vips, "the node's own address is not among them");
             assert_eq!(addresses.list(&[ifindex + 1]).await.unwrap(), []);
-            assert_eq!(addresses.primary(ifindex).await.unwrap(), Some(Ipv4Addr::new(10, 9, 0, 1)));
+            assert_eq!(addresses.own(ifindex).await.unwrap().primary, Ipv4Addr::new(10, 9, 0, 1));
 
             addresses.remove(&vips[..100]).await.unwrap();
             addresses.remove(&vips[..101]).await.unwrap();
@@ -51,7 +55,7 @@ fn vips_are_added_recognised_and_removed() {
             gone.sort();
             assert_eq!(gone, [&vips[101..150], &vips[152..]].concat());
             assert_eq!(addresses.list(&[ifindex]).await.unwrap(), vips[150..152]);
-            assert_eq!(addresses.primary(ifindex).await.unwrap(), Some(Ipv4Addr::new(10, 9, 0, 1)));
+            assert_eq!(addresses.own(ifindex).await.unwrap().primary, Ipv4Addr::new(10, 9, 0, 1));
 
             let nowhere = vip(ifindex + 1000, 1);
             let error = addresses.add(&[nowhere], FOREVER).await.unwrap_err().to_string();
@@ -98,6 +102,121 @@ fn a_vip_that_nobody_renews_goes_by_itself() {
     });
 }
 
+fn vip6(ifindex: u32, n: u16) -> Address {
+    Address { ifindex, address: Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 1, n).into(), prefix_len: 64 }
+}
+
+#[test]
+fn vips_of_ipv6_are_usable_at_once_go_by_themselves_and_leave_the_route_alone() {
+    if !root() {
+        return;
+    }
+    let (a, _b) = Net::pair();
+    let ifindex = a.ifindex("near");
+    a.ip("address add fd00::1/64 dev near nodad");
+    a.within(|| {
+        block_on(async {
+            let (mut monitor, _) = Monitor::start().await.unwrap();
+            let addresses = Addresses::new().unwrap();
+            let (renewed, left) = (vip6(ifindex, 1), vip6(ifindex, 2));
+            let link_local = Address {
+                ifindex,
+                address: Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 12).into(),
+                prefix_len: 64,
+            };
+            addresses.add(&[link_local, renewed, left], Duration::from_secs(1)).await.unwrap();
+            // Not tentative, or it could not be bound to.
+            let IpAddr::V6(address) = renewed.address else { unreachable!() };
+            std::net::UdpSocket::bind((address, 0)).unwrap();
+            // The node itself speaks from its own address.
+            let socket = std::net::UdpSocket::bind("[::]:0").unwrap();
+            socket.connect("[fd00::2]:9").unwrap();
+            assert_eq!(socket.local_addr().unwrap().ip(), "fd00::1".parse::<IpAddr>().unwrap());
+            assert_ne!(
+                addresses.own(ifindex).await.unwrap().link_local,
+                "fe80::c".parse::<Ipv6Addr>().unwrap()
+            );
+
+            addresses.add(&[link_local, renewed], FOREVER).await.unwrap();
+            until(&mut monitor, |e| *e == NetworkEvent::AddressRemoved(left)).await;
+            let mut listed = addresses.list(&[ifindex]).await.unwrap();
+            listed.sort();
+            assert_eq!(listed, [renewed, link_local]);
+            addresses.remove(&[link_local, renewed, left]).await.unwrap();
+            assert_eq!(addresses.list(&[ifindex]).await.unwrap(), []);
+            // A lifetime of the route would show here.
+            assert_eq!(
+                a.ip("-6 route show fd00::/64").trim(),
+                "fd00::/64 dev near proto kernel metric 256 pref medium"
+            );
+        });
+    });
+}
+
+#[test]
+fn a_link_local_address_is_spoken_from_when_it_is_known_to_be_the_only_one() {
+    if !root() {
+        return;
+    }
+    let (a, _b) = Net::pair();
+    let ifindex = a.ifindex("near");
+    a.within(|| {
+        block_on(async {
+            a.ip("address flush dev near scope link");
+            let addresses = Addresses::new().unwrap();
+            assert_eq!(addresses.own(ifindex).await.unwrap().link_local, Ipv6Addr::UNSPECIFIED);
+            let (mut monitor, _) = Monitor::start().await.unwrap();
+            a.ip("address add fe80::77/64 dev near");
+            // The kernel tells of it at once, and again when duplicate address detection has ended.
+            let wanted = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0x77);
+            let added = |e: &NetworkEvent| matches!(e, NetworkEvent::AddressAdded(a) if a.address == wanted);
+            until(&mut monitor, added).await;
+            assert_eq!(addresses.own(ifindex).await.unwrap().link_local, Ipv6Addr::UNSPECIFIED);
+            until(&mut monitor, added).await;
+            assert_eq!(addresses.own(ifindex).await.unwrap().link_local, wanted);
+        });
+    });
+}
+
+#[test]
+fn routes_and_rules_of_ipv6_are_followed() {
+    if !root() {
+        return;
+    }
+    for change in ["route add fd00:1::/64 dev near", "rule add from fd00:2::1 table 7"] {
+        let (a, _b) = Net::pair();
+        a.within(|| {
+            block_on(async {
+                let (mut monitor, _) = Monitor::start().await.unwrap();
+                a.ip(&format!("-6 {change}"));
+                until(&mut monitor, |e| *e == NetworkEvent::RouteChanged).await;
+            });
+        });
+    }
+}
+
+/// What a neighbour's kernel learns of the announcement of a VIP that it has at another MAC.
+#[test]
+fn an_unsolicited_advertisement_corrects_the_peers_neighbour_entry() {
+    if !root() {
+        return;
+    }
+    let (a, b) = Net::pair();
+    let (ia, mac) = (a.ifindex("near"), a.mac("near"));
+    b.ip("neighbour add fd00::1:1 lladdr 02:00:00:00:00:77 nud reachable dev far");
+    b.within(|| {
+        block_on(async {
+            let (mut monitor, _) = Monitor::start().await.unwrap();
+            let garp = a.within(|| Garp::open(ia, mac).unwrap());
+            assert_eq!(garp.announce([vip6(ia, 1).address]).unwrap(), 1);
+            until(&mut monitor, |e| *e == NetworkEvent::RouteChanged).await;
+        });
+    });
+    let text: Vec<String> = mac.iter().map(|byte| format!("{byte:02x}")).collect();
+    let entry = b.ip("-6 neighbour show fd00::1:1");
+    assert!(entry.contains(&text.join(":")) && entry.contains("router"), "{entry}");
+}
+
 #[test]
 fn gratuitous_arp_reaches_the_peer() {
     if !root() {
@@ -109,7 +228,7 @@ fn gratuitous_arp_reaches_the_peer() {
     let garp = a.within(|| Garp::open(ia, mac).unwrap());
     let vips: Vec<Ipv4Addr> = (0..50).map(|n| Ipv4Addr::new(10, 9, 7, n)).collect();
 
-    assert_eq!(garp.announce(vips.iter().copied()).unwrap(), 50);
+    assert_eq!(garp.announce(vips.iter().copied().map(IpAddr::V4)).unwrap(), 50);
 
     let mut seen = Vec::new();
     let mut frame = [0; 64];
@@ -187,7 +306,7 @@ fn changes_are_seen_and_noise_is_not() {
             a.ip("address add 10.9.5.5/32 dev near");
             a.ip("address del 10.9.5.5/32 dev near");
             let ifindex = a.ifindex("near");
-            let address = Address { ifindex, address: Ipv4Addr::new(10, 9, 5, 5), prefix_len: 32 };
+            let address = Address { ifindex, address: [10, 9, 5, 5].into(), prefix_len: 32 };
             until(&mut monitor, |e| *e == NetworkEvent::AddressAdded(address)).await;
             until(&mut monitor, |e| *e == NetworkEvent::AddressRemoved(address)).await;
 

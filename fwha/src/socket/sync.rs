@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::SocketAddrV4,
+    net::{SocketAddr, SocketAddrV4},
     os::fd::{AsFd, BorrowedFd},
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
@@ -112,7 +112,7 @@ impl SyncSocket {
                 self.refused_ttl.fetch_add(1, Ordering::Relaxed);
             } else if arrival.truncated {
                 self.refused_length.fetch_add(1, Ordering::Relaxed);
-            } else if let Some(source) = arrival.source {
+            } else if let Some(SocketAddr::V4(source)) = arrival.source {
                 break (arrival, source);
             }
         };

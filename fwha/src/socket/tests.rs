@@ -1,11 +1,12 @@
 //! Round trips over a cable.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
 
 use fwha_common::probe::{Probe, ProbeKind};
+use fwha_proto::vrrp::packet::{Envelope, GROUP_V4, GROUP_V6};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{ProbeSocket, SyncSocket, VrrpSocket, probe::BROADCAST, sync::Refused, vrrp};
+use super::{ProbeSocket, SyncSocket, VrrpSocket, probe::BROADCAST, sync::Refused};
 use crate::testing::{Net, await_readable, root};
 
 const NEAR: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
@@ -20,22 +21,62 @@ fn vrrp_arrives_with_ttl_and_source_and_is_not_heard_by_its_sender() {
     // A VIP below the primary address, which must not become the source.
     a.ip("address add 10.9.0.200/32 dev near");
     let (ia, ib) = (a.ifindex("near"), b.ifindex("far"));
-    let near = a.within(|| VrrpSocket::open("near", ia).unwrap());
-    let far = b.within(|| VrrpSocket::open("far", ib).unwrap());
+    let near = a.within(|| VrrpSocket::open("near", ia, false).unwrap());
+    let far = b.within(|| VrrpSocket::open("far", ib, false).unwrap());
     let mut buffer = [0; 256];
 
-    near.send(NEAR, b"an advertisement").unwrap();
+    near.send(NEAR.into(), b"an advertisement").unwrap();
     await_readable(&far);
     let packet = far.receive(&mut buffer).unwrap().unwrap();
-    assert_eq!((packet.source, packet.destination), (NEAR, vrrp::GROUP));
-    assert_eq!((packet.ttl, packet.message), (255, &b"an advertisement"[..]));
+    assert_eq!(packet.envelope, Envelope::multicast(NEAR.into()));
+    assert_eq!(packet.message, b"an advertisement");
     assert!(packet.waited.is_some());
     assert_eq!(far.receive(&mut buffer).unwrap(), None);
 
     // The far node answers; by then the near one would have heard itself.
-    far.send(FAR, b"another").unwrap();
+    far.send(FAR.into(), b"another").unwrap();
     await_readable(&near);
-    assert_eq!(near.receive(&mut buffer).unwrap().unwrap().source, FAR);
+    assert_eq!(near.receive(&mut buffer).unwrap().unwrap().envelope.src, FAR);
+    assert_eq!(near.receive(&mut buffer).unwrap(), None);
+}
+
+#[test]
+fn vrrp_for_ipv6_arrives_with_hop_limit_and_link_local_source_and_is_not_heard_by_its_sender() {
+    if !root() {
+        return;
+    }
+    let (a, b) = Net::pair();
+    const NEAR: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0xa);
+    const FAR: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0xb);
+    a.ip("address add fe80::a/64 dev near nodad");
+    // A VIP, which must not become the source.
+    a.ip("address add fe80::1/64 dev near nodad");
+    b.ip("address add fe80::b/64 dev far nodad");
+    let (ia, ib) = (a.ifindex("near"), b.ifindex("far"));
+    let near = a.within(|| VrrpSocket::open("near", ia, true).unwrap());
+    let far = b.within(|| VrrpSocket::open("far", ib, true).unwrap());
+    let mut buffer = [0; 256];
+
+    near.send(NEAR.into(), b"an advertisement").unwrap();
+    await_readable(&far);
+    let packet = far.receive(&mut buffer).unwrap().unwrap();
+    assert_eq!(packet.envelope, Envelope::multicast(NEAR.into()));
+    assert_eq!(packet.message, b"an advertisement");
+    assert!(packet.waited.is_some());
+
+    a.within(|| {
+        let routed = Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::from(112))).unwrap();
+        routed.set_multicast_hops_v6(254).unwrap();
+        routed.set_multicast_loop_v6(false).unwrap();
+        routed.send_to(b"forged", &SocketAddrV6::new(GROUP_V6, 0, 0, ia).into()).unwrap();
+    });
+    await_readable(&far);
+    assert_eq!(far.receive(&mut buffer).unwrap().unwrap().envelope.ttl, 254);
+    assert_eq!(far.receive(&mut buffer).unwrap(), None);
+
+    far.send(FAR.into(), b"another").unwrap();
+    await_readable(&near);
+    assert_eq!(near.receive(&mut buffer).unwrap().unwrap().envelope.src, FAR);
     assert_eq!(near.receive(&mut buffer).unwrap(), None);
 }
 
@@ -46,16 +87,16 @@ fn vrrp_with_another_ttl_arrives_with_it() {
     }
     let (a, b) = Net::pair();
     let ib = b.ifindex("far");
-    let far = b.within(|| VrrpSocket::open("far", ib).unwrap());
+    let far = b.within(|| VrrpSocket::open("far", ib, false).unwrap());
     a.within(|| {
         let routed = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(112))).unwrap();
         routed.set_multicast_ttl_v4(254).unwrap();
         routed.set_multicast_if_v4(&NEAR).unwrap();
-        routed.send_to(b"forged", &SocketAddrV4::new(vrrp::GROUP, 0).into()).unwrap();
+        routed.send_to(b"forged", &SocketAddrV4::new(GROUP_V4, 0).into()).unwrap();
     });
     await_readable(&far);
     let mut buffer = [0; 256];
-    assert_eq!(far.receive(&mut buffer).unwrap().unwrap().ttl, 254);
+    assert_eq!(far.receive(&mut buffer).unwrap().unwrap().envelope.ttl, 254);
 }
 
 #[test]

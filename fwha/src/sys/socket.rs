@@ -4,12 +4,12 @@
 use std::{
     io::{self, IoSlice, IoSliceMut},
     mem,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6},
     os::fd::{AsFd, AsRawFd},
     time::Duration,
 };
 
-use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrIn, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrIn, SockaddrIn6, sendmsg};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::{check, clock::wall_ns};
@@ -74,9 +74,11 @@ pub struct Arrival {
     pub len: usize,
     /// Whether it was longer than the buffer.
     pub truncated: bool,
-    /// The sender, for IPv4 sockets; the port of a raw socket is 0.
-    pub source: Option<SocketAddrV4>,
-    /// Its TTL, if the socket asks for it (`IP_RECVTTL`).
+    /// The sender, for IP sockets; the port of a raw socket is 0.
+    pub source: Option<SocketAddr>,
+    /// Its destination, if an IPv6 socket asks for it (`IPV6_RECVPKTINFO`).
+    pub destination: Option<Ipv6Addr>,
+    /// Its TTL or hop limit, if the socket asks for it (`IP_RECVTTL`, `IPV6_RECVHOPLIMIT`).
     pub ttl: Option<u8>,
     /// How long it waited in the socket, if the socket asks for stamps (`SO_TIMESTAMPNS`). A step of
     /// the wall clock in between distorts it, so it is never below zero nor above [`MAX_WAIT`].
@@ -123,6 +125,7 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Option<Arriva
         len,
         truncated: message.msg_flags & libc::MSG_TRUNC != 0,
         source: None,
+        destination: None,
         ttl: None,
         waited: None,
     };
@@ -131,10 +134,17 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Option<Arriva
     {
         // SAFETY: the kernel wrote a `sockaddr_in`, and the storage is larger and aligned for it.
         let name = unsafe { (&raw const storage).cast::<libc::sockaddr_in>().read() };
-        arrival.source = Some(SocketAddrV4::new(
-            Ipv4Addr::from(u32::from_be(name.sin_addr.s_addr)),
-            u16::from_be(name.sin_port),
-        ));
+        let address = Ipv4Addr::from(u32::from_be(name.sin_addr.s_addr));
+        arrival.source = Some(SocketAddrV4::new(address, u16::from_be(name.sin_port)).into());
+    }
+    if i32::from(storage.ss_family) == libc::AF_INET6
+        && message.msg_namelen as usize >= size_of::<libc::sockaddr_in6>()
+    {
+        // SAFETY: the kernel wrote a `sockaddr_in6`, and the storage is larger and aligned for it.
+        let name = unsafe { (&raw const storage).cast::<libc::sockaddr_in6>().read() };
+        let address = Ipv6Addr::from(name.sin6_addr.s6_addr);
+        arrival.source =
+            Some(SocketAddrV6::new(address, u16::from_be(name.sin6_port), 0, name.sin6_scope_id).into());
     }
     // SAFETY: `message` still describes `control`; the kernel set its length.
     let mut header = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
@@ -144,8 +154,13 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Option<Arriva
         // SAFETY: as above.
         let data = unsafe { libc::CMSG_DATA(header) };
         match (head.cmsg_level, head.cmsg_type) {
-            (libc::IPPROTO_IP, libc::IP_TTL) => {
-                // SAFETY: the kernel puts an `int` there (net/ipv4/ip_sockglue.c).
+            (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
+                // SAFETY: the kernel puts an `in6_pktinfo` there (net/ipv6/datagram.c).
+                let info = unsafe { data.cast::<libc::in6_pktinfo>().read_unaligned() };
+                arrival.destination = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr));
+            }
+            (libc::IPPROTO_IP, libc::IP_TTL) | (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT) => {
+                // SAFETY: the kernel puts an `int` there (net/ipv4/ip_sockglue.c, net/ipv6/datagram.c).
                 let ttl = unsafe { data.cast::<i32>().read_unaligned() };
                 arrival.ttl = u8::try_from(ttl).ok();
             }
@@ -163,30 +178,41 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Option<Arriva
     Ok(Some(arrival))
 }
 
-/// Sends an IPv4 datagram from `source`, an address of this node, to `destination`.
+/// Sends a datagram from `source`, an address of this node, to `destination`, which is of the same
+/// family, by the interface `ifindex`.
 ///
 /// # Errors
 ///
-/// Those of `sendmsg(2)`.
+/// Those of `sendmsg(2)`; `EINVAL` if the families differ.
 pub fn send_from(
     socket: impl AsFd,
-    source: Ipv4Addr,
-    destination: Ipv4Addr,
+    ifindex: u32,
+    source: IpAddr,
+    destination: IpAddr,
     payload: &[u8],
 ) -> io::Result<()> {
-    let info = libc::in_pktinfo {
-        ipi_ifindex: 0,
-        ipi_spec_dst: libc::in_addr { s_addr: u32::from(source).to_be() },
-        ipi_addr: libc::in_addr { s_addr: 0 },
+    let (fd, payload_vector) = (socket.as_fd().as_raw_fd(), [IoSlice::new(payload)]);
+    let sent = match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            let info = libc::in_pktinfo {
+                ipi_ifindex: ifindex as i32,
+                ipi_spec_dst: libc::in_addr { s_addr: u32::from(source).to_be() },
+                ipi_addr: libc::in_addr { s_addr: 0 },
+            };
+            let control = [ControlMessage::Ipv4PacketInfo(&info)];
+            let to = SockaddrIn::from(SocketAddrV4::new(destination, 0));
+            sendmsg(fd, &payload_vector, &control, MsgFlags::empty(), Some(&to))?
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            let info = libc::in6_pktinfo {
+                ipi6_addr: libc::in6_addr { s6_addr: source.octets() },
+                ipi6_ifindex: ifindex,
+            };
+            let control = [ControlMessage::Ipv6PacketInfo(&info)];
+            let to = SockaddrIn6::from(SocketAddrV6::new(destination, 0, 0, ifindex));
+            sendmsg(fd, &payload_vector, &control, MsgFlags::empty(), Some(&to))?
+        }
+        _ => return Err(io::ErrorKind::InvalidInput.into()),
     };
-    let to = SockaddrIn::from(SocketAddrV4::new(destination, 0));
-    let control = [ControlMessage::Ipv4PacketInfo(&info)];
-    let sent = sendmsg(
-        socket.as_fd().as_raw_fd(),
-        &[IoSlice::new(payload)],
-        &control,
-        MsgFlags::empty(),
-        Some(&to),
-    )?;
     if sent == payload.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
 }

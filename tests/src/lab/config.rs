@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-use super::{Attach, INET_VIP, LAN_VIP, Lab, LabOptions};
+use super::{Attach, INET_VIP, INET_VIP6, LAN_VIP, LAN_VIP6, LINK_LOCAL_VIP, Lab, LabOptions};
 
 /// The shared key's file, beside the config file.
 pub const KEY_FILE: &str = "cluster.key";
@@ -46,6 +46,11 @@ pub fn text(options: &LabOptions) -> String {
     };
     let replication = if options.replication { "" } else { "\n[replication]\nenabled = false\n" };
     let (max_flows, extra) = (options.max_flows, &options.extra_config);
+    let vips = |v4: &str, v6: &str| match options.ipv6 {
+        false => format!(r#""{v4}/24""#),
+        true => format!(r#""{v4}/24", "{LINK_LOCAL_VIP}/64", "{v6}/64""#),
+    };
+    let (inet_vips, lan_vips) = (vips(INET_VIP, INET_VIP6), vips(LAN_VIP, LAN_VIP6));
     format!(
         r#"[cluster]
 name = "edge"
@@ -72,8 +77,8 @@ interfaces = ["lan"]
 name = "gateway"
 nodes = ["fw1", "fw2"]
 vips = [
-  {{ zone = "inet", vrid = 61, addresses = ["{INET_VIP}/24"] }},
-  {{ zone = "lan",  vrid = 62, addresses = ["{LAN_VIP}/24"] }},
+  {{ zone = "inet", vrid = 61, addresses = [{inet_vips}] }},
+  {{ zone = "lan",  vrid = 62, addresses = [{lan_vips}] }},
 ]
 
 [[rule]]

@@ -54,6 +54,12 @@ pub const SERVER6: &str = "fd00:10::128";
 pub const LAN_VIP: &str = "192.168.100.12";
 /// The group's address on the inet side.
 pub const INET_VIP: &str = "10.0.0.12";
+/// The group's IPv6 address on the LAN, in a lab that has IPv6.
+pub const LAN_VIP6: &str = "fd00:100::12";
+/// The group's IPv6 address on the inet side, in a lab that has IPv6.
+pub const INET_VIP6: &str = "fd00:10::12";
+/// The group's link-local address on either side, in a lab that has IPv6.
+pub const LINK_LOCAL_VIP: &str = "fe80::12";
 
 /// A box of the lab.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -198,7 +204,8 @@ pub struct LabOptions {
     /// `max-flows` of the config file.
     pub max_flows: u32,
     /// Whether the boxes have IPv6 addresses: `fd00:100::/64` on the LAN, `fd00:10::/64` on the inet side, ending as those
-    /// of IPv4 do. There are no VIPs among them: see [`Lab::route6_through`].
+    /// of IPv4 do, and the group has IPv6 addresses, too. There is no route between client and server: see
+    /// [`Lab::route6_through`] and [`Lab::route6_through_group`].
     pub ipv6: bool,
     /// Further lines at the end of the config file.
     pub extra_config: String,
@@ -401,7 +408,16 @@ impl Lab {
     ///
     /// When the lab has no IPv6.
     pub fn route6_through(&self, node: Node) -> Result<()> {
-        wiring::route6_through(&self.entry, node)
+        wiring::route6_by(&self.entry, node.lan_addresses()[1], node.wan_addresses()[1])
+    }
+
+    /// Makes the group's addresses the way between client and server for IPv6.
+    ///
+    /// # Errors
+    ///
+    /// When a host refuses.
+    pub fn route6_through_group(&self) -> Result<()> {
+        wiring::route6_by(&self.entry, LAN_VIP6, INET_VIP6)
     }
 
     /// Pulls a cable: the node's interface loses its carrier. All cables of [`Cable::All`] go in one command.

@@ -110,15 +110,10 @@ pub fn route_by(lab: &Entry, lan: &str, inet: &str) -> Result<()> {
     batch(lab, Host::Server, &format!("route replace 192.168.100.0/24 via {inet}\n"))
 }
 
-/// Routes of IPv6 from the client to the inet side and from the server to the LAN through a node.
-pub fn route6_through(lab: &Entry, node: Node) -> Result<()> {
-    for (host, bridge, to) in [(Host::Client, "lan", "default"), (Host::Server, "inet", "fd00:100::/64")] {
-        let line = LINES.iter().find(|line| line.host == node.host() && line.bridge == bridge);
-        let (via, _) =
-            line.and_then(|line| line.address6.split_once('/')).context("a node's IPv6 address")?;
-        batch(lab, host, &format!("route replace {to} via {via}\n"))?;
-    }
-    Ok(())
+/// Routes of IPv6 from the client to the inet side and from the server to the LAN.
+pub fn route6_by(lab: &Entry, lan: &str, inet: &str) -> Result<()> {
+    batch(lab, Host::Client, &format!("route replace default via {lan}\n"))?;
+    batch(lab, Host::Server, &format!("route replace fd00:100::/64 via {inet}\n"))
 }
 
 /// A cut about to be made: `ip` runs already and waits for its commands.

@@ -8,13 +8,13 @@ mod schedules;
 mod start;
 mod strangers;
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use super::rig::{Rig, Rng, group, interface, ms, zone_address};
+use super::rig::{Rig, Rng, group, interface, ms, zone_address, zone_link_local};
 use super::*;
 use crate::heartbeat::Cause;
-use crate::vrrp::packet::{Advert, Checksum, Envelope};
+use crate::vrrp::packet::{Advert, Auth, Checksum, Envelope, Version};
 
 const SYNC: Via = Via::Sync(0);
 const LAN: Via = Via::Zone(2);

@@ -44,6 +44,127 @@ fn each_discarded_packet_is_counted_by_its_reason() {
     assert_eq!(rig.counter(1, "vrrp_rx", "other_addresses"), 1);
 }
 
+/// The rig's pair with a virtual router for IPv6 beside each for IPv4, of the same number.
+fn both_families(_: NodeId, config: &mut Config) {
+    let instances = &mut config.groups[0].instances;
+    let v6 = |i: &Instance| Instance {
+        addresses: vec![
+            Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 1, 1).into(),
+            Ipv6Addr::new(0xfd00, 0, 0, i.zone.into(), 0, 0, 1, 1).into(),
+        ],
+        ..i.clone()
+    };
+    let more: Vec<Instance> = instances.iter().map(v6).collect();
+    instances.extend(more);
+}
+
+/// RFC 9568, 1: a VRID of IPv4 and one of IPv6 are two virtual routers.
+#[test]
+fn each_family_has_a_virtual_router_of_its_own() {
+    let mut rig = Rig::pair_with(1, both_families);
+    rig.run(ms(10_000));
+    assert_eq!(rig.actives(0), [1]);
+    let heard = rig.election(2).status(Time::ZERO).counters.get("vrrp_rx", "adverts");
+    assert!(heard >= 4 * 10, "{heard}");
+    assert_eq!(rig.counter(2, "vrrp_rx", "other_addresses"), 0);
+    assert_eq!(rig.counter(2, "vrrp_discarded", "unknown_vrid"), 0);
+    // Only IPv4 may leave out the pseudo-header, so only there the reading is told.
+    assert_eq!(rig.counter(2, "vrrp_rx", "checksum_pseudo_header"), 0);
+    let v4 = rig.counter(2, "vrrp_rx", "checksum_message");
+    assert_eq!(rig.counter(2, "vrrp_rx", "adverts"), 2 * v4);
+}
+
+/// RFC 9568, 6.4.3 and 7.1: its own advert, a stranger's, and the peer's, each known by its link-local address.
+#[test]
+fn the_sender_of_an_ipv6_advert_is_known_by_its_link_local_address() {
+    let mut rig = Rig::pair_with(1, both_families);
+    rig.run(ms(1000));
+    let forge = |rig: &mut Rig, to: NodeId, src: Ipv6Addr| {
+        let addresses = vec![Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 1, 1).into()];
+        let advert = Advert { vrid: 61, priority: 254, interval_cs: 100, addresses };
+        let bytes = advert.write(&Envelope::multicast(src.into()), Checksum::Message);
+        rig.forge(to, 1, src.into(), 255, bytes);
+    };
+    forge(&mut rig, 1, zone_link_local(1, 1));
+    assert_eq!(rig.counter(1, "vrrp_discarded", "own"), 1);
+    let ignored = rig.counter(2, "vrrp_rx", "ignored");
+    forge(&mut rig, 2, zone_link_local(1, 1));
+    assert_eq!(rig.counter(2, "vrrp_rx", "ignored"), ignored, "from the Active");
+    forge(&mut rig, 2, zone_link_local(9, 1));
+    assert_eq!(rig.counter(2, "vrrp_rx", "ignored"), ignored + 1, "from a stranger");
+    assert_eq!(rig.actives(0), [1]);
+}
+
+/// RFC 9568, 5.1.2.1: without a link-local address there is no source to advertise from.
+#[test]
+fn without_a_link_local_address_the_ipv6_router_is_silent_and_that_is_counted() {
+    let mut rig = Rig::pair_with(1, |n, config| {
+        both_families(n, config);
+        for (_, interface) in &mut config.interfaces {
+            interface.link_local = Ipv6Addr::UNSPECIFIED;
+        }
+    });
+    rig.run(ms(3000));
+    let sent = rig.counter(1, "vrrp_tx", "adverts");
+    assert!(sent > 0 && rig.counter(1, "vrrp_tx", "no_address") == sent);
+    assert_eq!(rig.counter(2, "vrrp_rx", "adverts"), rig.counter(2, "vrrp_rx", "checksum_message"));
+}
+
+/// RFC 3768, 7.1: version, authentication and interval must be those of this router.
+#[test]
+fn v2_takes_only_adverts_of_its_own_version_authentication_and_interval() {
+    const OURS: Auth = Auth::Password(*b"sesame\0\0");
+    let mut rig = Rig::pair_with(1, |_, config| {
+        config.groups[0].version = Version::V2 { auth: OURS };
+        config.groups[0].advert_interval_cs = 200;
+    });
+    rig.run(ms(10_000));
+    assert_eq!(rig.actives(0), [1]);
+    assert!(rig.counter(2, "vrrp_rx", "adverts") >= 2 * 5, "the pair hears itself");
+    let discards = |rig: &mut Rig| {
+        rig.election(2).status(Time::ZERO).counters.iter().filter(|c| c.0 == "vrrp_discarded").count()
+    };
+    assert_eq!(discards(&mut rig), 0);
+
+    let src = IpAddr::from(zone_address(1, 1));
+    let good =
+        Advert { vrid: 61, priority: 1, interval_cs: 200, addresses: vec![Ipv4Addr::LOCALHOST.into()] };
+    let before = rig.counter(2, "vrrp_rx", "adverts");
+    rig.forge(2, 1, src, 255, good.write(&Envelope::multicast(src), Checksum::Message));
+    rig.forge(2, 1, src, 255, good.write_v2(Auth::None));
+    rig.forge(2, 1, src, 255, good.write_v2(Auth::Password(*b"mistaken")));
+    rig.forge(2, 1, src, 255, Advert { interval_cs: 100, ..good.clone() }.write_v2(OURS));
+    for name in ["version", "auth_type", "auth_data", "other_interval"] {
+        assert_eq!(rig.counter(2, "vrrp_discarded", name), 1, "{name}");
+    }
+    assert_eq!(rig.counter(2, "vrrp_rx", "adverts"), before);
+    rig.forge(2, 1, src, 255, good.write_v2(OURS));
+    assert_eq!(rig.counter(2, "vrrp_rx", "adverts"), before + 1);
+}
+
+#[test]
+fn v3_discards_version_2() {
+    let mut rig = Rig::pair(1);
+    let src = IpAddr::from(zone_address(2, 1));
+    let advert = Advert { vrid: 61, priority: 1, interval_cs: 100, addresses: vec![src] };
+    rig.forge(1, 1, src, 255, advert.write_v2(Auth::None));
+    assert_eq!(rig.counter(1, "vrrp_discarded", "version"), 1);
+}
+
+/// The sync link is lost: version 3 advertises faster then, version 2 cannot.
+#[test]
+fn v2_keeps_its_interval_whatever_happens_to_the_sync_link() {
+    let mut rig = Rig::pair_with(1, |_, config| config.groups[0].version = Version::V2 { auth: Auth::None });
+    rig.run(ms(3000));
+    rig.cut_both(SYNC);
+    let before = rig.node(1).adverts.len();
+    rig.run(ms(10_000));
+    assert_eq!(rig.actives(0), [1]);
+    let sent = rig.node(1).adverts.len() - before;
+    assert!((2 * 9..=2 * 11).contains(&sent), "{sent}");
+    assert_eq!(rig.counter(2, "vrrp_discarded", "other_interval"), 0);
+}
+
 #[test]
 fn a_losing_advert_is_answered_at_once_but_not_each_of_a_flood() {
     let mut rig = Rig::pair(1);

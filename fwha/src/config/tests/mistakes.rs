@@ -299,6 +299,24 @@ fn mistakes_about_groups_are_found() {
         ("\"1s\"", "\"5ms\"", &[":27:19: advert-interval \"5ms\" is out of range"]),
         ("\"1s\"", "\"41s\"", &[":27:19: advert-interval \"41s\" is out of range"]),
         ("\"1s\"", "\"15ms\"", &[":27:19: advert-interval 15ms is not a whole number of centiseconds"]),
+        ("\"1s\"", "\"1s\"\nvrrp-version = 4", &[":28:16: vrrp-version 4 is out of range"]),
+        ("\"1s\"", "\"1s\"\nauth-pass = \"x\"", &[":28:13: auth-pass without vrrp-version = 2"]),
+        ("\"1s\"", "\"1s\"\nchecksum = \"pseudo\"", &[":28:12: unknown checksum \"pseudo\""]),
+        (
+            "\"1s\"",
+            "\"1500ms\"\nvrrp-version = 2\nchecksum = \"message\"\nauth-pass = \"too long a one\"",
+            &[
+                ":27:19: advert-interval 1500ms is not a whole number of seconds",
+                ":29:12: checksum with vrrp-version = 2",
+                ":30:13: auth-pass does not have 1 to 8 bytes",
+            ],
+        ),
+        ("\"1s\"", "\"256s\"\nvrrp-version = 2", &[":27:19: advert-interval \"256s\" is out of range"]),
+        (
+            "\"1s\"\nvips = [",
+            "\"1s\"\nvrrp-version = 2\nvips = [\n{ zone = \"lan\", vrid = 1, addresses = [\"fe80::1/64\"] },",
+            &[":30:1: VRRP version 2 has no IPv6"],
+        ),
         ("zone = \"inet\"", "zone = \"internet\"", &[":29:12: unknown zone \"internet\""]),
         ("vrid = 61", "vrid = 0", &[":29:27: vrid 0 is out of range"]),
         ("vrid = 61", "vrid = 256", &[":29:27: vrid 256 is out of range"]),
@@ -333,12 +351,28 @@ fn mistakes_about_groups_are_found() {
         (
             "192.168.100.12/24",
             "192.168.100.12/33",
-            &[":30:44: vip: \"192.168.100.12/33\" is not an IPv4 address with prefix length"],
+            &[":30:44: vip: \"192.168.100.12/33\" is not an address with prefix length"],
         ),
         (
             "192.168.100.12/24",
-            "fd00::1/64",
-            &[":30:44: vip: \"fd00::1/64\" is IPv6, which is not supported yet"],
+            "fd00::1",
+            &[":30:44: vip: \"fd00::1\" lacks its prefix length, like \"fd00::1/64\""],
+        ),
+        (
+            "[\"192.168.100.12/24\"]",
+            "[\"fd00::1/64\"]",
+            &[":30:43: addresses of IPv6 without a link-local one"],
+        ),
+        (
+            "192.168.100.12/24",
+            "fd00::/64",
+            &[":30:44: vip: \"fd00::/64\" is the address of the network, not of a host in it"],
+        ),
+        ("192.168.100.12/24", "ff02::12/64", &[":30:44: vip: \"ff02::12\" is a multicast address"]),
+        (
+            "192.168.100.12/24\"]",
+            "fe80::1/64\"] },\n { zone = \"lan\", vrid = 62, addresses = [\"fe80::1/64\", \"fe80::2/64\"]",
+            &[":31:25: vrid 62 is there twice in zone \"lan\"", ":31:42: vip fe80::1 is there twice"],
         ),
         ("[\"192.168.100.12/24\"]", "[]", &[":30:43: addresses is empty"]),
         (
@@ -514,6 +548,14 @@ fn what_a_heartbeat_has_no_room_for_is_refused() {
         .collect();
     let text = with("vips = [", &format!("vips = [{}", vips.join(" ")));
     assert!(mistakes(&text).iter().any(|m| m.ends_with("more than 32 vrids in one group")));
+    let addresses = |n| if n < 16 { ", \"fe80::1:12/64\"" } else { "" };
+    let vips: Vec<String> = (1..=16)
+        .map(|n| {
+            format!("{{ zone = \"lan\", vrid = {n}, addresses = [\"192.168.1.{n}/24\"{}] }},", addresses(n))
+        })
+        .collect();
+    let text = with("vips = [", &format!("vips = [{}", vips.join(" ")));
+    assert!(mistakes(&text).iter().any(|m| m.ends_with("more than 32 vrids in one group")), "both families");
 }
 
 #[test]

@@ -134,6 +134,52 @@ fn the_documented_example_resolves() {
 }
 
 #[test]
+fn a_group_speaks_the_vrrp_that_it_is_told_to() {
+    use fwha_proto::vrrp::packet::{Auth, Checksum, Version};
+    let version = |lines: &str| {
+        let config = parse(&with("advert-interval = \"1s\"", lines)).unwrap();
+        (config.groups[0].version, config.hash)
+    };
+    let rows = [
+        ("", Version::V3 { checksum: Checksum::Message }),
+        ("checksum = \"pseudo-header\"", Version::V3 { checksum: Checksum::PseudoHeader }),
+        ("vrrp-version = 2", Version::V2 { auth: Auth::None }),
+        ("vrrp-version = 2\nauth-pass = \"sesame\"", Version::V2 { auth: Auth::Password(*b"sesame\0\0") }),
+    ];
+    let mut hashes = std::collections::BTreeSet::new();
+    for (lines, expected) in rows {
+        let (version, hash) = version(lines);
+        assert_eq!(version, expected);
+        assert!(hashes.insert(hash), "nodes with another {lines:?} differ");
+    }
+}
+
+#[test]
+fn a_vrid_with_addresses_of_both_families_is_two_virtual_routers() {
+    let list = "[\"192.168.100.12/24\", \"fd00::c/64\", \"fe80::c/64\"]";
+    let text = with("[\"192.168.100.12/24\"]", list).replace(
+        "[\"10.0.0.12/24\"] },",
+        "[\"10.0.0.12/24\"] },\n { zone = \"inet\", vrid = 61, addresses = [\"fe80::c/64\"] },",
+    );
+    let config = parse(&text).unwrap();
+    let routers: Vec<(u8, u8, String)> = config.groups[0]
+        .vips
+        .iter()
+        .map(|v| (v.zone, v.vrid, v.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")))
+        .collect();
+    assert_eq!(
+        routers,
+        [
+            (1, 61, "10.0.0.12/24".into()),
+            (1, 61, "fe80::c/64".into()),
+            (2, 62, "192.168.100.12/24".into()),
+            // RFC 9568, 5.2.9: the link-local address is the first.
+            (2, 62, "fe80::c/64 fd00::c/64".into()),
+        ]
+    );
+}
+
+#[test]
 fn what_may_be_left_out_has_its_default() {
     let short = GOOD
         .replace("mode = \"active-passive\"\n", "")
