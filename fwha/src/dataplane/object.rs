@@ -134,9 +134,12 @@ fn usable(pins: &PinDir, expected: &BTreeMap<&str, bpf::MapShape>) -> Result<boo
     Ok(true)
 }
 
+/// How often a program is loaded that the verifier does not come to an end with.
+const LOAD_ATTEMPTS: u32 = 5;
+
 fn program(ebpf: &mut Ebpf, name: &'static str) -> Result<OwnedFd, DataplaneError> {
     let program = ebpf.program_mut(name).ok_or_else(|| DataplaneError::Object(name.into()))?;
-    let load = |program: &mut Program| -> Result<OwnedFd, ProgramError> {
+    let mut load = || -> Result<OwnedFd, ProgramError> {
         match program {
             Program::Xdp(p) => p.load()?,
             Program::SchedClassifier(p) => p.load()?,
@@ -144,5 +147,18 @@ fn program(ebpf: &mut Ebpf, name: &'static str) -> Result<OwnedFd, DataplaneErro
         }
         Ok(program.fd()?.as_fd().try_clone_to_owned()?)
     };
-    load(program).map_err(|source| DataplaneError::Program { name, source: Box::new(source) })
+    // The verifier works for a second or more, and gives up when a signal is pending (`signal_pending` in
+    // kernel/bpf/verifier.c): libbpf asks again, too.
+    let interrupted = |loaded: &Result<OwnedFd, ProgramError>| {
+        matches!(loaded, Err(ProgramError::LoadError { io_error, .. })
+            if io_error.kind() == std::io::ErrorKind::WouldBlock)
+    };
+    let mut loaded = load();
+    for _ in 1..LOAD_ATTEMPTS {
+        if !interrupted(&loaded) {
+            break;
+        }
+        loaded = load();
+    }
+    loaded.map_err(|source| DataplaneError::Program { name, source: Box::new(source) })
 }

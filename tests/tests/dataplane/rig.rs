@@ -18,7 +18,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
-use aya::programs::{Program, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, Xdp, XdpMode};
+use aya::programs::{
+    Program, ProgramError, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, Xdp, XdpMode,
+};
 use aya::{Ebpf, EbpfLoader, Pod};
 use fwha_common::capture::{Capture, DropSample};
 use fwha_common::drop::DropReason;
@@ -394,11 +396,18 @@ impl Rig {
             .expect("the object loads");
         let unused = if hook == Hook::Xdp { name::TC_INGRESS } else { name::XDP_INGRESS };
         for (_, program) in bpf.programs_mut().filter(|(name, _)| *name != unused) {
-            match program {
-                Program::Xdp(program) => program.load().expect("the verifier takes it"),
-                Program::SchedClassifier(program) => program.load().expect("the verifier takes it"),
+            // The verifier gives up with EAGAIN when a signal is pending, and may be asked again.
+            let interrupted = |loaded: &Result<(), ProgramError>| {
+                matches!(loaded, Err(ProgramError::LoadError { io_error, .. })
+                    if io_error.kind() == std::io::ErrorKind::WouldBlock)
+            };
+            let mut load = || match program {
+                Program::Xdp(program) => program.load(),
+                Program::SchedClassifier(program) => program.load(),
                 _ => panic!("a program of a kind that nobody asked for"),
-            }
+            };
+            let loaded = (0..5).map(|_| load()).find(|loaded| !interrupted(loaded));
+            loaded.expect("the verifier comes to its end").expect("the verifier takes it");
         }
         macro_rules! take {
             ($name:expr) => {
