@@ -168,6 +168,16 @@ fn change(lab: &Lab, garbler: &Garbler, active: Node, random: &mut Random) -> Re
     Ok(())
 }
 
+/// Lets the weather last for so many frames; on a link that is cut there may be none.
+fn weather(garbler: &Garbler) {
+    const FRAMES: u64 = 60;
+    const AT_MOST: Duration = Duration::from_millis(500);
+    let (began, before) = (Instant::now(), garbler.done().frames);
+    while garbler.done().frames < before + FRAMES && began.elapsed() < AT_MOST {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 fn play(lab: &Lab, pair: &mut Pair) -> Result<()> {
     let count = std::env::var("FWHA_GARBLED_FLOWS").map_or(Ok(FLOWS), |n| n.parse())?;
     let patience = PATIENCE + PATIENCE_PER_FLOW * count as u32;
@@ -195,6 +205,7 @@ fn play(lab: &Lab, pair: &mut Pair) -> Result<()> {
             for part in 0..CHANGES {
                 change(lab, &garbler, active, &mut random)?;
                 begin(&client, &answered, part * count / CHANGES..(part + 1) * count / CHANGES)?;
+                weather(&garbler);
             }
             // What was lost on its way to the firewall is sent once more.
             lab.wait_for("all flows on the active node", patience, || {
