@@ -91,6 +91,9 @@ const RULESET: &str = "table inet filter {
 }
 ";
 
+/// Lines of the daemon's log that a failure shows.
+const LOG_LINES: usize = 10;
+
 /// What iperf3 says when it listens.
 const LISTENING: &str = "Server listening";
 
@@ -210,7 +213,8 @@ fn set_up(lab: &mut Lab, contender: Contender) -> Result<Option<NodeProcess>> {
             let node = lab.start_node(Node::Fw1)?;
             lab.wait_for("fw1 to be active", PATIENCE, || {
                 Ok((role(&node.ctl(&["status"])?) == Some("active")).then_some(()))
-            })?;
+            })
+            .with_context(|| lab.log_tails(LOG_LINES))?;
             Ok(Some(node))
         }
     }
