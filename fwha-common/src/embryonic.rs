@@ -15,16 +15,16 @@ pub const CAPACITY: u32 = 65_536;
 
 /// What is known of the places of a set: one cache line.
 ///
-/// Programs on several CPUs change it: [`Self::lock`] keeps apart who puts flows in and takes them out. Who looks
-/// for one takes no lock.
+/// Programs on several CPUs change it: [`Self::lock`] keeps apart who puts flows in. Who looks for one takes no lock.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EmbryonicSet {
-    /// For each place, 0 if it is free, or a part of the hash of the flow in it; no two of a set are the same.
+    /// For each place, 0 if it is free, 2 while one CPU has it for itself, or a part of the hash of the flow in it, which
+    /// is odd.
     pub tags: [u32; PLACES as usize],
     /// For each place, what [`Self::clock`] was when its flow was last used.
     pub used: [u16; PLACES as usize],
-    /// 1 while a CPU puts in or takes out a flow.
+    /// 1 while a CPU puts in a flow.
     pub lock: u32,
     /// Counts uses.
     pub clock: u16,

@@ -2,8 +2,9 @@
 //!
 //! # What two CPUs may do to one set at once
 //!
-//! - Putting in and taking out: under the lock, which is held for some ten ns. Who does not get it in
-//!   [`ATTEMPTS`] gives up: its packet is dropped, and sent again by its sender.
+//! - Putting in: under the lock, which is held for some ten ns, so that no flow is there twice. Who does not get
+//!   it in [`ATTEMPTS`] gives up: its packet is dropped, and sent again by its sender.
+//! - Writing a place, or taking its flow out: by who changed its tag to [`CLAIMED`] with compare-and-exchange.
 //! - Looking for a flow takes no lock. A place that is written anew has no tag meanwhile; who found the tag
 //!   just before sees another key, no state, or the old flow. Who holds a flow while its place gets another
 //!   one may count a packet in that, as with an element of any map that is deleted under way.
@@ -19,6 +20,9 @@ use crate::{atomic::compare_exchange_u32, maps, packet::bounded};
 
 /// Attempts at the lock of a set.
 const ATTEMPTS: u32 = 64;
+
+/// The tag of a place that one CPU has for itself. Those of flows are odd.
+const CLAIMED: u32 = 2;
 
 /// The number of the last set; the loader overwrites it when it makes the table smaller.
 #[unsafe(no_mangle)]
@@ -61,17 +65,22 @@ impl Place {
         found
     }
 
-    /// The place to put the flow: the one that it has, a free one, or that of the flow which was used longest ago.
+    /// The place to put the flow: the one that it has, a free one, or that of the flow which was used longest ago;
+    /// [`PLACES`] if all are claimed.
     #[inline(always)]
     fn choose(&self) -> u32 {
         // SAFETY: a map element.
         let set = unsafe { &*self.set };
-        let (mut chosen, mut most) = (0, 0);
+        let (mut chosen, mut most) = (PLACES, 0);
         let mut n = 0;
         while n < PLACES {
             let age = match set.tags[n as usize] {
                 tag if tag == self.site.tag => u32::MAX,
                 0 => u32::MAX - 1,
+                CLAIMED => {
+                    n += 1;
+                    continue;
+                }
                 _ => set.clock.wrapping_sub(set.used[n as usize]) as u32,
             };
             if age >= most {
@@ -80,6 +89,13 @@ impl Place {
             n += 1;
         }
         chosen
+    }
+
+    /// Claims a place that has this tag.
+    #[inline(always)]
+    fn take(&self, n: u32, tag: u32) -> bool {
+        // SAFETY: a map element, in bounds, 4-byte aligned.
+        unsafe { compare_exchange_u32(self.tag_at(n), tag, CLAIMED) }.is_ok()
     }
 
     /// Notes that the flow of a place is used.
@@ -158,14 +174,16 @@ pub fn insert(key: &FlowKey, hash: u64, flow: &mut Flow) -> bool {
         return false;
     }
     let n = place.choose();
-    let Some(element) = place.element(n) else {
+    // SAFETY: a map element, in bounds.
+    let tag = unsafe { place.tag_at(n).read_volatile() };
+    let element = if n != PLACES && tag != CLAIMED && place.take(n, tag) { place.element(n) } else { None };
+    let Some(element) = element else {
         place.unlock();
         return false;
     };
     let word = flow.word;
     // SAFETY: map elements.
     unsafe {
-        place.tag_at(n).write_volatile(0);
         (&raw mut (*element).flow.word).write_volatile(0);
         ordered();
         flow.word = 0;
@@ -181,28 +199,35 @@ pub fn insert(key: &FlowKey, hash: u64, flow: &mut Flow) -> bool {
     true
 }
 
-/// Takes a flow out of the table. Of several CPUs that do so one is told `true`.
+/// Claims a flow that is to leave the table: until [`settle`], nobody else finds it, or takes its place. Of several CPUs
+/// one gets it. Returns its place in the set, or [`PLACES`] if it is not there.
 #[inline(never)]
-pub fn remove(key: &FlowKey, hash: u64) -> bool {
-    let Some(place) = Place::of(hash) else {
-        return false;
-    };
-    if !place.lock() {
-        return false;
+pub fn claim(key: &FlowKey, hash: u64) -> u32 {
+    if let Some(place) = Place::of(hash)
+        && let n = place.search()
+        && n != PLACES
+        && let Some(element) = place.element(n)
+        // SAFETY: a map element.
+        && unsafe { (*element).key == *key }
+        && place.take(n, place.site.tag)
+    {
+        n
+    } else {
+        PLACES
     }
-    let n = place.search();
-    let element = if n == PLACES { None } else { place.element(n) };
-    // SAFETY: map elements.
-    let there = unsafe {
-        match element {
-            Some(element) if (*element).key == *key => {
-                place.tag_at(n).write_volatile(0);
-                (&raw mut (*element).flow.word).write_volatile(0);
-                true
-            }
-            _ => false,
-        }
+}
+
+/// Ends a claim: the flow stays as it is, or is gone.
+#[inline(never)]
+pub fn settle(hash: u64, n: u32, stays: bool) {
+    let Some(place) = Place::of(hash) else {
+        return;
     };
-    place.unlock();
-    there
+    if !stays && let Some(element) = place.element(n) {
+        // SAFETY: a map element.
+        unsafe { (&raw mut (*element).flow.word).write_volatile(0) }
+    }
+    ordered();
+    // SAFETY: as above.
+    unsafe { place.tag_at(n).write_volatile(if stays { place.site.tag } else { 0 }) }
 }

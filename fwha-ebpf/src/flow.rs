@@ -29,12 +29,13 @@
 //! - An element that user space deletes while a program holds it may be reused for another flow at
 //!   once, and take one packet's count. User space deletes what has expired, which by then had no
 //!   packet for the whole timeout.
-//! - Promotion: deleting the embryonic element is atomic, so one CPU wins and makes the flow.
+//! - Promotion: claiming the embryonic flow is atomic, so one CPU wins and makes the flow.
 //! - The rest is written once, before the element is in the map.
 
 use aya_ebpf::{bindings::BPF_ANY, helpers::generated::bpf_get_smp_processor_id};
 use fwha_common::{
     drop::DropReason,
+    embryonic::PLACES,
     flow::{FLOW_STATES, Flow, FlowEvent, FlowEventKind, FlowKey, FlowState, TimeoutClass, Way, proto},
     group::Group,
     settings::{Counter, Settings},
@@ -410,7 +411,7 @@ impl FlowRef {
             let copy = maps::scratch().ok_or(DropReason::TableFull)?;
             // An answer is judged on a copy, which nobody else writes, and which becomes the flow.
             // SAFETY: see `word`. Should the element be taken for another flow while it is copied, then
-            // it was deleted first, and the removal below fails.
+            // it was deleted first, and the claim below fails.
             *copy = unsafe { *self.0 };
             Self(copy)
         } else {
@@ -545,17 +546,17 @@ impl FlowRef {
         // SAFETY: the scratch room, which nobody else has.
         let flow = unsafe { &mut *copy.0 };
         let hash = embryonic::hash(key);
-        if !embryonic::remove(key, hash) {
+        let place = embryonic::claim(key, hash);
+        if place == PLACES {
             // Another CPU promoted it a moment ago; or it was evicted, and nothing is known any more.
             return match maps::FLOWS.get_ptr_mut(key).map(Self) {
                 Some(promoted) if promoted.number() == flow.number => Ok(promoted),
                 _ => Err(DropReason::NotSyn),
             };
         }
-        let (before, delta) = (flow.word, flow.delta);
-        if delta != 0 {
+        if flow.delta != 0 {
             // Behind the SYN proxy: the responder began with this number, and not with -1.
-            flow.delta = delta.wrapping_add(ip.tcp.seq).wrapping_add(1);
+            flow.delta = flow.delta.wrapping_add(ip.tcp.seq).wrapping_add(1);
         }
         flow.word = Flow::with_state(flow.word, state);
         flow.version = Flow::next_version(0, group.term);
@@ -563,41 +564,16 @@ impl FlowRef {
         // What lies under this key, if anything, is over, has expired, or is replaced by this one: its
         // responder answered a new SYN.
         if maps::FLOWS.insert(key, &*flow, BPF_ANY as u64).is_err() {
-            // It goes back as it was, for an answer that comes when there is room.
-            flow.word = before;
-            flow.delta = delta;
-            flow.version = 0;
-            forget_answer(&mut flow.ways, ip);
-            embryonic::insert(key, hash, flow);
+            // It stays as it was, for an answer that comes when there is room.
+            embryonic::settle(hash, place, true);
             return Err(DropReason::TableFull);
         }
+        embryonic::settle(hash, place, false);
         let flow = &*flow;
         maps::add(&maps::COUNTERS, Counter::FlowsCreated as u32, 1);
         limit::promoted(ip);
         publish(FlowEventKind::Created, key, flow, flow.version);
         maps::FLOWS.get_ptr_mut(key).map(Self).ok_or(DropReason::TableFull)
-    }
-}
-
-/// Takes back what an answer has changed in the ways of an unanswered flow.
-#[inline(always)]
-fn forget_answer([way, back]: &mut [Way; 2], ip: &Ip) {
-    back.last_seen_ns = 0;
-    back.packets = 0;
-    back.bytes = 0;
-    match ip.payload {
-        Payload::Tcp => {
-            way.edge = 0;
-            back.scale = 0;
-            back.flags = 0;
-            back.end = 0;
-            back.edge = way.end;
-            back.maxwin = 0;
-            back.maxack = 0;
-        }
-        // The tag that the INIT ACK asks for.
-        Payload::Sctp => way.end = 0,
-        _ => {}
     }
 }
 

@@ -536,7 +536,7 @@ impl Rig {
         let (code, frame, mark) = match self.hook {
             Hook::Xdp => {
                 assert_eq!(segments, 1, "there are no super-packets at XDP");
-                self.run_xdp(port, frame)
+                self.run_xdp(port, frame, 1)
             }
             Hook::Tc => {
                 let gso = if segments == 1 { (0, 0) } else { (segments, segment_size) };
@@ -559,9 +559,15 @@ impl Rig {
     /// Sends a frame in by `port`, and looks at nothing.
     pub fn run(&self, port: Port, frame: &[u8]) {
         match self.hook {
-            Hook::Xdp => self.run_xdp(port, frame),
+            Hook::Xdp => self.run_xdp(port, frame, 1),
             Hook::Tc => self.run_tc(name::TC_INGRESS, port, Some(port), frame, 0, (0, 0)),
         };
+    }
+
+    /// Sends a frame in by `port` again and again, at XDP, and looks at nothing. If it is dropped each time, it stays as
+    /// it is.
+    pub fn run_often(&self, port: Port, frame: &[u8], times: u32) {
+        self.run_xdp(port, frame, times);
     }
 
     /// Sends a frame in by a sync interface, through its own program.
@@ -624,7 +630,7 @@ impl Rig {
         (self.now.probe_key[0] ^ self.now.bucket_key[1]) as u32 | 1
     }
 
-    fn run_xdp(&self, port: Port, frame: &[u8]) -> (u32, Vec<u8>, u32) {
+    fn run_xdp(&self, port: Port, frame: &[u8], times: u32) -> (u32, Vec<u8>, u32) {
         let md = XdpMd {
             data: 0,
             data_end: frame.len() as u32,
@@ -647,6 +653,7 @@ impl Rig {
             .test_run(TestRunOptions {
                 data_in: Some(frame),
                 data_out: Some(&mut out),
+                repeat: times,
                 ctx_in: Some(&context),
                 ..Default::default()
             })

@@ -91,6 +91,12 @@ const RULESET: &str = "table inet filter {
 }
 ";
 
+/// How long a daemon may take to load its programs and become Active on a busy machine.
+const START: Duration = Duration::from_secs(120);
+
+/// Lines of the daemon's log that a failure shows.
+const LOG_LINES: usize = 10;
+
 /// What iperf3 says when it listens.
 const LISTENING: &str = "Server listening";
 
@@ -208,9 +214,10 @@ fn set_up(lab: &mut Lab, contender: Contender) -> Result<Option<NodeProcess>> {
         Contender::Tc | Contender::Xdp => {
             lab.route_through_group()?;
             let node = lab.start_node(Node::Fw1)?;
-            lab.wait_for("fw1 to be active", PATIENCE, || {
+            lab.wait_for("fw1 to be active", START, || {
                 Ok((role(&node.ctl(&["status"])?) == Some("active")).then_some(()))
-            })?;
+            })
+            .with_context(|| lab.log_tails(LOG_LINES))?;
             Ok(Some(node))
         }
     }
