@@ -54,13 +54,15 @@ pub enum Fault {
     SyncCable,
     /// What the node sends on the dedicated link is lost, and nothing else.
     MuteSync,
+    /// Nothing fails: the group is moved by hand.
+    Switchover,
     /// Nothing fails, but the processors are busy.
     Hogs,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Fault; 12] = [
+    pub const ALL: [Fault; 13] = [
         Fault::Power,
         Fault::PowerOtherClock,
         Fault::Kill,
@@ -72,6 +74,7 @@ impl Fault {
         Fault::Flapping,
         Fault::SyncCable,
         Fault::MuteSync,
+        Fault::Switchover,
         Fault::Hogs,
     ];
 
@@ -89,6 +92,7 @@ impl Fault {
             Fault::Flapping => "LAN cable flaps",
             Fault::SyncCable => "sync cable pulled",
             Fault::MuteSync => "sync link one-way",
+            Fault::Switchover => "moved by hand",
             Fault::Hogs => "processors busy",
         }
     }
@@ -106,7 +110,7 @@ impl Fault {
     const fn outage_limit_ms(self) -> f64 {
         match self {
             Fault::Restart | Fault::SyncCable | Fault::MuteSync | Fault::Hogs => 50.0,
-            Fault::Terminate => 100.0,
+            Fault::Terminate | Fault::Switchover => 100.0,
             Fault::Flapping => 1500.0,
             _ => 500.0,
         }
@@ -134,7 +138,10 @@ pub struct Case {
 impl Case {
     /// All of them.
     pub fn all() -> impl Iterator<Item = Case> {
-        Fault::ALL.into_iter().flat_map(|fault| [true, false].map(|active| Case { fault, active }))
+        let both =
+            Fault::ALL.into_iter().flat_map(|fault| [true, false].map(|active| Case { fault, active }));
+        // Nothing can be moved from a Backup.
+        both.filter(|case| case.active || case.fault != Fault::Switchover)
     }
 }
 
@@ -306,6 +313,7 @@ fn inflict(lab: &Lab, pair: &mut Pair, node: Node, fault: Fault) -> Result<Infli
             nft(lab, &["add", "table", "netdev", "mute"])?;
             nft(lab, &["add", "chain", "netdev", "mute", "all", &chain])?;
         }
+        Fault::Switchover => drop(pair.node(node).ctl_lines(&["switchover", "--wait"])?),
         Fault::Hogs => {
             for _ in 0..HOGS {
                 let mut hog = Command::new("sh");
@@ -332,7 +340,7 @@ fn mend(lab: &Lab, pair: &mut Pair, node: Node, fault: Fault, mut inflicted: Inf
             *pair.node_mut(node) = restarted;
         }
         Fault::Kill | Fault::Terminate => pair.restart(lab, node)?,
-        Fault::Restart | Fault::Flapping => {}
+        Fault::Restart | Fault::Flapping | Fault::Switchover => {}
         Fault::Hang => pair.node(node).cont()?,
         Fault::Cables => lab.heal(node, Cable::All)?,
         Fault::LanCable => lab.heal(node, Cable::Lan)?,
