@@ -179,6 +179,13 @@ impl FlowKey {
     }
 }
 
+impl FlowKey {
+    /// An IPv6 address, or an IPv4 address mapped into one, as a flow key has it.
+    pub const fn address(octets: [u8; 16]) -> [u32; 4] {
+        words(octets)
+    }
+}
+
 const fn words(b: [u8; 16]) -> [u32; 4] {
     [
         u32::from_ne_bytes([b[0], b[1], b[2], b[3]]),

@@ -77,6 +77,19 @@ impl BucketRange {
     }
 }
 
+/// A key of the map `VIPS`, whose value is the address's group.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VipKey {
+    /// The address, as in a flow key.
+    pub address: [u32; 4],
+    /// Its zone: a link-local address may be in several.
+    pub zone: u32,
+}
+
+/// Virtual addresses in one cluster.
+pub const MAX_VIPS: usize = 16_384;
+
 /// Elements of the map `ZONE_BUCKETS`.
 pub const ZONE_PAIRS: usize = (MAX_ZONES + 1) * (MAX_ZONES + 1);
 
@@ -86,10 +99,13 @@ mod pod {
     unsafe impl aya::Pod for super::Group {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::BucketRange {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::VipKey {}
 }
 
 const _: () = assert!(size_of::<Group>() == 24);
 const _: () = assert!(size_of::<BucketRange>() == 2);
+const _: () = assert!(size_of::<VipKey>() == 20);
 
 #[cfg(test)]
 mod tests {

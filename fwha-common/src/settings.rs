@@ -196,6 +196,8 @@ pub mod name {
     pub const BUCKET_GROUP: &str = "BUCKET_GROUP";
     /// ARRAY of [`crate::group::BucketRange`] by [`crate::group::BucketRange::index`].
     pub const ZONE_BUCKETS: &str = "ZONE_BUCKETS";
+    /// HASH of [`crate::group::VipKey`] to u32: the group of each virtual address.
+    pub const VIPS: &str = "VIPS";
     /// ARRAY of [`crate::rule::Rule`], two generations of [`crate::rule::MAX_RULES`].
     pub const RULES: &str = "RULES";
     /// PERCPU_ARRAY of u64: hits by rule index, [`crate::rule::MAX_RULES`] elements.

@@ -22,7 +22,7 @@ use crate::{
     probe,
     synproxy::{self, Early},
     tcp::Options,
-    vlan, zone,
+    vip, vlan, zone,
 };
 
 /// Judges a packet that came in.
@@ -44,7 +44,7 @@ fn enter(packet: &mut impl Packet) -> Result<Verdict, DropReason> {
     match eth.ethertype {
         ethertype::IPV4 => parse::ipv4(packet, ETH_LEN, ip)?,
         ethertype::IPV6 => parse::ipv6(packet, ETH_LEN, ip)?,
-        ethertype::ARP => return Ok(Verdict::Pass),
+        ethertype::ARP => return vip::arp(packet).map(|()| Verdict::Pass),
         ethertype::PROBE => return probe::answer(packet, maps::settings()),
         _ if eth.dst.is_link_local() => return Ok(Verdict::Pass),
         _ => return Err(DropReason::UnknownEtherType),
@@ -53,7 +53,7 @@ fn enter(packet: &mut impl Packet) -> Result<Verdict, DropReason> {
     parse::transport(packet, ip, ETH_LEN)?;
     let ip = maps::opaque(ip);
     if own::passes(ip, eth.dst.is_group()) {
-        return Ok(Verdict::Pass);
+        return vip::nd(packet, ip).map(|()| Verdict::Pass);
     }
     let settings = maps::settings().ok_or(DropReason::NoSettings)?;
     let now = hook::now_ns();

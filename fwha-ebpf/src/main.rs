@@ -62,6 +62,7 @@ mod reject;
 #[cfg(target_arch = "bpf")]
 mod synproxy;
 #[cfg(target_arch = "bpf")]
+mod vip;
 mod vlan;
 #[cfg(target_arch = "bpf")]
 mod zone;

@@ -1,25 +1,64 @@
 //! Ownership is a lease: a daemon that hangs loses it, one that is back in time keeps it.
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, UdpSocket};
+use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use fwha_tests::lab::{Host, LAN_VIP, Lab, LabOptions, Node, SERVER};
+use fwha_tests::lab::{CLIENT, Host, LAN_VIP, Lab, LabOptions, Node, SERVER};
 use fwha_tests::pair::{PATIENCE, Pair, event_ms, role};
 use fwha_tests::scenario::with_pair;
+use fwha_tests::sys::{packet_socket, receive};
 use fwha_tests::traffic::{Probe, mono_ms};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// The default of `lease`.
 const LEASE_MS: f64 = 1000.0;
 /// A lease is renewed with each heartbeat, so when the daemon stops it is younger than a few of them, late ones included.
 const YOUNGER_MS: f64 = 200.0;
 
+/// A node's MAC on the LAN.
+fn mac(lab: &Lab, node: Node) -> Result<String> {
+    let link = lab.exec(node.host(), &["ip", "-oneline", "link", "show", "dev", "lan"])?;
+    let mac = link.split_whitespace().skip_while(|word| *word != "link/ether").nth(1);
+    Ok(mac.context("a MAC address")?.to_owned())
+}
+
+/// Asks on the LAN for an address, ten times: the MACs of all who answer.
+fn who_has(lab: &Lab, address: Ipv4Addr) -> Result<BTreeSet<String>> {
+    let client = lab.exec(Host::Client, &["cat", "/sys/class/net/eth0/address"])?;
+    let client: Vec<u8> =
+        client.trim().split(':').map(|byte| u8::from_str_radix(byte, 16)).collect::<Result<_, _>>()?;
+    let socket = lab.within(Host::Client, || packet_socket("eth0"))??;
+    let mut request = [&[0xff; 6], &client[..], &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1], &client[..]].concat();
+    request.extend(CLIENT.parse::<Ipv4Addr>()?.octets());
+    request.extend([0; 6]);
+    request.extend(address.octets());
+    let mut answers = BTreeSet::new();
+    for _ in 0..10 {
+        nix::unistd::write(&socket, &request)?;
+        let mut ready = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+        while poll(&mut ready, PollTimeout::from(50u8))? == 1 {
+            let Some(received) = receive(socket.as_fd())? else { continue };
+            let frame = received.frame;
+            if frame.get(12..14) == Some(&[8, 6])
+                && frame.get(20..22) == Some(&[0, 2])
+                && frame[28..32] == address.octets()
+            {
+                let mac: Vec<String> = frame[22..28].iter().map(|byte| format!("{byte:02x}")).collect();
+                answers.insert(mac.join(":"));
+            }
+        }
+    }
+    Ok(answers)
+}
+
 /// Makes the client send to one node whatever gratuitous ARP says, as a client behind a slow switch would.
 fn nail_gateway(lab: &Lab, node: Node) -> Result<()> {
-    let link = lab.exec(node.host(), &["ip", "-oneline", "link", "show", "dev", "lan"])?;
-    let mac =
-        link.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).context("a MAC address")?;
-    let permanent = ["ip", "neighbour", "replace", LAN_VIP, "lladdr", mac, "dev", "eth0", "nud", "permanent"];
+    let mac = mac(lab, node)?;
+    let permanent =
+        ["ip", "neighbour", "replace", LAN_VIP, "lladdr", &mac, "dev", "eth0", "nud", "permanent"];
     lab.exec(Host::Client, &permanent)?;
     Ok(())
 }
@@ -56,6 +95,12 @@ fn a_daemon_that_hangs_is_fenced_before_its_peer_takes_over_and_gives_way_when_i
         println!("SIGSTOP: the peer took over after {after_ms:.0} ms");
         assert!(after_ms > LEASE_MS - YOUNGER_MS, "the peer took over while the lease ran: {after_ms} ms");
         assert!(!crosses(lab, 9002, 20)?, "{hung} forwards although its lease is over");
+
+        // It still has the addresses, and whoever asks for one is told of the peer's alone.
+        let addresses = lab.exec(hung.host(), &["ip", "-oneline", "address"])?;
+        assert!(addresses.contains(LAN_VIP), "{addresses}");
+        let answers = who_has(lab, LAN_VIP.parse()?)?;
+        assert_eq!(answers, BTreeSet::from([mac(lab, peer)?]));
 
         pair.node(hung).cont()?;
         assert_eq!(pair.settle(lab)?, peer, "the one that slept gives way");

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use fwha_common::MAX_GROUPS;
+use fwha_common::{MAX_GROUPS, group::MAX_VIPS};
 use fwha_proto::{
     heartbeat::MAX_INSTANCES,
     vrrp::packet::{ADDRESSES_MAX, Auth, Checksum, PASSWORD_LEN, Version},
@@ -148,6 +148,10 @@ pub(super) fn read<'a>(
         groups.push((group, span));
     }
     ownership::check(&groups, zones, mistakes);
+    let addresses: usize = groups.iter().flat_map(|(g, _)| &g.vips).map(|vip| vip.addresses.len()).sum();
+    if addresses > MAX_VIPS {
+        mistakes.add_global(format!("{addresses} virtual addresses: the data plane has room for {MAX_VIPS}"));
+    }
     groups.into_iter().map(|(group, _)| group).collect()
 }
 

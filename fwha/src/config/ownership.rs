@@ -4,11 +4,12 @@
 //! come to the node that is Active for it. Groups share the buckets evenly, and the flows of a group are
 //! spread over its share.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use fwha_common::{
     BUCKETS, MAX_ZONES,
-    group::{BucketRange, ZONE_PAIRS},
+    flow::FlowKey,
+    group::{BucketRange, VipKey, ZONE_PAIRS},
     rule::{Action, ZONE_ANY, ZONE_NODE},
 };
 
@@ -34,6 +35,21 @@ impl Config {
             }
         }
         ranges
+    }
+
+    /// The group of each virtual address, by address and zone.
+    pub fn vip_groups(&self) -> Vec<(VipKey, u32)> {
+        let vips = self.groups.iter().flat_map(|group| group.vips.iter().map(move |vip| (group, vip)));
+        vips.flat_map(|(group, vip)| {
+            vip.addresses.iter().map(move |net| {
+                let octets = match net.addr() {
+                    IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+                    IpAddr::V6(address) => address.octets(),
+                };
+                (VipKey { address: FlowKey::address(octets), zone: vip.zone.into() }, group.id.into())
+            })
+        })
+        .collect()
     }
 
     /// The group of each bucket.

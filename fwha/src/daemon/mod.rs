@@ -537,6 +537,7 @@ fn set_up_dataplane(
 ) -> Result<()> {
     maps.set_bucket_groups(&bucket_group.map(u32::from))?;
     maps.set_zone_buckets(&config.zone_buckets())?;
+    maps.set_vips(&config.vip_groups())?;
     maps.set_timeouts(&config.timeouts)?;
     maps.set_limits(&config.limits)?;
     maps.update_settings(|s| {

@@ -12,7 +12,7 @@ use fwha_common::{
     capture::Capture,
     embryonic::EmbryonicPlace,
     flow::{Flow, FlowKey},
-    group::{BucketRange, Group, ZONE_PAIRS},
+    group::{BucketRange, Group, VipKey, ZONE_PAIRS},
     limit::{Limits, Source},
     rule::{Interface, InterfaceKey, MAX_RULES, Rule},
     settings::{Settings, Timeouts, name},
@@ -49,6 +49,7 @@ pub struct Maps {
     groups: Map<u32, Group>,
     bucket_group: Map<u32, u32>,
     zone_buckets: Map<u32, BucketRange>,
+    vips: Map<VipKey, u32>,
     rules: Map<u32, Rule>,
     interfaces: Map<InterfaceKey, Interface>,
     settings: Map<u32, Settings>,
@@ -65,6 +66,19 @@ pub struct Maps {
     pub(super) capturing: AtomicBool,
     /// Several threads change settings; each change is read, modify, write.
     settings_lock: Mutex<()>,
+}
+
+/// Makes these the elements of a map, and no others. Those that stay are there all the time.
+fn replace<K: Pod + PartialEq, V: Pod>(map: &Map<K, V>, elements: &[(K, V)]) -> io::Result<()> {
+    for (key, value) in elements {
+        map.update(key, value, Write::Any)?;
+    }
+    let mut gone = Vec::new();
+    let mut walk = Walk::new(map.max_entries() as usize);
+    while let Some((known, _)) = walk.next_chunk(map)? {
+        gone.extend(known.iter().filter(|k| elements.iter().all(|(i, _)| i != *k)));
+    }
+    map.delete_batch(&gone).map(drop)
 }
 
 impl Maps {
@@ -84,6 +98,7 @@ impl Maps {
             groups: map(pins, name::GROUPS)?,
             bucket_group: map(pins, name::BUCKET_GROUP)?,
             zone_buckets: map(pins, name::ZONE_BUCKETS)?,
+            vips: map(pins, name::VIPS)?,
             rules: map(pins, name::RULES)?,
             interfaces: map(pins, name::INTERFACES)?,
             settings: map(pins, name::SETTINGS)?,
@@ -307,18 +322,16 @@ impl Maps {
         &self,
         interfaces: &[(InterfaceKey, Interface)],
     ) -> Result<(), DataplaneError> {
-        let write = || -> io::Result<()> {
-            for (key, interface) in interfaces {
-                self.interfaces.update(key, interface, Write::Any)?;
-            }
-            let mut gone = Vec::new();
-            let mut walk = Walk::new(self.interfaces.max_entries() as usize);
-            while let Some((known, _)) = walk.next_chunk(&self.interfaces)? {
-                gone.extend(known.iter().filter(|k| interfaces.iter().all(|(i, _)| i != *k)));
-            }
-            self.interfaces.delete_batch(&gone).map(drop)
-        };
-        write().map_err(map_error(name::INTERFACES))
+        replace(&self.interfaces, interfaces).map_err(map_error(name::INTERFACES))
+    }
+
+    /// Says which virtual addresses there are, and of which groups; others are forgotten.
+    ///
+    /// # Errors
+    ///
+    /// Those of the update; `E2BIG` for more than [`fwha_common::group::MAX_VIPS`].
+    pub fn set_vips(&self, vips: &[(VipKey, u32)]) -> Result<(), DataplaneError> {
+        replace(&self.vips, vips).map_err(map_error(name::VIPS))
     }
 
     /// The interfaces that the programs know.

@@ -1,15 +1,17 @@
 //! Ownership: only the Active node forwards, and only as long as its lease runs.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
+
 use etherparse::PacketBuilder;
 use fwha_common::drop::DropReason;
-use fwha_common::flow::{Flow, FlowState, proto};
-use fwha_common::group::Group;
+use fwha_common::flow::{Flow, FlowKey, FlowState, proto};
+use fwha_common::group::{Group, VipKey};
 use fwha_common::rule::{Rule, ZONE_NODE};
 use fwha_tests::needs_root;
 use nix::time::{ClockId, clock_gettime};
 
-use crate::packets::{CLIENT, End, NODE, SERVER, key, tcp};
-use crate::rig::{Port, Rig, TERM, Verdict, accept, at_both_hooks};
+use crate::packets::{CLIENT, End, NODE, SERVER, ethernet, key, tcp};
+use crate::rig::{self, Port, Rig, TERM, Verdict, accept, at_both_hooks};
 
 use Verdict::{Drop, Forward, Pass};
 
@@ -129,6 +131,60 @@ fn a_flow_that_comes_back_is_taken_as_its_next_packets_say() {
             rig.send(Port::Lan, &far(CLIENT, SERVER, 901_000_000, 700_000_000)).verdict,
             Drop(DropReason::TcpWindow)
         );
+    });
+}
+
+/// An ARP packet of the client.
+fn arp(operation: u8, sender: [u8; 4], target: [u8; 4]) -> Vec<u8> {
+    let mut packet = vec![0, 1, 8, 0, 6, 4, 0, operation];
+    packet.extend(CLIENT.macs.0);
+    packet.extend(sender);
+    packet.extend([0; 6]);
+    packet.extend(target);
+    packet.resize(46, 0);
+    ethernet([0xff; 6], CLIENT.macs.0, 0x0806, &packet)
+}
+
+/// A neighbour solicitation for an address of the link.
+fn solicitation(target: Ipv6Addr) -> Vec<u8> {
+    let from: Ipv6Addr = "fe80::100".parse().expect("an address");
+    let multicast: Ipv6Addr = "ff02::1:ff00:12".parse().expect("an address");
+    let mut body = vec![0; 4];
+    body.extend(target.octets());
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2(CLIENT.macs.0, [0x33, 0x33, 0xff, 0, 0, 0x12])
+        .ipv6(from.octets(), multicast.octets(), 255)
+        .icmpv6_raw(135, 0, [0; 4])
+        .write(&mut frame, &body[4..])
+        .expect("a solicitation");
+    frame
+}
+
+#[test]
+fn nobody_is_told_where_an_address_is_whose_lease_is_over() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        let (vip, other) = ([192, 168, 100, 12], [192, 168, 100, 13]);
+        let vip6: Ipv6Addr = "fe80::12".parse().expect("an address");
+        let key = |address| VipKey { address: FlowKey::address(address), zone: u32::from(rig::LAN) };
+        rig.vips.insert(key(Ipv4Addr::from(vip).to_ipv6_mapped().octets()), 0, 0).expect("an element");
+        rig.vips.insert(key(vip6.octets()), 0, 0).expect("an element");
+        let client = CLIENT.address;
+        for (group, answered) in [(OWNER, Pass), (BACKUP, Pass), (LAPSED, Drop(DropReason::LeaseExpired))] {
+            rig.set_group(group);
+            assert_eq!(rig.send(Port::Lan, &arp(1, client, vip)).verdict, answered, "{group:?}");
+            assert_eq!(rig.send(Port::Lan, &solicitation(vip6)).verdict, answered, "{group:?}");
+            for (name, frame) in [
+                ("another address", arp(1, client, other)),
+                ("a reply", arp(2, client, vip)),
+                ("the new owner's announcement", arp(1, vip, vip)),
+                ("another address of the link", solicitation("fe80::13".parse().expect("an address"))),
+            ] {
+                assert_eq!(rig.send(Port::Lan, &frame).verdict, Pass, "{name}, {group:?}");
+            }
+            // In another zone it is somebody else's.
+            assert_eq!(rig.send(Port::Wan, &arp(1, client, vip)).verdict, Pass);
+        }
     });
 }
 

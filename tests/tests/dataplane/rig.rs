@@ -26,7 +26,7 @@ use fwha_common::capture::{Capture, DropSample};
 use fwha_common::drop::DropReason;
 use fwha_common::embryonic::{EmbryonicPlace, EmbryonicSet, PLACES, Site};
 use fwha_common::flow::{Flow, FlowEvent, FlowKey, FlowState};
-use fwha_common::group::Group;
+use fwha_common::group::{Group, VipKey};
 use fwha_common::limit::{Limits, Source};
 use fwha_common::rule::{Action, Interface, InterfaceKey, MAX_RULES, Rule, Tag, ZONE_ANY};
 use fwha_common::settings::{Counter, Settings, Timeouts, name};
@@ -300,6 +300,8 @@ pub struct Rig {
     fragments: HashMap<MapData, DatagramKey, Datagram>,
     interfaces: HashMap<MapData, InterfaceKey, Interface>,
     groups: Array<MapData, Group>,
+    /// Group by virtual address.
+    pub vips: aya::maps::HashMap<MapData, VipKey, u32>,
     rules: Array<MapData, Rule>,
     settings: Array<MapData, Settings>,
     counters: PerCpuArray<MapData, u64>,
@@ -422,6 +424,7 @@ impl Rig {
             fragments: take!(name::FRAGMENTS),
             interfaces: take!(name::INTERFACES),
             groups: take!(name::GROUPS),
+            vips: take!(name::VIPS),
             rules: take!(name::RULES),
             settings: take!(name::SETTINGS),
             counters: take!(name::COUNTERS),
