@@ -127,6 +127,28 @@ impl Network {
         self.open(n);
     }
 
+    /// Makes ready for the virtual routers of another config: sockets for IPv6 where there were none.
+    ///
+    /// # Errors
+    /// A socket cannot be had; nothing has changed then.
+    pub fn reload(&mut self, config: &Config) -> Result<()> {
+        let mut opened = Vec::new();
+        for (n, port) in self.ports.iter().enumerate() {
+            if let (Via::Zone(zone), Some(link)) = (port.via, &port.link)
+                && !port.v6
+                && ports::speaks_vrrp(config, port.via, true)
+            {
+                opened.push((n, zone, ports::vrrp_sockets(link, true)?));
+            }
+        }
+        for (n, zone, sockets) in opened {
+            self.ports[n].v6 = true;
+            self.election.send(election::Command::Vrrp(zone, sockets));
+            self.tell(n);
+        }
+        Ok(())
+    }
+
     fn tell(&self, n: usize) {
         let port = &self.ports[n];
         let interface = port.interface();

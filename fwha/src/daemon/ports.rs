@@ -115,7 +115,7 @@ pub async fn look(config: &Config, node: &Node, links: &[Link]) -> Result<Vec<Po
 }
 
 /// Whether a virtual router of this family is on an interface.
-fn speaks_vrrp(config: &Config, via: Via, v6: bool) -> bool {
+pub fn speaks_vrrp(config: &Config, via: Via, v6: bool) -> bool {
     let mut vips = config.groups.iter().flat_map(|group| &group.vips);
     vips.any(|vip| via == Via::Zone(vip.zone) && vip.is_v6() == v6)
 }

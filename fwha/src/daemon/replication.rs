@@ -16,8 +16,8 @@ use fwha_common::{BUCKETS, MAX_GROUPS};
 use fwha_proto::NodeId;
 use fwha_proto::election::GroupId;
 use fwha_proto::replication::{
-    Buckets, BulkProgress, Event, Found, Lag, LinkStatus, Output, Ownership, Replication, SyncState, Unready,
-    Warning,
+    Buckets, BulkProgress, Event, Found, Lag, LinkStatus, Output, Ownership, Replication, Settings,
+    SyncState, Unready, Warning,
 };
 use fwha_proto::seal::{KeyRing, OpenError};
 use fwha_proto::time::Time;
@@ -100,6 +100,8 @@ pub enum Command {
         /// Whether it has begun.
         reply: oneshot::Sender<Result<(), DiffRefused>>,
     },
+    /// The config has changed.
+    Reload(Settings),
     /// Hold these cluster keys from now on.
     Keys(KeyRing),
     /// The interface of a sync link has a carrier now, or has none.
@@ -365,6 +367,7 @@ impl Thread {
                         // A client that hung up needs no answer.
                         let _ = reply.send(self.begin_diff(now, peer, all, found));
                     }
+                    Command::Reload(settings) => self.replication.reload(now, settings),
                     Command::Keys(keys) => self.replication.set_keys(&keys),
                     Command::Carrier(link, carrier) => self.replication.carrier(link, carrier),
                     Command::Stop => return,
