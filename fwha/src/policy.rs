@@ -35,6 +35,15 @@ impl Policy {
     }
 }
 
+/// Whether two config files choose the same flows for replication.
+pub fn same_choice(a: &Config, b: &Config) -> bool {
+    let unreplicated = |c: &Config| -> HashSet<u32> {
+        c.rules.iter().filter(|r| !r.replicate).map(|r| name_hash(&r.name)).collect()
+    };
+    (&a.replication.protocols, &a.replication.ignore) == (&b.replication.protocols, &b.replication.ignore)
+        && unreplicated(a) == unreplicated(b)
+}
+
 impl replication::Policy for Policy {
     fn replicates(&self, key: &FlowKey, flow: &Flow) -> bool {
         let ignored = |(address, _): &([u8; 16], u16)| {

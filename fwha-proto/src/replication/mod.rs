@@ -453,14 +453,14 @@ impl Replication {
         }
     }
 
-    /// The cluster file was read again: sessions and flows stay. A changed choice holds for flows that
-    /// are there as well, those of owned buckets; [`Output::Reconcile`] asks for what that takes.
-    pub fn reload(&mut self, now: Time, settings: Settings) {
+    /// The cluster file was read again: sessions and flows stay. If `chosen` says that other flows are
+    /// chosen than before, that holds for those of owned buckets that are there as well;
+    /// [`Output::Reconcile`] asks for what it takes.
+    pub fn reload(&mut self, now: Time, settings: Settings, chosen: bool) {
         let Settings { config_hash, rules_hash, bulk_bytes_per_s, choice } = settings;
         let options = &mut self.core.options;
         (options.config_hash, options.rules_hash) = (config_hash, rules_hash);
         options.bulk_bytes_per_s = bulk_bytes_per_s;
-        let chosen = options.choice.policy.is_some() || choice.policy.is_some();
         options.choice = choice;
         for peer in &mut self.peers {
             peer.reload(&self.core);
@@ -469,7 +469,7 @@ impl Replication {
         for (key, flow) in self.young.drain() {
             self.learn(now, &key, &flow, Told::Created);
         }
-        if chosen {
+        if chosen && !self.core.owned.is_empty() {
             self.core.outputs.push_back(Output::Reconcile(self.core.owned));
         }
     }

@@ -4,22 +4,28 @@
 //! changes nothing. Whatever is the same is not touched.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Json, State};
 use axum::http::StatusCode;
 use fwha_common::rule::{Rule, ZONE_NODE};
 use fwha_proto::time::Time;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 
 use super::server::{Problem, Server};
-use super::{Running, SHUTDOWN_WAIT, election, ports, replication, vips};
+use super::{Running, election, ports, replication, vips};
 use crate::api;
 use crate::config::{Config, ConfigErrors, diff};
 use crate::dataplane::{DataplaneError, Maps};
 use crate::policy;
 
+/// How long reading the file may take.
+const READ_WAIT: Duration = Duration::from_secs(3);
+/// How long a thread may take to do its part.
+const MOVE_WAIT: Duration = Duration::from_secs(3);
 /// Changes that an event names; of more it gives the number.
 const NAMED_MAX: usize = 8;
 
@@ -80,7 +86,10 @@ impl Running {
     async fn try_reload(&mut self, dry_run: bool) -> Result<Outcome, Refused> {
         let old = self.config.load_full();
         let path = old.path().to_owned();
-        let read = tokio::task::spawn_blocking(move || Config::load(&path)).await;
+        let shown = path.display().to_string();
+        // On a file system that hangs, all else goes on.
+        let read = timeout(READ_WAIT, tokio::task::spawn_blocking(move || Config::load(&path))).await;
+        let read = read.with_context(|| format!("{shown} cannot be read in time"))?;
         let new = Arc::new(read.map_err(anyhow::Error::from)??);
         let changes = diff::diff(&old, &new, self.network.node.id);
         let applied = !dry_run && !changes.iter().any(|change| change.restart);
@@ -108,14 +117,15 @@ impl Running {
             self.election.send(election::Command::Keys(new.keys.clone()));
             self.replication.send(replication::Command::Keys(new.keys.clone()));
         }
-        self.replication.send(replication::Command::Reload(super::replication_settings(new)));
+        let (settings, chosen) = (super::replication_settings(new), !policy::same_choice(old, new));
+        self.replication.send(replication::Command::Reload { settings, chosen });
         let (names, tasks) = (Arc::clone(&self.names), &mut self.hook_tasks);
         self.hooks = self.hooks.renew(new, self.clock, &self.events, &names, tasks);
         let groups = ports::group_addresses(new, &self.network.ports);
         let (done, moved) = oneshot::channel();
         // The thread ends before this one does only when all is over.
         let _ = self.vips.send(vips::Command::Reload { groups, hooks: self.hooks.clone(), done });
-        if tokio::time::timeout(SHUTDOWN_WAIT, moved).await.is_err() {
+        if timeout(MOVE_WAIT, moved).await.is_err() {
             tracing::warn!("addresses have not been added or removed yet");
         }
         Ok(())
@@ -125,7 +135,8 @@ impl Running {
         let (reply, answer) = oneshot::channel();
         let groups = new.groups.iter().map(|g| super::election_group(g, Default::default())).collect();
         self.election.send(election::Command::Reload { config_hash: new.hash, groups, reply });
-        Ok(answer.await??)
+        let answer = timeout(MOVE_WAIT, answer).await.context("the election does not answer")?;
+        Ok(answer??)
     }
 
     fn now(&self) -> Time {

@@ -101,7 +101,12 @@ pub enum Command {
         reply: oneshot::Sender<Result<(), DiffRefused>>,
     },
     /// The config has changed.
-    Reload(Settings),
+    Reload {
+        /// What it says now.
+        settings: Settings,
+        /// It chooses other flows.
+        chosen: bool,
+    },
     /// Hold these cluster keys from now on.
     Keys(KeyRing),
     /// The interface of a sync link has a carrier now, or has none.
@@ -367,7 +372,7 @@ impl Thread {
                         // A client that hung up needs no answer.
                         let _ = reply.send(self.begin_diff(now, peer, all, found));
                     }
-                    Command::Reload(settings) => self.replication.reload(now, settings),
+                    Command::Reload { settings, chosen } => self.replication.reload(now, settings, chosen),
                     Command::Keys(keys) => self.replication.set_keys(&keys),
                     Command::Carrier(link, carrier) => self.replication.carrier(link, carrier),
                     Command::Stop => return,

@@ -171,11 +171,9 @@ pub fn routes(server: Arc<Server>) -> Router {
 type Shared = State<Arc<Server>>;
 
 async fn status(State(server): Shared) -> Result<Json<api::Status>, Problem> {
-    let flows = {
-        let server = Arc::clone(&server);
-        tokio::task::spawn_blocking(move || server.flow_counts()).await??
-    };
-    Ok(Json(server.status(flows)))
+    // It walks a table and reads files.
+    let status = tokio::task::spawn_blocking(move || Ok::<_, Problem>(server.status(server.flow_counts()?)));
+    Ok(Json(status.await??))
 }
 
 async fn stats(State(server): Shared) -> Result<Json<api::Stats>, Problem> {
