@@ -7,9 +7,12 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use fwha_tests::lab::{CLIENT, Host, INET_VIP, LAN_VIP, Lab, LabOptions, Node, NodeProcess};
+use fwha_tests::lab::{
+    CLIENT, Host, INET_VIP, INET_VIP6, LAN_VIP, LAN_VIP6, LINK_LOCAL_VIP, Lab, LabOptions, Node, NodeProcess,
+    SERVER6,
+};
 use fwha_tests::pair::{PATIENCE, Pair, in_sync};
-use fwha_tests::scenario::with_pair;
+use fwha_tests::scenario::{in_lab, with_pair};
 use fwha_tests::traffic::Probe;
 use serde_json::Value;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -103,7 +106,9 @@ fn standing(pair: &Pair) -> Result<Vec<(String, u64, u64)>> {
 
 #[test]
 fn rules_change_at_once_and_what_lives_goes_on_until_it_is_judged_again() {
-    with_pair(LabOptions::default(), |lab, pair| {
+    // The peer refuses what its rules do not admit, until it has the new ones.
+    let extra_config = "[replication]\nstrict = true\n".into();
+    with_pair(LabOptions { extra_config, ..LabOptions::default() }, |lab, pair| {
         let active = pair.settle(lab)?;
         let before = standing(pair)?;
         let probe = Probe::start(lab)?;
@@ -281,6 +286,42 @@ fn a_new_address_comes_alone_and_a_removed_one_goes_alone() {
 
         let report = probe.end()?;
         println!("probe: {report:?}; {before:?} {:?}", standing(pair)?);
+        Ok(())
+    });
+}
+
+#[test]
+fn virtual_routers_of_ipv6_come_under_way() {
+    in_lab(LabOptions { ipv6: true, ..LabOptions::default() }, |lab| {
+        let whole = fs::read_to_string(lab.config_path())?;
+        for vip6 in [INET_VIP6, LAN_VIP6] {
+            edit(lab, &format!(", \"{LINK_LOCAL_VIP}/64\", \"{vip6}/64\""), "")?;
+        }
+        let (mut pair, active) = Pair::settled(lab)?;
+        lab.route6_through_group()?;
+        let probe = Probe::start(lab)?;
+        let ping = |to: &str, wait: &str| lab.try_exec(Host::Client, &["ping", "-c1", wait, to]);
+        ensure!(!ping(SERVER6, "-W1")?.status.success(), "there is no next hop yet");
+
+        fs::write(lab.config_path(), whole)?;
+        for node in Node::ALL {
+            let (said, problem, code) = reload(pair.node(node), &[])?;
+            ensure!(code == 0 && said.lines().count() == 4, "{code} {said} {problem}");
+            ensure!(said.contains(&format!("vip {LAN_VIP6}/64 added to group gateway")), "{said}");
+        }
+        ensure!(ping(SERVER6, "-W5")?.status.success(), "the new addresses are there, and known");
+        let adverts = |node: Node| pair.node(node).count("vrrp.vrrp_rx.adverts");
+        let before = adverts(active.peer())?;
+        pair.wait_for_count(lab, active.peer(), "vrrp.vrrp_rx.adverts", before + 3)?;
+        let stats = pair.node(active).ctl(&["stats", "vrrp"])?;
+        ensure!(stats.pointer("/vrrp/vrrp_tx/no_address").is_none(), "{stats}");
+        ensure!(pair.settle(lab)? == active);
+
+        // The Backup takes them over as if they had always been there.
+        pair.node_mut(active).kill()?;
+        pair.wait_for_role(lab, active.peer(), "active")?;
+        ensure!(ping(SERVER6, "-W5")?.status.success(), "the other has them");
+        drop(probe);
         Ok(())
     });
 }
