@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use fwha::sys::bpf::{AttachType, tcx_links};
 use fwha_tests::lab::{
     CLIENT, Host, INET_VIP, INET_VIP6, LAN_VIP, LAN_VIP6, LINK_LOCAL_VIP, Lab, LabOptions, Node, NodeProcess,
-    SERVER6,
+    SERVER, SERVER6,
 };
 use fwha_tests::pair::{PATIENCE, Pair, in_sync};
 use fwha_tests::scenario::{in_lab, with_pair};
@@ -322,6 +323,106 @@ fn virtual_routers_of_ipv6_come_under_way() {
         pair.wait_for_role(lab, active.peer(), "active")?;
         ensure!(ping(SERVER6, "-W5")?.status.success(), "the other has them");
         drop(probe);
+        Ok(())
+    });
+}
+
+#[test]
+fn an_interface_comes_into_a_zone_and_goes() {
+    const NEW: &str = "lan2";
+    with_pair(LabOptions::default(), |lab, pair| {
+        let active = pair.settle(lab)?;
+        let before = standing(pair)?;
+        let probe = Probe::start(lab)?;
+        let (one, two) = ("interfaces = [\"lan\"]", format!("interfaces = [\"lan\", \"{NEW}\"]"));
+        edit(lab, one, &two)?;
+        let (_, problem, code) = reload(pair.node(active), &[])?;
+        let words = format!("{active} has no interface \"{NEW}\"");
+        ensure!(code == 1 && problem.contains(&words) && problem.contains("^^^^^^"), "{code} {problem}");
+
+        let forwarding = format!("net.ipv4.conf.{NEW}.forwarding");
+        for node in Node::ALL {
+            lab.exec(node.host(), &["ip", "link", "add", NEW, "type", "veth", "peer", "name", "far"])?;
+            lab.exec(node.host(), &["ip", "link", "set", NEW, "up"])?;
+            lab.exec(node.host(), &["sysctl", "-q", "-w", &format!("{forwarding}=0")])?;
+        }
+        let change = |node: &Node| format!("zone \"lan\": interfaces of {node}: ");
+        let shown = |node: &NodeProcess| -> Result<Option<String>> {
+            let status = node.ctl(&["status"])?;
+            let interfaces = status["interfaces"].as_array().context("interfaces")?;
+            Ok(interfaces.iter().find(|i| i["interface"] == NEW).map(|i| i["zone"].to_string()))
+        };
+        let forwards = |node: Node| lab.exec(node.host(), &["sysctl", "-n", &forwarding]);
+        for node in Node::ALL {
+            let (said, problem, code) = reload(pair.node(node), &[])?;
+            let words = Node::ALL.map(|node| format!("{}lan -> lan, {NEW}\n", change(&node))).concat();
+            ensure!((said.as_str(), code) == (words.as_str(), 0), "{code} {said} {problem}");
+            ensure!(shown(pair.node(node))?.as_deref() == Some("\"lan\""));
+            ensure!(forwards(node)?.trim() == "1");
+        }
+        edit(lab, &two, one)?;
+        for node in Node::ALL {
+            let (said, problem, code) = reload(pair.node(node), &[])?;
+            ensure!(said.starts_with(&change(&Node::Fw1)) && code == 0, "{code} {said} {problem}");
+            ensure!(shown(pair.node(node))?.is_none() && forwards(node)?.trim() == "0");
+            let links = lab.within(node.host(), || -> Result<_> {
+                let index = nix::net::if_::if_nametoindex(NEW)?;
+                Ok(tcx_links(index, AttachType::BPF_TCX_INGRESS)?.len()
+                    + tcx_links(index, AttachType::BPF_TCX_EGRESS)?.len())
+            })??;
+            ensure!(links == 0, "{links} programs are left");
+        }
+        let report = probe.end()?;
+        ensure!((report.lost, report.duplicates) == (0, 0), "{report:?}");
+        ensure!(standing(pair)? == before, "{before:?} {:?}", standing(pair)?);
+        Ok(())
+    });
+}
+
+#[test]
+fn timeouts_limits_and_hooks_hold_at_once() {
+    with_pair(LabOptions::default(), |lab, pair| {
+        let active = pair.settle(lab)?;
+        let mut probe = Probe::start(lab)?;
+        probe.wait_for_more_answers()?;
+        let flow = |node: &NodeProcess| -> Result<Value> {
+            node.ctl_lines(&["flows", "proto=udp", "state=assured"])?.pop().context("the probe's flow")
+        };
+        lab.wait_for("the probe to be a stream", PATIENCE, || Ok(flow(pair.node(active)).ok()))?;
+        let told = lab.dir().join("told");
+        let text = fs::read_to_string(lab.config_path())?;
+        let more = format!(
+            "\n[timeouts]\nudp-stream = \"1h\"\n[limits]\nnew-flows-per-second = 1\n[[hook]]\nname = \"tell\"\n\
+             command = [\"/bin/sh\", \"-c\", \"echo $FWHA_NODE $FWHA_ROLE >> {}\"]\non = [\"active\"]\n",
+            told.display()
+        );
+        fs::write(lab.config_path(), text.clone() + &more)?;
+        let words = "[timeouts] udp-stream: 2m -> 1h\n[limits] new-flows-per-second: none -> 1\nhook \"tell\" added\n";
+        reload_both(pair, &[], words)?;
+        let left = flow(pair.node(active))?["timeout_ms"].as_u64().context("a timeout")?;
+        ensure!(left > 3_500_000, "{left}");
+        ensure!(!told.exists(), "nothing has happened yet");
+        pair.node(active).ctl(&["switchover"])?;
+        let expected = format!("{} active\n", active.peer());
+        lab.wait_for("the new hook to run", PATIENCE, || {
+            Ok((fs::read_to_string(&told).unwrap_or_default() == expected).then_some(()))
+        })?;
+        ensure!(pair.settle(lab)? == active.peer());
+        // As fast as they come, one source gets one a second.
+        let before = pair.node(active.peer()).count("drops.source_rate")?;
+        let socket = lab.within(Host::Client, || UdpSocket::bind("0.0.0.0:0"))??;
+        for port in 20_000..20_020 {
+            socket.send_to(b"x", (SERVER, port))?;
+        }
+        pair.wait_for_count(lab, active.peer(), "drops.source_rate", before + 10)?;
+
+        fs::write(lab.config_path(), text)?;
+        for node in Node::ALL {
+            let (said, _, code) = reload(pair.node(node), &[])?;
+            ensure!(code == 0 && said.contains("hook \"tell\" removed"), "{said}");
+        }
+        let left = flow(pair.node(active.peer()))?["timeout_ms"].as_u64().context("a timeout")?;
+        ensure!(left <= 120_000, "{left}");
         Ok(())
     });
 }

@@ -187,19 +187,20 @@ impl Changes {
 
     fn zones(&mut self, old: &[Zone], new: &Config, me: NodeId) {
         for (before, now) in self.named("zone", (old, &new.zones), |z| &z.name, true) {
-            let Zone { id: _, name, interfaces, attach, anti_spoofing } = before;
+            let Zone { id: _, name, interfaces: _, attach, anti_spoofing } = before;
             for node in &new.nodes {
-                let [before, now] = [interfaces, &now.interfaces]
-                    .map(|of| list(of.get(&node.id).into_iter().flatten(), "none"));
-                // Those of other nodes are for them to know.
+                let of = |zone: &Zone| zone.interfaces.get(&node.id).cloned().unwrap_or_default();
+                let (before, now) = (of(before), of(now));
+                // Addresses and VRRP are on the first. Those of other nodes are for them to know.
+                let restart = node.id == me && before.first() != now.first();
                 let what = format!("zone {name:?}: interfaces of {}", node.name);
-                self.setting(&what, &before, &now, node.id == me);
+                self.setting(&what, &list(before, "none"), &list(now, "none"), restart);
             }
             if attach != &now.attach {
                 self.restart(format!("zone {name:?}: attach"));
             }
             let what = format!("zone {name:?}: anti-spoofing");
-            self.setting(&what, anti_spoofing, &now.anti_spoofing, true);
+            self.setting(&what, anti_spoofing, &now.anti_spoofing, false);
         }
     }
 

@@ -226,14 +226,14 @@ async fn run_node(config: &Arc<Config>, node: &Node, run_dir: &RunDir, state: St
                     running.network.handle(&mut dataplane, event).await;
                 }
             }
-            _ = hangup.recv() => match running.reload(false).await {
+            _ = hangup.recv() => match running.reload(&mut dataplane, false).await {
                 Ok(outcome) if outcome.changes.is_empty() => tracing::info!("reload: nothing changed"),
                 // An event tells.
                 Ok(_) | Err(_) => {}
             },
             Some(reload::Request { dry_run, reply }) = running.requests.recv() => {
                 // A client that hung up needs no answer.
-                let _ = reply.send(running.reload(dry_run).await);
+                let _ = reply.send(running.reload(&mut dataplane, dry_run).await);
             }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
@@ -245,7 +245,8 @@ async fn run_node(config: &Arc<Config>, node: &Node, run_dir: &RunDir, state: St
     dataplane.close().context("cannot remove the data plane")
 }
 
-fn dataplane_options(config: &Config, node: &Node, links: &[Link]) -> dataplane::Options {
+/// The interfaces of zones on this node.
+fn zone_interfaces(config: &Config, node: &Node, links: &[Link]) -> Vec<ZoneInterface> {
     let interfaces = config.zones.iter().flat_map(|zone| {
         let names = zone.interfaces.get(&node.id).into_iter().flatten();
         let places =
@@ -262,11 +263,15 @@ fn dataplane_options(config: &Config, node: &Node, links: &[Link]) -> dataplane:
             anti_spoofing: zone.anti_spoofing,
         })
     });
+    interfaces.collect()
+}
+
+fn dataplane_options(config: &Config, node: &Node, links: &[Link]) -> dataplane::Options {
     dataplane::Options {
         pin_dir: dataplane::pin_dir(&config.cluster.name, &node.name),
         max_flows: config.cluster.max_flows,
         max_embryonic: fwha_common::embryonic::CAPACITY.min(config.cluster.max_flows),
-        interfaces: interfaces.collect(),
+        interfaces: zone_interfaces(config, node, links),
         sync_interfaces: node.sync.iter().map(|s| s.interface.clone()).collect(),
     }
 }

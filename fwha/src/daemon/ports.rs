@@ -216,7 +216,8 @@ pub fn garps(ports: &[Port]) -> Result<BTreeMap<u32, Garp>> {
 
 /// The virtual addresses of each group, on the interfaces where they belong.
 pub fn group_addresses(config: &Config, ports: &[Port]) -> BTreeMap<GroupId, Vec<Address>> {
-    let ifindex = |zone| ports.iter().find(|p| p.via == Via::Zone(zone))?.link.as_ref().map(|l| l.index);
+    // An interface that is gone for a while keeps its place.
+    let ifindex = |zone| ports.iter().find(|p| p.via == Via::Zone(zone)).map(|p| p.opened.0);
     let of = |group: &crate::config::Group| {
         let vips = group.vips.iter().filter_map(|vip| Some((ifindex(vip.zone)?, vip)));
         vips.flat_map(|(ifindex, vip)| {

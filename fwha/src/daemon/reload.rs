@@ -19,7 +19,8 @@ use super::server::{Problem, Server};
 use super::{Running, election, ports, replication, vips};
 use crate::api;
 use crate::config::{Config, ConfigErrors, diff};
-use crate::dataplane::{DataplaneError, Maps};
+use crate::dataplane::{Dataplane, DataplaneError, Maps};
+use crate::netlink::{Link, links::links};
 use crate::policy;
 
 /// How long reading the file may take.
@@ -64,8 +65,12 @@ impl Running {
     ///
     /// # Errors
     /// See [`Refused`]; nothing has changed then.
-    pub(super) async fn reload(&mut self, dry_run: bool) -> Result<Outcome, Refused> {
-        let outcome = self.try_reload(dry_run).await;
+    pub(super) async fn reload(
+        &mut self,
+        dataplane: &mut Dataplane,
+        dry_run: bool,
+    ) -> Result<Outcome, Refused> {
+        let outcome = self.try_reload(dataplane, dry_run).await;
         let text = match &outcome {
             Ok(Outcome { changes, .. }) if dry_run || changes.is_empty() => return outcome,
             Ok(Outcome { changes, applied: true }) => summary(changes.iter()),
@@ -83,7 +88,7 @@ impl Running {
         outcome
     }
 
-    async fn try_reload(&mut self, dry_run: bool) -> Result<Outcome, Refused> {
+    async fn try_reload(&mut self, dataplane: &mut Dataplane, dry_run: bool) -> Result<Outcome, Refused> {
         let old = self.config.load_full();
         let path = old.path().to_owned();
         let shown = path.display().to_string();
@@ -91,15 +96,39 @@ impl Running {
         let read = timeout(READ_WAIT, tokio::task::spawn_blocking(move || Config::load(&path))).await;
         let read = read.with_context(|| format!("{shown} cannot be read in time"))?;
         let new = Arc::new(read.map_err(anyhow::Error::from)??);
-        let changes = diff::diff(&old, &new, self.network.node.id);
+        let me = self.network.node.id;
+        let changes = diff::diff(&old, &new, me);
+        let interfaces = old.zones != new.zones;
+        let links = if interfaces { links().map_err(anyhow::Error::from)? } else { Vec::new() };
+        if interfaces {
+            new.check_interfaces(me, |name| links.iter().any(|l| l.name == name))?;
+        }
         let applied = !dry_run && !changes.iter().any(|change| change.restart);
         if applied && !changes.is_empty() {
-            self.apply(&old, &new).await?;
+            if interfaces {
+                self.set_interfaces(dataplane, &new, &links)?;
+            }
+            if let Err(error) = self.apply(&old, &new).await {
+                if interfaces {
+                    self.set_interfaces(dataplane, &old, &links)?;
+                }
+                return Err(error.into());
+            }
         }
         if applied {
             self.config.store(new);
         }
         Ok(Outcome { changes, applied })
+    }
+
+    fn set_interfaces(
+        &self,
+        dataplane: &mut Dataplane,
+        config: &Config,
+        links: &[Link],
+    ) -> anyhow::Result<()> {
+        let interfaces = super::zone_interfaces(config, &self.network.node, links);
+        self.network.set_interfaces(dataplane, interfaces)
     }
 
     /// What can fail comes first, then the kernel, then the threads.

@@ -87,6 +87,11 @@ fn settings_of_all_sections_are_told() {
             "[replication] peer-flows: none -> 5000"
         ]
     );
+    let two = "interfaces = { fw1 = [\"lan\", \"lan2\"], fw2 = [\"lan\"] }\nanti-spoofing = false";
+    assert_eq!(
+        changes(&[("interfaces = [\"lan\"]", two)]),
+        ["zone \"lan\": interfaces of fw1: lan -> lan, lan2", "zone \"lan\": anti-spoofing: true -> false"]
+    );
     assert_eq!(added("[[hook]]\nname = \"tell\"\ncommand = [\"/bin/true\"]"), ["hook \"tell\" added"]);
     assert_eq!(
         changes(&[("preempt = false\nadvert-interval = \"1s\"", "preempt = true\npreempt-delay = \"5s\"")]),
@@ -118,15 +123,15 @@ fn what_a_running_daemon_cannot_take_over_is_marked() {
         ["!group \"gateway\": vrrp-version, or what it sends"]
     );
     assert_eq!(
-        changes(&[("interfaces = [\"lan\"]", "interfaces = [\"lan\", \"lan2\"]")]),
+        changes(&[("interfaces = [\"lan\"]", "interfaces = [\"lan2\", \"lan\"]")]),
         [
-            "!zone \"lan\": interfaces of fw1: lan -> lan, lan2",
-            "zone \"lan\": interfaces of fw2: lan -> lan, lan2"
+            "!zone \"lan\": interfaces of fw1: lan -> lan2, lan",
+            "zone \"lan\": interfaces of fw2: lan -> lan2, lan"
         ]
     );
     assert_eq!(
-        changes(&[("interfaces = [\"lan\"]", "interfaces = [\"lan\"]\nanti-spoofing = false")]),
-        ["!zone \"lan\": anti-spoofing: true -> false"]
+        changes(&[("interfaces = [\"lan\"]", "interfaces = [\"lan\"]\nattach = \"tc\"")]),
+        ["!zone \"lan\": attach"]
     );
 }
 
