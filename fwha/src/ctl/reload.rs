@@ -17,9 +17,12 @@ pub(super) async fn run(ctl: &Ctl, args: &ReloadArgs) -> anyhow::Result<ExitCode
         Ok(reply) => reply,
         Err(error) => {
             // Mistakes in the file, shown as `fwha check` does: many lines.
-            let Some(ApiError { error }) = error.downcast_ref() else { return Err(error) };
+            let Some(ApiError { error: text }) = error.downcast_ref() else { return Err(error) };
+            if text.lines().count() == 1 {
+                return Err(error);
+            }
             let mut stderr = io::stderr().lock();
-            error.lines().try_for_each(|line| writeln!(stderr, "{}", term::plain(line)))?;
+            text.lines().try_for_each(|line| writeln!(stderr, "{}", term::plain(line)))?;
             return Ok(ExitCode::FAILURE);
         }
     };

@@ -381,7 +381,10 @@ impl Thread {
                     self.election.sync_status(now, peer, in_sync, applied);
                 }
                 Command::Reload { config_hash, groups, reply } => {
-                    let _ = reply.send(self.election.reload(now, config_hash, groups));
+                    // Whoever gave up waiting has taken the rest of the change back.
+                    if !reply.is_closed() {
+                        let _ = reply.send(self.election.reload(now, config_hash, groups));
+                    }
                 }
                 Command::Keys(keys) => self.election.set_keys(&keys),
                 Command::Shutdown => self.election.shutdown(now),

@@ -71,8 +71,11 @@ impl Running {
         dry_run: bool,
     ) -> Result<Outcome, Refused> {
         let outcome = self.try_reload(dataplane, dry_run).await;
+        if dry_run {
+            return outcome;
+        }
         let text = match &outcome {
-            Ok(Outcome { changes, .. }) if dry_run || changes.is_empty() => return outcome,
+            Ok(Outcome { changes, .. }) if changes.is_empty() => return outcome,
             Ok(Outcome { changes, applied: true }) => summary(changes.iter()),
             Ok(Outcome { changes, .. }) => {
                 let restarts = changes.iter().filter(|change| change.restart);

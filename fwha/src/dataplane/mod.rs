@@ -300,7 +300,7 @@ impl Dataplane {
             let added = |name: &str| !not_in(&tried, name) && not_in(&self.options.interfaces, name);
             let restored = sysctl::restore_of(&self.pins, added);
             self.links.undo();
-            return restored.and(self.attach(false).map(drop)).and(Err(error));
+            return restored.and(self.reconcile().map(drop)).and(Err(error));
         }
         self.links.keep();
         self.maps.next_route_generation()
