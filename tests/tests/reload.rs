@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -185,6 +187,54 @@ fn rules_change_at_once_and_what_lives_goes_on_until_it_is_judged_again() {
         ensure!((report.lost, report.duplicates) == (0, 0), "{report:?}");
         ensure!(standing(pair)? == before, "{before:?} {:?}", standing(pair)?);
         ensure!(pair.settle(lab)? == active);
+        Ok(())
+    });
+}
+
+#[test]
+fn every_packet_meets_one_ruleset_as_a_whole() {
+    const RELOADS: usize = 20;
+    const FILLERS: usize = 200;
+    with_pair(LabOptions::default(), |lab, pair| {
+        let node = pair.settle(lab)?;
+        let node = pair.node(node);
+        // One ruleset has the rule that admits first, the other behind many that do not match.
+        let short = fs::read_to_string(lab.config_path())?;
+        let filler = |n| {
+            format!("[[rule]]\nname = \"filler-{n}\"\nfrom = \"inet\"\nto = \"lan\"\naction = \"drop\"\n")
+        };
+        let fillers: String = (0..FILLERS).map(filler).collect();
+        let long = short.replacen("[[rule]]", &format!("{fillers}[[rule]]"), 1);
+        let drops = || Ok::<_, anyhow::Error>((node.count("drops.no_rule")?, node.count("drops.rule")?));
+        let (before, hits) = (drops()?, node.count("rules.lan-out")?);
+        let socket = lab.within(Host::Client, || UdpSocket::bind("0.0.0.0:0"))??;
+        let stop = AtomicBool::new(false);
+        let took = thread::scope(|scope| -> Result<f64> {
+            // Every port is a new flow, and each is judged.
+            scope.spawn(|| {
+                for port in (10_000..60_000).cycle().take_while(|_| !stop.load(Ordering::Relaxed)) {
+                    // That nobody listens is of no interest.
+                    let _ = socket.send_to(b"x", (SERVER, port));
+                }
+            });
+            let reloads = || -> Result<f64> {
+                let mut took = 0.0;
+                for text in [&long, &short].into_iter().cycle().take(RELOADS) {
+                    fs::write(lab.config_path(), text)?;
+                    let reply = node.ctl(&["reload"])?;
+                    ensure!(reply["applied"] == true, "{reply}");
+                    took += reply["took_ms"].as_f64().context("a time")?;
+                }
+                Ok(took)
+            };
+            let took = reloads();
+            stop.store(true, Ordering::Relaxed);
+            took
+        })?;
+        let judged = node.count("rules.lan-out")? - hits;
+        println!("{RELOADS} reloads of {took:.1} ms together, {judged} packets judged meanwhile");
+        ensure!(judged > 1000, "{judged}");
+        ensure!(drops()? == before, "{before:?} {:?}", drops()?);
         Ok(())
     });
 }
