@@ -49,7 +49,7 @@ pub struct Rule {
     pub action: u8,
     /// Hash of the rule's name, [`name_hash`].
     pub name_hash: u32,
-    /// Number of the rule in the config file, from 0: index into `RULE_HITS`.
+    /// Its counter: index into `RULE_HITS`. Rules of one name have one, in the next generation too.
     pub index: u32,
     /// TCP: as [`crate::flow::Flow::mss`].
     pub mss: u16,

@@ -19,7 +19,8 @@ pub struct Settings {
     pub route_generation: u32,
     /// Which half of `RULES` is in force: generation modulo 2. 0 means no ruleset: drop all.
     pub ruleset_generation: u32,
-    /// Rules in that half.
+    /// Rules to look at in that half. There may be fewer: the rest matches nothing. It is read apart from the
+    /// generation, so it never falls, lest a packet miss the end of its ruleset.
     pub rules: u32,
     /// This node, 1 to [`crate::MAX_NODES`].
     pub node: u8,
@@ -200,7 +201,7 @@ pub mod name {
     pub const VIPS: &str = "VIPS";
     /// ARRAY of [`crate::rule::Rule`], two generations of [`crate::rule::MAX_RULES`].
     pub const RULES: &str = "RULES";
-    /// PERCPU_ARRAY of u64: hits by rule index, [`crate::rule::MAX_RULES`] elements.
+    /// PERCPU_ARRAY of u64: hits by [`crate::rule::Rule::index`], [`crate::rule::MAX_RULES`] elements.
     pub const RULE_HITS: &str = "RULE_HITS";
     /// HASH of [`crate::rule::InterfaceKey`] to [`crate::rule::Interface`].
     pub const INTERFACES: &str = "INTERFACES";

@@ -63,6 +63,7 @@ mod reject;
 mod synproxy;
 #[cfg(target_arch = "bpf")]
 mod vip;
+#[cfg(target_arch = "bpf")]
 mod vlan;
 #[cfg(target_arch = "bpf")]
 mod zone;

@@ -17,6 +17,7 @@
 //! | `GET /v1/explain/role` | [`RoleExplanation`]s, a list |
 //! | `POST /v1/bulk` [`TransferRequest`] | a [`Transfer`] a line |
 //! | `POST /v1/resync` [`TransferRequest`] | a [`Transfer`] a line |
+//! | `POST /v1/reload` [`ReloadRequest`] | [`ReloadReply`] |
 //! | `GET /v1/capture?`[`CaptureQuery`] | a [`CaptureLine`] a line, as packets are dropped |
 //!
 //! While the node is on standby, every answer has a header [`WARNING_HEADER`] that says so.
@@ -55,6 +56,8 @@ pub mod path {
     pub const BULK: &str = "/v1/bulk";
     /// [`super::Transfer`]s from peers.
     pub const RESYNC: &str = "/v1/resync";
+    /// [`super::ReloadReply`].
+    pub const RELOAD: &str = "/v1/reload";
     /// [`super::CaptureLine`]s.
     pub const CAPTURE: &str = "/v1/capture";
 }
@@ -771,6 +774,44 @@ pub struct MovedGroup {
     /// Who has it; absent if nobody does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<String>,
+}
+
+/// Has the config file read again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReloadRequest {
+    /// Only say what would change.
+    pub dry_run: bool,
+    /// End the flows, of those that this node owns, that the rules do not admit.
+    pub revalidate: bool,
+}
+
+/// What is different in the config file, and what became of it. A file with mistakes is an [`ApiError`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ReloadReply {
+    /// The node.
+    pub node: String,
+    /// The file is in force. If not, nothing has changed: it was a dry run, or something needs a restart.
+    pub applied: bool,
+    /// The differences.
+    pub changes: Vec<ConfigChange>,
+    /// Hash of the config in force, 16 hexadecimal digits.
+    pub config_hash: String,
+    /// Flows that were ended, with `revalidate`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flows_ended: Option<u64>,
+    /// How long that took.
+    pub took_ms: f64,
+}
+
+/// A difference between the config in force and the file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigChange {
+    /// In the words of the file.
+    pub text: String,
+    /// The daemon must be restarted for it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub restart: bool,
 }
 
 /// Why a node has its role in a group.

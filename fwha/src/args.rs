@@ -130,6 +130,11 @@ pub enum CtlVerb {
     Explain(ExplainArgs),
     /// Hand all groups over and take no part in elections, over restarts and reboots too; or take part again.
     Standby(StandbyArgs),
+    /// Read the cluster file again, and change what changed and nothing else.
+    ///
+    /// All of it or nothing: a file with a mistake, or with a change that needs a restart, changes nothing.
+    /// Exits with 1 then.
+    Reload(ReloadArgs),
     /// Make a cluster key in a new file.
     Keygen(KeygenArgs),
 }
@@ -320,6 +325,18 @@ pub struct StandbyArgs {
     /// Also if no other node can have this node's groups now: they are then down.
     #[arg(long)]
     pub force: bool,
+}
+
+/// `fwhactl reload`.
+#[derive(Debug, Args)]
+pub struct ReloadArgs {
+    /// Only show what would change.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// End connections that the rules do not admit. Without it those that live go on. Each node ends its own: run
+    /// it on the active one.
+    #[arg(long, conflicts_with = "dry_run")]
+    pub revalidate: bool,
 }
 
 /// On or off.

@@ -1,4 +1,4 @@
-//! What the config file says about single flows, for replication.
+//! What the config file says about single flows.
 
 use std::collections::HashSet;
 
@@ -35,6 +35,15 @@ impl Policy {
     }
 }
 
+/// Whether two config files choose the same flows for replication.
+pub fn same_choice(a: &Config, b: &Config) -> bool {
+    let unreplicated = |c: &Config| -> HashSet<u32> {
+        c.rules.iter().filter(|r| !r.replicate).map(|r| name_hash(&r.name)).collect()
+    };
+    (&a.replication.protocols, &a.replication.ignore) == (&b.replication.protocols, &b.replication.ignore)
+        && unreplicated(a) == unreplicated(b)
+}
+
 impl replication::Policy for Policy {
     fn replicates(&self, key: &FlowKey, flow: &Flow) -> bool {
         let ignored = |(address, _): &([u8; 16], u16)| {
@@ -46,17 +55,20 @@ impl replication::Policy for Policy {
             && (self.ignore.is_empty() || !key.ends(false).iter().any(ignored))
     }
 
-    /// Whether the first rule that matches the flow's first packet accepts it.
     fn admits(&self, key: &FlowKey, flow: &Flow) -> bool {
-        let Some(rules) = &self.rules else { return true };
-        let from_b = flow.originator_is_b();
-        let (src, dst) = if from_b { (key.addr_b, key.addr_a) } else { (key.addr_a, key.addr_b) };
-        let [_, (_, port)] = key.ends(from_b);
-        let [from, to] = flow.zones();
-        let port = if proto::has_ports(key.proto) { port } else { 0 };
-        let query = Query { src, dst, port, proto: key.proto, from, to };
-        rules.iter().find(|r| r.matches(&query)).is_some_and(|r| r.action == Action::Accept as u8)
+        self.rules.as_ref().is_none_or(|rules| admits(rules, key, flow))
     }
+}
+
+/// Whether the first of the rules that matches the flow's first packet accepts it.
+pub fn admits(rules: &[Rule], key: &FlowKey, flow: &Flow) -> bool {
+    let from_b = flow.originator_is_b();
+    let (src, dst) = if from_b { (key.addr_b, key.addr_a) } else { (key.addr_a, key.addr_b) };
+    let [_, (_, port)] = key.ends(from_b);
+    let [from, to] = flow.zones();
+    let port = if proto::has_ports(key.proto) { port } else { 0 };
+    let query = Query { src, dst, port, proto: key.proto, from, to };
+    rules.iter().find(|r| r.matches(&query)).is_some_and(|r| r.action == Action::Accept as u8)
 }
 
 #[cfg(test)]

@@ -19,12 +19,12 @@ use axum::{
 };
 use futures_util::StreamExt as _;
 use fwha::api::{
-    ApiError, Attachment, BulkStatus, CaptureLine, CaptureMissed, CaptureQuery, DiffEnd, DiffLine, DiffQuery,
-    Direction, DroppedPacket, Event, EventsQuery, FlowCounts, FlowDifference, FlowFilter, FlowRow, FlowSide,
-    FlowsDeleted, GroupStatus, LinkStatus, MemberStanding, MovedGroup, NDJSON, Origin, PeerStatus, Role,
-    RoleExplanation, StandbyReply, StandbyRequest, Stat, Stats, Status, Step, SwitchoverReply,
-    SwitchoverRequest, SyncStatus, Transfer, TransferRequest, TransferState, WARNING_HEADER,
-    ZoneInterfaceStatus, path,
+    ApiError, Attachment, BulkStatus, CaptureLine, CaptureMissed, CaptureQuery, ConfigChange, DiffEnd,
+    DiffLine, DiffQuery, Direction, DroppedPacket, Event, EventsQuery, FlowCounts, FlowDifference,
+    FlowFilter, FlowRow, FlowSide, FlowsDeleted, GroupStatus, LinkStatus, MemberStanding, MovedGroup, NDJSON,
+    Origin, PeerStatus, ReloadReply, ReloadRequest, Role, RoleExplanation, StandbyReply, StandbyRequest,
+    Stat, Stats, Status, Step, SwitchoverReply, SwitchoverRequest, SyncStatus, Transfer, TransferRequest,
+    TransferState, WARNING_HEADER, ZoneInterfaceStatus, path,
 };
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -276,6 +276,18 @@ async fn standby(Json(StandbyRequest { on, force }): Json<StandbyRequest>) -> Js
     Json(StandbyReply { node: "fw1".into(), on, moved, took_ms: 1.25 })
 }
 
+/// A rule is new, and without `--dry-run` the file has mistakes; with `--revalidate` it needs a restart.
+async fn reload(
+    Json(ReloadRequest { dry_run, revalidate }): Json<ReloadRequest>,
+) -> Result<Json<ReloadReply>, (StatusCode, Json<ApiError>)> {
+    if !dry_run && !revalidate {
+        let error = "f.toml:3:1: unknown key \"x\u{1b}\"\n  |\n1 mistake found: nothing was changed".into();
+        return Err((StatusCode::UNPROCESSABLE_ENTITY, Json(ApiError { error })));
+    }
+    let change = ConfigChange { text: "rule \"web\" added".into(), restart: revalidate };
+    Ok(Json(ReloadReply { node: "fw1".into(), changes: vec![change], ..ReloadReply::default() }))
+}
+
 impl FakeDaemon {
     fn start(status: Status, flows: u16) -> Self {
         let on_standby = status.standby;
@@ -360,6 +372,7 @@ impl FakeDaemon {
             .route(path::CAPTURE, get(capture))
             .route(path::SWITCHOVER, post(switchover))
             .route(path::STANDBY, post(standby))
+            .route(path::RELOAD, post(reload))
             .route(path::EXPLAIN_ROLE, get(|| async { Json([explanation()]) }))
             .layer(map_response(move |mut response: Response| async move {
                 if on_standby {
@@ -744,6 +757,23 @@ async fn standby_says_who_has_the_groups_and_every_verb_warns_of_it() {
     }
     let run = daemon.ctl(&["-o", "json", "status"]).await;
     assert!(serde_json::from_str::<Status>(&run.stdout).unwrap().standby, "{}", run.stdout);
+}
+
+#[tokio::test]
+async fn reload_says_what_changed_or_why_nothing_did() {
+    let daemon = FakeDaemon::start(status(), 0);
+    let run = daemon.ctl(&["reload", "--dry-run"]).await;
+    assert_eq!((run.stdout.as_str(), run.code), ("rule \"web\" added\n", 0), "{}", run.stderr);
+    let run = daemon.ctl(&["reload"]).await;
+    let mistakes = "f.toml:3:1: unknown key \"x?\"\n  |\n1 mistake found: nothing was changed\n";
+    assert_eq!((run.stderr.as_str(), run.stdout.as_str(), run.code), (mistakes, "", 1), "as `fwha check`");
+    let run = daemon.ctl(&["reload", "--revalidate"]).await;
+    assert_eq!((run.stdout.as_str(), run.code), ("rule \"web\" added (needs a restart)\n", 1));
+    assert!(run.stderr.contains("nothing was changed: one change needs a restart"), "{}", run.stderr);
+    let run = daemon.ctl(&["reload", "--revalidate", "-o", "json"]).await;
+    let reply: ReloadReply = serde_json::from_str(&run.stdout).unwrap();
+    assert!(!reply.applied && reply.changes[0].restart && run.code == 1 && run.stderr.is_empty());
+    assert_eq!(daemon.ctl(&["reload", "--dry-run", "--revalidate"]).await.code, 2);
 }
 
 #[tokio::test]

@@ -286,12 +286,15 @@ impl Election {
             }
             // Give the Backups the time to miss some.
             let interval = centiseconds(group.config.advert_interval_cs);
-            if now < group.since + interval * 4 {
+            if now < group.since.max(group.reloaded) + interval * 4 {
                 continue;
             }
             let all = (1u64 << group.machines.len()).wrapping_sub(1) as u32;
             let id = group.config.group;
-            let heard: Vec<_> = self.candidates(g).map(|(node, r)| (node, r.heard)).collect();
+            // With another cluster file these may be other virtual routers.
+            let same = |node| self.peer(node).is_some_and(|p| p.other_config.is_none());
+            let heard: Vec<_> =
+                self.candidates(g).filter(|c| same(c.0)).map(|(node, r)| (node, r.heard)).collect();
             for (node, heard) in heard {
                 let unheard = all & !heard;
                 let was = self.groups[g].unheard.insert(node, unheard).unwrap_or(0);

@@ -83,6 +83,8 @@ pub(super) struct Group {
     /// A router outside of the cluster advertised better than this node, no peer being alive.
     pub foreign: bool,
     pub preempt_since: Option<Time>,
+    /// When this node or a peer last got other virtual routers, by a reload.
+    pub reloaded: Time,
     /// By member place: virtual routers whose adverts that member does not hear.
     pub unheard: BTreeMap<NodeId, u32>,
 }
@@ -114,6 +116,7 @@ impl Group {
             outranked: None,
             foreign: false,
             preempt_since: None,
+            reloaded: now,
             unheard: BTreeMap::new(),
             config: group.clone(),
         }

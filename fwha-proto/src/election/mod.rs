@@ -26,6 +26,7 @@
 //! | `peer`, [`suspicion`] | one other node: channel, links, and whether it lives |
 //! | `group`, `decide`, `act` | one group, the policy, and how it is carried out |
 //! | `adverts` | VRRP: what is sent, what is heard, what it counts for |
+//! | `reload` | another cluster file, under way |
 //! | [`output`] | outputs, events, errors, counters |
 //! | [`status`], [`explain`] | a snapshot for people; why it is so |
 
@@ -37,6 +38,7 @@ pub mod explain;
 mod group;
 pub mod output;
 mod peer;
+mod reload;
 pub mod status;
 pub mod suspicion;
 
@@ -245,11 +247,6 @@ impl Election {
         }
     }
 
-    /// The cluster file was read again and has this hash.
-    pub fn set_config_hash(&mut self, config_hash: u64) {
-        self.config.config_hash = config_hash;
-    }
-
     /// Hands a group to `to`, or to the best other node. Says whom it is offered to; the outcome
     /// comes as [`Event::Role`] or [`Event::HandoverFailed`].
     ///
@@ -423,6 +420,9 @@ impl Election {
         peer.deaf = deaf;
         let differs = (hash != self.config.config_hash).then_some(hash);
         let new_difference = differs != peer.other_config;
+        if peer.other_config.is_some() && differs.is_none() {
+            self.groups.iter_mut().for_each(|g| g.reloaded = now);
+        }
         peer.other_config = differs;
         let records = peer.last.as_ref().map_or(&[][..], |h| &h.groups);
         for record in records {

@@ -97,6 +97,12 @@ impl Young {
         here
     }
 
+    /// Takes all flows out.
+    pub(super) fn drain(&mut self) -> Vec<(FlowKey, Flow)> {
+        self.due.clear();
+        self.flows.drain().collect()
+    }
+
     /// Takes all flows of these buckets out.
     pub(super) fn take(&mut self, buckets: Buckets) -> Vec<(FlowKey, FlowId)> {
         let gone = self.flows.extract_if(|_, flow| buckets.contains(flow.bucket));
@@ -134,6 +140,12 @@ pub(super) struct Rate {
 impl Rate {
     pub(super) const fn new(per_s: u64) -> Self {
         Self { per_s, left: per_s, at: Time::ZERO }
+    }
+
+    /// Changes the limit.
+    pub(super) fn set(&mut self, per_s: u64) {
+        self.per_s = per_s;
+        self.left = self.left.min(per_s);
     }
 
     /// Whether `bytes` more are within the limit.

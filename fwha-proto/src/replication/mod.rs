@@ -148,6 +148,19 @@ impl Options {
     }
 }
 
+/// Those of the [`Options`] that may change under way.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Hash of the cluster file.
+    pub config_hash: u64,
+    /// Hash of the rules.
+    pub rules_hash: u64,
+    /// Bulk transfers send no faster than this.
+    pub bulk_bytes_per_s: u64,
+    /// What is replicated, and what a peer is believed.
+    pub choice: Choice,
+}
+
 /// Whether this node owns a bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ownership {
@@ -437,6 +450,27 @@ impl Replication {
         let moved = std::mem::take(&mut self.core.moved);
         if !moved.is_empty() {
             self.doubt(moved, Some(header.sender));
+        }
+    }
+
+    /// The cluster file was read again: sessions and flows stay. If `chosen` says that other flows are
+    /// chosen than before, that holds for those of owned buckets that are there as well;
+    /// [`Output::Reconcile`] asks for what it takes.
+    pub fn reload(&mut self, now: Time, settings: Settings, chosen: bool) {
+        let Settings { config_hash, rules_hash, bulk_bytes_per_s, choice } = settings;
+        let options = &mut self.core.options;
+        (options.config_hash, options.rules_hash) = (config_hash, rules_hash);
+        options.bulk_bytes_per_s = bulk_bytes_per_s;
+        options.choice = choice;
+        for peer in &mut self.peers {
+            peer.reload(&self.core);
+        }
+        // How old a flow must be may be less now.
+        for (key, flow) in self.young.drain() {
+            self.learn(now, &key, &flow, Told::Created);
+        }
+        if chosen && !self.core.owned.is_empty() {
+            self.core.outputs.push_back(Output::Reconcile(self.core.owned));
         }
     }
 

@@ -323,6 +323,11 @@ impl Outbox {
         inbox.resync_due = !inbox.wanted.is_empty();
     }
 
+    /// The peer is told once more who this is.
+    pub(super) fn tell_hello(&mut self) {
+        self.hello_due = true;
+    }
+
     /// Lets go of everything that is queued and in flight.
     pub(super) fn clear(&mut self, core: &mut Core) {
         for q in std::mem::take(&mut self.queue) {

@@ -389,6 +389,16 @@ impl Peer {
         }
     }
 
+    /// The core has other options: the peer is told anew what they are.
+    pub(super) fn reload(&mut self, core: &Core) {
+        self.rate.set(core.options.choice.peer_bytes_per_s);
+        let Some(session) = &mut self.session else { return };
+        session.outbox.tell_hello();
+        if let Some(hello) = &session.inbox.hello {
+            self.warnings = warnings(core, &self.name, hello, session.inbox.zones.as_deref());
+        }
+    }
+
     pub(super) fn set_keys(&mut self, keys: &KeyRing) {
         self.channel.set_keys(keys);
     }

@@ -306,7 +306,9 @@ pub enum Warning {
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::ConfigDiffers => f.write_str("peer runs with another cluster file: copy one to the other"),
+            Self::ConfigDiffers => f.write_str(
+                "peer runs with another cluster file: copy one to the other, and `fwhactl reload` there",
+            ),
             Self::RulesDiffer => f.write_str("peer runs with other rules: flows may be judged differently"),
             Self::CapacityDiffers { ours, theirs } => {
                 write!(f, "peer holds at most {theirs} flows, this node {ours}: make max-flows equal")

@@ -9,8 +9,8 @@ use proptest::prelude::*;
 use super::rig::{Faults, Rig, USED};
 use super::wire::{Record, Writer};
 use super::{
-    Buckets, Difference, Event, Failure, Found, Kind, Options, Output, Ownership, Policy, Summary, SyncState,
-    Unready, Warning,
+    Buckets, Choice, Difference, Event, Failure, Found, Kind, Options, Output, Ownership, Policy, Settings,
+    Summary, SyncState, Unready, Warning,
 };
 use crate::NodeId;
 use crate::seal::{Channel, ClusterKey, Identity, KeyRing, Opened, Purpose, cluster_id};
@@ -222,6 +222,77 @@ fn a_flow_that_the_policy_does_not_admit_is_refused_and_shows_as_a_difference() 
     assert!(counters(&rig, 2).rejected_policy >= 2);
     assert_ne!(state(&rig, 1), SyncState::InSync);
     assert_ne!(state(&rig, 2), SyncState::InSync);
+}
+
+/// Reads another cluster file on a node.
+fn reload(rig: &mut Rig, node: NodeId, hash: u64, chosen: bool, choice: Choice) {
+    let now = rig.now;
+    let settings = Settings { config_hash: hash, rules_hash: hash, bulk_bytes_per_s: 20_000_000, choice };
+    rig.node(node).replication.reload(now, settings, chosen);
+    rig.drain(node);
+}
+
+#[test]
+fn another_choice_holds_for_flows_that_are_there() {
+    let even = || Choice { policy: Some(Arc::new(Even)), ..Choice::default() };
+    let mut rig = settled(|_| {});
+    (24..40).for_each(|n| rig.create(1, n));
+    rig.run(300 * MS);
+    assert_eq!(rig.node(2).kernel.len(), 16);
+    let sessions = counters(&rig, 1).sessions;
+
+    // The Backup first: nothing moves until the owner says so.
+    for (node, left) in [(2, 16), (1, 8)] {
+        reload(&mut rig, node, 7, true, even());
+        if std::mem::take(&mut rig.node(node).stale) {
+            rig.reconcile(node);
+        }
+        rig.run(300 * MS);
+        assert_eq!((rig.node(1).kernel.len(), rig.node(2).kernel.len()), (16, left), "after node {node}");
+    }
+    assert!(rig.in_sync(), "{rig}");
+    assert_eq!(counters(&rig, 1).sessions, sessions, "the session goes on");
+
+    let mut rig = settled(|o| o.choice.policy = Some(Arc::new(Even)));
+    (24..40).for_each(|n| rig.create(1, n));
+    rig.run(300 * MS);
+    assert_eq!(rig.node(2).kernel.len(), 8);
+    for node in [1, 2] {
+        reload(&mut rig, node, 8, true, Choice::default());
+        if std::mem::take(&mut rig.node(node).stale) {
+            rig.reconcile(node);
+        }
+    }
+    rig.run(300 * MS);
+    assert_eq!(rig.node(2).kernel.len(), 16);
+    rig.converge(HEALED_WITHIN);
+}
+
+#[test]
+fn peers_hear_at_once_that_the_files_differ_and_that_they_do_not() {
+    let warned = |rig: &mut Rig| {
+        let now = rig.now;
+        rig.nodes.iter().map(|n| n.replication.status(now).next().unwrap().warnings.len()).collect::<Vec<_>>()
+    };
+    let mut rig = settled(|_| {});
+    reload(&mut rig, 1, 7, false, Choice::default());
+    rig.run(50 * MS);
+    assert_eq!(warned(&mut rig), [2, 2], "the file, and the rules in it");
+    assert!(rig.in_sync() && !rig.node(1).stale, "{rig}");
+    reload(&mut rig, 2, 7, false, Choice::default());
+    rig.run(50 * MS);
+    assert_eq!(warned(&mut rig), [0, 0]);
+}
+
+#[test]
+fn flows_that_wait_for_their_age_do_not_wait_for_one_that_is_not_asked_any_more() {
+    let mut rig = settled(|o| o.choice.min_age = 1000 * MS);
+    rig.create(1, 1);
+    rig.run(100 * MS);
+    assert_eq!((rig.node(2).kernel.len(), rig.node(1).replication.young()), (0, 1));
+    reload(&mut rig, 1, 1, false, Choice::default());
+    rig.run(50 * MS);
+    assert_eq!((rig.node(2).kernel.len(), rig.node(1).replication.young()), (1, 0));
 }
 
 #[test]

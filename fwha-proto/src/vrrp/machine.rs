@@ -190,6 +190,11 @@ impl Machine {
         self.active && shorter
     }
 
+    /// Changes the priority.
+    pub const fn set_priority(&mut self, priority: u8) {
+        self.priority = priority;
+    }
+
     /// Active: an advertisement is due now, or `at_least` after the last: a flood of losing ones is
     /// not answered one by one.
     pub fn hasten(&mut self, now: Time, at_least: Duration) {

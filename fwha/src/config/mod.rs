@@ -13,8 +13,10 @@
 //! | `cluster` | `[cluster]`, `[sync]`, `[replication]` |
 //! | `nodes`, `zones`, `groups`, `rules`, `timeouts`, `limits`, `metrics`, `hooks` | a section each: its type, reading and checks |
 //! | `key` | the cluster key's file |
+//! | [`diff`] | what is different in another version of the file |
 
 mod cluster;
+pub mod diff;
 mod groups;
 mod hooks;
 pub mod key;
@@ -35,6 +37,7 @@ pub mod vlan;
 mod zones;
 
 use std::{
+    collections::HashMap,
     io::Read,
     path::{Path, PathBuf},
     sync::Arc,
@@ -108,6 +111,8 @@ pub struct Config {
     pub hash: u64,
     /// Same, of what decides about packets: zones by name and rules.
     pub rules_hash: u64,
+    /// Names of the rules, by [`rule::name_hash`].
+    rule_names: HashMap<u32, String>,
     /// What is right but worth a thought, a line each.
     pub warnings: Vec<String>,
     source: Arc<Source>,
@@ -188,6 +193,7 @@ impl Config {
         else {
             return Err(mistakes.into_errors(source));
         };
+        let rule_names = rules.iter().map(|r| (rule::name_hash(&r.name), r.name.clone())).collect();
         let mut config = Self {
             cluster: cluster.cluster,
             keys,
@@ -204,6 +210,7 @@ impl Config {
             hooks,
             hash: 0,
             rules_hash: 0,
+            rule_names,
             warnings: Vec::new(),
             source,
             interfaces,
@@ -228,6 +235,14 @@ impl Config {
     /// The path of the file, as it was given.
     pub fn path(&self) -> &Path {
         self.source.path()
+    }
+
+    /// Whether the file is still the one that was read; or why it cannot be read.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn is_on_disk(&self) -> Result<bool, String> {
+        Ok(read_text(self.source.path())? == self.source.text())
     }
 
     /// The node that this daemon is: the one called `name` (`--node`), else the one called like the
@@ -261,6 +276,11 @@ impl Config {
             rule::ZONE_ANY => zones::ANY,
             _ => self.zone(id).map_or("?", |z| z.name.as_str()),
         }
+    }
+
+    /// The rule with this [`rule::name_hash`].
+    pub fn rule_name(&self, hash: u32) -> Option<&str> {
+        self.rule_names.get(&hash).map(String::as_str)
     }
 
     /// The interface of `node` that carries the VIPs and VRRP of `vip`: the first of its zone.

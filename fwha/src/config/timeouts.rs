@@ -67,3 +67,16 @@ pub(super) fn read(root: &mut Section<'_>, mistakes: &mut Mistakes) -> Timeouts 
     section.finish(mistakes);
     timeouts
 }
+
+/// Each key whose timeout is another one: what it was and what it is, in ns.
+pub(super) fn differences<'a>(
+    old: &'a Timeouts,
+    new: &'a Timeouts,
+) -> impl Iterator<Item = (&'static str, u64, u64)> + 'a {
+    let keys = KEYS.iter().filter_map(|&(key, class, states)| {
+        let state = *states.first()?;
+        let of = |timeouts: &Timeouts| timeouts.ns[class as usize][state as usize];
+        Some((key, of(old), of(new)))
+    });
+    keys.filter(|(_, old, new)| old != new)
+}

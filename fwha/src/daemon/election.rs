@@ -16,7 +16,8 @@ use arc_swap::ArcSwap;
 use fwha_common::group::Group;
 use fwha_proto::NodeId;
 use fwha_proto::election::{
-    CommandError, Election, Event, GroupId, Output, explain::Explanation, status::Status,
+    CommandError, ConfigError, Election, Event, GroupConfig, GroupId, Output, explain::Explanation,
+    status::Status,
 };
 use fwha_proto::heartbeat::{Interface, Role, Via};
 use fwha_proto::hook::Change;
@@ -73,6 +74,15 @@ pub enum Command {
     },
     /// Explain this node's roles.
     Explain(oneshot::Sender<Vec<Explanation>>),
+    /// The config has changed.
+    Reload {
+        /// Its hash.
+        config_hash: u64,
+        /// Its groups.
+        groups: Vec<GroupConfig>,
+        /// Where the answer goes.
+        reply: oneshot::Sender<Result<(), ConfigError>>,
+    },
     /// Hold these cluster keys from now on.
     Keys(KeyRing),
     /// An interface changed.
@@ -369,6 +379,12 @@ impl Thread {
                 }
                 Command::SyncStatus { peer, in_sync, applied } => {
                     self.election.sync_status(now, peer, in_sync, applied);
+                }
+                Command::Reload { config_hash, groups, reply } => {
+                    // Whoever gave up waiting has taken the rest of the change back.
+                    if !reply.is_closed() {
+                        let _ = reply.send(self.election.reload(now, config_hash, groups));
+                    }
                 }
                 Command::Keys(keys) => self.election.set_keys(&keys),
                 Command::Shutdown => self.election.shutdown(now),

@@ -30,7 +30,8 @@ pub(super) async fn diff(
 ) -> Result<Response, Problem> {
     let Query(query) = query?;
     let named = server.peer_named(query.peer.as_deref())?;
-    let others = server.config.nodes.iter().map(|n| n.id).filter(|&n| n != server.me);
+    let config = server.config();
+    let others = config.nodes.iter().map(|n| n.id).filter(|&n| n != server.me);
     let peers: Vec<NodeId> = others.filter(|&n| named.is_none_or(|named| named == n)).collect();
     let mut comparisons = Vec::new();
     let mut refused = Vec::new();
@@ -166,12 +167,26 @@ impl Server {
     /// Deletes the flows that match: those that this node owns, and tells the peers; and those of the node
     /// itself. Embryonic ones stay: their table is for the programs alone to change, and they end soon.
     fn delete(&self, filter: &api::FlowFilter) -> Result<api::FlowsDeleted, Problem> {
+        let result = self.end_flows(|key, flow| filter.matches(&self.flow_row(key, flow, "", 0, 0)))?;
+        if result.deleted == 0 && result.not_owned > 0 {
+            let (me, count) = (self.names.me(), result.not_owned);
+            let problem = format!("{me} does not own these {count} flows: delete them on the active node");
+            return Err(Problem(StatusCode::CONFLICT, problem));
+        }
+        Ok(result)
+    }
+
+    /// As [`Self::delete`], of those for which `ends` is true.
+    pub(super) fn end_flows(
+        &self,
+        ends: impl Fn(&FlowKey, &Flow) -> bool,
+    ) -> Result<api::FlowsDeleted, Problem> {
         let mut owned = Vec::new();
         for &group in &self.bucket_group {
             owned.push(self.maps.group(u32::from(group))?.owned(self.clock.now_ns()));
         }
         let mut result = api::FlowsDeleted::default();
-        self.matching(self.maps.flows(), filter, |key, flow| {
+        self.matching(self.maps.flows(), &ends, |key, flow| {
             if !owned[usize::from(flow.bucket)] {
                 result.not_owned += 1;
                 return Ok(None);
@@ -184,29 +199,24 @@ impl Server {
             self.replication.send(Command::Expired(gone.to_vec()));
         });
         let of_node = self.maps.node_flows();
-        let gone = self
-            .matching(of_node, filter, |key, flow| Ok(of_node.delete(key)?.then_some((*key, flow.id()))))?;
+        let gone =
+            self.matching(of_node, &ends, |key, flow| Ok(of_node.delete(key)?.then_some((*key, flow.id()))))?;
         result.deleted += gone.len() as u64;
-        if result.deleted == 0 && result.not_owned > 0 {
-            let (me, count) = (self.names.me(), result.not_owned);
-            let problem = format!("{me} does not own these {count} flows: delete them on the active node");
-            return Err(Problem(StatusCode::CONFLICT, problem));
-        }
         Ok(result)
     }
 
-    /// What `act` makes of the flows of a table that match.
+    /// What `act` makes of the flows of a table for which `matches` is true.
     fn matching(
         &self,
         map: &FlowMap,
-        filter: &api::FlowFilter,
+        matches: impl Fn(&FlowKey, &Flow) -> bool,
         mut act: impl FnMut(&FlowKey, &Flow) -> std::io::Result<Option<(FlowKey, FlowId)>>,
     ) -> Result<Vec<(FlowKey, FlowId)>, Problem> {
         let mut gone = Vec::new();
         let mut walk = FlowWalk::new(CHUNK);
         while let Some((keys, flows)) = walk.next_chunk(map)? {
             for (key, flow) in keys.iter().zip(flows) {
-                if filter.matches(&self.flow_row(key, flow, "", 0, 0)) {
+                if matches(key, flow) {
                     gone.extend(act(key, flow)?);
                 }
             }

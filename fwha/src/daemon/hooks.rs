@@ -35,7 +35,7 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
 /// The way to the hooks.
 #[derive(Clone, Default)]
-pub struct Hooks(Vec<mpsc::UnboundedSender<Change>>);
+pub struct Hooks(Vec<(Hook, mpsc::UnboundedSender<Change>)>);
 
 impl Hooks {
     /// Starts a task for every hook, on the present runtime. They end, having run for all that they
@@ -46,10 +46,24 @@ impl Hooks {
         events: &Arc<EventLog>,
         names: &Arc<Names>,
     ) -> (Self, JoinSet<()>) {
-        let (mut senders, mut tasks) = (Vec::new(), JoinSet::new());
-        for hook in &config.hooks {
+        let mut tasks = JoinSet::new();
+        (Self::default().renew(config, clock, events, names, &mut tasks), tasks)
+    }
+
+    /// The hooks of another config: those that are the same go on, for others tasks are started.
+    pub fn renew(
+        &self,
+        config: &Config,
+        clock: KernelClock,
+        events: &Arc<EventLog>,
+        names: &Arc<Names>,
+        tasks: &mut JoinSet<()>,
+    ) -> Self {
+        let mut sender = |hook: &Hook| {
+            if let Some((_, sender)) = self.0.iter().find(|(known, _)| known == hook) {
+                return sender.clone();
+            }
             let (sender, changes) = mpsc::unbounded_channel();
-            senders.push(sender);
             let task = Task {
                 hook: hook.clone(),
                 cluster: config.cluster.name.clone(),
@@ -58,13 +72,14 @@ impl Hooks {
                 names: Arc::clone(names),
             };
             tasks.spawn(task.run(changes));
-        }
-        (Self(senders), tasks)
+            sender
+        };
+        Self(config.hooks.iter().map(|hook| (hook.clone(), sender(hook))).collect())
     }
 
     /// Tells every hook.
     pub fn tell(&self, change: &Change) {
-        for hook in &self.0 {
+        for (_, hook) in &self.0 {
             // A task ends before its senders only when the daemon has no more time for it.
             let _ = hook.send(change.clone());
         }

@@ -118,10 +118,11 @@ impl Server {
     fn metrics(&self) -> Result<String, Problem> {
         let counts = self.flow_counts()?;
         let mut text = Text(String::new());
-        let hash = format!("{:016x}", self.config.hash);
+        let config = self.config();
+        let hash = format!("{:016x}", config.hash);
         let info = [
             ("node", self.names.me()),
-            ("cluster", &self.config.cluster.name),
+            ("cluster", &config.cluster.name),
             ("version", env!("CARGO_PKG_VERSION")),
             ("config_hash", &hash),
         ];
@@ -297,9 +298,9 @@ impl Server {
         ] {
             text.counter(&format!("fwha_{name}_total"), help, |m| m.add(&[], of(counter)));
         }
-        let hits = self.maps.rule_hits()?;
+        let hits = self.rule_hits()?;
         text.counter("fwha_rule_flows_total", "New flows that a rule admitted or dropped.", |m| {
-            self.config.rules.iter().zip(hits).for_each(|(rule, n)| m.add(&[("rule", &rule.name)], n));
+            hits.iter().for_each(|(rule, n)| m.add(&[("rule", rule)], n));
         });
         Ok(())
     }

@@ -25,6 +25,7 @@
 //! | [`ports`] | this node's interfaces and the sockets on them |
 //! | [`state`] | what survives a reboot |
 //! | [`server`], `flows`, `moves`, `transfer`, `warnings` | control API |
+//! | [`reload`] | another config file under way |
 //! | `metrics` | the same for Prometheus |
 //! | [`events`] | event log |
 //! | `capture` | captures of dropped packets |
@@ -46,6 +47,7 @@ mod moves;
 pub mod names;
 pub mod network;
 pub mod ports;
+pub mod reload;
 pub mod replication;
 pub mod server;
 pub mod state;
@@ -224,8 +226,14 @@ async fn run_node(config: &Arc<Config>, node: &Node, run_dir: &RunDir, state: St
                     running.network.handle(&mut dataplane, event).await;
                 }
             }
-            _ = hangup.recv() => {
-                running.read_keys(config);
+            _ = hangup.recv() => match running.reload(&mut dataplane, false).await {
+                Ok(outcome) if outcome.changes.is_empty() => tracing::info!("reload: nothing changed"),
+                // An event tells.
+                Ok(_) | Err(_) => {}
+            },
+            Some(reload::Request { dry_run, reply }) = running.requests.recv() => {
+                // A client that hung up needs no answer.
+                let _ = reply.send(running.reload(&mut dataplane, dry_run).await);
             }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
@@ -237,7 +245,8 @@ async fn run_node(config: &Arc<Config>, node: &Node, run_dir: &RunDir, state: St
     dataplane.close().context("cannot remove the data plane")
 }
 
-fn dataplane_options(config: &Config, node: &Node, links: &[Link]) -> dataplane::Options {
+/// The interfaces of zones on this node.
+fn zone_interfaces(config: &Config, node: &Node, links: &[Link]) -> Vec<ZoneInterface> {
     let interfaces = config.zones.iter().flat_map(|zone| {
         let names = zone.interfaces.get(&node.id).into_iter().flatten();
         let places =
@@ -254,17 +263,30 @@ fn dataplane_options(config: &Config, node: &Node, links: &[Link]) -> dataplane:
             anti_spoofing: zone.anti_spoofing,
         })
     });
+    interfaces.collect()
+}
+
+fn dataplane_options(config: &Config, node: &Node, links: &[Link]) -> dataplane::Options {
     dataplane::Options {
         pin_dir: dataplane::pin_dir(&config.cluster.name, &node.name),
         max_flows: config.cluster.max_flows,
         max_embryonic: fwha_common::embryonic::CAPACITY.min(config.cluster.max_flows),
-        interfaces: interfaces.collect(),
+        interfaces: zone_interfaces(config, node, links),
         sync_interfaces: node.sync.iter().map(|s| s.interface.clone()).collect(),
     }
 }
 
 /// All threads and tasks of the daemon.
 struct Running {
+    /// The config in force.
+    config: Arc<ArcSwap<Config>>,
+    /// Who wants it read again.
+    requests: mpsc::UnboundedReceiver<reload::Request>,
+    maps: Arc<Maps>,
+    clock: KernelClock,
+    names: Arc<Names>,
+    events: Arc<EventLog>,
+    hooks: Hooks,
     network: Network,
     election: Mailbox<election::Command>,
     election_done: oneshot::Receiver<()>,
@@ -343,7 +365,7 @@ impl Running {
             clock,
             events: Arc::clone(&events),
             names: Arc::clone(&names),
-            hooks,
+            hooks: hooks.clone(),
         };
 
         let replication_options =
@@ -400,17 +422,19 @@ impl Running {
         };
 
         let attached = Arc::new(ArcSwap::from_pointee(dataplane.attached().to_vec()));
+        let current = Arc::new(ArcSwap::new(Arc::clone(config)));
+        let (reload, requests) = mpsc::unbounded_channel();
         let server = server::Server {
-            config: Arc::clone(config),
+            config: Arc::clone(&current),
+            reload,
             me: node.id,
             state: kept.state,
-            names,
-            rules: config.rules.iter().map(|r| (name_hash(&r.name), r.name.clone())).collect(),
-            maps,
+            names: Arc::clone(&names),
+            maps: Arc::clone(&maps),
             clock,
             started: now,
             bucket_group,
-            events,
+            events: Arc::clone(&events),
             election: election_mailbox.clone(),
             election_status,
             replication: replication_mailbox.clone(),
@@ -434,6 +458,13 @@ impl Running {
         threads.push(sweeper.spawn()?);
         threads.push(election.spawn()?);
         Ok(Self {
+            config: current,
+            requests,
+            maps,
+            clock,
+            names,
+            events,
+            hooks,
             network: Network {
                 config: Arc::clone(config),
                 node: node.clone(),
@@ -455,25 +486,6 @@ impl Running {
         })
     }
 
-    /// Reads the key file again, for a rotation.
-    fn read_keys(&self, config: &Config) {
-        let file = config.key_file.display();
-        match config::key::read(&config.key_file) {
-            Ok(keys) if !keys.same_seed(&config.keys) => tracing::error!(
-                "key file {file} is that of another cluster, or was made anew and not rotated: the keys stay as they \
-                 are"
-            ),
-            Ok(keys) => {
-                self.election.send(election::Command::Keys(keys.clone()));
-                self.replication.send(replication::Command::Keys(keys.clone()));
-                let previous = if keys.is_rotating() { ", the one before is accepted too" } else { "" };
-                tracing::info!("cluster key {:08x} in use{previous}", keys.id());
-            }
-            Err(error) => tracing::error!("key file {file} {error}: the keys stay as they are"),
-        }
-        tracing::info!("the config file itself is read at the start only: restart fwha to change it");
-    }
-
     /// Hands over, then ends everything.
     async fn stop(self) {
         self.election.send(election::Command::Shutdown);
@@ -487,6 +499,7 @@ impl Running {
             tracing::error!("addresses may have been left on interfaces");
         }
         // That thread had the last of what there is to tell.
+        drop(self.hooks);
         if tokio::time::timeout(HOOKS_WAIT, self.hook_tasks.join_all()).await.is_err() {
             tracing::error!("a hook did not end in time and was killed");
         }
@@ -567,25 +580,7 @@ fn election_config(
             term: element.term,
             owned_since: element.owned(now.as_nanos()).then(|| Time::from_nanos(element.since_ns)),
         };
-        groups.push(proto_election::GroupConfig {
-            group: group.id,
-            name: group.name.clone(),
-            members: group.nodes.clone(),
-            preempt: group.preempt,
-            preempt_delay: group.preempt_delay,
-            advert_interval_cs: (group.advert_interval.as_millis() / 10) as u16,
-            version: group.version,
-            instances: group
-                .vips
-                .iter()
-                .map(|v| proto_election::Instance {
-                    zone: v.zone,
-                    vrid: v.vrid,
-                    addresses: v.addresses.iter().map(|a| a.addr()).collect(),
-                })
-                .collect(),
-            start,
-        });
+        groups.push(election_group(group, start));
     }
     Ok(proto_election::Config {
         identity,
@@ -608,6 +603,40 @@ fn election_config(
     })
 }
 
+fn election_group(group: &config::Group, start: proto_election::Start) -> proto_election::GroupConfig {
+    let instance = |vip: &config::Vip| proto_election::Instance {
+        zone: vip.zone,
+        vrid: vip.vrid,
+        addresses: vip.addresses.iter().map(|a| a.addr()).collect(),
+    };
+    proto_election::GroupConfig {
+        group: group.id,
+        name: group.name.clone(),
+        members: group.nodes.clone(),
+        preempt: group.preempt,
+        preempt_delay: group.preempt_delay,
+        advert_interval_cs: (group.advert_interval.as_millis() / 10) as u16,
+        version: group.version,
+        instances: group.vips.iter().map(instance).collect(),
+        start,
+    }
+}
+
+/// What of replication may change under way.
+fn replication_settings(config: &Config) -> proto_replication::Settings {
+    proto_replication::Settings {
+        config_hash: config.hash,
+        rules_hash: config.rules_hash,
+        bulk_bytes_per_s: config.replication.bulk_bytes_per_second,
+        choice: proto_replication::Choice {
+            policy: Policy::of(config).map(|policy| Arc::new(policy) as _),
+            min_age: config.replication.min_age,
+            peer_flows_max: config.replication.peer_flows.map_or(usize::MAX, |n| n as usize),
+            peer_bytes_per_s: config.replication.peer_bytes_per_second,
+        },
+    }
+}
+
 fn replication_options(
     config: &Config,
     node: &Node,
@@ -616,22 +645,19 @@ fn replication_options(
     mtu: u16,
 ) -> proto_replication::Options {
     let peers = config.nodes.iter().filter(|n| n.id != node.id);
+    let proto_replication::Settings { config_hash, rules_hash, bulk_bytes_per_s, choice } =
+        replication_settings(config);
     proto_replication::Options {
         peers: peers.map(|n| proto_replication::PeerOptions { node: n.id, name: n.name.clone() }).collect(),
-        config_hash: config.hash,
-        rules_hash: config.rules_hash,
+        config_hash,
+        rules_hash,
         zones: config.zones.iter().map(|z| name_hash(&z.name)).collect(),
         max_flows: config.cluster.max_flows as usize,
         enabled: config.replication.enabled,
         links: node.sync.len() as u8,
         mtu,
-        bulk_bytes_per_s: config.replication.bulk_bytes_per_second,
-        choice: proto_replication::Choice {
-            policy: Policy::of(config).map(|policy| Arc::new(policy) as _),
-            min_age: config.replication.min_age,
-            peer_flows_max: config.replication.peer_flows.map_or(usize::MAX, |n| n as usize),
-            peer_bytes_per_s: config.replication.peer_bytes_per_second,
-        },
+        bulk_bytes_per_s,
+        choice,
         // The thread gathers what happens itself.
         flush_after: Duration::ZERO,
         ..proto_replication::Options::new(identity, keys.clone(), &node.name)

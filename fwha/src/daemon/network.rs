@@ -14,7 +14,7 @@ use super::ports::{self, Port};
 use super::replication;
 use super::vips;
 use crate::config::{Config, Node};
-use crate::dataplane::{AttachedInterface, Dataplane};
+use crate::dataplane::{AttachedInterface, Dataplane, ZoneInterface};
 use crate::netlink::{Addresses, Link, Monitor, NetworkEvent, OwnAddresses};
 
 /// What following the network takes.
@@ -125,6 +125,45 @@ impl Network {
         }
         // An interface may have waited for its sync address.
         self.open(n);
+    }
+
+    /// Makes ready for the virtual routers of another config: sockets for IPv6 where there were none.
+    ///
+    /// # Errors
+    /// A socket cannot be had; nothing has changed then.
+    pub fn reload(&mut self, config: &Config) -> Result<()> {
+        let mut opened = Vec::new();
+        for (n, port) in self.ports.iter().enumerate() {
+            if let Via::Zone(zone) = port.via
+                && !port.v6
+                && ports::speaks_vrrp(config, port.via, true)
+            {
+                let sockets = port.link.as_ref().map(|link| ports::vrrp_sockets(link, true)).transpose()?;
+                opened.push((n, zone, sockets));
+            }
+        }
+        for (n, zone, sockets) in opened {
+            self.ports[n].v6 = true;
+            match sockets {
+                Some(sockets) => {
+                    self.election.send(election::Command::Vrrp(zone, sockets));
+                    self.tell(n);
+                }
+                // There is no interface now. Whatever comes is opened anew.
+                None => self.ports[n].opened.1 = Default::default(),
+            }
+        }
+        Ok(())
+    }
+
+    /// Zones have other interfaces in another config.
+    ///
+    /// # Errors
+    /// Those of [`Dataplane::set_interfaces`].
+    pub fn set_interfaces(&self, dataplane: &mut Dataplane, interfaces: Vec<ZoneInterface>) -> Result<()> {
+        dataplane.set_interfaces(interfaces)?;
+        self.attached.store(Arc::new(dataplane.attached().to_vec()));
+        Ok(())
     }
 
     fn tell(&self, n: usize) {

@@ -115,7 +115,7 @@ pub async fn look(config: &Config, node: &Node, links: &[Link]) -> Result<Vec<Po
 }
 
 /// Whether a virtual router of this family is on an interface.
-fn speaks_vrrp(config: &Config, via: Via, v6: bool) -> bool {
+pub fn speaks_vrrp(config: &Config, via: Via, v6: bool) -> bool {
     let mut vips = config.groups.iter().flat_map(|group| &group.vips);
     vips.any(|vip| via == Via::Zone(vip.zone) && vip.is_v6() == v6)
 }
@@ -216,7 +216,8 @@ pub fn garps(ports: &[Port]) -> Result<BTreeMap<u32, Garp>> {
 
 /// The virtual addresses of each group, on the interfaces where they belong.
 pub fn group_addresses(config: &Config, ports: &[Port]) -> BTreeMap<GroupId, Vec<Address>> {
-    let ifindex = |zone| ports.iter().find(|p| p.via == Via::Zone(zone))?.link.as_ref().map(|l| l.index);
+    // An interface that is gone for a while keeps its place.
+    let ifindex = |zone| ports.iter().find(|p| p.via == Via::Zone(zone)).map(|p| p.opened.0);
     let of = |group: &crate::config::Group| {
         let vips = group.vips.iter().filter_map(|vip| Some((ifindex(vip.zone)?, vip)));
         vips.flat_map(|(ifindex, vip)| {

@@ -16,8 +16,8 @@ use fwha_common::{BUCKETS, MAX_GROUPS};
 use fwha_proto::NodeId;
 use fwha_proto::election::GroupId;
 use fwha_proto::replication::{
-    Buckets, BulkProgress, Event, Found, Lag, LinkStatus, Output, Ownership, Replication, SyncState, Unready,
-    Warning,
+    Buckets, BulkProgress, Event, Found, Lag, LinkStatus, Output, Ownership, Replication, Settings,
+    SyncState, Unready, Warning,
 };
 use fwha_proto::seal::{KeyRing, OpenError};
 use fwha_proto::time::Time;
@@ -99,6 +99,13 @@ pub enum Command {
         found: mpsc::UnboundedSender<Found>,
         /// Whether it has begun.
         reply: oneshot::Sender<Result<(), DiffRefused>>,
+    },
+    /// The config has changed.
+    Reload {
+        /// What it says now.
+        settings: Settings,
+        /// It chooses other flows.
+        chosen: bool,
     },
     /// Hold these cluster keys from now on.
     Keys(KeyRing),
@@ -365,6 +372,7 @@ impl Thread {
                         // A client that hung up needs no answer.
                         let _ = reply.send(self.begin_diff(now, peer, all, found));
                     }
+                    Command::Reload { settings, chosen } => self.replication.reload(now, settings, chosen),
                     Command::Keys(keys) => self.replication.set_keys(&keys),
                     Command::Carrier(link, carrier) => self.replication.carrier(link, carrier),
                     Command::Stop => return,

@@ -1,7 +1,7 @@
 //! The control API: HTTP on the run directory's socket, which only root may open. The contract is
 //! [`crate::api`].
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +20,7 @@ use fwha_common::BUCKETS;
 use fwha_common::drop::DropReason;
 use fwha_common::embryonic::EmbryonicPlace;
 use fwha_common::flow::{Flow, FlowKey, proto};
+use fwha_common::rule::name_hash;
 use fwha_common::settings::Counter;
 use fwha_proto::NodeId;
 use fwha_proto::election::GroupId;
@@ -38,6 +39,7 @@ use super::mailbox::Mailbox;
 use super::metrics;
 use super::moves;
 use super::names::Names;
+use super::reload;
 use super::replication::{self, PeerSnapshot, Snapshot};
 use super::state::State as Kept;
 use super::sweeper::expiry_ns;
@@ -68,15 +70,15 @@ enum Table {
 /// What the API shows, and whom it asks.
 pub struct Server {
     /// The config in force.
-    pub config: Arc<Config>,
+    pub config: Arc<ArcSwap<Config>>,
+    /// Who reads it again.
+    pub reload: reload::Requests,
     /// This node.
     pub me: NodeId,
     /// What survives a reboot.
     pub state: Kept,
     /// Names for numbers.
     pub names: Arc<Names>,
-    /// Names of rules, by their hashes.
-    pub rules: HashMap<u32, String>,
     /// The data plane.
     pub maps: Arc<Maps>,
     /// Its clock.
@@ -154,6 +156,7 @@ pub fn routes(server: Arc<Server>) -> Router {
         .route(path::SWITCHOVER, post(moves::switchover))
         .route(path::EXPLAIN_ROLE, get(moves::explain_role))
         .route(path::STANDBY, post(moves::standby))
+        .route(path::RELOAD, post(reload::reload))
         .route(path::CAPTURE, get(capture::capture))
         .route(path::FLOWS_DIFF, get(flows::diff))
         .route(path::FLOWS_DELETE, post(flows::delete))
@@ -168,11 +171,9 @@ pub fn routes(server: Arc<Server>) -> Router {
 type Shared = State<Arc<Server>>;
 
 async fn status(State(server): Shared) -> Result<Json<api::Status>, Problem> {
-    let flows = {
-        let server = Arc::clone(&server);
-        tokio::task::spawn_blocking(move || server.flow_counts()).await??
-    };
-    Ok(Json(server.status(flows)))
+    // It walks a table and reads files.
+    let status = tokio::task::spawn_blocking(move || Ok::<_, Problem>(server.status(server.flow_counts()?)));
+    Ok(Json(status.await??))
 }
 
 async fn stats(State(server): Shared) -> Result<Json<api::Stats>, Problem> {
@@ -243,13 +244,19 @@ impl Server {
         Time::from_nanos(self.clock.now_ns())
     }
 
+    /// The config in force.
+    pub(super) fn config(&self) -> Arc<Config> {
+        self.config.load_full()
+    }
+
     fn ms_since(&self, at: Time) -> u64 {
         self.now().since(at).as_millis() as u64
     }
 
     pub(super) fn node_named(&self, name: &str) -> Result<NodeId, Problem> {
-        self.config.node_named(name).map(|n| n.id).ok_or_else(|| {
-            let known: Vec<&str> = self.config.nodes.iter().map(|n| n.name.as_str()).collect();
+        let config = self.config();
+        config.node_named(name).map(|n| n.id).ok_or_else(|| {
+            let known: Vec<&str> = config.nodes.iter().map(|n| n.name.as_str()).collect();
             let known = known.join(", ");
             Problem(StatusCode::NOT_FOUND, format!("there is no node {name:?}: known are {known}"))
         })
@@ -258,7 +265,7 @@ impl Server {
     /// The peer of this name; all of them if there is none.
     pub(super) fn peer_named(&self, name: Option<&str>) -> Result<Option<NodeId>, Problem> {
         let node = name.map(|name| self.node_named(name)).transpose()?;
-        if node == Some(self.me) || self.config.nodes.len() < 2 {
+        if node == Some(self.me) || self.config().nodes.len() < 2 {
             let problem = match name {
                 Some(name) => format!("{name} is this node itself: name a peer"),
                 None => "this node has no peer".into(),
@@ -269,7 +276,8 @@ impl Server {
     }
 
     pub(super) fn group_named(&self, name: Option<&str>) -> Result<GroupId, Problem> {
-        let groups = &self.config.groups;
+        let config = self.config();
+        let groups = &config.groups;
         let known = || groups.iter().map(|g| g.name.as_str()).collect::<Vec<_>>().join(", ");
         match name {
             Some(name) => groups.iter().find(|g| g.name == name).map(|g| g.id).ok_or_else(|| {
@@ -295,7 +303,7 @@ impl Server {
         }
         // Without replication there is no replica that could tell.
         let active = || self.election_status.load().status.groups.iter().any(|g| g.role == Role::Active);
-        if !self.config.replication.enabled && active() {
+        if !self.config().replication.enabled && active() {
             counts.at_risk = counts.local + counts.peer;
         }
         Ok(counts)
@@ -305,7 +313,8 @@ impl Server {
         let snapshot = self.election_status.load();
         let election = &snapshot.status;
         let replication = self.replication_status.load();
-        let mut warnings = [&self.config.warnings[..], &self.problems].concat();
+        let config = self.config();
+        let mut warnings = [&config.warnings[..], &self.problems].concat();
         warnings.extend(self.own_warnings(&snapshot, &replication));
         let groups = election.groups.iter().map(|g| self.group_status(g)).collect::<Vec<_>>();
         for group in &groups {
@@ -337,7 +346,7 @@ impl Server {
             }
             warnings.extend(reasons.iter().map(|r| format!("{name}: {r}")));
             if let Some(sync) = sync {
-                let known = self.config.replication.enabled && sync.state != SyncState::InSync;
+                let known = config.replication.enabled && sync.state != SyncState::InSync;
                 if known && peer.state == PeerState::Alive {
                     warnings.push(format!("{name}: replication is {}, not in-sync", sync.state.as_str()));
                 }
@@ -368,8 +377,8 @@ impl Server {
         }
         api::Status {
             node: self.names.me().to_owned(),
-            cluster: self.config.cluster.name.clone(),
-            config_hash: format!("{:016x}", self.config.hash),
+            cluster: config.cluster.name.clone(),
+            config_hash: format!("{:016x}", config.hash),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_ms: self.ms_since(self.started),
             standby: election.node == NodeState::Standby,
@@ -382,7 +391,8 @@ impl Server {
     }
 
     fn group_status(&self, group: &fwha_proto::election::status::GroupStatus) -> api::GroupStatus {
-        let config = self.config.groups.iter().find(|g| g.id == group.group);
+        let config = self.config();
+        let config = config.groups.iter().find(|g| g.id == group.group);
         let mut active = group.active.iter().map(|n| self.names.node(*n).to_owned());
         api::GroupStatus {
             name: self.names.group(group.group).to_owned(),
@@ -505,15 +515,23 @@ impl Server {
                 .into_iter()
                 .collect(),
         );
-        let rules = self.config.rules.iter().map(|r| r.name.clone()).zip(self.maps.rule_hits()?);
+        let rules = self.rule_hits()?;
         Ok(api::Stats {
             flows: counts(&mut Counter::ALL.iter().map(|c| c.as_str()), self.maps.counters()?),
             sync,
             link,
             vrrp,
             drops: counts(&mut DropReason::ALL.iter().map(|r| r.as_str()), self.maps.drops()?),
-            rules: rules.map(|(name, hits)| (name, hits.into())).collect(),
+            rules: rules.into_iter().map(|(name, hits)| (name, hits.into())).collect(),
         })
+    }
+
+    /// Hits of the rules in force, by name.
+    pub(super) fn rule_hits(&self) -> Result<Vec<(String, u64)>, Problem> {
+        let hits = self.maps.rule_hits()?;
+        let config = self.config();
+        let of = |name: &str| hits.get(&name_hash(name)).copied().unwrap_or(0);
+        Ok(config.rules.iter().map(|rule| (rule.name.clone(), of(&rule.name))).collect())
     }
 
     /// Writes the flows of one table that match, a line each.
@@ -604,7 +622,7 @@ impl Server {
             timeout_ms: ms(ends_ns.saturating_sub(now_ns)),
             packets: flow.packets(),
             bytes: flow.bytes(),
-            rule: self.rules.get(&flow.rule_hash).cloned().unwrap_or_default(),
+            rule: self.config.load().rule_name(flow.rule_hash).unwrap_or_default().to_owned(),
             syn_proxied: flow.delta != 0,
         }
     }

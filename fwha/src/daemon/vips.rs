@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use fwha_proto::election::GroupId;
@@ -75,6 +75,15 @@ pub enum Command {
         /// A socket on it.
         garp: Garp,
     },
+    /// The config has changed.
+    Reload {
+        /// The addresses of each group.
+        groups: BTreeMap<GroupId, Vec<Address>>,
+        /// Who else wants to know.
+        hooks: Hooks,
+        /// Told when the interfaces have what they should have.
+        done: oneshot::Sender<()>,
+    },
     /// Remove everything and end; answered when that is done.
     Stop(oneshot::Sender<()>),
 }
@@ -140,6 +149,7 @@ impl Thread {
         let mut takeovers: BTreeMap<GroupId, Takeover> = BTreeMap::new();
         let mut untold: BTreeMap<GroupId, Change> = BTreeMap::new();
         let mut complaints = Limit::default();
+        let mut fresh: Option<(Instant, Vec<Address>)> = None;
         self.remove_strays(&addresses, &here, &mut complaints).await;
         let mut repair = tokio::time::interval(REPAIR_INTERVAL);
         repair.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -173,7 +183,7 @@ impl Thread {
                     }
                 }
                 Some(Command::Announce { group }) if here.contains(&group) => {
-                    self.announce(group);
+                    self.announce(self.of(group).iter());
                     if let Some(change) = untold.remove(&group) {
                         self.hooks.tell(&change);
                     }
@@ -185,7 +195,23 @@ impl Thread {
                     }
                 }
                 Some(Command::Announce { .. }) => {}
-                Some(Command::Check) => self.repair(&addresses, &here, &mut complaints).await,
+                Some(Command::Reload { groups, hooks, done }) => {
+                    let added = self.reload(&addresses, &here, groups).await;
+                    fresh = Some((Instant::now(), added));
+                    self.hooks = hooks;
+                    // Whoever waited may have given up.
+                    let _ = done.send(());
+                }
+                Some(Command::Check) => {
+                    self.repair(&addresses, &here, &mut complaints).await;
+                    // Once more: a switch port may have blocked the first time.
+                    if fresh.as_ref().is_some_and(|(at, _)| at.elapsed() >= REPAIR_INTERVAL)
+                        && let Some((_, addresses)) = fresh.take()
+                    {
+                        let still = |a: &Address| here.iter().any(|&group| self.of(group).contains(a));
+                        self.announce(addresses.iter().filter(|a| still(a)));
+                    }
+                }
                 Some(Command::Replaced { before, now, garp }) => {
                     self.garps.remove(&before);
                     self.garps.insert(now, garp);
@@ -194,7 +220,7 @@ impl Thread {
                     }
                     self.repair(&addresses, &here, &mut complaints).await;
                     // Those that were there already have another MAC now.
-                    here.iter().for_each(|&group| self.announce(group));
+                    here.iter().for_each(|&group| self.announce(self.of(group).iter()));
                 }
                 Some(Command::Stop(done)) => {
                     self.remove_strays(&addresses, &BTreeSet::new(), &mut complaints).await;
@@ -224,14 +250,40 @@ impl Thread {
         self.events.record(now, kind, Some(self.names.group(group)), text, Vec::new());
     }
 
-    fn announce(&self, group: GroupId) {
+    fn announce<'a>(&self, addresses: impl Iterator<Item = &'a Address> + Clone) {
         for (ifindex, garp) in &self.garps {
             let vips: Vec<IpAddr> =
-                self.of(group).iter().filter(|a| a.ifindex == *ifindex).map(|a| a.address).collect();
+                addresses.clone().filter(|a| a.ifindex == *ifindex).map(|a| a.address).collect();
             if let Err(error) = garp.announce(vips) {
                 tracing::warn!(ifindex, "cannot announce addresses: {error}");
             }
         }
+    }
+
+    /// The groups have other addresses: those that are nowhere any more go, then those that are new come;
+    /// all others stay as they are. Returns the new ones.
+    async fn reload(
+        &mut self,
+        addresses: &Addresses,
+        here: &BTreeSet<GroupId>,
+        groups: BTreeMap<GroupId, Vec<Address>>,
+    ) -> Vec<Address> {
+        let all = |this: &Self| -> Vec<Address> { here.iter().flat_map(|&g| this.of(g)).copied().collect() };
+        let before = all(self);
+        self.groups = groups;
+        let now = all(self);
+        let without = |list: &[Address], other: &[Address]| -> Vec<Address> {
+            list.iter().filter(|a| !other.contains(a)).copied().collect()
+        };
+        let (gone, fresh) = (without(&before, &now), without(&now, &before));
+        let changed = [addresses.remove(&gone).await, addresses.add(&fresh, self.lifetime()).await];
+        for error in changed.into_iter().filter_map(Result::err) {
+            // What failed is tried again with every repair.
+            let now = Time::from_nanos(self.clock.now_ns());
+            self.events.record(now, "vip-error", None, format!("{error}"), Vec::new());
+        }
+        self.announce(fresh.iter());
+        fresh
     }
 
     /// Removes marked addresses of groups that are not here: what a killed daemon left.
@@ -273,7 +325,7 @@ impl Thread {
                 Ok(()) if missing > 0 => {
                     let text = format!("{missing} of its addresses were missing and were added again");
                     self.tell("vip-repair", group, text);
-                    self.announce(group);
+                    self.announce(self.of(group).iter());
                 }
                 Ok(()) => {}
                 Err(error) => {

@@ -22,7 +22,16 @@ impl Server {
     /// What is wrong with this daemon itself.
     pub(super) fn own_warnings(&self, election: &election::Snapshot, replication: &Snapshot) -> Vec<String> {
         let now = self.now();
+        let config = self.config();
         let mut warnings = Vec::new();
+        let path = config.path().display();
+        match config.is_on_disk() {
+            Ok(true) => {}
+            Ok(false) => warnings.push(format!(
+                "{path} has changed and is not in force: `fwhactl reload` (with --dry-run it shows the changes)"
+            )),
+            Err(problem) => warnings.push(format!("{path}: {problem}")),
+        }
         for (thread, at) in [("election", election.at), ("replication", replication.at)] {
             let age = now.since(at);
             if age > HANG {
@@ -36,9 +45,9 @@ impl Server {
             warnings.push(moves::on_standby(self.names.me()));
         }
         for group in election.status.groups.iter().filter(|g| g.moved && g.role == Role::Active) {
-            let config = self.config.groups.iter().find(|c| c.id == group.group);
+            let known = config.groups.iter().find(|c| c.id == group.group);
             if let Some(config) =
-                config.filter(|c| c.preempt && c.nodes.first().is_some_and(|n| n.0 != self.me))
+                known.filter(|c| c.preempt && c.nodes.first().is_some_and(|n| n.0 != self.me))
             {
                 warnings.push(format!(
                     "group {} was moved here by an operator: {} does not take it back until its role changes again",
@@ -55,7 +64,7 @@ impl Server {
                 now.since(late.last).as_secs()
             ));
         }
-        if !self.config.replication.enabled && self.config.nodes.len() > 1 {
+        if !config.replication.enabled && config.nodes.len() > 1 {
             warnings.push("replication is off: a takeover breaks all connections".into());
         }
         if let Some(stranger) = election.status.stranger.filter(|s| now.since(s.at) < STRANGER_MEMORY) {
@@ -85,7 +94,7 @@ impl Server {
         if let Ok(refused @ 1..) =
             self.maps.drops().map(|drops| drops.get(DropReason::TableFull as usize).copied().unwrap_or(0))
         {
-            let max = self.config.cluster.max_flows;
+            let max = config.cluster.max_flows;
             warnings.push(format!(
                 "{refused} answers to new flows found the flow table full so far: raise max-flows ({max}), or set [limits]"
             ));
@@ -100,7 +109,8 @@ impl Server {
     }
 
     fn stranger(&self, stranger: &Stranger) -> String {
-        let me = self.config.node(self.me);
+        let config = self.config();
+        let me = config.node(self.me);
         let link = me.and_then(|n| n.sync.get(usize::from(stranger.link))).map_or("?", |s| &s.interface);
         let error = stranger.error;
         match stranger.claims {

@@ -214,7 +214,8 @@ impl Maps {
     }
 
     /// Puts a ruleset in force. It is written beside the present one and takes its place in one
-    /// write. Returns its generation.
+    /// write: every packet is judged by the one or by the other as a whole. Rules that were in force
+    /// under the same name keep their counters. Returns its generation.
     ///
     /// # Errors
     ///
@@ -224,26 +225,45 @@ impl Maps {
             return Err(DataplaneError::TooManyRules(rules.len()));
         }
         let lock = self.lock_settings();
-        let generation = match self.settings()?.ruleset_generation.wrapping_add(1) {
+        let before = self.settings()?;
+        let generation = match before.ruleset_generation.wrapping_add(1) {
             // 0 is no ruleset, and 1 would be the half that is in force.
             0 => 2,
             n => n,
         };
+        let (mut half, new) = with_counters(rules, &self.rules_in_force()?);
+        new.iter().try_for_each(|&n| self.rule_hits.reset(n)).map_err(map_error(name::RULE_HITS))?;
         let first = generation % 2 * MAX_RULES as u32;
         let keys: Vec<u32> = (first..first + MAX_RULES as u32).collect();
-        // The whole half is written: a packet that reads the new generation with the old count must
-        // not meet rules of the generation before the last. The zero rule matches only what goes
-        // from the node to itself, and drops it.
-        let mut half = rules.to_vec();
+        // The whole half is written: a packet that goes by a higher count than this ruleset's must not
+        // meet rules of the generation before the last. The zero rule matches only what goes from the
+        // node to itself, and drops it.
         half.resize(MAX_RULES, Rule::default());
         self.rules.update_batch(&keys, &half).map_err(map_error(name::RULES))?;
+        // A packet reads count and generation one after the other, so the count never falls: whichever
+        // of each it has read, it comes to the end of its ruleset.
+        let proxied = rules.iter().any(|rule| rule.flags & Rule::SYN_PROXY != 0);
+        self.change_settings(&lock, |s| {
+            s.rules = s.rules.max(rules.len() as u32);
+            s.flags |= if proxied { Settings::SYN_PROXY } else { 0 };
+        })?;
         self.change_settings(&lock, |s| {
             s.ruleset_generation = generation;
-            s.rules = rules.len() as u32;
-            let proxied = rules.iter().any(|rule| rule.flags & Rule::SYN_PROXY != 0);
-            s.flags = if proxied { s.flags | Settings::SYN_PROXY } else { s.flags & !Settings::SYN_PROXY };
+            s.flags &= if proxied { u8::MAX } else { !Settings::SYN_PROXY };
         })?;
         Ok(generation)
+    }
+
+    /// The ruleset in force; empty if there is none.
+    fn rules_in_force(&self) -> Result<Vec<Rule>, DataplaneError> {
+        let generation = self.settings()?.ruleset_generation;
+        if generation == 0 {
+            return Ok(Vec::new());
+        }
+        let first = generation % 2 * MAX_RULES as u32;
+        let rules = (first..first + MAX_RULES as u32).map(|n| self.rules.lookup(&n));
+        let rules: Vec<Option<Rule>> = rules.collect::<io::Result<_>>().map_err(map_error(name::RULES))?;
+        Ok(rules.into_iter().flatten().filter(|rule| *rule != Rule::default()).collect())
     }
 
     /// Sets the limits by source.
@@ -369,13 +389,15 @@ impl Maps {
         self.drops.sums().map_err(map_error(name::DROPS))
     }
 
-    /// By the rule's number in the config file, summed over the CPUs.
+    /// Hits of the rules in force, by [`Rule::name_hash`], summed over the CPUs.
     ///
     /// # Errors
     ///
-    /// Those of the lookup.
-    pub fn rule_hits(&self) -> Result<Vec<u64>, DataplaneError> {
-        self.rule_hits.sums().map_err(map_error(name::RULE_HITS))
+    /// Those of the lookups.
+    pub fn rule_hits(&self) -> Result<HashMap<u32, u64>, DataplaneError> {
+        let hits = self.rule_hits.sums().map_err(map_error(name::RULE_HITS))?;
+        let rules = self.rules_in_force()?.into_iter();
+        Ok(rules.map(|r| (r.name_hash, hits.get(r.index as usize).copied().unwrap_or(0))).collect())
     }
 
     /// Events lost because the ring was full, by bucket, summed over the CPUs. Whoever sees a count
@@ -404,6 +426,55 @@ impl Maps {
     }
 }
 
+/// Rules with counters: those that they had under the same name, else free ones, which are listed.
+fn with_counters(rules: &[Rule], before: &[Rule]) -> (Vec<Rule>, Vec<u32>) {
+    let known: HashMap<u32, u32> = before.iter().map(|r| (r.name_hash, r.index)).collect();
+    let mut counters: HashMap<u32, u32> =
+        rules.iter().filter_map(|r| Some((r.name_hash, *known.get(&r.name_hash)?))).collect();
+    let mut new = Vec::new();
+    for rule in rules {
+        if counters.contains_key(&rule.name_hash) {
+            continue;
+        }
+        let free = |n: &u32| !counters.values().any(|used| used == n);
+        let all = || 0..MAX_RULES as u32;
+        // Not that of a rule that goes, which counts until the end, unless there is no other.
+        let unused = all().filter(free).find(|n| !known.values().any(|used| used == n));
+        let counter = unused.or_else(|| all().find(free)).unwrap_or(0);
+        counters.insert(rule.name_hash, counter);
+        new.push(counter);
+    }
+    let counted = |rule: &Rule| Rule { index: counters.get(&rule.name_hash).copied().unwrap_or(0), ..*rule };
+    (rules.iter().map(counted).collect(), new)
+}
+
 pub(super) fn map_error(name: &'static str) -> impl FnOnce(io::Error) -> DataplaneError {
     move |source| DataplaneError::Map { name, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rules(names: &[u32]) -> Vec<Rule> {
+        names.iter().map(|&name_hash| Rule { name_hash, ..Rule::default() }).collect()
+    }
+
+    fn counters(rules: &[Rule]) -> Vec<u32> {
+        rules.iter().map(|rule| rule.index).collect()
+    }
+
+    #[test]
+    fn a_rule_keeps_its_counter_under_its_name() {
+        let (first, new) = with_counters(&rules(&[7, 8, 8, 9]), &[]);
+        assert_eq!((counters(&first), new), (vec![0, 1, 1, 2], vec![0, 1, 2]));
+        let (second, new) = with_counters(&rules(&[9, 5, 7]), &first);
+        assert_eq!((counters(&second), new), (vec![2, 3, 0], vec![3]), "8 counts until it goes");
+        let all: Vec<u32> = (1000..1000 + MAX_RULES as u32).collect();
+        let (third, new) = with_counters(&rules(&all), &second);
+        assert_eq!(new.len(), MAX_RULES);
+        let mut used = counters(&third);
+        used.sort_unstable();
+        assert_eq!(used, (0..MAX_RULES as u32).collect::<Vec<_>>());
+    }
 }

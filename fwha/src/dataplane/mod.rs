@@ -284,6 +284,29 @@ impl Dataplane {
         missing
     }
 
+    /// Zones have other interfaces now. Those that no zone has any more are as they were before; all others keep
+    /// their programs.
+    ///
+    /// # Errors
+    ///
+    /// As [`DataplaneError`] says; nothing has changed then.
+    pub fn set_interfaces(&mut self, interfaces: Vec<ZoneInterface>) -> Result<(), DataplaneError> {
+        let not_in = |list: &[ZoneInterface], name: &str| list.iter().all(|i| i.name != name);
+        let before = std::mem::replace(&mut self.options.interfaces, interfaces);
+        // What is not filtered must not be forwarded: programs go after that, here and below.
+        let now = &self.options.interfaces;
+        let restored = sysctl::restore_of(&self.pins, |name| !not_in(&before, name) && not_in(now, name));
+        if let Err(error) = restored.and_then(|()| self.attach(true)) {
+            let tried = std::mem::replace(&mut self.options.interfaces, before);
+            let added = |name: &str| !not_in(&tried, name) && not_in(&self.options.interfaces, name);
+            let restored = sysctl::restore_of(&self.pins, added);
+            self.links.undo();
+            return restored.and(self.reconcile().map(drop)).and(Err(error));
+        }
+        self.links.keep();
+        self.maps.next_route_generation()
+    }
+
     fn attach(&mut self, all: bool) -> Result<Vec<String>, DataplaneError> {
         let present = links()?;
         let find = |name: &str| present.iter().find(|link| link.name == name);

@@ -61,6 +61,11 @@ pub(super) fn prepare(pins: &PinDir, interface: &str) -> Result<(), DataplaneErr
 
 /// Sets everything back and forgets it. Interfaces that are gone need nothing.
 pub(super) fn restore(pins: &PinDir) -> Result<(), DataplaneError> {
+    restore_of(pins, |_| true)
+}
+
+/// As [`restore`], of these interfaces.
+pub(super) fn restore_of(pins: &PinDir, these: impl Fn(&str) -> bool) -> Result<(), DataplaneError> {
     let mut result = Ok(());
     for marker in entries(&pins.restore())? {
         let mut parts = file_name(&marker).rsplitn(4, ':');
@@ -69,7 +74,11 @@ pub(super) fn restore(pins: &PinDir) -> Result<(), DataplaneError> {
         else {
             continue;
         };
-        let path = file(family, &unescape(interface), name);
+        let interface = unescape(interface);
+        if !these(&interface) {
+            continue;
+        }
+        let path = file(family, &interface, name);
         match fs::write(&path, value) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
                 result = result.and(Err(DataplaneError::Sysctl { path, value: value.into(), source }));

@@ -1,6 +1,12 @@
 //! The data plane in a namespace of its own, with a BPF file system of its own.
 
-use std::{collections::HashSet, fs, net::UdpSocket, path::Path, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    fs,
+    net::UdpSocket,
+    path::Path,
+    time::Duration,
+};
 
 use fwha_common::{
     BUCKETS, MAX_GROUPS,
@@ -179,7 +185,8 @@ fn settings_rules_groups_and_counters_go_where_they_belong() {
         maps.update_settings(|s| s.ruleset_generation = u32::MAX).unwrap();
         assert_eq!(maps.load_rules(&[rule]).unwrap(), 2, "0 is no ruleset, and 1 the half in force");
         let settings = maps.settings().unwrap();
-        assert_eq!((settings.ruleset_generation, settings.rules), (2, 1));
+        assert_eq!(settings.ruleset_generation, 2);
+        assert_eq!(settings.rules, 5, "a packet that read the generation before finds the end of its rules");
         let error = maps.load_rules(&[rule; MAX_RULES + 1]).unwrap_err();
         assert!(matches!(error, DataplaneError::TooManyRules(n) if n == MAX_RULES + 1), "{error}");
 
@@ -194,7 +201,8 @@ fn settings_rules_groups_and_counters_go_where_they_belong() {
 
         assert_eq!(maps.counters().unwrap(), vec![0; COUNTERS]);
         assert_eq!(maps.drops().unwrap(), vec![0; DROP_REASONS]);
-        assert_eq!(maps.rule_hits().unwrap(), vec![0; MAX_RULES]);
+        maps.load_rules(&[Rule { name_hash: 7, ..rule }]).unwrap();
+        assert_eq!(maps.rule_hits().unwrap(), HashMap::from([(7, 0)]));
         assert_eq!(maps.event_loss().unwrap(), vec![0; BUCKETS]);
         assert_eq!(maps.embryonic_count().unwrap(), 0);
         assert_eq!(events.drain(10, |_| panic!("nothing happened")), 0);
@@ -539,8 +547,14 @@ fn a_forwarded_flow_is_told_and_counted() {
         let now = KernelClock::new().unwrap().now_ns();
         maps.set_timeouts(&Timeouts::KERNEL).unwrap();
         maps.update_settings(|s| (s.node, s.epoch, s.route_generation) = (1, 5, 1)).unwrap();
-        let rule =
-            Rule { from: 1, to: 2, port_max: u16::MAX, action: Action::Accept as u8, ..Rule::default() };
+        let rule = Rule {
+            name_hash: 7,
+            from: 1,
+            to: 2,
+            port_max: u16::MAX,
+            action: Action::Accept as u8,
+            ..Rule::default()
+        };
         maps.load_rules(&[rule]).unwrap();
         let owned =
             Group { lease_until_ns: now + 600_000_000_000, since_ns: now, role: Group::ACTIVE, term: 1 };
@@ -567,7 +581,13 @@ fn a_forwarded_flow_is_told_and_counted() {
         let flow = maps.flows().lookup(&told[0].key).unwrap().unwrap();
         assert_eq!(flow.packets(), [1, 1]);
         assert_eq!(maps.counters().unwrap()[Counter::FlowsCreated as usize], 1);
-        assert_eq!(maps.rule_hits().unwrap()[0], 1);
+        assert_eq!(maps.rule_hits().unwrap()[&7], 1);
+        // A counter belongs to a name, and a new name has a new one, whoever had it before.
+        maps.load_rules(&[Rule { name_hash: 8, ..rule }, rule]).unwrap();
+        assert_eq!(maps.rule_hits().unwrap(), HashMap::from([(7, 1), (8, 0)]));
+        maps.load_rules(&[Rule { name_hash: 8, ..rule }]).unwrap();
+        maps.load_rules(&[Rule { name_hash: 8, ..rule }, Rule { name_hash: 9, ..rule }, rule]).unwrap();
+        assert_eq!(maps.rule_hits().unwrap(), HashMap::from([(7, 0), (8, 0), (9, 0)]));
         assert_eq!(events.malformed(), 0);
         dataplane.close().unwrap();
     });

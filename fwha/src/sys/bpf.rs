@@ -389,6 +389,21 @@ impl PerCpuCounters {
         Ok(Self { fd: map.try_clone_to_owned()?, len: shape.max_entries as usize, cpus })
     }
 
+    /// Sets a counter to zero, on every CPU.
+    ///
+    /// # Errors
+    ///
+    /// Those of `BPF_MAP_UPDATE_ELEM`; `E2BIG` if there is no such counter.
+    pub fn reset(&self, counter: u32) -> io::Result<()> {
+        let zeros = vec![0u64; self.cpus];
+        let mut attr = zeroed_attr();
+        attr.__bindgen_anon_2.map_fd = fd_number(&self.fd);
+        attr.__bindgen_anon_2.key = address(&raw const counter);
+        attr.__bindgen_anon_2.__bindgen_anon_1.value = address(zeros.as_ptr());
+        // SAFETY: the kernel reads a key of 4 bytes and a value of 8 bytes for each possible CPU.
+        unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr).map(drop) }
+    }
+
     /// All counters, each summed over the CPUs.
     ///
     /// # Errors

@@ -105,7 +105,7 @@ impl NodeProcess {
         self.wait(timeout)
     }
 
-    /// Tells the daemon to read its key file again (SIGHUP).
+    /// Tells the daemon to read its files again (SIGHUP).
     ///
     /// # Errors
     ///

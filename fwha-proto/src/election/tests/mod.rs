@@ -4,6 +4,7 @@ mod cuts;
 mod death;
 mod explain;
 mod moves;
+mod reload;
 mod schedules;
 mod start;
 mod strangers;

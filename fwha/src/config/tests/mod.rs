@@ -13,6 +13,7 @@ use fwha_proto::{heartbeat::Role, seal::ClusterKey};
 
 use super::*;
 
+mod changes;
 mod mistakes;
 mod ownership;
 
