@@ -162,6 +162,7 @@ pub fn config(nodes: u8, node: NodeId, epoch: u64) -> Config {
         zones: vec![(1, "inet".into()), (2, "lan".into())],
         interfaces: vias.map(|via| interface(node, via)).into(),
         groups: vec![group(0, members)],
+        trackers: vec![],
         standby: false,
     }
 }
@@ -379,6 +380,14 @@ impl Rig {
                 election.carrier(now, via, up);
             }
         }
+    }
+
+    /// A node's tracker has another verdict.
+    pub fn track(&mut self, n: NodeId, id: u32, state: State) {
+        let now = self.now;
+        let report =
+            Report { state, since: now, text: format!("it is {}", state.as_str()), ..Report::default() };
+        self.command(n, |e, _| e.tracker(now, id, report));
     }
 
     /// Gives a command and lets the node act on it.

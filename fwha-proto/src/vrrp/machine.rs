@@ -209,6 +209,11 @@ impl Machine {
         self.priority
     }
 
+    /// Changes the priority; the next advertisement carries it.
+    pub const fn set_priority(&mut self, priority: u8) {
+        self.priority = priority;
+    }
+
     /// Backup: whether an Active's advertisements arrive, on time by its own interval.
     pub fn hears(&self, now: Time) -> bool {
         !self.active && self.heard.is_some() && now < self.active_down

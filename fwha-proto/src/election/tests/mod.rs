@@ -7,6 +7,7 @@ mod moves;
 mod schedules;
 mod start;
 mod strangers;
+mod trackers;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
