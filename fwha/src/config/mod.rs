@@ -11,7 +11,7 @@
 //! | `value` | durations, names, addresses |
 //! | [`vlan`] | VLANs in names of interfaces |
 //! | `cluster` | `[cluster]`, `[sync]`, `[replication]` |
-//! | `nodes`, `zones`, `groups`, `rules`, `timeouts`, `limits`, `metrics`, `hooks` | a section each: its type, reading and checks |
+//! | `nodes`, `zones`, `groups`, `trackers`, `rules`, `timeouts`, `limits`, `metrics`, `hooks` | a section each: its type, reading and checks |
 //! | `key` | the cluster key's file |
 
 mod cluster;
@@ -29,6 +29,7 @@ mod source;
 #[cfg(test)]
 pub(crate) mod tests;
 mod timeouts;
+mod trackers;
 mod value;
 pub mod vlan;
 mod zones;
@@ -58,6 +59,7 @@ pub use self::{
     replication::Replication,
     rules::{Rule, Service},
     source::{ConfigErrors, Mistake, Source, Span},
+    trackers::{Tracker, Watch},
     zones::{Attach, Zone},
 };
 use self::{section::Section, source::Mistakes};
@@ -100,6 +102,8 @@ pub struct Config {
     pub groups: Vec<Group>,
     /// Every `[[rule]]`, in the order of the file.
     pub rules: Vec<Rule>,
+    /// Every `[[tracker]]`, in the order of the file.
+    pub trackers: Vec<Tracker>,
     /// Every `[[hook]]`, in the order of the file.
     pub hooks: Vec<Hook>,
     /// Hash of all of the above but the key, `[metrics]` and hooks: the first 8 bytes of a SHA-256 over the resolved config, so
@@ -174,6 +178,7 @@ impl Config {
         let nodes = nodes::read(&mut root, &mut interfaces, &mut mistakes);
         let zones = zones::read(&mut root, &nodes, &mut interfaces, &mut mistakes);
         let groups = groups::read(&mut root, &nodes, &zones, &mut mistakes);
+        let trackers = trackers::read(&mut root, &nodes, &zones, &groups, &mut mistakes);
         let rules = rules::read(&mut root, &zones, &mut mistakes);
         let hooks = hooks::read(&mut root, &groups, &mut mistakes);
         let timeouts = timeouts::read(&mut root, &mut mistakes);
@@ -200,6 +205,7 @@ impl Config {
             zones: zones.list,
             groups,
             rules,
+            trackers,
             hooks,
             hash: 0,
             rules_hash: 0,
@@ -207,7 +213,7 @@ impl Config {
             source,
             interfaces,
         };
-        config.hash = hash(&(
+        let rest = (
             &config.cluster,
             &config.sync,
             &config.replication,
@@ -217,7 +223,9 @@ impl Config {
             &config.zones,
             &config.groups,
             &config.rules,
-        ));
+        );
+        // Without trackers it is what nodes that do not know any reckon.
+        config.hash = if config.trackers.is_empty() { hash(&rest) } else { hash(&(rest, &config.trackers)) };
         let zone_names: Vec<&str> = config.zones.iter().map(|z| z.name.as_str()).collect();
         config.rules_hash = hash(&(zone_names, &config.rules));
         config.warnings = warnings(&config);

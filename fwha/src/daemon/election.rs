@@ -22,6 +22,7 @@ use fwha_proto::heartbeat::{Interface, Role, Via};
 use fwha_proto::hook::Change;
 use fwha_proto::seal::KeyRing;
 use fwha_proto::time::Time;
+use fwha_proto::tracker::Report;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 use tokio::sync::{mpsc, oneshot};
@@ -91,6 +92,13 @@ pub enum Command {
         in_sync: bool,
         /// Changes applied, carried to the peer.
         applied: u64,
+    },
+    /// How a tracker stands, by its number.
+    Tracker {
+        /// The tracker.
+        id: u32,
+        /// How it stands.
+        report: Report,
     },
     /// Hand everything over and end.
     Shutdown,
@@ -370,6 +378,7 @@ impl Thread {
                 Command::SyncStatus { peer, in_sync, applied } => {
                     self.election.sync_status(now, peer, in_sync, applied);
                 }
+                Command::Tracker { id, report } => self.election.tracker(now, id, report),
                 Command::Keys(keys) => self.election.set_keys(&keys),
                 Command::Shutdown => self.election.shutdown(now),
             }
@@ -530,6 +539,12 @@ impl Thread {
             ),
             Event::HandoverFailed { group, to, reason } => {
                 ("handover-failed", Some(*group), format!("{} {reason}", names.node(*to)))
+            }
+            Event::Tracker { tracker, to, text } => {
+                ("tracker", None, format!("{tracker} is {}: {text}", to.as_str()))
+            }
+            Event::Tracked { group, tracker, effect } => {
+                ("tracker", Some(*group), format!("{tracker}: effect {effect}"))
             }
             Event::ConfigDiffers { peer, theirs } => (
                 "config-differs",
