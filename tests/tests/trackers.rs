@@ -182,9 +182,9 @@ fn every_kind_of_tracker_fails_when_it_should() {
         pair.wait_for_role(lab, first, "backup")?;
 
         // A cable that is pulled is known at once, whatever the interval is.
-        lab.exec(second.host(), &["ip", "link", "set", "cable", "down"])?;
+        lab.exec(second.host(), &["ip", "link", "set", "socket", "down"])?;
         moved(second)?;
-        lab.exec(second.host(), &["ip", "link", "set", "cable", "up"])?;
+        lab.exec(second.host(), &["ip", "link", "set", "socket", "up"])?;
         pair.wait_for_role(lab, second, "backup")?;
 
         // A command that fails lowers the priority, and so does one that hangs; it is killed.
@@ -238,8 +238,8 @@ fn in_lab_with_targets(
             let listener = lab.within(Host::Server, || TcpListener::bind(("0.0.0.0", PORT)))??;
             server.set(listener).expect("once");
             for node in Node::ALL {
-                lab.exec(node.host(), &["ip", "link", "add", "cable", "type", "dummy"])?;
-                lab.exec(node.host(), &["ip", "link", "set", "cable", "up"])?;
+                lab.exec(node.host(), &["ip", "link", "add", "cable", "up", "type", "veth", "peer", "socket"])?;
+                lab.exec(node.host(), &["ip", "link", "set", "socket", "up"])?;
             }
             anyhow::Ok(())
         })();
