@@ -182,7 +182,9 @@ pub enum Event {
         group: GroupId,
         /// The tracker's name.
         tracker: String,
-        /// What it does now.
+        /// Begins or ends.
+        counts: bool,
+        /// What it does now, or why nothing.
         effect: String,
     },
     /// A peer runs with another cluster file.

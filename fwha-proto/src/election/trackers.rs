@@ -132,9 +132,10 @@ impl Election {
             self.beat_due = true;
         }
         for t in changed {
-            let group = self.groups[g].config.group;
+            let group = &self.groups[g];
+            let (group, counts) = (group.config.group, group.tracked.counting.contains(&t));
             let (tracker, effect) = (self.config.trackers[t].name.clone(), self.effect(g, t, now));
-            self.event(Event::Tracked { group, tracker, effect });
+            self.event(Event::Tracked { group, tracker, counts, effect });
         }
     }
 
@@ -232,7 +233,7 @@ impl Election {
             format!(", held for {:.0} s: it fell too often", until.since(now).as_secs_f64())
         });
         match (self.reports[t].state, effect) {
-            (State::Unknown, _) => "not known yet: nothing".into(),
+            (State::Unknown, _) => "none yet".into(),
             (State::Up, _) => "none".into(),
             (State::Down, Effect::Fault) if tracked.counting.contains(&t) => {
                 format!("forbids the role{held}")

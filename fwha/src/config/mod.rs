@@ -368,6 +368,7 @@ fn warnings(config: &Config) -> Vec<String> {
     if config.rules.is_empty() {
         warnings.push("no rules: every packet is dropped".into());
     }
+    warnings.extend(config.trackers.iter().filter_map(|tracker| tracker.doubt(&config.groups)));
     for group in config.groups.iter().filter(|g| g.vips.is_empty()) {
         warnings.push(format!("group {} has no vips: nobody's traffic follows it", group.name));
     }

@@ -107,6 +107,27 @@ impl Tracker {
         self.shared.then_some(self.interval + self.timeout + heartbeat_interval * 3)
     }
 
+    /// What is worth a thought about it.
+    pub(super) fn doubt(&self, groups: &[Group]) -> Option<String> {
+        let name = &self.name;
+        let Some(by) = self.lowers else {
+            return (!self.shared && self.watch.is_outside() && self.nodes.is_empty()).then(|| {
+                format!(
+                    "tracker {name} is not shared: when its target is gone for all nodes, none may be active"
+                )
+            });
+        };
+        let matters = |g: &&Group| self.groups.is_empty() || self.groups.contains(&g.id);
+        let gap = |g: &Group| g.nodes.windows(2).map(|pair| pair[0].1 - pair[1].1).max().unwrap_or(0);
+        let group = groups.iter().filter(matters).find(|g| by <= gap(g))?;
+        Some(format!(
+            "tracker {name} lowers the priority by {by}, but priorities of group {} are {} apart: alone it may move \
+             nothing",
+            group.name,
+            gap(group)
+        ))
+    }
+
     /// Whether it runs on a node.
     pub fn runs_on(&self, node: NodeId) -> bool {
         self.nodes.is_empty() || self.nodes.contains(&node)

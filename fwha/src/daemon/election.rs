@@ -543,8 +543,11 @@ impl Thread {
             Event::Tracker { tracker, to, text } => {
                 ("tracker", None, format!("{tracker} is {}: {text}", to.as_str()))
             }
-            Event::Tracked { group, tracker, effect } => {
-                ("tracker", Some(*group), format!("{tracker}: effect {effect}"))
+            Event::Tracked { group, tracker, counts: true, effect } => {
+                ("tracker", Some(*group), format!("{tracker} {effect}"))
+            }
+            Event::Tracked { group, tracker, counts: false, effect } => {
+                ("tracker", Some(*group), format!("{tracker} does not count any more: {effect}"))
             }
             Event::ConfigDiffers { peer, theirs } => (
                 "config-differs",

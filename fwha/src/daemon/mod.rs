@@ -444,8 +444,7 @@ impl Running {
         threads.push(replication.spawn()?);
         threads.push(sweeper.spawn()?);
         threads.push(election.spawn()?);
-        let (trackers, thread) =
-            Trackers::start(config, node, &found.ports, &found.links, clock, &election_mailbox)?;
+        let (trackers, thread) = Trackers::start(config, node, &found.links, clock, &election_mailbox)?;
         threads.extend(thread);
         Ok(Self {
             network: Network {

@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use anyhow::{Context, Result};
-use fwha_proto::heartbeat::Via;
 use fwha_proto::time::Time;
 use fwha_proto::tracker::Tracker;
 use tokio::sync::watch;
@@ -21,7 +20,6 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::election::Command;
 use super::mailbox::Mailbox;
-use super::ports::Port;
 use super::program::Run;
 use super::reach::{self, Asker};
 use crate::config::{self, Config, Node, Watch};
@@ -47,7 +45,6 @@ impl Trackers {
     pub fn start(
         config: &Arc<Config>,
         node: &Node,
-        ports: &[Port],
         links: &[Link],
         clock: KernelClock,
         election: &Mailbox<Command>,
@@ -58,13 +55,15 @@ impl Trackers {
         if mine.is_empty() {
             return Ok((Self { links }, None));
         }
-        let interface =
-            |via| ports.iter().find(|p| p.via == via).map_or_else(String::new, |p| p.name.clone());
+        let first = |zone| {
+            let names = config.zone(zone).and_then(|zone| zone.interfaces.get(&node.id));
+            names.and_then(|names| names.first()).cloned().unwrap_or_default()
+        };
         let tasks: Vec<Task> = mine
             .into_iter()
             .map(|tracker| Task {
                 zone_interface: match tracker.watch {
-                    Watch::Arp(_, zone) => interface(Via::Zone(zone)),
+                    Watch::Arp(_, zone) => first(zone),
                     _ => String::new(),
                 },
                 tracker: tracker.clone(),
@@ -239,5 +238,6 @@ fn first_line(path: &Path) -> Option<String> {
         let _ = file.and_then(|file| file.take(LINE_MAX as u64).read_to_end(&mut bytes));
     }
     let text = String::from_utf8_lossy(&bytes);
-    Some(text.lines().next().unwrap_or_default().trim().to_owned())
+    let line = text.lines().next().unwrap_or_default().trim();
+    Some(line.chars().filter(|c| !c.is_control()).collect())
 }

@@ -270,3 +270,42 @@ fn a_fault_is_told_to_vrrp_if_no_other_node_is_there() {
     assert_eq!(rig.actives(0), [] as [NodeId; 0]);
     assert_eq!(rig.node(1).adverts.last().map(|a| a.2), Some(0));
 }
+
+/// Whatever the shared trackers say: the group is never long without an owner, it comes to rest, and
+/// then with a node than which none is better off.
+#[test]
+fn verdicts_in_any_order_leave_no_gap_and_come_to_rest() {
+    const LIMIT: Duration = ms(100);
+    let trackers = [
+        tracker(1, Effect::Fault, Some(GRACE)),
+        tracker(2, Effect::Fault, Some(GRACE)),
+        tracker(3, Effect::Lowers(120), Some(GRACE)),
+    ];
+    for seed in 0..20 {
+        let nodes = 2 + (seed % 2) as u8;
+        let mut rig = rig(nodes, &trackers, move |c| c.groups[0].preempt = seed % 3 == 0);
+        rig.rng = Rng(seed);
+        let mut failing = vec![[false; 3]; usize::from(nodes)];
+        let mut last_owned = rig.now;
+        for _ in 0..25 {
+            let (n, t) = (rig.rng.below(nodes.into()) as usize, rig.rng.below(3) as usize);
+            failing[n][t] = !failing[n][t];
+            rig.track(n as u8 + 1, t as u32 + 1, if failing[n][t] { Down } else { Up });
+            let end = rig.now + ms(rig.rng.below(3000));
+            while rig.step(end) {
+                if !rig.actives(0).is_empty() {
+                    last_owned = rig.now;
+                }
+                assert!(rig.now.since(last_owned) < LIMIT, "seed {seed}: no owner since {last_owned:?}");
+            }
+        }
+        rig.run(ms(15_000));
+        let before = takeovers(&rig);
+        rig.run(LONG);
+        assert_eq!(takeovers(&rig), before, "seed {seed}: it goes on moving");
+        let [active] = rig.actives(0)[..] else { panic!("seed {seed}: {:?}", rig.actives(0)) };
+        let troubles = |n: u8| failing[usize::from(n) - 1][..2].iter().filter(|&&f| f).count();
+        let least = (1..=nodes).map(troubles).min();
+        assert_eq!(Some(troubles(active)), least, "seed {seed}: fw{active} of {failing:?}");
+    }
+}
