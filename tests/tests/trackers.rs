@@ -238,7 +238,10 @@ fn in_lab_with_targets(
             let listener = lab.within(Host::Server, || TcpListener::bind(("0.0.0.0", PORT)))??;
             server.set(listener).expect("once");
             for node in Node::ALL {
-                lab.exec(node.host(), &["ip", "link", "add", "cable", "up", "type", "veth", "peer", "socket"])?;
+                lab.exec(
+                    node.host(),
+                    &["ip", "link", "add", "cable", "up", "type", "veth", "peer", "socket"],
+                )?;
                 lab.exec(node.host(), &["ip", "link", "set", "socket", "up"])?;
             }
             anyhow::Ok(())

@@ -86,9 +86,10 @@ fn table(out: &mut Vec<u8>, style: Style, status: &Status) -> io::Result<()> {
 
     for group in &status.groups {
         if let Some(trackers) = trackers(&group.trackers) {
-            // There is one group in most clusters.
-            let of = if status.groups.len() > 1 { format!(" of {}", group.name) } else { String::new() };
-            writeln!(out, "\ntrackers{}:", term::plain(&of))?;
+            writeln!(out)?;
+            if status.groups.len() > 1 {
+                writeln!(out, "trackers of group {}:", term::plain(&group.name))?;
+            }
             trackers.print(out, style, "")?;
         }
     }
