@@ -16,7 +16,8 @@
 //!                      4 term (u32)  8 age, ms (u32)  12 adverts heard (u32)  16 cause  17 offered to
 //!  type 2, interface:  0 kind: 1 sync, 2 zone  1 number  2 flags: 1 carrier  3 MAC (6)  9 IPv4 address
 //!                     13 link-local IPv6 address, if it has one and there is room
-//!  type 3, trackers:   the hash of the name (u32) of each that fails; no record if none does
+//!  type 3, trackers:   the hash of the name (u32) of each that is not known to be well; no record if
+//!                      all are
 //! ```
 //! Numbers are little-endian, addresses in network byte order.
 
@@ -256,8 +257,9 @@ pub struct Heartbeat {
     pub echo_held_us: u32,
     /// The groups that the sender is a member of, at most [`MAX_GROUPS`].
     pub groups: Vec<GroupRecord>,
-    /// The trackers that fail at the sender, by the hash of their names; at most [`MAX_TRACKERS`].
-    pub failing: Vec<u32>,
+    /// The trackers that are not known to be well at the sender, by the hash of their names; at most
+    /// [`MAX_TRACKERS`].
+    pub unwell: Vec<u32>,
     /// The sender's interfaces, at most [`MAX_ZONES`] and [`MAX_LINKS`].
     pub interfaces: Vec<(Via, Interface)>,
 }
@@ -289,10 +291,10 @@ impl Heartbeat {
             b.extend_from_slice(&g.heard.to_le_bytes());
             b.extend_from_slice(&[g.cause as u8, g.offered_to.unwrap_or(0)]);
         }
-        let failing = &self.failing[..self.failing.len().min(MAX_TRACKERS)];
-        if !failing.is_empty() {
-            b.extend_from_slice(&[TRACKERS, (failing.len() * TRACKER_LEN) as u8]);
-            failing.iter().for_each(|id| b.extend_from_slice(&id.to_le_bytes()));
+        let unwell = &self.unwell[..self.unwell.len().min(MAX_TRACKERS)];
+        if !unwell.is_empty() {
+            b.extend_from_slice(&[TRACKERS, (unwell.len() * TRACKER_LEN) as u8]);
+            unwell.iter().for_each(|id| b.extend_from_slice(&id.to_le_bytes()));
         }
         let interfaces = &self.interfaces[..self.interfaces.len().min(MAX_ZONES + MAX_LINKS)];
         let mut room = LEN_MAX - b.len() - interfaces.len() * (2 + INTERFACE_LEN);
@@ -337,7 +339,7 @@ impl Heartbeat {
             echo: r.u64()?,
             echo_held_us: r.u32()?,
             groups: Vec::new(),
-            failing: Vec::new(),
+            unwell: Vec::new(),
             interfaces: Vec::new(),
         };
         while !r.0.is_empty() {
@@ -349,8 +351,8 @@ impl Heartbeat {
                     heartbeat.interfaces.push(body.interface()?);
                 }
                 TRACKERS => {
-                    while heartbeat.failing.len() < MAX_TRACKERS && !body.0.is_empty() {
-                        heartbeat.failing.push(body.u32()?);
+                    while heartbeat.unwell.len() < MAX_TRACKERS && !body.0.is_empty() {
+                        heartbeat.unwell.push(body.u32()?);
                     }
                 }
                 GROUP | INTERFACE => return Err(Malformed),
@@ -452,7 +454,7 @@ mod tests {
                 cause: Cause::PeerDead,
                 offered_to: Some(2),
             }],
-            failing: Vec::new(),
+            unwell: Vec::new(),
             interfaces: vec![
                 (
                     Via::Sync(0),
@@ -482,15 +484,15 @@ mod tests {
         assert_eq!(golden, include_str!("../golden/heartbeat.hex").trim());
     }
 
-    /// As [`sample`], with two trackers that fail.
-    fn failing() -> Heartbeat {
-        Heartbeat { failing: vec![0x1122_3344, 7], ..sample() }
+    /// As [`sample`], with two trackers that are not well.
+    fn unwell() -> Heartbeat {
+        Heartbeat { unwell: vec![0x1122_3344, 7], ..sample() }
     }
 
     #[test]
-    fn trackers_that_fail_are_a_record_of_their_own() {
-        let golden: String = failing().write().iter().map(|b| format!("{b:02x}")).collect();
-        assert_eq!(golden, include_str!("../golden/heartbeat-failing.hex").trim());
+    fn trackers_that_are_not_well_are_a_record_of_their_own() {
+        let golden: String = unwell().write().iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(golden, include_str!("../golden/heartbeat-unwell.hex").trim());
         // What a node of an earlier version reads: everything else.
         let without = golden.replacen("03084433221107000000", "", 1);
         assert_eq!(without, include_str!("../golden/heartbeat.hex").trim());
@@ -498,7 +500,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read() {
-        for heartbeat in [sample(), failing()] {
+        for heartbeat in [sample(), unwell()] {
             assert_eq!(Heartbeat::parse(&heartbeat.write()), Ok(heartbeat));
         }
     }
@@ -537,7 +539,7 @@ mod tests {
         let mut heartbeat = sample();
         assert!(heartbeat.write().len() + crate::seal::OVERHEAD <= 300);
         heartbeat.groups = vec![heartbeat.groups[0]; MAX_GROUPS + 1];
-        heartbeat.failing = vec![1; MAX_TRACKERS + 1];
+        heartbeat.unwell = vec![1; MAX_TRACKERS + 1];
         heartbeat.interfaces = vec![heartbeat.interfaces[0]; MAX_ZONES + MAX_LINKS + 1];
         let bytes = heartbeat.write();
         assert_eq!(bytes.len(), LEN_MAX);
@@ -552,7 +554,7 @@ mod tests {
         heartbeat.interfaces = vec![zone; MAX_ZONES];
         assert_eq!(Heartbeat::parse(&heartbeat.write()).unwrap().interfaces, heartbeat.interfaces);
         heartbeat.groups = vec![heartbeat.groups[0]; MAX_GROUPS];
-        heartbeat.failing = vec![1; MAX_TRACKERS];
+        heartbeat.unwell = vec![1; MAX_TRACKERS];
         let bytes = heartbeat.write();
         assert!(bytes.len() <= LEN_MAX && bytes.len() + LINK_LOCAL_LEN > LEN_MAX);
         let read = Heartbeat::parse(&bytes).unwrap().interfaces;

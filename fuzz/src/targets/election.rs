@@ -304,7 +304,7 @@ impl World {
             echo: if kind & 16 == 0 { 0 } else { input.u64() },
             echo_held_us: 0,
             groups,
-            failing: if kind & 9 == 9 { vec![input.u8().into(), input.u8().into()] } else { vec![] },
+            unwell: if kind & 9 == 9 { vec![input.u8().into(), input.u8().into()] } else { vec![] },
             interfaces: interfaces.filter(|_| kind & 32 == 0).collect(),
         }
     }

@@ -558,7 +558,7 @@ impl Election {
             echo: 0,
             echo_held_us: 0,
             groups: self.groups.iter().filter(|g| g.place.is_some()).map(|g| record(g, now)).collect(),
-            failing: self.failing().collect(),
+            unwell: self.unwell().collect(),
             interfaces: self.config.interfaces.clone(),
         };
         for peer in self.peers.iter_mut().filter(|p| p.channel.is_open()) {

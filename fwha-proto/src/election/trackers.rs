@@ -14,20 +14,21 @@
 //! # Shared verdicts
 //!
 //! What lies outside of the node may be dead for everybody, and then no node is better than another.
-//! So heartbeats carry which trackers fail, and of a shared tracker
+//! So heartbeats carry which trackers are not known to be well, and of a shared tracker
 //!
-//! - a fault counts only while another member, which could be Active, fails *fewer* shared trackers
-//!   of that kind. A number is compared, not a set, so two nodes never find each other better;
-//! - a lower priority counts only while another member, which could be Active, does not fail it.
+//! - a fault counts only while another member, which could be Active, is unwell by *fewer* shared
+//!   trackers of that kind. A number is compared, not a set, so two nodes never find each other better;
+//! - a lower priority counts only while one is well by that tracker.
 //!
 //! And it must have been so without a break for the tracker's grace ([`TrackerConfig::shared`]): the
 //! other nodes may find out a little later what this one has found. Nodes check once an interval and
 //! need as many bad checks, so their verdicts on the same event differ by an interval and the time of
 //! a check at most; a heartbeat carries them. That sum is the grace.
 //!
-//! A member from which nothing can be heard may be well, so the failure counts; one that is dead, on
-//! standby or in fault cannot help, so it does not. Without other members there is nobody to compare
-//! with, and the failure counts: a VRRP router outside of the cluster may do better.
+//! A member that is dead, on standby or in fault cannot help. One whose heartbeats do not arrive can
+//! not be compared with: with the sync link lost and the target dead, two nodes would push the role
+//! to each other for ever, so they keep it where it is. Without other members there is nobody to
+//! compare with, and the failure counts: a VRRP router outside of the cluster may do better.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -78,10 +79,10 @@ impl Election {
         }
     }
 
-    /// The trackers that fail, for heartbeats.
-    pub(super) fn failing(&self) -> impl Iterator<Item = u32> {
+    /// The trackers that are not known to be well, for heartbeats.
+    pub(super) fn unwell(&self) -> impl Iterator<Item = u32> {
         let both = self.config.trackers.iter().zip(&self.reports);
-        both.filter(|(_, report)| report.state == State::Down).map(|(tracker, _)| tracker.id)
+        both.filter(|(_, report)| report.state != State::Up).map(|(tracker, _)| tracker.id)
     }
 
     /// Judges what counts now, in every group.
@@ -156,36 +157,38 @@ impl Election {
         if shared.is_none() || group.config.members.len() == 1 || group.foreign {
             return true;
         }
-        let troubles = self.troubles(g, self.me());
+        let mine = self.shared_faults(g).filter(|&t| self.reports[t].state == State::Down).count();
         self.useful_others(g).any(|node| match effect {
-            Effect::Fault => self.troubles(g, node) < troubles,
-            Effect::Lowers(_) => !self.fails(node, id),
+            Effect::Fault => self.troubles(g, node) < mine,
+            Effect::Lowers(_) => !self.is_unwell(node, id),
         })
     }
 
-    /// The other members that could be Active, as far as known.
+    /// The other members that could be Active and can be compared with.
     fn useful_others(&self, g: usize) -> impl Iterator<Item = NodeId> {
         let (group, now) = (&self.groups[g], self.clock);
         let useful = move |node: &NodeId| {
-            let peer = self.peer(*node);
-            peer.is_some_and(|peer| !matches!(standing(peer, group.config.group, now), Standing::Out))
+            let standing = self.peer(*node).map(|peer| standing(peer, group.config.group, now));
+            matches!(standing, Some(Standing::Active(_) | Standing::Candidate(_) | Standing::Pending))
         };
         group.others().filter(useful)
     }
 
-    fn fails(&self, node: NodeId, id: u32) -> bool {
+    fn is_unwell(&self, node: NodeId, id: u32) -> bool {
         match self.peer(node) {
-            Some(peer) => peer.last.as_ref().is_some_and(|heartbeat| heartbeat.failing.contains(&id)),
-            None => self.failing().any(|failing| failing == id),
+            Some(peer) => peer.last.as_ref().is_none_or(|heartbeat| heartbeat.unwell.contains(&id)),
+            None => self.unwell().any(|unwell| unwell == id),
         }
     }
 
-    /// How many shared faults of a group fail at a node.
+    fn shared_faults(&self, g: usize) -> impl Iterator<Item = usize> {
+        let shared = |t: &TrackerConfig| t.shared.is_some() && t.effect == Effect::Fault;
+        self.of_group(g).filter(move |&t| shared(&self.config.trackers[t]))
+    }
+
+    /// By how many shared faults of a group a node is unwell.
     pub(super) fn troubles(&self, g: usize, node: NodeId) -> usize {
-        self.of_group(g)
-            .map(|t| &self.config.trackers[t])
-            .filter(|t| t.shared.is_some() && t.effect == Effect::Fault && self.fails(node, t.id))
-            .count()
+        self.shared_faults(g).filter(|&t| self.is_unwell(node, self.config.trackers[t].id)).count()
     }
 
     /// Whether a tracker of a group has no verdict yet: too early to take the group from another node.
@@ -249,7 +252,7 @@ impl Election {
                 None if self.useful_others(g).next().is_some() => {
                     format!("none: no node that could be active is better off{held}")
                 }
-                None => format!("none: no other node could be active{held}"),
+                None => format!("none: no other node is heard that could be active{held}"),
             },
         }
     }

@@ -149,12 +149,44 @@ fn a_shared_fault_does_not_keep_the_last_node_from_the_role() {
     assert_eq!(rig.role(2, 0), Some(Role::Fault));
     rig.kill(1);
     assert!(rig.run_until(DEAD_LIMIT, |rig| rig.actives(0) == [2]).is_some());
-    assert_eq!(effect(&rig, 2).1, "none: no other node could be active");
+    assert_eq!(effect(&rig, 2).1, "none: no other node is heard that could be active");
     // The other one returns, well.
     rig.start(1);
     rig.track(1, 1, Up);
     rig.run(GRACE + ms(1000));
     assert_eq!((rig.actives(0), rig.role(2, 0)), (vec![1], Some(Role::Fault)));
+}
+
+#[test]
+fn a_node_that_starts_while_the_target_is_dead_for_all_gets_nothing() {
+    for effect in [Effect::Fault, Effect::Lowers(120)] {
+        let mut rig = rig(2, &[tracker(1, effect, Some(GRACE))], |_| {});
+        (1..=2).for_each(|n| rig.track(n, 1, Down));
+        rig.run(LONG);
+        rig.kill_daemon(2);
+        rig.run(ms(2000));
+        rig.start(2);
+        // It has no verdict yet, which does not make it the better one.
+        rig.run(GRACE * 2);
+        assert_eq!(rig.actives(0), [1], "{effect:?}");
+        rig.track(2, 1, Down);
+        rig.run(LONG);
+        assert_eq!(rig.actives(0), [1], "{effect:?}");
+    }
+}
+
+#[test]
+fn a_target_that_dies_for_all_without_a_sync_link_moves_nothing() {
+    let mut rig = rig(2, &[tracker(1, Effect::Fault, Some(GRACE))], |_| {});
+    let before = takeovers(&rig);
+    rig.cut_both(SYNC);
+    rig.run(ms(3000));
+    (1..=2).for_each(|n| rig.track(n, 1, Down));
+    rig.run(LONG);
+    assert_eq!((rig.actives(0), takeovers(&rig)), (vec![1], before));
+    rig.heal();
+    rig.run(LONG);
+    assert_eq!((rig.actives(0), takeovers(&rig)), (vec![1], before));
 }
 
 #[test]
