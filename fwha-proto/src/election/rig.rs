@@ -248,6 +248,11 @@ impl Rig {
         &mut self.nodes[usize::from(n) - 1]
     }
 
+    /// Whether its daemon runs.
+    pub fn runs(&self, n: NodeId) -> bool {
+        self.node(n).election.is_some() && !self.node(n).hung
+    }
+
     pub fn ids(&self) -> Vec<NodeId> {
         (1..=self.nodes.len() as u8).collect()
     }
