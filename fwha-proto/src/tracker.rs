@@ -72,6 +72,8 @@ pub struct Report {
     pub since: Time,
     /// What the last check said.
     pub text: String,
+    /// What the last bad one said.
+    pub failure: String,
     /// Good checks so far.
     pub good: u64,
     /// Bad checks so far.
@@ -115,6 +117,9 @@ impl Tracker {
         self.streak = if self.last == Some(good) { self.streak.saturating_add(1) } else { 1 };
         self.last = Some(good);
         let report = &mut self.report;
+        if !good {
+            report.failure.clone_from(&text);
+        }
         report.text = text;
         *(if good { &mut report.good } else { &mut report.bad }) += 1;
         if report.held_until.is_some_and(|until| now >= until) {
@@ -194,9 +199,13 @@ mod tests {
         let mut tracker = Tracker::new(Time::ZERO, SETTINGS);
         play(&mut tracker, &mut 0, "+++----");
         let since = Time::from_millis(6000);
-        let expected =
-            Report { state: State::Down, since, text: "-".into(), good: 3, bad: 4, held_until: None };
+        let (text, failure) = ("-".to_owned(), "-".to_owned());
+        let expected = Report { state: State::Down, since, text, failure, good: 3, bad: 4, held_until: None };
         assert_eq!(*tracker.report(), expected);
+        // One good check does not make it well; what it fails for is known still.
+        play(&mut tracker, &mut 7, "+");
+        assert_eq!((&*tracker.report.text, &*tracker.report.failure), ("+", "-"));
+        assert_eq!(tracker.report.state, State::Down);
     }
 
     #[test]

@@ -390,8 +390,8 @@ impl Rig {
     /// A node's tracker has another verdict.
     pub fn track(&mut self, n: NodeId, id: u32, state: State) {
         let now = self.now;
-        let report =
-            Report { state, since: now, text: format!("it is {}", state.as_str()), ..Report::default() };
+        let text = format!("it is {}", state.as_str());
+        let report = Report { state, since: now, failure: text.clone(), text, ..Report::default() };
         self.command(n, |e, _| e.tracker(now, id, report));
     }
 

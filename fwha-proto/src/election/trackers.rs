@@ -112,7 +112,7 @@ impl Election {
                 continue;
             }
             tracked.counting.insert(t);
-            let text = format!("{}: {}", tracker.name, self.reports[t].text);
+            let text = format!("{}: {}", tracker.name, self.reports[t].failure);
             match tracker.effect {
                 Effect::Fault => drop(tracked.faults.insert(tracker.name.clone(), text)),
                 Effect::Lowers(by) => {

@@ -53,7 +53,7 @@ impl Server {
                 warnings.push(format!(
                     "tracker {} fails: {}; effect on group {}: {}",
                     tracker.name,
-                    tracker.report.text,
+                    tracker.report.failure,
                     self.names.group(group.group),
                     tracker.effect
                 ));
