@@ -143,6 +143,8 @@ impl Election {
             // leaves the time to hand over.
             (Some((Role::Fault, cause)), _) if !group.faults.is_empty() => Judgement::Be(Role::Fault, cause),
             (Some((role, cause)), Some(h)) if now >= h.deadline => Judgement::Be(role, cause),
+            // Who is to have it may be about to answer: that is worth a moment.
+            (Some((Role::Fault, _)), _) if self.pending(g) => Judgement::Stay,
             (None, Some(h)) if now >= h.deadline || !self.is_candidate(g, h.to) => Judgement::Withdraw,
             (Some(_), Some(h)) if self.is_candidate(g, h.to) => Judgement::Stay,
             (Some((role, cause)), _) => match self.best_candidate(g) {
@@ -260,6 +262,13 @@ impl Election {
             Standing::Candidate(record) => Some((node, record)),
             _ => None,
         })
+    }
+
+    /// Whether of a member it will soon be known what it is.
+    fn pending(&self, g: usize) -> bool {
+        let group = &self.groups[g];
+        let mut others = group.others().filter_map(|node| self.peer(node));
+        others.any(|peer| matches!(standing(peer, group.config.group, self.clock), Standing::Pending))
     }
 
     pub(super) fn is_candidate(&self, g: usize, node: NodeId) -> bool {

@@ -75,6 +75,25 @@ fn a_fault_moves_the_group_without_a_gap_and_does_not_bring_it_back() {
 }
 
 #[test]
+fn a_fault_waits_a_moment_for_a_candidate_that_is_suspected() {
+    for lives in [true, false] {
+        let mut rig = rig(2, &[tracker(1, Effect::Fault, None)], |_| {});
+        rig.hang(2);
+        assert!(rig.run_until(ms(40), |rig| rig.peer_state(1, 2) == PeerState::Suspect).is_some());
+        rig.track(1, 1, Down);
+        assert_eq!(rig.actives(0), [1]);
+        if lives {
+            rig.resume(2);
+            run_without_a_gap(&mut rig, SOON);
+            assert_eq!(rig.actives(0), [2]);
+        } else {
+            rig.kill(2);
+            assert!(rig.run_until(DEAD_LIMIT * 2, |rig| rig.actives(0).is_empty()).is_some());
+        }
+    }
+}
+
+#[test]
 fn a_fault_of_its_own_forbids_the_role_even_if_nobody_else_can_have_it() {
     let mut rig = rig(2, &[tracker(1, Effect::Fault, None)], |_| {});
     rig.track(2, 1, Down);
