@@ -171,23 +171,11 @@ impl FlowKey {
         ]
     }
 
-    /// The bucket of this flow under the cluster's secret hash key. Keyed, so that nobody outside
+    /// The hash that chooses the bucket, under the cluster's secret key: keyed, so that nobody outside
     /// can aim flows at one bucket.
-    #[inline(always)]
-    pub fn bucket(&self, key: &[u64; 2]) -> u8 {
-        Self::bucket_of(self.hash(key))
-    }
-
-    /// The hash whose lowest byte is the bucket.
     #[inline(always)]
     pub fn hash(&self, key: &[u64; 2]) -> u64 {
         siphash24(key, &self.halves())
-    }
-
-    /// The bucket of a flow with this hash.
-    #[inline(always)]
-    pub const fn bucket_of(hash: u64) -> u8 {
-        hash as u8
     }
 }
 
@@ -552,6 +540,12 @@ impl Flow {
         word & !0xff | state as u32
     }
 
+    /// [`Self::word`] with [`Self::INHERITED`].
+    #[inline(always)]
+    pub const fn inherited(word: u32) -> u32 {
+        word | (Self::INHERITED as u32) << 8
+    }
+
     /// The state in a word, a [`FlowState`].
     #[inline(always)]
     pub const fn state_of(word: u32) -> u8 {
@@ -708,6 +702,7 @@ const _: () = {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::group::BucketRange;
 
     fn v4(a: [u8; 4]) -> u32 {
         u32::from_ne_bytes(a)
@@ -825,13 +820,14 @@ mod tests {
 
     #[test]
     fn buckets_depend_on_the_key_and_spread() {
+        let bucket = |key: &FlowKey, secret| BucketRange::default().bucket(key.hash(secret));
         let mut seen = [0u32; 256];
         let mut moved = 0;
         for port in 0..4096u16 {
             let (key, _) = FlowKey::v4(v4([10, 0, 0, 1]), v4([10, 0, 0, 2]), port, 80, proto::TCP);
-            let bucket = key.bucket(&[1, 2]);
+            let (bucket, other) = (bucket(&key, &[1, 2]), bucket(&key, &[3, 4]));
             seen[bucket as usize] += 1;
-            moved += u32::from(bucket != key.bucket(&[3, 4]));
+            moved += u32::from(bucket != other);
         }
         assert!(seen.iter().all(|&n| n > 0), "every bucket is used");
         assert!(moved > 3500);

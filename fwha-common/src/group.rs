@@ -1,4 +1,9 @@
 //! Ownership of buckets, as the data plane sees it.
+//!
+//! The bucket of a flow is chosen when it begins, and stays with it: by its zones one of the groups,
+//! by its hash one of that group's buckets.
+
+use crate::{BUCKETS, MAX_ZONES};
 
 /// An element of the array map `GROUPS`, indexed by group number.
 ///
@@ -34,10 +39,90 @@ impl Group {
     }
 }
 
+/// An element of the array map `ZONE_BUCKETS`: the buckets that new flows between two zones fall
+/// into, which are those of one group. All zero is every bucket, as with a single group.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BucketRange {
+    /// The first of them.
+    pub first: u8,
+    /// How many of the [`BUCKETS`] are not among them. `first + BUCKETS - without` is at most
+    /// [`BUCKETS`], and `without` is less.
+    pub without: u8,
+}
+
+impl BucketRange {
+    /// The buckets of the `index`th of `count` groups, which share all of them evenly.
+    ///
+    /// # Panics
+    /// If `index` is not less than `count`, or `count` is more than [`BUCKETS`].
+    pub const fn share(index: usize, count: usize) -> Self {
+        assert!(index < count && count <= BUCKETS);
+        let (first, end) = (index * BUCKETS / count, (index + 1) * BUCKETS / count);
+        Self { first: first as u8, without: (BUCKETS - (end - first)) as u8 }
+    }
+
+    /// Where `ZONE_BUCKETS` has the range of flows from zone `from` to zone `to`.
+    #[inline(always)]
+    pub const fn index(from: u8, to: u8) -> u32 {
+        from as u32 * (MAX_ZONES as u32 + 1) + to as u32
+    }
+
+    /// The bucket of a flow with this [hash](crate::flow::FlowKey::hash).
+    #[inline(always)]
+    pub const fn bucket(self, hash: u64) -> u8 {
+        // The hash's lowest byte, scaled to as many as there are.
+        let nth = (hash as u8 as u32 * (BUCKETS as u32 - self.without as u32)) >> 8;
+        self.first.wrapping_add(nth as u8)
+    }
+}
+
+/// Elements of the map `ZONE_BUCKETS`.
+pub const ZONE_PAIRS: usize = (MAX_ZONES + 1) * (MAX_ZONES + 1);
+
 #[cfg(feature = "user")]
 mod pod {
     // SAFETY: `repr(C)`, integers only, no padding (asserted below), valid for any bits.
     unsafe impl aya::Pod for super::Group {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::BucketRange {}
 }
 
 const _: () = assert!(size_of::<Group>() == 24);
+const _: () = assert!(size_of::<BucketRange>() == 2);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_share_all_buckets_and_each_flow_falls_into_its_own_share() {
+        for count in 1..=crate::MAX_GROUPS {
+            let mut owner = [None; BUCKETS];
+            for index in 0..count {
+                let range = BucketRange::share(index, count);
+                for hash in 0..=u8::MAX {
+                    // Only the lowest byte counts.
+                    let bucket = range.bucket(u64::from(hash) | 0xabcd << 8);
+                    assert!(owner[usize::from(bucket)].is_none_or(|other| other == index));
+                    owner[usize::from(bucket)] = Some(index);
+                }
+            }
+            assert!(owner.iter().all(Option::is_some), "{count} groups leave no bucket out");
+        }
+        assert_eq!(BucketRange::share(0, 1), BucketRange::default());
+        assert_eq!(BucketRange::default().bucket(0xfe), 0xfe);
+    }
+
+    #[test]
+    fn each_pair_of_zones_has_a_place_of_its_own() {
+        let mut taken = [false; ZONE_PAIRS];
+        for from in 0..=MAX_ZONES as u8 {
+            for to in 0..=MAX_ZONES as u8 {
+                let place = BucketRange::index(from, to) as usize;
+                assert!(!core::mem::replace(&mut taken[place], true));
+            }
+        }
+        assert_eq!(taken, [true; ZONE_PAIRS]);
+    }
+}

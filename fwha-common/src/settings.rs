@@ -194,6 +194,8 @@ pub mod name {
     pub const GROUPS: &str = "GROUPS";
     /// ARRAY of u32: the group of each bucket, [`crate::BUCKETS`] elements.
     pub const BUCKET_GROUP: &str = "BUCKET_GROUP";
+    /// ARRAY of [`crate::group::BucketRange`] by [`crate::group::BucketRange::index`].
+    pub const ZONE_BUCKETS: &str = "ZONE_BUCKETS";
     /// ARRAY of [`crate::rule::Rule`], two generations of [`crate::rule::MAX_RULES`].
     pub const RULES: &str = "RULES";
     /// PERCPU_ARRAY of u64: hits by rule index, [`crate::rule::MAX_RULES`] elements.

@@ -309,7 +309,7 @@ fn begin(
     }
     let mut bucket = 0;
     if !local {
-        bucket = FlowKey::bucket_of(hash);
+        bucket = maps::bucket(zones, hash);
         flow::owner(bucket, now)?;
     }
     // A host that has no address yet, or only one of its link, has no way back but the link.

@@ -308,6 +308,31 @@ impl FlowRef {
         unsafe { touch(&mut *self.ways(reply).0, now, packets, bytes) }
     }
 
+    /// Forgets the windows of a way that was last seen before this node came to own the flow, at `since_ns`:
+    /// another node may have carried it on meanwhile, and what only moves windows is not told to peers. The
+    /// flow is as one of a peer then, whoever began it.
+    #[inline(always)]
+    fn forget_before(self, since_ns: u64) {
+        let (own, other) = self.ways(false);
+        // SAFETY: see `word`; what races do is said above.
+        let (own, other) = unsafe { (&mut *own, &mut *other) };
+        if own.last_seen_ns >= since_ns && other.last_seen_ns >= since_ns {
+            return;
+        }
+        for way in [own, other] {
+            if way.last_seen_ns < since_ns {
+                way.flags &= !Way::SEEN;
+            }
+        }
+        for _ in 0..ATTEMPTS {
+            let word = self.word();
+            // SAFETY: as above.
+            if unsafe { compare_exchange_u32(&raw mut (*self.0).word, word, Flow::inherited(word)) }.is_ok() {
+                return;
+            }
+        }
+    }
+
     /// Holds a packet against the flow, and moves what it moves but for the state.
     ///
     /// # Errors
@@ -415,6 +440,9 @@ impl FlowRef {
             *copy = unsafe { *self.0 };
             Self(copy)
         } else {
+            if !young && ip.payload == Payload::Tcp {
+                self.forget_before(group.since_ns);
+            }
             self
         };
         let stepped = judged.judge(ip, reply, now, options)?;

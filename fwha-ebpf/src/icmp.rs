@@ -68,6 +68,11 @@ fn sent(flow: FlowRef, by_responder: bool, seq: u32) -> bool {
     let (own, other) = flow.ways(by_responder);
     // SAFETY: of a flow that was just found; both directions may write it, see the module `flow`.
     let (own, other): (&Way, &Way) = unsafe { (&*own, &*other) };
+    let since_ns = maps::group(flow.bucket()).map_or(0, |group| group.since_ns);
+    if own.last_seen_ns < since_ns {
+        // Another node may have carried it on meanwhile.
+        return true;
+    }
     if own.flags & Way::SEEN == 0 {
         // Nothing is known yet of a side that was inherited, or has not answered.
         return flow.flags() & Flow::INHERITED != 0;

@@ -12,7 +12,7 @@ use fwha_common::{
     drop::DROP_REASONS,
     embryonic::{CAPACITY, EmbryonicPlace, EmbryonicSet, PLACES},
     flow::{Flow, FlowEvent, FlowKey, NextHop},
-    group::Group,
+    group::{BucketRange, Group, ZONE_PAIRS},
     limit::{Limits, Source},
     rule::{Interface, InterfaceKey, MAX_INTERFACES, MAX_RULES, Rule},
     settings::{COUNTERS as COUNTER_COUNT, Settings, Timeouts},
@@ -61,6 +61,9 @@ pub static GROUPS: Array<Group, MAX_GROUPS> = Array::new();
 
 #[btf_map]
 pub static BUCKET_GROUP: Array<u32, BUCKETS> = Array::new();
+
+#[btf_map]
+pub static ZONE_BUCKETS: Array<BucketRange, ZONE_PAIRS> = Array::new();
 
 #[btf_map]
 pub static RULES: Array<Rule, { 2 * MAX_RULES }> = Array::new();
@@ -240,4 +243,10 @@ pub fn interface(key: InterfaceKey) -> Option<Interface> {
 #[inline(always)]
 pub fn group(bucket: u8) -> Option<&'static Group> {
     GROUPS.get(*BUCKET_GROUP.get(bucket as u32)?)
+}
+
+/// The bucket of a new flow from one zone to another, by its hash.
+#[inline(always)]
+pub fn bucket(zones: [u8; 2], hash: u64) -> u8 {
+    ZONE_BUCKETS.get(BucketRange::index(zones[0], zones[1])).copied().unwrap_or_default().bucket(hash)
 }

@@ -3,6 +3,7 @@
 //! * [`lab`]: client, fw1, fw2 and server in network namespaces, with cables that can be pulled.
 //! * [`traffic`]: the paced TCP copy and the 1 kHz UDP probe, run inside the namespaces by the program `fwha-traffic`.
 //! * [`model`]: what the data plane promises, as a plain reference; [`frames`]: the packets it is asked about.
+//! * [`faults`]: every fault on either node, for `cargo xtask faults` and the tests alike.
 //! * [`garbler`]: something in the middle of the dedicated link.
 //! * [`pair`]: the two nodes together.
 //! * [`scenario`]: how a test plays in a lab.
@@ -14,6 +15,7 @@
 //! The scenarios themselves are in `tests/tests/`, named by behaviour.
 
 pub mod conformance;
+pub mod faults;
 pub mod frames;
 pub mod garbler;
 pub mod lab;

@@ -5,6 +5,7 @@ mod build_ebpf;
 mod cargo;
 mod conformance;
 mod demo;
+mod faults;
 mod fuzz;
 mod sim;
 mod test;
@@ -20,6 +21,7 @@ enum Command {
     BuildEbpf(build_ebpf::Args),
     Conformance(conformance::Args),
     Demo(demo::Args),
+    Faults(faults::Args),
     Fuzz(fuzz::Args),
     Sim(sim::Args),
     Test(test::Args),
@@ -31,6 +33,7 @@ fn main() -> ExitCode {
         Command::BuildEbpf(args) => build_ebpf::run(&args),
         Command::Conformance(args) => conformance::run(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::Faults(args) => faults::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Sim(args) => sim::run(&args),
         Command::Test(args) => test::run(&args),

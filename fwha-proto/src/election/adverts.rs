@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::Election;
 use super::act::ANNOUNCE_AGAIN;
 use super::config::Instance;
-use super::group::FAST_ADVERT_CS;
+use super::group::{FAST_ADVERT_CS, Outranked};
 use super::output::{Event, Output};
 use super::peer::Peer;
 use super::suspicion::Adverts;
@@ -111,7 +111,10 @@ impl Election {
     ) {
         let (g, instance) = at;
         let now = self.clock;
-        let authority = self.groups[g].others().filter_map(|node| self.peer(node)).any(Peer::alive);
+        let authority = self.has_authority(g, sender);
+        if let Some(peer) = self.peers.iter_mut().find(|p| Some(p.node) == sender) {
+            peer.suspicion.sign(now);
+        }
         let active = self.actives(g).map(|(node, _)| node).next();
         let group = &mut self.groups[g];
         if !group.is_active() && authority && active.is_some() && sender != active && sender.is_some() {
@@ -124,7 +127,8 @@ impl Election {
         match group.machines[instance].advert(now, advert, greater, preempt) {
             Want::Backup if authority => self.counters.count("vrrp_rx", "ignored"),
             Want::Backup => {
-                group.outranked.get_or_insert((now, instance, advert.interval_cs));
+                let interval_cs = advert.interval_cs;
+                group.outranked.get_or_insert(Outranked { since: now, instance, interval_cs, sender });
             }
             Want::Advertise => {
                 group.machines[instance].hasten(now, LOSING_ANSWER);
@@ -146,24 +150,28 @@ impl Election {
     pub(super) fn yield_to_vrrp(&mut self, g: usize) {
         let now = self.clock;
         let group = &self.groups[g];
-        let Some((since, instance, interval_cs)) = group.outranked.filter(|_| group.is_active()) else {
+        let Some(outranked) = group.outranked.filter(|_| group.is_active()) else {
             self.groups[g].outranked = None;
             return;
         };
-        let peers = group.others().filter_map(|node| self.peer(node));
-        let (mut alive, mut count) = (false, 0);
-        for peer in peers {
-            alive |= peer.alive();
-            count += 1;
-        }
-        if alive {
+        let Outranked { since, instance, interval_cs, sender } = outranked;
+        if self.has_authority(g, sender) {
             self.groups[g].outranked = None;
             self.counters.count("vrrp_rx", "ignored");
-        } else if count == 0 || now >= since + self.config.heartbeat_interval * 5 {
+        } else if group.config.members.len() == 1 || now >= since + self.config.heartbeat_interval * 5 {
             self.groups[g].outranked = None;
             self.groups[g].foreign = true;
             self.be_after(g, Role::Backup, Cause::VrrpOutranked, Some((instance, interval_cs)));
         }
+    }
+
+    /// Whether the channel is there to decide about a group, so that an advertisement that seems to
+    /// come from `sender` moves nothing: another member is alive on it. It knows nothing of a member
+    /// whose data plane proves that it lives, but whose heartbeats do not get here.
+    fn has_authority(&self, g: usize, sender: Option<NodeId>) -> bool {
+        let sender = sender.and_then(|node| self.peer(node));
+        sender.is_none_or(|peer| peer.state() != PeerState::SyncLost)
+            && self.groups[g].others().filter_map(|node| self.peer(node)).any(Peer::alive)
     }
 
     /// While a peer that lives cannot hear our heartbeats, advertisements have to be quick.

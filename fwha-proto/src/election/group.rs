@@ -39,6 +39,17 @@ pub(super) struct Split {
     pub since: Time,
 }
 
+/// A better advertisement, and nobody on the channel to say whether it counts.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Outranked {
+    pub since: Time,
+    /// Of which virtual router.
+    pub instance: usize,
+    pub interval_cs: u16,
+    /// The member that it seems to come from; 0 for a router outside of the cluster.
+    pub sender: Option<NodeId>,
+}
+
 pub(super) struct Group {
     pub config: GroupConfig,
     /// This node's place among the members.
@@ -70,9 +81,8 @@ pub(super) struct Group {
     pub vacant_since: Option<Time>,
     /// When this node gave the role up.
     pub released: Option<Time>,
-    /// Active: a better advertisement was heard, and no peer is alive to say whether it counts: since
-    /// when, of which virtual router, at which interval.
-    pub outranked: Option<(Time, usize, u16)>,
+    /// Active: what was heard first.
+    pub outranked: Option<Outranked>,
     /// A router outside of the cluster advertised better than this node, no peer being alive.
     pub foreign: bool,
     pub preempt_since: Option<Time>,

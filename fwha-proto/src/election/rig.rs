@@ -353,10 +353,17 @@ impl Rig {
         self.cuts.clear();
     }
 
-    pub fn whole(&self) -> bool {
-        self.cuts.is_empty()
-            && self.down.is_empty()
-            && self.nodes.iter().all(|m| m.powered && !m.hung && m.election.is_some())
+    /// Whether two daemons run, and reach each other both ways by one of these interfaces.
+    pub fn hear_each_other(&self, a: NodeId, b: NodeId, by: impl Fn(Via) -> bool) -> bool {
+        let runs = |n| {
+            let m = self.node(n);
+            m.powered && !m.hung && m.election.is_some()
+        };
+        let open = |via: Via| {
+            let cut = self.cuts.contains(&(a, b, via)) || self.cuts.contains(&(b, a, via));
+            !cut && !self.down.contains(&(a, via)) && !self.down.contains(&(b, via))
+        };
+        runs(a) && runs(b) && self.vias.iter().any(|&via| by(via) && open(via))
     }
 
     fn pairs(&self) -> Vec<(NodeId, NodeId)> {

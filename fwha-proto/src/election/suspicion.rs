@@ -24,6 +24,8 @@ use crate::time::Time;
 pub const ROUNDS: u64 = 4;
 /// Probing in peace, and of the dead.
 const SLOW: Duration = Duration::from_secs(1);
+/// Between two rounds to one that is held for dead, however many signs of life there are.
+const SOONEST: Duration = Duration::from_millis(100);
 /// Probing while the sync link is lost.
 const SYNC_LOST: Duration = Duration::from_millis(100);
 /// The same while nothing answers and only advertisements speak for the peer.
@@ -76,6 +78,8 @@ pub struct Suspicion {
     renewing: bool,
     round: u64,
     round_due: Time,
+    /// When the last round went out.
+    asked: Time,
     /// The first round of the burst.
     burst: u64,
     /// The last rounds that were answered on a sync link and on a zone interface.
@@ -100,6 +104,7 @@ impl Suspicion {
             renewing: false,
             round: 0,
             round_due: Time::ZERO,
+            asked: Time::ZERO,
             burst: 0,
             answered: [None; 2],
             zones: Vec::new(),
@@ -191,6 +196,19 @@ impl Suspicion {
         self.round_due = now;
     }
 
+    /// A sign of life that proves nothing, an advertisement, of a peer that is held for dead: it is asked
+    /// now, not at its next turn. Where the network carries no probes there is nothing to ask by, and
+    /// advertisements must do.
+    pub fn sign(&mut self, now: Time) {
+        if self.state != PeerState::Dead {
+            return;
+        }
+        if self.zones.is_empty() {
+            self.enter(now, PeerState::SyncLost);
+        }
+        self.round_due = self.round_due.min(now.max(self.asked + SOONEST));
+    }
+
     /// Does what is due. `paths` are the interfaces on which the peer can be asked now,
     /// `sync_carrier` says whether a sync link to it has a carrier. Returns true if a probe must go
     /// out on each path now.
@@ -233,6 +251,7 @@ impl Suspicion {
             return false;
         }
         self.round += 1;
+        self.asked = now;
         self.round_due = now + self.pace();
         true
     }

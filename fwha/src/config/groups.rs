@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use fwha_common::MAX_GROUPS;
 use fwha_proto::{
     heartbeat::MAX_INSTANCES,
     vrrp::packet::{ADDRESSES_MAX, Auth, Checksum, PASSWORD_LEN, Version},
@@ -18,6 +19,7 @@ use super::{
     GroupId, NodeId, Span, ZoneId,
     names::Names,
     nodes::Nodes,
+    ownership,
     section::{self, Section},
     source::Mistakes,
     value,
@@ -102,10 +104,8 @@ pub(super) fn read<'a>(
             .add_global("no [[group]]")
             .remedy("without one no node ever forwards: [[group]], name, nodes, vips");
     }
-    if let Some(extra) = sections.get(1) {
-        mistakes
-            .add(extra.span.clone(), "more than one group is not supported yet")
-            .remedy("put all vips into one group: it owns every flow");
+    if let Some(extra) = sections.get(MAX_GROUPS) {
+        mistakes.add(extra.span.clone(), format!("more than {MAX_GROUPS} groups"));
     }
     for (index, mut section) in sections.into_iter().enumerate() {
         let name = names.read(&mut section, mistakes);
@@ -133,8 +133,9 @@ pub(super) fn read<'a>(
                 }
             }
         }
+        let span = section.span.clone();
         section.finish(mistakes);
-        groups.push(Group {
+        let group = Group {
             id: index as GroupId,
             name,
             nodes: members,
@@ -143,9 +144,11 @@ pub(super) fn read<'a>(
             version,
             advert_interval,
             vips,
-        });
+        };
+        groups.push((group, span));
     }
-    groups
+    ownership::check(&groups, zones, mistakes);
+    groups.into_iter().map(|(group, _)| group).collect()
 }
 
 /// `nodes` and `priority`.

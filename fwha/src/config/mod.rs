@@ -22,6 +22,7 @@ mod limits;
 mod metrics;
 mod names;
 mod nodes;
+mod ownership;
 mod replication;
 mod rules;
 mod section;
@@ -369,6 +370,7 @@ fn warnings(config: &Config) -> Vec<String> {
         warnings.push("no rules: every packet is dropped".into());
     }
     warnings.extend(config.trackers.iter().filter_map(|tracker| tracker.doubt(&config.groups)));
+    warnings.extend(config.asymmetric_rules());
     for group in config.groups.iter().filter(|g| g.vips.is_empty()) {
         warnings.push(format!("group {} has no vips: nobody's traffic follows it", group.name));
     }

@@ -328,8 +328,7 @@ impl Running {
         let identity =
             Identity { cluster: config.cluster.id, node: node.id, epoch: random::random_u64()?.max(1) };
         let maps = dataplane.maps();
-        // One group has all buckets; several groups will share them.
-        let bucket_group: [GroupId; BUCKETS] = [0; BUCKETS];
+        let bucket_group = config.bucket_groups();
         let options = election_config(config, &found.ports, identity, &keys, &maps, now)?;
         let machine = Election::new(now, proto_election::Config { standby: kept.standby, ..options })?;
         let resumed = settle_ownership(config, &maps, &machine, now)?;
@@ -551,6 +550,7 @@ fn set_up_dataplane(
     bucket_group: &[GroupId; BUCKETS],
 ) -> Result<()> {
     maps.set_bucket_groups(&bucket_group.map(u32::from))?;
+    maps.set_zone_buckets(&config.zone_buckets())?;
     maps.set_timeouts(&config.timeouts)?;
     maps.set_limits(&config.limits)?;
     maps.update_settings(|s| {

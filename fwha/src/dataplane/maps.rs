@@ -12,7 +12,7 @@ use fwha_common::{
     capture::Capture,
     embryonic::EmbryonicPlace,
     flow::{Flow, FlowKey},
-    group::Group,
+    group::{BucketRange, Group, ZONE_PAIRS},
     limit::{Limits, Source},
     rule::{Interface, InterfaceKey, MAX_RULES, Rule},
     settings::{Settings, Timeouts, name},
@@ -48,6 +48,7 @@ pub struct Maps {
     node_flows: FlowMap,
     groups: Map<u32, Group>,
     bucket_group: Map<u32, u32>,
+    zone_buckets: Map<u32, BucketRange>,
     rules: Map<u32, Rule>,
     interfaces: Map<InterfaceKey, Interface>,
     settings: Map<u32, Settings>,
@@ -82,6 +83,7 @@ impl Maps {
             node_flows: map(pins, name::NODE_FLOWS)?,
             groups: map(pins, name::GROUPS)?,
             bucket_group: map(pins, name::BUCKET_GROUP)?,
+            zone_buckets: map(pins, name::ZONE_BUCKETS)?,
             rules: map(pins, name::RULES)?,
             interfaces: map(pins, name::INTERFACES)?,
             settings: map(pins, name::SETTINGS)?,
@@ -156,6 +158,16 @@ impl Maps {
     pub fn set_bucket_groups(&self, groups: &[u32; BUCKETS]) -> Result<(), DataplaneError> {
         let keys: Vec<u32> = (0..BUCKETS as u32).collect();
         self.bucket_group.update_batch(&keys, groups).map(drop).map_err(map_error(name::BUCKET_GROUP))
+    }
+
+    /// Says which buckets new flows from zone to zone fall into.
+    ///
+    /// # Errors
+    ///
+    /// Those of the update.
+    pub fn set_zone_buckets(&self, ranges: &[BucketRange; ZONE_PAIRS]) -> Result<(), DataplaneError> {
+        let keys: Vec<u32> = (0..ZONE_PAIRS as u32).collect();
+        self.zone_buckets.update_batch(&keys, ranges).map(drop).map_err(map_error(name::ZONE_BUCKETS))
     }
 
     /// The settings in force; all zero before the first [`update_settings`](Self::update_settings).

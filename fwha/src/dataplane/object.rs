@@ -7,16 +7,17 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::RingBuf,
+    maps::{Map, MapData, RingBuf},
     programs::{Program, ProgramError},
 };
 use aya_obj::{EbpfSectionKind, Object};
 use fwha_common::{embryonic, settings::name};
+use sha2::{Digest as _, Sha256};
 use tracing::warn;
 
 use super::{
     DataplaneError, Events, Hook,
-    pins::{PinDir, entries, pin_error},
+    pins::{PinDir, entries, make_dir, pin_error},
 };
 use crate::sys::bpf;
 
@@ -33,6 +34,35 @@ pub(super) struct Programs {
 }
 
 impl Programs {
+    /// Those that an earlier run pinned, if they are of this very object, and all there.
+    fn pinned(pins: &PinDir) -> Option<Self> {
+        let dir = pins.programs(&object_id());
+        let open = |name| bpf::open_pinned(&dir.join(name)).ok();
+        Some(Self {
+            xdp: open(name::XDP_INGRESS)?,
+            tc: open(name::TC_INGRESS)?,
+            egress: open(name::TC_EGRESS)?,
+            sync: open(name::SYNC_INGRESS)?,
+        })
+    }
+
+    /// Pins them for the next run, in place of others.
+    fn pin(&self, pins: &PinDir) -> Result<(), DataplaneError> {
+        pins.clear_programs()?;
+        let dir = pins.programs(&object_id());
+        make_dir(&dir)?;
+        for (name, program) in [
+            (name::XDP_INGRESS, &self.xdp),
+            (name::TC_INGRESS, &self.tc),
+            (name::TC_EGRESS, &self.egress),
+            (name::SYNC_INGRESS, &self.sync),
+        ] {
+            let path = dir.join(name);
+            bpf::pin(program.as_fd(), &path).map_err(|e| pin_error("make", &path, e))?;
+        }
+        Ok(())
+    }
+
     /// The program for a hook.
     pub fn get(&self, hook: Hook) -> BorrowedFd<'_> {
         match hook {
@@ -44,8 +74,15 @@ impl Programs {
     }
 }
 
-/// Loads the programs. Returns them, whether they run on maps that were pinned already, and the
-/// reader of flow events.
+/// What tells one build of the programs from another.
+fn object_id() -> String {
+    let digest = Sha256::digest(OBJECT);
+    digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Loads the programs, or opens those that are pinned: the verifier takes a second or more of a busy
+/// machine, and the lease of a daemon that is restarted has no longer. Returns them, whether they run
+/// on maps that were pinned already, and the reader of flow events.
 pub(super) fn load(
     pins: &PinDir,
     max_flows: u32,
@@ -78,7 +115,13 @@ pub(super) fn load(
         .collect();
     let adopted = usable(pins, &expected)?;
     if !adopted {
+        // Programs hold on to the maps that they were loaded with.
+        pins.clear_programs()?;
         pins.clear_maps()?;
+    }
+    if let Some(programs) = Programs::pinned(pins) {
+        let ring = MapData::from_pin(pins.map(name::EVENTS)).map_err(aya::EbpfError::from)?;
+        return Ok((programs, adopted, events(Map::RingBuf(ring))?));
     }
 
     let mut loader = EbpfLoader::new();
@@ -91,14 +134,18 @@ pub(super) fn load(
     loader.override_global(name::EMBRYONIC_LAST, &last_set, true);
     let mut ebpf = loader.load(OBJECT)?;
     let ring = ebpf.take_map(name::EVENTS).ok_or_else(|| DataplaneError::Object(name::EVENTS.into()))?;
-    let ring = RingBuf::try_from(ring).map_err(aya::EbpfError::from)?;
     let programs = Programs {
         xdp: program(&mut ebpf, name::XDP_INGRESS)?,
         tc: program(&mut ebpf, name::TC_INGRESS)?,
         egress: program(&mut ebpf, name::TC_EGRESS)?,
         sync: program(&mut ebpf, name::SYNC_INGRESS)?,
     };
-    Ok((programs, adopted, Events::new(ring)))
+    programs.pin(pins)?;
+    Ok((programs, adopted, events(ring)?))
+}
+
+fn events(ring: Map) -> Result<Events, DataplaneError> {
+    Ok(Events::new(RingBuf::try_from(ring).map_err(aya::EbpfError::from)?))
 }
 
 /// Bytes of the ring buffer of flow events, a power of two. With a million flows some 70,000 events find room: those of a

@@ -65,6 +65,16 @@ impl PinDir {
         self.maps().join(name)
     }
 
+    /// Programs, of one build of the object.
+    pub fn programs(&self, object: &str) -> PathBuf {
+        self.path.join("programs").join(object)
+    }
+
+    /// Removes the programs of all builds.
+    pub fn clear_programs(&self) -> Result<(), DataplaneError> {
+        remove_tree(&self.path.join("programs"))
+    }
+
     /// Links.
     pub fn links(&self) -> PathBuf {
         self.path.join("links")

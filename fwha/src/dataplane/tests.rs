@@ -222,11 +222,45 @@ fn a_restarted_daemon_adopts_its_data_plane() {
         let (second, _events) = open(options(&[(NODE, Attach::Tc)]));
         assert!(second.adopted());
         assert_eq!(second.attached(), attached);
-        assert_eq!(hooks(NODE), before, "the same links, with the new programs in them");
+        assert_eq!(hooks(NODE), before, "the same links");
         assert_eq!(second.maps().flows().lookup(&key(1)).unwrap(), Some(flow(1)));
         assert_eq!(second.maps().settings().unwrap().node, 2);
         second.close().unwrap();
         assert_eq!(hooks(NODE), (vec![], vec![], None));
+    });
+}
+
+#[test]
+fn programs_are_loaded_once_for_each_build() {
+    if !root() {
+        return;
+    }
+    let (a, _b) = Net::pair();
+    a.with_bpffs(|| {
+        let wanted = options(&[(NODE, Attach::Xdp)]);
+        let programs = wanted.pin_dir.join("programs");
+        let builds = || fs::read_dir(&programs).unwrap().map(|e| e.unwrap().file_name()).collect::<Vec<_>>();
+        drop(open(wanted.clone()));
+        let (_, _, first) = hooks(NODE);
+        let this = builds();
+        assert!(first.is_some() && this.len() == 1);
+
+        drop(open(wanted.clone()));
+        assert_eq!((hooks(NODE).2, builds()), (first, this.clone()), "the same program");
+
+        // As if another build had run before; and one that was interrupted.
+        fs::remove_dir_all(programs.join(&this[0])).unwrap();
+        fs::create_dir(programs.join("0123456789abcdef")).unwrap();
+        drop(open(wanted.clone()));
+        let (_, _, second) = hooks(NODE);
+        assert!(second.is_some() && second != first);
+        assert_eq!(builds(), this);
+
+        fs::remove_file(programs.join(&this[0]).join("fwha_tc")).unwrap();
+        let (dataplane, _events) = open(wanted);
+        assert_ne!(hooks(NODE).2, second);
+        dataplane.close().unwrap();
+        assert!(!programs.exists());
     });
 }
 

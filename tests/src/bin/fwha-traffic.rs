@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Parser;
-use fwha_tests::traffic::{copy, probe};
+use fwha_tests::traffic::{connections, copy, probe};
 
 #[derive(Parser)]
 #[command(about = "traffic whose loss can be told exactly")]
@@ -58,6 +58,51 @@ enum Command {
         #[arg(long, default_value_t = 120_000)]
         count: u64,
     },
+    /// Answer every word on every TCP connection until ended.
+    Answer {
+        /// Address and port.
+        #[arg(long)]
+        listen: SocketAddr,
+    },
+    /// Hold TCP connections until standard input closes.
+    Hold {
+        /// Address and port.
+        #[arg(long)]
+        connect: SocketAddr,
+        /// How many.
+        #[arg(long, default_value_t = 200)]
+        count: u32,
+        /// Between two words on each.
+        #[arg(long, default_value_t = 100)]
+        interval_ms: u64,
+        /// Without an answer for so long it counts as lost.
+        #[arg(long, default_value_t = 8000)]
+        patience_ms: u64,
+    },
+    /// Open TCP connections one after the other until standard input closes.
+    Dial {
+        /// Address and port.
+        #[arg(long)]
+        connect: SocketAddr,
+        /// Connections a second.
+        #[arg(long, default_value_t = 500)]
+        rate: u32,
+        /// Without an answer for so long it counts as failed.
+        #[arg(long, default_value_t = 8000)]
+        patience_ms: u64,
+    },
+}
+
+/// Becomes true when standard input closes.
+fn closed_input() -> Arc<AtomicBool> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&stop);
+    std::thread::spawn(move || {
+        // End of file, or an error: either way nobody is there any more.
+        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        told.store(true, Ordering::Relaxed);
+    });
+    stop
 }
 
 fn main() -> Result<()> {
@@ -67,15 +112,17 @@ fn main() -> Result<()> {
         }
         Command::Fetch { connect, patience_ms } => copy::fetch(connect, Duration::from_millis(patience_ms)),
         Command::Echo { listen } => probe::echo(listen),
-        Command::Probe { connect, rate, count } => {
-            let stop = Arc::new(AtomicBool::new(false));
-            let told = Arc::clone(&stop);
-            std::thread::spawn(move || {
-                // End of file, or an error: either way nobody is there any more.
-                let _ = std::io::stdin().read_to_end(&mut Vec::new());
-                told.store(true, Ordering::Relaxed);
-            });
-            probe::probe(connect, rate, count, &stop)
+        Command::Probe { connect, rate, count } => probe::probe(connect, rate, count, &closed_input()),
+        Command::Answer { listen } => connections::answer(listen),
+        Command::Hold { connect, count, interval_ms, patience_ms } => connections::hold(
+            connect,
+            count,
+            Duration::from_millis(interval_ms),
+            Duration::from_millis(patience_ms),
+            &closed_input(),
+        ),
+        Command::Dial { connect, rate, patience_ms } => {
+            connections::dial(connect, rate, Duration::from_millis(patience_ms), &closed_input())
         }
     }
 }

@@ -331,7 +331,16 @@ impl Lab {
     ///
     /// When the program is missing or cannot be started.
     pub fn start_node_with(&self, node: Node, config: &Path, run_name: &str) -> Result<NodeProcess> {
-        NodeProcess::start(self, node, config, run_name)
+        NodeProcess::start(self, node, config, run_name, Duration::ZERO)
+    }
+
+    /// As [`Lab::start_node`], in a time namespace whose `CLOCK_MONOTONIC` is ahead by so much.
+    ///
+    /// # Errors
+    ///
+    /// As there, and when the kernel has no time namespaces.
+    pub fn start_node_ahead(&self, node: Node, ahead: Duration) -> Result<NodeProcess> {
+        NodeProcess::start(self, node, &self.config_path(), node.name(), ahead)
     }
 
     /// A command that, when spawned with [`Lab::spawn`], starts on a box. Standard input is empty.

@@ -23,7 +23,13 @@ pub struct NodeProcess {
 }
 
 impl NodeProcess {
-    pub(super) fn start(lab: &Lab, node: Node, config: &Path, run_name: &str) -> Result<Self> {
+    pub(super) fn start(
+        lab: &Lab,
+        node: Node,
+        config: &Path,
+        run_name: &str,
+        clock_ahead: Duration,
+    ) -> Result<Self> {
         let bin_dir = lab.options().bin_dir.as_deref();
         let run_dir = lab.dir().join(run_name);
         let log = lab.dir().join(format!("{run_name}.log"));
@@ -39,6 +45,9 @@ impl NodeProcess {
             .arg("--state-dir")
             .arg(lab.dir().join("state"));
         daemon.env("RUST_BACKTRACE", "1").stdout(output.try_clone()?).stderr(output);
+        if !clock_ahead.is_zero() {
+            crate::sys::start_ahead(&mut daemon, clock_ahead);
+        }
         let child = lab.spawn(node.host(), &mut daemon)?;
         Ok(Self { node, child, run_dir, log, fwhactl: binary("fwhactl", bin_dir)? })
     }

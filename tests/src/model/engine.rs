@@ -270,7 +270,8 @@ impl Model {
         match self.find(&about.tuple, None) {
             Some((Place::Main | Place::Embryonic, flow)) => {
                 let begun = self.living(&self.embryonic, key);
-                let flow = [Some(flow), begun].into_iter().flatten().find(|flow| is_under_way(flow, about));
+                let flow =
+                    [Some(flow), begun].into_iter().flatten().find(|flow| self.is_under_way(flow, about));
                 let flow = flow.ok_or(Reason::IcmpUnrelated)?;
                 // It comes from where the packet went.
                 let direction = flow.direction(&about.tuple).other();
@@ -378,7 +379,7 @@ impl Model {
     fn track(&self, packet: &Packet, flow: &Flow, direction: Direction) -> Result<Tracked, Reason> {
         let tracking = match (&flow.tracking, &packet.transport) {
             (Tracking::Tcp(connection), Transport::Tcp(_, segment)) => {
-                let unchecked = flow.inherited && !flow.seen_both_ways();
+                let unchecked = self.is_unchecked(flow);
                 match connection.judge(direction, segment, unchecked)? {
                     tcp::Outcome::Unchanged => return Ok(Tracked::Nothing),
                     tcp::Outcome::Changed(connection) => Tracking::Tcp(connection),
@@ -454,6 +455,27 @@ impl Model {
         }
     }
 
+    /// Whether windows are taken from the packets instead of held against them: those of a flow that another node may
+    /// have carried on, until both directions were seen since.
+    fn is_unchecked(&self, flow: &Flow) -> bool {
+        let since_ns = self.environment.owned_since_ns;
+        let seen_here = |seen: &Option<u64>| seen.is_some_and(|at| at >= since_ns);
+        // A flow that began here has both directions, or is not in the main table.
+        let carried_on = flow.seen_ns.iter().any(|seen| seen.is_some_and(|at| at < since_ns));
+        (flow.inherited || carried_on) && !flow.seen_ns.iter().all(seen_here)
+    }
+
+    /// Whether the packet that an error is about may be on its way.
+    fn is_under_way(&self, flow: &Flow, about: &About) -> bool {
+        match (&flow.tracking, about.sequence) {
+            (Tracking::Tcp(_), _) if self.is_unchecked(flow) => true,
+            (Tracking::Tcp(connection), Some(sequence)) => {
+                connection.is_under_way(flow.direction(&about.tuple), sequence)
+            }
+            _ => true,
+        }
+    }
+
     fn count(&self, arrival: &Arrival<'_>, flow: &mut Flow, direction: Direction) {
         flow.count(direction, arrival.packet.length, self.environment.now_ns);
     }
@@ -500,16 +522,5 @@ fn by_programs_or_stack(packet: &Packet, mtu: usize, resolved: bool) -> Verdict 
         Verdict::Pass
     } else {
         Verdict::Forward
-    }
-}
-
-/// Whether the packet that an error is about may be on its way.
-fn is_under_way(flow: &Flow, about: &About) -> bool {
-    match (&flow.tracking, about.sequence) {
-        (Tracking::Tcp(_), _) if flow.inherited && !flow.seen_both_ways() => true,
-        (Tracking::Tcp(connection), Some(sequence)) => {
-            connection.is_under_way(flow.direction(&about.tuple), sequence)
-        }
-        _ => true,
     }
 }

@@ -338,3 +338,18 @@ fn an_inherited_flow_is_checked_once_both_ends_were_heard() {
     assert_eq!(node.tcp(false, ACK, 800_000, 700_001), Drop(Reason::TcpWindow));
     assert_eq!(states(&node.main), [State::Established]);
 }
+#[test]
+fn a_flow_that_another_node_may_have_carried_on_is_checked_once_both_ends_were_heard_again() {
+    let mut node = node();
+    node.open(1000, 5000);
+    assert_eq!(
+        node.tcp(true, ACK, 700_000, 800_000),
+        Drop(Reason::TcpWindow),
+        "so far it is this node's alone"
+    );
+    node.environment.now_ns += 1;
+    node.environment.owned_since_ns = node.environment.now_ns;
+    assert_eq!(node.tcp(true, ACK, 700_000, 800_000), Forward);
+    assert_eq!(node.tcp(false, ACK, 800_000, 700_000), Forward);
+    assert_eq!(node.tcp(false, ACK, 800_000, 700_001), Drop(Reason::TcpWindow));
+}

@@ -1,16 +1,19 @@
-//! Traffic whose loss can be told exactly: a paced copy over one TCP connection, and a UDP probe.
+//! Traffic whose loss can be told exactly: a paced copy over one TCP connection, a UDP probe, and TCP connections that are
+//! held or opened anew.
 //!
-//! Both are parts of the program `fwha-traffic`, which runs inside a box of the lab and prints one JSON object a line.
+//! All are parts of the program `fwha-traffic`, which runs inside a box of the lab and prints one JSON object a line.
 //! All stamps are milliseconds of `CLOCK_MONOTONIC`, which every namespace of a machine shares, so they can be laid
 //! beside a node's events.
 
+pub mod connections;
 pub mod copy;
 pub mod probe;
 mod running;
 
+pub use self::connections::{ConnectionEvent, DialledReport, HeldReport};
 pub use self::copy::{CopyEvent, CopyReport};
 pub use self::probe::{ProbeEvent, ProbeReport};
-pub use self::running::{Copy, Plan, Probe};
+pub use self::running::{Connections, Copy, Plan, Probe};
 
 use std::io::Write as _;
 use std::time::Duration;

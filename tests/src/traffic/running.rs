@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 
-use super::{CopyEvent, CopyReport, ProbeEvent, ProbeReport};
+use super::{ConnectionEvent, CopyEvent, CopyReport, DialledReport, HeldReport, ProbeEvent, ProbeReport};
 use crate::lab::{Host, Lab, LineProcess, SERVER};
 
 /// How long any program may take to do its next step.
@@ -13,6 +13,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const COPY_MAX: Duration = Duration::from_secs(600);
 const COPY_PORT: u16 = 8080;
 const PROBE_PORT: u16 = 8081;
+const CONNECTION_PORT: u16 = 8082;
 
 /// What is copied, and how.
 #[derive(Debug, Clone, Copy)]
@@ -97,6 +98,57 @@ impl Probe {
             ProbeEvent::Ended(report) => Some(report),
             _ => None,
         })
+    }
+}
+
+/// TCP connections from client to server: some that are held, and new ones at a steady rate.
+pub struct Connections {
+    held: LineProcess<ConnectionEvent>,
+    dialled: LineProcess<ConnectionEvent>,
+    /// Ended when dropped.
+    _answer: LineProcess<ConnectionEvent>,
+}
+
+impl Connections {
+    /// Opens `held` connections, and begins to open `rate` a second.
+    ///
+    /// # Errors
+    ///
+    /// When the server does not listen, or one of those to be held cannot be opened.
+    pub fn start(lab: &Lab, held: u32, rate: u32) -> Result<Self> {
+        let mut answer: LineProcess<ConnectionEvent> =
+            lab.traffic(Host::Server, &words(&format!("answer --listen 0.0.0.0:{CONNECTION_PORT}")))?;
+        answer.wait_for("the server to listen", PATIENCE, |event| {
+            matches!(event, ConnectionEvent::Listening).then_some(())
+        })?;
+        let connect = format!("--connect {SERVER}:{CONNECTION_PORT}");
+        let mut held: LineProcess<ConnectionEvent> =
+            lab.traffic(Host::Client, &words(&format!("hold {connect} --count {held}")))?;
+        held.wait_for("the connections to be open", PATIENCE, |event| {
+            matches!(event, ConnectionEvent::Open).then_some(())
+        })?;
+        let dialled = lab.traffic(Host::Client, &words(&format!("dial {connect} --rate {rate}")))?;
+        Ok(Self { held, dialled, _answer: answer })
+    }
+
+    /// Ends them.
+    ///
+    /// # Errors
+    ///
+    /// When one does not report.
+    pub fn end(mut self) -> Result<(HeldReport, DialledReport)> {
+        self.held.finish();
+        self.dialled.finish();
+        let held = self.held.wait_for("the report on held connections", PATIENCE, |event| match event {
+            ConnectionEvent::Held(report) => Some(report),
+            _ => None,
+        })?;
+        let dialled =
+            self.dialled.wait_for("the report on new connections", PATIENCE, |event| match event {
+                ConnectionEvent::Dialled(report) => Some(report),
+                _ => None,
+            })?;
+        Ok((held, dialled))
     }
 }
 

@@ -1,12 +1,14 @@
 //! Ownership: only the Active node forwards, and only as long as its lease runs.
 
+use etherparse::PacketBuilder;
 use fwha_common::drop::DropReason;
 use fwha_common::flow::{Flow, FlowState, proto};
 use fwha_common::group::Group;
 use fwha_common::rule::{Rule, ZONE_NODE};
 use fwha_tests::needs_root;
+use nix::time::{ClockId, clock_gettime};
 
-use crate::packets::{CLIENT, NODE, SERVER, key, tcp};
+use crate::packets::{CLIENT, End, NODE, SERVER, key, tcp};
 use crate::rig::{Port, Rig, TERM, Verdict, accept, at_both_hooks};
 
 use Verdict::{Drop, Forward, Pass};
@@ -14,6 +16,11 @@ use Verdict::{Drop, Forward, Pass};
 const OWNER: Group = Group { lease_until_ns: u64::MAX, since_ns: 0, role: Group::ACTIVE, term: TERM };
 const BACKUP: Group = Group { role: 0, ..OWNER };
 const LAPSED: Group = Group { lease_until_ns: 1, ..OWNER };
+
+fn clock_ns(clock: ClockId) -> u64 {
+    let now = clock_gettime(clock).expect("the clock");
+    now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
+}
 
 fn establish(rig: &mut Rig) {
     for (port, packet) in [
@@ -80,6 +87,48 @@ fn a_takeover_goes_on_with_replicated_flows_under_its_own_term() {
         let event = rig.events()[0];
         assert_eq!((event.state, event.version), (FlowState::FinWait as u8, u64::from(TERM + 1) << 32 | 1));
         assert_eq!(rig.flows.get(&key(CLIENT, SERVER, proto::TCP), 0).unwrap().node, 2);
+    });
+}
+
+#[test]
+fn a_flow_that_comes_back_is_taken_as_its_next_packets_say() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        establish(rig);
+        let flow = |rig: &Rig| rig.flows.get(&key(CLIENT, SERVER, proto::TCP), 0).unwrap();
+        let far = |from: End, to: End, seq: u32, ack: u32| {
+            let builder =
+                PacketBuilder::ethernet2(from.macs.0, from.macs.1).ipv4(from.address, to.address, 64);
+            let mut frame = Vec::new();
+            builder
+                .tcp(from.port, to.port, seq, 8192)
+                .ack(ack)
+                .write(&mut frame, b"data")
+                .expect("a segment");
+            frame
+        };
+        let (beyond, back) =
+            (far(CLIENT, SERVER, 900_000_000, 700_000_000), far(SERVER, CLIENT, 700_000_000, 900_000_000));
+        assert_eq!(rig.send(Port::Lan, &beyond).verdict, Drop(DropReason::TcpWindow));
+        // Another node has it for a while, and carries the connection on.
+        rig.set_group(BACKUP);
+        assert_eq!(rig.send(Port::Lan, &beyond).verdict, Drop(DropReason::NotOwner));
+        let since_ns = clock_ns(ClockId::CLOCK_MONOTONIC);
+        rig.set_group(Group { since_ns, term: TERM + 2, ..OWNER });
+        assert_eq!(rig.send(Port::Lan, &beyond).verdict, Forward);
+        assert_eq!(rig.send(Port::Wan, &back).verdict, Forward);
+        assert_eq!(flow(rig).flags() & Flow::INHERITED, Flow::INHERITED);
+        // A tick of the clock later both are seen as of this ownership, and held to it again.
+        while clock_ns(ClockId::CLOCK_MONOTONIC_COARSE) <= since_ns {
+            std::hint::spin_loop();
+        }
+        for (port, segment) in [(Port::Lan, &beyond), (Port::Wan, &back)] {
+            assert_eq!(rig.send(port, segment).verdict, Forward);
+        }
+        assert_eq!(
+            rig.send(Port::Lan, &far(CLIENT, SERVER, 901_000_000, 700_000_000)).verdict,
+            Drop(DropReason::TcpWindow)
+        );
     });
 }
 

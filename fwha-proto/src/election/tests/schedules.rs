@@ -1,9 +1,14 @@
 //! Any schedule of faults, drawn from a seed.
 
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use super::*;
 
-/// Nodes that can hear each other sort out two Actives within this time, losses included.
+/// Two Actives that can hear each other on a sync link are one within this time, losses included.
 const SETTLE_LIMIT: Duration = ms(500);
+/// Two that can hear each other on the zones alone, by adverts.
+const VRRP_SETTLE_LIMIT: Duration = ms(1500);
 /// After the last fault one node is Active within this time: a cold start, where nobody can be asked.
 const HEAL_LIMIT: Duration = ms(5000);
 
@@ -60,7 +65,7 @@ fn any_schedule(seed: u64) {
         let other = 1 + (u64::from(n) + draw.below(u64::from(nodes) - 1)) as u8 % nodes;
         let via = vias[draw.below(4) as usize];
         let runs = rig.runs(n);
-        match draw.below(12) {
+        match draw.below(15) {
             0 => rig.kill(n),
             1 if runs => rig.kill_daemon(n),
             2 => rig.hang(n),
@@ -78,6 +83,16 @@ fn any_schedule(seed: u64) {
                 let up = draw.chance(500);
                 rig.carrier(n, via, up);
             }
+            12 if runs => {
+                let (on, force) = (draw.chance(600), draw.chance(500));
+                let _ = rig.command(n, |e, now| e.standby(now, on, force));
+            }
+            13 if runs => rig.command(n, |e, now| e.shutdown(now)),
+            14 if runs => {
+                let group = groups[draw.below(groups.len() as u64) as usize];
+                let fault = draw.chance(600).then(|| "the tracker says so".to_owned());
+                rig.command(n, |e, now| e.fault(now, group, "tracker", fault));
+            }
             _ => {}
         }
         let watching = 1 + verdicts.below(nodes.into()) as u8;
@@ -94,6 +109,10 @@ fn any_schedule(seed: u64) {
         if rig.node(n).hung {
             rig.resume(n);
         }
+    }
+    // Whoever was told to end does so before it is started again.
+    overlap.watch(&mut rig, ms(1500));
+    for n in rig.ids() {
         if rig.node(n).election.is_none() {
             rig.start(n);
         }
@@ -101,6 +120,12 @@ fn any_schedule(seed: u64) {
             rig.carrier(n, via, true);
         }
         (1..=3).for_each(|id| rig.track(n, id, State::Up));
+        rig.command(n, |e, now| {
+            for &group in &groups {
+                e.fault(now, group, "tracker", None);
+            }
+            e.standby(now, false, true).expect("nobody is leaving any more");
+        });
     }
     overlap.watch(&mut rig, HEAL_LIMIT);
     if preempt {
@@ -117,9 +142,10 @@ fn any_schedule(seed: u64) {
     }
 }
 
-/// Measures for how long two nodes own the group although all nodes run and hear each other.
+/// Since when two nodes have owned a group although they hear each other, by group, nodes, and whether on a sync
+/// link or on the zones.
 #[derive(Default)]
-struct Overlap([Option<Time>; 2]);
+struct Overlap(BTreeMap<(GroupId, NodeId, NodeId, bool), Time>);
 
 /// Says which seed it was when a run fails.
 struct Named(u64);
@@ -133,16 +159,30 @@ impl Drop for Named {
 }
 
 impl Overlap {
+    fn judge(&mut self, rig: &Rig, group: GroupId) {
+        let actives = rig.actives(group);
+        for (i, &a) in rig.ids().iter().enumerate() {
+            for &b in &rig.ids()[..i] {
+                let both = actives.contains(&a) && actives.contains(&b);
+                for (on_sync, limit) in [(true, SETTLE_LIMIT), (false, VRRP_SETTLE_LIMIT)] {
+                    let by = |via| matches!(via, Via::Sync(_)) == on_sync;
+                    let key = (group, a, b, on_sync);
+                    if !both || !rig.hear_each_other(a, b, by) {
+                        self.0.remove(&key);
+                        continue;
+                    }
+                    let lasts = rig.now.since(*self.0.entry(key).or_insert(rig.now));
+                    assert!(lasts < limit, "{a} and {b} own group {group} for {lasts:?} within earshot");
+                }
+            }
+        }
+    }
+
     fn watch(&mut self, rig: &mut Rig, span: Duration) {
         let end = rig.now + span;
         loop {
-            for (group, both) in self.0.iter_mut().enumerate() {
-                if rig.whole() && rig.actives(group as GroupId).len() > 1 {
-                    let lasts = rig.now.since(*both.get_or_insert(rig.now));
-                    assert!(lasts < SETTLE_LIMIT, "two owners of group {group} for {lasts:?} within earshot");
-                } else {
-                    *both = None;
-                }
+            for group in 0..2 {
+                self.judge(rig, group);
             }
             if !rig.step(end) {
                 return;
@@ -157,10 +197,22 @@ fn any_schedule_of_faults_is_survived() {
     if let Some(seed) = std::env::var("FWHA_SEED").ok().and_then(|s| s.parse().ok()) {
         return any_schedule(seed);
     }
-    let count = std::env::var("FWHA_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(60);
-    for seed in 0..count {
-        any_schedule(seed);
-    }
+    let count: u64 = std::env::var("FWHA_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(300);
+    let next = AtomicU64::new(0);
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= count {
+                        return;
+                    }
+                    any_schedule(seed);
+                }
+            });
+        }
+    });
 }
 
 #[test]

@@ -377,8 +377,10 @@ fn mistakes_about_groups_are_found() {
         ("[\"192.168.100.12/24\"]", "[]", &[":30:43: addresses is empty"]),
         (
             "[[rule]]",
-            "[[group]]\nname = \"second\"\nnodes = [\"fw1\"]\n[[rule]]",
-            &[":33:1: more than one group is not supported yet"],
+            "[[group]]\nname = \"second\"\nnodes = [\"fw1\"]\nvips = [\n\
+             { zone = \"inet\", vrid = 1, addresses = [\"10.0.0.13/24\"] },\n\
+             { zone = \"lan\", vrid = 2, addresses = [\"192.168.100.13/24\"] },\n]\n[[rule]]",
+            &[":33:1: groups \"gateway\" and \"second\" both have vips in zones \"inet\" and \"lan\""],
         ),
     ]);
     // Beside another in the same zone and network is where a further VIP belongs.

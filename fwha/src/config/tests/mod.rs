@@ -14,6 +14,7 @@ use fwha_proto::{election::Effect, heartbeat::Role, seal::ClusterKey};
 use super::*;
 
 mod mistakes;
+mod ownership;
 
 /// The example that the documentation shows.
 const GOOD: &str = r#"

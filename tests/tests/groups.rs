@@ -1,0 +1,186 @@
+//! Two groups on two nodes: each node Active for one, each takes the other's over, and flows belong to the group
+//! through whose addresses they go.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddrV4, TcpListener, TcpStream};
+use std::os::fd::AsRawFd as _;
+
+use anyhow::{Context as _, Result, ensure};
+use fwha_tests::lab::{CLIENT, Host, Lab, LabOptions, Node, NodeProcess, SERVER};
+use fwha_tests::pair::{PATIENCE, in_sync};
+use fwha_tests::scenario::in_lab;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, socket};
+use serde_json::Value;
+
+const PORT: u16 = 5000;
+/// The client's second address, in the network of the second group.
+const GUEST: &str = "192.168.200.100";
+
+/// The second group, which prefers the second node, and a zone of its own beside the one that both groups are in.
+const SECOND_GROUP: &str = r#"
+[[zone]]
+name = "guests"
+interfaces = ["guests"]
+
+[[group]]
+name = "guests"
+nodes = ["fw2", "fw1"]
+vips = [
+  { zone = "inet", vrid = 71, addresses = ["10.0.0.13/24"] },
+  { zone = "guests", vrid = 72, addresses = ["192.168.200.12/24"] },
+]
+
+[[rule]]
+name = "guests-out"
+from = "guests"
+to = "inet"
+action = "accept"
+"#;
+
+/// Lays the guests' network: another bridge, another interface of nodes and client, and routes by the second group.
+fn lay_guests(lab: &Lab) -> Result<()> {
+    let ip = |host, line: &str| {
+        let words: Vec<&str> = ["ip"].into_iter().chain(line.split_whitespace()).collect();
+        lab.exec(host, &words)
+    };
+    ip(Host::Switch, "link add guests type bridge stp_state 0 forward_delay 0 mcast_snooping 0")?;
+    ip(Host::Switch, "link set guests up")?;
+    for (host, interface, address) in [
+        (Host::Fw1, "guests", "192.168.200.1/24"),
+        (Host::Fw2, "guests", "192.168.200.2/24"),
+        (Host::Client, "eth1", "192.168.200.100/24"),
+    ] {
+        let (port, namespace) = (format!("{}-guests", host.name()), lab.namespace(host));
+        ip(Host::Switch, &format!("link add {port} type veth peer name {interface} netns {namespace}"))?;
+        ip(Host::Switch, &format!("link set {port} master guests up"))?;
+        ip(host, &format!("addr add {address} dev {interface}"))?;
+        ip(host, &format!("link set {interface} up"))?;
+    }
+    ip(Host::Client, "route add default via 192.168.200.12 table 200")?;
+    ip(Host::Client, &format!("rule add from {GUEST} lookup 200"))?;
+    ip(Host::Server, "route add 192.168.200.0/24 via 10.0.0.13")?;
+    Ok(())
+}
+
+/// A TCP connection through the firewalls, held by both of its ends.
+struct Connection {
+    client: TcpStream,
+    server: TcpStream,
+}
+
+impl Connection {
+    fn open(lab: &Lab, listener: &TcpListener, from: &str) -> Result<Connection> {
+        let to: SocketAddrV4 = format!("{SERVER}:{PORT}").parse()?;
+        let from: SocketAddrV4 = format!("{from}:0").parse()?;
+        let client = lab.within(Host::Client, || -> nix::Result<TcpStream> {
+            let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+            bind(fd.as_raw_fd(), &SockaddrIn::from(from))?;
+            connect(fd.as_raw_fd(), &SockaddrIn::from(to))?;
+            Ok(TcpStream::from(fd))
+        })?;
+        let client = client.with_context(|| format!("connect from {from}"))?;
+        let (server, _) = listener.accept()?;
+        for end in [&client, &server] {
+            end.set_read_timeout(Some(PATIENCE))?;
+            end.set_nodelay(true)?;
+        }
+        Ok(Connection { client, server })
+    }
+
+    /// A word there and a word back.
+    fn talk(&mut self) -> Result<()> {
+        let mut word = [0; 4];
+        self.client.write_all(b"ping")?;
+        self.server.read_exact(&mut word)?;
+        self.server.write_all(b"pong")?;
+        self.client.read_exact(&mut word)?;
+        ensure!(&word == b"pong");
+        Ok(())
+    }
+}
+
+/// Role and term in a group, by a node's `status`.
+fn role(status: &Value, group: &str) -> Option<(String, u64)> {
+    let groups = status["groups"].as_array()?;
+    let group = groups.iter().find(|g| g["name"] == group)?;
+    Some((group["role"].as_str()?.to_owned(), group["term"].as_u64()?))
+}
+
+/// Waits until a node has these roles in `gateway` and `guests`, and returns the terms.
+fn wait_for_roles(lab: &Lab, node: &NodeProcess, wanted: [&str; 2]) -> Result<[u64; 2]> {
+    lab.wait_for(&format!("{} to be {wanted:?}", node.node()), PATIENCE, || {
+        let status = node.ctl(&["status"])?;
+        let Some(roles) =
+            ["gateway", "guests"].map(|group| role(&status, group)).into_iter().collect::<Option<Vec<_>>>()
+        else {
+            return Ok(None);
+        };
+        let as_wanted = roles.iter().zip(wanted).all(|((role, _), wanted)| role == wanted);
+        Ok(as_wanted.then_some([roles[0].1, roles[1].1]))
+    })
+}
+
+fn wait_for_sync(lab: &Lab, nodes: [&NodeProcess; 2]) -> Result<()> {
+    lab.wait_for("both to be in sync", PATIENCE, || {
+        let status = [nodes[0].ctl(&["status"])?, nodes[1].ctl(&["status"])?];
+        Ok(status.iter().all(in_sync).then_some(()))
+    })
+}
+
+/// The owner of the flow from an address, as a node shows it.
+fn owner(node: &NodeProcess, source: &str) -> Result<String> {
+    let flows = node.ctl_lines(&["flows"])?;
+    let flow = flows.iter().find(|flow| flow["src"] == source && flow["dport"] == PORT);
+    Ok(flow.context("no such flow")?["owner"].as_str().unwrap_or_default().to_owned())
+}
+
+#[test]
+fn two_groups_are_on_two_nodes_and_each_moves_alone_with_its_flows() {
+    in_lab(LabOptions { extra_config: SECOND_GROUP.into(), ..LabOptions::default() }, |lab| {
+        lay_guests(lab)?;
+        let fw1 = lab.start_node(Node::Fw1)?;
+        let mut fw2 = lab.start_node(Node::Fw2)?;
+        // At a cold start each group goes where it prefers to be.
+        let [gateway_term, _] = wait_for_roles(lab, &fw1, ["active", "backup"])?;
+        let [_, guests_term] = wait_for_roles(lab, &fw2, ["backup", "active"])?;
+        wait_for_sync(lab, [&fw1, &fw2])?;
+
+        let listener = lab.within(Host::Server, || TcpListener::bind((SERVER, PORT)))??;
+        let mut through_gateway = Connection::open(lab, &listener, CLIENT)?;
+        let mut through_guests = Connection::open(lab, &listener, GUEST)?;
+        through_gateway.talk()?;
+        through_guests.talk()?;
+        // Each flow is on the node that has its group's addresses, and known to the other.
+        lab.wait_for("both flows on both nodes", PATIENCE, || {
+            for node in [&fw1, &fw2] {
+                let owners = [owner(node, CLIENT)?, owner(node, GUEST)?];
+                ensure!(owners == ["fw1", "fw2"], "{owners:?} by {}", node.node());
+            }
+            Ok(Some(()))
+        })?;
+        wait_for_sync(lab, [&fw1, &fw2])?;
+
+        // The loss of one node moves its group alone.
+        fw2.kill()?;
+        let after = wait_for_roles(lab, &fw1, ["active", "active"])?;
+        assert_eq!(after, [gateway_term, guests_term + 1]);
+        through_guests.talk()?;
+        through_gateway.talk()?;
+        assert_eq!(owner(&fw1, GUEST)?, "fw1");
+
+        // It comes back as Backup in both; one is moved back by hand.
+        let fw2 = lab.start_node(Node::Fw2)?;
+        wait_for_roles(lab, &fw2, ["backup", "backup"])?;
+        wait_for_sync(lab, [&fw1, &fw2])?;
+        let refused = fw1.ctl_output(&["switchover", "--to", "fw2"])?;
+        let said = String::from_utf8_lossy(&refused.stderr);
+        ensure!(!refused.status.success() && said.contains("gateway, guests"), "{said}");
+        fw1.ctl(&["switchover", "guests", "--to", "fw2", "--wait"])?;
+        assert_eq!(wait_for_roles(lab, &fw1, ["active", "backup"])?[0], gateway_term);
+        assert_eq!(wait_for_roles(lab, &fw2, ["backup", "active"])?[1], guests_term + 2);
+        through_guests.talk()?;
+        through_gateway.talk()?;
+        assert_eq!([owner(&fw1, CLIENT)?, owner(&fw1, GUEST)?], ["fw1", "fw2"]);
+        Ok(())
+    });
+}
