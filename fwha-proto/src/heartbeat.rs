@@ -16,6 +16,8 @@
 //!                      4 term (u32)  8 age, ms (u32)  12 adverts heard (u32)  16 cause  17 offered to
 //!  type 2, interface:  0 kind: 1 sync, 2 zone  1 number  2 flags: 1 carrier  3 MAC (6)  9 IPv4 address
 //!                     13 link-local IPv6 address, if it has one and there is room
+//!  type 3, trackers:   the hash of the name (u32) of each that is not known to be well; no record if
+//!                      all are
 //! ```
 //! Numbers are little-endian, addresses in network byte order.
 
@@ -29,6 +31,8 @@ use crate::NodeId;
 pub const MAX_LINKS: usize = 8;
 /// Virtual routers of one group at most: one bit each in [`GroupRecord::heard`].
 pub const MAX_INSTANCES: usize = 32;
+/// Trackers of a node at most.
+pub const MAX_TRACKERS: usize = 24;
 
 const HEAD_LEN: usize = 56;
 const GROUP: u8 = 1;
@@ -36,14 +40,21 @@ const GROUP_LEN: usize = 18;
 const INTERFACE: u8 = 2;
 const INTERFACE_LEN: usize = 13;
 const LINK_LOCAL_LEN: usize = 16;
+const TRACKERS: u8 = 3;
+const TRACKER_LEN: usize = 4;
 
 /// The longest payload that [`Heartbeat::write`] makes; stays below any MTU of 1500. Link-local
 /// addresses are left out where they would exceed it: with one group there is room for all.
 pub const LEN_MAX: usize =
-    HEAD_LEN + MAX_GROUPS * (2 + GROUP_LEN) + (MAX_ZONES + MAX_LINKS) * (2 + INTERFACE_LEN);
+    HEAD_LEN + MAX_GROUPS * (2 + GROUP_LEN) + TRACKERS_MAX + (MAX_ZONES + MAX_LINKS) * (2 + INTERFACE_LEN);
+const TRACKERS_MAX: usize = 2 + MAX_TRACKERS * TRACKER_LEN;
 
 const _: () = assert!(
-    HEAD_LEN + (2 + GROUP_LEN) + (MAX_ZONES + MAX_LINKS) * (2 + INTERFACE_LEN) + MAX_ZONES * LINK_LOCAL_LEN
+    HEAD_LEN
+        + (2 + GROUP_LEN)
+        + TRACKERS_MAX
+        + (MAX_ZONES + MAX_LINKS) * (2 + INTERFACE_LEN)
+        + MAX_ZONES * LINK_LOCAL_LEN
         <= LEN_MAX
 );
 
@@ -246,6 +257,9 @@ pub struct Heartbeat {
     pub echo_held_us: u32,
     /// The groups that the sender is a member of, at most [`MAX_GROUPS`].
     pub groups: Vec<GroupRecord>,
+    /// The trackers that are not known to be well at the sender, by the hash of their names; at most
+    /// [`MAX_TRACKERS`].
+    pub unwell: Vec<u32>,
     /// The sender's interfaces, at most [`MAX_ZONES`] and [`MAX_LINKS`].
     pub interfaces: Vec<(Via, Interface)>,
 }
@@ -276,6 +290,11 @@ impl Heartbeat {
             b.extend_from_slice(&g.age_ms.to_le_bytes());
             b.extend_from_slice(&g.heard.to_le_bytes());
             b.extend_from_slice(&[g.cause as u8, g.offered_to.unwrap_or(0)]);
+        }
+        let unwell = &self.unwell[..self.unwell.len().min(MAX_TRACKERS)];
+        if !unwell.is_empty() {
+            b.extend_from_slice(&[TRACKERS, (unwell.len() * TRACKER_LEN) as u8]);
+            unwell.iter().for_each(|id| b.extend_from_slice(&id.to_le_bytes()));
         }
         let interfaces = &self.interfaces[..self.interfaces.len().min(MAX_ZONES + MAX_LINKS)];
         let mut room = LEN_MAX - b.len() - interfaces.len() * (2 + INTERFACE_LEN);
@@ -320,6 +339,7 @@ impl Heartbeat {
             echo: r.u64()?,
             echo_held_us: r.u32()?,
             groups: Vec::new(),
+            unwell: Vec::new(),
             interfaces: Vec::new(),
         };
         while !r.0.is_empty() {
@@ -329,6 +349,11 @@ impl Heartbeat {
                 GROUP if heartbeat.groups.len() < MAX_GROUPS => heartbeat.groups.push(body.group()?),
                 INTERFACE if heartbeat.interfaces.len() < MAX_ZONES + MAX_LINKS => {
                     heartbeat.interfaces.push(body.interface()?);
+                }
+                TRACKERS => {
+                    while heartbeat.unwell.len() < MAX_TRACKERS && !body.0.is_empty() {
+                        heartbeat.unwell.push(body.u32()?);
+                    }
                 }
                 GROUP | INTERFACE => return Err(Malformed),
                 _ => {}
@@ -429,6 +454,7 @@ mod tests {
                 cause: Cause::PeerDead,
                 offered_to: Some(2),
             }],
+            unwell: Vec::new(),
             interfaces: vec![
                 (
                     Via::Sync(0),
@@ -458,9 +484,25 @@ mod tests {
         assert_eq!(golden, include_str!("../golden/heartbeat.hex").trim());
     }
 
+    /// As [`sample`], with two trackers that are not well.
+    fn unwell() -> Heartbeat {
+        Heartbeat { unwell: vec![0x1122_3344, 7], ..sample() }
+    }
+
+    #[test]
+    fn trackers_that_are_not_well_are_a_record_of_their_own() {
+        let golden: String = unwell().write().iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(golden, include_str!("../golden/heartbeat-unwell.hex").trim());
+        // What a node of an earlier version reads: everything else.
+        let without = golden.replacen("03084433221107000000", "", 1);
+        assert_eq!(without, include_str!("../golden/heartbeat.hex").trim());
+    }
+
     #[test]
     fn what_is_written_is_read() {
-        assert_eq!(Heartbeat::parse(&sample().write()), Ok(sample()));
+        for heartbeat in [sample(), unwell()] {
+            assert_eq!(Heartbeat::parse(&heartbeat.write()), Ok(heartbeat));
+        }
     }
 
     #[test]
@@ -497,6 +539,7 @@ mod tests {
         let mut heartbeat = sample();
         assert!(heartbeat.write().len() + crate::seal::OVERHEAD <= 300);
         heartbeat.groups = vec![heartbeat.groups[0]; MAX_GROUPS + 1];
+        heartbeat.unwell = vec![1; MAX_TRACKERS + 1];
         heartbeat.interfaces = vec![heartbeat.interfaces[0]; MAX_ZONES + MAX_LINKS + 1];
         let bytes = heartbeat.write();
         assert_eq!(bytes.len(), LEN_MAX);
@@ -511,6 +554,7 @@ mod tests {
         heartbeat.interfaces = vec![zone; MAX_ZONES];
         assert_eq!(Heartbeat::parse(&heartbeat.write()).unwrap().interfaces, heartbeat.interfaces);
         heartbeat.groups = vec![heartbeat.groups[0]; MAX_GROUPS];
+        heartbeat.unwell = vec![1; MAX_TRACKERS];
         let bytes = heartbeat.write();
         assert!(bytes.len() <= LEN_MAX && bytes.len() + LINK_LOCAL_LEN > LEN_MAX);
         let read = Heartbeat::parse(&bytes).unwrap().interfaces;

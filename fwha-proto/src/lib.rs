@@ -12,6 +12,7 @@
 //! | [`election`] | who is Active for each group |
 //! | [`hook`] | what programs that wait for changes of role are told, and may miss |
 //! | [`seal`] | keys, the sealed datagram, the handshake that opens a channel to a peer |
+//! | [`tracker`] | from single checks of something to a verdict on it |
 //! | [`replication`] | flow state, from the node that owns it to those that may have to take over |
 pub mod election;
 pub mod heartbeat;
@@ -19,6 +20,7 @@ pub mod hook;
 pub mod replication;
 pub mod seal;
 pub mod time;
+pub mod tracker;
 pub mod vrrp;
 
 /// A node's number: its place in the cluster file, from 1.

@@ -126,6 +126,33 @@ pub struct GroupStatus {
     pub reason: String,
     /// The group's addresses with prefix length.
     pub vips: Vec<String>,
+    /// This node's priority, as its trackers leave it; 0 if it is no member.
+    #[serde(default)]
+    pub priority: u8,
+    /// What this node watches that matters for the group.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trackers: Vec<TrackerStatus>,
+}
+
+/// A tracker, and what it means for a group.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrackerStatus {
+    /// Its name.
+    pub name: String,
+    /// `up`, `down`, or `unknown` until the first checks tell.
+    pub state: String,
+    /// How long it has been so.
+    pub since_ms: u64,
+    /// What the last check found.
+    pub result: String,
+    /// Whether it counts for the group now: it forbids the role, or lowers the priority.
+    pub counts: bool,
+    /// What it does to the group, or why nothing.
+    pub effect: String,
+    /// Checks so far that were good.
+    pub good: u64,
+    /// Checks so far that were bad.
+    pub bad: u64,
 }
 
 /// What a node is for a group.
@@ -829,6 +856,9 @@ pub struct RoleExplanation {
     pub because: Vec<String>,
     /// The group's nodes, most preferred first.
     pub members: Vec<MemberStanding>,
+    /// What this node watches that matters for the group.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trackers: Vec<TrackerStatus>,
 }
 
 /// What a node could be for a group, as the asked one sees it.

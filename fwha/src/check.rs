@@ -7,8 +7,8 @@ use std::{
 
 use crate::{
     args::CheckArgs,
-    config::{Config, NodeId},
-    daemon::hooks::check_program,
+    config::{Config, NodeId, Watch},
+    daemon::program::check_program,
 };
 
 /// Checks the file; the exit code says whether it can be run.
@@ -62,9 +62,15 @@ fn warnings(config: &Config, node: Option<NodeId>) -> Vec<String> {
     if let Some(Err(missing)) = node.map(|node| config.check_interfaces(node, exists)) {
         warnings.extend(missing.headlines());
     }
-    for hook in config.hooks.iter().filter(|_| node.is_some()) {
-        if let Err(error) = check_program(&hook.command[0]) {
-            warnings.push(format!("hook {}: {} cannot be run: {error}", hook.name, hook.command[0]));
+    let hooks = config.hooks.iter().map(|hook| ("hook", &hook.name, &hook.command[0]));
+    let here = config.trackers.iter().filter(|t| node.is_some_and(|node| t.runs_on(node)));
+    let trackers = here.filter_map(|t| match &t.watch {
+        Watch::Command(command) => Some(("tracker", &t.name, &command[0])),
+        _ => None,
+    });
+    for (kind, name, program) in hooks.filter(|_| node.is_some()).chain(trackers) {
+        if let Err(error) = check_program(program) {
+            warnings.push(format!("{kind} {name}: {program} cannot be run: {error}"));
         }
     }
     warnings

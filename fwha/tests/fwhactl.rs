@@ -23,8 +23,8 @@ use fwha::api::{
     DiffLine, DiffQuery, Direction, DroppedPacket, Event, EventsQuery, FlowCounts, FlowDifference,
     FlowFilter, FlowRow, FlowSide, FlowsDeleted, GroupStatus, LinkStatus, MemberStanding, MovedGroup, NDJSON,
     Origin, PeerStatus, ReloadReply, ReloadRequest, Role, RoleExplanation, StandbyReply, StandbyRequest,
-    Stat, Stats, Status, Step, SwitchoverReply, SwitchoverRequest, SyncStatus, Transfer, TransferRequest,
-    TransferState, WARNING_HEADER, ZoneInterfaceStatus, path,
+    Stat, Stats, Status, Step, SwitchoverReply, SwitchoverRequest, SyncStatus, TrackerStatus, Transfer,
+    TransferRequest, TransferState, WARNING_HEADER, ZoneInterfaceStatus, path,
 };
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -55,6 +55,19 @@ async fn fwhactl(socket: &Path, args: &[&str]) -> Run {
     }
 }
 
+fn tracker() -> TrackerStatus {
+    TrackerStatus {
+        name: "uplink".into(),
+        state: "down".into(),
+        since_ms: 4_200,
+        result: "no answer\x1b[2J".into(),
+        counts: true,
+        effect: "lowers the priority by 50".into(),
+        good: 100,
+        bad: 7,
+    }
+}
+
 fn status() -> Status {
     Status {
         node: "fw1".into(),
@@ -72,6 +85,8 @@ fn status() -> Status {
             since_ms: 61_000,
             reason: "nobody was active".into(),
             vips: vec!["10.0.0.12/24".into(), "192.168.100.12/24".into()],
+            priority: 150,
+            trackers: vec![tracker()],
         }],
         peers: vec![PeerStatus {
             name: "fw2".into(),
@@ -266,6 +281,7 @@ fn explanation() -> RoleExplanation {
         reason: "nobody was active".into(),
         because: vec!["if it is lost, fw2 takes over".into()],
         members: vec![member("fw1", 200, "active: this node"), member("fw2", 90, "could be active\x1b[2J")],
+        trackers: vec![tracker()],
     }
 }
 
@@ -413,6 +429,9 @@ fw1 of cluster edge, config 1a2b3c4d5e6f7081, fwha 0.1.0, up 2m05s
 
 GROUP    ROLE    ACTIVE  TERM  FOR    VIPS                            REASON
 gateway  active  fw1     7     1m01s  10.0.0.12/24 192.168.100.12/24  nobody was active
+
+TRACKER  STATE  FOR   EFFECT                     LAST RESULT
+uplink   down   4.2s  lowers the priority by 50  no answer?[2J
 
 PEER  STATE           SYNC               LAG  UNACKED  LINKS
 fw2   alive for 3.0s  in-sync for 1m03s  2ms  3        sync up 0.09ms used, sync2 up 0.09ms 12.5% lost (replication lossy)
@@ -725,6 +744,8 @@ gateway: fw1 is active (nobody was active)
   NODE  PRIORITY  STANDING
   fw1   200       active: this node
   fw2   90        could be active?[2J
+  TRACKER  STATE  FOR   EFFECT                     LAST RESULT
+  uplink   down   4.2s  lowers the priority by 50  no answer?[2J
 ";
     assert_eq!(daemon.ctl(&["explain", "role"]).await.stdout, expected);
     let run = daemon.ctl(&["-o", "json", "explain", "role"]).await;

@@ -72,6 +72,18 @@ fn election_config(config: &Config, node: u8) -> election::Config {
         zones: config.zones.iter().map(|z| (z.id, z.name.clone())).collect(),
         interfaces: Vec::new(),
         groups: groups.collect(),
+        trackers: config
+            .trackers
+            .iter()
+            .filter(|t| t.runs_on(node))
+            .map(|t| election::TrackerConfig {
+                id: t.id(),
+                name: t.name.clone(),
+                groups: t.groups.clone(),
+                effect: t.effect(),
+                shared: t.grace(config.cluster.heartbeat_interval),
+            })
+            .collect(),
         standby: false,
     }
 }

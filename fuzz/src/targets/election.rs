@@ -5,12 +5,15 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use fwha_common::probe::{Probe, ProbeKind};
-use fwha_proto::election::{Config, Election, GroupConfig, Instance, NodeConfig, Output, Start};
+use fwha_proto::election::{
+    Config, Effect, Election, GroupConfig, Instance, NodeConfig, Output, Start, TrackerConfig,
+};
 use fwha_proto::heartbeat::{
     Cause, GroupRecord, Heartbeat, Interface, LEN_MAX, NodeState, PeerState, Role, Via,
 };
 use fwha_proto::seal::{Channel, Identity, OVERHEAD, Opened, Purpose};
 use fwha_proto::time::Time;
+use fwha_proto::tracker::{Report, State};
 use fwha_proto::vrrp::packet::{Advert, Auth, Checksum, Envelope, TTL, Version};
 
 use super::vrrp::{sender, sum};
@@ -120,8 +123,15 @@ fn config(input: &mut Input<'_>) -> Config {
         zones: vec![(1, "inet".into()), (2, "lan".into())],
         interfaces: VIAS.map(|via| (via, interface(ME.node, via))).into(),
         groups: (0..if kind & 8 == 0 { 1 } else { 2 }).map(group).collect(),
+        trackers: vec![tracker(1, Effect::Fault), tracker(2, Effect::Lowers(120)), tracker(3, Effect::Fault)],
         standby: kind & 16 != 0,
     }
+}
+
+/// The third is not shared.
+fn tracker(id: u32, effect: Effect) -> TrackerConfig {
+    let shared = (id < 3).then_some(Duration::from_millis(50));
+    TrackerConfig { id, name: format!("t{id}"), groups: vec![], effect, shared }
 }
 
 impl World {
@@ -221,8 +231,15 @@ impl World {
                 self.election.carrier(now, via, up);
             }
             9 => {
-                let fault = input.bool().then(|| "a fault".to_owned());
-                self.election.fault(now, input.u8() % 3, "tracker", fault);
+                let kind = input.u8();
+                if kind & 1 == 0 {
+                    let fault = (kind & 2 == 0).then(|| "a fault".to_owned());
+                    self.election.fault(now, kind >> 2 & 3, "tracker", fault);
+                } else {
+                    let state = State::ALL[usize::from(kind >> 1 & 3).min(2)];
+                    let report = Report { state, since: now, ..Report::default() };
+                    self.election.tracker(now, u32::from(kind >> 3 & 3), report);
+                }
             }
             10 => self.election.sync_status(now, input.u8() % 4, input.bool(), input.u64()),
             11 => {
@@ -287,6 +304,7 @@ impl World {
             echo: if kind & 16 == 0 { 0 } else { input.u64() },
             echo_held_us: 0,
             groups,
+            unwell: if kind & 9 == 9 { vec![input.u8().into(), input.u8().into()] } else { vec![] },
             interfaces: interfaces.filter(|_| kind & 32 == 0).collect(),
         }
     }

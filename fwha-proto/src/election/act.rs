@@ -118,7 +118,10 @@ impl Election {
             Cause::LeaseEnded => format!("{name} was silent until its lease ended"),
             Cause::Offered => format!("handed over by {name}"),
             Cause::Preempted => format!("preferred over {name}"),
-            Cause::HandedOver => format!("handed over to {name}"),
+            Cause::HandedOver => match group.tracked.lowered_by() {
+                Some(text) => format!("handed over to {name}: {text}"),
+                None => format!("handed over to {name}"),
+            },
             Cause::Outranked => format!("{name} is active with a better claim"),
             Cause::Fault => group.fault().unwrap_or_else(|| cause.to_string()),
             Cause::Standby | Cause::Shutdown if group.is_active() && active.is_some() => {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use fwha_common::{MAX_GROUPS, MAX_NODES, MAX_ZONES};
 
 use crate::NodeId;
-use crate::heartbeat::{Interface, MAX_INSTANCES, MAX_LINKS, Via};
+use crate::heartbeat::{Interface, MAX_INSTANCES, MAX_LINKS, MAX_TRACKERS, Via};
 use crate::seal::{Identity, KeyRing};
 use crate::time::Time;
 use crate::vrrp::packet::{ADDRESSES_MAX, Version};
@@ -41,8 +41,35 @@ pub struct Config {
     pub interfaces: Vec<(Via, Interface)>,
     /// The groups, all of them.
     pub groups: Vec<GroupConfig>,
+    /// The trackers that run on this node, at most [`MAX_TRACKERS`].
+    pub trackers: Vec<TrackerConfig>,
     /// An operator had put this node on standby before it started.
     pub standby: bool,
+}
+
+/// A tracker: something that this node watches, and what its failure means.
+#[derive(Clone, Debug)]
+pub struct TrackerConfig {
+    /// The hash of its name, by which nodes speak of it.
+    pub id: u32,
+    /// Its name.
+    pub name: String,
+    /// The groups that it matters for; all if there are none.
+    pub groups: Vec<GroupId>,
+    /// What its failure does.
+    pub effect: Effect,
+    /// For how long it must have failed here alone before it counts; `None` if what other nodes find
+    /// does not matter. See [`super::trackers`].
+    pub shared: Option<Duration>,
+}
+
+/// What the failure of a tracker does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// The node may not be Active.
+    Fault,
+    /// Its priority is lower by so much.
+    Lowers(u8),
 }
 
 /// A node of the cluster.
@@ -139,6 +166,10 @@ impl Config {
                 Via::Zone(zone) if usize::from(zone) > MAX_ZONES => return fail("zone", "too many zones"),
                 _ => {}
             }
+        }
+        let unique = |n: usize| self.trackers[..n].iter().all(|t| t.id != self.trackers[n].id);
+        if self.trackers.len() > MAX_TRACKERS || !(0..self.trackers.len()).all(unique) {
+            return fail("tracker", "at most 24 trackers, and no two may have the same id");
         }
         let mut known = [false; MAX_GROUPS];
         for g in &self.groups {

@@ -118,7 +118,7 @@ impl Election {
         match self.node {
             NodeState::Leaving => Some((Role::Standby, Cause::Shutdown)),
             NodeState::Standby => Some((Role::Standby, Cause::Standby)),
-            NodeState::Running if self.groups[g].faults.is_empty() => None,
+            NodeState::Running if self.groups[g].forbidden_by().next().is_none() => None,
             NodeState::Running => Some((Role::Fault, Cause::Fault)),
         }
     }
@@ -139,15 +139,20 @@ impl Election {
             };
         }
         match (forbidden, group.handover) {
-            (Some((Role::Fault, cause)), _) => Judgement::Be(Role::Fault, cause),
+            // Its own link is gone, so nothing is lost by giving up at once. What only a tracker says
+            // leaves the time to hand over.
+            (Some((Role::Fault, cause)), _) if !group.faults.is_empty() => Judgement::Be(Role::Fault, cause),
             (Some((role, cause)), Some(h)) if now >= h.deadline => Judgement::Be(role, cause),
+            // Who is to have it may be about to answer: that is worth a moment.
+            (Some((Role::Fault, _)), _) if self.pending(g) => Judgement::Stay,
             (None, Some(h)) if now >= h.deadline || !self.is_candidate(g, h.to) => Judgement::Withdraw,
             (Some(_), Some(h)) if self.is_candidate(g, h.to) => Judgement::Stay,
             (Some((role, cause)), _) => match self.best_candidate(g) {
                 Some(to) => Judgement::Offer(to),
                 None => Judgement::Be(role, cause),
             },
-            (None, _) => Judgement::Stay,
+            (None, Some(_)) => Judgement::Stay,
+            (None, None) => self.less_troubled(g).map_or(Judgement::Stay, Judgement::Offer),
         }
     }
 
@@ -170,7 +175,14 @@ impl Election {
             let best = self.candidates(g).all(|(other, r)| {
                 (r.priority, Reverse(group.order(other))) < (group.priority(), Reverse(group.order(me)))
             });
-            if !group.config.preempt || !preferred || !best || record.moved || record.offered_to.is_some() {
+            let untried = self.untried(g);
+            if !group.config.preempt
+                || !preferred
+                || !best
+                || untried
+                || record.moved
+                || record.offered_to.is_some()
+            {
                 self.groups[g].preempt_since = None;
                 return Judgement::Stay;
             }
@@ -196,9 +208,8 @@ impl Election {
                 _ => {}
             }
         }
-        let mine = (group.warm, group.priority(), Reverse(group.order(me)));
-        let best =
-            self.candidates(g).all(|(node, r)| (r.warm, r.priority, Reverse(group.order(node))) < mine);
+        let mine = (Reverse(self.troubles(g, me)), group.warm, group.priority(), Reverse(group.order(me)));
+        let best = self.candidates(g).all(|(node, r)| self.rank(g, node, r) < mine);
         let patience = active_down_interval(group.priority(), group.config.advert_interval_cs) * 2;
         let since = *self.groups[g].vacant_since.get_or_insert(now);
         let group = &self.groups[g];
@@ -253,16 +264,25 @@ impl Election {
         })
     }
 
+    /// Whether of a member it will soon be known what it is.
+    fn pending(&self, g: usize) -> bool {
+        let group = &self.groups[g];
+        let mut others = group.others().filter_map(|node| self.peer(node));
+        others.any(|peer| matches!(standing(peer, group.config.group, self.clock), Standing::Pending))
+    }
+
     pub(super) fn is_candidate(&self, g: usize, node: NodeId) -> bool {
         self.candidates(g).any(|(candidate, _)| candidate == node)
     }
 
     /// The best other member.
     pub(super) fn best_candidate(&self, g: usize) -> Option<NodeId> {
-        let group = &self.groups[g];
-        self.candidates(g)
-            .max_by_key(|(node, r)| (r.warm, r.priority, Reverse(group.order(*node))))
-            .map(|(node, _)| node)
+        self.candidates(g).max_by_key(|(node, r)| self.rank(g, *node, r)).map(|(node, _)| node)
+    }
+
+    /// By what candidates for a vacant group are told apart; the greatest is the best.
+    fn rank(&self, g: usize, node: NodeId, r: &GroupRecord) -> (Reverse<usize>, bool, u8, Reverse<usize>) {
+        (Reverse(self.troubles(g, node)), r.warm, r.priority, Reverse(self.groups[g].order(node)))
     }
 
     pub(super) fn me(&self) -> NodeId {

@@ -2,9 +2,12 @@
 //!
 //! It reads the same state by the same functions and changes nothing.
 
+use std::cmp::Reverse;
+
 use super::Election;
 use super::config::GroupId;
 use super::decide::{Standing, standing};
+use super::status::TrackerStatus;
 use crate::NodeId;
 use crate::heartbeat::{PeerState, Role};
 use crate::time::Time;
@@ -22,6 +25,8 @@ pub struct Explanation {
     pub because: Vec<String>,
     /// The group's nodes, most preferred first.
     pub members: Vec<Member>,
+    /// The trackers that matter for it, in the order of the config.
+    pub trackers: Vec<TrackerStatus>,
 }
 
 /// What a node could be for a group.
@@ -52,6 +57,7 @@ impl Election {
                         .iter()
                         .map(|&(node, priority)| self.member(g, node, priority))
                         .collect(),
+                    trackers: self.trackers(g, now),
                 }
             })
             .collect()
@@ -74,6 +80,11 @@ impl Election {
             Some(Standing::Pending) => format!("may be active still: {}", self.state_text(g, node)),
             Some(Standing::Unheard(_)) => format!("not heard: {}", self.state_text(g, node)),
         };
+        // What its trackers have left of it, as it last said.
+        let priority = match self.peer(node) {
+            None => group.priority(),
+            Some(peer) => peer.group(group.config.group).map_or(priority, |record| record.priority),
+        };
         Member { node, priority, standing }
     }
 
@@ -92,6 +103,9 @@ impl Election {
             if group.is_active() && group.handover.is_none() {
                 because.push("it gives the group up".into());
             }
+        }
+        if let Some(text) = group.tracked.lowered_by() {
+            because.push(format!("its priority is lowered to {}: {text}", group.priority()));
         }
         if group.is_active() {
             match (group.handover, self.best_candidate(g)) {
@@ -112,7 +126,7 @@ impl Election {
                     refusal.reason
                 ));
             }
-        } else if because.is_empty() {
+        } else if self.forbidden(g).is_none() {
             self.why_not_active(g, now, &mut because);
         }
         because
@@ -124,7 +138,8 @@ impl Election {
         let name = |node| self.config.node_name(node);
         if let Some((active, record)) = self.actives(g).next() {
             because.push(format!("{} is active in term {}", name(active), record.term));
-            let preferred = group.order(self.me()) < group.order(active);
+            let mine = (group.priority(), Reverse(group.order(self.me())));
+            let preferred = mine > (record.priority, Reverse(group.order(active)));
             because.push(match group.preempt_since {
                 Some(since) => {
                     let ready = self.peer(active).is_some_and(|p| p.in_sync);
@@ -139,6 +154,9 @@ impl Election {
                 }
                 None if !preferred => format!("{} is preferred", name(active)),
                 None if !group.config.preempt => "this node is preferred, but `preempt` is off".into(),
+                None if self.untried(g) => {
+                    "this node is preferred, but not all of its trackers have been heard".into()
+                }
                 None if record.moved => {
                     format!("this node is preferred, but an operator moved the group to {}", name(active))
                 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::config::{Config, GroupConfig};
+use super::trackers::Tracked;
 use crate::NodeId;
 use crate::heartbeat::{Cause, Role};
 use crate::time::Time;
@@ -62,6 +63,8 @@ pub(super) struct Group {
     pub machines: Vec<Machine>,
     /// What forbids the role, by source.
     pub faults: BTreeMap<String, String>,
+    /// What the trackers make of it.
+    pub tracked: Tracked,
     pub lease_until: Time,
     /// When to announce the addresses again, soonest first.
     pub announce: Vec<Time>,
@@ -103,6 +106,7 @@ impl Group {
             term: group.start.term,
             machines: group.instances.iter().map(|_| machine()).collect(),
             faults: BTreeMap::new(),
+            tracked: Tracked::default(),
             lease_until: Time::ZERO,
             announce: Vec::new(),
             handover: None,
@@ -126,9 +130,10 @@ impl Group {
         self.role == Role::Active
     }
 
-    /// This node's priority.
+    /// This node's priority, as its trackers leave it; 0 if it is no member.
     pub fn priority(&self) -> u8 {
-        self.place.map_or(0, |p| self.config.members[p].1)
+        let lowered = self.tracked.lowered;
+        self.place.map_or(0, |p| self.config.members[p].1.saturating_sub(lowered).max(1))
     }
 
     /// A node's place among the members; later than all for others.
@@ -162,11 +167,14 @@ impl Group {
         u32::try_from(now.since(self.since).as_millis()).unwrap_or(u32::MAX)
     }
 
-    /// What forbids the role, in one line.
+    /// What forbids the role: source and text.
+    pub fn forbidden_by(&self) -> impl Iterator<Item = (&String, &String)> {
+        self.faults.iter().chain(&self.tracked.faults)
+    }
+
+    /// The same in one line.
     pub fn fault(&self) -> Option<String> {
-        if self.faults.is_empty() {
-            return None;
-        }
-        Some(self.faults.values().map(String::as_str).collect::<Vec<_>>().join(", "))
+        let texts: Vec<&str> = self.forbidden_by().map(|(_, text)| text.as_str()).collect();
+        (!texts.is_empty()).then(|| texts.join(", "))
     }
 }

@@ -25,6 +25,7 @@
 //! | [`config`] | what the election is told once |
 //! | `peer`, [`suspicion`] | one other node: channel, links, and whether it lives |
 //! | `group`, `decide`, `act` | one group, the policy, and how it is carried out |
+//! | [`trackers`] | what this node watches, and whether that counts |
 //! | `adverts` | VRRP: what is sent, what is heard, what it counts for |
 //! | `reload` | another cluster file, under way |
 //! | [`output`] | outputs, events, errors, counters |
@@ -41,6 +42,7 @@ mod peer;
 mod reload;
 pub mod status;
 pub mod suspicion;
+pub mod trackers;
 
 #[cfg(test)]
 mod rig;
@@ -52,7 +54,9 @@ use std::time::Duration;
 
 use fwha_common::probe::Probe;
 
-pub use self::config::{Config, ConfigError, GroupConfig, GroupId, Instance, NodeConfig, Start};
+pub use self::config::{
+    Config, ConfigError, Effect, GroupConfig, GroupId, Instance, NodeConfig, Start, TrackerConfig,
+};
 use self::group::Group;
 pub use self::group::{FAST_ADVERT_CS, Refusal};
 pub use self::output::{CommandError, Counters, Event, Output};
@@ -63,6 +67,7 @@ use crate::NodeId;
 use crate::heartbeat::{GroupRecord, Heartbeat, Interface, NodeState, PeerState, Role, Via};
 use crate::seal::{Header, KeyRing, OpenError, Opened};
 use crate::time::Time;
+use crate::tracker::{Report, State};
 
 /// Between two events about refused datagrams with the same reason.
 const REFUSED_EVENT_INTERVAL: Duration = Duration::from_secs(10);
@@ -91,6 +96,8 @@ pub struct Election {
     stopped: bool,
     refused_at: BTreeMap<&'static str, Time>,
     stranger: Option<Stranger>,
+    /// How each tracker of the config stands.
+    reports: Vec<Report>,
 }
 
 impl Election {
@@ -120,6 +127,7 @@ impl Election {
             stopped: false,
             refused_at: BTreeMap::new(),
             stranger: None,
+            reports: vec![Report { since: now, ..Report::default() }; config.trackers.len()],
             config,
         };
         for (via, interface) in election.config.interfaces.clone() {
@@ -225,7 +233,7 @@ impl Election {
         self.judge_due = true;
     }
 
-    /// What tracker `source` says of a group here: a fault and its text, or `None` for none.
+    /// What forbids this node a group, by whoever says so: a text, or `None` for nothing.
     pub fn fault(&mut self, now: Time, group: GroupId, source: &str, fault: Option<String>) {
         self.advance(now);
         if let Some(g) = self.groups.iter_mut().find(|g| g.config.group == group) {
@@ -304,7 +312,7 @@ impl Election {
     /// Whether another node has, or could have, each group that this one could have.
     fn check_dispensable(&self) -> Result<(), CommandError> {
         for (g, group) in self.groups.iter().enumerate() {
-            let eligible = group.place.is_some() && group.faults.is_empty();
+            let eligible = group.place.is_some() && group.forbidden_by().next().is_none();
             if eligible && self.actives(g).next().is_none() && self.candidates(g).next().is_none() {
                 let others = group
                     .others()
@@ -335,6 +343,7 @@ impl Election {
         let now = self.clock;
         self.judge_due = false;
         self.watch_peers(now);
+        self.judge_trackers(now);
         self.reconcile();
         self.watch_adverts(now);
         self.speak_vrrp(now);
@@ -549,6 +558,7 @@ impl Election {
             echo: 0,
             echo_held_us: 0,
             groups: self.groups.iter().filter(|g| g.place.is_some()).map(|g| record(g, now)).collect(),
+            unwell: self.unwell().collect(),
             interfaces: self.config.interfaces.clone(),
         };
         for peer in self.peers.iter_mut().filter(|p| p.channel.is_open()) {

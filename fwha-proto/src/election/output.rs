@@ -9,6 +9,7 @@ use super::config::GroupId;
 use crate::NodeId;
 use crate::heartbeat::{Cause, PeerState, Role, Via};
 use crate::time::Time;
+use crate::tracker::State;
 
 /// Something for the shell to do now, in order.
 #[derive(Clone, Debug, PartialEq)]
@@ -165,6 +166,26 @@ pub enum Event {
         to: NodeId,
         /// Why, with that node as the subject.
         reason: String,
+    },
+    /// The verdict of a tracker is another one.
+    Tracker {
+        /// Its name.
+        tracker: String,
+        /// Now.
+        to: State,
+        /// What its last check said.
+        text: String,
+    },
+    /// A tracker that fails begins to count for a group, or does not any more.
+    Tracked {
+        /// The group.
+        group: GroupId,
+        /// The tracker's name.
+        tracker: String,
+        /// Begins or ends.
+        counts: bool,
+        /// What it does now, or why nothing.
+        effect: String,
     },
     /// A peer runs with another cluster file.
     ConfigDiffers {

@@ -58,8 +58,9 @@ impl Election {
             })
         };
         group.machines = new.instances.iter().map(machine).collect();
-        group.machines.iter_mut().for_each(|m| m.set_priority(priority));
         group.config = new.clone();
+        let priority = group.priority();
+        group.machines.iter_mut().for_each(|m| m.set_priority(priority));
         if addresses(&old) == addresses(&new.instances) {
             return;
         }

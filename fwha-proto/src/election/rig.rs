@@ -162,6 +162,7 @@ pub fn config(nodes: u8, node: NodeId, epoch: u64) -> Config {
         zones: vec![(1, "inet".into()), (2, "lan".into())],
         interfaces: vias.map(|via| interface(node, via)).into(),
         groups: vec![group(0, members)],
+        trackers: vec![],
         standby: false,
     }
 }
@@ -245,6 +246,11 @@ impl Rig {
 
     pub fn node_mut(&mut self, n: NodeId) -> &mut Machine {
         &mut self.nodes[usize::from(n) - 1]
+    }
+
+    /// Whether its daemon runs.
+    pub fn runs(&self, n: NodeId) -> bool {
+        self.node(n).election.is_some() && !self.node(n).hung
     }
 
     pub fn ids(&self) -> Vec<NodeId> {
@@ -386,6 +392,14 @@ impl Rig {
                 election.carrier(now, via, up);
             }
         }
+    }
+
+    /// A node's tracker has another verdict.
+    pub fn track(&mut self, n: NodeId, id: u32, state: State) {
+        let now = self.now;
+        let text = format!("it is {}", state.as_str());
+        let report = Report { state, since: now, failure: text.clone(), text, ..Report::default() };
+        self.command(n, |e, _| e.tracker(now, id, report));
     }
 
     /// Gives a command and lets the node act on it.

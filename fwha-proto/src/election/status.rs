@@ -11,6 +11,7 @@ use crate::NodeId;
 use crate::heartbeat::{Cause, NodeState, PeerState, Role};
 use crate::seal::OpenError;
 use crate::time::Time;
+use crate::tracker::Report;
 
 /// Everything that [`Election::status`] tells.
 #[derive(Clone, Debug)]
@@ -61,6 +62,8 @@ pub struct GroupStatus {
     pub priority: u8,
     /// What forbids the role: source and text.
     pub faults: Vec<(String, String)>,
+    /// The trackers that matter for it, in the order of the config.
+    pub trackers: Vec<TrackerStatus>,
     /// This node holds the flows of the last Active.
     pub warm: bool,
     /// An operator moved the group here.
@@ -72,6 +75,19 @@ pub struct GroupStatus {
     /// By virtual router, in the order of the config: whether the Active's advertisements arrive.
     /// All false on the Active.
     pub hears: Vec<bool>,
+}
+
+/// A tracker, and what it means for a group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrackerStatus {
+    /// Its name.
+    pub name: String,
+    /// How it stands.
+    pub report: Report,
+    /// It counts: it forbids the role, or lowers the priority.
+    pub counts: bool,
+    /// What it does, or why nothing.
+    pub effect: String,
 }
 
 /// Another node, seen from this one.
@@ -143,7 +159,8 @@ impl Election {
             active,
             term: group.term,
             priority: group.priority(),
-            faults: group.faults.iter().map(|(source, text)| (source.clone(), text.clone())).collect(),
+            faults: group.forbidden_by().map(|(source, text)| (source.clone(), text.clone())).collect(),
+            trackers: self.trackers(g, now),
             warm: group.warm,
             moved: group.moved,
             handover: group.handover.map(|h| h.to),

@@ -190,11 +190,6 @@ impl Machine {
         self.active && shorter
     }
 
-    /// Changes the priority.
-    pub const fn set_priority(&mut self, priority: u8) {
-        self.priority = priority;
-    }
-
     /// Active: an advertisement is due now, or `at_least` after the last: a flood of losing ones is
     /// not answered one by one.
     pub fn hasten(&mut self, now: Time, at_least: Duration) {
@@ -212,6 +207,11 @@ impl Machine {
     /// Own priority.
     pub const fn priority(&self) -> u8 {
         self.priority
+    }
+
+    /// Changes the priority; the next advertisement carries it.
+    pub const fn set_priority(&mut self, priority: u8) {
+        self.priority = priority;
     }
 
     /// Backup: whether an Active's advertisements arrive, on time by its own interval.

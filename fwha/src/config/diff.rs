@@ -36,6 +36,7 @@ pub fn diff(old: &Config, new: &Config, me: NodeId) -> Vec<Change> {
         groups,
         rules,
         hooks,
+        trackers,
         hash: _,
         rules_hash: _,
         rule_names: _,
@@ -78,6 +79,11 @@ pub fn diff(old: &Config, new: &Config, me: NodeId) -> Vec<Change> {
     changes.groups((old, groups), (new, &new.groups));
     changes.rules((old, rules), (new, &new.rules));
     changes.hooks(hooks, &new.hooks);
+    for (before, now) in changes.named("tracker", (trackers, &new.trackers), |t| &t.name, true) {
+        if before != now {
+            changes.restart(format!("tracker {:?} is another one", now.name));
+        }
+    }
     changes.0
 }
 

@@ -48,7 +48,7 @@ pub(super) fn read<'a>(root: &mut Section<'a>, groups: &[Group], mistakes: &mut 
     hooks
 }
 
-fn read_command(section: &mut Section<'_>, mistakes: &mut Mistakes) -> Vec<String> {
+pub(super) fn read_command(section: &mut Section<'_>, mistakes: &mut Mistakes) -> Vec<String> {
     const REMEDY: &str = "like [\"/usr/local/sbin/on-role\", \"argument\"]; no shell is involved";
     let Some(value) = section.require("command", mistakes) else { return Vec::new() };
     let Some(items) = section::list(value, "command", mistakes) else { return Vec::new() };
@@ -80,7 +80,11 @@ fn read_roles(section: &mut Section<'_>, mistakes: &mut Mistakes) -> Vec<Role> {
     roles
 }
 
-fn read_groups(section: &mut Section<'_>, groups: &[Group], mistakes: &mut Mistakes) -> Vec<GroupId> {
+pub(super) fn read_groups(
+    section: &mut Section<'_>,
+    groups: &[Group],
+    mistakes: &mut Mistakes,
+) -> Vec<GroupId> {
     let known: Vec<&str> = groups.iter().map(|g| g.name.as_str()).collect();
     let mut found = Vec::new();
     for word in section

@@ -11,7 +11,7 @@
 //! | `value` | durations, names, addresses |
 //! | [`vlan`] | VLANs in names of interfaces |
 //! | `cluster` | `[cluster]`, `[sync]`, `[replication]` |
-//! | `nodes`, `zones`, `groups`, `rules`, `timeouts`, `limits`, `metrics`, `hooks` | a section each: its type, reading and checks |
+//! | `nodes`, `zones`, `groups`, `trackers`, `rules`, `timeouts`, `limits`, `metrics`, `hooks` | a section each: its type, reading and checks |
 //! | `key` | the cluster key's file |
 //! | [`diff`] | what is different in another version of the file |
 
@@ -32,6 +32,7 @@ mod source;
 #[cfg(test)]
 pub(crate) mod tests;
 mod timeouts;
+mod trackers;
 mod value;
 pub mod vlan;
 mod zones;
@@ -62,6 +63,7 @@ pub use self::{
     replication::Replication,
     rules::{Rule, Service},
     source::{ConfigErrors, Mistake, Source, Span},
+    trackers::{Tracker, Watch},
     zones::{Attach, Zone},
 };
 use self::{section::Section, source::Mistakes};
@@ -104,6 +106,8 @@ pub struct Config {
     pub groups: Vec<Group>,
     /// Every `[[rule]]`, in the order of the file.
     pub rules: Vec<Rule>,
+    /// Every `[[tracker]]`, in the order of the file.
+    pub trackers: Vec<Tracker>,
     /// Every `[[hook]]`, in the order of the file.
     pub hooks: Vec<Hook>,
     /// Hash of all of the above but the key, `[metrics]` and hooks: the first 8 bytes of a SHA-256 over the resolved config, so
@@ -180,6 +184,7 @@ impl Config {
         let nodes = nodes::read(&mut root, &mut interfaces, &mut mistakes);
         let zones = zones::read(&mut root, &nodes, &mut interfaces, &mut mistakes);
         let groups = groups::read(&mut root, &nodes, &zones, &mut mistakes);
+        let trackers = trackers::read(&mut root, &nodes, &zones, &groups, &mut mistakes);
         let rules = rules::read(&mut root, &zones, &mut mistakes);
         let hooks = hooks::read(&mut root, &groups, &mut mistakes);
         let timeouts = timeouts::read(&mut root, &mut mistakes);
@@ -207,6 +212,7 @@ impl Config {
             zones: zones.list,
             groups,
             rules,
+            trackers,
             hooks,
             hash: 0,
             rules_hash: 0,
@@ -215,7 +221,7 @@ impl Config {
             source,
             interfaces,
         };
-        config.hash = hash(&(
+        let rest = (
             &config.cluster,
             &config.sync,
             &config.replication,
@@ -225,7 +231,9 @@ impl Config {
             &config.zones,
             &config.groups,
             &config.rules,
-        ));
+        );
+        // Without trackers it is what nodes that do not know any reckon.
+        config.hash = if config.trackers.is_empty() { hash(&rest) } else { hash(&(rest, &config.trackers)) };
         let zone_names: Vec<&str> = config.zones.iter().map(|z| z.name.as_str()).collect();
         config.rules_hash = hash(&(zone_names, &config.rules));
         config.warnings = warnings(&config);
@@ -381,6 +389,7 @@ fn warnings(config: &Config) -> Vec<String> {
     if config.rules.is_empty() {
         warnings.push("no rules: every packet is dropped".into());
     }
+    warnings.extend(config.trackers.iter().filter_map(|tracker| tracker.doubt(&config.groups)));
     warnings.extend(config.asymmetric_rules());
     for group in config.groups.iter().filter(|g| g.vips.is_empty()) {
         warnings.push(format!("group {} has no vips: nobody's traffic follows it", group.name));

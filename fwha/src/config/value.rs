@@ -74,6 +74,12 @@ pub(super) fn host_address(text: &str) -> Result<Ipv4Addr, String> {
     }
 }
 
+/// An address of either family that a host can have.
+pub(super) fn host_ip(text: &str) -> Result<IpAddr, String> {
+    let address = text.parse().map_err(|_| format!("{text:?} is not an address"))?;
+    is_host(address).map(|()| address)
+}
+
 /// An address that a host can have, with the length of its network's prefix.
 pub(super) fn host_prefix(text: &str) -> Result<IpNet, String> {
     let net: IpNet = text.parse().map_err(|_| match text.parse() {

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use super::{
-    Ctl, print_json,
+    Ctl, print_json, status,
     term::{Grid, Paint},
 };
 use crate::{
@@ -15,7 +15,7 @@ pub(super) async fn run(ctl: &Ctl, args: &ExplainArgs) -> anyhow::Result<()> {
     let ExplainVerb::Role = args.what;
     let explained: Vec<RoleExplanation> = ctl.client.get(path::EXPLAIN_ROLE).await?;
     let mut out = io::stdout().lock();
-    for RoleExplanation { group, node, role, reason, because, members } in &explained {
+    for RoleExplanation { group, node, role, reason, because, members, trackers } in &explained {
         if ctl.output == Output::Json {
             continue;
         }
@@ -34,6 +34,9 @@ pub(super) async fn run(ctl: &Ctl, args: &ExplainArgs) -> anyhow::Result<()> {
             grid.row(cells.map(|text| (Paint::Plain, text)));
         }
         grid.print(&mut out, ctl.style, "  ")?;
+        if let Some(grid) = status::trackers(trackers) {
+            grid.print(&mut out, ctl.style, "  ")?;
+        }
     }
     if ctl.output == Output::Json {
         explained.iter().try_for_each(|one| print_json(&mut out, one))?;

@@ -13,7 +13,7 @@ use super::{
     term::{self, Grid, Paint, Style},
 };
 use crate::{
-    api::{GroupStatus, LinkStatus, PeerStatus, Role, Status, SyncStatus, path},
+    api::{GroupStatus, LinkStatus, PeerStatus, Role, Status, SyncStatus, TrackerStatus, path},
     args::{Output, StatusArgs},
 };
 
@@ -84,6 +84,16 @@ fn table(out: &mut Vec<u8>, style: Style, status: &Status) -> io::Result<()> {
     writeln!(out)?;
     groups.print(out, style, "")?;
 
+    for group in &status.groups {
+        if let Some(trackers) = trackers(&group.trackers) {
+            writeln!(out)?;
+            if status.groups.len() > 1 {
+                writeln!(out, "trackers of group {}:", term::plain(&group.name))?;
+            }
+            trackers.print(out, style, "")?;
+        }
+    }
+
     if !status.peers.is_empty() {
         let mut peers = Grid::with_heading(&["PEER", "STATE", "SYNC", "LAG", "UNACKED", "LINKS"]);
         for peer in &status.peers {
@@ -146,6 +156,26 @@ fn group_row(group: &GroupStatus) -> [(Paint, String); 7] {
         (Paint::Plain, group.vips.join(" ")),
         (Paint::Dim, group.reason.clone()),
     ]
+}
+
+/// What is watched; `None` if nothing is.
+pub(super) fn trackers(trackers: &[TrackerStatus]) -> Option<Grid> {
+    let mut grid = Grid::with_heading(&["TRACKER", "STATE", "FOR", "EFFECT", "LAST RESULT"]);
+    for tracker in trackers {
+        let state = match (tracker.state.as_str(), tracker.counts) {
+            ("up", _) => Paint::Good,
+            ("down", true) => Paint::Bad,
+            _ => Paint::Warn,
+        };
+        grid.row([
+            (Paint::Bold, tracker.name.clone()),
+            (state, tracker.state.clone()),
+            (Paint::Plain, term::duration(tracker.since_ms)),
+            (Paint::Plain, tracker.effect.clone()),
+            (Paint::Dim, tracker.result.clone()),
+        ]);
+    }
+    (!trackers.is_empty()).then_some(grid)
 }
 
 fn peer_row(peer: &PeerStatus) -> [(Paint, String); 6] {

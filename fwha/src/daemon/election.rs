@@ -23,6 +23,7 @@ use fwha_proto::heartbeat::{Interface, Role, Via};
 use fwha_proto::hook::Change;
 use fwha_proto::seal::KeyRing;
 use fwha_proto::time::Time;
+use fwha_proto::tracker::Report;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 use tokio::sync::{mpsc, oneshot};
@@ -101,6 +102,13 @@ pub enum Command {
         in_sync: bool,
         /// Changes applied, carried to the peer.
         applied: u64,
+    },
+    /// How a tracker stands, by its number.
+    Tracker {
+        /// The tracker.
+        id: u32,
+        /// How it stands.
+        report: Report,
     },
     /// Hand everything over and end.
     Shutdown,
@@ -386,6 +394,7 @@ impl Thread {
                         let _ = reply.send(self.election.reload(now, config_hash, groups));
                     }
                 }
+                Command::Tracker { id, report } => self.election.tracker(now, id, report),
                 Command::Keys(keys) => self.election.set_keys(&keys),
                 Command::Shutdown => self.election.shutdown(now),
             }
@@ -546,6 +555,15 @@ impl Thread {
             ),
             Event::HandoverFailed { group, to, reason } => {
                 ("handover-failed", Some(*group), format!("{} {reason}", names.node(*to)))
+            }
+            Event::Tracker { tracker, to, text } => {
+                ("tracker", None, format!("{tracker} is {}: {text}", to.as_str()))
+            }
+            Event::Tracked { group, tracker, counts: true, effect } => {
+                ("tracker", Some(*group), format!("{tracker} {effect}"))
+            }
+            Event::Tracked { group, tracker, counts: false, effect } => {
+                ("tracker", Some(*group), format!("{tracker} does not count any more: {effect}"))
             }
             Event::ConfigDiffers { peer, theirs } => (
                 "config-differs",

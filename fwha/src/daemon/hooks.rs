@@ -1,37 +1,28 @@
 //! Hooks: programs that are run when this node has another role.
 //!
 //! Each hook has a task of its own, so none waits for another, and no thread of the daemon waits for
-//! any. A run that takes too long is killed with all the processes that it has started. What became of
-//! it is an event.
+//! any. What became of a run ([`super::program`]) is an event.
 //!
 //! Changes come by way of the [`super::vips`] thread: a hook for `active` runs when the addresses have
 //! been announced, one for another role when they are gone.
 
 use std::io;
-use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
-use std::process::{ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fwha_proto::hook::{Change, Queue};
 use fwha_proto::time::Time;
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
 use serde_json::json;
-use tokio::io::AsyncWriteExt;
-use tokio::process::Command;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::events::EventLog;
 use super::names::Names;
+use super::program::Run;
 use crate::config::{Config, Hook};
 use crate::sys::clock::KernelClock;
-
-/// What a hook finds programs by.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The way to the hooks.
 #[derive(Clone, Default)]
@@ -127,8 +118,6 @@ impl Task {
 
     /// One run, to its end or to that of its time (`None`).
     async fn execute(&self, change: &Change) -> io::Result<Option<ExitStatus>> {
-        let program = &self.hook.command[0];
-        check_program(program)?;
         let (term, group) = (change.term.to_string(), self.names.group(change.group));
         let variables = [
             ("FWHA_HOOK", self.hook.name.as_str()),
@@ -151,59 +140,13 @@ impl Task {
             "cause": change.reason,
             "at_unix_ms": SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64),
         });
-        let mut child = Command::new(program)
-            .args(&self.hook.command[1..])
-            // Nothing of the daemon's own: its service manager would take a hook for it.
-            .env_clear()
-            .env("PATH", PATH)
-            .envs(variables)
-            .current_dir("/")
-            .stdin(Stdio::piped())
-            .stdout(io::stderr().as_fd().try_clone_to_owned()?)
-            .process_group(0)
-            .spawn()?;
-        let processes = child.id().map(|pid| Processes(Pid::from_raw(pid.cast_signed())));
-        let run = async {
-            if let Some(mut stdin) = child.stdin.take() {
-                // It need not read.
-                let _ = stdin.write_all(format!("{event}\n").as_bytes()).await;
-            }
-            child.wait().await
+        let run = Run {
+            command: &self.hook.command,
+            variables: &variables,
+            input: Some(format!("{event}\n")),
+            timeout: self.hook.timeout,
         };
-        match tokio::time::timeout(self.hook.timeout, run).await {
-            Ok(status) => {
-                // What it leaves in the background on purpose is its own.
-                std::mem::forget(processes);
-                status.map(Some)
-            }
-            Err(_) => {
-                drop(processes);
-                child.wait().await?;
-                Ok(None)
-            }
-        }
-    }
-}
-
-/// Whether a program may be run as root.
-///
-/// # Errors
-/// It is not there, or somebody else than root could have written it.
-pub fn check_program(program: &str) -> io::Result<()> {
-    let file = std::fs::metadata(program)?;
-    if file.uid() != 0 || file.mode() & 0o022 != 0 {
-        return Err(io::Error::other("others than root can write to it"));
-    }
-    Ok(())
-}
-
-/// The processes of a run, killed when dropped.
-struct Processes(Pid);
-
-impl Drop for Processes {
-    fn drop(&mut self) {
-        // Not reaped yet, so the number is still that of the run. One that has just ended is fine.
-        let _ = killpg(self.0, Signal::SIGKILL);
+        run.to_its_end().await
     }
 }
 

@@ -3,6 +3,7 @@
 //! Names begin with `fwha_` and end with their unit, those of counters with `_total`. What comes from a catalogue
 //! (drop reasons, states) is a label.
 
+use std::collections::BTreeMap;
 use std::fmt::{Display, Write};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use fwha_common::drop::DropReason;
 use fwha_common::settings::Counter;
 use fwha_proto::heartbeat::{PeerState, Role};
 use fwha_proto::replication::{Counters, Histogram, LinkCounters, LinkState, LinkStatus, SyncState};
+use fwha_proto::tracker::{self, Report};
 use tokio::net::TcpListener;
 
 use super::replication::{PeerSnapshot, Snapshot};
@@ -160,6 +162,36 @@ impl Server {
         );
         text.gauge("fwha_group_term", "The group's term; rises with each takeover.", |m| {
             status.groups.iter().for_each(|g| m.add(&group(g.group), g.term));
+        });
+        text.gauge("fwha_group_priority", "This node's priority, as its trackers leave it.", |m| {
+            status.groups.iter().for_each(|g| m.add(&group(g.group), g.priority));
+        });
+        let trackers = || status.groups.iter().flat_map(|g| g.trackers.iter().map(move |t| (g.group, t)));
+        text.gauge(
+            "fwha_tracker_counts",
+            "Whether a tracker counts for a group: it fails, and not on all nodes.",
+            |m| {
+                for (g, tracker) in trackers() {
+                    m.add(
+                        &[("group", self.names.group(g)), ("tracker", &tracker.name)],
+                        u8::from(tracker.counts),
+                    );
+                }
+            },
+        );
+        // One that matters for several groups is one tracker all the same.
+        let each: BTreeMap<&str, &Report> = trackers().map(|(_, t)| (t.name.as_str(), &t.report)).collect();
+        text.gauge("fwha_tracker_state", "How a tracker stands: 1, and 0 for the other states.", |m| {
+            for (name, report) in &each {
+                let states = tracker::State::ALL.into_iter().map(tracker::State::as_str);
+                m.state(&[("tracker", name)], states, report.state.as_str());
+            }
+        });
+        text.counter("fwha_tracker_checks_total", "Checks of a tracker, by what they found.", |m| {
+            for (name, report) in &each {
+                m.add(&[("tracker", name), ("result", "good")], report.good);
+                m.add(&[("tracker", name), ("result", "bad")], report.bad);
+            }
         });
         text.gauge("fwha_peer_state", "What is known of a peer: 1, and 0 for the other states.", |m| {
             let states = || (0..=u8::MAX).map_while(PeerState::from_u8).map(PeerState::as_str);

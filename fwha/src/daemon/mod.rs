@@ -20,6 +20,8 @@
 //! | [`table`] | flows of peers on their way into the kernel |
 //! | [`vips`] | addresses and gratuitous ARP |
 //! | [`hooks`] | programs that are run when a role changes |
+//! | [`trackers`], [`reach`] | what `[[tracker]]` watches; asking others whether they are there |
+//! | [`program`] | runs of programs, for hooks and trackers |
 //! | [`sweeper`] | expired flows, lost events |
 //! | [`network`] | routes, carriers, addresses, interfaces as they change |
 //! | [`ports`] | this node's interfaces and the sockets on them |
@@ -47,12 +49,15 @@ mod moves;
 pub mod names;
 pub mod network;
 pub mod ports;
+pub mod program;
+pub mod reach;
 pub mod reload;
 pub mod replication;
 pub mod server;
 pub mod state;
 pub mod sweeper;
 pub mod table;
+pub mod trackers;
 mod transfer;
 pub mod vips;
 mod warnings;
@@ -91,6 +96,7 @@ use self::network::Network;
 use self::ports::Port;
 use self::replication::OwnedGroups;
 use self::state::State;
+use self::trackers::Trackers;
 use crate::config::{self, Config, GroupId, Node};
 use crate::dataplane::{self, Dataplane, Maps, ZoneInterface};
 use crate::netlink::{Link, Monitor};
@@ -200,8 +206,9 @@ async fn run_node(config: &Arc<Config>, node: &Node, run_dir: &RunDir, state: St
         heartbeats: ports::sync_sockets(node, config.sync.heartbeat_port())?,
         replication: ports::sync_sockets(node, config.sync.replication_port())?,
         metrics: bind_metrics(config).await,
+        links,
     };
-    let (mut dataplane, flow_events) = Dataplane::open(dataplane_options(config, node, &links))?;
+    let (mut dataplane, flow_events) = Dataplane::open(dataplane_options(config, node, &found.links))?;
     let kept = Kept { state, standby };
     let mut running = match Running::start(config, node, found, kept, &dataplane, flow_events, listener) {
         Ok(running) => running,
@@ -223,6 +230,7 @@ async fn run_node(config: &Arc<Config>, node: &Node, run_dir: &RunDir, state: St
         tokio::select! {
             event = Network::next(&mut monitor) => {
                 if let Some(event) = event {
+                    running.trackers.follow(&event);
                     running.network.handle(&mut dataplane, event).await;
                 }
             }
@@ -295,11 +303,13 @@ struct Running {
     sweeper_stop: std_mpsc::Sender<()>,
     servers: Vec<tokio::task::JoinHandle<()>>,
     hook_tasks: JoinSet<()>,
+    trackers: Trackers,
     threads: Vec<JoinHandle<()>>,
 }
 
 /// What was found in the system and opened before anything in it was changed.
 struct Found {
+    links: Vec<Link>,
     ports: Vec<Port>,
     heartbeats: Vec<SyncSocket>,
     replication: Vec<SyncSocket>,
@@ -457,6 +467,8 @@ impl Running {
         threads.push(replication.spawn()?);
         threads.push(sweeper.spawn()?);
         threads.push(election.spawn()?);
+        let (trackers, thread) = Trackers::start(config, node, &found.links, clock, &election_mailbox)?;
+        threads.extend(thread);
         Ok(Self {
             config: current,
             requests,
@@ -482,6 +494,7 @@ impl Running {
             sweeper_stop,
             servers,
             hook_tasks,
+            trackers,
             threads,
         })
     }
@@ -505,6 +518,7 @@ impl Running {
         }
         self.replication.send(replication::Command::Stop);
         drop(self.sweeper_stop);
+        drop(self.trackers);
         self.servers.iter().for_each(tokio::task::JoinHandle::abort);
         // One that hangs ends with the process.
         let deadline = tokio::time::Instant::now() + SHUTDOWN_WAIT;
@@ -599,6 +613,18 @@ fn election_config(
         zones: config.zones.iter().map(|z| (z.id, z.name.clone())).collect(),
         interfaces: ports.iter().map(|p| (p.via, p.interface())).collect(),
         groups,
+        trackers: config
+            .trackers
+            .iter()
+            .filter(|t| t.runs_on(identity.node))
+            .map(|t| proto_election::TrackerConfig {
+                id: t.id(),
+                name: t.name.clone(),
+                groups: t.groups.clone(),
+                effect: t.effect(),
+                shared: t.grace(config.cluster.heartbeat_interval),
+            })
+            .collect(),
         standby: false,
     })
 }

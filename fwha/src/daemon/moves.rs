@@ -143,6 +143,7 @@ pub(super) async fn explain_role(State(server): Shared) -> Result<Json<Vec<api::
                 standing: member.standing,
             })
             .collect(),
+        trackers: explained.trackers.iter().map(|t| server.tracker_status(t)).collect(),
     });
     Ok(Json(explained.collect()))
 }

@@ -24,6 +24,7 @@ use fwha_common::rule::name_hash;
 use fwha_common::settings::Counter;
 use fwha_proto::NodeId;
 use fwha_proto::election::GroupId;
+use fwha_proto::election::status::TrackerStatus;
 use fwha_proto::heartbeat::{NodeState, PeerState, Role};
 use fwha_proto::replication::SyncState;
 use fwha_proto::seal::OpenError;
@@ -249,7 +250,7 @@ impl Server {
         self.config.load_full()
     }
 
-    fn ms_since(&self, at: Time) -> u64 {
+    pub(super) fn ms_since(&self, at: Time) -> u64 {
         self.now().since(at).as_millis() as u64
     }
 
@@ -414,6 +415,21 @@ impl Server {
                 .flat_map(|v| &v.addresses)
                 .map(ToString::to_string)
                 .collect(),
+            priority: group.priority,
+            trackers: group.trackers.iter().map(|t| self.tracker_status(t)).collect(),
+        }
+    }
+
+    pub(super) fn tracker_status(&self, tracker: &TrackerStatus) -> api::TrackerStatus {
+        api::TrackerStatus {
+            name: tracker.name.clone(),
+            state: tracker.report.state.as_str().to_owned(),
+            since_ms: self.ms_since(tracker.report.since),
+            result: tracker.report.text.clone(),
+            counts: tracker.counts,
+            effect: tracker.effect.clone(),
+            good: tracker.report.good,
+            bad: tracker.report.bad,
         }
     }
 

@@ -6,6 +6,7 @@ use fwha_common::drop::DropReason;
 use fwha_common::settings::Counter;
 use fwha_proto::election::status::Stranger;
 use fwha_proto::heartbeat::{NodeState, Role};
+use fwha_proto::tracker::State;
 
 use super::election;
 use super::moves;
@@ -53,6 +54,17 @@ impl Server {
                     "group {} was moved here by an operator: {} does not take it back until its role changes again",
                     config.name,
                     self.names.node(config.nodes[0].0)
+                ));
+            }
+        }
+        for group in &election.status.groups {
+            for tracker in group.trackers.iter().filter(|t| t.report.state == State::Down) {
+                warnings.push(format!(
+                    "tracker {} fails: {}; effect on group {}: {}",
+                    tracker.name,
+                    tracker.report.failure,
+                    self.names.group(group.group),
+                    tracker.effect
                 ));
             }
         }

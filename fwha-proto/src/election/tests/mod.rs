@@ -8,6 +8,7 @@ mod reload;
 mod schedules;
 mod start;
 mod strangers;
+mod trackers;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;

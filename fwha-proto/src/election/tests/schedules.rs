@@ -12,12 +12,17 @@ const VRRP_SETTLE_LIMIT: Duration = ms(1500);
 /// After the last fault one node is Active within this time: a cold start, where nobody can be asked.
 const HEAL_LIMIT: Duration = ms(5000);
 
+/// Of shared trackers.
+const GRACE: Option<Duration> = Some(ms(1500));
+
 /// Runs a random schedule of faults, then heals everything.
 fn any_schedule(seed: u64) {
     let _named = Named(seed);
     let mut draw = Rng(seed);
     let nodes = 2 + draw.below(2) as u8;
     let (preempt, second_group, second_link) = (draw.chance(300), draw.chance(300), draw.chance(300));
+    // From a chance of its own: seeds without trackers stay what they are.
+    let (tracked, mut verdicts) = (seed % 2 == 1, Rng(!seed));
     let mut rig = Rig::new(nodes, seed, move |node, c| {
         if second_group {
             c.groups.push(group(1, (1..=nodes).map(|n| (n, 50 + n * 10)).collect()));
@@ -27,6 +32,18 @@ fn any_schedule(seed: u64) {
         }
         for g in &mut c.groups {
             g.preempt = preempt;
+        }
+        if tracked {
+            c.trackers =
+                [(1, Effect::Fault, None), (2, Effect::Fault, GRACE), (3, Effect::Lowers(70), GRACE)]
+                    .map(|(id, effect, shared)| TrackerConfig {
+                        id,
+                        name: format!("t{id}"),
+                        groups: vec![],
+                        effect,
+                        shared,
+                    })
+                    .into();
         }
     });
     let groups: Vec<GroupId> = if second_group { vec![0, 1] } else { vec![0] };
@@ -47,7 +64,7 @@ fn any_schedule(seed: u64) {
         let n = 1 + draw.below(nodes.into()) as u8;
         let other = 1 + (u64::from(n) + draw.below(u64::from(nodes) - 1)) as u8 % nodes;
         let via = vias[draw.below(4) as usize];
-        let runs = rig.node(n).election.is_some() && !rig.node(n).hung;
+        let runs = rig.runs(n);
         match draw.below(15) {
             0 => rig.kill(n),
             1 if runs => rig.kill_daemon(n),
@@ -78,6 +95,11 @@ fn any_schedule(seed: u64) {
             }
             _ => {}
         }
+        let watching = 1 + verdicts.below(nodes.into()) as u8;
+        if tracked && verdicts.chance(600) && rig.runs(watching) {
+            let state = if verdicts.chance(600) { State::Down } else { State::Up };
+            rig.track(watching, 1 + verdicts.below(3) as u32, state);
+        }
         let span = [5, 20, 60, 400, 1500, 4000][draw.below(6) as usize];
         overlap.watch(&mut rig, ms(draw.below(span)));
     }
@@ -97,6 +119,7 @@ fn any_schedule(seed: u64) {
         for via in vias {
             rig.carrier(n, via, true);
         }
+        (1..=3).for_each(|id| rig.track(n, id, State::Up));
         rig.command(n, |e, now| {
             for &group in &groups {
                 e.fault(now, group, "tracker", None);

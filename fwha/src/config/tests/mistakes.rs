@@ -641,3 +641,52 @@ fn mistakes_about_hooks_are_found() {
         ),
     ]);
 }
+
+#[test]
+fn mistakes_about_trackers_are_found() {
+    check_rows(&[
+        ("[cluster]", "[[tracker]]\nname = \"t\"\n[cluster]", &[":2:1: [[tracker]] watches nothing"]),
+        (
+            "[cluster]",
+            "[[tracker]]\nname = \"t\"\nping = \"10.0.0.1\"\nfile = \"/x\"\n[cluster]",
+            &[":2:1: [[tracker]] watches ping and file at once"],
+        ),
+        (
+            "[cluster]",
+            "[[tracker]]\nname = \"t\"\nping = \"10.0.0.256\"\nzone = \"lan\"\nfault = false\n[cluster]",
+            &[
+                ":4:8: ping: \"10.0.0.256\" is not an address",
+                ":5:8: zone without arp",
+                ":6:9: a tracker that does nothing",
+            ],
+        ),
+        (
+            "[cluster]",
+            "[[tracker]]\nname = \"t\"\ntcp = \"10.0.0.1\"\nweight = 50\n[cluster]",
+            &[
+                ":4:7: tcp: \"10.0.0.1\" is not an address with a port, like \"10.0.0.1:443\" or \"[fd00::1]:443\"",
+                ":5:10: weight 50 is out of range",
+            ],
+        ),
+        (
+            "[cluster]",
+            "[[tracker]]\nname = \"t\"\narp = \"10.9.0.1\"\nweight = -5\nfault = true\n[cluster]",
+            &[":4:7: arp: 10.9.0.1 is in the network of no vip", ":5:10: weight beside fault = true"],
+        ),
+        (
+            "[cluster]",
+            "[[tracker]]\nname = \"t\"\nfile = \"maintenance\"\ntimeout = \"100ms\"\nnodes = [\"fw3\"]\n[cluster]",
+            &[":4:8: file: \"maintenance\" is not an absolute path", ":6:10: unknown node \"fw3\""],
+        ),
+        (
+            "[cluster]",
+            "[[tracker]]\nname = \"t\"\nping = \"10.0.0.1\"\ntimeout = \"2s\"\n[[tracker]]\nname = \"t\"\n\
+             file = \"/x\"\ntimeout = \"1s\"\n[cluster]",
+            &[
+                ":5:11: timeout \"2s\" is out of range",
+                ":7:8: tracker \"t\" is there twice",
+                ":9:11: timeout of something that takes no time",
+            ],
+        ),
+    ]);
+}

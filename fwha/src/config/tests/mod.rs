@@ -9,7 +9,7 @@ use fwha_common::{
     settings::Timeouts,
 };
 
-use fwha_proto::{heartbeat::Role, seal::ClusterKey};
+use fwha_proto::{election::Effect, heartbeat::Role, seal::ClusterKey};
 
 use super::*;
 
@@ -96,6 +96,81 @@ fn hooks_have_defaults_and_no_matter_between_nodes() {
     assert_eq!((all.on.len(), &all.groups[..], all.timeout), (4, &[][..], Duration::from_secs(10)));
     assert_eq!((&some.command[1][..], &some.on[..]), ("x y", &[Role::Fault][..]));
     assert_eq!((&some.groups[..], some.timeout), (&[0][..], Duration::from_secs(3)));
+}
+
+#[test]
+fn trackers_have_defaults_by_what_they_watch_and_nodes_must_agree_on_them() {
+    let trackers = r#"
+[[tracker]]
+name = "uplink"
+ping = "10.0.0.1"
+[[tracker]]
+name = "neighbour"
+arp = "192.168.100.1"
+interval = "200ms"
+timeout = "150ms"
+rise = 4
+fall = 5
+dampening = "0s"
+weight = -50
+nodes = ["fw2"]
+groups = ["gateway"]
+shared = false
+[[tracker]]
+name = "maintenance"
+file = "/run/maintenance"
+[[tracker]]
+name = "web"
+tcp = "[fd00::1]:443"
+fault = true
+[[tracker]]
+name = "peer-link"
+arp = "fe80::1"
+zone = "lan"
+[[tracker]]
+name = "check"
+command = ["/bin/true", "x y"]
+[[tracker]]
+name = "transit"
+interface = "eth5"
+"#;
+    let config = good(&format!("{GOOD}{trackers}"));
+    assert_ne!(config.hash, good(GOOD).hash);
+    let [uplink, neighbour, maintenance, web, link, check, transit] = &config.trackers[..] else {
+        panic!("{:?}", config.trackers)
+    };
+    let (second, half) = (Duration::from_secs(1), Duration::from_millis(500));
+    assert_eq!(uplink.watch, Watch::Ping("10.0.0.1".parse().unwrap()));
+    assert_eq!((uplink.interval, uplink.timeout, uplink.rise, uplink.fall), (second, half, 2, 3));
+    assert_eq!((uplink.effect(), uplink.shared, uplink.runs_on(7)), (Effect::Fault, true, true));
+    assert_eq!(uplink.dampening, Duration::from_secs(30));
+    let heartbeat = Duration::from_millis(10);
+    assert_eq!(uplink.grace(heartbeat), Some(Duration::from_millis(1530)));
+    assert_eq!(neighbour.watch, Watch::Arp("192.168.100.1".parse().unwrap(), 2));
+    assert_eq!((neighbour.rise, neighbour.fall, neighbour.effect()), (4, 5, Effect::Lowers(50)));
+    assert_eq!((neighbour.runs_on(1), neighbour.runs_on(2), &neighbour.groups[..]), (false, true, &[0][..]));
+    assert_eq!((neighbour.grace(heartbeat), neighbour.dampening), (None, Duration::ZERO));
+    assert_eq!(maintenance.watch, Watch::File("/run/maintenance".into()));
+    assert_eq!((maintenance.rise, maintenance.fall, maintenance.shared), (1, 1, false));
+    assert_eq!(maintenance.dampening, Duration::ZERO);
+    assert_eq!(web.watch, Watch::Tcp("[fd00::1]:443".parse().unwrap()));
+    assert_eq!(link.watch, Watch::Arp("fe80::1".parse().unwrap(), 2));
+    assert_eq!(check.watch, Watch::Command(vec!["/bin/true".into(), "x y".into()]));
+    assert_eq!((check.rise, check.fall, check.shared), (2, 3, false));
+    assert_eq!((&transit.watch, transit.fall), (&Watch::Interface("eth5".into()), 1));
+    assert_eq!(config.warnings, good(GOOD).warnings);
+}
+
+#[test]
+fn trackers_that_may_disappoint_are_warned_of() {
+    let warnings = |tracker: &str| {
+        let mut warnings = good(&format!("{GOOD}\n[[tracker]]\nname = \"t\"\n{tracker}\n")).warnings;
+        warnings.retain(|w| w.starts_with("tracker t"));
+        warnings.join("\n")
+    };
+    assert!(warnings("ping = \"10.0.0.1\"\nshared = false").contains("is not shared"));
+    assert!(warnings("ping = \"10.0.0.1\"\nweight = -10").contains("10 apart"));
+    assert_eq!(warnings("ping = \"10.0.0.1\"\nweight = -11\nshared = false"), "");
 }
 
 #[test]

@@ -1,0 +1,243 @@
+//! Trackers: the checks of `[[tracker]]`, on a thread of their own.
+//!
+//! Each tracker is a task: it checks once an interval, one check at a time, and tells the election
+//! what came of it ([`fwha_proto::tracker`] makes a verdict of the checks). The thread has a runtime of
+//! its own, so no request to the control API makes a check late.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use anyhow::{Context, Result};
+use fwha_proto::time::Time;
+use fwha_proto::tracker::Tracker;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::election::Command;
+use super::mailbox::Mailbox;
+use super::program::Run;
+use super::reach::{self, Asker};
+use crate::config::{self, Config, Node, Watch};
+use crate::netlink::{Addresses, Link, NetworkEvent};
+use crate::sys::clock::KernelClock;
+
+/// Of a file's first line, what is shown.
+const LINE_MAX: usize = 80;
+
+/// This node's interfaces, by index.
+type Links = BTreeMap<u32, Link>;
+
+/// The way to the trackers. They end when it is dropped.
+pub struct Trackers {
+    links: watch::Sender<Links>,
+}
+
+impl Trackers {
+    /// Starts those that run on `node`, on a thread of their own, which is returned if there are any.
+    ///
+    /// # Errors
+    /// The system has no thread to give.
+    pub fn start(
+        config: &Arc<Config>,
+        node: &Node,
+        links: &[Link],
+        clock: KernelClock,
+        election: &Mailbox<Command>,
+    ) -> Result<(Self, Option<JoinHandle<()>>)> {
+        let by_index = links.iter().map(|link| (link.index, link.clone())).collect();
+        let (links, watched) = watch::channel(by_index);
+        let mine: Vec<&config::Tracker> = config.trackers.iter().filter(|t| t.runs_on(node.id)).collect();
+        if mine.is_empty() {
+            return Ok((Self { links }, None));
+        }
+        let first = |zone| {
+            let names = config.zone(zone).and_then(|zone| zone.interfaces.get(&node.id));
+            names.and_then(|names| names.first()).cloned().unwrap_or_default()
+        };
+        let tasks: Vec<Task> = mine
+            .into_iter()
+            .map(|tracker| Task {
+                zone_interface: match tracker.watch {
+                    Watch::Arp(_, zone) => first(zone),
+                    _ => String::new(),
+                },
+                tracker: tracker.clone(),
+                cluster: config.cluster.name.clone(),
+                node: node.name.clone(),
+                links: watched.clone(),
+                clock,
+                election: election.clone(),
+                look: None,
+            })
+            .collect();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let thread = std::thread::Builder::new().name("fwha-trackers".into()).spawn(move || {
+            let mut watched = watched;
+            runtime.block_on(async {
+                let mut running = JoinSet::new();
+                tasks.into_iter().for_each(|task| drop(running.spawn(task.run())));
+                // Until the sender is dropped.
+                while watched.changed().await.is_ok() {}
+            });
+            // A look at a file that hangs is not waited for.
+            runtime.shutdown_background();
+        });
+        Ok((Self { links }, Some(thread.context("cannot start the trackers' thread")?)))
+    }
+
+    /// Tells those that watch interfaces.
+    pub fn follow(&self, event: &NetworkEvent) {
+        match event {
+            NetworkEvent::LinkChanged(link) => {
+                self.links.send_modify(|links| drop(links.insert(link.index, link.clone())));
+            }
+            NetworkEvent::LinkRemoved(link) => {
+                self.links.send_modify(|links| drop(links.remove(&link.index)))
+            }
+            _ => {}
+        }
+    }
+}
+
+/// One tracker.
+struct Task {
+    tracker: config::Tracker,
+    /// Where ARP is asked.
+    zone_interface: String,
+    cluster: String,
+    node: String,
+    links: watch::Receiver<Links>,
+    clock: KernelClock,
+    election: Mailbox<Command>,
+    /// A look at a file that is under way.
+    look: Option<tokio::task::JoinHandle<Option<String>>>,
+}
+
+/// What a check found: good or bad, and in words.
+type Finding = std::result::Result<String, String>;
+
+impl Task {
+    async fn run(mut self) {
+        let mut machine = Tracker::new(self.now(), self.tracker.settings());
+        let mut ticks = tokio::time::interval(self.tracker.interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let watches_link = matches!(self.tracker.watch, Watch::Interface(_));
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                // If the sender is gone this task ends in a moment.
+                _ = self.links.changed(), if watches_link => {}
+            }
+            let (good, text) = match self.check().await {
+                Ok(text) => (true, text),
+                Err(text) => (false, text),
+            };
+            machine.check(self.now(), good, text);
+            self.election.send(Command::Tracker { id: self.tracker.id(), report: machine.report().clone() });
+        }
+    }
+
+    fn now(&self) -> Time {
+        Time::from_nanos(self.clock.now_ns())
+    }
+
+    async fn check(&mut self) -> Finding {
+        match self.tracker.watch.clone() {
+            Watch::Interface(name) => match self.link(&name) {
+                Some(link) if link.running() => Ok(format!("{name} has a carrier")),
+                Some(_) => Err(format!("{name} has no carrier")),
+                None => Err(format!("there is no interface {name}")),
+            },
+            Watch::Arp(target, _) => match self.asker(target).await {
+                Ok(asker) => self.answered(target, reach::neighbour(asker, target)).await,
+                Err(problem) => Err(problem),
+            },
+            Watch::Ping(target) => self.answered(target, reach::ping(target)).await,
+            Watch::Tcp(target) => self.answered(target, reach::connect(target)).await,
+            Watch::Command(command) => self.command(&command).await,
+            Watch::File(path) => self.file(path).await,
+        }
+    }
+
+    fn link(&mut self, name: &str) -> Option<Link> {
+        self.links.borrow_and_update().values().find(|link| link.name == name).cloned()
+    }
+
+    async fn asker(&mut self, target: IpAddr) -> std::result::Result<Asker, String> {
+        let name = self.zone_interface.clone();
+        let link = self.link(&name).ok_or_else(|| format!("there is no interface {name}"))?;
+        let mac = link.mac.ok_or_else(|| format!("{name} has no MAC"))?;
+        let own = async { Addresses::new()?.own(link.index).await }.await;
+        let own = own.map_err(|error| format!("the addresses of {name} are not known: {error}"))?;
+        if target.is_ipv6() && own.link_local.is_unspecified() {
+            return Err(format!("{name} has no link-local address to ask from"));
+        }
+        Ok(Asker { ifindex: link.index, mac, address: own.primary, link_local: own.link_local })
+    }
+
+    async fn answered(
+        &self,
+        target: impl std::fmt::Display,
+        question: impl Future<Output = std::io::Result<()>>,
+    ) -> Finding {
+        let began = Instant::now();
+        match tokio::time::timeout(self.tracker.timeout, question).await {
+            Ok(Ok(())) => Ok(format!("{target} answers after {:.1} ms", began.elapsed().as_secs_f64() * 1e3)),
+            Ok(Err(error)) => Err(format!("{target}: {error}")),
+            Err(_) => Err(format!("no answer from {target} within {} ms", self.tracker.timeout.as_millis())),
+        }
+    }
+
+    async fn command(&self, command: &[String]) -> Finding {
+        let variables = [
+            ("FWHA_TRACKER", self.tracker.name.as_str()),
+            ("FWHA_CLUSTER", &self.cluster),
+            ("FWHA_NODE", &self.node),
+        ];
+        let run = Run { command, variables: &variables, input: None, timeout: self.tracker.timeout };
+        let program = &command[0];
+        match run.to_its_end().await {
+            Ok(Some(status)) if status.success() => Ok(format!("{program}: {status}")),
+            Ok(Some(status)) => Err(format!("{program}: {status}")),
+            Ok(None) => Err(format!("{program} was killed after {} ms", self.tracker.timeout.as_millis())),
+            Err(error) => Err(format!("{program} cannot be run: {error}")),
+        }
+    }
+
+    /// The file system may hang, so a thread looks, and there is one at a time.
+    async fn file(&mut self, path: PathBuf) -> Finding {
+        let shown = path.display().to_string();
+        let look = self.look.get_or_insert_with(|| tokio::task::spawn_blocking(move || first_line(&path)));
+        let Ok(found) = tokio::time::timeout(self.tracker.timeout, &mut *look).await else {
+            return Err(format!(
+                "{shown} cannot be looked at within {} ms",
+                self.tracker.timeout.as_millis()
+            ));
+        };
+        self.look = None;
+        match found.unwrap_or_default() {
+            None => Ok(format!("{shown} is not there")),
+            Some(line) if line.is_empty() => Err(format!("{shown} is there")),
+            Some(line) => Err(format!("{shown} is there: {line}")),
+        }
+    }
+}
+
+/// The first line of a file, shortened; empty if it cannot be read, `None` if there is no file.
+fn first_line(path: &Path) -> Option<String> {
+    let found = std::fs::metadata(path).ok()?;
+    let mut bytes = Vec::new();
+    if found.is_file() {
+        let file = std::fs::File::open(path);
+        // One that is gone or unreadable since is there all the same.
+        let _ = file.and_then(|file| file.take(LINE_MAX as u64).read_to_end(&mut bytes));
+    }
+    let text = String::from_utf8_lossy(&bytes);
+    let line = text.lines().next().unwrap_or_default().trim();
+    Some(line.chars().filter(|c| !c.is_control()).collect())
+}
