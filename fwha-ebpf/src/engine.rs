@@ -312,13 +312,20 @@ fn begin(
         bucket = FlowKey::bucket_of(hash);
         flow::owner(bucket, now)?;
     }
+    let judged = judge(settings, ip, zones);
+    // What is dropped without a word is so wherever it comes from.
+    if let Err(reason) = &judged
+        && *reason != DropReason::Reject
+    {
+        return Err(*reason);
+    }
     // A host that has no address yet, or only one of its link, has no way back but the link.
     if interface.flags & Interface::LOOSE == 0 && !(local && link_local(ip)) {
         let hop = reverse_path(packet, settings, ip)?;
         // SAFETY: as above.
         unsafe { forward::keep(&raw mut draft.ways[1], hop) };
     }
-    let admitted = judge(settings, ip, zones)?;
+    let admitted = judged?;
     let proxied = admitted.syn_proxy && !local && !beside && ip.payload == Payload::Tcp;
     if acknowledges && !proxied {
         return Err(DropReason::NotSyn);
