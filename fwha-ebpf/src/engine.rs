@@ -113,12 +113,6 @@ fn track(
 ) -> Result<Verdict, DropReason> {
     let (key, src_is_b) = ip.key();
     let packets = packet.segments();
-    let options = maps::options().ok_or(DropReason::NoSettings)?;
-    *options = Options::default();
-    if ip.payload == Payload::Tcp && ip.tcp.header_len > 20 {
-        options::read(packet, ip, options);
-    }
-    let options: &Options = maps::opaque(options);
     let mut hash = None;
     let (flow, young) = match flow::find(&key, src_is_b, ip, now) {
         Found::Main(flow) => (Some(flow), false),
@@ -137,6 +131,7 @@ fn track(
         Some(flow) => {
             let reply = flow.is_reply(src_is_b);
             let group = admit(packet, settings, eth, ip, flow, reply, now)?;
+            let options = options::of(packet, ip).ok_or(DropReason::NoSettings)?;
             // Windows are in the responder's own numbers.
             let ahead = if reply { 0 } else { flow.delta() };
             ip.tcp.ack = ip.tcp.ack.wrapping_add(ahead);
@@ -159,18 +154,7 @@ fn track(
         Some(known) => known,
         None => {
             let hash = hash.unwrap_or_else(|| embryonic::hash(&key));
-            match begin(
-                packet,
-                settings,
-                eth,
-                &key,
-                hash,
-                src_is_b,
-                ip,
-                now,
-                options,
-                flow.is_some() && !young,
-            )? {
+            match begin(packet, settings, eth, &key, hash, src_is_b, ip, now, flow.is_some() && !young)? {
                 Begun::Flow(flow) => {
                     opening = true;
                     (flow, false)
@@ -179,6 +163,7 @@ fn track(
             }
         }
     };
+    let options = maps::options().ok_or(DropReason::NoSettings)?;
     let verdict = forward::send(packet, settings, flow, reply, ip, options)?;
     if flow.delta() == 0 {
         return Ok(verdict);
@@ -268,7 +253,6 @@ fn begin(
     src_is_b: bool,
     ip: &mut Ip,
     now: u64,
-    options: &Options,
     beside: bool,
 ) -> Result<Begun, DropReason> {
     let acknowledges = settings.flags & Settings::SYN_PROXY != 0
@@ -312,13 +296,20 @@ fn begin(
         bucket = maps::bucket(zones, hash);
         flow::owner(bucket, now)?;
     }
+    let judged = judge(settings, ip, zones);
+    // What is dropped without a word is so wherever it comes from.
+    if let Err(reason) = &judged
+        && *reason != DropReason::Reject
+    {
+        return Err(*reason);
+    }
     // A host that has no address yet, or only one of its link, has no way back but the link.
     if interface.flags & Interface::LOOSE == 0 && !(local && link_local(ip)) {
         let hop = reverse_path(packet, settings, ip)?;
         // SAFETY: as above.
         unsafe { forward::keep(&raw mut draft.ways[1], hop) };
     }
-    let admitted = judge(settings, ip, zones)?;
+    let admitted = judged?;
     let proxied = admitted.syn_proxy && !local && !beside && ip.payload == Payload::Tcp;
     if acknowledges && !proxied {
         return Err(DropReason::NotSyn);
@@ -327,6 +318,7 @@ fn begin(
         // It ends here; the stack says so.
         return Ok(Begun::Done(Verdict::Pass));
     }
+    let options = options::of(packet, ip).ok_or(DropReason::NoSettings)?;
     let mut mss = admitted.mss;
     if proxied {
         let [way, back] = &draft.ways;
@@ -460,17 +452,27 @@ mod options {
     use crate::{
         maps,
         packet::{ETH_LEN, Packet, bounded, window},
-        parse::Ip,
+        parse::{Ip, Payload},
         tcp::{ACK, OPTIONS_LEN, Options, RST, SYN},
     };
 
     /// NOP, NOP, timestamp of 10 bytes: what nearly every segment of an established connection has.
     const TIMESTAMP: u32 = u32::from_ne_bytes([1, 1, 8, 10]);
 
-    /// Reads the options of a segment, as far as they count: of a SYN, or of one that may have SACK
-    /// blocks.
+    /// The options of a packet, as far as they count: of a SYN, or of a segment that may have SACK blocks.
     #[inline(always)]
-    pub fn read<P: Packet>(packet: &P, ip: &Ip, found: &mut Options) {
+    pub fn of<P: Packet>(packet: &P, ip: &Ip) -> Option<&'static Options> {
+        let found = maps::options()?;
+        *found = Options::default();
+        if ip.payload == Payload::Tcp && ip.tcp.header_len > 20 {
+            read(packet, ip, found);
+        }
+        Some(maps::opaque(found))
+    }
+
+    /// Not inlined: known flows and new ones come here.
+    #[inline(never)]
+    fn read<P: Packet>(packet: &P, ip: &Ip, found: &mut Options) {
         let at = ETH_LEN as u32 + ip.l4 + 20;
         let len = ip.tcp.header_len as u32 - 20;
         if ip.tcp.flags & SYN == 0 {

@@ -341,9 +341,6 @@ impl Model {
             }
             self.environment.owns(&tuple.key)?;
         }
-        if !asks_for_address && !self.environment.reached_by(packet.source, arrival.port) {
-            return Err(Reason::Spoofed);
-        }
         self.environment.admits(&Question {
             from: arrival.zone,
             to,
@@ -352,6 +349,9 @@ impl Model {
             protocol: packet.protocol,
             port: port.then_some(destination.port),
         })?;
+        if !asks_for_address && !self.environment.reached_by(packet.source, arrival.port) {
+            return Err(Reason::Spoofed);
+        }
 
         self.flows_begun += 1;
         let mut flow = Flow {

@@ -31,8 +31,8 @@
 //! of an embryonic flow, nothing of the responder is counted.
 //! Where a datagram ends is not looked at, nor what the header of UDP says of its length. One of a length that none but the last may have, or beyond 64 KiB, is `malformed`.
 //!
-//! *New flows.* In order: the kind of packet, `other_station`, `martian`, `land`, the route, ownership, `spoofed`, the
-//! rules. A packet in a group frame is for the node. An address without any route is judged as if it were the node's,
+//! *New flows.* In order: the kind of packet, `other_station`, `martian`, `land`, the route, ownership, the rules,
+//! `spoofed`. A packet in a group frame is for the node. An address without any route is judged as if it were the node's,
 //! since only the stack can say so. The exception for DHCP is one of broadcast frames. Link-local sources of IPv6 are right on any port, but `martian` beyond the node
 //! (RFC 4291, 2.5.6). Ports of a rule are compared for TCP, UDP and SCTP. SCTP that begins with anything but INIT is
 //! `sctp_state`.

@@ -196,6 +196,8 @@ fn first_packets_that_may_not_begin_a_flow() {
     assert_eq!(judge(&from([10, 0, 0, 7]), (1, 2)), Drop(Reason::Spoofed));
     assert_eq!(judge(&from([8, 8, 8, 8]), (1, 2)), Drop(Reason::Spoofed), "reached by nothing");
     assert_eq!(judge(&from(NODE), (1, 2)), Drop(Reason::Spoofed), "the node's own");
+    let to_node = Ip { destination: NODE.into(), ..from([8, 8, 8, 8]) };
+    assert_eq!(judge(&to_node, (1, 2)), Drop(Reason::NoRule), "which no rule would admit anyway");
     assert_eq!(judge(&from([127, 0, 0, 1]), (1, 2)), Drop(Reason::Martian));
     assert_eq!(judge(&to(CLIENT), (9, 9)), Drop(Reason::Land));
     assert_eq!(judge(&to([10, 9, 1, 1]), (1, 2)), Drop(Reason::NoRoute));

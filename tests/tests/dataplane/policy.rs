@@ -3,6 +3,7 @@
 use fwha_common::drop::DropReason;
 use fwha_common::flow::{V4_MAPPED, proto};
 use fwha_common::rule::{Action, MAX_RULES, Rule, ZONE_NODE};
+use fwha_common::settings::Counter;
 use fwha_tests::needs_root;
 
 use crate::packets::{CLIENT, End, NODE, SERVER, echo, ethernet, ip, tcp, udp};
@@ -13,6 +14,39 @@ use Verdict::{Drop, Forward, Pass};
 fn network(a: [u8; 4], len: u32) -> ([u32; 4], [u32; 4]) {
     let mask = (u32::MAX << (32 - len)).to_be();
     ([0, 0, V4_MAPPED, u32::from_ne_bytes(a) & mask], [u32::MAX, u32::MAX, u32::MAX, mask])
+}
+
+#[test]
+fn a_forged_source_is_neither_admitted_nor_told() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        let port = |port, action, name| Rule {
+            port_min: port,
+            port_max: port,
+            action: action as u8,
+            ..accept(name)
+        };
+        rig.load_rules(&[
+            port(22, Action::Accept, "ssh"),
+            port(23, Action::Reject, "telnet"),
+            port(24, Action::Drop, "mail"),
+        ]);
+        // From nowhere, from the other side, from the node.
+        for address in [[203, 0, 113, 7], SERVER.address, NODE.address] {
+            let forged = End { address, ..CLIENT };
+            for (port, reason) in [
+                (22, DropReason::Spoofed),
+                (23, DropReason::Spoofed),
+                // Nobody looks where it comes from if it does not get in anyway.
+                (24, DropReason::Rule),
+                (25, DropReason::NoRule),
+            ] {
+                let server = End { port, address: [10, 0, 0, 77], ..SERVER };
+                assert_eq!(rig.send(Port::Lan, &tcp(forged, server, "S")).verdict, Drop(reason), "{port}");
+            }
+        }
+        assert_eq!(rig.counter(Counter::Rejected), 0);
+    });
 }
 
 #[test]

@@ -132,7 +132,7 @@ fn a_tag_that_no_zone_takes_is_dropped() {
         assert_eq!(rig.send_by(&trunk, &packet), Drop(DropReason::NoZone), "no tag");
         let foreign = tcp(SERVER, CLIENT, "S");
         assert_eq!(rig.send_by(&trunk, &tagged(&foreign, &[LAN_TAG])), Drop(DropReason::OtherStation));
-        let spoofed = tcp(End { macs: CLIENT.macs, ..SERVER }, CLIENT, "S");
+        let spoofed = tcp(End { address: [203, 0, 113, 7], ..CLIENT }, SERVER, "S");
         assert_eq!(rig.send_by(&trunk, &tagged(&spoofed, &[LAN_TAG])), Drop(DropReason::Spoofed));
         // A frame that ends in its tags or behind them.
         for len in 14..22 {
