@@ -335,7 +335,7 @@ fn mend(lab: &Lab, pair: &mut Pair, node: Node, fault: Fault, mut inflicted: Inf
             lab.heal(node, Cable::All)?;
             let restarted = match node {
                 Node::Fw1 => lab.start_node_ahead(node, AHEAD)?,
-                Node::Fw2 => lab.start_node(node)?,
+                Node::Fw2 | Node::Fw3 => lab.start_node(node)?,
             };
             *pair.node_mut(node) = restarted;
         }

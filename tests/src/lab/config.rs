@@ -50,6 +50,13 @@ pub fn text(options: &LabOptions) -> String {
         false => format!(r#""{v4}/24""#),
         true => format!(r#""{v4}/24", "{LINK_LOCAL_VIP}/64", "{v6}/64""#),
     };
+    let (third, spare) = match options.spare {
+        false => ("", ""),
+        true => (
+            r#", "fw3""#,
+            "[[node]]\nname = \"fw3\"\nsync = [{ interface = \"sync\", address = \"172.16.0.3\" }]\n",
+        ),
+    };
     let (inet_vips, lan_vips) = (vips(INET_VIP, INET_VIP6), vips(LAN_VIP, LAN_VIP6));
     format!(
         r#"[cluster]
@@ -64,7 +71,7 @@ sync = [{{ interface = "sync", address = "172.16.0.1" }}]
 [[node]]
 name = "fw2"
 sync = [{{ interface = "sync", address = "172.16.0.2" }}]
-
+{spare}
 [[zone]]
 name = "inet"
 interfaces = ["wan"]
@@ -75,7 +82,7 @@ interfaces = ["lan"]
 {attach}
 [[group]]
 name = "gateway"
-nodes = ["fw1", "fw2"]
+nodes = ["fw1", "fw2"{third}]
 vips = [
   {{ zone = "inet", vrid = 61, addresses = [{inet_vips}] }},
   {{ zone = "lan",  vrid = 62, addresses = [{lan_vips}] }},

@@ -74,11 +74,13 @@ pub enum Host {
     Server,
     /// Bridges and far ends of cables.
     Switch,
+    /// A third firewall node, in a lab that has a spare; else an empty box.
+    Fw3,
 }
 
 impl Host {
     /// Every box.
-    pub const ALL: [Host; 5] = [Host::Client, Host::Fw1, Host::Fw2, Host::Server, Host::Switch];
+    pub const ALL: [Host; 6] = [Host::Client, Host::Fw1, Host::Fw2, Host::Server, Host::Switch, Host::Fw3];
 
     /// The last part of the namespace's name.
     pub const fn name(self) -> &'static str {
@@ -88,6 +90,7 @@ impl Host {
             Host::Fw2 => "fw2",
             Host::Server => "server",
             Host::Switch => "switch",
+            Host::Fw3 => "fw3",
         }
     }
 }
@@ -99,10 +102,12 @@ pub enum Node {
     Fw1,
     /// The other one.
     Fw2,
+    /// The spare, in a lab that has one.
+    Fw3,
 }
 
 impl Node {
-    /// Both, most preferred first.
+    /// The pair, most preferred first.
     pub const ALL: [Node; 2] = [Node::Fw1, Node::Fw2];
 
     /// The name in the config file.
@@ -110,11 +115,11 @@ impl Node {
         self.host().name()
     }
 
-    /// The other node.
+    /// The other node of the pair; of the spare, the first.
     pub const fn peer(self) -> Node {
         match self {
             Node::Fw1 => Node::Fw2,
-            Node::Fw2 => Node::Fw1,
+            Node::Fw2 | Node::Fw3 => Node::Fw1,
         }
     }
 
@@ -123,6 +128,7 @@ impl Node {
         match self {
             Node::Fw1 => Host::Fw1,
             Node::Fw2 => Host::Fw2,
+            Node::Fw3 => Host::Fw3,
         }
     }
 
@@ -131,6 +137,7 @@ impl Node {
         match self {
             Node::Fw1 => ["192.168.100.1", "fd00:100::1"],
             Node::Fw2 => ["192.168.100.2", "fd00:100::2"],
+            Node::Fw3 => ["192.168.100.3", "fd00:100::3"],
         }
     }
 
@@ -139,12 +146,13 @@ impl Node {
         match self {
             Node::Fw1 => ["10.0.0.1", "fd00:10::1"],
             Node::Fw2 => ["10.0.0.2", "fd00:10::2"],
+            Node::Fw3 => ["10.0.0.3", "fd00:10::3"],
         }
     }
 
     /// The node of that name.
     pub fn by_name(name: &str) -> Option<Node> {
-        Node::ALL.into_iter().find(|node| node.name() == name)
+        [Node::Fw1, Node::Fw2, Node::Fw3].into_iter().find(|node| node.name() == name)
     }
 }
 
@@ -207,6 +215,8 @@ pub struct LabOptions {
     /// of IPv4 do, and the group has IPv6 addresses, too. There is no route between client and server: see
     /// [`Lab::route6_through`] and [`Lab::route6_through_group`].
     pub ipv6: bool,
+    /// Whether there is a third node, the least preferred one.
+    pub spare: bool,
     /// Further lines at the end of the config file.
     pub extra_config: String,
     /// Where `fwha`, `fwhactl` and `fwha-traffic` are; see [`binary`] for the default.
@@ -222,6 +232,7 @@ impl Default for LabOptions {
             max_flows: 65_536,
             lease: None,
             ipv6: false,
+            spare: false,
             extra_config: String::new(),
             bin_dir: None,
         }
@@ -251,7 +262,7 @@ impl Lab {
         clean_stale()?;
         let entry = ledger::open()?;
         let lab = Lab { entry, options, _turn: turn };
-        lab.entry.lay(|| wiring::lay(&lab.entry, lab.options.attach, lab.options.ipv6))?;
+        lab.entry.lay(|| wiring::lay(&lab.entry, &lab.options))?;
         config::write(&lab)?;
         Ok(lab)
     }
@@ -288,7 +299,7 @@ impl Lab {
     /// When a box refuses, or the file cannot be written.
     pub fn attach_by(&mut self, attach: Attach) -> Result<()> {
         self.options.attach = attach;
-        wiring::fit_to(&self.entry, attach)?;
+        wiring::fit_to(&self.entry, attach, self.options.spare)?;
         config::write_text(self)
     }
 

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context as _, Result, bail};
 
 use super::ledger::Entry;
-use super::{Attach, CLIENT, CLIENT6, Cable, Host, INET_VIP, LAN_VIP, Node, SERVER, SERVER6};
+use super::{Attach, CLIENT, CLIENT6, Cable, Host, INET_VIP, LAN_VIP, LabOptions, Node, SERVER, SERVER6};
 use crate::sys::{Feature, set_feature};
 
 /// A cable from the switch to a box.
@@ -33,7 +33,7 @@ const fn line(
     Line { bridge, port, host, interface, address, address6 }
 }
 
-const LINES: [Line; 8] = [
+const LINES: [Line; 11] = [
     line("lan", "client", Host::Client, "eth0", "192.168.100.100/24", "fd00:100::100/64"),
     line("lan", "fw1-lan", Host::Fw1, "lan", "192.168.100.1/24", "fd00:100::1/64"),
     line("lan", "fw2-lan", Host::Fw2, "lan", "192.168.100.2/24", "fd00:100::2/64"),
@@ -42,10 +42,19 @@ const LINES: [Line; 8] = [
     line("inet", "fw2-wan", Host::Fw2, "wan", "10.0.0.2/24", "fd00:10::2/64"),
     line("sync", "fw1-sync", Host::Fw1, "sync", "172.16.0.1/24", "fd00:172::1/64"),
     line("sync", "fw2-sync", Host::Fw2, "sync", "172.16.0.2/24", "fd00:172::2/64"),
+    line("lan", "fw3-lan", Host::Fw3, "lan", "192.168.100.3/24", "fd00:100::3/64"),
+    line("inet", "fw3-wan", Host::Fw3, "wan", "10.0.0.3/24", "fd00:10::3/64"),
+    line("sync", "fw3-sync", Host::Fw3, "sync", "172.16.0.3/24", "fd00:172::3/64"),
 ];
 
-/// Makes the namespaces, the bridges, the cables and the addresses; with `ipv6`, those of IPv6 as well.
-pub fn lay(lab: &Entry, attach: Attach, ipv6: bool) -> Result<()> {
+/// The cables of a lab with or without a spare.
+fn lines(spare: bool) -> impl Iterator<Item = &'static Line> {
+    LINES.iter().filter(move |line| spare || line.host != Host::Fw3)
+}
+
+/// Makes the namespaces, the bridges, the cables and the addresses.
+pub fn lay(lab: &Entry, options: &LabOptions) -> Result<()> {
+    let LabOptions { attach, ipv6, spare, .. } = *options;
     for host in Host::ALL {
         ip(&["netns", "add", &lab.namespace(host)], "")?;
         lab.within(host, || quieten(host, ipv6))??;
@@ -57,16 +66,16 @@ pub fn lay(lab: &Entry, attach: Attach, ipv6: bool) -> Result<()> {
         writeln!(switch, "link add {bridge} type bridge stp_state 0 forward_delay 0 mcast_snooping 0")?;
         writeln!(switch, "link set {bridge} up")?;
     }
-    for Line { bridge, port, host, interface, .. } in &LINES {
+    for Line { bridge, port, host, interface, .. } in lines(spare) {
         let namespace = lab.namespace(*host);
         writeln!(switch, "link add {port} type veth peer name {interface} netns {namespace}")?;
         writeln!(switch, "link set {port} master {bridge} up")?;
     }
     batch(lab, Host::Switch, &switch)?;
 
-    for host in [Host::Client, Host::Fw1, Host::Fw2, Host::Server] {
+    for host in [Host::Client, Host::Fw1, Host::Fw2, Host::Server, Host::Fw3] {
         let mut commands = String::from("link set lo up\n");
-        for Line { interface, address, address6, .. } in LINES.iter().filter(|line| line.host == host) {
+        for Line { interface, address, address6, .. } in lines(spare).filter(|line| line.host == host) {
             writeln!(commands, "addr add {address} dev {interface}")?;
             if ipv6 {
                 // Nobody else has it, so there is nothing to wait for.
@@ -79,16 +88,16 @@ pub fn lay(lab: &Entry, attach: Attach, ipv6: bool) -> Result<()> {
     route_by(lab, LAN_VIP, INET_VIP)?;
     debug_assert!(LINES[0].address.starts_with(CLIENT) && LINES[3].address.starts_with(SERVER));
     debug_assert!(LINES[0].address6.starts_with(CLIENT6) && LINES[3].address6.starts_with(SERVER6));
-    fit_to(lab, attach)
+    fit_to(lab, attach, spare)
 }
 
 /// Makes the hosts and the switch fit for how the nodes' data planes are attached.
-pub fn fit_to(lab: &Entry, attach: Attach) -> Result<()> {
+pub fn fit_to(lab: &Entry, attach: Attach, spare: bool) -> Result<()> {
     // Who sends to a node that redirects by XDP must finish checksums itself, for the redirected packet says nothing of
     // an unfinished one: the hosts, and the switch, which leaves them open when it cuts a coalesced packet to pieces.
     let checksums = attach != Attach::Xdp;
     lab.within(Host::Switch, || {
-        for line in LINES.iter().filter(|line| matches!(line.host, Host::Fw1 | Host::Fw2)) {
+        for line in lines(spare).filter(|line| matches!(line.host, Host::Fw1 | Host::Fw2 | Host::Fw3)) {
             // An XDP program at the other end can redirect into a veth only while this end polls: receive coalescing
             // does.
             set_feature(line.port, Feature::Gro, true)?;
@@ -160,7 +169,7 @@ fn set_ports(node: Node, cable: Cable, state: &str) -> String {
 
 /// The kernel's switches of one box; runs inside it.
 fn quieten(host: Host, ipv6: bool) -> Result<()> {
-    let forward = if matches!(host, Host::Fw1 | Host::Fw2) { "1" } else { "0" };
+    let forward = if matches!(host, Host::Fw1 | Host::Fw2 | Host::Fw3) { "1" } else { "0" };
     let no_ipv6 = if ipv6 && host != Host::Switch { "0" } else { "1" };
     for (name, value) in [
         ("ipv4/ip_forward", forward),
