@@ -21,7 +21,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::fwha::{Fwha, Hook};
+use super::fwha::{Fwha, Hook, MAX_RETRANS_S, UNACKNOWLEDGED_S};
 use super::wire::{Family, NETWORKS, Side, marker};
 use crate::lab::space::{in_netns, new_netns};
 use crate::lab::wiring::ip;
@@ -115,6 +115,8 @@ impl World {
             sysctl("netfilter/nf_conntrack_tcp_loose", "0")?;
             sysctl("netfilter/nf_conntrack_tcp_be_liberal", "0")?;
             sysctl("netfilter/nf_conntrack_frag6_timeout", "3600")?;
+            sysctl("netfilter/nf_conntrack_tcp_timeout_max_retrans", &MAX_RETRANS_S.to_string())?;
+            sysctl("netfilter/nf_conntrack_tcp_timeout_unacknowledged", &UNACKNOWLEDGED_S.to_string())?;
             Ok(None)
         })
     }
@@ -209,6 +211,28 @@ impl Device {
     ///
     /// When they cannot be read.
     pub fn entries(&self, address: &str) -> Result<Vec<String>> {
+        Ok(self.lines(address)?.iter().map(|line| state(line)).collect())
+    }
+
+    /// How long the flow with this address is kept after its last packet, in seconds: the kernel's counts down at once, so
+    /// it may be one less.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read.
+    pub fn timeout_s(&self, address: &str) -> Result<Option<u64>> {
+        match &self.fwha {
+            Some(fwha) => fwha.timeout_s(address.parse()?),
+            None => {
+                let lines = self.lines(address)?;
+                let word = lines.first().and_then(|line| line.split_whitespace().nth(4));
+                Ok(word.map(str::parse).transpose()?)
+            }
+        }
+    }
+
+    /// The lines of nf_conntrack with this address.
+    fn lines(&self, address: &str) -> Result<Vec<String>> {
         if self.fwha.is_some() {
             return Ok(Vec::new());
         }
@@ -217,7 +241,7 @@ impl Device {
         })??;
         let word = format!("src={address}");
         let of_address = table.lines().filter(|line| line.split_whitespace().any(|w| w == word));
-        Ok(of_address.map(state).collect())
+        Ok(of_address.map(str::to_owned).collect())
     }
 
     /// Protocols that this kernel has no tracker for: their packets are known by addresses alone.
