@@ -302,6 +302,7 @@ pub struct Rig {
     groups: Array<MapData, Group>,
     rules: Array<MapData, Rule>,
     settings: Array<MapData, Settings>,
+    timeouts: Array<MapData, Timeouts>,
     counters: PerCpuArray<MapData, u64>,
     drops: PerCpuArray<MapData, u64>,
     limits: Array<MapData, Limits>,
@@ -424,6 +425,7 @@ impl Rig {
             groups: take!(name::GROUPS),
             rules: take!(name::RULES),
             settings: take!(name::SETTINGS),
+            timeouts: take!(name::TIMEOUTS),
             counters: take!(name::COUNTERS),
             drops: take!(name::DROPS),
             limits: take!(name::LIMITS),
@@ -438,9 +440,7 @@ impl Rig {
                 .map(|name| nix::net::if_::if_nametoindex(name).expect("the interface")),
             bpf,
         };
-        let mut timeouts: Array<_, Timeouts> =
-            rig.bpf.take_map(name::TIMEOUTS).expect("map").try_into().expect("map");
-        timeouts.set(0, Timeouts::KERNEL, 0).expect("timeouts");
+        rig.set_timeouts(Timeouts::KERNEL);
         rig.configure(|_| {});
         for (port, zone, mac) in [
             (Port::Lan, LAN, LAN_MAC),
@@ -452,6 +452,11 @@ impl Rig {
         rig.set_group(Group { lease_until_ns: u64::MAX, since_ns: 0, role: Group::ACTIVE, term: TERM });
         rig.load_rules(&[Rule { from: LAN, to: WAN, ..accept("lan-out") }]);
         rig
+    }
+
+    /// Sets how long flows are kept.
+    pub fn set_timeouts(&mut self, timeouts: Timeouts) {
+        self.timeouts.set(0, timeouts, 0).expect("timeouts");
     }
 
     /// Changes the settings.
@@ -564,8 +569,8 @@ impl Rig {
         };
     }
 
-    /// Sends a frame in by `port` again and again, at XDP, and looks at nothing. If it is dropped each time, it stays as
-    /// it is.
+    /// Sends a frame in by `port` again and again, at XDP, and looks at nothing. It stays as it is if it is not
+    /// forwarded.
     pub fn run_often(&self, port: Port, frame: &[u8], times: u32) {
         self.run_xdp(port, frame, times);
     }
