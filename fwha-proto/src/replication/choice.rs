@@ -84,9 +84,14 @@ impl Young {
         }
     }
 
+    /// Whether a flow is here.
+    pub(super) fn knows(&self, key: &FlowKey, id: &FlowId) -> bool {
+        self.flows.get(key).is_some_and(|flow| flow.id() == *id)
+    }
+
     /// A flow has ended. Whether it was here.
     pub(super) fn forget(&mut self, key: &FlowKey, id: &FlowId) -> bool {
-        let here = self.flows.get(key).is_some_and(|flow| flow.id() == *id);
+        let here = self.knows(key, id);
         if here {
             self.flows.remove(key);
             // Most end in the order in which they began.

@@ -208,6 +208,13 @@ impl Core {
         slot.is_some_and(|slot| slot.live && slot.entry.id == *id && slot.source != 0)
     }
 
+    /// A flow as the replica has it, if that is newer than what the kernel map has.
+    pub(super) fn newer(&self, key: &FlowKey, flow: &Flow) -> Option<Flow> {
+        let slot = self.table.find(key).map(|i| self.table.at(i)).filter(|slot| slot.live)?;
+        let newer = slot.entry.id == flow.id() && slot.entry.version > flow.version;
+        newer.then(|| slot.entry.to_flow(key))
+    }
+
     /// Forgets a flow that this node has deleted from its kernel map. The slot, if it was there.
     pub(super) fn forget(&mut self, now: Time, key: &FlowKey, id: &FlowId) -> Option<u32> {
         let i = self.table.find(key)?;

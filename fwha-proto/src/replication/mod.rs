@@ -265,7 +265,14 @@ impl Replication {
     /// A flow that the walk of the kernel map has met, whatever its bucket. All that [`Self::poll`] had
     /// for the map is to be written before it is looked at.
     pub fn reconcile_seen(&mut self, now: Time, key: &FlowKey, flow: &Flow) {
-        if self.core.reconciling.contains(flow.bucket) && self.learn(now, key, flow, Told::Seen) {
+        if !self.core.reconciling.contains(flow.bucket) {
+            return;
+        }
+        if self.learn(now, key, flow, Told::Seen) {
+            self.core.counters.reconciled += 1;
+        } else if let Some(newer) = self.core.newer(key, flow) {
+            // It was not written when it was told.
+            self.core.outputs.push_back(Output::Put(*key, newer));
             self.core.counters.reconciled += 1;
         }
     }
@@ -407,6 +414,24 @@ impl Replication {
     pub fn diff(&mut self, now: Time, peer: NodeId, all: bool) -> Result<(), Unready> {
         let peer = self.peers.iter_mut().find(|p| p.node() == peer);
         peer.ok_or(Unready::State(SyncState::Down))?.diff(&self.core, now, all)
+    }
+
+    /// In what the replica differs from what the kernel map has of a flow (`there`). A flow that is not to be
+    /// replicated, or is too young, is not missed in the replica.
+    pub fn differs(&self, now: Time, key: &FlowKey, there: Option<&Flow>) -> Option<Difference> {
+        let difference = diff::from_kernel(&self.core, now, key, there)?;
+        let policy = self.core.options.choice.policy.as_ref();
+        let kept_out = |flow: &Flow| {
+            policy.is_some_and(|policy| !policy.replicates(key, flow)) || self.young.knows(key, &flow.id())
+        };
+        let meant = difference.here.is_none() && there.is_some_and(kept_out);
+        (!meant).then_some(difference)
+    }
+
+    /// The keys of the flows of a bucket in the replica.
+    pub fn keys(&self, bucket: u8) -> Vec<FlowKey> {
+        let table = &self.core.table;
+        table.bucket(bucket).into_iter().map(|i| table.at(i).key).collect()
     }
 
     /// Ends the comparison with a peer; nothing more is told of it.

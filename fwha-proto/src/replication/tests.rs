@@ -573,6 +573,19 @@ fn lost_events_are_made_good_by_reconciliation() {
 }
 
 #[test]
+fn a_replica_writes_again_what_the_kernel_map_has_missed() {
+    let mut rig = settled(|_| {});
+    (0..3).for_each(|n| rig.create(1, n));
+    rig.run(10 * MS);
+    let right = rig.node(2).kernel.clone();
+    for flow in rig.node(2).kernel.values_mut() {
+        flow.version -= 1;
+    }
+    rig.reconcile(2);
+    assert_eq!(rig.node(2).kernel, right);
+}
+
+#[test]
 fn an_owner_proves_nothing_while_it_reconciles() {
     let mut rig = settled(|_| {});
     (0..40).for_each(|n| rig.create(1, n));

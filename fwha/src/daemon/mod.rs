@@ -37,6 +37,7 @@ pub mod election;
 pub mod events;
 mod flows;
 pub mod hooks;
+mod kernel_diff;
 pub mod limit;
 pub mod lock;
 pub mod log;

@@ -56,9 +56,12 @@ const TRACKERS: [(&str, &str); 3] = [
     ("DCCP", "netfilter/nf_conntrack_dccp_timeout_open"),
 ];
 
+/// Bytes that fragments may take: those that never become whole pile up, some ten thousand plays of them.
+const FRAGMENT_MEMORY: &str = "1000000000";
+
 /// Sysctls of every device, besides forwarding: no packet is lost to a limit, what is no packet filter is off, and nobody
 /// complains of a datagram's missing fragments in the middle of another sequence.
-const SYSCTLS: [(&str, &str); 12] = [
+const SYSCTLS: [(&str, &str); 14] = [
     ("ipv4/ip_forward", "1"),
     ("ipv6/conf/all/forwarding", "1"),
     ("ipv6/conf/default/accept_dad", "0"),
@@ -71,6 +74,8 @@ const SYSCTLS: [(&str, &str); 12] = [
     ("ipv6/icmp/ratelimit", "0"),
     ("ipv4/ipfrag_time", "3600"),
     ("ipv6/ip6frag_time", "3600"),
+    ("ipv4/ipfrag_high_thresh", FRAGMENT_MEMORY),
+    ("ipv6/ip6frag_high_thresh", FRAGMENT_MEMORY),
 ];
 
 /// A device under test.
@@ -115,6 +120,7 @@ impl World {
             sysctl("netfilter/nf_conntrack_tcp_loose", "0")?;
             sysctl("netfilter/nf_conntrack_tcp_be_liberal", "0")?;
             sysctl("netfilter/nf_conntrack_frag6_timeout", "3600")?;
+            sysctl("netfilter/nf_conntrack_frag6_high_thresh", FRAGMENT_MEMORY)?;
             sysctl("netfilter/nf_conntrack_tcp_timeout_max_retrans", &MAX_RETRANS_S.to_string())?;
             sysctl("netfilter/nf_conntrack_tcp_timeout_unacknowledged", &UNACKNOWLEDGED_S.to_string())?;
             Ok(None)
