@@ -389,7 +389,7 @@ impl Core {
 
     /// Whether the policy lets a flow of a peer in: asked once for each identity.
     fn admits(&self, key: &FlowKey, entry: &Entry) -> bool {
-        let Some(policy) = &self.options.choice.policy else { return true };
+        let Some(policy) = &self.options.filter.policy else { return true };
         let known = |i| {
             let slot = self.table.at(i);
             slot.live && slot.entry.id == entry.id
@@ -399,7 +399,7 @@ impl Core {
 
     /// Whether the buckets of a peer hold as much as they may.
     fn has_share(&self, peer: NodeId) -> bool {
-        let most = self.options.choice.peer_flows_max;
+        let most = self.options.filter.peer_flows_max;
         if most >= self.options.max_flows || self.table.live() < most {
             return false;
         }

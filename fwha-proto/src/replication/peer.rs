@@ -4,9 +4,9 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::buckets::Buckets;
-use super::choice::Rate;
 use super::core::Core;
 use super::diff::{Diff, Failure};
+use super::filter::Rate;
 use super::inbox::{Inbox, Place};
 use super::lag::Lag;
 use super::links::{Links, Probe};
@@ -66,7 +66,7 @@ impl Peer {
             session: None,
             stamp: 1,
             links: Links::new(Time::ZERO, o.links),
-            rate: Rate::new(o.choice.peer_bytes_per_s),
+            rate: Rate::new(o.filter.peer_bytes_per_s),
             state: if o.enabled { SyncState::Down } else { SyncState::Disabled },
             state_since: Time::ZERO,
             warnings: Vec::new(),

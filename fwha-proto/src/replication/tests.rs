@@ -194,7 +194,7 @@ impl Policy for Even {
 
 #[test]
 fn only_what_was_chosen_is_replicated_and_both_sides_prove_that() {
-    let mut rig = settled(|o| o.choice.policy = Some(Arc::new(Even)));
+    let mut rig = settled(|o| o.filter.policy = Some(Arc::new(Even)));
     (24..40).for_each(|n| rig.create(1, n));
     rig.run(300 * MS);
     assert_eq!((rig.node(1).kernel.len(), rig.node(2).kernel.len()), (16, 8));
@@ -215,7 +215,7 @@ fn only_what_was_chosen_is_replicated_and_both_sides_prove_that() {
 
 #[test]
 fn a_flow_that_the_policy_does_not_admit_is_refused_and_shows_as_a_difference() {
-    let mut rig = settled(|o| o.choice.policy = Some(Arc::new(Even)));
+    let mut rig = settled(|o| o.filter.policy = Some(Arc::new(Even)));
     [10, 12, 30].into_iter().for_each(|n| rig.create(1, n));
     rig.run(300 * MS);
     assert_eq!(rig.node(2).kernel.len(), 1);
@@ -226,7 +226,7 @@ fn a_flow_that_the_policy_does_not_admit_is_refused_and_shows_as_a_difference() 
 
 #[test]
 fn a_flow_is_replicated_when_it_is_old_enough() {
-    let mut rig = settled(|o| o.choice.min_age = 1000 * MS);
+    let mut rig = settled(|o| o.filter.min_age = 1000 * MS);
     rig.create(1, 1);
     rig.run(500 * MS);
     rig.create(1, 2);
@@ -247,7 +247,7 @@ fn a_flow_is_replicated_when_it_is_old_enough() {
 
 #[test]
 fn flows_that_the_next_owner_was_not_told_of_are_gone_on_all_nodes() {
-    let mut rig = settled(|o| o.choice.min_age = 1000 * MS);
+    let mut rig = settled(|o| o.filter.min_age = 1000 * MS);
     rig.create(1, 1);
     rig.run(100 * MS);
     rig.promote(2, Rig::used());
@@ -259,13 +259,13 @@ fn flows_that_the_next_owner_was_not_told_of_are_gone_on_all_nodes() {
 
 #[test]
 fn a_peer_has_its_share_of_the_table_and_of_the_link() {
-    let mut rig = settled(|o| o.choice.peer_flows_max = 10);
+    let mut rig = settled(|o| o.filter.peer_flows_max = 10);
     (0..20).for_each(|n| rig.create(1, n));
     rig.run(100 * MS);
     assert_eq!(rig.node(2).kernel.len(), 10);
     assert!(counters(&rig, 2).rejected_full >= 10);
 
-    let mut rig = settled(|o| o.choice.peer_bytes_per_s = 20_000);
+    let mut rig = settled(|o| o.filter.peer_bytes_per_s = 20_000);
     (0..900).for_each(|n| rig.create(1, n));
     rig.run(500 * MS);
     assert!(rig.node(2).kernel.len() < 900);

@@ -626,7 +626,7 @@ fn replication_options(
         links: node.sync.len() as u8,
         mtu,
         bulk_bytes_per_s: config.replication.bulk_bytes_per_second,
-        choice: proto_replication::Choice {
+        filter: proto_replication::Filter {
             policy: Policy::of(config).map(|policy| Arc::new(policy) as _),
             min_age: config.replication.min_age,
             peer_flows_max: config.replication.peer_flows.map_or(usize::MAX, |n| n as usize),
