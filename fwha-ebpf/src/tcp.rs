@@ -470,7 +470,7 @@ fn note(own: &mut Way, other: &mut Way, segment: &Tcp, len: u32) {
     let repeats = own.scale & Way::REPEATS;
     let one_more = if repeats == Way::REPEATS { repeats } else { repeats + Way::REPEAT };
     let shut = (segment.window == 0) as u8 * Way::SHUT;
-    own.scale = own.scale & Way::SHIFT | one_more * again | shut;
+    own.scale = own.scale & Way::SHIFT | (one_more * again) | shut;
     if other.scale & !Way::SHIFT != 0 {
         other.scale &= Way::SHIFT;
     }
