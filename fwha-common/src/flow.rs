@@ -411,7 +411,8 @@ impl NextHop {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Way {
-    /// When its last packet was seen, coarse `CLOCK_MONOTONIC` in ns. 0 if this node has seen none.
+    /// When its last packet was seen, coarse `CLOCK_MONOTONIC` in ns. 0 if this node has seen none. TCP: the low
+    /// bits ([`Way::MARK`], 65 µs) are a mark of the last segment by which it is known when it comes again.
     pub last_seen_ns: u64,
     /// Packets, on all nodes together. A super-packet counts as its segments.
     pub packets: u64,
@@ -427,7 +428,8 @@ pub struct Way {
     pub src_mac: [u8; 6],
     /// As [`NextHop::mtu`].
     pub mtu: u16,
-    /// TCP: the shift of the window scale option in its SYN, 0 to 14; counts only if both SYNs had one.
+    /// TCP: the shift of the window scale option in its SYN, 0 to 14; counts only if both SYNs had one. Above
+    /// it, of the last segment of the connection, if it is this way's: [`Way::REPEATS`], [`Way::SHUT`].
     pub scale: u8,
     /// Bits: [`Way::SCALE`], [`Way::SACK`], [`Way::ACKED`], [`Way::SEEN`], [`Way::ENDED`],
     /// [`Way::MET`].
@@ -459,6 +461,16 @@ impl Way {
     pub const ENDED: u8 = 16;
     /// Flag, of the responder: its SYN met the originator's, in a simultaneous open (RFC 9293, 3.5).
     pub const MET: u8 = 32;
+    /// In [`Way::scale`]: the shift.
+    pub const SHIFT: u8 = 0xf;
+    /// In [`Way::scale`]: how often the last segment had come before, [`Way::REPEAT`] for each time, up to all bits.
+    pub const REPEATS: u8 = 0x30;
+    /// One of [`Way::REPEATS`].
+    pub const REPEAT: u8 = 0x10;
+    /// In [`Way::scale`]: the last segment offered no window.
+    pub const SHUT: u8 = 0x40;
+    /// In [`Way::last_seen_ns`]: what is no time.
+    pub const MARK: u64 = 0xffff;
     /// The flags that a replica keeps.
     pub const REPLICATED: u8 = Self::SCALE | Self::SACK;
 }
@@ -589,7 +601,7 @@ impl Flow {
     pub const fn handshake(&self, proto: u8, reply: bool) -> u32 {
         let way = &self.ways[reply as usize];
         match proto {
-            proto::TCP => way.scale as u32 | ((way.flags & Way::REPLICATED) as u32) << 8,
+            proto::TCP => (way.scale & Way::SHIFT) as u32 | ((way.flags & Way::REPLICATED) as u32) << 8,
             proto::SCTP => way.end,
             _ => 0,
         }
@@ -600,7 +612,7 @@ impl Flow {
         let way = &mut self.ways[reply as usize];
         match proto {
             proto::TCP => {
-                way.scale = told as u8 & 15;
+                way.scale = told as u8 & Way::SHIFT;
                 way.flags = (told >> 8) as u8 & Way::REPLICATED;
             }
             proto::SCTP => way.end = told,
@@ -660,6 +672,14 @@ impl Flow {
         let seen = self.last_seen_ns();
         let seen = if since_ns > seen { since_ns } else { seen };
         seen.saturating_add(timeout_ns)
+    }
+
+    /// TCP: whether one end has sent what the other, which was heard here, has not acknowledged.
+    #[inline(always)]
+    pub const fn unacknowledged(&self) -> bool {
+        let [there, back] = &self.ways;
+        back.flags & Way::ACKED != 0 && back.maxack != there.end
+            || there.flags & Way::ACKED != 0 && there.maxack != back.end
     }
 }
 

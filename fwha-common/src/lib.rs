@@ -10,7 +10,7 @@
 //! | [`group`] | ownership of buckets: roles, lease |
 //! | [`limit`] | limits by source address |
 //! | [`rule`] | the compiled ruleset and zones |
-//! | [`drop`] | every reason for which a packet is dropped |
+//! | [`mod@drop`] | every reason for which a packet is dropped |
 //! | [`capture`] | samples of dropped packets |
 //! | [`probe`] | the keyed probe frame that the data plane answers by itself |
 //! | [`settings`] | what user space tells the programs, and names of maps |

@@ -1,6 +1,6 @@
 //! What user space tells the programs, and where it finds what they tell back.
 
-use crate::flow::{FLOW_STATES, TIMEOUT_CLASSES};
+use crate::flow::{FLOW_STATES, Flow, TIMEOUT_CLASSES, TimeoutClass, Way, proto};
 
 /// The one element of the array map `SETTINGS`.
 #[repr(C)]
@@ -39,12 +39,17 @@ impl Settings {
     pub const SYN_PROXY: u8 = 1;
 }
 
-/// The one element of the array map `TIMEOUTS`: ns by protocol class and state.
+/// The one element of the array map `TIMEOUTS`: ns by protocol class and state, and what shortens them.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
     /// `ns[class][state]`.
     pub ns: [[u64; FLOW_STATES]; TIMEOUT_CLASSES],
+    /// TCP, at most: one end has sent the same segment four times, and nothing came of it; or has said last that it
+    /// takes no data.
+    pub tcp_max_retrans_ns: u64,
+    /// TCP, at most: there is data under way that is not acknowledged.
+    pub tcp_unacknowledged_ns: u64,
 }
 
 impl Timeouts {
@@ -83,8 +88,30 @@ impl Timeouts {
         ns[C::Dccp as usize] = class(240, &[(S::Replied, 480), (S::Assured, 43_200)]);
         ns[C::Gre as usize] = class(30, &[(S::Replied, 180), (S::Assured, 180)]);
         ns[C::Other as usize] = class(600, &[]);
-        Self { ns }
+        Self { ns, tcp_max_retrans_ns: 300_000_000_000, tcp_unacknowledged_ns: 300_000_000_000 }
     };
+
+    /// How long a flow is kept after its last packet; nothing for a state that there is not. The order in which
+    /// TCP's are looked at is the kernel's (`nf_conntrack_tcp_packet`).
+    #[inline(always)]
+    pub fn of(&self, protocol: u8, flow: &Flow) -> Option<u64> {
+        let class = TimeoutClass::of(protocol);
+        let ns = *self.ns[class as usize].get(Flow::state_of(flow.word) as usize)?;
+        if protocol != proto::TCP {
+            return Some(ns);
+        }
+        let last = flow.ways[0].scale | flow.ways[1].scale;
+        let most = if last & Way::REPEATS == Way::REPEATS {
+            self.tcp_max_retrans_ns
+        } else if flow.unacknowledged() {
+            self.tcp_unacknowledged_ns
+        } else if last & Way::SHUT != 0 {
+            self.tcp_max_retrans_ns
+        } else {
+            ns
+        };
+        Some(if most < ns { most } else { ns })
+    }
 }
 
 /// Answers to rejected packets that a CPU sends in [`REJECT_WINDOW_NS`], at most.
@@ -240,3 +267,33 @@ mod pod {
 }
 
 const _: () = assert!(size_of::<Settings>() == 56);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow::FlowState;
+
+    #[test]
+    fn tcp_in_doubt_is_kept_no_longer_than_that_allows() {
+        let timeouts = Timeouts { tcp_max_retrans_ns: 400, tcp_unacknowledged_ns: 500, ..Timeouts::KERNEL };
+        let way = |end, maxack, flags, scale| Way { end, maxack, flags, scale, ..Way::default() };
+        let kept = |state, ways| {
+            let flow = Flow { word: Flow::word(state, 0, [1, 2]), ways, ..Flow::default() };
+            (timeouts.of(proto::TCP, &flow), timeouts.of(proto::UDP, &flow))
+        };
+        let established = |ways| kept(FlowState::Established, ways).0;
+        let of_state = Some(432_000_000_000_000);
+        let calm = [way(10, 20, Way::ACKED, 7), way(20, 10, Way::ACKED, 7)];
+        assert_eq!(established(calm), of_state);
+        assert_eq!(established([way(11, 20, Way::ACKED, 7), calm[1]]), Some(500));
+        assert_eq!(established([way(11, 20, Way::ACKED, 7), way(20, 10, 0, 7)]), of_state, "inherited");
+        let repeated = |scale| [calm[0], way(20, 10, Way::ACKED, scale)];
+        assert_eq!(established(repeated(Way::REPEATS - Way::REPEAT)), of_state);
+        assert_eq!(established(repeated(Way::REPEATS)), Some(400));
+        assert_eq!(established(repeated(Way::SHUT | 7)), Some(400));
+        assert_eq!(kept(FlowState::Close, repeated(Way::REPEATS)).0, Some(400));
+        assert_eq!(kept(FlowState::Assured, repeated(Way::REPEATS)).1, Some(120_000_000_000));
+        let nowhere = Flow { word: u32::from_le_bytes([FLOW_STATES as u8, 0, 0, 0]), ..Flow::default() };
+        assert_eq!(timeouts.of(proto::TCP, &nowhere), None);
+    }
+}

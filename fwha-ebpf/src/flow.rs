@@ -25,6 +25,8 @@
 //!   for it, and the slack of one window covers one packet. The other direction writes them at the
 //!   handshake, where one packet is under way at a time, when the flow is inherited, and `maxwin` when
 //!   it sent beyond the edge: lost, one more packet passes without moving the windows.
+//! - What is above the shift in `scale` (TCP): written by its own packets, and cleared by the other direction. At worst one
+//!   repetition is counted too many or too few.
 //! - `end` of a way (SCTP: its tag): written at the handshake only.
 //! - An element that user space deletes while a program holds it may be reused for another flow at
 //!   once, and take one packet's count. User space deletes what has expired, which by then had no
@@ -36,7 +38,7 @@ use aya_ebpf::{bindings::BPF_ANY, helpers::generated::bpf_get_smp_processor_id};
 use fwha_common::{
     drop::DropReason,
     embryonic::PLACES,
-    flow::{FLOW_STATES, Flow, FlowEvent, FlowEventKind, FlowKey, FlowState, TimeoutClass, Way, proto},
+    flow::{Flow, FlowEvent, FlowEventKind, FlowKey, FlowState, Way, proto},
     group::Group,
     settings::{Counter, Settings},
 };
@@ -252,18 +254,11 @@ impl FlowRef {
     /// Whether it has not expired.
     #[inline(always)]
     fn alive(self, proto: u8, since_ns: u64, now: u64) -> bool {
-        let state = Flow::state_of(self.word()) as usize;
-        let Some(timeouts) = maps::TIMEOUTS.get(0) else {
-            return false;
-        };
-        let class = TimeoutClass::of(proto) as usize;
-        if state >= FLOW_STATES {
-            return false;
-        }
-        let timeout = timeouts.ns[class][state];
         // SAFETY: see `word`. A time of the other direction that is just being written is either
         // the old or the new one.
-        unsafe { (*self.0).expires_ns(since_ns, timeout) > now }
+        let flow = unsafe { &*self.0 };
+        let timeout = maps::TIMEOUTS.get(0).and_then(|timeouts| timeouts.of(proto, flow));
+        timeout.is_some_and(|timeout| flow.expires_ns(since_ns, timeout) > now)
     }
 
     /// Whether it is a connection that lives on only for what is still under way.
@@ -607,7 +602,7 @@ impl FlowRef {
 
 #[inline(always)]
 fn touch(way: &mut Way, now: u64, packets: u32, bytes: u32) {
-    way.last_seen_ns = now;
+    way.last_seen_ns = now & !Way::MARK | way.last_seen_ns & Way::MARK;
     way.packets += packets as u64;
     way.bytes += bytes as u64;
 }

@@ -5,20 +5,20 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`engine`] | the packet's way at ingress |
-//! | [`egress`] | what leaves: the node's own flows, and the guard |
-//! | [`packet`], [`hook`], [`parse`] | access to a packet, at XDP and at tc; from bytes to fields |
-//! | [`vlan`] | tags: off before the engine, on behind it |
-//! | [`own`] | protocols of the node and its links that always pass |
-//! | [`fragment`] | fragments, held to what the first of them said |
-//! | [`probe`] | probes, answered here |
-//! | [`embryonic`] | the table of flows that nobody has answered |
-//! | [`flow`], [`tcp`], [`sctp`], [`icmp`] | flows, their states and windows, errors about them |
-//! | [`zone`], [`limit`] | where a packet comes from; limits by source |
-//! | [`forward`], [`reject`] | next hop and rewrite; answers to what a rule rejects |
-//! | [`synproxy`] | cookies in answer to SYNs, and what follows from them |
-//! | [`capture`] | samples of what is dropped |
-//! | [`maps`], [`atomic`] | the maps; atomic operations |
+//! | `engine` | the packet's way at ingress |
+//! | `egress` | what leaves: the node's own flows, and the guard |
+//! | `packet`, `hook`, `parse` | access to a packet, at XDP and at tc; from bytes to fields |
+//! | `vlan` | tags: off before the engine, on behind it |
+//! | `own` | protocols of the node and its links that always pass |
+//! | `fragment` | fragments, held to what the first of them said |
+//! | `probe` | probes, answered here |
+//! | `embryonic` | the table of flows that nobody has answered |
+//! | `flow`, `tcp`, `sctp`, `icmp` | flows, their states and windows, errors about them |
+//! | `zone`, `limit` | where a packet comes from; limits by source |
+//! | `forward`, `reject` | next hop and rewrite; answers to what a rule rejects |
+//! | `synproxy` | cookies in answer to SYNs, and what follows from them |
+//! | `capture` | samples of what is dropped |
+//! | `maps`, `atomic` | the maps; atomic operations |
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch, core_intrinsics))]
 #![cfg_attr(target_arch = "bpf", expect(internal_features, reason = "core::sync::atomic lacks these"))]
 #![cfg_attr(not(target_arch = "bpf"), expect(dead_code, reason = "on the host only tests use it"))]

@@ -581,11 +581,16 @@ pub struct DiffQuery {
     /// The peer; all of them if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peer: Option<String>,
-    /// Compare flow by flow even where digests agree.
+    /// Compare flow by flow with peers even where digests agree.
     pub all: bool,
+    /// Compare with this node's own flow table only. Without this and a peer it comes first.
+    pub local: bool,
 }
 
-/// A line of a comparison with a peer; the last one about each peer is its end.
+/// What stands for a peer where the daemon's replica is compared with this node's own flow table.
+pub const KERNEL: &str = "kernel";
+
+/// A line of a comparison with a peer or the kernel's table; the last one about each is its end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum DiffLine {
@@ -595,10 +600,10 @@ pub enum DiffLine {
     End(DiffEnd),
 }
 
-/// A flow in which two nodes differ.
+/// A flow in which two nodes differ, or this node's replica and the kernel's table.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlowDifference {
-    /// The peer.
+    /// The peer, or [`KERNEL`].
     pub peer: String,
     /// `only-here`, `only-there`, `identity` (two flows of the same addresses and ports), `version`, or `state`.
     pub kind: String,
@@ -616,9 +621,9 @@ pub struct FlowDifference {
     pub dport: u16,
     /// Its bucket.
     pub bucket: u8,
-    /// What this node has.
+    /// What this node's replica has.
     pub here: Option<FlowSide>,
-    /// What the peer has.
+    /// What the peer has, or the kernel's table.
     pub there: Option<FlowSide>,
 }
 
@@ -635,16 +640,16 @@ pub struct FlowSide {
     pub age_ms: u64,
 }
 
-/// The end of a comparison with a peer.
+/// The end of a comparison.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiffEnd {
-    /// The peer.
+    /// The peer, or [`KERNEL`].
     pub peer: String,
     /// Buckets compared: all.
     pub buckets: u64,
     /// Those of them that were compared flow by flow.
     pub buckets_listed: u64,
-    /// Flows of the peer that were compared.
+    /// Flows of the peer, or of the table, that were compared.
     pub flows_listed: u64,
     /// Flows that differ.
     pub differences: u64,

@@ -177,12 +177,17 @@ pub enum FlowsVerb {
 /// `fwhactl flows diff`.
 #[derive(Debug, Args)]
 pub struct DiffArgs {
-    /// The peer; all of them, if left out.
+    /// The peer; this node's own flow table and all peers, if left out.
     #[arg(long, value_name = "NAME")]
     pub peer: Option<String>,
-    /// Compare flow by flow even where digests agree.
+    /// Compare flow by flow with peers even where digests agree.
     #[arg(long)]
     pub all: bool,
+    /// Compare what the daemon knows with this node's own flow table only.
+    ///
+    /// What differs is put right.
+    #[arg(long, conflicts_with_all = ["peer", "all"])]
+    pub local: bool,
 }
 
 /// `fwhactl flows delete`.

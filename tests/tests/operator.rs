@@ -7,6 +7,7 @@ use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use fwha_common::flow::{Flow, FlowKey};
 use fwha_tests::lab::{Cable, Host, Lab, LabOptions, Node, NodeProcess, SERVER};
 use fwha_tests::pair::{PATIENCE, Pair};
 use fwha_tests::scenario::{in_lab, with_pair};
@@ -212,6 +213,66 @@ fn nodes_in_sync_do_not_differ_and_deleted_flows_are_gone_on_both() {
         }
         let (said, _, code) = ctl(owner, &["flows", "diff"])?;
         ensure!(code == 0, "{said}");
+        Ok(())
+    });
+}
+
+/// What `fwhactl flows diff --local` lists of a node: kinds, and ports of the client.
+fn differs_from_kernel(node: &NodeProcess) -> Result<Vec<(String, u64)>> {
+    let output = node.ctl_command(&["-o", "json", "flows", "diff", "--local"]).output()?;
+    let text = String::from_utf8(output.stdout)?;
+    let lines = text.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
+    ensure!(lines.iter().all(|line| line["peer"] == "kernel"), "{text}");
+    let real = lines.iter().filter(|line| line["in_flight"] == false);
+    let words = |line: &Value| Some((line["kind"].as_str()?.to_owned(), line["sport"].as_u64()?));
+    let mut found = real.map(|line| words(line).context("a kind and a port")).collect::<Result<Vec<_>>>()?;
+    ensure!(lines.last().is_some_and(|end| end["differences"] == found.len()), "{text}");
+    ensure!(found.is_empty() == output.status.success(), "{:?} {text}", output.status);
+    found.sort();
+    Ok(found)
+}
+
+#[test]
+fn what_somebody_changed_in_the_kernels_table_is_named_and_put_right() {
+    with_pair(LabOptions::default(), |lab, pair| {
+        let active = pair.settle(lab)?;
+        let _connections = Connections::open(lab, pair)?;
+        for node in [active.peer(), active] {
+            let daemon = pair.node(node);
+            ensure!(differs_from_kernel(daemon)?.is_empty(), "nobody has changed anything");
+            let mut table = lab.flow_table(node)?;
+            let flows = table.iter().collect::<Result<Vec<(FlowKey, Flow)>, _>>()?;
+            let of_test = |(key, _): &&(FlowKey, Flow)| [key.port_a, key.port_b].contains(&PORT.to_be());
+            let mut flows = flows.iter().filter(of_test);
+            let mut any = || flows.next().copied().context("a flow");
+            let client =
+                |key: &FlowKey| key.ends(false).map(|(_, port)| port).into_iter().find(|p| *p != PORT);
+            // One is gone, one was there before, one has missed a change, and one is another now.
+            let (gone, copied, late, other) = (any()?, any()?, any()?, any()?);
+            table.remove(&gone.0)?;
+            let strange = FlowKey { addr_a: FlowKey::mapped(u32::from_ne_bytes([9, 9, 9, 9])), ..copied.0 };
+            table.insert(strange, Flow { number: copied.1.number + 256, ..copied.1 }, 0)?;
+            table.insert(late.0, Flow { version: late.1.version - 1, ..late.1 }, 0)?;
+            table.insert(other.0, Flow { number: other.1.number + 256, ..other.1 }, 0)?;
+            let mut expected = Vec::new();
+            for (kind, key) in [
+                ("only-here", &gone.0),
+                ("only-there", &strange),
+                ("version", &late.0),
+                ("identity", &other.0),
+            ] {
+                expected.push((kind.to_owned(), u64::from(client(key).context("a port of the client")?)));
+            }
+            expected.sort();
+            let found = differs_from_kernel(daemon)?;
+            ensure!(found == expected, "{found:?}, not {expected:?}");
+            lab.wait_for("table and replica to agree", PATIENCE, || {
+                Ok((differs_from_kernel(daemon)?.is_empty()).then_some(()))
+            })?;
+            lab.wait_for("the nodes to agree", PATIENCE, || {
+                Ok((ctl(daemon, &["flows", "diff"])?.2 == 0).then_some(()))
+            })?;
+        }
         Ok(())
     });
 }

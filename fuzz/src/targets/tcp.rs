@@ -141,7 +141,7 @@ type Known = (Option<u32>, Option<(u32, u32, Option<u8>, bool)>, Option<u32>);
 fn seen(ways: &[Way; 2]) -> [Known; 2] {
     let both = ways[0].flags & ways[1].flags & Way::SEEN != 0;
     ways.map(|way| {
-        let scale = (way.flags & Way::SCALE != 0).then_some(way.scale);
+        let scale = (way.flags & Way::SCALE != 0).then_some(way.scale & Way::SHIFT);
         let seen = (way.end, way.maxwin, scale, way.flags & Way::SACK != 0);
         let acked = (way.flags & Way::ACKED != 0).then_some(way.maxack);
         (acked, (way.flags & Way::SEEN != 0).then_some(seen), both.then_some(way.edge))

@@ -208,6 +208,13 @@ impl Core {
         slot.is_some_and(|slot| slot.live && slot.entry.id == *id && slot.source != 0)
     }
 
+    /// A flow as the replica has it, if that is newer than what the kernel map has.
+    pub(super) fn newer(&self, key: &FlowKey, flow: &Flow) -> Option<Flow> {
+        let slot = self.table.find(key).map(|i| self.table.at(i)).filter(|slot| slot.live)?;
+        let newer = slot.entry.id == flow.id() && slot.entry.version > flow.version;
+        newer.then(|| slot.entry.to_flow(key))
+    }
+
     /// Forgets a flow that this node has deleted from its kernel map. The slot, if it was there.
     pub(super) fn forget(&mut self, now: Time, key: &FlowKey, id: &FlowId) -> Option<u32> {
         let i = self.table.find(key)?;
@@ -382,7 +389,7 @@ impl Core {
 
     /// Whether the policy lets a flow of a peer in: asked once for each identity.
     fn admits(&self, key: &FlowKey, entry: &Entry) -> bool {
-        let Some(policy) = &self.options.choice.policy else { return true };
+        let Some(policy) = &self.options.filter.policy else { return true };
         let known = |i| {
             let slot = self.table.at(i);
             slot.live && slot.entry.id == entry.id
@@ -392,7 +399,7 @@ impl Core {
 
     /// Whether the buckets of a peer hold as much as they may.
     fn has_share(&self, peer: NodeId) -> bool {
-        let most = self.options.choice.peer_flows_max;
+        let most = self.options.filter.peer_flows_max;
         if most >= self.options.max_flows || self.table.live() < most {
             return false;
         }

@@ -11,7 +11,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
-use fwha_common::flow::{FlowId, FlowKey, FlowState};
+use fwha_common::flow::{Flow, FlowId, FlowKey, FlowState};
 
 use super::buckets::Buckets;
 use super::core::Core;
@@ -117,7 +117,7 @@ impl Difference {
     }
 
     /// Whether both are the same difference.
-    fn same(&self, other: &Self) -> bool {
+    pub fn same(&self, other: &Self) -> bool {
         let what = |side: &Option<Side>| side.as_ref().map(Side::what);
         what(&self.here) == what(&other.here) && what(&self.there) == what(&other.there)
     }
@@ -158,6 +158,8 @@ pub enum Failure {
     TooOld,
     /// The peer does not answer at all any more, or its daemon was started anew.
     Lost(SyncState),
+    /// The kernel's table could not be read.
+    Unreadable,
 }
 
 /// The looks at the peer's flows.
@@ -421,13 +423,26 @@ fn changed_ns(entry: &Entry) -> u64 {
     entry.last_seen_ns.into_iter().fold(entry.created_ns, u64::max)
 }
 
+/// What a node has, as an entry says.
+fn side(now: Time, e: &Entry) -> Side {
+    let age = now.since(Time::from_nanos(changed_ns(e)));
+    Side { age, ..Side::new(e.id, e.version, e.state, e.originator_is_b) }
+}
+
+/// In what the replica differs from what the kernel map has of a flow, which counts as the other end.
+pub(super) fn from_kernel(core: &Core, now: Time, key: &FlowKey, there: Option<&Flow>) -> Option<Difference> {
+    let slot = core.table.find(key).map(|i| core.table.at(i)).filter(|slot| slot.live);
+    let here = slot.map(|slot| side(now, &slot.entry));
+    let bucket = slot.map(|slot| slot.entry.bucket).or(there.map(|flow| flow.bucket))?;
+    let there = there.map(|flow| side(now, &Entry::from_flow(key, flow)));
+    let same = here.as_ref().map(Side::what) == there.as_ref().map(Side::what);
+    (!same).then_some(Difference { key: *key, bucket, here, there, in_flight: false })
+}
+
 /// In what the bucket differs from a list of the peer's.
 fn compare(core: &Core, now: Time, bucket: u8, theirs: &[Listed]) -> Vec<Difference> {
     let age = |ns: u64| now.since(Time::from_nanos(ns));
-    let ours = |i: u32| {
-        let e = &core.table.at(i).entry;
-        Side { age: age(changed_ns(e)), ..Side::new(e.id, e.version, e.state, e.originator_is_b) }
-    };
+    let ours = |i: u32| side(now, &core.table.at(i).entry);
     let mut differing = Vec::new();
     let mut listed = HashSet::with_capacity(theirs.len());
     for l in theirs {

@@ -391,9 +391,15 @@ impl Inbox {
             let comparable = (owner.node, owner.term) == (self.peer, w.place.term)
                 && self.claims.contains(bucket)
                 && self.touched[b] <= w.place.seq
-                && !core.reconciling.contains(bucket)
                 && !self.wanted.contains(bucket);
             if !comparable {
+                continue;
+            }
+            if core.reconciling.contains(bucket) {
+                // What differs may be found by the walk. But it is not what was agreed on before.
+                if core.table.digest(bucket) != digest {
+                    self.doubt(Buckets::one(bucket));
+                }
                 continue;
             }
             self.compared_seq = self.compared_seq.max(w.place.seq);

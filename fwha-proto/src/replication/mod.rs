@@ -7,8 +7,8 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`mod@core`] | the replica with its owners: whose word counts |
-//! | `choice` | what is replicated, and what a peer is believed |
+//! | `core` | the replica with its owners: whose word counts |
+//! | `filter` | what is replicated, and what a peer is believed |
 //! | `table`, `entry` | slots, index, lists and digests per bucket |
 //! | `peer` | channel, session and status of one peer |
 //! | `links` | the sync links to one peer: which of them work, which one is used |
@@ -16,7 +16,7 @@
 //! | `flight`, `datagram` | what is in flight, lost, allowed; a datagram being filled |
 //! | `inbox`, `arrivals` | receiving: what has arrived, comparing, asking for what differs |
 //! | `diff` | comparing flow by flow with a peer, when an operator asks |
-//! | [`mod@wire`] | the records |
+//! | `wire` | the records |
 //! | [`status`], `lag` | counters, states, events; how long changes take |
 //!
 //! **Contract.** Inputs are method calls; each carries `now`, the kernel's `CLOCK_MONOTONIC`, which
@@ -35,11 +35,11 @@
 mod arrivals;
 mod buckets;
 mod bulk;
-mod choice;
 mod core;
 mod datagram;
 mod diff;
 mod entry;
+mod filter;
 mod flight;
 mod inbox;
 mod lag;
@@ -61,11 +61,11 @@ use std::time::Duration;
 use fwha_common::flow::{Flow, FlowEvent, FlowEventKind, FlowId, FlowKey};
 
 pub use self::buckets::Buckets;
-use self::choice::Young;
-pub use self::choice::{Choice, Policy};
 use self::core::{Core, Owner, Told};
 pub use self::diff::{Difference, Failure, Found, Kind, Side, Summary};
 use self::entry::Entry;
+use self::filter::Young;
+pub use self::filter::{Filter, Policy};
 pub use self::lag::{Histogram, Lag};
 use self::peer::Peer;
 pub use self::status::{
@@ -122,7 +122,7 @@ pub struct Options {
     /// Bulk transfers send no faster than this.
     pub bulk_bytes_per_s: u64,
     /// What is replicated, and what a peer is believed.
-    pub choice: Choice,
+    pub filter: Filter,
 }
 
 impl Options {
@@ -143,7 +143,7 @@ impl Options {
             flush_after: Duration::from_millis(1),
             queue_max: 262_144,
             bulk_bytes_per_s: 20_000_000,
-            choice: Choice::default(),
+            filter: Filter::default(),
         }
     }
 }
@@ -158,7 +158,7 @@ pub struct Settings {
     /// Bulk transfers send no faster than this.
     pub bulk_bytes_per_s: u64,
     /// What is replicated, and what a peer is believed.
-    pub choice: Choice,
+    pub filter: Filter,
 }
 
 /// Whether this node owns a bucket.
@@ -278,7 +278,14 @@ impl Replication {
     /// A flow that the walk of the kernel map has met, whatever its bucket. All that [`Self::poll`] had
     /// for the map is to be written before it is looked at.
     pub fn reconcile_seen(&mut self, now: Time, key: &FlowKey, flow: &Flow) {
-        if self.core.reconciling.contains(flow.bucket) && self.learn(now, key, flow, Told::Seen) {
+        if !self.core.reconciling.contains(flow.bucket) {
+            return;
+        }
+        if self.learn(now, key, flow, Told::Seen) {
+            self.core.counters.reconciled += 1;
+        } else if let Some(newer) = self.core.newer(key, flow) {
+            // It was not written when it was told.
+            self.core.outputs.push_back(Output::Put(*key, newer));
             self.core.counters.reconciled += 1;
         }
     }
@@ -299,12 +306,12 @@ impl Replication {
     }
 
     fn learn(&mut self, now: Time, key: &FlowKey, flow: &Flow, told: Told) -> bool {
-        let choice = &self.core.options.choice;
+        let filter = &self.core.options.filter;
         if !self.core.options.enabled {
             return false;
         }
         let owned = self.core.owned.contains(flow.bucket);
-        if choice.policy.as_ref().is_some_and(|policy| !policy.replicates(key, flow)) {
+        if filter.policy.as_ref().is_some_and(|policy| !policy.replicates(key, flow)) {
             self.core.counters.not_chosen += 1;
             if !owned {
                 // Its bucket has another owner, who does not know it and will never end it.
@@ -312,8 +319,8 @@ impl Replication {
             }
             return false;
         }
-        let grown = Time::from_nanos(flow.created_ns()) + choice.min_age;
-        let waits = !choice.min_age.is_zero() && now < grown && owned && !self.core.knows(key);
+        let grown = Time::from_nanos(flow.created_ns()) + filter.min_age;
+        let waits = !filter.min_age.is_zero() && now < grown && owned && !self.core.knows(key);
         if waits && self.young.len() < self.core.options.max_flows {
             self.young.keep(grown, key, flow);
             return false;
@@ -390,7 +397,7 @@ impl Replication {
         for (key, id) in self.young.take(lost) {
             self.core.outputs.push_back(Output::Delete(key, id));
         }
-        if self.core.options.choice.policy.is_some() {
+        if self.core.options.filter.policy.is_some() {
             self.core.outputs.push_back(Output::Reconcile(lost));
         }
     }
@@ -420,6 +427,24 @@ impl Replication {
     pub fn diff(&mut self, now: Time, peer: NodeId, all: bool) -> Result<(), Unready> {
         let peer = self.peers.iter_mut().find(|p| p.node() == peer);
         peer.ok_or(Unready::State(SyncState::Down))?.diff(&self.core, now, all)
+    }
+
+    /// In what the replica differs from what the kernel map has of a flow (`there`). A flow that is not to be
+    /// replicated, or is too young, is not missed in the replica.
+    pub fn differs(&self, now: Time, key: &FlowKey, there: Option<&Flow>) -> Option<Difference> {
+        let difference = diff::from_kernel(&self.core, now, key, there)?;
+        let policy = self.core.options.filter.policy.as_ref();
+        let kept_out = |flow: &Flow| {
+            policy.is_some_and(|policy| !policy.replicates(key, flow)) || self.young.knows(key, &flow.id())
+        };
+        let meant = difference.here.is_none() && there.is_some_and(kept_out);
+        (!meant).then_some(difference)
+    }
+
+    /// The keys of the flows of a bucket in the replica.
+    pub fn keys(&self, bucket: u8) -> Vec<FlowKey> {
+        let table = &self.core.table;
+        table.bucket(bucket).into_iter().map(|i| table.at(i).key).collect()
     }
 
     /// Ends the comparison with a peer; nothing more is told of it.
@@ -457,11 +482,11 @@ impl Replication {
     /// chosen than before, that holds for those of owned buckets that are there as well;
     /// [`Output::Reconcile`] asks for what it takes.
     pub fn reload(&mut self, now: Time, settings: Settings, chosen: bool) {
-        let Settings { config_hash, rules_hash, bulk_bytes_per_s, choice } = settings;
+        let Settings { config_hash, rules_hash, bulk_bytes_per_s, filter } = settings;
         let options = &mut self.core.options;
         (options.config_hash, options.rules_hash) = (config_hash, rules_hash);
         options.bulk_bytes_per_s = bulk_bytes_per_s;
-        options.choice = choice;
+        options.filter = filter;
         for peer in &mut self.peers {
             peer.reload(&self.core);
         }
@@ -520,7 +545,7 @@ impl Replication {
         self.core.table.live()
     }
 
-    /// Flows that peers will hear of when they are old enough ([`Choice::min_age`]).
+    /// Flows that peers will hear of when they are old enough ([`Filter::min_age`]).
     pub fn young(&self) -> usize {
         self.young.len()
     }

@@ -4,9 +4,9 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::buckets::Buckets;
-use super::choice::Rate;
 use super::core::Core;
 use super::diff::{Diff, Failure};
+use super::filter::Rate;
 use super::inbox::{Inbox, Place};
 use super::lag::Lag;
 use super::links::{Links, Probe};
@@ -66,7 +66,7 @@ impl Peer {
             session: None,
             stamp: 1,
             links: Links::new(Time::ZERO, o.links),
-            rate: Rate::new(o.choice.peer_bytes_per_s),
+            rate: Rate::new(o.filter.peer_bytes_per_s),
             state: if o.enabled { SyncState::Down } else { SyncState::Disabled },
             state_since: Time::ZERO,
             warnings: Vec::new(),
@@ -391,7 +391,7 @@ impl Peer {
 
     /// The core has other options: the peer is told anew what they are.
     pub(super) fn reload(&mut self, core: &Core) {
-        self.rate.set(core.options.choice.peer_bytes_per_s);
+        self.rate.set(core.options.filter.peer_bytes_per_s);
         let Some(session) = &mut self.session else { return };
         session.outbox.tell_hello();
         if let Some(hello) = &session.inbox.hello {

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::rig::{Faults, Rig, USED};
 use super::wire::{Record, Writer};
 use super::{
-    Buckets, Choice, Difference, Event, Failure, Found, Kind, Options, Output, Ownership, Policy, Settings,
+    Buckets, Difference, Event, Failure, Filter, Found, Kind, Options, Output, Ownership, Policy, Settings,
     Summary, SyncState, Unready, Warning,
 };
 use crate::NodeId;
@@ -194,7 +194,7 @@ impl Policy for Even {
 
 #[test]
 fn only_what_was_chosen_is_replicated_and_both_sides_prove_that() {
-    let mut rig = settled(|o| o.choice.policy = Some(Arc::new(Even)));
+    let mut rig = settled(|o| o.filter.policy = Some(Arc::new(Even)));
     (24..40).for_each(|n| rig.create(1, n));
     rig.run(300 * MS);
     assert_eq!((rig.node(1).kernel.len(), rig.node(2).kernel.len()), (16, 8));
@@ -215,7 +215,7 @@ fn only_what_was_chosen_is_replicated_and_both_sides_prove_that() {
 
 #[test]
 fn a_flow_that_the_policy_does_not_admit_is_refused_and_shows_as_a_difference() {
-    let mut rig = settled(|o| o.choice.policy = Some(Arc::new(Even)));
+    let mut rig = settled(|o| o.filter.policy = Some(Arc::new(Even)));
     [10, 12, 30].into_iter().for_each(|n| rig.create(1, n));
     rig.run(300 * MS);
     assert_eq!(rig.node(2).kernel.len(), 1);
@@ -225,16 +225,16 @@ fn a_flow_that_the_policy_does_not_admit_is_refused_and_shows_as_a_difference() 
 }
 
 /// Reads another cluster file on a node.
-fn reload(rig: &mut Rig, node: NodeId, hash: u64, chosen: bool, choice: Choice) {
+fn reload(rig: &mut Rig, node: NodeId, hash: u64, chosen: bool, filter: Filter) {
     let now = rig.now;
-    let settings = Settings { config_hash: hash, rules_hash: hash, bulk_bytes_per_s: 20_000_000, choice };
+    let settings = Settings { config_hash: hash, rules_hash: hash, bulk_bytes_per_s: 20_000_000, filter };
     rig.node(node).replication.reload(now, settings, chosen);
     rig.drain(node);
 }
 
 #[test]
 fn another_choice_holds_for_flows_that_are_there() {
-    let even = || Choice { policy: Some(Arc::new(Even)), ..Choice::default() };
+    let even = || Filter { policy: Some(Arc::new(Even)), ..Filter::default() };
     let mut rig = settled(|_| {});
     (24..40).for_each(|n| rig.create(1, n));
     rig.run(300 * MS);
@@ -253,12 +253,12 @@ fn another_choice_holds_for_flows_that_are_there() {
     assert!(rig.in_sync(), "{rig}");
     assert_eq!(counters(&rig, 1).sessions, sessions, "the session goes on");
 
-    let mut rig = settled(|o| o.choice.policy = Some(Arc::new(Even)));
+    let mut rig = settled(|o| o.filter.policy = Some(Arc::new(Even)));
     (24..40).for_each(|n| rig.create(1, n));
     rig.run(300 * MS);
     assert_eq!(rig.node(2).kernel.len(), 8);
     for node in [1, 2] {
-        reload(&mut rig, node, 8, true, Choice::default());
+        reload(&mut rig, node, 8, true, Filter::default());
         if std::mem::take(&mut rig.node(node).stale) {
             rig.reconcile(node);
         }
@@ -275,29 +275,29 @@ fn peers_hear_at_once_that_the_files_differ_and_that_they_do_not() {
         rig.nodes.iter().map(|n| n.replication.status(now).next().unwrap().warnings.len()).collect::<Vec<_>>()
     };
     let mut rig = settled(|_| {});
-    reload(&mut rig, 1, 7, false, Choice::default());
+    reload(&mut rig, 1, 7, false, Filter::default());
     rig.run(50 * MS);
     assert_eq!(warned(&mut rig), [2, 2], "the file, and the rules in it");
     assert!(rig.in_sync() && !rig.node(1).stale, "{rig}");
-    reload(&mut rig, 2, 7, false, Choice::default());
+    reload(&mut rig, 2, 7, false, Filter::default());
     rig.run(50 * MS);
     assert_eq!(warned(&mut rig), [0, 0]);
 }
 
 #[test]
 fn flows_that_wait_for_their_age_do_not_wait_for_one_that_is_not_asked_any_more() {
-    let mut rig = settled(|o| o.choice.min_age = 1000 * MS);
+    let mut rig = settled(|o| o.filter.min_age = 1000 * MS);
     rig.create(1, 1);
     rig.run(100 * MS);
     assert_eq!((rig.node(2).kernel.len(), rig.node(1).replication.young()), (0, 1));
-    reload(&mut rig, 1, 1, false, Choice::default());
+    reload(&mut rig, 1, 1, false, Filter::default());
     rig.run(50 * MS);
     assert_eq!((rig.node(2).kernel.len(), rig.node(1).replication.young()), (1, 0));
 }
 
 #[test]
 fn a_flow_is_replicated_when_it_is_old_enough() {
-    let mut rig = settled(|o| o.choice.min_age = 1000 * MS);
+    let mut rig = settled(|o| o.filter.min_age = 1000 * MS);
     rig.create(1, 1);
     rig.run(500 * MS);
     rig.create(1, 2);
@@ -318,7 +318,7 @@ fn a_flow_is_replicated_when_it_is_old_enough() {
 
 #[test]
 fn flows_that_the_next_owner_was_not_told_of_are_gone_on_all_nodes() {
-    let mut rig = settled(|o| o.choice.min_age = 1000 * MS);
+    let mut rig = settled(|o| o.filter.min_age = 1000 * MS);
     rig.create(1, 1);
     rig.run(100 * MS);
     rig.promote(2, Rig::used());
@@ -330,13 +330,13 @@ fn flows_that_the_next_owner_was_not_told_of_are_gone_on_all_nodes() {
 
 #[test]
 fn a_peer_has_its_share_of_the_table_and_of_the_link() {
-    let mut rig = settled(|o| o.choice.peer_flows_max = 10);
+    let mut rig = settled(|o| o.filter.peer_flows_max = 10);
     (0..20).for_each(|n| rig.create(1, n));
     rig.run(100 * MS);
     assert_eq!(rig.node(2).kernel.len(), 10);
     assert!(counters(&rig, 2).rejected_full >= 10);
 
-    let mut rig = settled(|o| o.choice.peer_bytes_per_s = 20_000);
+    let mut rig = settled(|o| o.filter.peer_bytes_per_s = 20_000);
     (0..900).for_each(|n| rig.create(1, n));
     rig.run(500 * MS);
     assert!(rig.node(2).kernel.len() < 900);
@@ -641,6 +641,19 @@ fn lost_events_are_made_good_by_reconciliation() {
     rig.converge(HEALED_WITHIN);
     let local = *rig.nodes[0].replication.counters();
     assert_eq!((local.reconciled, local.vanished), (10, 10));
+}
+
+#[test]
+fn a_replica_writes_again_what_the_kernel_map_has_missed() {
+    let mut rig = settled(|_| {});
+    (0..3).for_each(|n| rig.create(1, n));
+    rig.run(10 * MS);
+    let right = rig.node(2).kernel.clone();
+    for flow in rig.node(2).kernel.values_mut() {
+        flow.version -= 1;
+    }
+    rig.reconcile(2);
+    assert_eq!(rig.node(2).kernel, right);
 }
 
 #[test]

@@ -64,6 +64,14 @@ pub(super) fn read(root: &mut Section<'_>, mistakes: &mut Mistakes) -> Timeouts 
             }
         }
     }
+    for (key, ns) in [
+        ("tcp-max-retrans", &mut timeouts.tcp_max_retrans_ns),
+        ("tcp-unacknowledged", &mut timeouts.tcp_unacknowledged_ns),
+    ] {
+        if let Some(timeout) = section.duration(key, range.clone(), mistakes) {
+            *ns = timeout.get_ref().as_nanos() as u64;
+        }
+    }
     section.finish(mistakes);
     timeouts
 }

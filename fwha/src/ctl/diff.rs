@@ -1,4 +1,4 @@
-//! `fwhactl flows diff`: in which flows two nodes differ.
+//! `fwhactl flows diff`: in which flows two nodes, or a node's replica and its kernel's table, differ.
 
 use std::{
     io::{self, Write},
@@ -11,12 +11,12 @@ use super::{
     term::{self, Grid, Paint},
 };
 use crate::{
-    api::{DiffEnd, DiffLine, DiffQuery, FlowDifference, FlowSide, path},
+    api::{DiffEnd, DiffLine, DiffQuery, FlowDifference, FlowSide, KERNEL, path},
     args::{DiffArgs, Output},
 };
 
 pub(super) async fn run(ctl: &Ctl, args: &DiffArgs) -> anyhow::Result<ExitCode> {
-    let query = DiffQuery { peer: args.peer.clone(), all: args.all };
+    let query = DiffQuery { peer: args.peer.clone(), all: args.all, local: args.local };
     let mut lines = ctl.client.lines(path::FLOWS_DIFF, &query).await?;
     let mut equal = true;
     let mut rows =
@@ -54,6 +54,7 @@ pub(super) async fn run(ctl: &Ctl, args: &DiffArgs) -> anyhow::Result<ExitCode> 
 
 fn sentence(of: &DiffEnd) -> String {
     let DiffEnd { peer, buckets, buckets_listed, flows_listed, differences, in_flight, untold, .. } = of;
+    let remedy = if *peer == KERNEL && differences + untold > 0 { ", and is put right" } else { "" };
     let differences = match (differences, untold) {
         (0, 0) => "no flow differs".to_owned(),
         (1, 0) => "1 flow differs".to_owned(),
@@ -61,7 +62,7 @@ fn sentence(of: &DiffEnd) -> String {
         (n, more) => format!("{n} flows differ, and up to {more} more"),
     };
     format!(
-        "{peer}: {differences}; {in_flight} changed meanwhile ({buckets} buckets compared, {buckets_listed} of them \
+        "{peer}: {differences}{remedy}; {in_flight} changed meanwhile ({buckets} buckets compared, {buckets_listed} of them \
          flow by flow, {flows_listed} flows)"
     )
 }

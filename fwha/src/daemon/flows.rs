@@ -1,4 +1,5 @@
-//! Flows at an operator's word: in which ones two nodes differ (`GET /v1/flows/diff`), and some deleted
+//! Flows at an operator's word: in which ones this node's replica differs from its kernel's table and from its peers
+//! (`GET /v1/flows/diff`), and some deleted
 //! (`POST /v1/flows/delete`).
 
 use std::sync::Arc;
@@ -29,20 +30,34 @@ pub(super) async fn diff(
     query: Result<Query<api::DiffQuery>, QueryRejection>,
 ) -> Result<Response, Problem> {
     let Query(query) = query?;
-    let named = server.peer_named(query.peer.as_deref())?;
+    if query.local && (query.peer.is_some() || query.all) {
+        return Err(Problem(StatusCode::BAD_REQUEST, "local goes with neither peer nor all".into()));
+    }
+    if !server.config().replication.enabled {
+        let problem = "replication is off (`[replication] enabled`): there is nothing to compare";
+        return Err(Problem(StatusCode::CONFLICT, problem.into()));
+    }
+    let named = query.peer.as_deref().map(|name| server.peer_named(Some(name))).transpose()?.flatten();
     let config = server.config();
-    let others = config.nodes.iter().map(|n| n.id).filter(|&n| n != server.me);
-    let peers: Vec<NodeId> = others.filter(|&n| named.is_none_or(|named| named == n)).collect();
+    let peers = config.nodes.iter().map(|n| n.id).filter(|&n| n != server.me && !query.local);
+    let others = named.is_none().then_some(Other::Kernel).into_iter();
+    let others: Vec<Other> =
+        others.chain(peers.filter(|&n| named.is_none_or(|named| named == n)).map(Other::Peer)).collect();
+    let only = others.len() == 1;
     let mut comparisons = Vec::new();
     let mut refused = Vec::new();
-    for peer in peers {
-        match begin(&server, peer, query.all).await? {
-            Ok(found) => comparisons.push((peer, found)),
+    for other in others {
+        let name = match other {
+            Other::Kernel => api::KERNEL,
+            Other::Peer(peer) => server.names.node(peer),
+        };
+        match begin(&server, other, query.all).await? {
+            Ok(found) => comparisons.push((name.to_owned(), found)),
             // What was asked for by name cannot be had at all.
-            Err(why) if named.is_some() => return Err(Problem(StatusCode::CONFLICT, why)),
+            Err(why) if only => return Err(Problem(StatusCode::CONFLICT, why)),
             Err(why) => push_line(
                 &mut refused,
-                &end(&server, peer, api::DiffEnd { error: Some(why), ..api::DiffEnd::default() }),
+                &end(name, api::DiffEnd { error: Some(why), ..api::DiffEnd::default() }),
             ),
         }
     }
@@ -55,14 +70,14 @@ pub(super) async fn diff(
                 ));
             }
             let mut lines = Vec::new();
-            // One peer after the other; what is found with others waits in its channel.
-            while let Some((peer, found)) = comparisons.first_mut() {
+            // One after the other; what is found with others waits in its channel.
+            while let Some((other, found)) = comparisons.first_mut() {
                 let mut some = Vec::new();
                 if found.recv_many(&mut some, PIECE).await == 0 {
                     comparisons.remove(0);
                     continue;
                 }
-                some.iter().for_each(|found| push_line(&mut lines, &line(&server, *peer, found)));
+                some.iter().for_each(|found| push_line(&mut lines, &line(&server, other, found)));
                 return Some((Ok(Bytes::from(lines)), (server, comparisons, Vec::new())));
             }
             None
@@ -70,16 +85,28 @@ pub(super) async fn diff(
     Ok(ndjson(Body::from_stream(pieces)))
 }
 
-/// Begins a comparison with a peer, or says why not.
+/// With what the replica is compared.
+#[derive(Clone, Copy)]
+enum Other {
+    /// This node's own flow table.
+    Kernel,
+    /// The replica of a peer.
+    Peer(NodeId),
+}
+
+/// Begins a comparison, or says why not.
 async fn begin(
     server: &Server,
-    peer: NodeId,
+    other: Other,
     all: bool,
 ) -> Result<Result<mpsc::UnboundedReceiver<Found>, String>, Problem> {
     let (found, receiver) = mpsc::unbounded_channel();
     let (reply, answer) = oneshot::channel();
-    server.replication.send(Command::Diff { peer, all, found, reply });
-    let name = server.names.node(peer);
+    let (name, command) = match other {
+        Other::Kernel => ("the kernel's table", Command::DiffKernel { found, reply }),
+        Other::Peer(peer) => (server.names.node(peer), Command::Diff { peer, all, found, reply }),
+    };
+    server.replication.send(command);
     match tokio::time::timeout(ANSWER_WAIT, answer).await {
         Ok(Ok(Ok(()))) => Ok(Ok(receiver)),
         Ok(Ok(Err(DiffRefused::Running))) => Ok(Err(format!("another comparison with {name} is running"))),
@@ -95,12 +122,11 @@ const fn state(why: Unready) -> SyncState {
     }
 }
 
-fn line(server: &Server, peer: NodeId, found: &Found) -> api::DiffLine {
+fn line(server: &Server, other: &str, found: &Found) -> api::DiffLine {
     match found {
-        Found::Difference(d) => api::DiffLine::Difference(difference(server, peer, d)),
+        Found::Difference(d) => api::DiffLine::Difference(difference(server, other, d)),
         Found::Done(summary) => end(
-            server,
-            peer,
+            other,
             api::DiffEnd {
                 buckets: summary.buckets,
                 buckets_listed: summary.buckets_listed,
@@ -112,7 +138,7 @@ fn line(server: &Server, peer: NodeId, found: &Found) -> api::DiffLine {
             },
         ),
         Found::Failed(failure) => {
-            let name = server.names.node(peer);
+            let name = other;
             let error = match failure {
                 Failure::TooOld => {
                     format!("{name} runs a version of fwha that does not know the question: upgrade it")
@@ -120,17 +146,18 @@ fn line(server: &Server, peer: NodeId, found: &Found) -> api::DiffLine {
                 Failure::Lost(state) => {
                     format!("{name} was lost on the way (replication is {})", state.as_str())
                 }
+                Failure::Unreadable => "the flow table cannot be read: see the log".into(),
             };
-            end(server, peer, api::DiffEnd { error: Some(error), ..api::DiffEnd::default() })
+            end(other, api::DiffEnd { error: Some(error), ..api::DiffEnd::default() })
         }
     }
 }
 
-fn end(server: &Server, peer: NodeId, end: api::DiffEnd) -> api::DiffLine {
-    api::DiffLine::End(api::DiffEnd { peer: server.names.node(peer).to_owned(), ..end })
+fn end(other: &str, end: api::DiffEnd) -> api::DiffLine {
+    api::DiffLine::End(api::DiffEnd { peer: other.to_owned(), ..end })
 }
 
-fn difference(server: &Server, peer: NodeId, d: &Difference) -> api::FlowDifference {
+fn difference(server: &Server, other: &str, d: &Difference) -> api::FlowDifference {
     let side = |side: &Side| api::FlowSide {
         identity: format!("{}/{:08x}/{}", server.names.node(side.id.node), side.id.epoch, side.id.number),
         version: format!("{}.{}", Flow::term(side.version), side.version & u64::from(u32::MAX)),
@@ -140,7 +167,7 @@ fn difference(server: &Server, peer: NodeId, d: &Difference) -> api::FlowDiffere
     let originator_is_b = d.here.or(d.there).is_some_and(|side| side.originator_is_b);
     let [(src, sport), (dst, dport)] = d.key.ends(originator_is_b);
     api::FlowDifference {
-        peer: server.names.node(peer).to_owned(),
+        peer: other.to_owned(),
         kind: d.kind().as_str().to_owned(),
         in_flight: d.in_flight,
         proto: protocol(d.key.proto),

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 /// Between two complaints about the same thing.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// Lets one complaint through at once and then one each [`INTERVAL`].
+/// Lets one complaint through at once and then one each `INTERVAL`.
 #[derive(Debug, Default)]
 pub struct Limit {
     last: Option<Instant>,

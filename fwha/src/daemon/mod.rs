@@ -40,6 +40,7 @@ pub mod election;
 pub mod events;
 mod flows;
 pub mod hooks;
+mod kernel_diff;
 pub mod limit;
 pub mod lock;
 pub mod log;
@@ -654,7 +655,7 @@ fn replication_settings(config: &Config) -> proto_replication::Settings {
         config_hash: config.hash,
         rules_hash: config.rules_hash,
         bulk_bytes_per_s: config.replication.bulk_bytes_per_second,
-        choice: proto_replication::Choice {
+        filter: proto_replication::Filter {
             policy: Policy::of(config).map(|policy| Arc::new(policy) as _),
             min_age: config.replication.min_age,
             peer_flows_max: config.replication.peer_flows.map_or(usize::MAX, |n| n as usize),
@@ -671,7 +672,7 @@ fn replication_options(
     mtu: u16,
 ) -> proto_replication::Options {
     let peers = config.nodes.iter().filter(|n| n.id != node.id);
-    let proto_replication::Settings { config_hash, rules_hash, bulk_bytes_per_s, choice } =
+    let proto_replication::Settings { config_hash, rules_hash, bulk_bytes_per_s, filter } =
         replication_settings(config);
     proto_replication::Options {
         peers: peers.map(|n| proto_replication::PeerOptions { node: n.id, name: n.name.clone() }).collect(),
@@ -683,7 +684,7 @@ fn replication_options(
         links: node.sync.len() as u8,
         mtu,
         bulk_bytes_per_s,
-        choice,
+        filter,
         // The thread gathers what happens itself.
         flush_after: Duration::ZERO,
         ..proto_replication::Options::new(identity, keys.clone(), &node.name)

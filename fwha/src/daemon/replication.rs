@@ -27,6 +27,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::election;
 use super::events::EventLog;
+use super::kernel_diff::{KernelDiff, Next};
 use super::mailbox::{Letters, Mailbox};
 use super::names::Names;
 use super::table::Table;
@@ -100,6 +101,13 @@ pub enum Command {
         /// Whether it has begun.
         reply: oneshot::Sender<Result<(), DiffRefused>>,
     },
+    /// An operator wants to know in which flows the replica and the kernel's table differ.
+    DiffKernel {
+        /// Where what is found goes; one that nobody reads ends the comparison.
+        found: mpsc::UnboundedSender<Found>,
+        /// Whether it has begun.
+        reply: oneshot::Sender<Result<(), DiffRefused>>,
+    },
     /// The config has changed.
     Reload {
         /// What it says now.
@@ -120,7 +128,7 @@ pub enum Command {
 pub enum DiffRefused {
     /// The peer cannot be asked.
     Unready(Unready),
-    /// Another one with this peer is going on.
+    /// Another one with this peer, or with the kernel's table, is going on.
     Running,
 }
 
@@ -309,6 +317,7 @@ impl Thread {
         let mut waiting = if self.adopted { Buckets::ALL } else { Buckets::EMPTY };
         let mut comparison = None;
         let mut comparison_due = Time::ZERO;
+        let mut kernel_diff: Option<KernelDiff> = None;
         let mut snapshot_due = Time::ZERO;
         let mut in_sync: BTreeMap<NodeId, bool> = BTreeMap::new();
         let mut answers: Vec<(oneshot::Sender<Requested>, Requested)> = Vec::new();
@@ -373,6 +382,13 @@ impl Thread {
                         let _ = reply.send(self.begin_diff(now, peer, all, found));
                     }
                     Command::Reload { settings, chosen } => self.replication.reload(now, settings, chosen),
+                    Command::DiffKernel { found, reply } => {
+                        let begun = if kernel_diff.is_some() { Err(DiffRefused::Running) } else { Ok(()) };
+                        if begun.is_ok() {
+                            kernel_diff = Some(KernelDiff::new(found));
+                        }
+                        let _ = reply.send(begun);
+                    }
                     Command::Keys(keys) => self.replication.set_keys(&keys),
                     Command::Carrier(link, carrier) => self.replication.carrier(link, carrier),
                     Command::Stop => return,
@@ -402,6 +418,20 @@ impl Thread {
             }
             self.replication.tick(now);
             waiting = waiting | self.drain(&mut table) | table.take_astray();
+            let mut looking = comparison.is_some();
+            if !looking && let Some(mut diff) = kernel_diff.take() {
+                match diff.turn(now, &self.replication, self.maps.flows()) {
+                    Ok(Next::Done(astray)) => waiting = waiting | astray,
+                    Ok(next) => {
+                        looking = matches!(next, Next::Turn);
+                        kernel_diff = Some(diff);
+                    }
+                    Err(error) => {
+                        tracing::warn!("cannot compare the flow table with the replica: {error}");
+                        diff.fail();
+                    }
+                }
+            }
             if now >= snapshot_due {
                 snapshot_due = now + SNAPSHOT_INTERVAL;
                 self.publish(now, &table, &mut in_sync);
@@ -412,7 +442,7 @@ impl Thread {
             }
             match taken.into_iter().max() {
                 Some(Taken::Burst) => {}
-                _ if comparison.is_some() => {}
+                _ if looking => {}
                 Some(Taken::Some) => self.gather(now + GATHER),
                 _ => self.sleep(snapshot_due),
             }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use fwha_common::BUCKETS;
-use fwha_common::flow::{Flow, FlowId, FlowKey, TimeoutClass};
+use fwha_common::flow::{Flow, FlowId, FlowKey};
 use fwha_common::group::Group;
 use fwha_common::settings::{Counter, Timeouts};
 use fwha_proto::election::GroupId;
@@ -222,7 +222,7 @@ fn risen(before: &[u64], now: &[u64]) -> Buckets {
 
 /// When a flow expires, in ns of the data plane's clock.
 pub fn expiry_ns(key: &FlowKey, flow: &Flow, since_ns: u64, timeouts: &Timeouts) -> u64 {
-    flow.expires_ns(since_ns, timeouts.ns[TimeoutClass::of(key.proto) as usize][flow.state() as usize])
+    flow.expires_ns(since_ns, timeouts.of(key.proto, flow).unwrap_or_default())
 }
 
 #[cfg(test)]

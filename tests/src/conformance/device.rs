@@ -21,7 +21,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::fwha::{Fwha, Hook};
+use super::fwha::{Fwha, Hook, MAX_RETRANS_S, UNACKNOWLEDGED_S};
 use super::wire::{Family, NETWORKS, Side, marker};
 use crate::lab::space::{in_netns, new_netns};
 use crate::lab::wiring::ip;
@@ -56,9 +56,12 @@ const TRACKERS: [(&str, &str); 3] = [
     ("DCCP", "netfilter/nf_conntrack_dccp_timeout_open"),
 ];
 
+/// Bytes that fragments may take: those that never become whole pile up, some ten thousand plays of them.
+const FRAGMENT_MEMORY: &str = "1000000000";
+
 /// Sysctls of every device, besides forwarding: no packet is lost to a limit, what is no packet filter is off, and nobody
 /// complains of a datagram's missing fragments in the middle of another sequence.
-const SYSCTLS: [(&str, &str); 12] = [
+const SYSCTLS: [(&str, &str); 14] = [
     ("ipv4/ip_forward", "1"),
     ("ipv6/conf/all/forwarding", "1"),
     ("ipv6/conf/default/accept_dad", "0"),
@@ -71,6 +74,8 @@ const SYSCTLS: [(&str, &str); 12] = [
     ("ipv6/icmp/ratelimit", "0"),
     ("ipv4/ipfrag_time", "3600"),
     ("ipv6/ip6frag_time", "3600"),
+    ("ipv4/ipfrag_high_thresh", FRAGMENT_MEMORY),
+    ("ipv6/ip6frag_high_thresh", FRAGMENT_MEMORY),
 ];
 
 /// A device under test.
@@ -115,6 +120,9 @@ impl World {
             sysctl("netfilter/nf_conntrack_tcp_loose", "0")?;
             sysctl("netfilter/nf_conntrack_tcp_be_liberal", "0")?;
             sysctl("netfilter/nf_conntrack_frag6_timeout", "3600")?;
+            sysctl("netfilter/nf_conntrack_frag6_high_thresh", FRAGMENT_MEMORY)?;
+            sysctl("netfilter/nf_conntrack_tcp_timeout_max_retrans", &MAX_RETRANS_S.to_string())?;
+            sysctl("netfilter/nf_conntrack_tcp_timeout_unacknowledged", &UNACKNOWLEDGED_S.to_string())?;
             Ok(None)
         })
     }
@@ -209,6 +217,28 @@ impl Device {
     ///
     /// When they cannot be read.
     pub fn entries(&self, address: &str) -> Result<Vec<String>> {
+        Ok(self.lines(address)?.iter().map(|line| state(line)).collect())
+    }
+
+    /// How long the flow with this address is kept after its last packet, in seconds: the kernel's counts down at once, so
+    /// it may be one less.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read.
+    pub fn timeout_s(&self, address: &str) -> Result<Option<u64>> {
+        match &self.fwha {
+            Some(fwha) => fwha.timeout_s(address.parse()?),
+            None => {
+                let lines = self.lines(address)?;
+                let word = lines.first().and_then(|line| line.split_whitespace().nth(4));
+                Ok(word.map(str::parse).transpose()?)
+            }
+        }
+    }
+
+    /// The lines of nf_conntrack with this address.
+    fn lines(&self, address: &str) -> Result<Vec<String>> {
         if self.fwha.is_some() {
             return Ok(Vec::new());
         }
@@ -217,7 +247,7 @@ impl Device {
         })??;
         let word = format!("src={address}");
         let of_address = table.lines().filter(|line| line.split_whitespace().any(|w| w == word));
-        Ok(of_address.map(state).collect())
+        Ok(of_address.map(str::to_owned).collect())
     }
 
     /// Protocols that this kernel has no tracker for: their packets are known by addresses alone.

@@ -3,7 +3,7 @@
 //!
 //! As long as both know the same of it (they are *in step*), they must treat a packet alike and know the same of it
 //! afterwards. Where they do not, the packet itself is the cause of everything that follows, until they know the same
-//! again; and its cause must be one of [`Cause`].
+//! again; and its cause must be one that is meant.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

@@ -1,6 +1,7 @@
 //! fwha as a device under test: the committed object at one of its hooks, its maps filled in for one Active node. All that
 //! the comparison knows of the maps is here.
 
+use std::net::IpAddr;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
@@ -8,6 +9,7 @@ use aya::maps::{Array, HashMap, MapData, PerCpuArray};
 use aya::programs::{Program, SchedClassifier, TcAttachType, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 use fwha_common::drop::DropReason;
+use fwha_common::flow::{Flow, FlowKey};
 use fwha_common::group::Group;
 use fwha_common::rule::{Action, Interface, InterfaceKey, MAX_RULES, Rule};
 use fwha_common::settings::{Settings, Timeouts, name};
@@ -26,12 +28,20 @@ pub enum Hook {
 /// More than one run needs, in both tables.
 const MAX_FLOWS: u32 = 1 << 16;
 
+/// How long TCP that only repeats itself is kept, in seconds, here and in the kernel. Not the default, which the next
+/// one has, too.
+pub const MAX_RETRANS_S: u64 = 400;
+
+/// How long TCP with data that nobody acknowledges is kept, in seconds.
+pub const UNACKNOWLEDGED_S: u64 = 500;
+
 /// Zone numbers, by side.
 const ZONES: [u8; 2] = [1, 2];
 
 /// The loaded programs. They are detached when it is dropped.
 pub struct Fwha {
     drops: PerCpuArray<MapData, u64>,
+    flows: HashMap<MapData, FlowKey, Flow>,
     seen: Vec<u64>,
     _bpf: Ebpf,
 }
@@ -67,9 +77,29 @@ impl Fwha {
             }
         }
         let drops: PerCpuArray<_, u64> = bpf.take_map(name::DROPS).context(name::DROPS)?.try_into()?;
-        let mut fwha = Self { drops, seen: vec![0; DropReason::ALL.len()], _bpf: bpf };
+        let flows = bpf.take_map(name::FLOWS).context(name::FLOWS)?.try_into()?;
+        let mut fwha = Self { drops, flows, seen: vec![0; DropReason::ALL.len()], _bpf: bpf };
         fwha.drop_reasons()?;
         Ok(fwha)
+    }
+
+    /// How long the flow of this address is kept after its last packet, in seconds; none if nobody answered it yet.
+    ///
+    /// # Errors
+    ///
+    /// When the table cannot be read.
+    pub fn timeout_s(&self, address: IpAddr) -> Result<Option<u64>> {
+        let bytes = match address {
+            IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+            IpAddr::V6(address) => address.octets(),
+        };
+        for flow in self.flows.iter() {
+            let (key, flow) = flow?;
+            if key.ends(false).iter().any(|(address, _)| *address == bytes) {
+                return Ok(TIMEOUTS.of(key.proto, &flow).map(|ns| ns / 1_000_000_000));
+            }
+        }
+        Ok(None)
     }
 
     /// Why packets were dropped since the last call; one name for each reason that occurred.
@@ -89,6 +119,12 @@ impl Fwha {
         Ok(reasons)
     }
 }
+
+const TIMEOUTS: Timeouts = Timeouts {
+    tcp_max_retrans_ns: MAX_RETRANS_S * 1_000_000_000,
+    tcp_unacknowledged_ns: UNACKNOWLEDGED_S * 1_000_000_000,
+    ..Timeouts::KERNEL
+};
 
 /// One Active node with a lease that does not end, and one rule: inside may talk to outside.
 fn fill(bpf: &mut Ebpf) -> Result<()> {
@@ -118,7 +154,7 @@ fn fill(bpf: &mut Ebpf) -> Result<()> {
     rules.set(RULESET % 2 * MAX_RULES as u32, rule, 0)?;
     let mut timeouts: Array<_, Timeouts> =
         Array::try_from(bpf.map_mut(name::TIMEOUTS).context(name::TIMEOUTS)?)?;
-    timeouts.set(0, Timeouts::KERNEL, 0)?;
+    timeouts.set(0, TIMEOUTS, 0)?;
     let mut groups: Array<_, Group> = Array::try_from(bpf.map_mut(name::GROUPS).context(name::GROUPS)?)?;
     let group = Group { lease_until_ns: u64::MAX, role: Group::ACTIVE, term: 1, ..Group::default() };
     groups.set(0, group, 0)?;

@@ -81,6 +81,8 @@ pub struct Answer {
     pub reasons: Vec<&'static str>,
     /// The kernel's conntrack entries afterwards, when they were asked for.
     pub entries: Vec<String>,
+    /// How long the flow is now kept, in seconds, when it was asked for and there is one in the main table.
+    pub timeout_s: Option<u64>,
 }
 
 impl fmt::Display for Answer {
@@ -91,6 +93,9 @@ impl fmt::Display for Answer {
         }
         if !self.entries.is_empty() {
             write!(f, " [{}]", self.entries.join("; "))?;
+        }
+        if let Some(timeout_s) = self.timeout_s {
+            write!(f, " {timeout_s} s")?;
         }
         Ok(())
     }
@@ -201,6 +206,7 @@ impl Rig {
                     outputs,
                     reasons: device.reasons()?,
                     entries: if look { device.entries(&ends.inside())? } else { Vec::new() },
+                    timeout_s: if look { device.timeout_s(&ends.inside())? } else { None },
                 })
             };
             let [kernel, xdp, tc] = &mut self.devices;
@@ -235,7 +241,9 @@ impl Play<'_> {
             };
             match (xdp.outputs == kernel.outputs, tc.outputs == kernel.outputs) {
                 (true, true) => {}
-                (false, false) if xdp == tc => differences.push(difference(xdp, &["xdp", "tc"])),
+                (false, false) if xdp.outputs == tc.outputs && xdp.reasons == tc.reasons => {
+                    differences.push(difference(xdp, &["xdp", "tc"]))
+                }
                 (same_xdp, same_tc) => {
                     if !same_xdp {
                         differences.push(difference(xdp, &["xdp"]));

@@ -32,7 +32,16 @@ macro_rules! files {
     };
 }
 
-files!["tcp.seq", "tcp-window.seq", "udp.seq", "icmp.seq", "ip.seq", "fragments.seq", "protocols.seq"];
+files![
+    "tcp.seq",
+    "tcp-window.seq",
+    "tcp-timeouts.seq",
+    "udp.seq",
+    "icmp.seq",
+    "ip.seq",
+    "fragments.seq",
+    "protocols.seq",
+];
 
 impl File {
     /// Its sequences.

@@ -93,6 +93,10 @@ impl Entry {
         space::pins(&self.mounts)
     }
 
+    pub fn in_mounts<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        space::in_mounts(&self.mounts, work)
+    }
+
     /// Starts a command on a box, in the lab's mount namespace.
     pub fn spawn(&self, host: Host, command: &mut Command) -> Result<Child> {
         let boxes = self.boxes.get().context("the lab is not laid yet")?;

@@ -33,6 +33,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use aya::maps::{HashMap, Map, MapData};
+use fwha_common::flow::{Flow, FlowKey};
+use fwha_common::settings::name;
 
 pub use self::config::{KEY_FILE, text as config_text};
 pub use self::ledger::{clean_kept, clean_stale, wait_if_terminating};
@@ -502,6 +505,20 @@ impl Lab {
     /// When the lab's mount namespace cannot be entered.
     pub fn pins(&self) -> Result<Vec<PathBuf>> {
         self.entry.pins()
+    }
+
+    /// The kernel's flow table of a node that runs, as its daemon has pinned it.
+    ///
+    /// # Errors
+    ///
+    /// When there is none.
+    pub fn flow_table(&self, node: Node) -> Result<HashMap<MapData, FlowKey, Flow>> {
+        let pins = self.pins()?;
+        let of_node =
+            |pin: &&PathBuf| pin.ends_with(name::FLOWS) && pin.to_string_lossy().contains(node.name());
+        let pin = pins.iter().find(of_node).with_context(|| format!("a flow table of {node}"))?;
+        let map = self.entry.in_mounts(|| MapData::from_pin(Path::new(space::BPFFS).join(pin)))??;
+        Ok(Map::HashMap(map).try_into()?)
     }
 
     /// The last lines of every node's log, for a failure report.

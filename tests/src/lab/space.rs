@@ -55,13 +55,20 @@ pub fn in_netns<T: Send>(netns: &File, work: impl FnOnce() -> T + Send) -> Resul
     })?
 }
 
-/// All files below [`BPFFS`] of a mount namespace, relative to it. Directories count only when they are empty: then they
-/// are what was left behind.
-pub fn pins(mount_namespace: &File) -> Result<Vec<PathBuf>> {
+/// Runs `work` in a mount namespace, on a thread of its own.
+pub fn in_mounts<T: Send>(mount_namespace: &File, work: impl FnOnce() -> T + Send) -> Result<T> {
     on_thread(|| {
         // A thread may change its mount namespace once it shares root and working directory with no other.
         unshare(CloneFlags::CLONE_FS).context("unshare the working directory")?;
         setns(mount_namespace.as_fd(), CloneFlags::CLONE_NEWNS).context("enter the mount namespace")?;
+        Ok(work())
+    })?
+}
+
+/// All files below [`BPFFS`] of a mount namespace, relative to it. Directories count only when they are empty: then they
+/// are what was left behind.
+pub fn pins(mount_namespace: &File) -> Result<Vec<PathBuf>> {
+    in_mounts(mount_namespace, || {
         let mut found = Vec::new();
         list(Path::new(BPFFS), &mut found)?;
         for path in &mut found {

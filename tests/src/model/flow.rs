@@ -155,6 +155,9 @@ pub const STREAM_AFTER_NS: u64 = 2 * SECOND_NS;
 /// A second.
 pub const SECOND_NS: u64 = 1_000_000_000;
 
+/// How long a TCP connection lives at most if there is a [`tcp::Doubt`]: the kernel's default for each.
+pub const DOUBTFUL_NS: u64 = 300 * SECOND_NS;
+
 /// How long a flow lives after its last packet: the kernel's defaults, in ns.
 pub fn timeout_ns(protocol: u8, state: State) -> u64 {
     use State::*;
@@ -241,9 +244,18 @@ impl Flow {
         let seen = self.seen_ns.into_iter().flatten().fold(owned_since_ns, u64::max);
         // Those of the node itself: as long as the longest may.
         let of_node = self.zones.contains(&None);
-        let state = if of_node { State::Established } else { self.state() };
-        let timeout = timeout_ns(protocol, state);
+        let timeout =
+            if of_node { timeout_ns(protocol, State::Established) } else { self.timeout_ns(protocol) };
         now_ns < seen.saturating_add(timeout)
+    }
+
+    /// How long it lives after its last packet.
+    pub fn timeout_ns(&self, protocol: u8) -> u64 {
+        let by_state = timeout_ns(protocol, self.state());
+        match &self.tracking {
+            Tracking::Tcp(connection) if connection.doubt().is_some() => by_state.min(DOUBTFUL_NS),
+            _ => by_state,
+        }
     }
 
     /// Which way the packets of an end go.
@@ -253,6 +265,9 @@ impl Flow {
 
     /// Counts a packet.
     pub fn count(&mut self, direction: Direction, bytes: usize, now_ns: u64) {
+        if let Tracking::Tcp(connection) = &mut self.tracking {
+            connection.heard(direction);
+        }
         self.seen_ns[direction as usize] = Some(now_ns);
         self.packets[direction as usize] += 1;
         self.bytes[direction as usize] += bytes as u64;

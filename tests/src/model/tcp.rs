@@ -13,6 +13,9 @@ const LEAST_ACK_WINDOW: u32 = 66_000;
 /// The largest shift of a window (RFC 7323, 2.3).
 const MAX_SCALE: u8 = 14;
 
+/// Once a segment has come again so often, the connection is in doubt (`nf_conntrack_tcp_max_retrans`).
+const MAX_REPEATS: u32 = 3;
+
 /// A sequence number.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Seq(pub u32);
@@ -212,6 +215,33 @@ pub struct Connection {
     pub ended: bool,
     /// Both ends began it.
     pub met: bool,
+    /// The last segment that only acknowledges, or carries data, and was inside; none once the other side was heard.
+    pub last: Option<Last>,
+    /// How often that had come before.
+    pub repeats: u32,
+    /// It offered no window.
+    pub shut: bool,
+}
+
+/// By what a segment is known when it comes again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Last {
+    direction: Direction,
+    seq: Seq,
+    end: Seq,
+    ack: Option<Seq>,
+    window: u32,
+}
+
+/// Why a connection is kept no longer than some time, whatever its state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doubt {
+    /// One end says the same again and again.
+    Repeats,
+    /// What one end sent is not acknowledged.
+    Unacknowledged,
+    /// One end takes no data.
+    Shut,
 }
 
 /// What a segment does.
@@ -308,6 +338,9 @@ impl Connection {
             sides: [originator, Side::unseen(originator.end)],
             ended: false,
             met: false,
+            last: None,
+            repeats: 0,
+            shut: false,
         }
     }
 
@@ -356,6 +389,7 @@ impl Connection {
         let mut next = self.clone();
         if unchecked {
             next.learn(direction, segment);
+            next.note(direction, segment);
             return Ok(Outcome::Changed(next.moved(to, direction, segment.kind)));
         }
         if self.side_begins(direction, segment) {
@@ -377,6 +411,7 @@ impl Connection {
             }
             Place::Inside => {
                 next.advance(direction, segment, &numbers);
+                next.note(direction, segment);
                 Ok(Outcome::Changed(next.moved(to, direction, segment.kind)))
             }
         }
@@ -482,6 +517,36 @@ impl Connection {
             }
             // A window of nothing still lets one byte ask whether it has opened.
             sender.edge = sender.edge.max(sack.plus(window.max(1)));
+        }
+    }
+
+    /// Notes whether a segment that opens and ends nothing is the last one again.
+    fn note(&mut self, direction: Direction, segment: &Segment) {
+        if segment.kind != Kind::Ack {
+            return;
+        }
+        let Segment { seq, end, ack, window, .. } = *segment;
+        let this = Last { direction, seq, end, ack, window };
+        self.repeats = if self.last == Some(this) { self.repeats + 1 } else { 0 };
+        self.shut = window == 0;
+        self.last = Some(this);
+    }
+
+    /// Takes notice that a side was heard.
+    pub fn heard(&mut self, direction: Direction) {
+        self.last = self.last.filter(|last| last.direction == direction);
+    }
+
+    /// Why it is not kept as long as its state says, if it is not.
+    pub fn doubt(&self) -> Option<Doubt> {
+        let [original, reply] = &self.sides;
+        let lacks = |sender: &Side, other: &Side| other.max_ack.is_some_and(|acked| acked != sender.end);
+        if self.repeats >= MAX_REPEATS {
+            Some(Doubt::Repeats)
+        } else if lacks(original, reply) || lacks(reply, original) {
+            Some(Doubt::Unacknowledged)
+        } else {
+            self.shut.then_some(Doubt::Shut)
         }
     }
 

@@ -19,6 +19,9 @@
 //! * Queue, datagrams in flight, flows and tombstones stay within their limits.
 //! * At any instant at which both ends say in-sync and nothing is queued or unacknowledged, the peer's
 //!   kernel holds exactly what the owner's holds.
+//! * A node that has become owner calls no peer in-sync for what that said before.
+//! * While nothing is at fault but a network that loses, delays and doubles, no bucket is found to differ: what is on
+//!   its way is no difference.
 //!
 //! **Liveness**: when all faults are over, within [`HEALED_WITHIN`] all nodes are in sync with each
 //! other, with equal kernels and digests, and no tombstone is left; and they stay so.

@@ -69,6 +69,8 @@ pub enum Effect {
     Delete(FlowKey, FlowId),
     /// Something for the log.
     Note(String),
+    /// What must not be.
+    Wrong(String),
     /// The machine has been told of a deletion, in the term in which it owned.
     Buried(FlowId, Option<u32>),
 }
@@ -207,8 +209,16 @@ impl Node {
         effects.push(Effect::Note(format!("reads {letter:?}")));
         match letter {
             Letter::Owned(group, term) => {
-                daemon.told[usize::from(group)] = Some(term);
-                daemon.replication.set_ownership(clock, buckets_of(group), Ownership::Owned { term });
+                let again = daemon.told[usize::from(group)].replace(term) == Some(term);
+                let owned = Ownership::Owned { term };
+                let refused = daemon.replication.set_ownership(clock, buckets_of(group), owned);
+                let believed = daemon.replication.status(clock).find(|s| s.state == SyncState::InSync);
+                if let Some(s) = believed.filter(|_| !again && refused.is_empty()) {
+                    effects.push(Effect::Wrong(format!(
+                        "owns group {group} from now on in term {term}, and calls fw{} in-sync for what that said before",
+                        s.peer
+                    )));
+                }
                 let kept = std::mem::take(&mut daemon.deferred).into_iter().map(bucket_of);
                 daemon.waiting = daemon.waiting | kept.collect();
             }

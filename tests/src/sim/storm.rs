@@ -77,6 +77,9 @@ const KINDS: [(Kind, usize); 19] = [
 /// Kinds that every run has.
 const ALWAYS: [Kind; 4] = [Kind::Create, Kind::Update, Kind::Expire, Kind::Wait];
 
+/// Kinds in which nothing is at fault but a network that loses some.
+const WEATHER_ONLY: [Kind; 4] = [Kind::Replace, Kind::Burst, Kind::LongWait, Kind::Weather];
+
 /// See the module.
 pub struct Storm {
     kinds: Vec<(Kind, usize)>,
@@ -85,15 +88,19 @@ pub struct Storm {
 impl Storm {
     /// The storm that a world's chance has in store; the first owners are there.
     pub fn new(world: &mut World) -> Self {
-        let kinds = KINDS.iter().filter(|(k, _)| ALWAYS.contains(k) || world.random.once_in(2));
+        let weather_only = !world.shape.is_small() && world.random.once_in(8);
+        let kinds =
+            KINDS.iter().filter(|(k, _)| !weather_only || ALWAYS.contains(k) || WEATHER_ONLY.contains(k));
+        let kinds = kinds.filter(|(k, _)| ALWAYS.contains(k) || world.random.once_in(2));
         let kinds = kinds.copied().collect();
         let other = 1 + world.random.below(world.shape.nodes.into()) as NodeId;
         let second = if world.shape.is_small() { 1 } else { other };
         world.take_over(1, 0, false, None);
         world.take_over(second, 1, false, None);
-        if world.random.once_in(2) {
+        if weather_only || world.random.once_in(2) {
             world.run(500 * MS);
         }
+        world.differed = weather_only.then(|| world.differences());
         Self { kinds }
     }
 
@@ -128,6 +135,7 @@ impl Storm {
             return;
         }
         world.trace(None, || "all faults end".into());
+        world.differed = None;
         for way in world.network.ways() {
             *way = Default::default();
         }

@@ -80,6 +80,8 @@ pub struct World {
     pub shape: Shape,
     /// Highest term of each group so far.
     pub terms: [u32; GROUPS],
+    /// Set while nothing is at fault but the network: how many differences had been found before. There are to be no others.
+    pub differed: Option<u64>,
     /// What must not be, once it is.
     pub violation: Option<String>,
     /// Times at which two nodes said in-sync with nothing on its way, and their kernels were compared.
@@ -107,6 +109,7 @@ impl World {
             nodes: Vec::new(),
             network: Network::new(shape.nodes, shape.links),
             terms: [0; GROUPS],
+            differed: None,
             violation: None,
             proofs: 0,
             arrived: 0,
@@ -426,6 +429,7 @@ impl World {
                 Effect::Put(key, flow) => self.put(id, origin, &key, flow),
                 Effect::Delete(key, flow) => self.delete(id, origin, &key, flow),
                 Effect::Note(note) => self.trace(Some(id), || note),
+                Effect::Wrong(what) => self.violate(format!("fw{id} {what}")),
                 Effect::Buried(flow, term) => {
                     self.trace(Some(id), || format!("has deleted {}", name(flow)));
                     let reign = (term.unwrap_or(0), id);
@@ -544,6 +548,9 @@ impl World {
             return;
         }
         let touched = std::mem::replace(&mut self.touched, vec![false; self.nodes.len()]);
+        if self.differed.is_some_and(|before| self.differences() > before) {
+            return self.violate("a bucket differs for nothing but what the network does");
+        }
         for (i, &touched_here) in touched.iter().enumerate() {
             if let Err(why) = self.check_memory(i, touched_here) {
                 return self.violate(why);
@@ -553,6 +560,15 @@ impl World {
                 Err(why) => return self.violate(why),
             }
         }
+    }
+
+    /// How often a node has found that a bucket differs.
+    pub fn differences(&self) -> u64 {
+        let daemons = self.nodes.iter().filter_map(|n| Some((n, n.daemon.as_ref()?)));
+        daemons
+            .flat_map(|(n, d)| d.replication.status(n.clock(self.now)))
+            .map(|s| s.counters.digest_differs)
+            .sum()
     }
 
     fn check_memory(&self, i: usize, touched: bool) -> Result<(), String> {

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use fwha_common::flow::{Flow, FlowKey, FlowState, Way};
 use fwha_common::group::Group;
 use fwha_common::rule::{self, Action, ZONE_NODE};
+use fwha_common::settings::Timeouts;
 use fwha_tests::frames::{Host, Random, random_frame};
 use fwha_tests::model::environment::Environment;
 use fwha_tests::model::flow::{SECOND_NS, Tracking, protocol};
@@ -173,6 +174,7 @@ struct Seen {
     packets: [u64; 2],
     bytes: [u64; 2],
     windows: Option<[Window; 2]>,
+    timeout_ns: u64,
 }
 
 /// What is compared of one side of a TCP connection.
@@ -185,7 +187,7 @@ struct Window {
 }
 
 impl Seen {
-    fn in_model(flow: &model::Flow) -> Self {
+    fn in_model(flow: &model::Flow, protocol: u8) -> Self {
         let windows = match &flow.tracking {
             // One side alone is kept in many ways.
             Tracking::Tcp(connection) if connection.sides.iter().all(|side| side.max_window > 0) => {
@@ -205,6 +207,7 @@ impl Seen {
             packets: flow.packets,
             bytes: flow.bytes,
             windows,
+            timeout_ns: flow.timeout_ns(protocol),
         }
     }
 
@@ -225,6 +228,7 @@ impl Seen {
             packets: flow.packets(),
             bytes: flow.bytes(),
             windows,
+            timeout_ns: Timeouts::KERNEL.of(protocol, flow).expect("a state"),
         }
     }
 }
@@ -265,7 +269,7 @@ impl<'a> Pair<'a> {
         kernel: &[(FlowKey, Flow)],
     ) -> Result<(), TestCaseError> {
         for (key, flow) in model {
-            let expected = Seen::in_model(flow);
+            let expected = Seen::in_model(flow, key.protocol);
             let found = kernel.iter().find(|(found, _)| *found == flow_key(key));
             let found = found.map(|(_, flow)| Seen::in_kernel(flow, key.protocol));
             if found.as_ref() != Some(&expected) {
@@ -302,6 +306,8 @@ impl Audience for Pair<'_> {
     }
 
     fn wait(&mut self, ns: u64) {
+        // What is no time in the time of a way stays what it is.
+        let ns = ns & !Way::MARK;
         self.model.age(ns);
         // How long those of the node live is nothing that the model knows.
         self.model.node.clear();
@@ -452,6 +458,45 @@ fn cases() -> Vec<(&'static str, Vec<Step>)> {
                 tcp(client, Say::Next(1)),
                 twisted(server, Say::Rst, Twist::Seq(Mark::End, 100)),
                 twisted(server, Say::Rst, Twist::Seq(Mark::End, 100)),
+                tcp(server, Say::Next(1)),
+            ],
+        ),
+        (
+            "a connection that only repeats itself is not kept long",
+            [
+                vec![tcp(client, Say::Next(1)), tcp(server, Say::Next(1)), tcp(client, Say::Next(1))],
+                vec![tcp(client, Say::Ack); 3],
+                vec![Step::Wait { ms: 303_097 }, tcp(server, Say::Next(1))],
+            ]
+            .concat(),
+        ),
+        (
+            "it is kept if the other end says something in between",
+            [
+                vec![tcp(client, Say::Next(1)), tcp(server, Say::Next(1)), tcp(client, Say::Next(1))],
+                vec![[tcp(client, Say::Ack), tcp(server, Say::Ack)]; 5].concat(),
+                vec![Step::Wait { ms: 303_097 }, tcp(server, Say::Next(1))],
+            ]
+            .concat(),
+        ),
+        (
+            "data that nobody acknowledges is not waited for",
+            vec![
+                tcp(client, Say::Next(1)),
+                tcp(server, Say::Next(1)),
+                tcp(client, Say::Next(1)),
+                tcp(client, Say::Next(1000)),
+                Step::Wait { ms: 303_097 },
+                tcp(server, Say::Ack),
+            ],
+        ),
+        (
+            "nor for an end that takes no data",
+            vec![
+                tcp(client, Say::Next(1)),
+                tcp(server, Say::Next(1)),
+                twisted(client, Say::Ack, Twist::Window(0)),
+                Step::Wait { ms: 303_097 },
                 tcp(server, Say::Next(1)),
             ],
         ),

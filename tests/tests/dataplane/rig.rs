@@ -304,6 +304,7 @@ pub struct Rig {
     pub vips: aya::maps::HashMap<MapData, VipKey, u32>,
     rules: Array<MapData, Rule>,
     settings: Array<MapData, Settings>,
+    timeouts: Array<MapData, Timeouts>,
     counters: PerCpuArray<MapData, u64>,
     drops: PerCpuArray<MapData, u64>,
     limits: Array<MapData, Limits>,
@@ -427,6 +428,7 @@ impl Rig {
             vips: take!(name::VIPS),
             rules: take!(name::RULES),
             settings: take!(name::SETTINGS),
+            timeouts: take!(name::TIMEOUTS),
             counters: take!(name::COUNTERS),
             drops: take!(name::DROPS),
             limits: take!(name::LIMITS),
@@ -441,9 +443,7 @@ impl Rig {
                 .map(|name| nix::net::if_::if_nametoindex(name).expect("the interface")),
             bpf,
         };
-        let mut timeouts: Array<_, Timeouts> =
-            rig.bpf.take_map(name::TIMEOUTS).expect("map").try_into().expect("map");
-        timeouts.set(0, Timeouts::KERNEL, 0).expect("timeouts");
+        rig.set_timeouts(Timeouts::KERNEL);
         rig.configure(|_| {});
         for (port, zone, mac) in [
             (Port::Lan, LAN, LAN_MAC),
@@ -455,6 +455,11 @@ impl Rig {
         rig.set_group(Group { lease_until_ns: u64::MAX, since_ns: 0, role: Group::ACTIVE, term: TERM });
         rig.load_rules(&[Rule { from: LAN, to: WAN, ..accept("lan-out") }]);
         rig
+    }
+
+    /// Sets how long flows are kept.
+    pub fn set_timeouts(&mut self, timeouts: Timeouts) {
+        self.timeouts.set(0, timeouts, 0).expect("timeouts");
     }
 
     /// Changes the settings.
@@ -567,8 +572,8 @@ impl Rig {
         };
     }
 
-    /// Sends a frame in by `port` again and again, at XDP, and looks at nothing. If it is dropped each time, it stays as
-    /// it is.
+    /// Sends a frame in by `port` again and again, at XDP, and looks at nothing. It stays as it is if it is not
+    /// forwarded.
     pub fn run_often(&self, port: Port, frame: &[u8], times: u32) {
         self.run_xdp(port, frame, times);
     }

@@ -810,7 +810,8 @@ pub fn scripts(length: RangeInclusive<usize>) -> BoxedStrategy<Vec<Step>> {
             seq,
         });
     // A little more than each timeout; not even sums of them are so near to one that a tick of the clock decides.
-    let wait = select(vec![1_013, 3_037, 11_071, 31_153, 61_331, 121_607]).prop_map(|ms| Step::Wait { ms });
+    let wait =
+        select(vec![1_013, 3_037, 11_071, 31_153, 61_331, 121_607, 303_097]).prop_map(|ms| Step::Wait { ms });
     let own = select(vec![Ownership::NotOwned, Ownership::Lapsed]).prop_map(Step::Own);
     let crowd = (1..6u16).prop_map(Step::Crowd);
     let elsewhere = (0..3usize).prop_map(|back| Step::Elsewhere { back });

@@ -2,10 +2,10 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`generator`] | makes a packet of another flow each time, and calls the program under test with it |
+//! | `generator` | makes a packet of another flow each time, and calls the program under test with it |
 //! | [`order`], [`frame`] | what it is asked for; how a frame is written |
-//! | [`rivals`] | programs to compare with: one that does nothing, one that only forwards |
-//! | [`steps`] | programs that do one step of a firewall's work each |
+//! | `rivals` | programs to compare with: one that does nothing, one that only forwards |
+//! | `steps` | programs that do one step of a firewall's work each |
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 #![cfg_attr(not(any(target_arch = "bpf", test)), expect(dead_code, reason = "on the host only tests use it"))]
 

@@ -363,12 +363,14 @@ fn rules_know_ipv6_all_protocols_and_the_segment_size() {
 fn timeouts_and_priorities_and_per_node_interfaces_resolve() {
     let text = with("interfaces = [\"wan\"]", "interfaces = { fw1 = [\"eth0\"], fw2 = [\"enp1s0\"] }")
         .replace("preempt = false", "priority = { fw1 = 100, fw2 = 150 }")
-        + "[timeouts]\ntcp-established = \"2h\"\nudp = \"5s\"\n";
+        + "[timeouts]\ntcp-established = \"2h\"\nudp = \"5s\"\ntcp-max-retrans = \"1m\"\n";
     let config = good(&text);
     let ns = |class: TimeoutClass, state: FlowState| config.timeouts.ns[class as usize][state as usize];
     assert_eq!(ns(TimeoutClass::Tcp, FlowState::Established), 7_200_000_000_000);
     assert_eq!(ns(TimeoutClass::Udp, FlowState::Replied), 5_000_000_000);
     assert_eq!(ns(TimeoutClass::Udp, FlowState::Assured), 120_000_000_000);
+    assert_eq!(config.timeouts.tcp_max_retrans_ns, 60_000_000_000);
+    assert_eq!(config.timeouts.tcp_unacknowledged_ns, 300_000_000_000);
     assert_eq!(config.groups[0].nodes, [(2, 150), (1, 100)]);
     assert_eq!(config.vip_interface(&config.groups[0].vips[0], 2), Some("enp1s0"));
 }

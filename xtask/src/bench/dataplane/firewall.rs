@@ -54,7 +54,12 @@ impl Firewall {
         let tc_time = start.elapsed();
 
         let mut timeouts: Array<_, Timeouts> = map(&mut bpf, name::TIMEOUTS)?.try_into()?;
-        timeouts.set(0, Timeouts { ns: [[TIMEOUT_NS; FLOW_STATES]; TIMEOUT_CLASSES] }, 0)?;
+        let kept = Timeouts {
+            ns: [[TIMEOUT_NS; FLOW_STATES]; TIMEOUT_CLASSES],
+            tcp_max_retrans_ns: TIMEOUT_NS,
+            tcp_unacknowledged_ns: TIMEOUT_NS,
+        };
+        timeouts.set(0, kept, 0)?;
         let mut groups: Array<_, Group> = map(&mut bpf, name::GROUPS)?.try_into()?;
         let group = Group { lease_until_ns: u64::MAX, since_ns: 0, role: Group::ACTIVE, term: 1 };
         groups.set(0, group, 0)?;

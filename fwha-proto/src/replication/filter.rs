@@ -1,4 +1,4 @@
-//! What is replicated: the owner's choice, and what a peer is believed.
+//! What is replicated: what the owner lets through, and what a peer is believed.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -20,9 +20,9 @@ pub trait Policy: Send + Sync {
     fn admits(&self, key: &FlowKey, flow: &Flow) -> bool;
 }
 
-/// The choice that a node makes.
+/// What a node filters.
 #[derive(Clone)]
-pub struct Choice {
+pub struct Filter {
     /// Flow by flow; `None` is all of them.
     pub policy: Option<Arc<dyn Policy>>,
     /// A new flow is for the peers when it is so old. What ends before costs nothing, and is lost with
@@ -35,7 +35,7 @@ pub struct Choice {
     pub peer_bytes_per_s: u64,
 }
 
-impl Default for Choice {
+impl Default for Filter {
     fn default() -> Self {
         Self {
             policy: None,
@@ -46,9 +46,9 @@ impl Default for Choice {
     }
 }
 
-impl fmt::Debug for Choice {
+impl fmt::Debug for Filter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Choice")
+        f.debug_struct("Filter")
             .field("policy", &self.policy.is_some())
             .field("min_age", &self.min_age)
             .field("peer_flows_max", &self.peer_flows_max)
@@ -84,9 +84,14 @@ impl Young {
         }
     }
 
+    /// Whether a flow is here.
+    pub(super) fn knows(&self, key: &FlowKey, id: &FlowId) -> bool {
+        self.flows.get(key).is_some_and(|flow| flow.id() == *id)
+    }
+
     /// A flow has ended. Whether it was here.
     pub(super) fn forget(&mut self, key: &FlowKey, id: &FlowId) -> bool {
-        let here = self.flows.get(key).is_some_and(|flow| flow.id() == *id);
+        let here = self.knows(key, id);
         if here {
             self.flows.remove(key);
             // Most end in the order in which they began.
