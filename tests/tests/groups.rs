@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd as _;
 
 use anyhow::{Context as _, Result, ensure};
 use fwha_tests::lab::{CLIENT, Host, Lab, LabOptions, Node, NodeProcess, SERVER};
-use fwha_tests::pair::{PATIENCE, in_sync};
+use fwha_tests::pair::PATIENCE;
 use fwha_tests::scenario::in_lab;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, socket};
 use serde_json::Value;
@@ -16,18 +16,20 @@ const PORT: u16 = 5000;
 /// The client's second address, in the network of the second group.
 const GUEST: &str = "192.168.200.100";
 
-/// The second group, which prefers the second node, and a zone of its own beside the one that both groups are in.
-const SECOND_GROUP: &str = r#"
+/// The second group, of these nodes, and a zone of its own beside the one that both groups are in.
+fn second_group(nodes: &str) -> String {
+    format!(
+        r#"
 [[zone]]
 name = "guests"
 interfaces = ["guests"]
 
 [[group]]
 name = "guests"
-nodes = ["fw2", "fw1"]
+nodes = [{nodes}]
 vips = [
-  { zone = "inet", vrid = 71, addresses = ["10.0.0.13/24"] },
-  { zone = "guests", vrid = 72, addresses = ["192.168.200.12/24"] },
+  {{ zone = "inet", vrid = 71, addresses = ["10.0.0.13/24"] }},
+  {{ zone = "guests", vrid = 72, addresses = ["192.168.200.12/24"] }},
 ]
 
 [[rule]]
@@ -35,7 +37,9 @@ name = "guests-out"
 from = "guests"
 to = "inet"
 action = "accept"
-"#;
+"#
+    )
+}
 
 /// Lays the guests' network: another bridge, another interface of nodes and client, and routes by the second group.
 fn lay_guests(lab: &Lab) -> Result<()> {
@@ -48,6 +52,7 @@ fn lay_guests(lab: &Lab) -> Result<()> {
     for (host, interface, address) in [
         (Host::Fw1, "guests", "192.168.200.1/24"),
         (Host::Fw2, "guests", "192.168.200.2/24"),
+        (Host::Fw3, "guests", "192.168.200.3/24"),
         (Host::Client, "eth1", "192.168.200.100/24"),
     ] {
         let (port, namespace) = (format!("{}-guests", host.name()), lab.namespace(host));
@@ -120,10 +125,22 @@ fn wait_for_roles(lab: &Lab, node: &NodeProcess, wanted: [&str; 2]) -> Result<[u
     })
 }
 
-fn wait_for_sync(lab: &Lab, nodes: [&NodeProcess; 2]) -> Result<()> {
-    lab.wait_for("both to be in sync", PATIENCE, || {
-        let status = [nodes[0].ctl(&["status"])?, nodes[1].ctl(&["status"])?];
-        Ok(status.iter().all(in_sync).then_some(()))
+/// Waits until each of the nodes and each of its peers that it hears have proved that they hold the same flows.
+fn wait_for_sync(lab: &Lab, nodes: &[&NodeProcess]) -> Result<()> {
+    lab.wait_for("all to be in sync", PATIENCE, || {
+        for node in nodes {
+            let status = node.ctl(&["status"])?;
+            let peers = status["peers"].as_array().context("peers")?;
+            let proved = |peer: &&Value| {
+                peer.pointer("/sync/state").and_then(Value::as_str) == Some("in-sync")
+                    && peer.pointer("/sync/digest_match") == Some(&Value::Bool(true))
+            };
+            let heard: Vec<&Value> = peers.iter().filter(|peer| peer["state"] == "alive").collect();
+            if heard.len() != nodes.len() - 1 || !heard.iter().all(proved) {
+                return Ok(None);
+            }
+        }
+        Ok(Some(()))
     })
 }
 
@@ -136,14 +153,15 @@ fn owner(node: &NodeProcess, source: &str) -> Result<String> {
 
 #[test]
 fn two_groups_are_on_two_nodes_and_each_moves_alone_with_its_flows() {
-    in_lab(LabOptions { extra_config: SECOND_GROUP.into(), ..LabOptions::default() }, |lab| {
+    let extra_config = second_group(r#""fw2", "fw1""#);
+    in_lab(LabOptions { extra_config, ..LabOptions::default() }, |lab| {
         lay_guests(lab)?;
         let fw1 = lab.start_node(Node::Fw1)?;
         let mut fw2 = lab.start_node(Node::Fw2)?;
         // At a cold start each group goes where it prefers to be.
         let [gateway_term, _] = wait_for_roles(lab, &fw1, ["active", "backup"])?;
         let [_, guests_term] = wait_for_roles(lab, &fw2, ["backup", "active"])?;
-        wait_for_sync(lab, [&fw1, &fw2])?;
+        wait_for_sync(lab, &[&fw1, &fw2])?;
 
         let listener = lab.within(Host::Server, || TcpListener::bind((SERVER, PORT)))??;
         let mut through_gateway = Connection::open(lab, &listener, CLIENT)?;
@@ -158,7 +176,7 @@ fn two_groups_are_on_two_nodes_and_each_moves_alone_with_its_flows() {
             }
             Ok(Some(()))
         })?;
-        wait_for_sync(lab, [&fw1, &fw2])?;
+        wait_for_sync(lab, &[&fw1, &fw2])?;
 
         // The loss of one node moves its group alone.
         fw2.kill()?;
@@ -171,7 +189,7 @@ fn two_groups_are_on_two_nodes_and_each_moves_alone_with_its_flows() {
         // It comes back as Backup in both; one is moved back by hand.
         let fw2 = lab.start_node(Node::Fw2)?;
         wait_for_roles(lab, &fw2, ["backup", "backup"])?;
-        wait_for_sync(lab, [&fw1, &fw2])?;
+        wait_for_sync(lab, &[&fw1, &fw2])?;
         let refused = fw1.ctl_output(&["switchover", "--to", "fw2"])?;
         let said = String::from_utf8_lossy(&refused.stderr);
         ensure!(!refused.status.success() && said.contains("gateway, guests"), "{said}");
@@ -181,6 +199,47 @@ fn two_groups_are_on_two_nodes_and_each_moves_alone_with_its_flows() {
         through_guests.talk()?;
         through_gateway.talk()?;
         assert_eq!([owner(&fw1, CLIENT)?, owner(&fw1, GUEST)?], ["fw1", "fw2"]);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_spare_takes_both_groups_when_their_nodes_are_lost_one_after_the_other() {
+    let extra_config = second_group(r#""fw2", "fw3""#);
+    in_lab(LabOptions { extra_config, spare: true, ..LabOptions::default() }, |lab| {
+        lay_guests(lab)?;
+        let mut fw1 = lab.start_node(Node::Fw1)?;
+        let mut fw2 = lab.start_node(Node::Fw2)?;
+        let fw3 = lab.start_node(Node::Fw3)?;
+        // The first group has all three nodes; the second is not for the first node.
+        lab.wait_for("each group to be where it prefers to be", PATIENCE, || {
+            let [first, second] = [fw1.ctl(&["status"])?, fw2.ctl(&["status"])?];
+            let here = |status, group| role(status, group).is_some_and(|(role, _)| role == "active");
+            Ok((here(&first, "gateway") && here(&second, "guests")).then_some(()))
+        })?;
+        wait_for_roles(lab, &fw3, ["backup", "backup"])?;
+        wait_for_sync(lab, &[&fw1, &fw2, &fw3])?;
+
+        let listener = lab.within(Host::Server, || TcpListener::bind((SERVER, PORT)))??;
+        let mut through_gateway = Connection::open(lab, &listener, CLIENT)?;
+        let mut through_guests = Connection::open(lab, &listener, GUEST)?;
+        through_gateway.talk()?;
+        through_guests.talk()?;
+        wait_for_sync(lab, &[&fw1, &fw2, &fw3])?;
+        lab.wait_for("the spare to know both flows", PATIENCE, || {
+            Ok((owner(&fw3, CLIENT)? == "fw1" && owner(&fw3, GUEST)? == "fw2").then_some(()))
+        })?;
+
+        // The first group goes to the next of its nodes, which tells the spare of what becomes of its flows.
+        fw1.kill()?;
+        wait_for_roles(lab, &fw2, ["active", "active"])?;
+        through_gateway.talk()?;
+        through_guests.talk()?;
+        wait_for_sync(lab, &[&fw2, &fw3])?;
+        fw2.kill()?;
+        wait_for_roles(lab, &fw3, ["active", "active"])?;
+        through_gateway.talk()?;
+        through_guests.talk()?;
         Ok(())
     });
 }
