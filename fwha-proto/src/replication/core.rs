@@ -413,7 +413,10 @@ impl Core {
         slot.term = from.term;
         slot.stamp = from.stamp;
         slot.strayed = false;
-        slot.pass = self.pass;
+        if write {
+            // What was said again is no proof that the kernel map has it: it may have been full.
+            slot.pass = self.pass;
+        }
         // What the other peers have is not known: a deletion must reach them.
         slot.gain = 0;
         if write {

@@ -657,6 +657,28 @@ fn a_replica_writes_again_what_the_kernel_map_has_missed() {
 }
 
 #[test]
+fn what_a_peer_says_again_is_no_proof_that_the_kernel_map_has_it() {
+    let mut rig = settled(|_| {});
+    (0..3).for_each(|n| rig.create(1, n));
+    rig.run(10 * MS);
+    let right = rig.node(2).kernel.clone();
+    let key = *right.keys().next().unwrap();
+    // It had no room when it was told, and while the tables are compared it is told once more.
+    rig.node(2).kernel.remove(&key);
+    rig.node(2).replication.reconcile_begin(Buckets::ALL);
+    let _ = rig.node(1).replication.request_bulk(None);
+    rig.run(100 * MS);
+    assert!(!rig.node(2).kernel.contains_key(&key), "it is not written twice");
+    let (now, kernel) = (rig.now, rig.node(2).kernel.clone());
+    for (key, flow) in &kernel {
+        rig.node(2).replication.reconcile_seen(now, key, flow);
+    }
+    rig.node(2).replication.reconcile_end(now);
+    rig.converge(HEALED_WITHIN);
+    assert_eq!(rig.node(2).kernel, right);
+}
+
+#[test]
 fn an_owner_proves_nothing_while_it_reconciles() {
     let mut rig = settled(|_| {});
     (0..40).for_each(|n| rig.create(1, n));
