@@ -18,6 +18,7 @@ pub mod election;
 pub mod heartbeat;
 pub mod hook;
 pub mod replication;
+pub mod resource;
 pub mod seal;
 pub mod time;
 pub mod tracker;
