@@ -591,7 +591,10 @@ mod tests {
         assert!(rig.chain.is_fault(0), "not installed: this node had better not be active");
         let mut rig = Rig::settled(&[OnFail::Fault], false);
         rig.want(true);
-        assert_eq!(rig.play(|_, action| if action == Start { Hopeless } else { Success }), [(0, Start), (0, Stop)]);
+        assert_eq!(
+            rig.play(|_, action| if action == Start { Hopeless } else { Success }),
+            [(0, Start), (0, Stop)]
+        );
         assert!(rig.chain.is_fault(0));
     }
 }

@@ -8,7 +8,7 @@ use std::{
 use crate::{
     args::CheckArgs,
     config::{Config, NodeId, Watch},
-    daemon::program::check_program,
+    daemon::{program::check_program, resources},
 };
 
 /// Checks the file; the exit code says whether it can be run.
@@ -68,10 +68,19 @@ fn warnings(config: &Config, node: Option<NodeId>) -> Vec<String> {
         Watch::Command(command) => Some(("tracker", &t.name, &command[0])),
         _ => None,
     });
-    for (kind, name, program) in hooks.filter(|_| node.is_some()).chain(trackers) {
+    let mine = config.resources.iter().filter(|_| node.is_some());
+    let programs: Vec<(&String, String)> =
+        mine.filter_map(|r| Some((&r.name, resources::program(r)?))).collect();
+    let programs = programs.iter().map(|(name, program)| ("resource", *name, program));
+    for (kind, name, program) in hooks.filter(|_| node.is_some()).chain(trackers).chain(programs) {
         if let Err(error) = check_program(program) {
             warnings.push(format!("{kind} {name}: {program} cannot be run: {error}"));
         }
+    }
+    if node.is_some()
+        && let Err(error) = resources::check(config)
+    {
+        warnings.push(error.to_string());
     }
     warnings
 }

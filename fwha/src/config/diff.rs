@@ -37,6 +37,7 @@ pub fn diff(old: &Config, new: &Config, me: NodeId) -> Vec<Change> {
         rules,
         hooks,
         trackers,
+        resources,
         hash: _,
         rules_hash: _,
         rule_names: _,
@@ -82,6 +83,11 @@ pub fn diff(old: &Config, new: &Config, me: NodeId) -> Vec<Change> {
     for (before, now) in changes.named("tracker", (trackers, &new.trackers), |t| &t.name, true) {
         if before != now {
             changes.restart(format!("tracker {:?} is another one", now.name));
+        }
+    }
+    for (before, now) in changes.named("resource", (resources, &new.resources), |r| &r.name, true) {
+        if before != now {
+            changes.restart(format!("resource {:?} is another one", now.name));
         }
     }
     changes.0

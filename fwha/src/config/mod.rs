@@ -11,7 +11,7 @@
 //! | `value` | durations, names, addresses |
 //! | [`vlan`] | VLANs in names of interfaces |
 //! | `cluster` | `[cluster]`, `[sync]`, `[replication]` |
-//! | `nodes`, `zones`, `groups`, `trackers`, `rules`, `timeouts`, `limits`, `metrics`, `hooks` | a section each: its type, reading and checks |
+//! | `nodes`, `zones`, `groups`, `trackers`, `rules`, `timeouts`, `limits`, `metrics`, `hooks`, `resources` | a section each: its type, reading and checks |
 //! | `key` | the cluster key's file |
 //! | [`diff`] | what is different in another version of the file |
 
@@ -26,6 +26,7 @@ mod names;
 mod nodes;
 mod ownership;
 mod replication;
+mod resources;
 mod rules;
 mod section;
 mod source;
@@ -61,6 +62,7 @@ pub use self::{
     metrics::Metrics,
     nodes::{Node, NodeError, SyncLink},
     replication::Replication,
+    resources::{Resource, Service as ResourceService},
     rules::{Rule, Service},
     source::{ConfigErrors, Mistake, Source, Span},
     trackers::{Tracker, Watch},
@@ -110,6 +112,8 @@ pub struct Config {
     pub trackers: Vec<Tracker>,
     /// Every `[[hook]]`, in the order of the file.
     pub hooks: Vec<Hook>,
+    /// Every `[[resource]]`, in the order of the file.
+    pub resources: Vec<Resource>,
     /// Hash of all of the above but the key, `[metrics]` and hooks: the first 8 bytes of a SHA-256 over the resolved config, so
     /// comments, spacing, and defaults written out or left out make no difference. Peers compare it.
     pub hash: u64,
@@ -187,6 +191,7 @@ impl Config {
         let trackers = trackers::read(&mut root, &nodes, &zones, &groups, &mut mistakes);
         let rules = rules::read(&mut root, &zones, &mut mistakes);
         let hooks = hooks::read(&mut root, &groups, &mut mistakes);
+        let resources = resources::read(&mut root, &groups, &trackers, &mut mistakes);
         let timeouts = timeouts::read(&mut root, &mut mistakes);
         let limits = limits::read(&mut root, &mut mistakes);
         let metrics = metrics::read(&mut root, &mut mistakes);
@@ -214,6 +219,7 @@ impl Config {
             rules,
             trackers,
             hooks,
+            resources,
             hash: 0,
             rules_hash: 0,
             rule_names,
@@ -232,8 +238,12 @@ impl Config {
             &config.groups,
             &config.rules,
         );
-        // Without trackers it is what nodes that do not know any reckon.
-        config.hash = if config.trackers.is_empty() { hash(&rest) } else { hash(&(rest, &config.trackers)) };
+        // Without trackers and resources it is what nodes that do not know any reckon.
+        config.hash = match (&config.trackers[..], &config.resources[..]) {
+            ([], []) => hash(&rest),
+            (trackers, []) => hash(&(rest, trackers)),
+            (trackers, resources) => hash(&(rest, trackers, resources)),
+        };
         let zone_names: Vec<&str> = config.zones.iter().map(|z| z.name.as_str()).collect();
         config.rules_hash = hash(&(zone_names, &config.rules));
         config.warnings = warnings(&config);

@@ -20,8 +20,9 @@
 //! | [`table`] | flows of peers on their way into the kernel |
 //! | [`vips`] | addresses and gratuitous ARP |
 //! | [`hooks`] | programs that are run when a role changes |
+//! | [`resources`] | services that run where a group is Active |
 //! | [`trackers`], [`reach`] | what `[[tracker]]` watches; asking others whether they are there |
-//! | [`program`] | runs of programs, for hooks and trackers |
+//! | [`program`] | runs of programs, for hooks, resources and trackers |
 //! | [`sweeper`] | expired flows, lost events |
 //! | [`network`] | routes, carriers, addresses, interfaces as they change |
 //! | [`ports`] | this node's interfaces and the sockets on them |
@@ -53,6 +54,7 @@ pub mod program;
 pub mod reach;
 pub mod reload;
 pub mod replication;
+pub mod resources;
 pub mod server;
 pub mod state;
 pub mod sweeper;
@@ -95,6 +97,7 @@ use self::names::Names;
 use self::network::Network;
 use self::ports::Port;
 use self::replication::OwnedGroups;
+use self::resources::Resources;
 use self::state::State;
 use self::trackers::Trackers;
 use crate::config::{self, Config, GroupId, Node};
@@ -113,6 +116,8 @@ const PREEMPT_WAIT: Duration = Duration::from_secs(10);
 const SHUTDOWN_WAIT: Duration = Duration::from_secs(3);
 /// How long hooks may take at a clean end for what they were told last.
 const HOOKS_WAIT: Duration = Duration::from_secs(5);
+/// How long resources may take to stop at a clean end, after the groups have moved.
+const RESOURCES_WAIT: Duration = Duration::from_secs(1);
 /// What the names of worker threads begin with.
 const WORKER: &str = "fwha-";
 
@@ -199,6 +204,7 @@ async fn run_node(config: &Arc<Config>, node: &Node, run_dir: &RunDir, state: St
     }
     let (mut monitor, links) = Monitor::start().await?;
     config.check_interfaces(node.id, |name| links.iter().any(|l| l.name == name))?;
+    resources::check(config)?;
 
     // What is likely to be wrong in a system is found before anything in it is changed.
     let found = Found {
@@ -295,6 +301,7 @@ struct Running {
     names: Arc<Names>,
     events: Arc<EventLog>,
     hooks: Hooks,
+    resources: Resources,
     network: Network,
     election: Mailbox<election::Command>,
     election_done: oneshot::Receiver<()>,
@@ -303,6 +310,7 @@ struct Running {
     sweeper_stop: std_mpsc::Sender<()>,
     servers: Vec<tokio::task::JoinHandle<()>>,
     hook_tasks: JoinSet<()>,
+    resource_tasks: JoinSet<()>,
     trackers: Trackers,
     threads: Vec<JoinHandle<()>>,
 }
@@ -366,6 +374,9 @@ impl Running {
         let mut threads = Vec::new();
 
         let (hooks, hook_tasks) = Hooks::start(config, clock, &events, &names);
+        let here = |group: GroupId| resumed.contains(&group);
+        let (resources, resource_tasks) =
+            Resources::start(config, here, clock, &events, &names, &election_mailbox);
         let vips = vips::Thread {
             groups: ports::group_addresses(config, &found.ports),
             garps: ports::garps(&found.ports)?,
@@ -376,6 +387,7 @@ impl Running {
             events: Arc::clone(&events),
             names: Arc::clone(&names),
             hooks: hooks.clone(),
+            resources: resources.clone(),
         };
 
         let replication_options =
@@ -450,6 +462,7 @@ impl Running {
             replication: replication_mailbox.clone(),
             replication_status,
             attached: Arc::clone(&attached),
+            resources: resources.clone(),
             problems: found.metrics.iter().filter_map(|m| m.as_ref().err()).cloned().collect(),
         };
         let server = Arc::new(server);
@@ -477,6 +490,7 @@ impl Running {
             names,
             events,
             hooks,
+            resources,
             network: Network {
                 config: Arc::clone(config),
                 node: node.clone(),
@@ -494,6 +508,7 @@ impl Running {
             sweeper_stop,
             servers,
             hook_tasks,
+            resource_tasks,
             trackers,
             threads,
         })
@@ -501,6 +516,9 @@ impl Running {
 
     /// Hands over, then ends everything.
     async fn stop(self) {
+        // What follows the groups goes first, as with every move that is planned.
+        let groups = self.config.load().groups.iter().map(|g| g.id).collect::<Vec<_>>();
+        self.resources.release(groups).await.moved();
         self.election.send(election::Command::Shutdown);
         if tokio::time::timeout(SHUTDOWN_WAIT, self.election_done).await.is_err() {
             tracing::warn!("no peer took over in time");
@@ -515,6 +533,10 @@ impl Running {
         drop(self.hooks);
         if tokio::time::timeout(HOOKS_WAIT, self.hook_tasks.join_all()).await.is_err() {
             tracing::error!("a hook did not end in time and was killed");
+        }
+        self.resources.end();
+        if tokio::time::timeout(RESOURCES_WAIT, self.resource_tasks.join_all()).await.is_err() {
+            tracing::error!("a resource did not stop in time and may run still");
         }
         self.replication.send(replication::Command::Stop);
         drop(self.sweeper_stop);
@@ -624,8 +646,21 @@ fn election_config(
                 effect: t.effect(),
                 shared: t.grace(config.cluster.heartbeat_interval),
             })
+            .chain(config.resources.iter().filter_map(|r| resource_tracker(r, config)))
             .collect(),
         standby: false,
+    })
+}
+
+/// What the election makes of a resource's failure: it counts where another node could do better.
+fn resource_tracker(resource: &config::Resource, config: &Config) -> Option<proto_election::TrackerConfig> {
+    let (id, name) = resource.tracker()?;
+    Some(proto_election::TrackerConfig {
+        id,
+        name,
+        groups: vec![resource.group],
+        effect: proto_election::Effect::Fault,
+        shared: Some(config.cluster.heartbeat_interval * 3),
     })
 }
 

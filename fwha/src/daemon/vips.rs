@@ -22,6 +22,7 @@ use super::events::{EventLog, step};
 use super::hooks::Hooks;
 use super::limit::Limit;
 use super::names::Names;
+use super::resources::Resources;
 use crate::api::Step;
 use crate::netlink::{Address, Addresses, Garp};
 use crate::sys::clock::KernelClock;
@@ -108,6 +109,8 @@ pub struct Thread {
     pub names: Arc<Names>,
     /// Who else wants to know.
     pub hooks: Hooks,
+    /// What runs where the addresses are.
+    pub resources: Resources,
 }
 
 impl Thread {
@@ -168,6 +171,8 @@ impl Thread {
                     takeovers.insert(group, takeover);
                 }
                 Some(Command::Remove { group }) => {
+                    // They begin to stop, and nobody waits for that.
+                    self.resources.tell(group, false);
                     here.remove(&group);
                     takeovers.remove(&group);
                     if let Err(error) = addresses.remove(self.of(group)).await {
@@ -185,6 +190,7 @@ impl Thread {
                 Some(Command::Announce { group }) if here.contains(&group) => {
                     self.announce(self.of(group).iter());
                     if let Some(change) = untold.remove(&group) {
+                        self.resources.tell(group, true);
                         self.hooks.tell(&change);
                     }
                     if let Some(mut takeover) = takeovers.remove(&group) {
