@@ -218,7 +218,8 @@ impl Changes {
 
     fn groups(&mut self, old: (&Config, &[Group]), new: (&Config, &[Group])) {
         for (before, now) in self.named("group", (old.1, new.1), |g| &g.name, true) {
-            let Group { id: _, name, nodes, preempt, preempt_delay, version, advert_interval, vips } = before;
+            let Group { id: _, name, nodes, preempt, preempt_delay, version, advert_interval, vips, routes } =
+                before;
             let what = |key: &str| format!("group {name:?}: {key}");
             let mut members = [nodes.clone(), now.nodes.clone()];
             members.iter_mut().for_each(|m| m.sort_unstable());
@@ -238,6 +239,13 @@ impl Changes {
             }
             if version != &now.version {
                 self.restart(what("vrrp-version, or what it sends"));
+            }
+            for (list, other, what) in
+                [(routes, &now.routes, "removed from"), (&now.routes, routes, "added to")]
+            {
+                for route in list.iter().filter(|route| !other.contains(route)) {
+                    self.live(format!("route {route} {what} group {name}"));
+                }
             }
             self.vips(name, &addresses(old.0, vips), &addresses(new.0, &now.vips));
         }

@@ -20,6 +20,7 @@ use super::{
     names::Names,
     nodes::Nodes,
     ownership,
+    routes::{self, Route},
     section::{self, Section},
     source::Mistakes,
     value,
@@ -47,6 +48,9 @@ pub struct Group {
     pub advert_interval: Duration,
     /// Its virtual routers.
     pub vips: Vec<Vip>,
+    /// Routes that are where it is Active.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<Route>,
 }
 
 impl Group {
@@ -87,6 +91,7 @@ struct Seen {
     /// With the zone if it is link-local.
     addresses: HashSet<(IpAddr, Option<ZoneId>)>,
     networks: Vec<(IpNet, ZoneId)>,
+    routes: Vec<Route>,
 }
 
 pub(super) fn read<'a>(
@@ -133,6 +138,7 @@ pub(super) fn read<'a>(
                 }
             }
         }
+        let routes = routes::read(&mut section, &members, nodes, zones, &mut seen.routes, mistakes);
         let span = section.span.clone();
         section.finish(mistakes);
         let group = Group {
@@ -144,6 +150,7 @@ pub(super) fn read<'a>(
             version,
             advert_interval,
             vips,
+            routes,
         };
         groups.push((group, span));
     }

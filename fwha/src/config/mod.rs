@@ -11,7 +11,7 @@
 //! | `value` | durations, names, addresses |
 //! | [`vlan`] | VLANs in names of interfaces |
 //! | `cluster` | `[cluster]`, `[sync]`, `[replication]` |
-//! | `nodes`, `zones`, `groups`, `trackers`, `rules`, `timeouts`, `limits`, `metrics`, `hooks`, `resources` | a section each: its type, reading and checks |
+//! | `nodes`, `zones`, `groups`, `routes` (of a group), `trackers`, `rules`, `timeouts`, `limits`, `metrics`, `hooks`, `resources` | a section each: its type, reading and checks |
 //! | `key` | the cluster key's file |
 //! | [`diff`] | what is different in another version of the file |
 
@@ -27,6 +27,7 @@ mod nodes;
 mod ownership;
 mod replication;
 mod resources;
+mod routes;
 mod rules;
 mod section;
 mod source;
@@ -63,6 +64,7 @@ pub use self::{
     nodes::{Node, NodeError, SyncLink},
     replication::Replication,
     resources::{Resource, Service as ResourceService},
+    routes::{Route, TABLE_MAIN},
     rules::{Rule, Service},
     source::{ConfigErrors, Mistake, Source, Span},
     trackers::{Tracker, Watch},

@@ -379,6 +379,7 @@ impl Running {
             Resources::start(config, here, clock, &events, &names, &election_mailbox);
         let vips = vips::Thread {
             groups: ports::group_addresses(config, &found.ports),
+            routes: ports::group_routes(config, &found.ports),
             garps: ports::garps(&found.ports)?,
             keep: resumed,
             lease: config.cluster.lease,

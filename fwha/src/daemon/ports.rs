@@ -13,7 +13,7 @@ use fwha_proto::heartbeat::{Interface, Via};
 use ipnet::IpNet;
 
 use crate::config::{Config, GroupId, Node, SyncLink, vlan};
-use crate::netlink::{Address, Addresses, Garp, Link, OwnAddresses};
+use crate::netlink::{Address, Addresses, Garp, Link, OwnAddresses, Route};
 use crate::socket::{ProbeSocket, SyncSocket, VrrpSocket};
 
 /// The longest IP packet that replication makes, whatever the sync links would carry: the peer's
@@ -225,6 +225,20 @@ pub fn group_addresses(config: &Config, ports: &[Port]) -> BTreeMap<GroupId, Vec
             addresses.map(move |a| Address { ifindex, address: a.addr(), prefix_len: a.prefix_len() })
         })
         .collect()
+    };
+    config.groups.iter().map(|group| (group.id, of(group))).collect()
+}
+
+/// The routes of each group, through the interfaces of their zones.
+pub fn group_routes(config: &Config, ports: &[Port]) -> BTreeMap<GroupId, Vec<Route>> {
+    let ifindex = |zone| ports.iter().find(|p| p.via == Via::Zone(zone)).map(|p| p.opened.0);
+    let of = |group: &crate::config::Group| {
+        let routes = group.routes.iter();
+        let routes = routes.filter_map(|r| {
+            let to = (r.to.addr(), r.to.prefix_len());
+            Some(Route::new(ifindex(r.zone)?, to, r.via, r.table, r.metric))
+        });
+        routes.collect()
     };
     config.groups.iter().map(|group| (group.id, of(group))).collect()
 }

@@ -24,7 +24,7 @@ use super::limit::Limit;
 use super::names::Names;
 use super::resources::Resources;
 use crate::api::Step;
-use crate::netlink::{Address, Addresses, Garp};
+use crate::netlink::{Address, Addresses, Garp, Route, Routes};
 use crate::sys::clock::KernelClock;
 use crate::sys::sched;
 
@@ -80,6 +80,8 @@ pub enum Command {
     Reload {
         /// The addresses of each group.
         groups: BTreeMap<GroupId, Vec<Address>>,
+        /// Their routes.
+        routes: BTreeMap<GroupId, Vec<Route>>,
         /// Who else wants to know.
         hooks: Hooks,
         /// Told when the interfaces have what they should have.
@@ -93,6 +95,8 @@ pub enum Command {
 pub struct Thread {
     /// The addresses of each group.
     pub groups: BTreeMap<GroupId, Vec<Address>>,
+    /// The routes of each group.
+    pub routes: BTreeMap<GroupId, Vec<Route>>,
     /// A socket for announcements on each interface.
     pub garps: BTreeMap<u32, Garp>,
     /// Groups whose addresses may stay from the run before: it ended inside its lease.
@@ -131,11 +135,11 @@ impl Thread {
                     Err(error) => return drop(ready.send(Err(error.into()))),
                 };
                 runtime.block_on(async {
-                    match Addresses::new() {
-                        Ok(addresses) => {
+                    match Addresses::new().and_then(|addresses| Ok((addresses, Routes::new()?))) {
+                        Ok((addresses, routes)) => {
                             // Whoever spawns waits for it.
                             let _ = ready.send(Ok(()));
-                            self.run(addresses).await;
+                            self.run(addresses, routes).await;
                         }
                         Err(error) => drop(ready.send(Err(error.into()))),
                     }
@@ -147,13 +151,14 @@ impl Thread {
         Ok(thread)
     }
 
-    async fn run(mut self, addresses: Addresses) {
+    async fn run(mut self, addresses: Addresses, routes: Routes) {
         let mut here: BTreeSet<GroupId> = std::mem::take(&mut self.keep);
         let mut takeovers: BTreeMap<GroupId, Takeover> = BTreeMap::new();
         let mut untold: BTreeMap<GroupId, Change> = BTreeMap::new();
         let mut complaints = Limit::default();
         let mut fresh: Option<(Instant, Vec<Address>)> = None;
         self.remove_strays(&addresses, &here, &mut complaints).await;
+        self.repair_routes(&routes, &here, &mut complaints).await;
         let mut repair = tokio::time::interval(REPAIR_INTERVAL);
         repair.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -168,6 +173,10 @@ impl Thread {
                         self.tell("vip-error", group, format!("{error}"));
                     }
                     takeover.steps.push(self.step("vips", takeover.decided));
+                    if !self.routes_of(group).is_empty() {
+                        self.repair_routes(&routes, &here, &mut complaints).await;
+                        takeover.steps.push(self.step("routes", takeover.decided));
+                    }
                     takeovers.insert(group, takeover);
                 }
                 Some(Command::Remove { group }) => {
@@ -175,6 +184,9 @@ impl Thread {
                     self.resources.tell(group, false);
                     here.remove(&group);
                     takeovers.remove(&group);
+                    if let Err(error) = routes.remove(self.routes_of(group)).await {
+                        self.tell("route-error", group, format!("{error}"));
+                    }
                     if let Err(error) = addresses.remove(self.of(group)).await {
                         self.tell("vip-error", group, format!("{error}"));
                     }
@@ -201,8 +213,12 @@ impl Thread {
                     }
                 }
                 Some(Command::Announce { .. }) => {}
-                Some(Command::Reload { groups, hooks, done }) => {
+                Some(Command::Reload { groups, routes: of_groups, hooks, done }) => {
                     let added = self.reload(&addresses, &here, groups).await;
+                    if self.routes != of_groups {
+                        self.routes = of_groups;
+                        self.repair_routes(&routes, &here, &mut complaints).await;
+                    }
                     fresh = Some((Instant::now(), added));
                     self.hooks = hooks;
                     // Whoever waited may have given up.
@@ -210,6 +226,9 @@ impl Thread {
                 }
                 Some(Command::Check) => {
                     self.repair(&addresses, &here, &mut complaints).await;
+                    if self.routes.values().any(|routes| !routes.is_empty()) {
+                        self.repair_routes(&routes, &here, &mut complaints).await;
+                    }
                     // Once more: a switch port may have blocked the first time.
                     if fresh.as_ref().is_some_and(|(at, _)| at.elapsed() >= REPAIR_INTERVAL)
                         && let Some((_, addresses)) = fresh.take()
@@ -224,11 +243,16 @@ impl Thread {
                     for address in self.groups.values_mut().flatten().filter(|a| a.ifindex == before) {
                         address.ifindex = now;
                     }
+                    for route in self.routes.values_mut().flatten().filter(|r| r.ifindex == before) {
+                        route.ifindex = now;
+                    }
                     self.repair(&addresses, &here, &mut complaints).await;
+                    self.repair_routes(&routes, &here, &mut complaints).await;
                     // Those that were there already have another MAC now.
                     here.iter().for_each(|&group| self.announce(self.of(group).iter()));
                 }
                 Some(Command::Stop(done)) => {
+                    self.repair_routes(&routes, &BTreeSet::new(), &mut complaints).await;
                     self.remove_strays(&addresses, &BTreeSet::new(), &mut complaints).await;
                     // Whoever waited may have given up; the addresses are gone all the same.
                     let _ = done.send(());
@@ -241,6 +265,10 @@ impl Thread {
 
     fn of(&self, group: GroupId) -> &[Address] {
         self.groups.get(&group).map_or(&[], Vec::as_slice)
+    }
+
+    fn routes_of(&self, group: GroupId) -> &[Route] {
+        self.routes.get(&group).map_or(&[], Vec::as_slice)
     }
 
     fn lifetime(&self) -> Duration {
@@ -306,6 +334,26 @@ impl Thread {
                     tracing::warn!(held, "cannot remove leftover addresses: {error}");
                 }
             }
+        }
+    }
+
+    /// Makes the routes that are there those that should be.
+    async fn repair_routes(&self, routes: &Routes, here: &BTreeSet<GroupId>, complaints: &mut Limit) {
+        let interfaces: Vec<u32> = self.garps.keys().copied().collect();
+        let wanted: Vec<Route> = here.iter().flat_map(|g| self.routes_of(*g)).copied().collect();
+        let repaired = async {
+            let present = routes.list(&interfaces).await?;
+            let without = |list: &[Route], other: &[Route]| -> Vec<Route> {
+                list.iter().filter(|route| !other.contains(route)).copied().collect()
+            };
+            let removed = routes.remove(&without(&present, &wanted)).await;
+            routes.add(&without(&wanted, &present)).await.and(removed)
+        };
+        if let Err(error) = repaired.await
+            && complaints.pass().is_some()
+        {
+            let now = Time::from_nanos(self.clock.now_ns());
+            self.events.record(now, "route-error", None, format!("{error}"), Vec::new());
         }
     }
 

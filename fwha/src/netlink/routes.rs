@@ -1,0 +1,192 @@
+//! Routes that follow a group.
+//!
+//! Each carries [`PROTOCOL`] as its origin (`rtm_protocol`; `ip route` prints `proto 70`), so that what a
+//! killed daemon left behind is told from what the administrator or a routing daemon added. One that another has
+//! added is never replaced.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use futures_util::{TryStreamExt, future::join_all};
+use rtnetlink::{
+    Handle, RouteMessageBuilder,
+    packet_route::{
+        AddressFamily,
+        route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol},
+    },
+};
+
+use super::{NetlinkError, addresses::PROTOCOL, connect_strict, into_io, request_error};
+
+/// The metric that the kernel gives to an IPv6 route without one (`IP6_RT_PRIO_USER`, include/uapi/linux/ipv6_route.h).
+const METRIC6: u32 = 1024;
+
+/// A route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// The interface.
+    pub ifindex: u32,
+    /// The network that it leads to.
+    pub to: IpAddr,
+    /// Length of that network's prefix, in bits.
+    pub prefix_len: u8,
+    /// The next hop.
+    pub via: IpAddr,
+    /// The routing table.
+    pub table: u32,
+    metric: u32,
+}
+
+impl Route {
+    /// A route; without a metric it has the kernel's default.
+    pub fn new(ifindex: u32, to: (IpAddr, u8), via: IpAddr, table: u32, metric: Option<u32>) -> Self {
+        let default = if via.is_ipv6() { METRIC6 } else { 0 };
+        Self { ifindex, to: to.0, prefix_len: to.1, via, table, metric: metric.unwrap_or(default) }
+    }
+
+    fn message(&self) -> RouteMessage {
+        let mut message = match (self.to, self.via) {
+            (IpAddr::V4(to), IpAddr::V4(via)) => RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(to, self.prefix_len)
+                .gateway(via)
+                .build(),
+            (IpAddr::V6(to), IpAddr::V6(via)) => RouteMessageBuilder::<Ipv6Addr>::new()
+                .destination_prefix(to, self.prefix_len)
+                .gateway(via)
+                .build(),
+            // The config does not allow it, and the kernel refuses what is left out here.
+            _ => RouteMessage::default(),
+        };
+        message.header.protocol = RouteProtocol::Other(PROTOCOL);
+        // The kernel believes the attribute, which has room for all tables.
+        message.header.table = 0;
+        message.attributes.extend([
+            RouteAttribute::Table(self.table),
+            RouteAttribute::Oif(self.ifindex),
+            RouteAttribute::Priority(self.metric),
+        ]);
+        message
+    }
+
+    fn of(message: &RouteMessage) -> Option<Self> {
+        let attributes = &message.attributes;
+        let ip = |address: &RouteAddress| match address {
+            RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
+            RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),
+            _ => None,
+        };
+        let via = attributes.iter().find_map(|a| match a {
+            RouteAttribute::Gateway(address) => ip(address),
+            _ => None,
+        })?;
+        let everything =
+            if via.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let to = attributes.iter().find_map(|a| match a {
+            RouteAttribute::Destination(address) => ip(address),
+            _ => None,
+        });
+        let number = |pick: fn(&RouteAttribute) -> Option<u32>| attributes.iter().find_map(pick);
+        let table = number(|a| if let RouteAttribute::Table(n) = a { Some(*n) } else { None });
+        let metric = number(|a| if let RouteAttribute::Priority(n) = a { Some(*n) } else { None });
+        Some(Self {
+            ifindex: number(|a| if let RouteAttribute::Oif(n) = a { Some(*n) } else { None })?,
+            to: to.unwrap_or(everything),
+            prefix_len: message.header.destination_prefix_length,
+            via,
+            table: table.unwrap_or(u32::from(message.header.table)),
+            metric: metric.unwrap_or(0),
+        })
+    }
+}
+
+impl std::fmt::Display for Route {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{} via {} table {}", self.to, self.prefix_len, self.via, self.table)
+    }
+}
+
+/// Adds, removes and lists routes. Clones share one connection.
+#[derive(Clone, Debug)]
+pub struct Routes {
+    handle: Handle,
+}
+
+impl Routes {
+    /// Opens a connection, driven by the present tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// No netlink socket.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub fn new() -> Result<Self, NetlinkError> {
+        Ok(Self { handle: connect_strict()? })
+    }
+
+    /// Adds routes, all requests at once.
+    ///
+    /// # Errors
+    ///
+    /// The first failure, also if there is a route to that network already; the others are added all the same.
+    pub async fn add(&self, routes: &[Route]) -> Result<(), NetlinkError> {
+        let requests = routes.iter().map(|route| async move {
+            let added = self.handle.route().add(route.message()).execute().await;
+            added.map_err(|e| request_error(format!("add route {route} on interface {}", route.ifindex), e))
+        });
+        join_all(requests).await.into_iter().collect()
+    }
+
+    /// Removes routes, all requests at once. One that is not there, or whose interface is gone, is fine.
+    ///
+    /// # Errors
+    ///
+    /// The first failure; the others are removed all the same.
+    pub async fn remove(&self, routes: &[Route]) -> Result<(), NetlinkError> {
+        let requests = routes.iter().map(|route| async move {
+            match self.handle.route().del(route.message()).execute().await.map_err(into_io) {
+                Err(e) if !matches!(e.raw_os_error(), Some(libc::ESRCH | libc::ENODEV)) => {
+                    Err(NetlinkError::Request { what: format!("remove route {route}"), source: e })
+                }
+                _ => Ok(()),
+            }
+        });
+        join_all(requests).await.into_iter().collect()
+    }
+
+    /// The routes, of this or an earlier run, through these interfaces.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses.
+    pub async fn list(&self, ifindexes: &[u32]) -> Result<Vec<Route>, NetlinkError> {
+        let mut found = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            // A routing daemon may have filled the table with a million others: the kernel leaves them out.
+            let mut filter = RouteMessage::default();
+            filter.header.address_family = family;
+            filter.header.protocol = RouteProtocol::Other(PROTOCOL);
+            let listed: Result<Vec<RouteMessage>, _> =
+                self.handle.route().get(filter).execute().try_collect().await;
+            found.extend(listed.map_err(|e| request_error("list routes", e))?);
+        }
+        let ours = found.iter().filter(|m| m.header.protocol == RouteProtocol::Other(PROTOCOL));
+        Ok(ours.filter_map(Route::of).filter(|route| ifindexes.contains(&route.ifindex)).collect())
+    }
+
+    /// Removes the routes through these interfaces, but those in `keep`, and returns them.
+    ///
+    /// # Errors
+    ///
+    /// The first failure; the others are removed all the same.
+    pub async fn remove_leftovers(
+        &self,
+        ifindexes: &[u32],
+        keep: &[Route],
+    ) -> Result<Vec<Route>, NetlinkError> {
+        let mut leftovers = self.list(ifindexes).await?;
+        leftovers.retain(|route| !keep.contains(route));
+        self.remove(&leftovers).await?;
+        Ok(leftovers)
+    }
+}
