@@ -162,6 +162,8 @@ struct Resource {
     recent: VecDeque<Time>,
     /// When it has failed for good.
     failed: Option<Time>,
+    /// Whether that is only because it could not be stopped.
+    stuck: bool,
     /// Whether the next start mends a failure.
     mends: bool,
     report: Report,
@@ -184,6 +186,7 @@ impl Chain {
             due: now,
             recent: VecDeque::new(),
             failed: None,
+            stuck: false,
             mends: false,
             report: Report {
                 state: State::Unknown,
@@ -212,7 +215,7 @@ impl Chain {
         let resource = &mut self.resources[index];
         resource.recent.clear();
         resource.report.failure = None;
-        resource.failed = None;
+        (resource.failed, resource.stuck) = (None, false);
         resource.due = now;
         if resource.condition == Condition::Stopped {
             resource.condition = Condition::Unknown;
@@ -309,10 +312,11 @@ impl Chain {
                 resource.condition = Condition::Running;
             }
             (Action::Start, ..) => resource.fail(now, outcome, text),
-            (Action::Stop, _, Outcome::Success) => resource.condition = Condition::Stopped,
+            (Action::Stop, _, Outcome::Success) => resource.stopped(),
             (Action::Stop, ..) => {
                 resource.report.failures += 1;
                 resource.report.failure = Some(text);
+                resource.stuck |= resource.failed.is_none();
                 resource.failed.get_or_insert(now);
                 resource.condition = Condition::Unknown;
                 resource.due = now + STOP_RETRY;
@@ -323,9 +327,7 @@ impl Chain {
                 }
                 resource.condition = Condition::Running;
             }
-            (Action::Monitor, Condition::Unknown, Outcome::NotRunning) => {
-                resource.condition = Condition::Stopped;
-            }
+            (Action::Monitor, Condition::Unknown, Outcome::NotRunning) => resource.stopped(),
             // What is not installed is not there to be stopped.
             (Action::Monitor, Condition::Unknown, Outcome::Hopeless) => {
                 resource.fail(now, outcome, text);
@@ -365,6 +367,14 @@ impl Chain {
 impl Resource {
     fn is_watched(&self) -> bool {
         self.condition == Condition::Running && !self.settings.interval.is_zero()
+    }
+
+    fn stopped(&mut self) {
+        self.condition = Condition::Stopped;
+        if std::mem::take(&mut self.stuck) {
+            self.failed = None;
+            self.report.failure = None;
+        }
     }
 
     /// Something went wrong: a stop comes next, and then a start if there are not too many of them.
@@ -577,11 +587,12 @@ mod tests {
         rig.want(false);
         let hangs = |index, action| if (index, action) == (1, Stop) { Failure } else { Success };
         assert_eq!(rig.play(hangs), [(1, Stop), (0, Stop)]);
-        assert_eq!(rig.states(), [State::Failed, State::Stopped].into_iter().rev().collect::<Vec<_>>());
+        assert_eq!(rig.states(), [State::Stopped, State::Failed]);
         assert!(rig.chain.is_down(rig.now) && rig.chain.is_fault(1));
         rig.pass(STOP_RETRY);
         assert_eq!(rig.chain.next_timeout(), Some(rig.now));
         assert_eq!(rig.play(|_, _| Success), [(1, Monitor), (1, Stop)]);
+        assert_eq!((rig.states(), rig.chain.is_fault(1)), (vec![State::Stopped; 2], false));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::{
     config::{Config, Node, vlan},
     daemon::lock::RunDir,
     dataplane::{self, Leftovers},
-    netlink::{Address, Addresses, Route, Routes, links::links},
+    netlink::{Address, Addresses, Routes, Routing, links::links},
 };
 
 /// Removes it and says what there was.
@@ -36,7 +36,7 @@ pub fn run(args: &CleanupArgs) -> Result<()> {
     }
     let routes = remove_routes(&config, node)?;
     for route in &routes {
-        writeln!(out, "removed the route to {route}")?;
+        writeln!(out, "removed {route}")?;
     }
     let programs = leftovers.remove()?;
     if programs {
@@ -59,8 +59,8 @@ fn remove_addresses(config: &Config, node: &Node) -> Result<Vec<Address>> {
     Ok(runtime.block_on(async { Addresses::new()?.remove_leftovers(&interfaces, &[]).await })?)
 }
 
-/// Removes every route that fwha has added through one.
-fn remove_routes(config: &Config, node: &Node) -> Result<Vec<Route>> {
+/// Removes every rule that fwha has added, and every route through one.
+fn remove_routes(config: &Config, node: &Node) -> Result<Vec<Routing>> {
     let interfaces = interfaces(config, node)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     Ok(runtime.block_on(async { Routes::new()?.remove_leftovers(&interfaces, &[]).await })?)

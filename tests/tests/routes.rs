@@ -1,4 +1,4 @@
-//! Routes of a group are where it is Active, and nowhere else.
+//! Routes and rules of a group are where it is Active, and nowhere else.
 
 use std::fs;
 
@@ -8,13 +8,19 @@ use fwha_tests::pair::{PATIENCE, Pair};
 use fwha_tests::scenario::in_lab;
 
 const TO: &str = "10.9.0.0/16";
+/// From there the other table is asked.
+const FROM: &str = "192.168.100.0/24";
 const TO6: &str = "fd00:9::/64";
 /// A routing table of its own.
 const TABLE: u32 = 1000;
 
 fn write(lab: &Lab, routes: &str) -> Result<()> {
     let config = fs::read_to_string(lab.config_path())?;
-    let config = config.lines().filter(|line| !line.starts_with("routes")).collect::<Vec<_>>().join("\n");
+    let config = config
+        .lines()
+        .filter(|line| !line.starts_with("routes =") && !line.starts_with("rules ="))
+        .collect::<Vec<_>>()
+        .join("\n");
     fs::write(
         lab.config_path(),
         config.replace("name = \"gateway\"", &format!("name = \"gateway\"\n{routes}")),
@@ -22,12 +28,17 @@ fn write(lab: &Lab, routes: &str) -> Result<()> {
     Ok(())
 }
 
-/// The routes of a node that fwha has added, sorted.
+/// The routes and rules of a node that fwha has added.
 fn routes(lab: &Lab, node: Node) -> Result<Vec<String>> {
     let mut found = Vec::new();
     for family in ["-4", "-6"] {
         let text = lab.exec(node.host(), &["ip", family, "route", "show", "table", "all", "proto", "70"])?;
         found.extend(text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")));
+    }
+    for family in ["-4", "-6"] {
+        let text = lab.exec(node.host(), &["ip", family, "rule", "show"])?;
+        let ours = text.lines().filter(|line| line.contains("proto 70"));
+        found.extend(ours.map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")));
     }
     Ok(found)
 }
@@ -49,13 +60,16 @@ fn routes_follow_their_group() {
         write(
             lab,
             &format!(
-                r#"routes = [{{ to = "{TO}", via = "{SERVER}", zone = "inet" }}, {{ to = "{TO}", via = "{SERVER}", zone = "inet", table = {TABLE}, metric = 5 }}, {{ to = "{TO6}", via = "{SERVER6}", zone = "inet" }}]"#
+                r#"routes = [{{ to = "{TO}", via = "{SERVER}", zone = "inet" }}, {{ to = "{TO}", via = "{SERVER}", zone = "inet", table = {TABLE}, metric = 5 }}, {{ to = "{TO6}", via = "{SERVER6}", zone = "inet" }}]
+rules = [{{ from = "{FROM}", table = {TABLE} }}, {{ to = "{TO6}", table = {TABLE}, priority = 77 }}]"#
             ),
         )?;
         let all = [
             format!("{TO} via {SERVER} dev wan table {TABLE} metric 5"),
             format!("{TO} via {SERVER} dev wan"),
             format!("{TO6} via {SERVER6} dev wan metric 1024 pref medium"),
+            format!("1000: from {FROM} lookup {TABLE} proto 70"),
+            format!("77: from all to {TO6} lookup {TABLE} proto 70"),
         ];
         let (mut pair, first) = Pair::settled(lab)?;
         let second = first.peer();
@@ -83,20 +97,20 @@ fn routes_follow_their_group() {
         for node in Node::ALL {
             pair.node(node).ctl(&["reload"])?;
         }
-        wait_for_routes(lab, first, &all[2..])?;
+        wait_for_routes(lab, first, &all[2..3])?;
         wait_for_routes(lab, second, &[])?;
 
         // Or by a cleanup.
         for node in Node::ALL {
             pair.node_mut(node).kill()?;
         }
-        ensure!(routes(lab, first)? == all[2..], "{:?}", routes(lab, first)?);
+        ensure!(routes(lab, first)? == all[2..3], "{:?}", routes(lab, first)?);
         let fwha = binary("fwha", lab.options().bin_dir.as_deref())?.display().to_string();
         let config = lab.config_path().display().to_string();
         let run_dir = lab.dir().join(first.name()).display().to_string();
         let argv = [&fwha, "cleanup", "--config", &config, "--node", first.name(), "--run-dir", &run_dir];
         let said = lab.exec(first.host(), &argv)?;
-        ensure!(said.contains(&format!("removed the route to {TO6}")), "{said}");
+        ensure!(said.contains(&format!("removed route {TO6}")), "{said}");
         wait_for_routes(lab, first, &[])?;
         Ok(())
     });

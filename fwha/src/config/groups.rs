@@ -20,7 +20,7 @@ use super::{
     names::Names,
     nodes::Nodes,
     ownership,
-    routes::{self, Route},
+    routes::{self, Route, RoutingRule},
     section::{self, Section},
     source::Mistakes,
     value,
@@ -51,6 +51,9 @@ pub struct Group {
     /// Routes that are where it is Active.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub routes: Vec<Route>,
+    /// Rules of policy routing, likewise.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub routing_rules: Vec<RoutingRule>,
 }
 
 impl Group {
@@ -92,6 +95,7 @@ struct Seen {
     addresses: HashSet<(IpAddr, Option<ZoneId>)>,
     networks: Vec<(IpNet, ZoneId)>,
     routes: Vec<Route>,
+    routing_rules: Vec<RoutingRule>,
 }
 
 pub(super) fn read<'a>(
@@ -139,6 +143,7 @@ pub(super) fn read<'a>(
             }
         }
         let routes = routes::read(&mut section, &members, nodes, zones, &mut seen.routes, mistakes);
+        let routing_rules = routes::read_rules(&mut section, &mut seen.routing_rules, mistakes);
         let span = section.span.clone();
         section.finish(mistakes);
         let group = Group {
@@ -151,6 +156,7 @@ pub(super) fn read<'a>(
             advert_interval,
             vips,
             routes,
+            routing_rules,
         };
         groups.push((group, span));
     }

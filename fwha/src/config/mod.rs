@@ -64,7 +64,7 @@ pub use self::{
     nodes::{Node, NodeError, SyncLink},
     replication::Replication,
     resources::{Resource, Service as ResourceService},
-    routes::{Route, TABLE_MAIN},
+    routes::{Route, RoutingRule},
     rules::{Rule, Service},
     source::{ConfigErrors, Mistake, Source, Span},
     trackers::{Tracker, Watch},

@@ -1,4 +1,4 @@
-//! Routes of a `[[group]]`, that are where the group is Active.
+//! Routes and rules of a `[[group]]`, that are where the group is Active.
 
 use std::net::IpAddr;
 
@@ -15,9 +15,13 @@ use super::{
 };
 
 /// The routing table `main` (rtnetlink(7)).
-pub const TABLE_MAIN: u32 = 254;
+const TABLE_MAIN: u32 = 254;
 /// The table `local`, which is the kernel's own.
 const TABLE_LOCAL: u32 = 255;
+/// The place of a rule without one: before that of the table `main` (32766, ip-rule(8)).
+const PRIORITY: u32 = 1000;
+/// A place behind that of the table `main` is of no use.
+const PRIORITY_MAX: u64 = 32765;
 
 /// A route that follows a group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -107,11 +111,85 @@ fn read_one(
         }
         Some(index as ZoneId + 1)
     });
-    let table = section.integer("table", 1..=u64::from(u32::MAX), mistakes).map_or(TABLE_MAIN, |n| n as u32);
-    if table == TABLE_LOCAL {
-        mistakes.add(section.span.clone(), "table 255 is the kernel's own").remedy("choose another one");
-    }
+    let table = read_table(&mut section, mistakes).unwrap_or(TABLE_MAIN);
     let metric = section.integer("metric", 1..=u64::from(u32::MAX), mistakes).map(|n| n as u32);
     section.finish(mistakes);
     Some(Route { to: to?, via: via?, zone: zone?, table, metric })
+}
+
+fn read_table(section: &mut Section<'_>, mistakes: &mut Mistakes) -> Option<u32> {
+    let table = section.integer("table", 1..=u64::from(u32::MAX), mistakes).map(|n| n as u32);
+    if table == Some(TABLE_LOCAL) {
+        mistakes
+            .add(section.span.clone(), format!("table {TABLE_LOCAL} is the kernel's own"))
+            .remedy("choose another one");
+    }
+    table
+}
+
+/// A rule of policy routing that follows a group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RoutingRule {
+    /// Packets from there; from anywhere if there is none.
+    pub from: Option<IpNet>,
+    /// Packets to there; to anywhere if there is none. One of both is there, both of one family.
+    pub to: Option<IpNet>,
+    /// The table by which they are routed.
+    pub table: u32,
+    /// Its place among the rules, 1 to 32765.
+    pub priority: u32,
+}
+
+impl std::fmt::Display for RoutingRule {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (word, net) in [("from", self.from), ("to", self.to)] {
+            if let Some(net) = net {
+                write!(f, "{word} {net} ")?;
+            }
+        }
+        write!(f, "table {} priority {}", self.table, self.priority)
+    }
+}
+
+/// `rules` of a group; `seen` are those of the groups before.
+pub(super) fn read_rules(
+    section: &mut Section<'_>,
+    seen: &mut Vec<RoutingRule>,
+    mistakes: &mut Mistakes,
+) -> Vec<RoutingRule> {
+    let mut rules = Vec::new();
+    let Some(items) = section.list("rules", mistakes) else { return rules };
+    for mut table in section::tables(items, "rules", mistakes) {
+        let span = table.span.clone();
+        let mut net = |key| {
+            let text = table.string(key, mistakes)?;
+            value::network(text.get_ref())
+                .map_err(|problem| mistakes.add(text.span(), format!("{key}: {problem}")))
+                .ok()
+        };
+        let (from, to) = (net("from"), net("to"));
+        let number = read_table(&mut table, mistakes);
+        let priority = table.integer("priority", 1..=PRIORITY_MAX, mistakes).map_or(PRIORITY, |n| n as u32);
+        if table.require("table", mistakes).is_none() {
+            table.finish(mistakes);
+            continue;
+        }
+        table.finish(mistakes);
+        match (from, to) {
+            (None, None) => {
+                mistakes.add(span.clone(), "a rule for everything").remedy("it needs from, or to");
+            }
+            (Some(from), Some(to)) if from.addr().is_ipv4() != to.addr().is_ipv4() => {
+                mistakes.add(span.clone(), "to is of another family than from");
+            }
+            _ => {}
+        }
+        let rule = RoutingRule { from, to, table: number.unwrap_or(TABLE_MAIN), priority };
+        if seen.contains(&rule) {
+            mistakes.add(span, format!("the rule {rule} is there twice"));
+        }
+        seen.push(rule.clone());
+        rules.push(rule);
+    }
+    rules
 }

@@ -489,3 +489,90 @@ fn meaning(service: &ResourceService, code: i32) -> &'static str {
         _ => "",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tests::good_config;
+
+    fn command() -> ResourceService {
+        let line = || vec!["/bin/true".to_owned()];
+        ResourceService::Command { start: line(), stop: line(), monitor: line() }
+    }
+
+    fn agent() -> ResourceService {
+        ResourceService::Ocf {
+            root: "/usr/lib/ocf".into(),
+            provider: "heartbeat".into(),
+            agent: "IPsrcaddr".into(),
+            parameters: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn exit_codes_mean_what_their_api_says() {
+        use Action::{Monitor, Start, Stop};
+        use Outcome::{Failure, Hopeless, NotRunning, Success};
+        let unit = ResourceService::Systemd("a.service".into());
+        for (service, action, code, outcome) in [
+            (agent(), Start, 0, Success),
+            (agent(), Start, 1, Failure),
+            (agent(), Start, 5, Hopeless),
+            (agent(), Start, 7, Failure),
+            (agent(), Stop, 7, Success),
+            (agent(), Stop, 2, Failure),
+            (agent(), Monitor, 0, Success),
+            (agent(), Monitor, 1, Failure),
+            (agent(), Monitor, 6, Hopeless),
+            (agent(), Monitor, 7, NotRunning),
+            (agent(), Monitor, 8, Success),
+            (agent(), Monitor, 9, Failure),
+            (agent(), Monitor, -1, Failure),
+            (command(), Start, 5, Failure),
+            (command(), Monitor, 7, NotRunning),
+            (command(), Monitor, 3, Failure),
+            (command(), Stop, 7, Failure),
+            (unit.clone(), Monitor, 3, NotRunning),
+            (unit.clone(), Monitor, 4, NotRunning),
+            (unit.clone(), Monitor, 1, Failure),
+            (unit.clone(), Start, 5, Hopeless),
+            (unit.clone(), Start, 1, Failure),
+            (unit, Stop, 5, Success),
+        ] {
+            assert_eq!(judge(&service, action, code), outcome, "{service:?} {action:?} {code}");
+        }
+    }
+
+    fn resource(service: ResourceService) -> Resource {
+        let settings = fwha_proto::resource::Settings {
+            on_fail: Default::default(),
+            interval: Duration::ZERO,
+            restarts: 0,
+            window: Duration::from_secs(1),
+            retry_after: Duration::ZERO,
+        };
+        Resource { name: "vpn".into(), group: 0, service, timeout: Duration::from_secs(1), settings }
+    }
+
+    #[test]
+    fn a_unit_without_systemd_is_named_and_other_resources_need_none() {
+        let mut config = good_config();
+        config.resources = vec![resource(command()), resource(agent())];
+        check(&config).unwrap();
+        config.resources.push(resource(ResourceService::Systemd("vpn.service".into())));
+        if Path::new(SYSTEMD_RUNS).is_dir() {
+            return;
+        }
+        let error = check(&config).unwrap_err().to_string();
+        assert!(
+            error.starts_with("resource vpn is a systemd unit, and systemd does not run here"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn an_agent_is_found_by_its_provider_and_type() {
+        let path = program(&resource(agent()));
+        assert_eq!(path.as_deref(), Some("/usr/lib/ocf/resource.d/heartbeat/IPsrcaddr"));
+    }
+}

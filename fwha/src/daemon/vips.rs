@@ -24,7 +24,7 @@ use super::limit::Limit;
 use super::names::Names;
 use super::resources::Resources;
 use crate::api::Step;
-use crate::netlink::{Address, Addresses, Garp, Route, Routes};
+use crate::netlink::{Address, Addresses, Garp, Routes, Routing};
 use crate::sys::clock::KernelClock;
 use crate::sys::sched;
 
@@ -80,8 +80,8 @@ pub enum Command {
     Reload {
         /// The addresses of each group.
         groups: BTreeMap<GroupId, Vec<Address>>,
-        /// Their routes.
-        routes: BTreeMap<GroupId, Vec<Route>>,
+        /// Their routes and rules.
+        routes: BTreeMap<GroupId, Vec<Routing>>,
         /// Who else wants to know.
         hooks: Hooks,
         /// Told when the interfaces have what they should have.
@@ -95,8 +95,8 @@ pub enum Command {
 pub struct Thread {
     /// The addresses of each group.
     pub groups: BTreeMap<GroupId, Vec<Address>>,
-    /// The routes of each group.
-    pub routes: BTreeMap<GroupId, Vec<Route>>,
+    /// The routes and rules of each group.
+    pub routes: BTreeMap<GroupId, Vec<Routing>>,
     /// A socket for announcements on each interface.
     pub garps: BTreeMap<u32, Garp>,
     /// Groups whose addresses may stay from the run before: it ended inside its lease.
@@ -243,8 +243,12 @@ impl Thread {
                     for address in self.groups.values_mut().flatten().filter(|a| a.ifindex == before) {
                         address.ifindex = now;
                     }
-                    for route in self.routes.values_mut().flatten().filter(|r| r.ifindex == before) {
-                        route.ifindex = now;
+                    for routing in self.routes.values_mut().flatten() {
+                        if let Routing::Route(route) = routing
+                            && route.ifindex == before
+                        {
+                            route.ifindex = now;
+                        }
                     }
                     self.repair(&addresses, &here, &mut complaints).await;
                     self.repair_routes(&routes, &here, &mut complaints).await;
@@ -267,7 +271,7 @@ impl Thread {
         self.groups.get(&group).map_or(&[], Vec::as_slice)
     }
 
-    fn routes_of(&self, group: GroupId) -> &[Route] {
+    fn routes_of(&self, group: GroupId) -> &[Routing] {
         self.routes.get(&group).map_or(&[], Vec::as_slice)
     }
 
@@ -337,13 +341,13 @@ impl Thread {
         }
     }
 
-    /// Makes the routes that are there those that should be.
+    /// Makes the routes and rules that are there those that should be.
     async fn repair_routes(&self, routes: &Routes, here: &BTreeSet<GroupId>, complaints: &mut Limit) {
         let interfaces: Vec<u32> = self.garps.keys().copied().collect();
-        let wanted: Vec<Route> = here.iter().flat_map(|g| self.routes_of(*g)).copied().collect();
+        let wanted: Vec<Routing> = here.iter().flat_map(|g| self.routes_of(*g)).copied().collect();
         let repaired = async {
             let present = routes.list(&interfaces).await?;
-            let without = |list: &[Route], other: &[Route]| -> Vec<Route> {
+            let without = |list: &[Routing], other: &[Routing]| -> Vec<Routing> {
                 list.iter().filter(|route| !other.contains(route)).copied().collect()
             };
             let removed = routes.remove(&without(&present, &wanted)).await;

@@ -6,7 +6,7 @@
 //! | [`links`] | lists interfaces |
 //! | [`addresses`] | adds and removes VIPs, recognises leftovers |
 //! | [`garp`] | announces VIPs |
-//! | [`routes`] | adds and removes routes that follow a group, recognises leftovers |
+//! | [`routes`] | adds and removes routes and rules that follow a group, recognises leftovers |
 //! | [`monitor`] | follows changes |
 //!
 //! The netlink crates change with every release; no other module uses them.
@@ -27,7 +27,7 @@ pub use addresses::{Address, Addresses, OwnAddresses};
 pub use garp::Garp;
 pub use links::{Link, Vlan};
 pub use monitor::{Monitor, NetworkEvent};
-pub use routes::{Route, Routes};
+pub use routes::{Route, Routes, Routing, Rule};
 
 /// A failure to talk with the kernel.
 #[derive(Debug, thiserror::Error)]

@@ -1,6 +1,6 @@
-//! Routes that follow a group.
+//! Routes, and rules of policy routing, that follow a group.
 //!
-//! Each carries [`PROTOCOL`] as its origin (`rtm_protocol`; `ip route` prints `proto 70`), so that what a
+//! Each carries [`PROTOCOL`] as its origin (`rtm_protocol`; `FRA_PROTOCOL`; `ip route` and `ip rule` print `proto 70`), so that what a
 //! killed daemon left behind is told from what the administrator or a routing daemon added. One that another has
 //! added is never replaced.
 
@@ -8,10 +8,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::{TryStreamExt, future::join_all};
 use rtnetlink::{
-    Handle, RouteMessageBuilder,
+    Handle, IpVersion, RouteMessageBuilder,
     packet_route::{
         AddressFamily,
         route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol},
+        rule::{RuleAction, RuleAttribute, RuleMessage},
     },
 };
 
@@ -104,7 +105,95 @@ impl std::fmt::Display for Route {
     }
 }
 
-/// Adds, removes and lists routes. Clones share one connection.
+/// A rule of policy routing: which packets look into which table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// The network of their sources, with the length of its prefix in bits; any if there is none.
+    pub from: Option<(IpAddr, u8)>,
+    /// The same of their destinations. One of both is there.
+    pub to: Option<(IpAddr, u8)>,
+    /// The routing table.
+    pub table: u32,
+    /// Its place among all rules; the lowest comes first.
+    pub priority: u32,
+}
+
+impl Rule {
+    fn message(&self) -> RuleMessage {
+        let mut message = RuleMessage::default();
+        let v6 = self.from.or(self.to).is_some_and(|(address, _)| address.is_ipv6());
+        message.header.family = if v6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
+        message.header.action = RuleAction::ToTable;
+        if let Some((address, len)) = self.from {
+            message.header.src_len = len;
+            message.attributes.push(RuleAttribute::Source(address));
+        }
+        if let Some((address, len)) = self.to {
+            message.header.dst_len = len;
+            message.attributes.push(RuleAttribute::Destination(address));
+        }
+        message.attributes.extend([
+            RuleAttribute::Table(self.table),
+            RuleAttribute::Priority(self.priority),
+            RuleAttribute::Protocol(RouteProtocol::Other(PROTOCOL)),
+        ]);
+        message
+    }
+
+    fn of(message: &RuleMessage) -> Self {
+        let attributes = &message.attributes;
+        let (source_len, destination_len) = (message.header.src_len, message.header.dst_len);
+        Self {
+            from: attributes.iter().find_map(|a| match a {
+                RuleAttribute::Source(address) => Some((*address, source_len)),
+                _ => None,
+            }),
+            to: attributes.iter().find_map(|a| match a {
+                RuleAttribute::Destination(address) => Some((*address, destination_len)),
+                _ => None,
+            }),
+            table: attributes
+                .iter()
+                .find_map(|a| if let RuleAttribute::Table(n) = a { Some(*n) } else { None })
+                .unwrap_or(u32::from(message.header.table)),
+            priority: attributes
+                .iter()
+                .find_map(|a| if let RuleAttribute::Priority(n) = a { Some(*n) } else { None })
+                .unwrap_or(0),
+        }
+    }
+}
+
+impl std::fmt::Display for Rule {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (word, net) in [("from", self.from), ("to", self.to)] {
+            if let Some((address, len)) = net {
+                write!(f, "{word} {address}/{len} ")?;
+            }
+        }
+        write!(f, "table {} priority {}", self.table, self.priority)
+    }
+}
+
+/// Either.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Routing {
+    /// A route.
+    Route(Route),
+    /// A rule.
+    Rule(Rule),
+}
+
+impl std::fmt::Display for Routing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Route(route) => write!(f, "route {route}"),
+            Self::Rule(rule) => write!(f, "rule {rule}"),
+        }
+    }
+}
+
+/// Adds, removes and lists routes and rules. Clones share one connection.
 #[derive(Clone, Debug)]
 pub struct Routes {
     handle: Handle,
@@ -129,10 +218,17 @@ impl Routes {
     /// # Errors
     ///
     /// The first failure, also if there is a route to that network already; the others are added all the same.
-    pub async fn add(&self, routes: &[Route]) -> Result<(), NetlinkError> {
-        let requests = routes.iter().map(|route| async move {
-            let added = self.handle.route().add(route.message()).execute().await;
-            added.map_err(|e| request_error(format!("add route {route} on interface {}", route.ifindex), e))
+    pub async fn add(&self, routes: &[Routing]) -> Result<(), NetlinkError> {
+        let requests = routes.iter().map(|routing| async move {
+            let added = match routing {
+                Routing::Route(route) => self.handle.route().add(route.message()).execute().await,
+                Routing::Rule(rule) => {
+                    let mut request = self.handle.rule().add();
+                    *request.message_mut() = rule.message();
+                    request.execute().await
+                }
+            };
+            added.map_err(|e| request_error(format!("add {routing}"), e))
         });
         join_all(requests).await.into_iter().collect()
     }
@@ -142,11 +238,15 @@ impl Routes {
     /// # Errors
     ///
     /// The first failure; the others are removed all the same.
-    pub async fn remove(&self, routes: &[Route]) -> Result<(), NetlinkError> {
-        let requests = routes.iter().map(|route| async move {
-            match self.handle.route().del(route.message()).execute().await.map_err(into_io) {
-                Err(e) if !matches!(e.raw_os_error(), Some(libc::ESRCH | libc::ENODEV)) => {
-                    Err(NetlinkError::Request { what: format!("remove route {route}"), source: e })
+    pub async fn remove(&self, routes: &[Routing]) -> Result<(), NetlinkError> {
+        let requests = routes.iter().map(|routing| async move {
+            let removed = match routing {
+                Routing::Route(route) => self.handle.route().del(route.message()).execute().await,
+                Routing::Rule(rule) => self.handle.rule().del(rule.message()).execute().await,
+            };
+            match removed.map_err(into_io) {
+                Err(e) if !matches!(e.raw_os_error(), Some(libc::ESRCH | libc::ENODEV | libc::ENOENT)) => {
+                    Err(NetlinkError::Request { what: format!("remove {routing}"), source: e })
                 }
                 _ => Ok(()),
             }
@@ -154,12 +254,12 @@ impl Routes {
         join_all(requests).await.into_iter().collect()
     }
 
-    /// The routes, of this or an earlier run, through these interfaces.
+    /// The rules, of this or an earlier run, and the routes through these interfaces.
     ///
     /// # Errors
     ///
     /// The kernel refuses.
-    pub async fn list(&self, ifindexes: &[u32]) -> Result<Vec<Route>, NetlinkError> {
+    pub async fn list(&self, ifindexes: &[u32]) -> Result<Vec<Routing>, NetlinkError> {
         let mut found = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             // A routing daemon may have filled the table with a million others: the kernel leaves them out.
@@ -171,10 +271,20 @@ impl Routes {
             found.extend(listed.map_err(|e| request_error("list routes", e))?);
         }
         let ours = found.iter().filter(|m| m.header.protocol == RouteProtocol::Other(PROTOCOL));
-        Ok(ours.filter_map(Route::of).filter(|route| ifindexes.contains(&route.ifindex)).collect())
+        let routes = ours.filter_map(Route::of).filter(|route| ifindexes.contains(&route.ifindex));
+        let mut all: Vec<Routing> = routes.map(Routing::Route).collect();
+        for version in [IpVersion::V4, IpVersion::V6] {
+            let listed: Result<Vec<RuleMessage>, _> =
+                self.handle.rule().get(version).execute().try_collect().await;
+            let listed = listed.map_err(|e| request_error("list rules", e))?;
+            let mark = RuleAttribute::Protocol(RouteProtocol::Other(PROTOCOL));
+            let ours = listed.iter().filter(|m| m.attributes.contains(&mark));
+            all.extend(ours.map(Rule::of).map(Routing::Rule));
+        }
+        Ok(all)
     }
 
-    /// Removes the routes through these interfaces, but those in `keep`, and returns them.
+    /// Removes what [`Self::list`] finds, but those in `keep`, and returns them.
     ///
     /// # Errors
     ///
@@ -182,8 +292,8 @@ impl Routes {
     pub async fn remove_leftovers(
         &self,
         ifindexes: &[u32],
-        keep: &[Route],
-    ) -> Result<Vec<Route>, NetlinkError> {
+        keep: &[Routing],
+    ) -> Result<Vec<Routing>, NetlinkError> {
         let mut leftovers = self.list(ifindexes).await?;
         leftovers.retain(|route| !keep.contains(route));
         self.remove(&leftovers).await?;
