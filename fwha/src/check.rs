@@ -68,7 +68,7 @@ fn warnings(config: &Config, node: Option<NodeId>) -> Vec<String> {
         Watch::Command(command) => Some(("tracker", &t.name, &command[0])),
         _ => None,
     });
-    let mine = config.resources.iter().filter(|_| node.is_some());
+    let mine = node.into_iter().flat_map(|node| config.resources_of(node));
     let programs: Vec<(&String, String)> =
         mine.filter_map(|r| Some((&r.name, resources::program(r)?))).collect();
     let programs = programs.iter().map(|(name, program)| ("resource", *name, program));
@@ -77,8 +77,8 @@ fn warnings(config: &Config, node: Option<NodeId>) -> Vec<String> {
             warnings.push(format!("{kind} {name}: {program} cannot be run: {error}"));
         }
     }
-    if node.is_some()
-        && let Err(error) = resources::check(config)
+    if let Some(node) = node
+        && let Err(error) = resources::check(config, node)
     {
         warnings.push(error.to_string());
     }

@@ -308,6 +308,12 @@ impl Config {
         self.zone(vip.zone)?.interfaces.get(&node)?.first().map(String::as_str)
     }
 
+    /// The resources of the groups that `node` is in.
+    pub fn resources_of(&self, node: NodeId) -> impl Iterator<Item = &Resource> {
+        let mine = move |r: &&Resource| self.groups[usize::from(r.group)].priority(node).is_some();
+        self.resources.iter().filter(mine)
+    }
+
     /// The rules as the data plane takes them, first match first: every combination of the sources,
     /// destinations and services of each rule. At most [`rule::MAX_RULES`].
     pub fn compiled_rules(&self) -> Vec<rule::Rule> {

@@ -204,7 +204,7 @@ async fn run_node(config: &Arc<Config>, node: &Node, run_dir: &RunDir, state: St
     }
     let (mut monitor, links) = Monitor::start().await?;
     config.check_interfaces(node.id, |name| links.iter().any(|l| l.name == name))?;
-    resources::check(config)?;
+    resources::check(config, node.id)?;
 
     // What is likely to be wrong in a system is found before anything in it is changed.
     let found = Found {
@@ -376,7 +376,7 @@ impl Running {
         let (hooks, hook_tasks) = Hooks::start(config, clock, &events, &names);
         let here = |group: GroupId| resumed.contains(&group);
         let (resources, resource_tasks) =
-            Resources::start(config, here, clock, &events, &names, &election_mailbox);
+            Resources::start(config, node.id, here, clock, &events, &names, &election_mailbox);
         let vips = vips::Thread {
             groups: ports::group_addresses(config, &found.ports),
             routes: ports::group_routes(config, &found.ports),
@@ -647,7 +647,7 @@ fn election_config(
                 effect: t.effect(),
                 shared: t.grace(config.cluster.heartbeat_interval),
             })
-            .chain(config.resources.iter().filter_map(|r| resource_tracker(r, config)))
+            .chain(config.resources_of(identity.node).filter_map(|r| resource_tracker(r, config)))
             .collect(),
         standby: false,
     })

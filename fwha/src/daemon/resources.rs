@@ -30,7 +30,7 @@ use super::events::EventLog;
 use super::mailbox::Mailbox;
 use super::names::Names;
 use super::program::Run;
-use crate::config::{Config, GroupId, Resource, ResourceService};
+use crate::config::{Config, GroupId, NodeId, Resource, ResourceService};
 use crate::sys::clock::KernelClock;
 
 /// How long a move that an operator asks for waits for resources to stop.
@@ -91,9 +91,9 @@ struct Context {
 ///
 /// # Errors
 /// Says what is missing.
-pub fn check(config: &Config) -> Result<()> {
+pub fn check(config: &Config, node: NodeId) -> Result<()> {
     let units = |r: &&Resource| matches!(r.service, ResourceService::Systemd(_));
-    if let Some(resource) = config.resources.iter().find(units)
+    if let Some(resource) = config.resources_of(node).find(units)
         && (!Path::new(SYSTEMD_RUNS).is_dir() || !Path::new(SYSTEMCTL).exists())
     {
         bail!(
@@ -119,10 +119,11 @@ fn agent_path(root: &Path, provider: &str, agent: &str) -> String {
 }
 
 impl Resources {
-    /// Starts a task for every group that has resources, on the present runtime. `resumed` are the groups
-    /// that an earlier run of the daemon has left here.
+    /// Starts a task for every group of the node that has resources, on the present runtime. `resumed` are the
+    /// groups that an earlier run of the daemon has left here.
     pub fn start(
         config: &Config,
+        node: NodeId,
         resumed: impl Fn(GroupId) -> bool,
         clock: KernelClock,
         events: &Arc<EventLog>,
@@ -140,7 +141,7 @@ impl Resources {
             reports: Arc::clone(&reports),
         });
         let mut by_group: BTreeMap<GroupId, Vec<Resource>> = BTreeMap::new();
-        for resource in &config.resources {
+        for resource in config.resources_of(node) {
             by_group.entry(resource.group).or_default().push(resource.clone());
         }
         let groups = by_group.into_iter().map(|(group, resources)| {
@@ -299,7 +300,7 @@ impl Task {
         match command {
             Command::Here(here) => {
                 self.here = here;
-                self.held &= here;
+                self.held = false;
             }
             Command::Release(reply) => {
                 self.held = true;
@@ -558,12 +559,13 @@ mod tests {
     fn a_unit_without_systemd_is_named_and_other_resources_need_none() {
         let mut config = good_config();
         config.resources = vec![resource(command()), resource(agent())];
-        check(&config).unwrap();
+        check(&config, 1).unwrap();
         config.resources.push(resource(ResourceService::Systemd("vpn.service".into())));
+        check(&config, 3).unwrap();
         if Path::new(SYSTEMD_RUNS).is_dir() {
             return;
         }
-        let error = check(&config).unwrap_err().to_string();
+        let error = check(&config, 1).unwrap_err().to_string();
         assert!(
             error.starts_with("resource vpn is a systemd unit, and systemd does not run here"),
             "{error}"

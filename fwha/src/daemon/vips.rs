@@ -174,7 +174,7 @@ impl Thread {
                     }
                     takeover.steps.push(self.step("vips", takeover.decided));
                     if !self.routes_of(group).is_empty() {
-                        self.repair_routes(&routes, &here, &mut complaints).await;
+                        self.add_routes(&routes, self.routes_of(group), &mut complaints).await;
                         takeover.steps.push(self.step("routes", takeover.decided));
                     }
                     takeovers.insert(group, takeover);
@@ -204,6 +204,10 @@ impl Thread {
                     if let Some(change) = untold.remove(&group) {
                         self.resources.tell(group, true);
                         self.hooks.tell(&change);
+                        if !self.routes_of(group).is_empty() {
+                            // What was there before may be another's.
+                            self.repair_routes(&routes, &here, &mut complaints).await;
+                        }
                     }
                     if let Some(mut takeover) = takeovers.remove(&group) {
                         takeover.steps.push(self.step("announce", takeover.decided));
@@ -226,9 +230,8 @@ impl Thread {
                 }
                 Some(Command::Check) => {
                     self.repair(&addresses, &here, &mut complaints).await;
-                    if self.routes.values().any(|routes| !routes.is_empty()) {
-                        self.repair_routes(&routes, &here, &mut complaints).await;
-                    }
+                    let wanted = self.routes_here(&here);
+                    self.add_routes(&routes, &wanted, &mut complaints).await;
                     // Once more: a switch port may have blocked the first time.
                     if fresh.as_ref().is_some_and(|(at, _)| at.elapsed() >= REPAIR_INTERVAL)
                         && let Some((_, addresses)) = fresh.take()
@@ -341,23 +344,45 @@ impl Thread {
         }
     }
 
+    fn routes_here(&self, here: &BTreeSet<GroupId>) -> Vec<Routing> {
+        here.iter().flat_map(|g| self.routes_of(*g)).copied().collect()
+    }
+
+    /// Adds what is missing of these. The kernel knows what is there; to list it takes long where a routing
+    /// daemon has filled the table.
+    async fn add_routes(&self, routes: &Routes, wanted: &[Routing], complaints: &mut Limit) {
+        if let Err(error) = routes.add(wanted).await {
+            self.complain_of_route(format!("{error}"), complaints);
+        }
+    }
+
     /// Makes the routes and rules that are there those that should be.
     async fn repair_routes(&self, routes: &Routes, here: &BTreeSet<GroupId>, complaints: &mut Limit) {
         let interfaces: Vec<u32> = self.garps.keys().copied().collect();
-        let wanted: Vec<Routing> = here.iter().flat_map(|g| self.routes_of(*g)).copied().collect();
+        let wanted = self.routes_here(here);
         let repaired = async {
             let present = routes.list(&interfaces).await?;
             let without = |list: &[Routing], other: &[Routing]| -> Vec<Routing> {
-                list.iter().filter(|route| !other.contains(route)).copied().collect()
+                list.iter().filter(|routing| !other.contains(routing)).copied().collect()
             };
             let removed = routes.remove(&without(&present, &wanted)).await;
-            routes.add(&without(&wanted, &present)).await.and(removed)
+            let foreign = routes.add(&without(&wanted, &present)).await?;
+            removed.map(|()| foreign)
         };
-        if let Err(error) = repaired.await
-            && complaints.pass().is_some()
-        {
+        match repaired.await {
+            Ok(foreign) => {
+                for routing in foreign {
+                    self.complain_of_route(format!("another is in the way of {routing}"), complaints);
+                }
+            }
+            Err(error) => self.complain_of_route(format!("{error}"), complaints),
+        }
+    }
+
+    fn complain_of_route(&self, text: String, complaints: &mut Limit) {
+        if complaints.pass().is_some() {
             let now = Time::from_nanos(self.clock.now_ns());
-            self.events.record(now, "route-error", None, format!("{error}"), Vec::new());
+            self.events.record(now, "route-error", None, text, Vec::new());
         }
     }
 

@@ -213,12 +213,12 @@ impl Routes {
         Ok(Self { handle: connect_strict()? })
     }
 
-    /// Adds routes, all requests at once.
+    /// Adds routes and rules, all requests at once. Returns those that were there already, be they ours or another's.
     ///
     /// # Errors
     ///
-    /// The first failure, also if there is a route to that network already; the others are added all the same.
-    pub async fn add(&self, routes: &[Routing]) -> Result<(), NetlinkError> {
+    /// The first failure; the others are added all the same.
+    pub async fn add(&self, routes: &[Routing]) -> Result<Vec<Routing>, NetlinkError> {
         let requests = routes.iter().map(|routing| async move {
             let added = match routing {
                 Routing::Route(route) => self.handle.route().add(route.message()).execute().await,
@@ -228,9 +228,14 @@ impl Routes {
                     request.execute().await
                 }
             };
-            added.map_err(|e| request_error(format!("add {routing}"), e))
+            match added.map_err(into_io) {
+                Ok(()) => Ok(None),
+                Err(e) if e.raw_os_error() == Some(libc::EEXIST) => Ok(Some(*routing)),
+                Err(e) => Err(NetlinkError::Request { what: format!("add {routing}"), source: e }),
+            }
         });
-        join_all(requests).await.into_iter().collect()
+        let there: Result<Vec<Option<Routing>>, _> = join_all(requests).await.into_iter().collect();
+        Ok(there?.into_iter().flatten().collect())
     }
 
     /// Removes routes, all requests at once. One that is not there, or whose interface is gone, is fine.
