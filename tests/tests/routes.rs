@@ -84,8 +84,22 @@ rules = [{{ from = "{FROM}", table = {TABLE} }}, {{ to = "{TO6}", table = {TABLE
         lab.exec(second.host(), &["ip", "route", "del", TO])?;
         wait_for_routes(lab, second, &all)?;
 
-        // What a killed daemon leaves is removed by the next one, which is not active.
+        // What a killed daemon leaves is removed by the next one, which is not active. And what another has added
+        // stays, as long as it is there.
+        lab.exec(first.host(), &["ip", "route", "add", TO, "via", SERVER])?;
         pair.node_mut(second).kill()?;
+        let but_one: Vec<String> = all.iter().filter(|route| **route != all[1]).cloned().collect();
+        wait_for_routes(lab, first, &but_one)?;
+        lab.wait_for("a word of the route in the way", PATIENCE, || {
+            let events = pair.node(first).ctl_lines(&["events"])?;
+            let told = |event: &serde_json::Value| {
+                let text = event["text"].as_str().unwrap_or_default();
+                event["kind"] == "route-error"
+                    && text.starts_with(&format!("another is in the way of route {TO}"))
+            };
+            Ok(events.iter().any(told).then_some(()))
+        })?;
+        lab.exec(first.host(), &["ip", "route", "del", TO])?;
         wait_for_routes(lab, first, &all)?;
         ensure!(routes(lab, second)? == all, "{:?}", routes(lab, second)?);
         pair.restart(lab, second)?;
