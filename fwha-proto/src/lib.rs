@@ -11,6 +11,7 @@
 //! | [`heartbeat`] | what nodes tell each other some hundred times a second |
 //! | [`election`] | who is Active for each group |
 //! | [`hook`] | what programs that wait for changes of role are told, and may miss |
+//! | [`resource`] | services that run where a group is Active: what is to be done next |
 //! | [`seal`] | keys, the sealed datagram, the handshake that opens a channel to a peer |
 //! | [`tracker`] | from single checks of something to a verdict on it |
 //! | [`replication`] | flow state, from the node that owns it to those that may have to take over |
@@ -18,6 +19,7 @@ pub mod election;
 pub mod heartbeat;
 pub mod hook;
 pub mod replication;
+pub mod resource;
 pub mod seal;
 pub mod time;
 pub mod tracker;

@@ -58,6 +58,8 @@ pub mod path {
     pub const RESYNC: &str = "/v1/resync";
     /// [`super::ReloadReply`].
     pub const RELOAD: &str = "/v1/reload";
+    /// [`super::ResourceReply`].
+    pub const RESOURCE_CLEANUP: &str = "/v1/resource/cleanup";
     /// [`super::CaptureLine`]s.
     pub const CAPTURE: &str = "/v1/capture";
 }
@@ -132,6 +134,29 @@ pub struct GroupStatus {
     /// What this node watches that matters for the group.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub trackers: Vec<TrackerStatus>,
+    /// What runs where it is Active, in the order of starting.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub resources: Vec<ResourceStatus>,
+}
+
+/// A resource on the asked node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResourceStatus {
+    /// Its name.
+    pub name: String,
+    /// `running`, `stopped`, `starting`, `stopping`, `failed`, or `unknown`.
+    pub state: String,
+    /// How long it has been so.
+    pub since_ms: u64,
+    /// What the last action said.
+    pub result: String,
+    /// What is wrong, as long as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
+    /// Restarts that mended a failure, since the daemon started.
+    pub restarts: u64,
+    /// Actions that went wrong, since the daemon started.
+    pub failures: u64,
 }
 
 /// A tracker, and what it means for a group.
@@ -806,6 +831,23 @@ pub struct MovedGroup {
     /// Who has it; absent if nobody does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<String>,
+}
+
+/// Has the failures of a resource on the asked node forgotten, so that it is tried again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResourceRequest {
+    /// The resource.
+    pub name: String,
+}
+
+/// They are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResourceReply {
+    /// The node.
+    pub node: String,
+    /// The resource.
+    pub name: String,
 }
 
 /// Has the config file read again.

@@ -135,6 +135,8 @@ pub enum CtlVerb {
     /// All of it or nothing: a file with a mistake, or with a change that needs a restart, changes nothing.
     /// Exits with 1 then.
     Reload(ReloadArgs),
+    /// What runs with the groups (`[[resource]]`).
+    Resource(ResourceArgs),
     /// Make a cluster key in a new file.
     Keygen(KeygenArgs),
 }
@@ -342,6 +344,24 @@ pub struct ReloadArgs {
     /// it on the active one.
     #[arg(long, conflicts_with = "dry_run")]
     pub revalidate: bool,
+}
+
+/// `fwhactl resource`.
+#[derive(Debug, Args)]
+pub struct ResourceArgs {
+    /// What is to be done.
+    #[command(subcommand)]
+    pub verb: ResourceVerb,
+}
+
+/// The verbs of `fwhactl resource`.
+#[derive(Debug, Subcommand)]
+pub enum ResourceVerb {
+    /// Forget the failures of a resource on this node, and try it again where it should run.
+    Cleanup {
+        /// The resource.
+        name: String,
+    },
 }
 
 /// On or off.

@@ -8,7 +8,7 @@ use std::{
 use crate::{
     args::CheckArgs,
     config::{Config, NodeId, Watch},
-    daemon::program::check_program,
+    daemon::{program::check_program, resources},
 };
 
 /// Checks the file; the exit code says whether it can be run.
@@ -68,10 +68,19 @@ fn warnings(config: &Config, node: Option<NodeId>) -> Vec<String> {
         Watch::Command(command) => Some(("tracker", &t.name, &command[0])),
         _ => None,
     });
-    for (kind, name, program) in hooks.filter(|_| node.is_some()).chain(trackers) {
+    let mine = node.into_iter().flat_map(|node| config.resources_of(node));
+    let programs: Vec<(&String, String)> =
+        mine.filter_map(|r| Some((&r.name, resources::program(r)?))).collect();
+    let programs = programs.iter().map(|(name, program)| ("resource", *name, program));
+    for (kind, name, program) in hooks.filter(|_| node.is_some()).chain(trackers).chain(programs) {
         if let Err(error) = check_program(program) {
             warnings.push(format!("{kind} {name}: {program} cannot be run: {error}"));
         }
+    }
+    if let Some(node) = node
+        && let Err(error) = resources::check(config, node)
+    {
+        warnings.push(error.to_string());
     }
     warnings
 }

@@ -12,7 +12,7 @@ use crate::{
     config::{Config, Node, vlan},
     daemon::lock::RunDir,
     dataplane::{self, Leftovers},
-    netlink::{Address, Addresses, links::links},
+    netlink::{Address, Addresses, Routes, Routing, links::links},
 };
 
 /// Removes it and says what there was.
@@ -34,6 +34,10 @@ pub fn run(args: &CleanupArgs) -> Result<()> {
     for Address { address, prefix_len, .. } in &addresses {
         writeln!(out, "removed {address}/{prefix_len}")?;
     }
+    let routes = remove_routes(&config, node)?;
+    for route in &routes {
+        writeln!(out, "removed {route}")?;
+    }
     let programs = leftovers.remove()?;
     if programs {
         writeln!(out, "removed packet programs and their maps")?;
@@ -42,7 +46,7 @@ pub fn run(args: &CleanupArgs) -> Result<()> {
     if socket {
         writeln!(out, "removed the control socket")?;
     }
-    if addresses.is_empty() && !programs && !socket {
+    if addresses.is_empty() && routes.is_empty() && !programs && !socket {
         writeln!(out, "{} has left nothing", node.name)?;
     }
     Ok(())
@@ -50,13 +54,25 @@ pub fn run(args: &CleanupArgs) -> Result<()> {
 
 /// Removes every address that fwha has added to an interface of the node's zones.
 fn remove_addresses(config: &Config, node: &Node) -> Result<Vec<Address>> {
+    let interfaces = interfaces(config, node)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    Ok(runtime.block_on(async { Addresses::new()?.remove_leftovers(&interfaces, &[]).await })?)
+}
+
+/// Removes every rule that fwha has added, and every route through one.
+fn remove_routes(config: &Config, node: &Node) -> Result<Vec<Routing>> {
+    let interfaces = interfaces(config, node)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    Ok(runtime.block_on(async { Routes::new()?.remove_leftovers(&interfaces, &[]).await })?)
+}
+
+/// The interfaces of the node's zones.
+fn interfaces(config: &Config, node: &Node) -> Result<Vec<u32>> {
     let links = links()?;
     let names = config.zones.iter().filter_map(|zone| zone.interfaces.get(&node.id)).flatten();
-    let interfaces: Vec<u32> = names
+    Ok(names
         .filter_map(|name| vlan::place(name, |n| links.iter().any(|l| l.name == n)))
         .filter_map(|place| links.iter().find(|l| l.name == place.interface))
         .map(|link| link.index)
-        .collect();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    Ok(runtime.block_on(async { Addresses::new()?.remove_leftovers(&interfaces, &[]).await })?)
+        .collect())
 }

@@ -22,9 +22,9 @@ use fwha::api::{
     ApiError, Attachment, BulkStatus, CaptureLine, CaptureMissed, CaptureQuery, ConfigChange, DiffEnd,
     DiffLine, DiffQuery, Direction, DroppedPacket, Event, EventsQuery, FlowCounts, FlowDifference,
     FlowFilter, FlowRow, FlowSide, FlowsDeleted, GroupStatus, LinkStatus, MemberStanding, MovedGroup, NDJSON,
-    Origin, PeerStatus, ReloadReply, ReloadRequest, Role, RoleExplanation, StandbyReply, StandbyRequest,
-    Stat, Stats, Status, Step, SwitchoverReply, SwitchoverRequest, SyncStatus, TrackerStatus, Transfer,
-    TransferRequest, TransferState, WARNING_HEADER, ZoneInterfaceStatus, path,
+    Origin, PeerStatus, ReloadReply, ReloadRequest, ResourceStatus, Role, RoleExplanation, StandbyReply,
+    StandbyRequest, Stat, Stats, Status, Step, SwitchoverReply, SwitchoverRequest, SyncStatus, TrackerStatus,
+    Transfer, TransferRequest, TransferState, WARNING_HEADER, ZoneInterfaceStatus, path,
 };
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -87,6 +87,15 @@ fn status() -> Status {
             vips: vec!["10.0.0.12/24".into(), "192.168.100.12/24".into()],
             priority: 150,
             trackers: vec![tracker()],
+            resources: vec![ResourceStatus {
+                name: "openvpn".into(),
+                state: "running".into(),
+                since_ms: 60_000,
+                result: "monitor done after 4 ms".into(),
+                failure: None,
+                restarts: 1,
+                failures: 1,
+            }],
         }],
         peers: vec![PeerStatus {
             name: "fw2".into(),
@@ -432,6 +441,9 @@ gateway  active  fw1     7     1m01s  10.0.0.12/24 192.168.100.12/24  nobody was
 
 TRACKER  STATE  FOR   EFFECT                     LAST RESULT
 uplink   down   4.2s  lowers the priority by 50  no answer?[2J
+
+RESOURCE  STATE    FOR    RESTARTS  LAST RESULT
+openvpn   running  1m00s  1         monitor done after 4 ms
 
 PEER  STATE           SYNC               LAG  UNACKED  LINKS
 fw2   alive for 3.0s  in-sync for 1m03s  2ms  3        sync up 0.09ms used, sync2 up 0.09ms 12.5% lost (replication lossy)

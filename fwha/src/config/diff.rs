@@ -37,6 +37,7 @@ pub fn diff(old: &Config, new: &Config, me: NodeId) -> Vec<Change> {
         rules,
         hooks,
         trackers,
+        resources,
         hash: _,
         rules_hash: _,
         rule_names: _,
@@ -82,6 +83,11 @@ pub fn diff(old: &Config, new: &Config, me: NodeId) -> Vec<Change> {
     for (before, now) in changes.named("tracker", (trackers, &new.trackers), |t| &t.name, true) {
         if before != now {
             changes.restart(format!("tracker {:?} is another one", now.name));
+        }
+    }
+    for (before, now) in changes.named("resource", (resources, &new.resources), |r| &r.name, true) {
+        if before != now {
+            changes.restart(format!("resource {:?} is another one", now.name));
         }
     }
     changes.0
@@ -212,7 +218,18 @@ impl Changes {
 
     fn groups(&mut self, old: (&Config, &[Group]), new: (&Config, &[Group])) {
         for (before, now) in self.named("group", (old.1, new.1), |g| &g.name, true) {
-            let Group { id: _, name, nodes, preempt, preempt_delay, version, advert_interval, vips } = before;
+            let Group {
+                id: _,
+                name,
+                nodes,
+                preempt,
+                preempt_delay,
+                version,
+                advert_interval,
+                vips,
+                routes,
+                routing_rules,
+            } = before;
             let what = |key: &str| format!("group {name:?}: {key}");
             let mut members = [nodes.clone(), now.nodes.clone()];
             members.iter_mut().for_each(|m| m.sort_unstable());
@@ -233,7 +250,18 @@ impl Changes {
             if version != &now.version {
                 self.restart(what("vrrp-version, or what it sends"));
             }
+            self.lines("route", name, routes, &now.routes);
+            self.lines("routing rule", name, routing_rules, &now.routing_rules);
             self.vips(name, &addresses(old.0, vips), &addresses(new.0, &now.vips));
+        }
+    }
+
+    /// Tells of what a group has no more, and of what it has now.
+    fn lines<T: PartialEq + Display>(&mut self, kind: &str, group: &str, old: &[T], new: &[T]) {
+        for (list, other, what) in [(old, new, "removed from"), (new, old, "added to")] {
+            for item in list.iter().filter(|item| !other.contains(item)) {
+                self.live(format!("{kind} {item} {what} group {group}"));
+            }
         }
     }
 

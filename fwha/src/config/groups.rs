@@ -20,6 +20,7 @@ use super::{
     names::Names,
     nodes::Nodes,
     ownership,
+    routes::{self, Route, RoutingRule},
     section::{self, Section},
     source::Mistakes,
     value,
@@ -47,6 +48,12 @@ pub struct Group {
     pub advert_interval: Duration,
     /// Its virtual routers.
     pub vips: Vec<Vip>,
+    /// Routes that are where it is Active.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<Route>,
+    /// Rules of policy routing, likewise.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub routing_rules: Vec<RoutingRule>,
 }
 
 impl Group {
@@ -87,6 +94,8 @@ struct Seen {
     /// With the zone if it is link-local.
     addresses: HashSet<(IpAddr, Option<ZoneId>)>,
     networks: Vec<(IpNet, ZoneId)>,
+    routes: Vec<Route>,
+    routing_rules: Vec<RoutingRule>,
 }
 
 pub(super) fn read<'a>(
@@ -133,6 +142,8 @@ pub(super) fn read<'a>(
                 }
             }
         }
+        let routes = routes::read(&mut section, &members, nodes, zones, &mut seen.routes, mistakes);
+        let routing_rules = routes::read_rules(&mut section, &mut seen.routing_rules, mistakes);
         let span = section.span.clone();
         section.finish(mistakes);
         let group = Group {
@@ -144,6 +155,8 @@ pub(super) fn read<'a>(
             version,
             advert_interval,
             vips,
+            routes,
+            routing_rules,
         };
         groups.push((group, span));
     }

@@ -49,15 +49,24 @@ pub(super) fn read<'a>(root: &mut Section<'a>, groups: &[Group], mistakes: &mut 
 }
 
 pub(super) fn read_command(section: &mut Section<'_>, mistakes: &mut Mistakes) -> Vec<String> {
+    read_command_of(section, "command", mistakes)
+}
+
+/// The command line under `key`.
+pub(super) fn read_command_of(
+    section: &mut Section<'_>,
+    key: &'static str,
+    mistakes: &mut Mistakes,
+) -> Vec<String> {
     const REMEDY: &str = "like [\"/usr/local/sbin/on-role\", \"argument\"]; no shell is involved";
-    let Some(value) = section.require("command", mistakes) else { return Vec::new() };
-    let Some(items) = section::list(value, "command", mistakes) else { return Vec::new() };
-    let words = section::strings(items, "command", mistakes);
+    let Some(value) = section.require(key, mistakes) else { return Vec::new() };
+    let Some(items) = section::list(value, key, mistakes) else { return Vec::new() };
+    let words = section::strings(items, key, mistakes);
     match words.first() {
-        None => mistakes.add(value.span(), "command is empty").remedy(REMEDY),
+        None => mistakes.add(value.span(), format!("{key} is empty")).remedy(REMEDY),
         Some(program) if !Path::new(program.get_ref()).is_absolute() => {
             mistakes
-                .add(program.span(), format!("command {:?} is not an absolute path", program.get_ref()))
+                .add(program.span(), format!("{key} {:?} is not an absolute path", program.get_ref()))
                 .remedy(REMEDY);
         }
         Some(_) => {}

@@ -11,7 +11,7 @@
 //! | `value` | durations, names, addresses |
 //! | [`vlan`] | VLANs in names of interfaces |
 //! | `cluster` | `[cluster]`, `[sync]`, `[replication]` |
-//! | `nodes`, `zones`, `groups`, `trackers`, `rules`, `timeouts`, `limits`, `metrics`, `hooks` | a section each: its type, reading and checks |
+//! | `nodes`, `zones`, `groups`, `routes` (of a group), `trackers`, `rules`, `timeouts`, `limits`, `metrics`, `hooks`, `resources` | a section each: its type, reading and checks |
 //! | `key` | the cluster key's file |
 //! | [`diff`] | what is different in another version of the file |
 
@@ -26,6 +26,8 @@ mod names;
 mod nodes;
 mod ownership;
 mod replication;
+mod resources;
+mod routes;
 mod rules;
 mod section;
 mod source;
@@ -61,6 +63,8 @@ pub use self::{
     metrics::Metrics,
     nodes::{Node, NodeError, SyncLink},
     replication::Replication,
+    resources::{Resource, Service as ResourceService},
+    routes::{Route, RoutingRule},
     rules::{Rule, Service},
     source::{ConfigErrors, Mistake, Source, Span},
     trackers::{Tracker, Watch},
@@ -110,6 +114,8 @@ pub struct Config {
     pub trackers: Vec<Tracker>,
     /// Every `[[hook]]`, in the order of the file.
     pub hooks: Vec<Hook>,
+    /// Every `[[resource]]`, in the order of the file.
+    pub resources: Vec<Resource>,
     /// Hash of all of the above but the key, `[metrics]` and hooks: the first 8 bytes of a SHA-256 over the resolved config, so
     /// comments, spacing, and defaults written out or left out make no difference. Peers compare it.
     pub hash: u64,
@@ -187,6 +193,7 @@ impl Config {
         let trackers = trackers::read(&mut root, &nodes, &zones, &groups, &mut mistakes);
         let rules = rules::read(&mut root, &zones, &mut mistakes);
         let hooks = hooks::read(&mut root, &groups, &mut mistakes);
+        let resources = resources::read(&mut root, &groups, &trackers, &mut mistakes);
         let timeouts = timeouts::read(&mut root, &mut mistakes);
         let limits = limits::read(&mut root, &mut mistakes);
         let metrics = metrics::read(&mut root, &mut mistakes);
@@ -214,6 +221,7 @@ impl Config {
             rules,
             trackers,
             hooks,
+            resources,
             hash: 0,
             rules_hash: 0,
             rule_names,
@@ -232,8 +240,12 @@ impl Config {
             &config.groups,
             &config.rules,
         );
-        // Without trackers it is what nodes that do not know any reckon.
-        config.hash = if config.trackers.is_empty() { hash(&rest) } else { hash(&(rest, &config.trackers)) };
+        // Without trackers and resources it is what nodes that do not know any reckon.
+        config.hash = match (&config.trackers[..], &config.resources[..]) {
+            ([], []) => hash(&rest),
+            (trackers, []) => hash(&(rest, trackers)),
+            (trackers, resources) => hash(&(rest, trackers, resources)),
+        };
         let zone_names: Vec<&str> = config.zones.iter().map(|z| z.name.as_str()).collect();
         config.rules_hash = hash(&(zone_names, &config.rules));
         config.warnings = warnings(&config);
@@ -294,6 +306,12 @@ impl Config {
     /// The interface of `node` that carries the VIPs and VRRP of `vip`: the first of its zone.
     pub fn vip_interface(&self, vip: &Vip, node: NodeId) -> Option<&str> {
         self.zone(vip.zone)?.interfaces.get(&node)?.first().map(String::as_str)
+    }
+
+    /// The resources of the groups that `node` is in.
+    pub fn resources_of(&self, node: NodeId) -> impl Iterator<Item = &Resource> {
+        let mine = move |r: &&Resource| self.groups[usize::from(r.group)].priority(node).is_some();
+        self.resources.iter().filter(mine)
     }
 
     /// The rules as the data plane takes them, first match first: every combination of the sources,

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `client` | HTTP on the control socket |
 //! | `term` | colours, aligned columns, durations and times for people |
-//! | `status`, `flows`, `diff` (of flows), `stats`, `events`, `capture`, `transfer`, `switchover`, `standby`, `explain`, `reload`, `keygen` | the verbs |
+//! | `status`, `flows`, `diff` (of flows), `stats`, `events`, `capture`, `transfer`, `switchover`, `standby`, `explain`, `reload`, `resource`, `keygen` | the verbs |
 
 mod capture;
 mod client;
@@ -14,6 +14,7 @@ mod explain;
 mod flows;
 mod keygen;
 mod reload;
+mod resource;
 mod standby;
 mod stats;
 mod status;
@@ -65,6 +66,7 @@ async fn dispatch(args: Fwhactl) -> anyhow::Result<ExitCode> {
         CtlVerb::Explain(args) => explain::run(&ctl, &args).await?,
         CtlVerb::Standby(args) => standby::run(&ctl, &args).await?,
         CtlVerb::Reload(args) => return reload::run(&ctl, &args).await,
+        CtlVerb::Resource(args) => resource::run(&ctl, args).await?,
         CtlVerb::Keygen(args) => keygen::run(&args)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -13,7 +13,9 @@ use super::{
     term::{self, Grid, Paint, Style},
 };
 use crate::{
-    api::{GroupStatus, LinkStatus, PeerStatus, Role, Status, SyncStatus, TrackerStatus, path},
+    api::{
+        GroupStatus, LinkStatus, PeerStatus, ResourceStatus, Role, Status, SyncStatus, TrackerStatus, path,
+    },
     args::{Output, StatusArgs},
 };
 
@@ -91,6 +93,15 @@ fn table(out: &mut Vec<u8>, style: Style, status: &Status) -> io::Result<()> {
                 writeln!(out, "trackers of group {}:", term::plain(&group.name))?;
             }
             trackers.print(out, style, "")?;
+        }
+    }
+    for group in &status.groups {
+        if let Some(resources) = resources(&group.resources) {
+            writeln!(out)?;
+            if status.groups.len() > 1 {
+                writeln!(out, "resources of group {}:", term::plain(&group.name))?;
+            }
+            resources.print(out, style, "")?;
         }
     }
 
@@ -176,6 +187,27 @@ pub(super) fn trackers(trackers: &[TrackerStatus]) -> Option<Grid> {
         ]);
     }
     (!trackers.is_empty()).then_some(grid)
+}
+
+/// What runs with a group; `None` if nothing does.
+fn resources(resources: &[ResourceStatus]) -> Option<Grid> {
+    let mut grid = Grid::with_heading(&["RESOURCE", "STATE", "FOR", "RESTARTS", "LAST RESULT"]);
+    for resource in resources {
+        let state = match (resource.state.as_str(), &resource.failure) {
+            ("failed", _) => Paint::Bad,
+            ("starting" | "stopping" | "unknown", _) | (_, Some(_)) => Paint::Warn,
+            ("running", None) => Paint::Good,
+            _ => Paint::Plain,
+        };
+        grid.row([
+            (Paint::Bold, resource.name.clone()),
+            (state, resource.state.clone()),
+            (Paint::Plain, term::duration(resource.since_ms)),
+            (Paint::Plain, resource.restarts.to_string()),
+            (Paint::Dim, resource.result.clone()),
+        ]);
+    }
+    (!resources.is_empty()).then_some(grid)
 }
 
 fn peer_row(peer: &PeerStatus) -> [(Paint, String); 6] {

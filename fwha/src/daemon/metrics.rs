@@ -17,6 +17,7 @@ use fwha_common::drop::DropReason;
 use fwha_common::settings::Counter;
 use fwha_proto::heartbeat::{PeerState, Role};
 use fwha_proto::replication::{Counters, Histogram, LinkCounters, LinkState, LinkStatus, SyncState};
+use fwha_proto::resource;
 use fwha_proto::tracker::{self, Report};
 use tokio::net::TcpListener;
 
@@ -191,6 +192,27 @@ impl Server {
             for (name, report) in &each {
                 m.add(&[("tracker", name), ("result", "good")], report.good);
                 m.add(&[("tracker", name), ("result", "bad")], report.bad);
+            }
+        });
+        let resources = || {
+            let of = |g: u8| self.resource_reports(g).map(move |(name, report)| (g, name, report));
+            status.groups.iter().flat_map(move |g| of(g.group))
+        };
+        text.gauge("fwha_resource_state", "How a resource stands: 1, and 0 for the other states.", |m| {
+            let states = || resource::State::ALL.into_iter().map(resource::State::as_str);
+            for (g, name, report) in resources() {
+                let labels = [("group", self.names.group(g)), ("resource", &name)];
+                m.state(&labels, states(), report.state.as_str());
+            }
+        });
+        text.counter("fwha_resource_restarts_total", "Restarts of a resource that mended a failure.", |m| {
+            for (g, name, report) in resources() {
+                m.add(&[("group", self.names.group(g)), ("resource", &name)], report.restarts);
+            }
+        });
+        text.counter("fwha_resource_failures_total", "Actions of a resource that went wrong.", |m| {
+            for (g, name, report) in resources() {
+                m.add(&[("group", self.names.group(g)), ("resource", &name)], report.failures);
             }
         });
         text.gauge("fwha_peer_state", "What is known of a peer: 1, and 0 for the other states.", |m| {

@@ -20,8 +20,9 @@
 //! | [`table`] | flows of peers on their way into the kernel |
 //! | [`vips`] | addresses and gratuitous ARP |
 //! | [`hooks`] | programs that are run when a role changes |
+//! | [`resources`] | services that run where a group is Active |
 //! | [`trackers`], [`reach`] | what `[[tracker]]` watches; asking others whether they are there |
-//! | [`program`] | runs of programs, for hooks and trackers |
+//! | [`program`] | runs of programs, for hooks, resources and trackers |
 //! | [`sweeper`] | expired flows, lost events |
 //! | [`network`] | routes, carriers, addresses, interfaces as they change |
 //! | [`ports`] | this node's interfaces and the sockets on them |
@@ -54,6 +55,7 @@ pub mod program;
 pub mod reach;
 pub mod reload;
 pub mod replication;
+pub mod resources;
 pub mod server;
 pub mod state;
 pub mod sweeper;
@@ -96,6 +98,7 @@ use self::names::Names;
 use self::network::Network;
 use self::ports::Port;
 use self::replication::OwnedGroups;
+use self::resources::Resources;
 use self::state::State;
 use self::trackers::Trackers;
 use crate::config::{self, Config, GroupId, Node};
@@ -114,6 +117,8 @@ const PREEMPT_WAIT: Duration = Duration::from_secs(10);
 const SHUTDOWN_WAIT: Duration = Duration::from_secs(3);
 /// How long hooks may take at a clean end for what they were told last.
 const HOOKS_WAIT: Duration = Duration::from_secs(5);
+/// How long resources may take to stop at a clean end, after the groups have moved.
+const RESOURCES_WAIT: Duration = Duration::from_secs(1);
 /// What the names of worker threads begin with.
 const WORKER: &str = "fwha-";
 
@@ -200,6 +205,7 @@ async fn run_node(config: &Arc<Config>, node: &Node, run_dir: &RunDir, state: St
     }
     let (mut monitor, links) = Monitor::start().await?;
     config.check_interfaces(node.id, |name| links.iter().any(|l| l.name == name))?;
+    resources::check(config, node.id)?;
 
     // What is likely to be wrong in a system is found before anything in it is changed.
     let found = Found {
@@ -296,6 +302,7 @@ struct Running {
     names: Arc<Names>,
     events: Arc<EventLog>,
     hooks: Hooks,
+    resources: Resources,
     network: Network,
     election: Mailbox<election::Command>,
     election_done: oneshot::Receiver<()>,
@@ -304,6 +311,7 @@ struct Running {
     sweeper_stop: std_mpsc::Sender<()>,
     servers: Vec<tokio::task::JoinHandle<()>>,
     hook_tasks: JoinSet<()>,
+    resource_tasks: JoinSet<()>,
     trackers: Trackers,
     threads: Vec<JoinHandle<()>>,
 }
@@ -367,8 +375,12 @@ impl Running {
         let mut threads = Vec::new();
 
         let (hooks, hook_tasks) = Hooks::start(config, clock, &events, &names);
+        let here = |group: GroupId| resumed.contains(&group);
+        let (resources, resource_tasks) =
+            Resources::start(config, node.id, here, clock, &events, &names, &election_mailbox);
         let vips = vips::Thread {
             groups: ports::group_addresses(config, &found.ports),
+            routes: ports::group_routes(config, &found.ports),
             garps: ports::garps(&found.ports)?,
             keep: resumed,
             lease: config.cluster.lease,
@@ -377,6 +389,7 @@ impl Running {
             events: Arc::clone(&events),
             names: Arc::clone(&names),
             hooks: hooks.clone(),
+            resources: resources.clone(),
         };
 
         let replication_options =
@@ -451,6 +464,7 @@ impl Running {
             replication: replication_mailbox.clone(),
             replication_status,
             attached: Arc::clone(&attached),
+            resources: resources.clone(),
             problems: found.metrics.iter().filter_map(|m| m.as_ref().err()).cloned().collect(),
         };
         let server = Arc::new(server);
@@ -478,6 +492,7 @@ impl Running {
             names,
             events,
             hooks,
+            resources,
             network: Network {
                 config: Arc::clone(config),
                 node: node.clone(),
@@ -495,6 +510,7 @@ impl Running {
             sweeper_stop,
             servers,
             hook_tasks,
+            resource_tasks,
             trackers,
             threads,
         })
@@ -502,6 +518,9 @@ impl Running {
 
     /// Hands over, then ends everything.
     async fn stop(self) {
+        // What follows the groups goes first, as with every move that is planned.
+        let groups = self.config.load().groups.iter().map(|g| g.id).collect::<Vec<_>>();
+        self.resources.release(groups).await.moved();
         self.election.send(election::Command::Shutdown);
         if tokio::time::timeout(SHUTDOWN_WAIT, self.election_done).await.is_err() {
             tracing::warn!("no peer took over in time");
@@ -516,6 +535,10 @@ impl Running {
         drop(self.hooks);
         if tokio::time::timeout(HOOKS_WAIT, self.hook_tasks.join_all()).await.is_err() {
             tracing::error!("a hook did not end in time and was killed");
+        }
+        self.resources.end();
+        if tokio::time::timeout(RESOURCES_WAIT, self.resource_tasks.join_all()).await.is_err() {
+            tracing::error!("a resource did not stop in time and may run still");
         }
         self.replication.send(replication::Command::Stop);
         drop(self.sweeper_stop);
@@ -625,8 +648,21 @@ fn election_config(
                 effect: t.effect(),
                 shared: t.grace(config.cluster.heartbeat_interval),
             })
+            .chain(config.resources_of(identity.node).filter_map(|r| resource_tracker(r, config)))
             .collect(),
         standby: false,
+    })
+}
+
+/// What the election makes of a resource's failure: it counts where another node could do better.
+fn resource_tracker(resource: &config::Resource, config: &Config) -> Option<proto_election::TrackerConfig> {
+    let (id, name) = resource.tracker()?;
+    Some(proto_election::TrackerConfig {
+        id,
+        name,
+        groups: vec![resource.group],
+        effect: proto_election::Effect::Fault,
+        shared: Some(config.cluster.heartbeat_interval * 3),
     })
 }
 

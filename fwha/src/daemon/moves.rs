@@ -7,12 +7,15 @@ use axum::extract::rejection::JsonRejection;
 use axum::extract::{Json, State};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::Response;
+use fwha_proto::NodeId;
+use fwha_proto::election::status::PeerStatus;
 use fwha_proto::election::{CommandError, GroupId};
-use fwha_proto::heartbeat::{NodeState, Role};
+use fwha_proto::heartbeat::{NodeState, PeerState, Role};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::election::{Command, Snapshot};
+use super::resources::Released;
 use super::server::{Problem, Server};
 use crate::api;
 
@@ -49,6 +52,7 @@ pub(super) async fn switchover(
     let id = server.group_named(request.group.as_deref())?;
     let to = request.to.as_deref().map(|name| server.node_named(name)).transpose()?;
     let (began, asked) = (Instant::now(), server.now());
+    let released = server.release(|group| group == id, to).await;
     let to = server.command(|reply| Command::Switchover { group: id, to, reply }).await?;
     let name = server.names.node(to);
     let outcome = server.watch(began, |election| {
@@ -61,12 +65,15 @@ pub(super) async fn switchover(
         }
     });
     match outcome.await {
-        Some(Ok(())) => Ok(Json(api::SwitchoverReply {
-            group: server.names.group(id).to_owned(),
-            from: server.names.me().to_owned(),
-            to: name.to_owned(),
-            took_ms: began.elapsed().as_secs_f64() * 1e3,
-        })),
+        Some(Ok(())) => {
+            released.moved();
+            Ok(Json(api::SwitchoverReply {
+                group: server.names.group(id).to_owned(),
+                from: server.names.me().to_owned(),
+                to: name.to_owned(),
+                took_ms: began.elapsed().as_secs_f64() * 1e3,
+            }))
+        }
         Some(Err(reason)) => Err(server.not_moved(id, &reason)),
         None => Err(server.not_moved(id, &format!("{name} is not seen to have it"))),
     }
@@ -87,6 +94,7 @@ pub(super) async fn standby(
     if !on {
         server.state.set_standby(false).map_err(unkept)?;
     }
+    let released = server.release(|_| on, None).await;
     server.command(|reply| Command::Standby { on, force, reply }).await?;
     if on {
         server.state.set_standby(true).map_err(unkept)?;
@@ -107,6 +115,7 @@ pub(super) async fn standby(
         let late = "standby is in force, but a group is still here: see `fwhactl status`";
         return Err(Problem(StatusCode::SERVICE_UNAVAILABLE, late.into()));
     }
+    released.moved();
     let after = server.election_status.load();
     let moved = |group: &fwha_proto::election::status::GroupStatus| {
         let was = before.status.groups.iter().any(|g| g.group == group.group && g.role == Role::Active);
@@ -149,6 +158,19 @@ pub(super) async fn explain_role(State(server): Shared) -> Result<Json<Vec<api::
 }
 
 impl Server {
+    /// Stops what runs with those of the groups that can move from here: to a node, or to any.
+    async fn release(&self, moves: impl Fn(GroupId) -> bool, to: Option<NodeId>) -> Released {
+        let election = self.election_status.load_full();
+        let ready = |peer: &PeerStatus| {
+            peer.state == PeerState::Alive
+                && peer.node_state == Some(NodeState::Running)
+                && to.is_none_or(|to| peer.node == to)
+        };
+        let away = election.status.peers.iter().any(ready);
+        let here = election.status.groups.iter().filter(|g| away && g.role == Role::Active && moves(g.group));
+        self.resources.release(here.map(|g| g.group)).await
+    }
+
     /// Gives the election a command and waits for its answer.
     async fn command<T>(
         &self,

@@ -13,7 +13,7 @@ use fwha_proto::heartbeat::{Interface, Via};
 use ipnet::IpNet;
 
 use crate::config::{Config, GroupId, Node, SyncLink, vlan};
-use crate::netlink::{Address, Addresses, Garp, Link, OwnAddresses};
+use crate::netlink::{Address, Addresses, Garp, Link, OwnAddresses, Route, Routing, Rule};
 use crate::socket::{ProbeSocket, SyncSocket, VrrpSocket};
 
 /// The longest IP packet that replication makes, whatever the sync links would carry: the peer's
@@ -225,6 +225,24 @@ pub fn group_addresses(config: &Config, ports: &[Port]) -> BTreeMap<GroupId, Vec
             addresses.map(move |a| Address { ifindex, address: a.addr(), prefix_len: a.prefix_len() })
         })
         .collect()
+    };
+    config.groups.iter().map(|group| (group.id, of(group))).collect()
+}
+
+/// The rules of each group, and its routes through the interfaces of their zones.
+pub fn group_routes(config: &Config, ports: &[Port]) -> BTreeMap<GroupId, Vec<Routing>> {
+    let ifindex = |zone| ports.iter().find(|p| p.via == Via::Zone(zone)).map(|p| p.opened.0);
+    let net = |net: &IpNet| (net.addr(), net.prefix_len());
+    let of = |group: &crate::config::Group| {
+        let routes = group.routes.iter();
+        let routes = routes.filter_map(|r| {
+            Some(Routing::Route(Route::new(ifindex(r.zone)?, net(&r.to), r.via, r.table, r.metric)))
+        });
+        let rules = group.routing_rules.iter().map(|r| {
+            let (from, to) = (r.from.as_ref().map(net), r.to.as_ref().map(net));
+            Routing::Rule(Rule { from, to, table: r.table, priority: r.priority })
+        });
+        routes.chain(rules).collect()
     };
     config.groups.iter().map(|group| (group.id, of(group))).collect()
 }

@@ -154,9 +154,10 @@ impl Running {
         let (names, tasks) = (Arc::clone(&self.names), &mut self.hook_tasks);
         self.hooks = self.hooks.renew(new, self.clock, &self.events, &names, tasks);
         let groups = ports::group_addresses(new, &self.network.ports);
+        let routes = ports::group_routes(new, &self.network.ports);
         let (done, moved) = oneshot::channel();
         // The thread ends before this one does only when all is over.
-        let _ = self.vips.send(vips::Command::Reload { groups, hooks: self.hooks.clone(), done });
+        let _ = self.vips.send(vips::Command::Reload { groups, routes, hooks: self.hooks.clone(), done });
         if timeout(MOVE_WAIT, moved).await.is_err() {
             tracing::warn!("addresses have not been added or removed yet");
         }

@@ -27,6 +27,7 @@ use fwha_proto::election::GroupId;
 use fwha_proto::election::status::TrackerStatus;
 use fwha_proto::heartbeat::{NodeState, PeerState, Role};
 use fwha_proto::replication::SyncState;
+use fwha_proto::resource::Report;
 use fwha_proto::seal::OpenError;
 use fwha_proto::time::Time;
 use serde::Serialize;
@@ -42,6 +43,7 @@ use super::moves;
 use super::names::Names;
 use super::reload;
 use super::replication::{self, PeerSnapshot, Snapshot};
+use super::resources::Resources;
 use super::state::State as Kept;
 use super::sweeper::expiry_ns;
 use super::transfer;
@@ -100,6 +102,8 @@ pub struct Server {
     pub replication_status: Arc<ArcSwap<Snapshot>>,
     /// Where programs are attached.
     pub attached: Arc<ArcSwap<Vec<AttachedInterface>>>,
+    /// What follows the groups.
+    pub resources: Resources,
     /// What could not be had at the start, and that the node does without.
     pub problems: Vec<String>,
 }
@@ -157,6 +161,7 @@ pub fn routes(server: Arc<Server>) -> Router {
         .route(path::SWITCHOVER, post(moves::switchover))
         .route(path::EXPLAIN_ROLE, get(moves::explain_role))
         .route(path::STANDBY, post(moves::standby))
+        .route(path::RESOURCE_CLEANUP, post(resource_cleanup))
         .route(path::RELOAD, post(reload::reload))
         .route(path::CAPTURE, get(capture::capture))
         .route(path::FLOWS_DIFF, get(flows::diff))
@@ -175,6 +180,22 @@ async fn status(State(server): Shared) -> Result<Json<api::Status>, Problem> {
     // It walks a table and reads files.
     let status = tokio::task::spawn_blocking(move || Ok::<_, Problem>(server.status(server.flow_counts()?)));
     Ok(Json(status.await??))
+}
+
+async fn resource_cleanup(
+    State(server): Shared,
+    request: Result<Json<api::ResourceRequest>, JsonRejection>,
+) -> Result<Json<api::ResourceReply>, Problem> {
+    let Json(api::ResourceRequest { name }) = request?;
+    let config = server.config();
+    let Some(resource) = config.resources.iter().find(|r| r.name == name) else {
+        let known: Vec<&str> = config.resources.iter().map(|r| r.name.as_str()).collect();
+        let known =
+            if known.is_empty() { "there is none".into() } else { format!("known are {}", known.join(", ")) };
+        return Err(Problem(StatusCode::NOT_FOUND, format!("there is no resource {name:?}: {known}")));
+    };
+    server.resources.clear(resource);
+    Ok(Json(api::ResourceReply { node: server.names.me().to_owned(), name }))
 }
 
 async fn stats(State(server): Shared) -> Result<Json<api::Stats>, Problem> {
@@ -417,6 +438,30 @@ impl Server {
                 .collect(),
             priority: group.priority,
             trackers: group.trackers.iter().map(|t| self.tracker_status(t)).collect(),
+            resources: self.resource_reports(group.group).map(|(n, r)| self.resource_status(n, r)).collect(),
+        }
+    }
+
+    /// How the resources of a group stand, in their order.
+    pub(super) fn resource_reports(&self, group: GroupId) -> impl Iterator<Item = (String, Report)> {
+        let config = self.config();
+        let of = move |n: usize| {
+            let resource = &config.resources[n];
+            (resource.group == group).then(|| resource.name.clone())
+        };
+        let count = self.config().resources.len();
+        (0..count).filter_map(of).filter_map(|name| Some((name.clone(), self.resources.report(&name)?)))
+    }
+
+    fn resource_status(&self, name: String, report: Report) -> api::ResourceStatus {
+        api::ResourceStatus {
+            name,
+            state: report.state.as_str().to_owned(),
+            since_ms: self.ms_since(report.since),
+            result: report.result,
+            failure: report.failure,
+            restarts: report.restarts,
+            failures: report.failures,
         }
     }
 

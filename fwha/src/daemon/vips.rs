@@ -22,8 +22,9 @@ use super::events::{EventLog, step};
 use super::hooks::Hooks;
 use super::limit::Limit;
 use super::names::Names;
+use super::resources::Resources;
 use crate::api::Step;
-use crate::netlink::{Address, Addresses, Garp};
+use crate::netlink::{Address, Addresses, Garp, Routes, Routing};
 use crate::sys::clock::KernelClock;
 use crate::sys::sched;
 
@@ -79,6 +80,8 @@ pub enum Command {
     Reload {
         /// The addresses of each group.
         groups: BTreeMap<GroupId, Vec<Address>>,
+        /// Their routes and rules.
+        routes: BTreeMap<GroupId, Vec<Routing>>,
         /// Who else wants to know.
         hooks: Hooks,
         /// Told when the interfaces have what they should have.
@@ -92,6 +95,8 @@ pub enum Command {
 pub struct Thread {
     /// The addresses of each group.
     pub groups: BTreeMap<GroupId, Vec<Address>>,
+    /// The routes and rules of each group.
+    pub routes: BTreeMap<GroupId, Vec<Routing>>,
     /// A socket for announcements on each interface.
     pub garps: BTreeMap<u32, Garp>,
     /// Groups whose addresses may stay from the run before: it ended inside its lease.
@@ -108,6 +113,8 @@ pub struct Thread {
     pub names: Arc<Names>,
     /// Who else wants to know.
     pub hooks: Hooks,
+    /// What runs where the addresses are.
+    pub resources: Resources,
 }
 
 impl Thread {
@@ -128,11 +135,11 @@ impl Thread {
                     Err(error) => return drop(ready.send(Err(error.into()))),
                 };
                 runtime.block_on(async {
-                    match Addresses::new() {
-                        Ok(addresses) => {
+                    match Addresses::new().and_then(|addresses| Ok((addresses, Routes::new()?))) {
+                        Ok((addresses, routes)) => {
                             // Whoever spawns waits for it.
                             let _ = ready.send(Ok(()));
-                            self.run(addresses).await;
+                            self.run(addresses, routes).await;
                         }
                         Err(error) => drop(ready.send(Err(error.into()))),
                     }
@@ -144,13 +151,14 @@ impl Thread {
         Ok(thread)
     }
 
-    async fn run(mut self, addresses: Addresses) {
+    async fn run(mut self, addresses: Addresses, routes: Routes) {
         let mut here: BTreeSet<GroupId> = std::mem::take(&mut self.keep);
         let mut takeovers: BTreeMap<GroupId, Takeover> = BTreeMap::new();
         let mut untold: BTreeMap<GroupId, Change> = BTreeMap::new();
         let mut complaints = Limit::default();
         let mut fresh: Option<(Instant, Vec<Address>)> = None;
         self.remove_strays(&addresses, &here, &mut complaints).await;
+        self.repair_routes(&routes, &here, &mut complaints).await;
         let mut repair = tokio::time::interval(REPAIR_INTERVAL);
         repair.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -165,11 +173,20 @@ impl Thread {
                         self.tell("vip-error", group, format!("{error}"));
                     }
                     takeover.steps.push(self.step("vips", takeover.decided));
+                    if !self.routes_of(group).is_empty() {
+                        self.add_routes(&routes, self.routes_of(group), &mut complaints).await;
+                        takeover.steps.push(self.step("routes", takeover.decided));
+                    }
                     takeovers.insert(group, takeover);
                 }
                 Some(Command::Remove { group }) => {
+                    // They begin to stop, and nobody waits for that.
+                    self.resources.tell(group, false);
                     here.remove(&group);
                     takeovers.remove(&group);
+                    if let Err(error) = routes.remove(self.routes_of(group)).await {
+                        self.tell("route-error", group, format!("{error}"));
+                    }
                     if let Err(error) = addresses.remove(self.of(group)).await {
                         self.tell("vip-error", group, format!("{error}"));
                     }
@@ -185,7 +202,12 @@ impl Thread {
                 Some(Command::Announce { group }) if here.contains(&group) => {
                     self.announce(self.of(group).iter());
                     if let Some(change) = untold.remove(&group) {
+                        self.resources.tell(group, true);
                         self.hooks.tell(&change);
+                        if !self.routes_of(group).is_empty() {
+                            // What was there before may be another's.
+                            self.repair_routes(&routes, &here, &mut complaints).await;
+                        }
                     }
                     if let Some(mut takeover) = takeovers.remove(&group) {
                         takeover.steps.push(self.step("announce", takeover.decided));
@@ -195,8 +217,12 @@ impl Thread {
                     }
                 }
                 Some(Command::Announce { .. }) => {}
-                Some(Command::Reload { groups, hooks, done }) => {
+                Some(Command::Reload { groups, routes: of_groups, hooks, done }) => {
                     let added = self.reload(&addresses, &here, groups).await;
+                    if self.routes != of_groups {
+                        self.routes = of_groups;
+                        self.repair_routes(&routes, &here, &mut complaints).await;
+                    }
                     fresh = Some((Instant::now(), added));
                     self.hooks = hooks;
                     // Whoever waited may have given up.
@@ -204,6 +230,8 @@ impl Thread {
                 }
                 Some(Command::Check) => {
                     self.repair(&addresses, &here, &mut complaints).await;
+                    let wanted = self.routes_here(&here);
+                    self.add_routes(&routes, &wanted, &mut complaints).await;
                     // Once more: a switch port may have blocked the first time.
                     if fresh.as_ref().is_some_and(|(at, _)| at.elapsed() >= REPAIR_INTERVAL)
                         && let Some((_, addresses)) = fresh.take()
@@ -218,11 +246,20 @@ impl Thread {
                     for address in self.groups.values_mut().flatten().filter(|a| a.ifindex == before) {
                         address.ifindex = now;
                     }
+                    for routing in self.routes.values_mut().flatten() {
+                        if let Routing::Route(route) = routing
+                            && route.ifindex == before
+                        {
+                            route.ifindex = now;
+                        }
+                    }
                     self.repair(&addresses, &here, &mut complaints).await;
+                    self.repair_routes(&routes, &here, &mut complaints).await;
                     // Those that were there already have another MAC now.
                     here.iter().for_each(|&group| self.announce(self.of(group).iter()));
                 }
                 Some(Command::Stop(done)) => {
+                    self.repair_routes(&routes, &BTreeSet::new(), &mut complaints).await;
                     self.remove_strays(&addresses, &BTreeSet::new(), &mut complaints).await;
                     // Whoever waited may have given up; the addresses are gone all the same.
                     let _ = done.send(());
@@ -235,6 +272,10 @@ impl Thread {
 
     fn of(&self, group: GroupId) -> &[Address] {
         self.groups.get(&group).map_or(&[], Vec::as_slice)
+    }
+
+    fn routes_of(&self, group: GroupId) -> &[Routing] {
+        self.routes.get(&group).map_or(&[], Vec::as_slice)
     }
 
     fn lifetime(&self) -> Duration {
@@ -300,6 +341,48 @@ impl Thread {
                     tracing::warn!(held, "cannot remove leftover addresses: {error}");
                 }
             }
+        }
+    }
+
+    fn routes_here(&self, here: &BTreeSet<GroupId>) -> Vec<Routing> {
+        here.iter().flat_map(|g| self.routes_of(*g)).copied().collect()
+    }
+
+    /// Adds what is missing of these. The kernel knows what is there; to list it takes long where a routing
+    /// daemon has filled the table.
+    async fn add_routes(&self, routes: &Routes, wanted: &[Routing], complaints: &mut Limit) {
+        if let Err(error) = routes.add(wanted).await {
+            self.complain_of_route(format!("{error}"), complaints);
+        }
+    }
+
+    /// Makes the routes and rules that are there those that should be.
+    async fn repair_routes(&self, routes: &Routes, here: &BTreeSet<GroupId>, complaints: &mut Limit) {
+        let interfaces: Vec<u32> = self.garps.keys().copied().collect();
+        let wanted = self.routes_here(here);
+        let repaired = async {
+            let present = routes.list(&interfaces).await?;
+            let without = |list: &[Routing], other: &[Routing]| -> Vec<Routing> {
+                list.iter().filter(|routing| !other.contains(routing)).copied().collect()
+            };
+            let removed = routes.remove(&without(&present, &wanted)).await;
+            let foreign = routes.add(&without(&wanted, &present)).await?;
+            removed.map(|()| foreign)
+        };
+        match repaired.await {
+            Ok(foreign) => {
+                for routing in foreign {
+                    self.complain_of_route(format!("another is in the way of {routing}"), complaints);
+                }
+            }
+            Err(error) => self.complain_of_route(format!("{error}"), complaints),
+        }
+    }
+
+    fn complain_of_route(&self, text: String, complaints: &mut Limit) {
+        if complaints.pass().is_some() {
+            let now = Time::from_nanos(self.clock.now_ns());
+            self.events.record(now, "route-error", None, text, Vec::new());
         }
     }
 

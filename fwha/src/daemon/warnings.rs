@@ -6,7 +6,8 @@ use fwha_common::drop::DropReason;
 use fwha_common::settings::Counter;
 use fwha_proto::election::status::Stranger;
 use fwha_proto::heartbeat::{NodeState, Role};
-use fwha_proto::tracker::State;
+use fwha_proto::resource::State;
+use fwha_proto::tracker;
 
 use super::election;
 use super::moves;
@@ -58,7 +59,7 @@ impl Server {
             }
         }
         for group in &election.status.groups {
-            for tracker in group.trackers.iter().filter(|t| t.report.state == State::Down) {
+            for tracker in group.trackers.iter().filter(|t| t.report.state == tracker::State::Down) {
                 warnings.push(format!(
                     "tracker {} fails: {}; effect on group {}: {}",
                     tracker.name,
@@ -66,6 +67,17 @@ impl Server {
                     self.names.group(group.group),
                     tracker.effect
                 ));
+            }
+        }
+        for group in &election.status.groups {
+            for (name, report) in self.resource_reports(group.group) {
+                if let Some(failure) = report.failure {
+                    let remedy = match report.state {
+                        State::Failed => format!("; `fwhactl resource cleanup {name}` tries it again"),
+                        _ => String::new(),
+                    };
+                    warnings.push(format!("resource {name} is {}: {failure}{remedy}", report.state.as_str()));
+                }
             }
         }
         let late = &election.lateness;

@@ -6,6 +6,7 @@
 //! | [`links`] | lists interfaces |
 //! | [`addresses`] | adds and removes VIPs, recognises leftovers |
 //! | [`garp`] | announces VIPs |
+//! | [`routes`] | adds and removes routes and rules that follow a group, recognises leftovers |
 //! | [`monitor`] | follows changes |
 //!
 //! The netlink crates change with every release; no other module uses them.
@@ -18,6 +19,7 @@ pub mod addresses;
 pub mod garp;
 pub mod links;
 pub mod monitor;
+pub mod routes;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +27,7 @@ pub use addresses::{Address, Addresses, OwnAddresses};
 pub use garp::Garp;
 pub use links::{Link, Vlan};
 pub use monitor::{Monitor, NetworkEvent};
+pub use routes::{Route, Routes, Routing, Rule};
 
 /// A failure to talk with the kernel.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +60,14 @@ fn into_io(error: rtnetlink::Error) -> io::Error {
 /// A connection, driven by a task of the present tokio runtime until its last handle is dropped.
 fn connect() -> Result<Handle, NetlinkError> {
     let (connection, handle, _) = rtnetlink::new_connection().map_err(NetlinkError::Socket)?;
+    tokio::spawn(connection);
+    Ok(handle)
+}
+
+/// The same, and lists are what was asked for only: the kernel filters them (`NETLINK_GET_STRICT_CHK`).
+fn connect_strict() -> Result<Handle, NetlinkError> {
+    let (connection, handle, _) =
+        rtnetlink::new_connection_with_strict_check().map_err(NetlinkError::Socket)?;
     tokio::spawn(connection);
     Ok(handle)
 }

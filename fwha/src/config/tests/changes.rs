@@ -92,6 +92,21 @@ fn settings_of_all_sections_are_told() {
         changes(&[("interfaces = [\"lan\"]", two)]),
         ["zone \"lan\": interfaces of fw1: lan -> lan, lan2", "zone \"lan\": anti-spoofing: true -> false"]
     );
+    assert_eq!(
+        changes(&[(
+            "preempt = false",
+            "routes = [{ to = \"10.9.0.0/16\", via = \"10.0.0.254\", zone = \"inet\" }]\n\
+             rules = [{ to = \"10.1.0.0/16\", table = 7 }]"
+        )]),
+        [
+            "route 10.9.0.0/16 via 10.0.0.254 added to group gateway",
+            "routing rule to 10.1.0.0/16 table 7 priority 1000 added to group gateway"
+        ]
+    );
+    assert_eq!(
+        added("[[resource]]\nname = \"vpn\"\ngroup = \"gateway\"\nsystemd = \"vpn.service\""),
+        ["!resource \"vpn\" added"]
+    );
     assert_eq!(added("[[hook]]\nname = \"tell\"\ncommand = [\"/bin/true\"]"), ["hook \"tell\" added"]);
     assert_eq!(
         changes(&[("preempt = false\nadvert-interval = \"1s\"", "preempt = true\npreempt-delay = \"5s\"")]),

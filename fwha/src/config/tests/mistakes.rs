@@ -690,3 +690,80 @@ fn mistakes_about_trackers_are_found() {
         ),
     ]);
 }
+
+#[test]
+fn mistakes_about_resources_are_found() {
+    let resource = |lines: &str| format!("[[resource]]\nname = \"vpn\"\n{lines}\n[cluster]");
+    for (lines, expected) in [
+        ("group = \"gateway\"", &[":2:1: [[resource]] runs nothing"][..]),
+        ("systemd = \"vpn.service\"", &[":2:1: [[resource]] has no \"group\""]),
+        (
+            "group = \"gatway\"\nsystemd = \"vpn.service\"\nocf = \"ocf:heartbeat:vpn\"",
+            &[":2:1: [[resource]] runs systemd and ocf at once", ":4:9: unknown group \"gatway\""],
+        ),
+        (
+            "group = \"gateway\"\nsystemd = \"vpn\"\nparameters = { a = \"b\" }\nocf-root = \"/x\"\non-fail = \"block\"",
+            &[
+                ":5:11: systemd: \"vpn\" has no suffix of a unit, like \".service\"",
+                ":6:14: parameters without ocf",
+                ":7:12: ocf-root without ocf",
+                ":8:11: unknown on-fail \"block\"",
+            ],
+        ),
+        (
+            "group = \"gateway\"\nocf = \"heartbeat:vpn\"\nparameters = { \"a-b\" = 1, c = [] }\nocf-root = \"x\"",
+            &[
+                ":5:7: ocf: \"heartbeat:vpn\" is not the name of an agent, like \"ocf:heartbeat:IPsrcaddr\"",
+                ":6:16: \"a-b\" is not the name of a parameter",
+                ":6:31: c is an array, not a string, a number, or true or false",
+                ":7:12: ocf-root \"x\" is not an absolute path",
+            ],
+        ),
+        (
+            "group = \"gateway\"\ncommand = { start = [\"vpn\"], stop = [] }\nrestarts = 101\ninterval = \"2d\"",
+            &[
+                ":5:11: command has no \"monitor\"",
+                ":5:22: start \"vpn\" is not an absolute path",
+                ":5:37: stop is empty",
+                ":6:12: restarts 101 is out of range",
+                ":7:12: interval \"2d\" is out of range",
+            ],
+        ),
+    ] {
+        let lines = resource(lines);
+        assert_eq!(mistakes(&with("[cluster]", &lines)), expected, "{lines}");
+    }
+}
+
+#[test]
+fn mistakes_about_routes_are_found() {
+    let before = "preempt = false";
+    check_rows(&[
+        (
+            before,
+            "routes = [{ to = \"10.9.0.1/16\", via = \"10.0.0.254\", zone = \"wan\", table = 255, metric = 0 }]",
+            &[
+                ":26:11: table 255 is the kernel's own",
+                ":26:18: to: \"10.9.0.1/16\" has bits set behind its prefix; the network is \"10.9.0.0/16\"",
+                ":26:60: unknown zone \"wan\"",
+                ":26:89: metric 0 is out of range",
+            ],
+        ),
+        (
+            before,
+            "routes = [{ to = \"10.9.0.0/16\", via = \"fd00::1\", zone = \"inet\" },\n\
+             { to = \"10.8.0.0/16\", via = \"10.0.0.1\", zone = \"inet\" },\n\
+             { to = \"10.8.0.0/16\", via = \"10.0.0.2\", zone = \"inet\" }]",
+            &[":26:39: via is of another family than to", ":28:1: the route to 10.8.0.0/16 is there twice"],
+        ),
+        (
+            before,
+            "rules = [{ table = 5 }, { from = \"10.1.0.0/16\" }, { from = \"10.1.0.0/16\", to = \"fd00::/64\", table = 5 }]",
+            &[
+                ":26:10: a rule for everything",
+                ":26:25: rules has no \"table\"",
+                ":26:51: to is of another family than from",
+            ],
+        ),
+    ]);
+}

@@ -429,3 +429,52 @@ fn a_missing_interface_is_shown_where_it_is_named() {
         ]
     );
 }
+
+#[test]
+fn resources_and_routes_resolve_and_nodes_must_agree_on_them() {
+    let resources = r#"
+[[resource]]
+name = "vpn"
+group = "gateway"
+systemd = "openvpn-server@site.service"
+[[resource]]
+name = "source"
+group = "gateway"
+ocf = "ocf:heartbeat:IPsrcaddr"
+parameters = { ipaddress = "10.0.0.12", cidr_netmask = 24, trace_ra = false }
+timeout = "3s"
+interval = "0s"
+restarts = 0
+restart-window = "1m"
+retry-after = "0s"
+on-fail = "fault"
+"#;
+    let config = good(&format!("{GOOD}{resources}"));
+    assert_ne!(config.hash, good(GOOD).hash);
+    let [vpn, source] = &config.resources[..] else { panic!("{:?}", config.resources) };
+    assert_eq!(vpn.service, ResourceService::Systemd("openvpn-server@site.service".into()));
+    let (seconds, times) = (Duration::from_secs, &vpn.settings);
+    assert_eq!((vpn.group, vpn.timeout, times.interval, times.restarts), (0, seconds(20), seconds(10), 3));
+    assert_eq!((times.window, times.retry_after, vpn.tracker()), (seconds(300), seconds(600), None));
+    let ResourceService::Ocf { root, provider, agent, parameters } = &source.service else {
+        panic!("{:?}", source.service)
+    };
+    assert_eq!((root.to_str(), &provider[..], &agent[..]), (Some("/usr/lib/ocf"), "heartbeat", "IPsrcaddr"));
+    let given: Vec<(&str, &str)> = parameters.iter().map(|(k, v)| (&k[..], &v[..])).collect();
+    assert_eq!(given, [("cidr_netmask", "24"), ("ipaddress", "10.0.0.12"), ("trace_ra", "false")]);
+    assert_eq!((source.timeout, source.settings.interval), (seconds(3), Duration::ZERO));
+    assert_eq!(source.tracker().map(|(_, name)| name).as_deref(), Some("resource source"));
+    let other = resources.replace("\"1m\"", "\"2m\"");
+    assert_ne!(config.hash, good(&format!("{GOOD}{other}")).hash);
+
+    let routes = "preempt = false\nroutes = [{ to = \"10.9.0.0/16\", via = \"10.0.0.254\", zone = \"inet\" }, \
+                  { to = \"fd00:9::/64\", via = \"fd00::1\", zone = \"lan\", table = 1000, metric = 5 }]\n\
+                  rules = [{ from = \"10.1.0.0/16\", table = 1000 }]";
+    let config = good(&GOOD.replacen("preempt = false", routes, 1));
+    assert_ne!(config.hash, good(GOOD).hash);
+    let group = &config.groups[0];
+    let shown: Vec<String> = group.routes.iter().map(ToString::to_string).collect();
+    assert_eq!(shown, ["10.9.0.0/16 via 10.0.0.254", "fd00:9::/64 via fd00::1 table 1000 metric 5"]);
+    assert_eq!((group.routes[0].zone, group.routes[1].zone), (1, 2));
+    assert_eq!(group.routing_rules[0].to_string(), "from 10.1.0.0/16 table 1000 priority 1000");
+}
