@@ -1,0 +1,326 @@
+//! `cargo xtask bench failover`: for how long users are cut off when the Active dies, beside keepalived with conntrackd.
+//!
+//! How it is measured, and what it means, is told in `docs/performance.md`.
+
+mod cluster;
+mod keepalived;
+mod report;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use fwha_tests::lab::{self, Lab, LabOptions};
+use fwha_tests::root::is_root;
+use fwha_tests::traffic::{Connections, Probe};
+use indicatif::ProgressBar;
+
+use self::cluster::Cluster;
+use self::report::{Row, Sample};
+use super::replication::{LOAD_RATE, TIMEOUTS, traffic};
+use crate::cargo::{build_bins, spinner};
+
+/// Measure for how long users are cut off when the Active dies, beside keepalived with conntrackd
+#[derive(clap::Args, Default)]
+pub struct Args {
+    /// One takeover each of a debug build with short waits, to see that all of it works; the figures mean nothing
+    #[arg(long)]
+    quick: bool,
+    /// With 500,000 flows too
+    #[arg(long)]
+    full: bool,
+    /// Takeovers of each contender
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    runs: Option<u32>,
+    /// Numbers of flows that the Backup has from the Active
+    #[arg(long, value_name = "N,N", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=4_000_000))]
+    flows: Vec<u32>,
+    /// Only contenders whose name contains this
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+    /// Programs of `fwha` and of the tests that are built already are here
+    #[arg(long, value_name = "DIR")]
+    bin_dir: Option<PathBuf>,
+    /// Write the figures to a file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+impl Args {
+    /// The shortest that there is.
+    pub fn quick() -> Self {
+        Self { quick: true, ..Self::default() }
+    }
+}
+
+/// Numbers of flows.
+const FEW: u32 = 1_000;
+const MANY: u32 = 500_000;
+/// Takeovers in a row, before the next contender has its turn.
+const TURN: u32 = 5;
+/// Connections that are held through a takeover, and new ones a second meanwhile.
+const HELD: u32 = 200;
+const RATE: u32 = 100;
+
+/// What happens to the Active node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    /// Its daemons are killed and all of its cables pulled.
+    Power,
+    /// The same, with the sync link cut some time before.
+    PowerWithoutSync,
+    /// Nothing; the role is moved by hand.
+    Switchover,
+    /// Its daemon is killed, and started at once.
+    Restart,
+}
+
+/// Who is measured, in what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Contender {
+    /// fwha as it is.
+    Fwha,
+    /// Heartbeats every 3 ms.
+    FwhaFast,
+    /// The sync link is cut before.
+    FwhaWithoutSync,
+    /// Adverts once a second, which is the default.
+    Keepalived,
+    /// Adverts every 100 ms.
+    KeepalivedFast,
+    /// Adverts every 10 ms, on the networks of the users.
+    KeepalivedFastest,
+    /// fwha, moved by hand.
+    Switchover,
+    /// fwha, its daemon restarted.
+    Restart,
+}
+
+impl Contender {
+    const ALL: [Self; 8] = [
+        Self::Fwha,
+        Self::FwhaFast,
+        Self::FwhaWithoutSync,
+        Self::KeepalivedFastest,
+        Self::KeepalivedFast,
+        Self::Keepalived,
+        Self::Switchover,
+        Self::Restart,
+    ];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Fwha => "fwha",
+            Self::FwhaFast => "fwha, 3 ms heartbeats",
+            Self::FwhaWithoutSync => "fwha, sync link cut before",
+            Self::Keepalived => "keepalived, 1 s adverts",
+            Self::KeepalivedFast => "keepalived, 100 ms adverts",
+            Self::KeepalivedFastest => "keepalived, 10 ms adverts",
+            Self::Switchover => "fwha, moved by hand",
+            Self::Restart => "fwha, daemon restarted",
+        }
+    }
+
+    const fn fault(self) -> Fault {
+        match self {
+            Self::FwhaWithoutSync => Fault::PowerWithoutSync,
+            Self::Switchover => Fault::Switchover,
+            Self::Restart => Fault::Restart,
+            _ => Fault::Power,
+        }
+    }
+
+    /// Time between two heartbeats of fwha, if not the default.
+    fn heartbeat(self) -> Option<Duration> {
+        (self == Self::FwhaFast).then_some(Duration::from_millis(3))
+    }
+
+    /// Time between two adverts of keepalived; none is fwha.
+    const fn advert(self) -> Option<Duration> {
+        match self {
+            Self::Keepalived => Some(Duration::from_secs(1)),
+            Self::KeepalivedFast => Some(Duration::from_millis(100)),
+            Self::KeepalivedFastest => Some(Duration::from_millis(10)),
+            _ => None,
+        }
+    }
+
+    /// About how long so many takeovers with so many flows last, turns and all, on a machine of two CPUs.
+    fn estimate(self, runs: u32, flows: u32) -> Duration {
+        // Four adverts until somebody acts. TCP notices after up to as long again; it has doubled its waits.
+        let silence = self.advert().unwrap_or_default() * 4;
+        let load = Duration::from_secs(1) * flows / LOAD_RATE;
+        // conntrackd reads, sends and writes a flow in so much longer than fwha.
+        let tell = Duration::from_micros(if self.advert().is_some() { 150 } else { 4 }) * flows;
+        let run = Duration::from_millis(5_500) + silence * 3 + tell;
+        (Duration::from_secs(5) + silence + load + tell) * runs.div_ceil(TURN) + run * runs
+    }
+}
+
+/// How much is done.
+struct Plan {
+    bin_dir: PathBuf,
+    runs: u32,
+    flows: Vec<u32>,
+    contenders: Vec<Contender>,
+    /// The most flows that the kernel tracks for keepalived's nodes, with some room for others.
+    tracked_max: u32,
+    /// How long all is quiet before the blow, and how long it is watched after the first answer.
+    quiet: Duration,
+}
+
+/// Runs the suite.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    if !is_root() {
+        bail!(
+            "the bench needs root: it strikes firewalls in network namespaces; run `sudo -E cargo xtask bench failover`"
+        );
+    }
+    let missing = keepalived::missing();
+    if !missing.is_empty() {
+        println!("keepalived with conntrackd: not measured without {} (Debian packages)", missing.join(", "));
+    }
+    let wanted = |contender: &Contender| {
+        (missing.is_empty() || contender.advert().is_none())
+            && args.only.as_ref().is_none_or(|text| contender.name().contains(text.as_str()))
+    };
+    let contenders: Vec<Contender> = Contender::ALL.into_iter().filter(wanted).collect();
+    if contenders.is_empty() {
+        bail!("no contender has {:?} in its name", args.only.as_deref().unwrap_or_default());
+    }
+    let plan = Plan {
+        bin_dir: match &args.bin_dir {
+            Some(dir) => dir.clone(),
+            None => build_bins(&["fwha", "fwha-tests"], !args.quick)?,
+        },
+        runs: args.runs.unwrap_or(if args.quick { 1 } else { 20 }),
+        flows: match (args.flows.is_empty(), args.full) {
+            (false, _) => args.flows.clone(),
+            (_, true) => vec![FEW, MANY],
+            _ => vec![FEW],
+        },
+        contenders,
+        tracked_max: if missing.is_empty() { tracked_max()? } else { 0 },
+        quiet: Duration::from_millis(if args.quick { 200 } else { 1_000 }),
+    };
+    if !args.quick {
+        let each = |flows: u32| plan.contenders.iter().map(move |c| c.estimate(plan.runs, flows));
+        let all: Duration = plan.flows.iter().flat_map(|&flows| each(flows)).sum();
+        println!("This takes about {} minutes.\n", all.as_secs().div_ceil(60));
+    }
+
+    let began = Instant::now();
+    let spinner = spinner("laying the lab");
+    let mut rows: Vec<Row> = Vec::new();
+    for &flows in &plan.flows {
+        rows.extend(plan.contenders.iter().map(|&contender| Row::new(contender, flows)));
+    }
+    let mut failures = 0;
+    for turn in 0..plan.runs.div_ceil(TURN) {
+        let runs = TURN.min(plan.runs - turn * TURN);
+        // Every other time in the opposite order.
+        let mut order: Vec<&mut Row> = rows.iter_mut().collect();
+        if turn % 2 == 1 {
+            order.reverse();
+        }
+        for row in order {
+            let (name, flows) = (row.contender.name(), row.flows);
+            spinner.set_message(format!("{name}, {flows} flows, from takeover {}", turn * TURN + 1));
+            if let Err(error) = take_turn(&plan, row, runs, &spinner) {
+                failures += 1;
+                spinner.println(format!("{name}, {flows} flows: FAILED: {error:#}"));
+                eprintln!("{name}, {flows} flows: {error:#}");
+            }
+            lab::wait_if_terminating();
+        }
+    }
+    spinner.finish_and_clear();
+    print!("{}", report::text(&rows));
+    println!("\nIt took {} s, at a load of {}.", began.elapsed().as_secs(), load()?);
+    if let Some(path) = &args.json {
+        let json = report::json(&rows);
+        fs::write(path, format!("{json:#}\n")).with_context(|| format!("write {}", path.display()))?;
+    }
+    if args.quick {
+        println!(
+            "Quick: everything works, but the figures are those of a debug build and of runs that are too short."
+        );
+    }
+    if failures > 0 {
+        println!("{failures} turns failed");
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A contender's turn, in a lab of its own.
+fn take_turn(plan: &Plan, row: &mut Row, runs: u32, spinner: &ProgressBar) -> Result<()> {
+    let options = LabOptions {
+        bin_dir: Some(plan.bin_dir.clone()),
+        heartbeat: row.contender.heartbeat(),
+        max_flows: row.flows + row.flows / 4 + 65_536,
+        extra_config: TIMEOUTS.to_owned(),
+        ..LabOptions::default()
+    };
+    let lab = Lab::new(options).context("lay the lab")?;
+    let played = play(&lab, plan, row, runs);
+    if played.is_err() {
+        spinner.suspend(|| eprint!("{}", lab.log_tails(20)));
+    }
+    lab.remove()?;
+    played
+}
+
+fn play(lab: &Lab, plan: &Plan, row: &mut Row, runs: u32) -> Result<()> {
+    traffic::lay_routes(lab)?;
+    if row.contender.advert().is_some() {
+        row.present = row.flows.min(plan.tracked_max);
+    }
+    let mut cluster = Cluster::start(lab, row.contender, row.present)?;
+    for _ in 0..runs {
+        row.samples.push(measure(lab, plan, &mut cluster, row.contender.fault())?);
+    }
+    cluster.stop(lab)
+}
+
+/// One blow, and what the users see of it.
+fn measure(lab: &Lab, plan: &Plan, cluster: &mut Cluster, fault: Fault) -> Result<Sample> {
+    let active = cluster.settle(lab)?;
+    let mut probe = Probe::start(lab)?;
+    let connections = Connections::start(lab, HELD, RATE)?;
+    if fault == Fault::PowerWithoutSync {
+        // What the users have is known to both by then.
+        sleep(plan.quiet);
+        cluster.prepare(lab, active, fault)?;
+    }
+    probe.wait_for_more_answers()?;
+    sleep(plan.quiet);
+
+    let struck_at_ms = cluster.strike(lab, active, fault)?;
+    probe.wait_for_more_answers()?;
+    sleep(plan.quiet);
+
+    let (held, dialled) = connections.end()?;
+    let probe = probe.end()?;
+    let steps = match fault {
+        Fault::Restart => Vec::new(),
+        _ => cluster.steps(active.peer(), struck_at_ms)?,
+    };
+    cluster.mend(lab, active, fault)?;
+    Ok(Sample { probe, held, dialled, steps })
+}
+
+fn tracked_max() -> Result<u32> {
+    let file = "/proc/sys/net/netfilter/nf_conntrack_max";
+    let max: u32 = fs::read_to_string(file).with_context(|| format!("read {file}"))?.trim().parse()?;
+    Ok(max - max / 8)
+}
+
+/// How many processes wanted a CPU in the last one, five and fifteen minutes.
+fn load() -> Result<String> {
+    let text = fs::read_to_string("/proc/loadavg").context("read the load")?;
+    Ok(text.split(' ').take(3).collect::<Vec<_>>().join(", "))
+}
