@@ -2,6 +2,7 @@
 //!
 //! How it is measured, and what it means, is told in `docs/performance.md`.
 
+mod blackout;
 mod cluster;
 mod keepalived;
 mod report;
@@ -180,6 +181,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         );
     }
     let missing = keepalived::missing();
+    if missing.contains(&"nftables") {
+        bail!("the bench needs nft (Debian package nftables): power fails by it");
+    }
     if !missing.is_empty() {
         println!("keepalived with conntrackd: not measured without {} (Debian packages)", missing.join(", "));
     }
@@ -307,6 +311,8 @@ fn measure(lab: &Lab, plan: &Plan, cluster: &mut Cluster, fault: Fault) -> Resul
     let probe = probe.end()?;
     let steps = match fault {
         Fault::Restart => Vec::new(),
+        // From what the users lose first, if they lose anything.
+        _ if probe.lost > 0 => cluster.steps(active.peer(), probe.outage_at_mono_ms)?,
         _ => cluster.steps(active.peer(), struck_at_ms)?,
     };
     cluster.mend(lab, active, fault)?;

@@ -3,10 +3,10 @@
 use anyhow::{Context as _, Result};
 use fwha_tests::lab::{Cable, Lab, Node};
 use fwha_tests::pair::{event_ms, peer_state};
-use fwha_tests::takeover;
 use fwha_tests::traffic::mono_ms;
 use serde_json::Value;
 
+use super::blackout::{self, Blackout};
 use super::keepalived::Keepalived;
 use super::{Contender, Fault};
 use crate::bench::replication::pair::Fwha;
@@ -73,7 +73,11 @@ impl Cluster {
         };
         let at_mono_ms = mono_ms();
         match fault {
-            Fault::Power | Fault::PowerWithoutSync => return takeover::lose(lab, pair, active),
+            Fault::Power | Fault::PowerWithoutSync => {
+                let at_mono_ms = Blackout::prepare(lab, active)?.strike(|| pair.node(active).send_kill())?;
+                pair.node_mut(active).kill()?;
+                return Ok(at_mono_ms);
+            }
             Fault::Switchover => drop(pair.node(active).ctl_lines(&["switchover", "--wait"])?),
             Fault::Restart => {
                 pair.node_mut(active).kill()?;
@@ -92,23 +96,24 @@ impl Cluster {
         match (self, fault) {
             (Self::Keepalived(keepalived), _) => keepalived.bring_back(lab, struck),
             (Self::Fwha(fwha), Fault::Power | Fault::PowerWithoutSync) => {
-                lab.heal(struck, Cable::All)?;
+                blackout::end(lab, struck)?;
                 fwha.pair().restart(lab, struck)
             }
             (Self::Fwha(_), Fault::Switchover | Fault::Restart) => Ok(()),
         }
     }
 
-    /// The survivor's account of the takeover: ms from `since` to the decision, and its steps since then.
+    /// The successor's account of its takeover, which came after `since`: ms from there to the decision, and its steps
+    /// since then.
     ///
     /// # Errors
     ///
     /// When it does not answer, or has none.
-    pub fn steps(&mut self, survivor: Node, since: f64) -> Result<Vec<(String, f64)>> {
+    pub fn steps(&mut self, successor: Node, since: f64) -> Result<Vec<(String, f64)>> {
         let Self::Fwha(fwha) = self else { return Ok(Vec::new()) };
-        let events = fwha.pair().node(survivor).ctl_lines(&["events"])?;
+        let events = fwha.pair().node(successor).ctl_lines(&["events"])?;
         let takeover = events.iter().rfind(|event| event["kind"] == "takeover" && event_ms(event) >= since);
-        let takeover = takeover.with_context(|| format!("{survivor} did not take over"))?;
+        let takeover = takeover.with_context(|| format!("{successor} did not take over"))?;
         let step = |step: &Value| Some((step["name"].as_str()?.to_owned(), step["ms"].as_f64()?));
         let decided = ("decided".to_owned(), event_ms(takeover) - since);
         Ok([decided]

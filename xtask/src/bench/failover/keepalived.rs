@@ -7,12 +7,12 @@ use std::process::Child;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use fwha_tests::lab::{Cable, INET_VIP, LAN_VIP, Lab, Node};
+use fwha_tests::lab::{INET_VIP, LAN_VIP, Lab, Node};
 use fwha_tests::pair::PATIENCE;
-use fwha_tests::traffic::mono_ms;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::blackout::{self, Blackout};
 use crate::bench::replication::LOAD_RATE;
 use crate::bench::replication::conntrackd::{self, Conntrackd, States};
 use crate::bench::replication::pair::LONG;
@@ -95,15 +95,13 @@ impl Keepalived {
     ///
     /// When something cannot be killed or pulled.
     pub fn lose(&mut self, lab: &Lab, node: Node) -> Result<f64> {
-        let cut = lab.prepare_cut(node, Cable::All)?;
         let daemon = &mut self.nodes[node as usize];
         let vrrp = daemon.vrrp()?;
-        let at_mono_ms = mono_ms();
-        // Its process for VRRP first: it says goodbye when the other one has ended.
-        kill(vrrp, Signal::SIGKILL).context("kill keepalived's process for VRRP")?;
-        daemon.process.kill()?;
-        self.conntrackd.send_kill(node)?;
-        cut.now()?;
+        let at_mono_ms = Blackout::prepare(lab, node)?.strike(|| {
+            kill(vrrp, Signal::SIGKILL).context("kill keepalived's process for VRRP")?;
+            daemon.process.kill()?;
+            self.conntrackd.send_kill(node)
+        })?;
         daemon.process.wait()?;
         Ok(at_mono_ms)
     }
@@ -117,7 +115,7 @@ impl Keepalived {
         for (interface, vip) in SIDES {
             lab.exec(node.host(), &["ip", "address", "del", &format!("{vip}/24"), "dev", interface])?;
         }
-        lab.heal(node, Cable::All)?;
+        blackout::end(lab, node)?;
         self.conntrackd.restart(lab, node)?;
         self.nodes[node as usize] = Daemon::start(lab, &self.conntrackd, node, self.advert)?;
         Ok(())

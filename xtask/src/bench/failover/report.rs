@@ -13,7 +13,7 @@ pub struct Sample {
     pub probe: ProbeReport,
     pub held: HeldReport,
     pub dialled: DialledReport,
-    /// The successor's account: ms from the blow to the decision, and to each of its steps from there.
+    /// The successor's account: ms until it decided, and from there to each step.
     pub steps: Vec<(String, f64)>,
 }
 
@@ -123,7 +123,7 @@ pub fn text(rows: &[Row]) -> String {
     if !accounts.is_empty() {
         let _ = write!(
             text,
-            "\nThe successor's account: ms from the blow until it decided, and from there to each step; medians\n{accounts}"
+            "\nThe successor's account: ms from the first lost probe (or the command) until it decided, and from there to each step; medians\n{accounts}"
         );
     }
     text
