@@ -60,7 +60,7 @@ impl Args {
 /// Numbers of flows.
 const FEW: u32 = 1_000;
 const MANY: u32 = 500_000;
-/// Takeovers in a row, before the next contender has its turn.
+/// Takeovers of a kind in a row, before the next pair has its turn.
 const TURN: u32 = 5;
 /// Connections that are held through a takeover, and new ones a second meanwhile.
 const HELD: u32 = 200;
@@ -101,16 +101,21 @@ enum Contender {
 }
 
 impl Contender {
+    /// Those of one pair side by side.
     const ALL: [Self; 8] = [
         Self::Fwha,
-        Self::FwhaFast,
         Self::FwhaWithoutSync,
+        Self::Switchover,
+        Self::Restart,
+        Self::FwhaFast,
         Self::KeepalivedFastest,
         Self::KeepalivedFast,
         Self::Keepalived,
-        Self::Switchover,
-        Self::Restart,
     ];
+
+    /// Every kind of fault, every kind of pair.
+    const QUICK: &[Self] =
+        &[Self::Fwha, Self::FwhaWithoutSync, Self::Switchover, Self::Restart, Self::KeepalivedFastest];
 
     const fn name(self) -> &'static str {
         match self {
@@ -149,15 +154,9 @@ impl Contender {
         }
     }
 
-    /// About how long so many takeovers with so many flows last, turns and all, on a machine of two CPUs.
-    fn estimate(self, runs: u32, flows: u32) -> Duration {
-        // Four adverts until somebody acts. TCP notices after up to as long again; it has doubled its waits.
-        let silence = self.advert().unwrap_or_default() * 4;
-        let load = Duration::from_secs(1) * flows / LOAD_RATE;
-        // conntrackd reads, sends and writes a flow in so much longer than fwha.
-        let tell = Duration::from_micros(if self.advert().is_some() { 150 } else { 4 }) * flows;
-        let run = Duration::from_millis(5_500) + silence * 3 + tell;
-        (Duration::from_secs(5) + silence + load + tell) * runs.div_ceil(TURN) + run * runs
+    /// Whether one pair can be struck by both.
+    fn shares_pair_with(self, other: Self) -> bool {
+        (self.advert(), self.heartbeat()) == (other.advert(), other.heartbeat())
     }
 }
 
@@ -191,7 +190,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         (missing.is_empty() || contender.advert().is_none())
             && args.only.as_ref().is_none_or(|text| contender.name().contains(text.as_str()))
     };
-    let contenders: Vec<Contender> = Contender::ALL.into_iter().filter(wanted).collect();
+    let all = if args.quick { Contender::QUICK } else { &Contender::ALL };
+    let contenders: Vec<Contender> = all.iter().copied().filter(wanted).collect();
     if contenders.is_empty() {
         bail!("no contender has {:?} in its name", args.only.as_deref().unwrap_or_default());
     }
@@ -210,33 +210,29 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         tracked_max: if missing.is_empty() { tracked_max()? } else { 0 },
         quiet: Duration::from_millis(if args.quick { 200 } else { 1_000 }),
     };
+    let mut rows: Vec<Row> = Vec::new();
+    for &flows in &plan.flows {
+        rows.extend(plan.contenders.iter().map(|&contender| Row::new(contender, flows)));
+    }
     if !args.quick {
-        let each = |flows: u32| plan.contenders.iter().map(move |c| c.estimate(plan.runs, flows));
-        let all: Duration = plan.flows.iter().flat_map(|&flows| each(flows)).sum();
+        let all: Duration = pairs(&mut rows).into_iter().map(|rows| estimate(rows, plan.runs)).sum();
         println!("This takes about {} minutes.\n", all.as_secs().div_ceil(60));
     }
 
     let began = Instant::now();
     let spinner = spinner("laying the lab");
-    let mut rows: Vec<Row> = Vec::new();
-    for &flows in &plan.flows {
-        rows.extend(plan.contenders.iter().map(|&contender| Row::new(contender, flows)));
-    }
     let mut failures = 0;
     for turn in 0..plan.runs.div_ceil(TURN) {
         let runs = TURN.min(plan.runs - turn * TURN);
+        let mut pairs = pairs(&mut rows);
         // Every other time in the opposite order.
-        let mut order: Vec<&mut Row> = rows.iter_mut().collect();
         if turn % 2 == 1 {
-            order.reverse();
+            pairs.reverse();
         }
-        for row in order {
-            let (name, flows) = (row.contender.name(), row.flows);
-            spinner.set_message(format!("{name}, {flows} flows, from takeover {}", turn * TURN + 1));
-            if let Err(error) = take_turn(&plan, row, runs, &spinner) {
+        for rows in pairs {
+            if let Err(error) = take_turn(&plan, rows, runs, &spinner) {
                 failures += 1;
-                spinner.println(format!("{name}, {flows} flows: FAILED: {error:#}"));
-                eprintln!("{name}, {flows} flows: {error:#}");
+                spinner.suspend(|| eprintln!("FAILED: {error:#}"));
             }
             lab::wait_if_terminating();
         }
@@ -260,17 +256,38 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A contender's turn, in a lab of its own.
-fn take_turn(plan: &Plan, row: &mut Row, runs: u32, spinner: &ProgressBar) -> Result<()> {
+/// The rows that one pair can fill in one turn.
+fn pairs(rows: &mut [Row]) -> Vec<&mut [Row]> {
+    rows.chunk_by_mut(|a, b| a.flows == b.flows && a.contender.shares_pair_with(b.contender)).collect()
+}
+
+/// About how long the turns of a pair last, on a machine of two CPUs.
+fn estimate(rows: &[Row], runs: u32) -> Duration {
+    let Some(&Row { contender, flows, .. }) = rows.first() else { return Duration::ZERO };
+    let silence = contender.advert().unwrap_or_default() * 4;
+    // conntrackd needs so much longer than fwha to read, send and write a flow.
+    let (start, tell) = match contender.advert() {
+        None => (Duration::from_secs(9), Duration::from_micros(4) * flows),
+        Some(_) => (Duration::from_secs(2) + silence, Duration::from_micros(150) * flows),
+    };
+    let load = Duration::from_secs(1) * flows / LOAD_RATE;
+    // TCP has doubled its waits when the silence ends, and the node that is back waits as long again.
+    let takeover = Duration::from_millis(5_500) + silence * 3 + tell;
+    (start + load + tell) * runs.div_ceil(TURN) + takeover * runs * rows.len() as u32
+}
+
+/// A pair's turn, in a lab of its own.
+fn take_turn(plan: &Plan, rows: &mut [Row], runs: u32, spinner: &ProgressBar) -> Result<()> {
+    let Some(&Row { contender, flows, .. }) = rows.first() else { return Ok(()) };
     let options = LabOptions {
         bin_dir: Some(plan.bin_dir.clone()),
-        heartbeat: row.contender.heartbeat(),
-        max_flows: row.flows + row.flows / 4 + 65_536,
+        heartbeat: contender.heartbeat(),
+        max_flows: flows + flows / 4 + 65_536,
         extra_config: TIMEOUTS.to_owned(),
         ..LabOptions::default()
     };
     let lab = Lab::new(options).context("lay the lab")?;
-    let played = play(&lab, plan, row, runs);
+    let played = play(&lab, plan, rows, runs, spinner);
     if played.is_err() {
         spinner.suspend(|| eprint!("{}", lab.log_tails(20)));
     }
@@ -278,14 +295,21 @@ fn take_turn(plan: &Plan, row: &mut Row, runs: u32, spinner: &ProgressBar) -> Re
     played
 }
 
-fn play(lab: &Lab, plan: &Plan, row: &mut Row, runs: u32) -> Result<()> {
+fn play(lab: &Lab, plan: &Plan, rows: &mut [Row], runs: u32, spinner: &ProgressBar) -> Result<()> {
+    let Some(&Row { contender, flows, .. }) = rows.first() else { return Ok(()) };
+    let tracked = contender.advert().map_or(flows, |_| flows.min(plan.tracked_max));
     traffic::lay_routes(lab)?;
-    if row.contender.advert().is_some() {
-        row.present = row.flows.min(plan.tracked_max);
-    }
-    let mut cluster = Cluster::start(lab, row.contender, row.present)?;
-    for _ in 0..runs {
-        row.samples.push(measure(lab, plan, &mut cluster, row.contender.fault())?);
+    spinner.set_message(format!("{}: {tracked} flows come to be", contender.name()));
+    let mut cluster = Cluster::start(lab, contender, tracked).with_context(|| contender.name())?;
+    for row in rows {
+        let name = row.contender.name();
+        row.present = tracked;
+        for _ in 0..runs {
+            let run = row.samples.len() + 1;
+            spinner.set_message(format!("{name}, {tracked} flows: takeover {run} of {}", plan.runs));
+            let sample = measure(lab, plan, &mut cluster, row.contender.fault());
+            row.samples.push(sample.with_context(|| format!("{name}, takeover {run}"))?);
+        }
     }
     cluster.stop(lab)
 }
@@ -329,4 +353,31 @@ fn tracked_max() -> Result<u32> {
 fn load() -> Result<String> {
     let text = fs::read_to_string("/proc/loadavg").context("read the load")?;
     Ok(text.split(' ').take(3).collect::<Vec<_>>().join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pair_is_set_up_once_for_all_that_strikes_it() {
+        let mut rows: Vec<Row> = [FEW, MANY]
+            .into_iter()
+            .flat_map(|flows| Contender::ALL.map(|contender| Row::new(contender, flows)))
+            .collect();
+        let pairs = pairs(&mut rows);
+        let of = |rows: &[Row]| (rows[0].flows, rows[0].contender.advert(), rows[0].contender.heartbeat());
+        for (nth, rows) in pairs.iter().enumerate() {
+            assert!(rows.iter().all(|row| of(std::slice::from_ref(row)) == of(rows)));
+            assert!(pairs[nth + 1..].iter().all(|later| of(later) != of(rows)), "{:?} twice", of(rows));
+        }
+        assert!(pairs.iter().any(|rows| rows.len() > 1));
+    }
+
+    #[test]
+    fn more_flows_and_rarer_adverts_take_longer() {
+        let time = |contender, flows| estimate(&[Row::new(contender, flows)], 20);
+        assert!(time(Contender::Fwha, MANY) > time(Contender::Fwha, FEW));
+        assert!(time(Contender::Keepalived, FEW) > time(Contender::KeepalivedFast, FEW));
+    }
 }

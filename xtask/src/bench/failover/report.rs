@@ -152,3 +152,43 @@ pub fn json(rows: &[Row]) -> Value {
     });
     json!({ "rows": rows.collect::<Vec<_>>() })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(contender: Contender, outages_ms: &[f64]) -> Row {
+        let mut row = Row::new(contender, 1_000);
+        row.samples = outages_ms
+            .iter()
+            .map(|&outage_ms| Sample {
+                probe: ProbeReport { outage_ms, ..ProbeReport::default() },
+                held: HeldReport { held: 200, ..HeldReport::default() },
+                dialled: DialledReport::default(),
+                steps: vec![("decided".to_owned(), outage_ms - 1.0)],
+            })
+            .collect();
+        row
+    }
+
+    #[test]
+    fn outages_are_compared_with_those_of_keepalived_by_the_medians() {
+        let rows = [
+            row(Contender::Fwha, &[30.0, 20.0, 25.0]),
+            row(Contender::Keepalived, &[3000.0, 2500.0, 2000.0]),
+        ];
+        assert_eq!(rows[0].of(&rows, Contender::Keepalived), Some(0.01));
+        assert_eq!(rows[0].of(&rows, Contender::KeepalivedFastest), None);
+        let json = json(&rows);
+        assert_eq!(json.pointer("/rows/0/outage_worst_ms"), Some(&30.0.into()));
+        assert_eq!(json.pointer("/rows/0/steps/decided_ms/median"), Some(&24.0.into()));
+        assert!(text(&rows).contains("0/600"));
+    }
+
+    #[test]
+    fn a_contender_of_which_every_turn_failed_is_a_row_without_figures() {
+        let rows = [row(Contender::Fwha, &[20.0]), Row::new(Contender::Keepalived, 1_000)];
+        assert_eq!(rows[0].of(&rows, Contender::Keepalived), None);
+        assert!(text(&rows).contains(Contender::Keepalived.name()));
+    }
+}
