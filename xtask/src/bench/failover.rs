@@ -69,8 +69,10 @@ const RATE: u32 = 100;
 /// What happens to the Active node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
-    /// Its daemons are killed and all of its cables pulled.
+    /// Nothing is heard of it any more.
     Power,
+    /// The same, and the other node sees that the sync link has no carrier.
+    PowerCarrier,
     /// The same, with the sync link cut some time before.
     PowerWithoutSync,
     /// Nothing; the role is moved by hand.
@@ -84,6 +86,8 @@ enum Fault {
 enum Contender {
     /// fwha as it is.
     Fwha,
+    /// The sync link is a cable between the two: its carrier goes with the node.
+    FwhaCarrier,
     /// Heartbeats every 3 ms.
     FwhaFast,
     /// The sync link is cut before.
@@ -102,8 +106,9 @@ enum Contender {
 
 impl Contender {
     /// Those of one pair side by side.
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Fwha,
+        Self::FwhaCarrier,
         Self::FwhaWithoutSync,
         Self::Switchover,
         Self::Restart,
@@ -120,6 +125,7 @@ impl Contender {
     const fn name(self) -> &'static str {
         match self {
             Self::Fwha => "fwha",
+            Self::FwhaCarrier => "fwha, sync cable direct",
             Self::FwhaFast => "fwha, 3 ms heartbeats",
             Self::FwhaWithoutSync => "fwha, sync link cut before",
             Self::Keepalived => "keepalived, 1 s adverts",
@@ -132,6 +138,7 @@ impl Contender {
 
     const fn fault(self) -> Fault {
         match self {
+            Self::FwhaCarrier => Fault::PowerCarrier,
             Self::FwhaWithoutSync => Fault::PowerWithoutSync,
             Self::Switchover => Fault::Switchover,
             Self::Restart => Fault::Restart,
@@ -272,7 +279,7 @@ fn estimate(rows: &[Row], runs: u32) -> Duration {
     };
     let load = Duration::from_secs(1) * flows / LOAD_RATE;
     // TCP has doubled its waits when the silence ends, and the node that is back waits as long again.
-    let takeover = Duration::from_millis(5_500) + silence * 3 + tell;
+    let takeover = Duration::from_millis(4_000) + silence * 3 + tell;
     (start + load + tell) * runs.div_ceil(TURN) + takeover * runs * rows.len() as u32
 }
 

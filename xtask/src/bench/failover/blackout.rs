@@ -1,5 +1,5 @@
-//! Power failures to the millisecond. Pulling four cables takes some 30 ms, in which a node is half dead: what it sends is
-//! dropped at the switch first, all at one moment.
+//! Power failures to the millisecond. Pulling the cables of a node takes some 30 ms, in which it is half dead; dropping at the
+//! switch what it sends takes effect on all of them at one moment.
 
 use std::io::Write as _;
 use std::process::{Child, Stdio};
@@ -14,20 +14,20 @@ const TABLE: [&str; 2] = ["netdev", "blackout"];
 pub struct Blackout {
     nft: Child,
     ruleset: String,
-    cut: Cut,
+    sync: Option<Cut>,
 }
 
 impl Blackout {
-    /// Prepares it for a node.
+    /// Prepares it for a node; `carrier` says whether its peer sees the dedicated link go, as it does on a cable between
+    /// the two, and does not behind a switch.
     ///
     /// # Errors
     ///
     /// When a program cannot be started.
-    pub fn prepare(lab: &Lab, node: Node) -> Result<Self> {
+    pub fn prepare(lab: &Lab, node: Node, carrier: bool) -> Result<Self> {
         let mut command = lab.command("nft");
         command.args(["--file", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped());
-        // Like the cable of the dedicated link, whose two ends go together.
-        let ports = format!("{node}-lan, {node}-wan, {node}-sync, {}-sync", node.peer());
+        let ports = format!("{node}-lan, {node}-wan, {node}-sync");
         let ruleset = format!(
             "table {} {{
                 chain silence {{
@@ -39,12 +39,11 @@ impl Blackout {
         Ok(Self {
             nft: lab.spawn(Host::Switch, &mut command)?,
             ruleset,
-            cut: lab.prepare_cut(node, Cable::All)?,
+            sync: carrier.then(|| lab.prepare_cut(node, Cable::Sync)).transpose()?,
         })
     }
 
-    /// Nobody hears the node any more; then it is killed, and its cables are pulled. Returns when, in ms of
-    /// `CLOCK_MONOTONIC`.
+    /// Nobody hears the node any more, and it is killed. Returns when, in ms of `CLOCK_MONOTONIC`.
     ///
     /// # Errors
     ///
@@ -56,18 +55,18 @@ impl Blackout {
         drop(commands);
         let output = self.nft.wait_with_output()?;
         kill()?;
-        self.cut.now()?;
+        self.sync.map_or(Ok(()), Cut::now)?;
         ensure!(output.status.success(), "nft: {}", String::from_utf8_lossy(&output.stderr).trim());
         Ok(at_mono_ms)
     }
 }
 
-/// Ends the blackout: cables are plugged in again.
+/// Ends the blackout.
 ///
 /// # Errors
 ///
 /// When the switch refuses.
 pub fn end(lab: &Lab, node: Node) -> Result<()> {
     lab.exec(Host::Switch, &[&["nft", "delete", "table"], &TABLE[..]].concat())?;
-    lab.heal(node, Cable::All)
+    lab.heal(node, Cable::Sync)
 }

@@ -73,8 +73,9 @@ impl Cluster {
         };
         let at_mono_ms = mono_ms();
         match fault {
-            Fault::Power | Fault::PowerWithoutSync => {
-                let at_mono_ms = Blackout::prepare(lab, active)?.strike(|| pair.node(active).send_kill())?;
+            Fault::Power | Fault::PowerCarrier | Fault::PowerWithoutSync => {
+                let blackout = Blackout::prepare(lab, active, fault == Fault::PowerCarrier)?;
+                let at_mono_ms = blackout.strike(|| pair.node(active).send_kill())?;
                 pair.node_mut(active).kill()?;
                 return Ok(at_mono_ms);
             }
@@ -95,7 +96,7 @@ impl Cluster {
     pub fn mend(&mut self, lab: &Lab, struck: Node, fault: Fault) -> Result<()> {
         match (self, fault) {
             (Self::Keepalived(keepalived), _) => keepalived.bring_back(lab, struck),
-            (Self::Fwha(fwha), Fault::Power | Fault::PowerWithoutSync) => {
+            (Self::Fwha(fwha), Fault::Power | Fault::PowerCarrier | Fault::PowerWithoutSync) => {
                 blackout::end(lab, struck)?;
                 fwha.pair().restart(lab, struck)
             }

@@ -89,15 +89,15 @@ impl Keepalived {
         })
     }
 
-    /// A power failure: all daemons are killed, and all cables pulled. Returns when, in ms of `CLOCK_MONOTONIC`.
+    /// A power failure. Returns when, in ms of `CLOCK_MONOTONIC`.
     ///
     /// # Errors
     ///
-    /// When something cannot be killed or pulled.
+    /// When something cannot be killed or cut off.
     pub fn lose(&mut self, lab: &Lab, node: Node) -> Result<f64> {
         let daemon = &mut self.nodes[node as usize];
         let vrrp = daemon.vrrp()?;
-        let at_mono_ms = Blackout::prepare(lab, node)?.strike(|| {
+        let at_mono_ms = Blackout::prepare(lab, node, false)?.strike(|| {
             kill(vrrp, Signal::SIGKILL).context("kill keepalived's process for VRRP")?;
             daemon.process.kill()?;
             self.conntrackd.send_kill(node)
