@@ -173,8 +173,6 @@ struct Plan {
     runs: u32,
     flows: Vec<u32>,
     contenders: Vec<Contender>,
-    /// The most flows that the kernel tracks for keepalived's nodes, with some room for others.
-    tracked_max: u32,
     /// How long all is quiet before the blow, and how long it is watched after the first answer.
     quiet: Duration,
 }
@@ -214,7 +212,6 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             _ => vec![FEW],
         },
         contenders,
-        tracked_max: if missing.is_empty() { tracked_max()? } else { 0 },
         quiet: Duration::from_millis(if args.quick { 200 } else { 1_000 }),
     };
     let mut rows: Vec<Row> = Vec::new();
@@ -243,14 +240,15 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             }
             lab::wait_if_terminating();
         }
+        // Who ends it early has the figures up to then.
+        if let Some(path) = &args.json {
+            let json = report::json(&rows);
+            fs::write(path, format!("{json:#}\n")).with_context(|| format!("write {}", path.display()))?;
+        }
     }
     spinner.finish_and_clear();
     print!("{}", report::text(&rows));
     println!("\nIt took {} s, at a load of {}.", began.elapsed().as_secs(), load()?);
-    if let Some(path) = &args.json {
-        let json = report::json(&rows);
-        fs::write(path, format!("{json:#}\n")).with_context(|| format!("write {}", path.display()))?;
-    }
     if args.quick {
         println!(
             "Quick: everything works, but the figures are those of a debug build and of runs that are too short."
@@ -279,7 +277,7 @@ fn estimate(rows: &[Row], runs: u32) -> Duration {
     };
     let load = Duration::from_secs(1) * flows / LOAD_RATE;
     // TCP has doubled its waits when the silence ends, and the node that is back waits as long again.
-    let takeover = Duration::from_millis(4_000) + silence * 3 + tell;
+    let takeover = Duration::from_millis(2_700) + silence * 3 + tell;
     (start + load + tell) * runs.div_ceil(TURN) + takeover * runs * rows.len() as u32
 }
 
@@ -304,16 +302,15 @@ fn take_turn(plan: &Plan, rows: &mut [Row], runs: u32, spinner: &ProgressBar) ->
 
 fn play(lab: &Lab, plan: &Plan, rows: &mut [Row], runs: u32, spinner: &ProgressBar) -> Result<()> {
     let Some(&Row { contender, flows, .. }) = rows.first() else { return Ok(()) };
-    let tracked = contender.advert().map_or(flows, |_| flows.min(plan.tracked_max));
     traffic::lay_routes(lab)?;
-    spinner.set_message(format!("{}: {tracked} flows come to be", contender.name()));
-    let mut cluster = Cluster::start(lab, contender, tracked).with_context(|| contender.name())?;
+    spinner.set_message(format!("{}: {flows} flows come to be", contender.name()));
+    let (mut cluster, present) = Cluster::start(lab, contender, flows).with_context(|| contender.name())?;
     for row in rows {
         let name = row.contender.name();
-        row.present = tracked;
+        row.present = present;
         for _ in 0..runs {
             let run = row.samples.len() + 1;
-            spinner.set_message(format!("{name}, {tracked} flows: takeover {run} of {}", plan.runs));
+            spinner.set_message(format!("{name}, {present} flows: takeover {run} of {}", plan.runs));
             let sample = measure(lab, plan, &mut cluster, row.contender.fault());
             row.samples.push(sample.with_context(|| format!("{name}, takeover {run}"))?);
         }
@@ -348,12 +345,6 @@ fn measure(lab: &Lab, plan: &Plan, cluster: &mut Cluster, fault: Fault) -> Resul
     };
     cluster.mend(lab, active, fault)?;
     Ok(Sample { probe, held, dialled, steps })
-}
-
-fn tracked_max() -> Result<u32> {
-    let file = "/proc/sys/net/netfilter/nf_conntrack_max";
-    let max: u32 = fs::read_to_string(file).with_context(|| format!("read {file}"))?.trim().parse()?;
-    Ok(max - max / 8)
 }
 
 /// How many processes wanted a CPU in the last one, five and fifteen minutes.

@@ -18,18 +18,19 @@ pub enum Cluster {
 }
 
 impl Cluster {
-    /// Starts it, with so many flows through it.
+    /// Starts it, with so many flows through it, or as many as it can have. Returns how many as well.
     ///
     /// # Errors
     ///
     /// When a node fails, or the flows do not come to be.
-    pub fn start(lab: &Lab, contender: Contender, flows: u32) -> Result<Self> {
+    pub fn start(lab: &Lab, contender: Contender, flows: u32) -> Result<(Self, u32)> {
         if let Some(advert) = contender.advert() {
-            return Ok(Self::Keepalived(Box::new(Keepalived::start(lab, advert, flows)?)));
+            let (keepalived, flows) = Keepalived::start(lab, advert, flows)?;
+            return Ok((Self::Keepalived(Box::new(keepalived)), flows));
         }
         let mut fwha = Fwha::start(lab)?;
         fwha.load(lab, flows)?;
-        Ok(Self::Fwha(fwha))
+        Ok((Self::Fwha(fwha), flows))
     }
 
     /// Waits until one node has the role, and the other the flows. Returns the one.

@@ -47,13 +47,15 @@ struct Files {
 }
 
 impl Keepalived {
-    /// Starts both nodes, of which fw1 is Master at first, and opens so many connections through it.
+    /// Starts both nodes, of which fw1 is Master at first, and opens so many connections through it, or as many as the
+    /// kernel tracks. Returns how many as well.
     ///
     /// # Errors
     ///
     /// When a program fails, or the connections do not come to be.
-    pub fn start(lab: &Lab, advert: Duration, flows: u32) -> Result<Self> {
+    pub fn start(lab: &Lab, advert: Duration, flows: u32) -> Result<(Self, u32)> {
         let conntrackd = Conntrackd::start(lab, States::All)?;
+        let flows = flows.min(tracked_max()?);
         let fw1 = Daemon::start(lab, &conntrackd, Node::Fw1, advert)?;
         lab.wait_for("fw1 to have the addresses", PATIENCE, || Ok(has(lab, Node::Fw1)?.then_some(())))?;
         let nodes = [fw1, Daemon::start(lab, &conntrackd, Node::Fw2, advert)?];
@@ -62,7 +64,7 @@ impl Keepalived {
         Wire::through(lab, Node::Fw1)?.play(0..flows, LOAD_RATE, &OPENING)?;
         // The kernel may drop a packet when there are many.
         pair.flows = u64::from(flows) * 99 / 100;
-        Ok(pair)
+        Ok((pair, flows))
     }
 
     /// Waits until one node has the addresses alone, and the other has its flows. Returns the one.
@@ -173,6 +175,13 @@ impl Daemon {
         let pid = fs::read_to_string(&self.files.vrrp_pid).context("keepalived's process for VRRP")?;
         Ok(Pid::from_raw(pid.trim().parse().context("the number of a process")?))
     }
+}
+
+/// The most flows that the kernel tracks, with some room for others than those of the bench.
+fn tracked_max() -> Result<u32> {
+    let file = "/proc/sys/net/netfilter/nf_conntrack_max";
+    let max: u32 = fs::read_to_string(file).with_context(|| format!("read {file}"))?.trim().parse()?;
+    Ok(max - max / 8)
 }
 
 /// The virtual address on either side.

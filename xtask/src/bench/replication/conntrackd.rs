@@ -76,6 +76,8 @@ impl Conntrackd {
         let ruleset = lab.dir().join("ruleset.nft");
         fs::write(&ruleset, RULESET).with_context(|| format!("write {}", ruleset.display()))?;
         for node in Node::ALL {
+            // The rules first: they load the kernel's connection tracking, if need be.
+            lab.exec(node.host(), &["nft", "--file", &ruleset.to_string_lossy()])?;
             for (name, value) in [
                 // As fwha's config file of this suite has it.
                 ("nf_conntrack_tcp_timeout_time_wait", "1"),
@@ -85,7 +87,6 @@ impl Conntrackd {
                 lab.within(node.host(), || fs::write(format!("/proc/sys/net/netfilter/{name}"), value))?
                     .with_context(|| format!("set {name}"))?;
             }
-            lab.exec(node.host(), &["nft", "--file", &ruleset.to_string_lossy()])?;
         }
         let [fw1, fw2] = Node::ALL.map(|node| Daemon::start(lab, node, states));
         let daemons = Self { nodes: [fw1?, fw2?], states };
