@@ -339,9 +339,9 @@ fn measure(lab: &Lab, plan: &Plan, cluster: &mut Cluster, fault: Fault) -> Resul
     let probe = probe.end()?;
     let steps = match fault {
         Fault::Restart => Vec::new(),
-        // From what the users lose first, if they lose anything.
-        _ if probe.lost > 0 => cluster.steps(active.peer(), probe.outage_at_mono_ms)?,
-        _ => cluster.steps(active.peer(), struck_at_ms)?,
+        Fault::Switchover => cluster.steps(active.peer(), struck_at_ms, struck_at_ms)?,
+        // From what the users lose first.
+        _ => cluster.steps(active.peer(), struck_at_ms, probe.outage_at_mono_ms)?,
     };
     cluster.mend(lab, active, fault)?;
     Ok(Sample { probe, held, dialled, steps })

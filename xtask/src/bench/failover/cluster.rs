@@ -105,19 +105,20 @@ impl Cluster {
         }
     }
 
-    /// The successor's account of its takeover, which came after `since`: ms from there to the decision, and its steps
-    /// since then.
+    /// The successor's account of its takeover, which came after `struck_at_ms`: ms from `since_ms` to the decision, and its
+    /// steps from there.
     ///
     /// # Errors
     ///
     /// When it does not answer, or has none.
-    pub fn steps(&mut self, successor: Node, since: f64) -> Result<Vec<(String, f64)>> {
+    pub fn steps(&mut self, successor: Node, struck_at_ms: f64, since_ms: f64) -> Result<Vec<(String, f64)>> {
         let Self::Fwha(fwha) = self else { return Ok(Vec::new()) };
         let events = fwha.pair().node(successor).ctl_lines(&["events"])?;
-        let takeover = events.iter().rfind(|event| event["kind"] == "takeover" && event_ms(event) >= since);
+        let takeover =
+            events.iter().rfind(|event| event["kind"] == "takeover" && event_ms(event) >= struck_at_ms);
         let takeover = takeover.with_context(|| format!("{successor} did not take over"))?;
         let step = |step: &Value| Some((step["name"].as_str()?.to_owned(), step["ms"].as_f64()?));
-        let decided = ("decided".to_owned(), event_ms(takeover) - since);
+        let decided = ("decided".to_owned(), event_ms(takeover) - since_ms);
         Ok([decided]
             .into_iter()
             .chain(takeover["steps"].as_array().into_iter().flatten().filter_map(step))
