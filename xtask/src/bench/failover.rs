@@ -273,7 +273,7 @@ fn estimate(rows: &[Row], runs: u32) -> Duration {
     // conntrackd needs so much longer than fwha to read, send and write a flow.
     let (start, tell) = match contender.advert() {
         None => (Duration::from_secs(9), Duration::from_micros(4) * flows),
-        Some(_) => (Duration::from_secs(2) + silence, Duration::from_micros(150) * flows),
+        Some(_) => (Duration::from_secs(2) + silence, Duration::from_micros(25) * flows),
     };
     let load = Duration::from_secs(1) * flows / LOAD_RATE;
     // TCP has doubled its waits when the silence ends, and the node that is back waits as long again.
