@@ -1,6 +1,7 @@
 //! `cargo xtask bench [SUITE]`: figures, measured on the machine it runs on.
 
 mod dataplane;
+mod failover;
 mod figures;
 mod replication;
 mod throughput;
@@ -23,6 +24,7 @@ pub struct Args {
 #[derive(clap::Subcommand)]
 enum Suite {
     Dataplane(dataplane::Args),
+    Failover(failover::Args),
     Replication(replication::Args),
     Throughput(throughput::Args),
 }
@@ -31,13 +33,17 @@ enum Suite {
 pub fn run(args: &Args) -> Result<ExitCode> {
     match &args.suite {
         Some(Suite::Dataplane(args)) => dataplane::run(args),
+        Some(Suite::Failover(args)) => failover::run(args),
         Some(Suite::Replication(args)) => replication::run(args),
         Some(Suite::Throughput(args)) => throughput::run(args),
         None if args.quick => {
             dataplane::run(&dataplane::Args::quick())?;
             throughput::run(&throughput::Args::quick())?;
-            replication::run(&replication::Args::quick())
+            replication::run(&replication::Args::quick())?;
+            failover::run(&failover::Args::quick())
         }
-        None => bail!("which suite? `dataplane`, `throughput`, `replication`, or all with `--quick`"),
+        None => {
+            bail!("which suite? `dataplane`, `throughput`, `replication`, `failover`, or all with `--quick`")
+        }
     }
 }

@@ -4,12 +4,12 @@
 
 mod bulk;
 mod churn;
-mod conntrackd;
+pub mod conntrackd;
 mod cost;
 mod lag;
-mod pair;
+pub mod pair;
 mod takeover;
-mod traffic;
+pub mod traffic;
 mod usage;
 
 use std::fs;
@@ -80,7 +80,7 @@ impl Part {
 }
 
 /// Connections begun in a second where there only must be many.
-const LOAD_RATE: u32 = 25_000;
+pub const LOAD_RATE: u32 = 25_000;
 
 /// How much is done.
 struct Plan {
@@ -112,7 +112,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             "the bench needs root: it makes network namespaces; run `sudo -E cargo xtask bench replication`"
         );
     }
-    let missing = conntrackd::missing();
+    let missing = conntrackd::missing(&conntrackd::NEEDS);
     if !missing.is_empty() {
         println!("conntrackd: not measured without {} (Debian packages)", missing.join(", "));
     }
@@ -182,7 +182,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 }
 
 /// A connection that has ended is forgotten while it is still measured.
-const TIMEOUTS: &str = "
+pub const TIMEOUTS: &str = "
 [timeouts]
 tcp-time-wait = \"1s\"
 tcp-close = \"1s\"

@@ -2,7 +2,8 @@
 //! nothing, no traffic of its own in the tables.
 
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result};
@@ -30,20 +31,18 @@ const RULESET: &str = "table inet filter {
 }
 ";
 
-/// What it needs that is not there, by the names of Debian's packages.
-pub fn missing() -> Vec<&'static str> {
-    [("conntrackd", "conntrackd"), ("conntrack", "conntrack"), ("nft", "nftables")]
-        .into_iter()
-        .filter(|(program, _)| {
-            Command::new(program)
-                .arg("--version")
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .status()
-                .is_err()
-        })
-        .map(|(_, package)| package)
-        .collect()
+/// What it needs, and the names of Debian's packages.
+pub const NEEDS: [(&str, &str); 3] =
+    [("conntrackd", "conntrackd"), ("conntrack", "conntrack"), ("nft", "nftables")];
+
+/// The packages of the programs that are not there.
+pub fn missing(needs: &[(&str, &'static str)]) -> Vec<&'static str> {
+    let mut missing = needs.to_vec();
+    missing.retain(|(program, _)| {
+        let mut command = Command::new(program);
+        command.arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err()
+    });
+    missing.into_iter().map(|(_, package)| package).collect()
 }
 
 /// Which states of a TCP connection are told.
@@ -55,9 +54,10 @@ pub enum States {
     Few,
 }
 
-/// A pair of nodes with conntrackd, of which fw1 forwards.
+/// A pair of nodes with conntrackd, of which fw1 forwards at first.
 pub struct Conntrackd {
     nodes: [Daemon; 2],
+    states: States,
 }
 
 struct Daemon {
@@ -76,6 +76,8 @@ impl Conntrackd {
         let ruleset = lab.dir().join("ruleset.nft");
         fs::write(&ruleset, RULESET).with_context(|| format!("write {}", ruleset.display()))?;
         for node in Node::ALL {
+            // The rules first: they load the kernel's connection tracking, if need be.
+            lab.exec(node.host(), &["nft", "--file", &ruleset.to_string_lossy()])?;
             for (name, value) in [
                 // As fwha's config file of this suite has it.
                 ("nf_conntrack_tcp_timeout_time_wait", "1"),
@@ -85,10 +87,9 @@ impl Conntrackd {
                 lab.within(node.host(), || fs::write(format!("/proc/sys/net/netfilter/{name}"), value))?
                     .with_context(|| format!("set {name}"))?;
             }
-            lab.exec(node.host(), &["nft", "--file", &ruleset.to_string_lossy()])?;
         }
         let [fw1, fw2] = Node::ALL.map(|node| Daemon::start(lab, node, states));
-        let daemons = Self { nodes: [fw1?, fw2?] };
+        let daemons = Self { nodes: [fw1?, fw2?], states };
         for daemon in &daemons.nodes {
             lab.wait_for("conntrackd to answer", PATIENCE, || daemon.ask(lab, &["-s"]).map(Some))?;
         }
@@ -98,6 +99,53 @@ impl Conntrackd {
     /// Its process on a node.
     pub fn pid(&self, node: Node) -> u32 {
         self.nodes[node as usize].process.id()
+    }
+
+    /// The config file of a node.
+    pub fn config(&self, node: Node) -> &Path {
+        &self.nodes[node as usize].config
+    }
+
+    /// Kills it on a node (SIGKILL), and does not wait for its end; [`Conntrackd::restart`] does.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be signalled.
+    pub fn send_kill(&self, node: Node) -> Result<()> {
+        let pid = Pid::from_raw(self.pid(node).cast_signed());
+        kill(pid, Signal::SIGKILL).with_context(|| format!("kill conntrackd of {node}"))
+    }
+
+    /// Starts it again on a node where it was killed, with an empty table.
+    ///
+    /// # Errors
+    ///
+    /// When it does not start.
+    pub fn restart(&mut self, lab: &Lab, node: Node) -> Result<()> {
+        self.nodes[node as usize].process.wait()?;
+        self.flush(lab, node)?;
+        // It takes its files for those of one that runs.
+        for kind in ["lock", "ctl"] {
+            let file = lab.dir().join(format!("conntrackd-{node}.{kind}"));
+            fs::remove_file(&file).or_else(|error| match error.kind() {
+                ErrorKind::NotFound => Ok(()),
+                _ => Err(error).with_context(|| format!("remove {}", file.display())),
+            })?;
+        }
+        self.nodes[node as usize] = Daemon::start(lab, node, self.states)?;
+        let daemon = &self.nodes[node as usize];
+        lab.wait_for("conntrackd to answer", PATIENCE, || daemon.ask(lab, &["-s"]).map(Some))?;
+        Ok(())
+    }
+
+    /// Flows that a node has itself now, and those that the other has from it.
+    ///
+    /// # Errors
+    ///
+    /// When one does not answer.
+    pub fn known(&self, lab: &Lab, node: Node) -> Result<(u64, u64)> {
+        let own = self.nodes[node as usize].cache(lab, "cache internal:")?.0;
+        Ok((own, self.nodes[node.peer() as usize].cache(lab, "cache external:")?.0))
     }
 
     /// Flows that fw2 has now from fw1, and that it ever had.
