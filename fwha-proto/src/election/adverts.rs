@@ -6,7 +6,6 @@
 use std::time::Duration;
 
 use super::Election;
-use super::act::ANNOUNCE_AGAIN;
 use super::config::Instance;
 use super::group::{FAST_ADVERT_CS, Outranked};
 use super::output::{Event, Output};
@@ -20,6 +19,9 @@ use crate::vrrp::packet::{Advert, Auth, Checksum, Discard, Envelope, PRIORITY_RE
 
 /// Between two answers to losing advertisements.
 const LOSING_ANSWER: Duration = Duration::from_millis(10);
+
+/// When the addresses are announced after another router advertised them: it may have announced them, too.
+const WIN_BACK: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
 
 /// What version 2 wants to be the same on all routers (RFC 3768, section 7.1; for a password RFC
 /// 2338, section 7.1).
@@ -138,7 +140,7 @@ impl Election {
                     && advert.priority != PRIORITY_RELEASE
                 {
                     // Another router answers for the addresses: win the neighbours back.
-                    self.groups[g].announce = vec![now + ANNOUNCE_AGAIN[0], now + ANNOUNCE_AGAIN[1]];
+                    self.groups[g].announce = WIN_BACK.map(|after| now + after).into();
                 }
             }
             Want::Active | Want::Nothing => {}
@@ -269,8 +271,10 @@ impl Election {
                 }
             }
             let group = &mut self.groups[g];
-            if group.announce.first().is_some_and(|&at| now >= at) {
+            let refresh = group.refresh.is_some_and(|at| now >= at);
+            if refresh || group.announce.first().is_some_and(|&at| now >= at) {
                 group.announce.retain(|&at| now < at);
+                group.refresh = group.config.announce.refresh.map(|rhythm| now + rhythm);
                 self.out.push_back(Output::Announce { group: group.config.group });
             }
         }

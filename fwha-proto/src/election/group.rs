@@ -68,6 +68,8 @@ pub(super) struct Group {
     pub lease_until: Time,
     /// When to announce the addresses again, soonest first.
     pub announce: Vec<Time>,
+    /// When to announce them whatever happened.
+    pub refresh: Option<Time>,
     pub handover: Option<Handover>,
     /// The last offer that was not taken.
     pub refusal: Option<Refusal>,
@@ -109,6 +111,7 @@ impl Group {
             tracked: Tracked::default(),
             lease_until: Time::ZERO,
             announce: Vec::new(),
+            refresh: None,
             handover: None,
             refusal: None,
             split: None,

@@ -58,6 +58,9 @@ impl Election {
             })
         };
         group.machines = new.instances.iter().map(machine).collect();
+        if active && group.config.announce.refresh != new.announce.refresh {
+            group.refresh = new.announce.refresh.map(|rhythm| now + rhythm);
+        }
         group.config = new.clone();
         let priority = group.priority();
         group.machines.iter_mut().for_each(|m| m.set_priority(priority));

@@ -181,6 +181,7 @@ pub fn group(id: GroupId, members: Vec<(NodeId, u8)>) -> GroupConfig {
         preempt_delay: Duration::ZERO,
         advert_interval_cs: 100,
         version: Version::default(),
+        announce: Announce::default(),
         instances: vec![instance(1), instance(2)],
         start: Start::default(),
     }

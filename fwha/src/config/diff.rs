@@ -6,8 +6,8 @@ use std::time::Duration;
 use fwha_common::limit::Limits;
 
 use super::{
-    Cluster, Config, Group, Hook, Metrics, Node, NodeId, Replication, Rule, Sync, Vip, Zone, ZoneId,
-    timeouts, value::show_duration,
+    Announce, Cluster, Config, Group, Hook, Metrics, Node, NodeId, Replication, Rule, Sync, Vip, Zone,
+    ZoneId, timeouts, value::show_duration,
 };
 
 /// One difference.
@@ -212,7 +212,17 @@ impl Changes {
 
     fn groups(&mut self, old: (&Config, &[Group]), new: (&Config, &[Group])) {
         for (before, now) in self.named("group", (old.1, new.1), |g| &g.name, true) {
-            let Group { id: _, name, nodes, preempt, preempt_delay, version, advert_interval, vips } = before;
+            let Group {
+                id: _,
+                name,
+                nodes,
+                preempt,
+                preempt_delay,
+                version,
+                advert_interval,
+                announce,
+                vips,
+            } = before;
             let what = |key: &str| format!("group {name:?}: {key}");
             let mut members = [nodes.clone(), now.nodes.clone()];
             members.iter_mut().for_each(|m| m.sort_unstable());
@@ -230,6 +240,13 @@ impl Changes {
             ] {
                 self.setting(&what(key), &show_duration(*before), &show_duration(*now), false);
             }
+            let Announce { repeat, refresh, interval } = announce;
+            let times = |times: &[Duration]| list(times.iter().map(|&t| show_duration(t)), "none");
+            self.setting(&what("announce.repeat"), &times(repeat), &times(&now.announce.repeat), false);
+            let [before, after] = [refresh, &now.announce.refresh].map(|time| times(time.as_slice()));
+            self.setting(&what("announce.refresh"), &before, &after, false);
+            let [before, after] = [interval, &now.announce.interval].map(|&time| show_duration(time));
+            self.setting(&what("announce.interval"), &before, &after, false);
             if version != &now.version {
                 self.restart(what("vrrp-version, or what it sends"));
             }

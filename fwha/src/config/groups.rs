@@ -8,6 +8,7 @@ use std::{
 
 use fwha_common::{MAX_GROUPS, group::MAX_VIPS};
 use fwha_proto::{
+    election,
     heartbeat::MAX_INSTANCES,
     vrrp::packet::{ADDRESSES_MAX, Auth, Checksum, PASSWORD_LEN, Version},
 };
@@ -45,6 +46,8 @@ pub struct Group {
     /// Time between two VRRP adverts, whole centiseconds, 10 ms to 40.95 s; in version 2 whole
     /// seconds, 1 s to 255 s.
     pub advert_interval: Duration,
+    /// How its addresses are announced to the neighbours.
+    pub announce: Announce,
     /// Its virtual routers.
     pub vips: Vec<Vip>,
 }
@@ -60,6 +63,28 @@ impl Group {
 fn version_text<S: Serializer>(version: &Version, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&format_args!("{version:?}"))
 }
+
+/// When and how fast gratuitous ARP and unsolicited neighbour advertisements are sent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Announce {
+    /// After a takeover at once, and again so long after it, soonest first: at most
+    /// [`ANNOUNCE_REPEAT_MAX`] times, 10 ms to an hour.
+    pub repeat: Vec<Duration>,
+    /// For as long as the node is active once in this time, 1 s to a day.
+    pub refresh: Option<Duration>,
+    /// Between two addresses of one announcement, up to a second.
+    pub interval: Duration,
+}
+
+impl Default for Announce {
+    fn default() -> Self {
+        let election::Announce { repeat, refresh } = election::Announce::default();
+        Self { repeat, refresh, interval: Duration::ZERO }
+    }
+}
+
+/// How often an announcement may be repeated.
+pub const ANNOUNCE_REPEAT_MAX: usize = 16;
 
 /// A virtual router (RFC 9568) of a group: addresses of one family in one zone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -114,6 +139,7 @@ pub(super) fn read<'a>(
         let preempt_delay = read_preempt_delay(&mut section, preempt, mistakes);
         let version = read_version(&mut section, mistakes);
         let advert_interval = read_advert_interval(&mut section, version, mistakes);
+        let announce = read_announce(&mut section, mistakes);
         let mut vips = Vec::new();
         if let Some(items) = section.list("vips", mistakes) {
             for vip in section::tables(items, "vips", mistakes) {
@@ -143,6 +169,7 @@ pub(super) fn read<'a>(
             preempt_delay,
             version,
             advert_interval,
+            announce,
             vips,
         };
         groups.push((group, span));
@@ -314,6 +341,38 @@ fn read_advert_interval(section: &mut Section<'_>, version: Version, mistakes: &
             ));
     }
     interval.into_inner()
+}
+
+/// `announce = { repeat = [ … ], refresh = "60s", interval = "1ms" }`.
+fn read_announce(section: &mut Section<'_>, mistakes: &mut Mistakes) -> Announce {
+    let mut announce = Announce::default();
+    let table = section.get("announce").and_then(|value| section::table(value, "announce", mistakes));
+    let Some(mut table) = table else { return announce };
+    if let Some(items) = table.list("repeat", mistakes) {
+        announce.repeat.clear();
+        let range = Duration::from_millis(10)..=Duration::from_secs(3600);
+        for item in items {
+            let Some(after) = section::duration(item, "repeat", range.clone(), mistakes) else { continue };
+            if announce.repeat.last().is_some_and(|last| last >= after.get_ref()) {
+                mistakes
+                    .add(after.span(), "repeat is not in order")
+                    .remedy("each is reckoned from the takeover, soonest first");
+            }
+            announce.repeat.push(after.into_inner());
+        }
+        if let Some(extra) = items.get(ANNOUNCE_REPEAT_MAX) {
+            mistakes
+                .add(extra.span(), format!("more than {ANNOUNCE_REPEAT_MAX} repetitions"))
+                .remedy("what is to go on for ever is refresh");
+        }
+    }
+    let range = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
+    announce.refresh = table.duration("refresh", range, mistakes).map(Spanned::into_inner);
+    let range = Duration::ZERO..=Duration::from_secs(1);
+    announce.interval =
+        table.duration("interval", range, mistakes).map_or(Duration::ZERO, Spanned::into_inner);
+    table.finish(mistakes);
+    announce
 }
 
 fn read_vip(

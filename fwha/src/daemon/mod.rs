@@ -19,6 +19,7 @@
 //! | [`replication`] | replication thread |
 //! | [`table`] | flows of peers on their way into the kernel |
 //! | [`vips`] | addresses and gratuitous ARP |
+//! | [`announcements`] | gratuitous ARP in its turn |
 //! | [`hooks`] | programs that are run when a role changes |
 //! | [`trackers`], [`reach`] | what `[[tracker]]` watches; asking others whether they are there |
 //! | [`program`] | runs of programs, for hooks and trackers |
@@ -35,6 +36,7 @@
 //! | [`log`] | log that nobody waits for |
 //! | [`mailbox`], [`names`], [`limit`] | small things that the others share |
 
+pub mod announcements;
 mod capture;
 pub mod election;
 pub mod events;
@@ -86,6 +88,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
+use self::announcements::Announcements;
 use self::events::EventLog;
 use self::hooks::Hooks;
 use self::lock::RunDir;
@@ -368,7 +371,7 @@ impl Running {
         let (hooks, hook_tasks) = Hooks::start(config, clock, &events, &names);
         let vips = vips::Thread {
             groups: ports::group_addresses(config, &found.ports),
-            garps: ports::garps(&found.ports)?,
+            announcements: Announcements::new(ports::garps(&found.ports)?, announcements::intervals(config)),
             keep: resumed,
             lease: config.cluster.lease,
             commands: vips_commands,
@@ -643,6 +646,10 @@ fn election_group(group: &config::Group, start: proto_election::Start) -> proto_
         preempt_delay: group.preempt_delay,
         advert_interval_cs: (group.advert_interval.as_millis() / 10) as u16,
         version: group.version,
+        announce: proto_election::Announce {
+            repeat: group.announce.repeat.clone(),
+            refresh: group.announce.refresh,
+        },
         instances: group.vips.iter().map(instance).collect(),
         start,
     }

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::server::{Problem, Server};
-use super::{Running, election, ports, replication, vips};
+use super::{Running, announcements, election, ports, replication, vips};
 use crate::api;
 use crate::config::{Config, ConfigErrors, diff};
 use crate::dataplane::{Dataplane, DataplaneError, Maps};
@@ -154,9 +154,10 @@ impl Running {
         let (names, tasks) = (Arc::clone(&self.names), &mut self.hook_tasks);
         self.hooks = self.hooks.renew(new, self.clock, &self.events, &names, tasks);
         let groups = ports::group_addresses(new, &self.network.ports);
+        let intervals = announcements::intervals(new);
         let (done, moved) = oneshot::channel();
         // The thread ends before this one does only when all is over.
-        let _ = self.vips.send(vips::Command::Reload { groups, hooks: self.hooks.clone(), done });
+        let _ = self.vips.send(vips::Command::Reload { groups, intervals, hooks: self.hooks.clone(), done });
         if timeout(MOVE_WAIT, moved).await.is_err() {
             tracing::warn!("addresses have not been added or removed yet");
         }

@@ -123,3 +123,34 @@ fn a_bad_file_changes_nothing() {
         (1, 61)
     );
 }
+
+#[test]
+fn announcements_repeat_as_configured_and_are_refreshed_by_the_active_alone() {
+    let seconds = |list: &[u64]| list.iter().map(|&s| ms(s * 1000)).collect();
+    let mut rig = Rig::pair_with(1, move |_, c| {
+        c.groups[0].announce = Announce { repeat: seconds(&[2]), refresh: None };
+    });
+    rig.run(ms(60_000));
+    let took = rig.node(1).takeovers[0].0;
+    let since = |rig: &Rig, n, from: Time| -> Vec<u64> {
+        let times = rig.node(n).announced.iter().filter(|(at, _)| *at >= from);
+        times.map(|(at, _)| at.since(from).as_millis() as u64 / 1000).collect()
+    };
+    assert_eq!(since(&rig, 1, took), [0, 2]);
+
+    let then = rig.now;
+    for n in [1, 2] {
+        reload(&mut rig, n, 2, |g| g.announce.refresh = Some(ms(10_000)));
+    }
+    rig.run(ms(35_000));
+    assert_eq!(since(&rig, 1, then), [10, 20, 30], "from now on, without a takeover");
+    let moved = rig.now;
+    rig.kill(1);
+    rig.run(ms(25_000));
+    assert_eq!(since(&rig, 2, then).len(), 4, "the Backup was silent before");
+    assert_eq!(since(&rig, 2, moved), [0, 2, 12, 22]);
+    let then = rig.now;
+    reload(&mut rig, 2, 3, |g| g.announce.refresh = None);
+    rig.run(ms(30_000));
+    assert_eq!(since(&rig, 2, then), [0; 0]);
+}

@@ -119,6 +119,17 @@ fn what_a_running_daemon_cannot_take_over_is_marked() {
         ["!group \"gateway\": priority: fw1 200, fw2 190 -> fw1 200"]
     );
     assert_eq!(
+        changes(&[(
+            "preempt = false",
+            "announce = { repeat = [\"2s\", \"3s\"], refresh = \"1m\", interval = \"5ms\" }"
+        )]),
+        [
+            "group \"gateway\": announce.repeat: 100ms, 1s, 5s -> 2s, 3s",
+            "group \"gateway\": announce.refresh: none -> 1m",
+            "group \"gateway\": announce.interval: 0ms -> 5ms",
+        ]
+    );
+    assert_eq!(
         changes(&[("advert-interval = \"1s\"", "vrrp-version = 2")]),
         ["!group \"gateway\": vrrp-version, or what it sends"]
     );

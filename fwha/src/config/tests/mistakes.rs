@@ -626,6 +626,31 @@ fn mistakes_about_preemption_are_found() {
 }
 
 #[test]
+fn mistakes_about_announcements_are_found() {
+    check_rows(&[
+        ("preempt = false", "announce = 5", &[":26:12: announce is an integer, not a table"]),
+        (
+            "preempt = false",
+            "announce = { repeat = [\"1s\", 5, \"1s\", \"2h\"], delay = \"5s\" }",
+            &[
+                ":26:30: repeat is an integer, not a duration in quotes, like \"10ms\" or \"5m\"",
+                ":26:33: repeat is not in order",
+                ":26:39: repeat \"2h\" is out of range",
+                ":26:46: unknown key \"delay\" in announce",
+            ],
+        ),
+        (
+            "preempt = false",
+            "announce = { refresh = \"0s\", interval = \"2s\" }",
+            &[":26:24: refresh \"0s\" is out of range", ":26:41: interval \"2s\" is out of range"],
+        ),
+    ]);
+    let times: Vec<String> = (1..=17).map(|n| format!("\"{n}s\"")).collect();
+    let text = format!("announce = {{ repeat = [{}] }}", times.join(","));
+    assert_eq!(mistakes(&with("preempt = false", &text)), [":26:111: more than 16 repetitions"]);
+}
+
+#[test]
 fn mistakes_about_hooks_are_found() {
     check_rows(&[
         ("[cluster]", "[[hook]]\nname = \"notify\"\n[cluster]", &[":2:1: [[hook]] has no \"command\""]),
