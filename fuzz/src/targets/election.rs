@@ -364,10 +364,13 @@ impl World {
                         _ => {}
                     }
                 }
-                Output::Advertise { zone, v6, bytes, .. } => {
-                    let source =
-                        if v6 { sender(true, ME.node) } else { Ipv4Addr::new(10, zone, 1, ME.node).into() };
-                    let envelope = Envelope::multicast(source);
+                Output::Advertise { zone, to, bytes, .. } => {
+                    let source = if to.is_ipv6() {
+                        sender(true, ME.node)
+                    } else {
+                        Ipv4Addr::new(10, zone, 1, ME.node).into()
+                    };
+                    let envelope = Envelope { dst: to, ..Envelope::multicast(source) };
                     let parsed = match bytes[0] >> 4 {
                         2 => Advert::parse_v2(&envelope, &bytes).map(drop),
                         _ => Advert::parse(&envelope, &bytes).map(drop),

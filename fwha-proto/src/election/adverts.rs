@@ -3,6 +3,7 @@
 //! Advertisements are not authenticated. They decide where no peer is alive on the channel; beside
 //! a living peer they are counted and move nothing.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::Election;
@@ -33,6 +34,16 @@ fn check_v2(auth: Auth, ours: Auth, same_interval: bool) -> Result<(), Discard> 
         _ => return Err(Discard::AuthType),
     }
     if same_interval { Ok(()) } else { Err(Discard::OtherInterval) }
+}
+
+/// Whether it came the way that is configured: to the group, or from one of these peers to this node.
+fn check_addressed(envelope: &Envelope, peers: &[IpAddr]) -> Result<(), Discard> {
+    match (envelope.dst.is_multicast(), peers.is_empty()) {
+        (true, true) => Ok(()),
+        (true, false) => Err(Discard::Multicast),
+        (false, _) if peers.contains(&envelope.src) => Ok(()),
+        (false, _) => Err(Discard::NotPeer),
+    }
 }
 
 impl Election {
@@ -70,6 +81,7 @@ impl Election {
         });
         let (g, i) = at.ok_or(Discard::UnknownVrid)?;
         let group = &self.groups[g];
+        check_addressed(envelope, &group.config.instances[i].peers)?;
         match (heard, group.config.version) {
             (Version::V2 { auth }, Version::V2 { auth: ours }) => {
                 check_v2(auth, ours, advert.interval_cs == group.config.advert_interval_cs)?;
@@ -250,13 +262,21 @@ impl Election {
             interval_cs: machine.interval_cs(),
             addresses: config.addresses.clone(),
         };
-        let bytes = match group.config.version {
-            Version::V2 { auth } => advert.write_v2(auth),
-            Version::V3 { checksum } => advert.write(&Envelope::multicast(source), checksum),
-        };
-        let (group, zone, vrid) = (group.config.group, config.zone, config.vrid);
-        self.counters.count("vrrp_tx", "adverts");
-        self.out.push_back(Output::Advertise { group, zone, vrid, v6, bytes });
+        let multicast = Envelope::multicast(source);
+        let mut destinations: Vec<IpAddr> =
+            config.peers.iter().filter(|&&peer| peer != source).copied().collect();
+        if config.peers.is_empty() {
+            destinations.push(multicast.dst);
+        }
+        for to in destinations {
+            let bytes = match group.config.version {
+                Version::V2 { auth } => advert.write_v2(auth),
+                Version::V3 { checksum } => advert.write(&Envelope { dst: to, ..multicast }, checksum),
+            };
+            let (group, zone, vrid) = (group.config.group, config.zone, config.vrid);
+            self.counters.count("vrrp_tx", "adverts");
+            self.out.push_back(Output::Advertise { group, zone, vrid, to, bytes });
+        }
     }
 
     /// Advertisements and repeated announcements that are due.

@@ -132,6 +132,9 @@ pub struct Instance {
     pub vrid: u8,
     /// The virtual addresses, at least one, of one family.
     pub addresses: Vec<IpAddr>,
+    /// Unicast: whom it speaks to and listens to, of the same family; an address of this node's own does
+    /// no harm. Multicast if there are none.
+    pub peers: Vec<IpAddr>,
 }
 
 /// What a starting node knows of its earlier life.
@@ -212,6 +215,9 @@ impl Config {
                     return fail(&g.name, "version 2 of VRRP is for IPv4 alone");
                 }
                 let v4 = i.addresses.iter().filter(|a| a.is_ipv4()).count();
+                if i.peers.iter().any(|peer| i.addresses.iter().any(|a| a.is_ipv4() != peer.is_ipv4())) {
+                    return fail(&g.name, "unicast peers must be of the family of the virtual router");
+                }
                 if i.vrid == 0
                     || !(1..=ADDRESSES_MAX).contains(&i.addresses.len())
                     || !(v4 == 0 || v4 == i.addresses.len())

@@ -251,6 +251,14 @@ impl Changes {
                 self.restart(what("vrrp-version, or what it sends"));
             }
             self.vips(name, &addresses(old.0, vips), &addresses(new.0, &now.vips));
+            let same = |a: &Vip, b: &Vip| (a.zone, a.vrid, a.is_v6()) == (b.zone, b.vrid, b.is_v6());
+            for before in vips {
+                if let Some(now) = now.vips.iter().find(|now| same(before, now)) {
+                    let what = format!("vrid {} of group {name}: peers", before.vrid);
+                    let [before, now] = [before, now].map(|vip| list(&vip.peers, "multicast"));
+                    self.setting(&what, &before, &now, false);
+                }
+            }
         }
     }
 
@@ -328,7 +336,7 @@ type Address = (String, String, u8);
 
 fn addresses(config: &Config, vips: &[Vip]) -> Vec<Address> {
     let of = |vip: &Vip| {
-        let Vip { zone, vrid, addresses } = vip;
+        let Vip { zone, vrid, addresses, peers: _ } = vip;
         let (zone, vrid) = (config.zone_name(*zone).to_owned(), *vrid);
         addresses.iter().map(|a| (zone.clone(), a.to_string(), vrid)).collect::<Vec<_>>()
     };

@@ -83,6 +83,8 @@ impl Default for Announce {
     }
 }
 
+/// Unicast peers of one virtual router.
+pub const PEERS_MAX: usize = 32;
 /// How often an announcement may be repeated.
 pub const ANNOUNCE_REPEAT_MAX: usize = 16;
 
@@ -95,6 +97,9 @@ pub struct Vip {
     pub vrid: u8,
     /// The addresses, each with the prefix length of its network. Of IPv6 the first is link-local.
     pub addresses: Vec<IpNet>,
+    /// The routers, of the same family, that it speaks to by unicast and listens to, the nodes themselves
+    /// among them; with none it speaks by multicast.
+    pub peers: Vec<IpAddr>,
 }
 
 impl Vip {
@@ -389,6 +394,8 @@ fn read_vip(
     let vrid = vrid_value.and_then(|v| section::integer(v, "vrid", 1..=255, mistakes));
     let list = section.require("addresses", mistakes);
     let items = list.and_then(|v| section::list(v, "addresses", mistakes));
+    let peers_at = section.get("peers").map(|value| value.span());
+    let peers = read_peers(&mut section, mistakes);
     section.finish(mistakes);
 
     if let (Some(name), Some(index)) = (&zone_name, zone) {
@@ -439,7 +446,17 @@ fn read_vip(
     let routers: Vec<Vip> = [v4, v6]
         .into_iter()
         .filter(|addresses| !addresses.is_empty())
-        .map(|addresses| Vip { zone: zone_id, vrid, addresses })
+        .map(|addresses| {
+            let v6 = addresses.first().is_some_and(|a: &IpNet| a.addr().is_ipv6());
+            let peers: Vec<IpAddr> = peers.iter().filter(|peer| peer.is_ipv6() == v6).copied().collect();
+            if let (Some(span), true) = (&peers_at, peers.is_empty()) {
+                let family = if v6 { "IPv6" } else { "IPv4" };
+                mistakes
+                    .add(span.clone(), format!("peers has no address of {family}"))
+                    .remedy("name the other routers' own addresses of each family, or leave peers out");
+            }
+            Vip { zone: zone_id, vrid, addresses, peers }
+        })
         .collect();
     let mut twice = false;
     for router in &routers {
@@ -451,6 +468,27 @@ fn read_vip(
             .remedy("choose one that no other router on that network uses");
     }
     routers
+}
+
+/// `peers`: addresses of routers.
+fn read_peers(section: &mut Section<'_>, mistakes: &mut Mistakes) -> Vec<IpAddr> {
+    let mut peers = Vec::new();
+    let items = section.list("peers", mistakes).unwrap_or_default();
+    for text in section::strings(items, "peers", mistakes) {
+        match value::host_ip(text.get_ref()) {
+            Ok(peer) if peers.contains(&peer) => {
+                mistakes.add(text.span(), format!("peer {peer} is there twice"));
+            }
+            Ok(peer) => peers.push(peer),
+            Err(problem) => {
+                mistakes.add(text.span(), format!("peers: {problem}"));
+            }
+        }
+    }
+    if let Some(extra) = items.get(PEERS_MAX) {
+        mistakes.add(extra.span(), format!("more than {PEERS_MAX} peers"));
+    }
+    peers
 }
 
 fn is_link_local(net: &IpNet) -> bool {

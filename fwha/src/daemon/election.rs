@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddrV4;
+use std::net::{IpAddr, SocketAddrV4};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -417,8 +417,8 @@ impl Thread {
         };
         match output {
             Output::Heartbeat { link, peer, bytes } => self.send_heartbeat(link, peer, &bytes),
-            Output::Advertise { zone, v6, bytes, .. } => {
-                self.advertise(zone, v6, &bytes);
+            Output::Advertise { zone, to, bytes, .. } => {
+                self.advertise(zone, to, &bytes);
                 done("advert");
             }
             Output::Probe { via, mac, probe, .. } => {
@@ -497,13 +497,14 @@ impl Thread {
         }
     }
 
-    fn advertise(&self, zone: u8, v6: bool, bytes: &[u8]) {
+    fn advertise(&self, zone: u8, to: IpAddr, bytes: &[u8]) {
+        let v6 = to.is_ipv6();
         let mut sockets = self.sockets.vrrp.get(&zone).into_iter().flatten();
         let source = self.sockets.sources.get(&zone).and_then(|i| i.source(v6));
         let (Some(socket), Some(source)) = (sockets.find(|s| s.is_v6() == v6), source) else {
             return;
         };
-        if let Err(error) = socket.send(source, bytes) {
+        if let Err(error) = socket.send(source, to, bytes) {
             tracing::debug!(zone, "cannot advertise: {error}");
         }
     }

@@ -637,6 +637,7 @@ fn election_group(group: &config::Group, start: proto_election::Start) -> proto_
         zone: vip.zone,
         vrid: vip.vrid,
         addresses: vip.addresses.iter().map(|a| a.addr()).collect(),
+        peers: vip.peers.clone(),
     };
     proto_election::GroupConfig {
         group: group.id,

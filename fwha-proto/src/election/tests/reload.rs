@@ -17,8 +17,10 @@ fn hears(rig: &mut Rig, n: NodeId) -> Vec<bool> {
 
 /// A virtual router more, first in the list: the others have other places then.
 fn one_more(g: &mut GroupConfig) {
-    g.instances
-        .insert(0, Instance { zone: 1, vrid: 99, addresses: vec![Ipv4Addr::new(10, 1, 1, 99).into()] });
+    g.instances.insert(
+        0,
+        Instance { vrid: 99, addresses: vec![Ipv4Addr::new(10, 1, 1, 99).into()], ..g.instances[0].clone() },
+    );
 }
 
 #[test]

@@ -101,6 +101,21 @@ fn settings_of_all_sections_are_told() {
         changes(&[("preempt = false", "priority = { fw1 = 100, fw2 = 150 }")]),
         ["group \"gateway\": priority: fw1 200, fw2 190 -> fw2 150, fw1 100"]
     );
+    assert_eq!(
+        changes(&[(
+            "preempt = false",
+            "announce = { repeat = [\"2s\", \"3s\"], refresh = \"1m\", interval = \"5ms\" }"
+        )]),
+        [
+            "group \"gateway\": announce.repeat: 100ms, 1s, 5s -> 2s, 3s",
+            "group \"gateway\": announce.refresh: none -> 1m",
+            "group \"gateway\": announce.interval: 0ms -> 5ms",
+        ]
+    );
+    assert_eq!(
+        changes(&[("vrid = 61", "vrid = 61, peers = [\"10.0.0.3\"]")]),
+        ["vrid 61 of group gateway: peers: multicast -> 10.0.0.3"]
+    );
 }
 
 #[test]
@@ -117,17 +132,6 @@ fn what_a_running_daemon_cannot_take_over_is_marked() {
     assert_eq!(
         changes(&[("nodes = [\"fw1\", \"fw2\"]", "nodes = [\"fw1\"]")]),
         ["!group \"gateway\": priority: fw1 200, fw2 190 -> fw1 200"]
-    );
-    assert_eq!(
-        changes(&[(
-            "preempt = false",
-            "announce = { repeat = [\"2s\", \"3s\"], refresh = \"1m\", interval = \"5ms\" }"
-        )]),
-        [
-            "group \"gateway\": announce.repeat: 100ms, 1s, 5s -> 2s, 3s",
-            "group \"gateway\": announce.refresh: none -> 1m",
-            "group \"gateway\": announce.interval: 0ms -> 5ms",
-        ]
     );
     assert_eq!(
         changes(&[("advert-interval = \"1s\"", "vrrp-version = 2")]),

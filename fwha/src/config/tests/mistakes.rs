@@ -651,6 +651,27 @@ fn mistakes_about_announcements_are_found() {
 }
 
 #[test]
+fn mistakes_about_unicast_peers_are_found() {
+    check_rows(&[
+        (
+            "vrid = 61",
+            "vrid = 61, peers = [\"10.0.0.3\", \"10.0.0.3\", \"224.0.0.18\", 7]",
+            &[
+                ":29:52: peer 10.0.0.3 is there twice",
+                ":29:64: peers: \"224.0.0.18\" is a multicast address",
+                ":29:78: peers is an integer, not a string",
+            ],
+        ),
+        ("vrid = 61", "vrid = 61, peers = [\"fe80::3\"]", &[":29:39: peers has no address of IPv4"]),
+        ("vrid = 61", "vrid = 61, peers = []", &[":29:39: peers has no address of IPv4"]),
+    ]);
+    let config = good(&with("vrid = 61", "vrid = 61, peers = [\"10.0.0.3\", \"10.0.0.2\"]"));
+    let peers: Vec<String> = config.groups[0].vips[0].peers.iter().map(ToString::to_string).collect();
+    assert_eq!(peers, ["10.0.0.3", "10.0.0.2"]);
+    assert!(config.groups[0].vips[1].peers.is_empty());
+}
+
+#[test]
 fn mistakes_about_hooks_are_found() {
     check_rows(&[
         ("[cluster]", "[[hook]]\nname = \"notify\"\n[cluster]", &[":2:1: [[hook]] has no \"command\""]),
