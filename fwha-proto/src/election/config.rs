@@ -48,7 +48,7 @@ pub struct Config {
 }
 
 /// A tracker: something that this node watches, and what its failure means.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TrackerConfig {
     /// The hash of its name, by which nodes speak of it.
     pub id: u32,

@@ -79,9 +79,9 @@ pub fn diff(old: &Config, new: &Config, me: NodeId) -> Vec<Change> {
     changes.groups((old, groups), (new, &new.groups));
     changes.rules((old, rules), (new, &new.rules));
     changes.hooks(hooks, &new.hooks);
-    for (before, now) in changes.named("tracker", (trackers, &new.trackers), |t| &t.name, true) {
+    for (before, now) in changes.named("tracker", (trackers, &new.trackers), |t| &t.name, false) {
         if before != now {
-            changes.restart(format!("tracker {:?} is another one", now.name));
+            changes.live(format!("tracker {:?} changed", now.name));
         }
     }
     changes.0

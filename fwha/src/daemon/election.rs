@@ -16,8 +16,8 @@ use arc_swap::ArcSwap;
 use fwha_common::group::Group;
 use fwha_proto::NodeId;
 use fwha_proto::election::{
-    CommandError, ConfigError, Election, Event, GroupConfig, GroupId, Output, explain::Explanation,
-    status::Status,
+    CommandError, ConfigError, Election, Event, GroupConfig, GroupId, Output, TrackerConfig,
+    explain::Explanation, status::Status,
 };
 use fwha_proto::heartbeat::{Interface, Role, Via};
 use fwha_proto::hook::Change;
@@ -81,6 +81,8 @@ pub enum Command {
         config_hash: u64,
         /// Its groups.
         groups: Vec<GroupConfig>,
+        /// The trackers of this node.
+        trackers: Vec<TrackerConfig>,
         /// Where the answer goes.
         reply: oneshot::Sender<Result<(), ConfigError>>,
     },
@@ -388,10 +390,10 @@ impl Thread {
                 Command::SyncStatus { peer, in_sync, applied } => {
                     self.election.sync_status(now, peer, in_sync, applied);
                 }
-                Command::Reload { config_hash, groups, reply } => {
+                Command::Reload { config_hash, groups, trackers, reply } => {
                     // Whoever gave up waiting has taken the rest of the change back.
                     if !reply.is_closed() {
-                        let _ = reply.send(self.election.reload(now, config_hash, groups));
+                        let _ = reply.send(self.election.reload(now, config_hash, groups, trackers));
                     }
                 }
                 Command::Tracker { id, report } => self.election.tracker(now, id, report),

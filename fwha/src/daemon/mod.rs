@@ -471,7 +471,7 @@ impl Running {
         threads.push(sweeper.spawn()?);
         threads.push(election.spawn()?);
         let (trackers, thread) = Trackers::start(config, node, &found.links, clock, &election_mailbox)?;
-        threads.extend(thread);
+        threads.push(thread);
         Ok(Self {
             config: current,
             requests,
@@ -616,20 +616,20 @@ fn election_config(
         zones: config.zones.iter().map(|z| (z.id, z.name.clone())).collect(),
         interfaces: ports.iter().map(|p| (p.via, p.interface())).collect(),
         groups,
-        trackers: config
-            .trackers
-            .iter()
-            .filter(|t| t.runs_on(identity.node))
-            .map(|t| proto_election::TrackerConfig {
-                id: t.id(),
-                name: t.name.clone(),
-                groups: t.groups.clone(),
-                effect: t.effect(),
-                shared: t.grace(config.cluster.heartbeat_interval),
-            })
-            .collect(),
+        trackers: election_trackers(config, identity.node),
         standby: false,
     })
+}
+
+fn election_trackers(config: &Config, node: config::NodeId) -> Vec<proto_election::TrackerConfig> {
+    let one = |t: &config::Tracker| proto_election::TrackerConfig {
+        id: t.id(),
+        name: t.name.clone(),
+        groups: t.groups.clone(),
+        effect: t.effect(),
+        shared: t.grace(config.cluster.heartbeat_interval),
+    };
+    config.trackers.iter().filter(|t| t.runs_on(node)).map(one).collect()
 }
 
 fn election_group(group: &config::Group, start: proto_election::Start) -> proto_election::GroupConfig {

@@ -153,6 +153,7 @@ impl Running {
         self.replication.send(replication::Command::Reload { settings, chosen });
         let (names, tasks) = (Arc::clone(&self.names), &mut self.hook_tasks);
         self.hooks = self.hooks.renew(new, self.clock, &self.events, &names, tasks);
+        self.trackers.set(new);
         let groups = ports::group_addresses(new, &self.network.ports);
         let intervals = announcements::intervals(new);
         let (done, moved) = oneshot::channel();
@@ -167,7 +168,8 @@ impl Running {
     async fn tell_election(&self, new: &Config) -> anyhow::Result<()> {
         let (reply, answer) = oneshot::channel();
         let groups = new.groups.iter().map(|g| super::election_group(g, Default::default())).collect();
-        self.election.send(election::Command::Reload { config_hash: new.hash, groups, reply });
+        let trackers = super::election_trackers(new, self.network.node.id);
+        self.election.send(election::Command::Reload { config_hash: new.hash, groups, trackers, reply });
         let answer = timeout(MOVE_WAIT, answer).await.context("the election does not answer")?;
         Ok(answer??)
     }

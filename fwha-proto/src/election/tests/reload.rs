@@ -7,7 +7,8 @@ use crate::vrrp::packet::PRIORITY_RELEASE;
 fn reload(rig: &mut Rig, n: NodeId, hash: u64, change: impl Fn(&mut GroupConfig)) {
     let mut groups = rig.election(n).config.groups.clone();
     groups.iter_mut().for_each(change);
-    rig.command(n, |e, now| e.reload(now, hash, groups)).expect("a good file");
+    let trackers = rig.election(n).config.trackers.clone();
+    rig.command(n, |e, now| e.reload(now, hash, groups, trackers)).expect("a good file");
 }
 
 fn hears(rig: &mut Rig, n: NodeId) -> Vec<bool> {
@@ -119,7 +120,7 @@ fn a_bad_file_changes_nothing() {
     let mut rig = Rig::pair(1);
     let mut groups = rig.election(1).config.groups.clone();
     groups[0].instances[0].vrid = 0;
-    assert!(rig.command(1, |e, now| e.reload(now, 9, groups)).is_err());
+    assert!(rig.command(1, |e, now| e.reload(now, 9, groups, vec![])).is_err());
     assert_eq!(
         (rig.election(1).config.config_hash, rig.election(1).config.groups[0].instances[0].vrid),
         (1, 61)

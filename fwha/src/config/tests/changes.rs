@@ -119,6 +119,17 @@ fn settings_of_all_sections_are_told() {
 }
 
 #[test]
+fn trackers_come_change_and_go_under_way() {
+    let tracker = "[[tracker]]\nname = \"uplink\"\nping = \"10.0.0.1\"\n";
+    assert_eq!(added(tracker), ["tracker \"uplink\" added"]);
+    let both = |more: &str| format!("{tracker}{more}");
+    let [before, now] = ["", "rise = 5"].map(|more| good(&(GOOD.to_owned() + &both(more))));
+    let found: Vec<String> =
+        diff(&before, &now, 1).into_iter().map(|c| format!("{} {}", c.restart, c.text)).collect();
+    assert_eq!(found, ["false tracker \"uplink\" changed"]);
+}
+
+#[test]
 fn what_a_running_daemon_cannot_take_over_is_marked() {
     assert_eq!(
         changes(&[("max-flows = 1_000_000", "max-flows = 2_000_000\nlease = \"2s\"")]),
