@@ -16,7 +16,9 @@ use crate::NodeId;
 use crate::heartbeat::{Cause, PeerState, Role, Via};
 use crate::time::Time;
 use crate::vrrp::machine::{Want, centiseconds, greater};
-use crate::vrrp::packet::{Advert, Auth, Checksum, Discard, Envelope, PRIORITY_RELEASE, Version};
+use crate::vrrp::packet::{
+    Advert, Auth, Checksum, Discard, Envelope, PRIORITY_OWNER, PRIORITY_RELEASE, Version,
+};
 
 /// Between two answers to losing advertisements.
 const LOSING_ANSWER: Duration = Duration::from_millis(10);
@@ -136,7 +138,9 @@ impl Election {
             return;
         }
         // With peers of our own, the channel decides on preference; VRRP only tells who is there.
-        let preempt = group.config.preempt && group.config.members.len() == 1;
+        // The owner of the addresses always preempts (RFC 9568, 6.1).
+        let owner = group.priority() == PRIORITY_OWNER;
+        let preempt = (group.config.preempt || owner) && group.config.members.len() == 1;
         let others = group.config.members.len() > 1;
         match group.machines[instance].advert(now, advert, greater, preempt) {
             Want::Backup if authority => self.counters.count("vrrp_rx", "ignored"),

@@ -7,7 +7,7 @@ use super::trackers::Tracked;
 use crate::NodeId;
 use crate::heartbeat::{Cause, Role};
 use crate::time::Time;
-use crate::vrrp::machine::Machine;
+use crate::vrrp::machine::{Machine, centiseconds};
 
 /// The advertise interval while no heartbeat reaches a peer that lives, centiseconds.
 pub const FAST_ADVERT_CS: u16 = 10;
@@ -148,6 +148,13 @@ impl Group {
     pub fn others(&self) -> impl Iterator<Item = NodeId> + '_ {
         let place = self.place;
         self.config.members.iter().enumerate().filter(move |(i, _)| Some(*i) != place).map(|(_, m)| m.0)
+    }
+
+    /// Whether a node that owns the addresses (priority 255) has waited for long enough at its start: not
+    /// at all when it is alone (RFC 9568, 6.4.1); else for one interval, in which an Active member is heard.
+    pub fn owner_starts(&self, now: Time) -> bool {
+        let interval = centiseconds(self.config.advert_interval_cs);
+        self.config.members.len() == 1 || (self.heard(now) == 0 && now >= self.since + interval)
     }
 
     /// By virtual router, whether the Active's advertisements arrive.

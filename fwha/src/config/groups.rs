@@ -34,7 +34,7 @@ pub struct Group {
     pub id: GroupId,
     /// Its name.
     pub name: String,
-    /// Its nodes and their VRRP priorities (1 to 254, no two equal), most preferred first.
+    /// Its nodes and their VRRP priorities (1 to 255, no two equal), most preferred first.
     pub nodes: Vec<(NodeId, u8)>,
     /// Whether a more preferred node takes the group back when it returns.
     pub preempt: bool,
@@ -228,7 +228,7 @@ fn read_priorities(
     for (key, value) in section.entries() {
         let name = Spanned::new(key.span(), key.get_ref().as_ref());
         let id = nodes.names.find(&name, mistakes).map(|i| i as NodeId + 1);
-        let priority = section::integer(value, "priority", 1..=254, mistakes);
+        let priority = section::integer(value, "priority", 1..=255, mistakes);
         let Some(id) = id else { continue };
         if !members.iter().any(|&(m, _)| m == id) {
             mistakes.add(key.span(), format!("node {:?} is not in this group's nodes", name.get_ref()));

@@ -282,8 +282,13 @@ fn mistakes_about_groups_are_found() {
         ),
         (
             "preempt = false",
-            "priority = { fw1 = 255, fw2 = 0 }",
-            &[":26:20: priority 255 is out of range", ":26:31: priority 0 is out of range"],
+            "priority = { fw1 = 256, fw2 = 0 }",
+            &[":26:20: priority 256 is out of range", ":26:31: priority 0 is out of range"],
+        ),
+        (
+            "preempt = false",
+            "priority = { fw1 = 255, fw2 = 255 }",
+            &[":26:31: node \"fw2\" has the priority of \"fw1\", 255"],
         ),
         ("preempt = false", "priority = { fw1 = 150 }", &[":26:12: node \"fw2\" has no priority"]),
         (
