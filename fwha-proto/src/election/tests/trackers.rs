@@ -369,7 +369,7 @@ fn reload(rig: &mut Rig, n: NodeId, trackers: &[TrackerConfig]) {
 #[test]
 fn a_reload_keeps_what_is_known_of_a_tracker_whatever_its_place() {
     let shared = tracker(1, Effect::Fault, Some(GRACE));
-    let mut rig = rig(2, &[shared.clone()], |_| {});
+    let mut rig = rig(2, std::slice::from_ref(&shared), |_| {});
     rig.track(1, 1, Down);
     rig.run(GRACE + SOON);
     assert_eq!((rig.actives(0), rig.role(1, 0)), (vec![2], Some(Role::Fault)));
@@ -389,7 +389,7 @@ fn a_reload_keeps_what_is_known_of_a_tracker_whatever_its_place() {
 #[test]
 fn a_tracker_that_a_reload_removes_counts_no_more_and_one_that_is_new_has_no_verdict() {
     let fault = tracker(1, Effect::Fault, None);
-    let mut rig = rig(2, &[fault.clone()], |_| {});
+    let mut rig = rig(2, std::slice::from_ref(&fault), |_| {});
     rig.track(1, 1, Down);
     run_without_a_gap(&mut rig, SOON);
     assert_eq!(rig.role(1, 0), Some(Role::Fault));
