@@ -32,6 +32,8 @@ struct Speech {
     /// Lines of keepalived's instance.
     keepalived: &'static str,
     addresses: &'static [&'static str],
+    /// By unicast: the node's own address and that of keepalived.
+    unicast: Option<[&'static str; 2]>,
     /// What tcpdump makes of one of the node's advertisements, its priority in braces.
     dump: &'static str,
 }
@@ -41,18 +43,21 @@ const V3: Speech = Speech {
     fwha: "checksum = \"pseudo-header\"",
     keepalived: "version 3",
     addresses: &[LAN_VIP],
+    unicast: None,
     dump: "VRRPv3, Advertisement, vrid 62, prio {}, intvl 100cs, length 12, addrs: 192.168.100.12",
 };
 const V3_IPV6: Speech = Speech {
     fwha: "",
     keepalived: "version 3",
     addresses: &[LINK_LOCAL_VIP, LAN_VIP6],
+    unicast: None,
     dump: "VRRPv3, Advertisement, vrid 62, prio {}, intvl 100cs, length 40, addrs(2): fe80::12,fd00:100::12",
 };
 const V2: Speech = Speech {
     fwha: "vrrp-version = 2",
     keepalived: "version 2",
     addresses: &[LAN_VIP],
+    unicast: None,
     dump: "VRRPv2, Advertisement, vrid 62, prio {}, authtype none, intvl 1s, length 20, addrs: 192.168.100.12",
 };
 const V2_PASSWORD: Speech = Speech {
@@ -61,6 +66,9 @@ const V2_PASSWORD: Speech = Speech {
     dump: "VRRPv2, Advertisement, vrid 62, prio {}, authtype simple, intvl 1s, length 20, addrs: 192.168.100.12 auth \"sesame\"",
     ..V2
 };
+/// By unicast the destination is in the pseudo-header of the checksum.
+const V3_UNICAST: Speech = Speech { unicast: Some(["192.168.100.1", "192.168.100.2"]), ..V3 };
+const V2_UNICAST: Speech = Speech { unicast: V3_UNICAST.unicast, ..V2 };
 
 impl Speech {
     /// The addresses, each with the length of its network's prefix.
@@ -90,10 +98,11 @@ nodes = ["fw1"]
 priority = {{ fw1 = {priority} }}
 preempt = {preempt}
 {}
-vips = [{{ zone = "lan", vrid = {VRID}, addresses = [{}] }}]
+vips = [{{ zone = "lan", vrid = {VRID}, addresses = [{}]{} }}]
 "#,
             self.fwha,
-            addresses.join(", ")
+            addresses.join(", "),
+            self.unicast.map_or(String::new(), |peers| format!(", peers = {peers:?}")),
         );
         let path = lab.dir().join("alone.toml");
         fs::write(&path, text)?;
@@ -117,9 +126,12 @@ impl Keepalived {
     fn start(lab: &Lab, speech: &Speech, priority: u8, more: &str) -> Result<Self> {
         let file = |name: &str| lab.dir().join(format!("keepalived.{name}"));
         let nets: Vec<String> = speech.nets().collect();
+        let unicast = speech.unicast.map_or(String::new(), |[node, own]| {
+            format!("unicast_src_ip {own}\nunicast_peer {{\n{node}\n}}")
+        });
         let text = format!(
             "vrrp_instance gateway {{\nstate BACKUP\ninterface lan\nvirtual_router_id {VRID}\npriority {priority}\n\
-             advert_int 1\n{}\n{more}\nvirtual_ipaddress {{\n{}\n}}\n}}\n",
+             advert_int 1\n{}\n{unicast}\n{more}\nvirtual_ipaddress {{\n{}\n}}\n}}\n",
             speech.keepalived,
             nets.join("\n")
         );
@@ -302,6 +314,31 @@ fn fwha_leads(speech: &Speech) {
     });
 }
 
+/// Each hears the other by unicast: as the Backup, at the end of its reign, and as the one that keeps the role.
+fn both_speak_by_unicast(speech: &Speech) {
+    in_a_lab_beside_keepalived(|lab| {
+        let keepalived = Keepalived::start(lab, speech, 200, "")?;
+        lab.wait_for("keepalived to have the addresses", PATIENCE, || {
+            Ok(has(lab, OTHER, speech)?.then_some(()))
+        })?;
+        let node = speech.start_node(lab, 100, true)?;
+        wait_for_holder(lab, &node, speech, OTHER)?;
+        check_stays(lab, &node, speech, OTHER, RECEIVED)?;
+        let at = Instant::now();
+        keepalived.term()?;
+        wait_for_holder(lab, &node, speech, NODE)?;
+        ensure!(at.elapsed() < THREE_INTERVALS, "{:?} after priority 0", at.elapsed());
+
+        let keepalived = Keepalived::start_as_backup(lab, speech, 200, "nopreempt")?;
+        check_stays(lab, &node, speech, NODE, SENT)?;
+        let read = dump(lab)?;
+        let [from, to] = speech.unicast.context("it is unicast")?;
+        ensure!(read.contains(&format!("{from} > {to}: ")) && !read.contains("bad"), "{read}");
+        keepalived.term()?;
+        check_no_complaint(&node, lab)
+    });
+}
+
 /// Neither found anything wrong with the other's advertisements.
 fn check_no_complaint(node: &NodeProcess, lab: &Lab) -> Result<()> {
     let stats = node.ctl(&["stats", "vrrp"])?;
@@ -353,4 +390,14 @@ fn fwha_leads_by_v2() {
 #[test]
 fn fwha_leads_by_v2_with_a_password() {
     fwha_leads(&V2_PASSWORD);
+}
+
+#[test]
+fn both_speak_by_unicast_of_v3() {
+    both_speak_by_unicast(&V3_UNICAST);
+}
+
+#[test]
+fn both_speak_by_unicast_of_v2() {
+    both_speak_by_unicast(&V2_UNICAST);
 }

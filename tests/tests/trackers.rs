@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, ensure};
 use fwha_tests::lab::{Attach, Host, Lab, LabOptions, Node, SERVER, SERVER6};
 use fwha_tests::pair::{Pair, role, term};
-use fwha_tests::scenario::in_lab;
+use fwha_tests::scenario::{in_lab, with_pair};
 use serde_json::Value;
 
 /// A second address of the server's, that can be taken away from it.
@@ -280,4 +280,54 @@ fn in_lab_with_targets(
         trackers(lab)
     };
     tracked(options, targets, play);
+}
+
+/// A tracker that fails where there is a file, with a line more.
+fn maintenance(lab: &Lab, node: Node, more: &str) -> String {
+    let file = bad(lab, node, "file");
+    format!(
+        "\n[[tracker]]\nname = \"maintenance\"\nfile = {file:?}\nnodes = [\"{node}\"]\ninterval = \"100ms\"\n{more}\n"
+    )
+}
+
+#[test]
+fn trackers_come_change_and_go_by_reloads() {
+    with_pair(LabOptions::default(), |lab, pair| {
+        let first = pair.settle(lab)?;
+        let plain = fs::read_to_string(lab.config_path())?;
+        let reload = |pair: &Pair, trackers: &[String], expected: &str| -> Result<()> {
+            fs::write(lab.config_path(), plain.clone() + &trackers.concat())?;
+            for node in Node::ALL {
+                let output = pair.node(node).ctl_output(&["reload"])?;
+                let said = String::from_utf8_lossy(&output.stdout).into_owned();
+                ensure!(output.status.success() && said == expected, "{node}: {said}");
+            }
+            Ok(())
+        };
+        reload(pair, &[maintenance(lab, first, "")], "tracker \"maintenance\" added\n")?;
+        wait_for(lab, pair, first, "maintenance", "up", "none")?;
+        fs::write(bad(lab, first, "file"), "a fan is loud")?;
+        pair.wait_for_role(lab, first, "fault")?;
+        pair.wait_for_role(lab, first.peer(), "active")?;
+
+        // What its failure does is another thing; that it fails is known already.
+        let before = wait_for(lab, pair, first, "maintenance", "down", "forbids the role")?;
+        reload(pair, &[maintenance(lab, first, "weight = -90")], "tracker \"maintenance\" changed\n")?;
+        let now = wait_for(lab, pair, first, "maintenance", "down", "lowers the priority by 90")?;
+        ensure!(
+            now["good"].as_u64() >= before["good"].as_u64() && before["good"].as_u64() > Some(0),
+            "{now}"
+        );
+        pair.wait_for_role(lab, first, "backup")?;
+
+        // It looks elsewhere.
+        let elsewhere = maintenance(lab, first, "").replace(".file", ".other-file");
+        reload(pair, &[elsewhere], "tracker \"maintenance\" changed\n")?;
+        wait_for(lab, pair, first, "maintenance", "up", "none")?;
+        reload(pair, &[], "tracker \"maintenance\" removed\n")?;
+        let status = pair.node(first).ctl(&["status"])?;
+        ensure!(tracker(&status, "maintenance").is_none(), "{status}");
+        ensure!(pair.node(first).ctl(&["status"])?["warnings"].to_string().find("tracker").is_none());
+        Ok(())
+    });
 }

@@ -46,6 +46,7 @@ fn election_config(config: &Config, node: u8) -> election::Config {
         zone: vip.zone,
         vrid: vip.vrid,
         addresses: vip.addresses.iter().map(|a| a.addr()).collect(),
+        peers: vip.peers.clone(),
     };
     let groups = config.groups.iter().map(|group| election::GroupConfig {
         group: group.id,
@@ -55,6 +56,10 @@ fn election_config(config: &Config, node: u8) -> election::Config {
         preempt_delay: group.preempt_delay,
         advert_interval_cs: (group.advert_interval.as_millis() / 10) as u16,
         version: group.version,
+        announce: election::Announce {
+            repeat: group.announce.repeat.clone(),
+            refresh: group.announce.refresh,
+        },
         instances: group.vips.iter().map(instance).collect(),
         start: election::Start::default(),
     });

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use fwha_common::probe::{Probe, ProbeKind};
 use fwha_proto::election::{
-    Config, Effect, Election, GroupConfig, Instance, NodeConfig, Output, Start, TrackerConfig,
+    Announce, Config, Effect, Election, GroupConfig, Instance, NodeConfig, Output, Start, TrackerConfig,
 };
 use fwha_proto::heartbeat::{
     Cause, GroupRecord, Heartbeat, Interface, LEN_MAX, NodeState, PeerState, Role, Via,
@@ -93,7 +93,12 @@ fn config(input: &mut Input<'_>) -> Config {
             Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 1, group.into()).into()
         };
         let addresses = [IpAddr::from(Ipv4Addr::new(10, 1, 1, group)), second];
-        let instance = |(zone, address)| Instance { zone, vrid: 10 * zone + group, addresses: vec![address] };
+        let instance = |(zone, address)| Instance {
+            zone,
+            vrid: 10 * zone + group,
+            addresses: vec![address],
+            peers: vec![],
+        };
         GroupConfig {
             group,
             name: format!("g{group}"),
@@ -106,6 +111,7 @@ fn config(input: &mut Input<'_>) -> Config {
             preempt_delay: Duration::from_millis(if kind & 8 != 0 { 50 } else { 0 }),
             advert_interval_cs: if v2 { 100 } else { 10 },
             version: if v2 { Version::V2 { auth: Auth::None } } else { Version::default() },
+            announce: Announce::default(),
             instances: (1..).zip(addresses).map(instance).collect(),
             start: Start::default(),
         }
@@ -364,10 +370,13 @@ impl World {
                         _ => {}
                     }
                 }
-                Output::Advertise { zone, v6, bytes, .. } => {
-                    let source =
-                        if v6 { sender(true, ME.node) } else { Ipv4Addr::new(10, zone, 1, ME.node).into() };
-                    let envelope = Envelope::multicast(source);
+                Output::Advertise { zone, to, bytes, .. } => {
+                    let source = if to.is_ipv6() {
+                        sender(true, ME.node)
+                    } else {
+                        Ipv4Addr::new(10, zone, 1, ME.node).into()
+                    };
+                    let envelope = Envelope { dst: to, ..Envelope::multicast(source) };
                     let parsed = match bytes[0] >> 4 {
                         2 => Advert::parse_v2(&envelope, &bytes).map(drop),
                         _ => Advert::parse(&envelope, &bytes).map(drop),

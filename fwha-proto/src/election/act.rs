@@ -4,18 +4,13 @@ use std::cmp::Reverse;
 use std::time::Duration;
 
 use super::Election;
-use super::config::GroupId;
+use super::config::{Announce, GroupId};
 use super::decide::PLANNED;
 use super::group::{Handover, Refusal, Split};
 use super::output::{Event, Output};
 use crate::NodeId;
 use crate::heartbeat::{Cause, Role};
 use crate::vrrp::packet::PRIORITY_RELEASE;
-
-/// After a takeover the addresses are announced at once and again after these times: the first
-/// announcements may meet a switch port that still blocks, or the last ones of the loser.
-pub(super) const ANNOUNCE_AGAIN: [Duration; 3] =
-    [Duration::from_millis(100), Duration::from_secs(1), Duration::from_secs(5)];
 
 impl Election {
     /// Becomes Active: advert, buckets, heartbeat, addresses, announcement.
@@ -84,6 +79,7 @@ impl Election {
             group.released = Some(now);
         }
         group.announce.clear();
+        group.refresh = None;
         group.handover = None;
         group.moved = false;
         group.vacant_since = None;
@@ -157,7 +153,9 @@ impl Election {
     /// Announces the group's addresses now and a few times more.
     pub(super) fn announce(&mut self, g: usize) {
         let group = &mut self.groups[g];
-        group.announce = ANNOUNCE_AGAIN.map(|after| self.clock + after).into();
+        let (now, Announce { repeat, refresh }) = (self.clock, &group.config.announce);
+        group.announce = repeat.iter().map(|&after| now + after).collect();
+        group.refresh = refresh.map(|rhythm| now + rhythm);
         self.out.push_back(Output::Announce { group: group.config.group });
     }
 

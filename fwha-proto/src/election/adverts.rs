@@ -3,10 +3,10 @@
 //! Advertisements are not authenticated. They decide where no peer is alive on the channel; beside
 //! a living peer they are counted and move nothing.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::Election;
-use super::act::ANNOUNCE_AGAIN;
 use super::config::Instance;
 use super::group::{FAST_ADVERT_CS, Outranked};
 use super::output::{Event, Output};
@@ -16,10 +16,15 @@ use crate::NodeId;
 use crate::heartbeat::{Cause, PeerState, Role, Via};
 use crate::time::Time;
 use crate::vrrp::machine::{Want, centiseconds, greater};
-use crate::vrrp::packet::{Advert, Auth, Checksum, Discard, Envelope, PRIORITY_RELEASE, Version};
+use crate::vrrp::packet::{
+    Advert, Auth, Checksum, Discard, Envelope, PRIORITY_OWNER, PRIORITY_RELEASE, Version,
+};
 
 /// Between two answers to losing advertisements.
 const LOSING_ANSWER: Duration = Duration::from_millis(10);
+
+/// When the addresses are announced after another router advertised them: it may have announced them, too.
+const WIN_BACK: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
 
 /// What version 2 wants to be the same on all routers (RFC 3768, section 7.1; for a password RFC
 /// 2338, section 7.1).
@@ -31,6 +36,16 @@ fn check_v2(auth: Auth, ours: Auth, same_interval: bool) -> Result<(), Discard> 
         _ => return Err(Discard::AuthType),
     }
     if same_interval { Ok(()) } else { Err(Discard::OtherInterval) }
+}
+
+/// Whether it came the way that is configured: to the group, or from one of these peers to this node.
+fn check_addressed(envelope: &Envelope, peers: &[IpAddr]) -> Result<(), Discard> {
+    match (envelope.dst.is_multicast(), peers.is_empty()) {
+        (true, true) => Ok(()),
+        (true, false) => Err(Discard::Multicast),
+        (false, _) if peers.contains(&envelope.src) => Ok(()),
+        (false, _) => Err(Discard::NotPeer),
+    }
 }
 
 impl Election {
@@ -68,6 +83,7 @@ impl Election {
         });
         let (g, i) = at.ok_or(Discard::UnknownVrid)?;
         let group = &self.groups[g];
+        check_addressed(envelope, &group.config.instances[i].peers)?;
         match (heard, group.config.version) {
             (Version::V2 { auth }, Version::V2 { auth: ours }) => {
                 check_v2(auth, ours, advert.interval_cs == group.config.advert_interval_cs)?;
@@ -122,7 +138,9 @@ impl Election {
             return;
         }
         // With peers of our own, the channel decides on preference; VRRP only tells who is there.
-        let preempt = group.config.preempt && group.config.members.len() == 1;
+        // The owner of the addresses always preempts (RFC 9568, 6.1).
+        let owner = group.priority() == PRIORITY_OWNER;
+        let preempt = (group.config.preempt || owner) && group.config.members.len() == 1;
         let others = group.config.members.len() > 1;
         match group.machines[instance].advert(now, advert, greater, preempt) {
             Want::Backup if authority => self.counters.count("vrrp_rx", "ignored"),
@@ -138,7 +156,7 @@ impl Election {
                     && advert.priority != PRIORITY_RELEASE
                 {
                     // Another router answers for the addresses: win the neighbours back.
-                    self.groups[g].announce = vec![now + ANNOUNCE_AGAIN[0], now + ANNOUNCE_AGAIN[1]];
+                    self.groups[g].announce = WIN_BACK.map(|after| now + after).into();
                 }
             }
             Want::Active | Want::Nothing => {}
@@ -248,13 +266,21 @@ impl Election {
             interval_cs: machine.interval_cs(),
             addresses: config.addresses.clone(),
         };
-        let bytes = match group.config.version {
-            Version::V2 { auth } => advert.write_v2(auth),
-            Version::V3 { checksum } => advert.write(&Envelope::multicast(source), checksum),
-        };
-        let (group, zone, vrid) = (group.config.group, config.zone, config.vrid);
-        self.counters.count("vrrp_tx", "adverts");
-        self.out.push_back(Output::Advertise { group, zone, vrid, v6, bytes });
+        let multicast = Envelope::multicast(source);
+        let mut destinations: Vec<IpAddr> =
+            config.peers.iter().filter(|&&peer| peer != source).copied().collect();
+        if config.peers.is_empty() {
+            destinations.push(multicast.dst);
+        }
+        for to in destinations {
+            let bytes = match group.config.version {
+                Version::V2 { auth } => advert.write_v2(auth),
+                Version::V3 { checksum } => advert.write(&Envelope { dst: to, ..multicast }, checksum),
+            };
+            let (group, zone, vrid) = (group.config.group, config.zone, config.vrid);
+            self.counters.count("vrrp_tx", "adverts");
+            self.out.push_back(Output::Advertise { group, zone, vrid, to, bytes });
+        }
     }
 
     /// Advertisements and repeated announcements that are due.
@@ -269,8 +295,10 @@ impl Election {
                 }
             }
             let group = &mut self.groups[g];
-            if group.announce.first().is_some_and(|&at| now >= at) {
+            let refresh = group.refresh.is_some_and(|at| now >= at);
+            if refresh || group.announce.first().is_some_and(|&at| now >= at) {
                 group.announce.retain(|&at| now < at);
+                group.refresh = group.config.announce.refresh.map(|rhythm| now + rhythm);
                 self.out.push_back(Output::Announce { group: group.config.group });
             }
         }

@@ -48,7 +48,7 @@ pub struct Config {
 }
 
 /// A tracker: something that this node watches, and what its failure means.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TrackerConfig {
     /// The hash of its name, by which nodes speak of it.
     pub id: u32,
@@ -99,10 +99,28 @@ pub struct GroupConfig {
     pub advert_interval_cs: u16,
     /// The version of VRRP that its virtual routers speak; version 2 is for IPv4 alone.
     pub version: Version,
+    /// When its addresses are announced again.
+    pub announce: Announce,
     /// The virtual routers, at most [`MAX_INSTANCES`].
     pub instances: Vec<Instance>,
     /// What is known of an earlier life of this node.
     pub start: Start,
+}
+
+/// When the addresses of a group are announced, besides at once after a takeover.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Announce {
+    /// Again so long after the takeover, soonest first: the first announcements may meet a switch port
+    /// that still blocks, or the last ones of the loser.
+    pub repeat: Vec<Duration>,
+    /// And then for ever in this rhythm.
+    pub refresh: Option<Duration>,
+}
+
+impl Default for Announce {
+    fn default() -> Self {
+        Self { repeat: [100, 1000, 5000].map(Duration::from_millis).into(), refresh: None }
+    }
 }
 
 /// A virtual router of a group.
@@ -114,6 +132,9 @@ pub struct Instance {
     pub vrid: u8,
     /// The virtual addresses, at least one, of one family.
     pub addresses: Vec<IpAddr>,
+    /// Unicast: whom it speaks to and listens to, of the same family; an address of this node's own does
+    /// no harm. Multicast if there are none.
+    pub peers: Vec<IpAddr>,
 }
 
 /// What a starting node knows of its earlier life.
@@ -183,6 +204,9 @@ impl Config {
             if !g.version.allows_interval(g.advert_interval_cs) {
                 return fail(&g.name, "advert-interval must be 10 ms to 40.95 s, in version 2 whole seconds");
             }
+            if g.announce.refresh.is_some_and(|refresh| refresh.is_zero()) {
+                return fail(&g.name, "the refresh of announcements takes time");
+            }
             if g.instances.len() > MAX_INSTANCES {
                 return fail(&g.name, "at most 32 virtual routers in a group");
             }
@@ -191,6 +215,9 @@ impl Config {
                     return fail(&g.name, "version 2 of VRRP is for IPv4 alone");
                 }
                 let v4 = i.addresses.iter().filter(|a| a.is_ipv4()).count();
+                if i.peers.iter().any(|peer| i.addresses.iter().any(|a| a.is_ipv4() != peer.is_ipv4())) {
+                    return fail(&g.name, "unicast peers must be of the family of the virtual router");
+                }
                 if i.vrid == 0
                     || !(1..=ADDRESSES_MAX).contains(&i.addresses.len())
                     || !(v4 == 0 || v4 == i.addresses.len())

@@ -226,9 +226,11 @@ impl Election {
         let foreign = group.foreign && !alive;
         if unknown || sync_lost.is_some() || foreign || group.config.members.len() == 1 {
             let fast_from = if unknown || foreign { None } else { sync_lost };
-            let owner =
-                group.config.members.len() == 1 && group.machines.iter().any(|m| m.start() == Want::Active);
-            return if now >= group.silent_at(fast_from) || (owner && group.cause == Cause::Started) {
+            let owner = group.cause == Cause::Started
+                && fast_from.is_none()
+                && group.machines.iter().any(|m| m.start() == Want::Active)
+                && group.owner_starts(now);
+            return if now >= group.silent_at(fast_from) || owner {
                 Judgement::Take(Cause::VrrpSilence)
             } else {
                 Judgement::Stay

@@ -7,7 +7,7 @@ use super::trackers::Tracked;
 use crate::NodeId;
 use crate::heartbeat::{Cause, Role};
 use crate::time::Time;
-use crate::vrrp::machine::Machine;
+use crate::vrrp::machine::{Machine, centiseconds};
 
 /// The advertise interval while no heartbeat reaches a peer that lives, centiseconds.
 pub const FAST_ADVERT_CS: u16 = 10;
@@ -68,6 +68,8 @@ pub(super) struct Group {
     pub lease_until: Time,
     /// When to announce the addresses again, soonest first.
     pub announce: Vec<Time>,
+    /// When to announce them whatever happened.
+    pub refresh: Option<Time>,
     pub handover: Option<Handover>,
     /// The last offer that was not taken.
     pub refusal: Option<Refusal>,
@@ -109,6 +111,7 @@ impl Group {
             tracked: Tracked::default(),
             lease_until: Time::ZERO,
             announce: Vec::new(),
+            refresh: None,
             handover: None,
             refusal: None,
             split: None,
@@ -145,6 +148,13 @@ impl Group {
     pub fn others(&self) -> impl Iterator<Item = NodeId> + '_ {
         let place = self.place;
         self.config.members.iter().enumerate().filter(move |(i, _)| Some(*i) != place).map(|(_, m)| m.0)
+    }
+
+    /// Whether a node that owns the addresses (priority 255) has waited for long enough at its start: not
+    /// at all when it is alone (RFC 9568, 6.4.1); else for one interval, in which an Active member is heard.
+    pub fn owner_starts(&self, now: Time) -> bool {
+        let interval = centiseconds(self.config.advert_interval_cs);
+        self.config.members.len() == 1 || (self.heard(now) == 0 && now >= self.since + interval)
     }
 
     /// By virtual router, whether the Active's advertisements arrive.

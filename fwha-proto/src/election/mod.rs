@@ -55,7 +55,7 @@ use std::time::Duration;
 use fwha_common::probe::Probe;
 
 pub use self::config::{
-    Config, ConfigError, Effect, GroupConfig, GroupId, Instance, NodeConfig, Start, TrackerConfig,
+    Announce, Config, ConfigError, Effect, GroupConfig, GroupId, Instance, NodeConfig, Start, TrackerConfig,
 };
 use self::group::Group;
 pub use self::group::{FAST_ADVERT_CS, Refusal};
@@ -377,7 +377,8 @@ impl Election {
                 let silence = self.silence_due(g).filter(|&at| at > self.clock);
                 let handover = group.handover.map(|h| h.deadline);
                 let lease = group.is_active().then_some(group.lease_until);
-                adverts.chain(group.announce.first().copied()).chain(silence).chain(handover).chain(lease)
+                let announce = group.announce.first().copied().into_iter().chain(group.refresh);
+                adverts.chain(announce).chain(silence).chain(handover).chain(lease)
             });
         peers.chain(groups).min().unwrap_or(Time::NEVER).min(self.heartbeat_due)
     }

@@ -1,6 +1,7 @@
 //! What the election tells its shell to do, and what it tells people.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use fwha_common::probe::Probe;
@@ -31,8 +32,9 @@ pub enum Output {
         zone: u8,
         /// The virtual router.
         vrid: u8,
-        /// Whether the virtual router is one for IPv6 (then to `ff02::12`).
-        v6: bool,
+        /// Where to: `224.0.0.18`, `ff02::12`, or a unicast peer. Also says of which family the virtual
+        /// router is.
+        to: IpAddr,
         /// The payload of IP protocol 112, checksum included.
         bytes: Vec<u8>,
     },

@@ -1,14 +1,14 @@
 //! Another cluster file while the election goes on: roles, terms and peers stay as they are.
 
 use super::Election;
-use super::config::{Config, ConfigError, GroupConfig, Instance};
+use super::config::{Config, ConfigError, GroupConfig, Instance, TrackerConfig};
 use crate::heartbeat::Via;
 use crate::time::Time;
 use crate::vrrp::machine::Machine;
 use crate::vrrp::packet::PRIORITY_RELEASE;
 
 impl Election {
-    /// The cluster file was read again: its hash, and its groups. These are the same groups with the
+    /// The cluster file was read again: its hash, its groups, and the trackers of this node. The groups are the same groups with the
     /// same members and the same version of VRRP; priorities, preemption, intervals and virtual
     /// routers may be others. [`GroupConfig::start`] does not matter.
     ///
@@ -19,15 +19,17 @@ impl Election {
         now: Time,
         config_hash: u64,
         groups: Vec<GroupConfig>,
+        trackers: Vec<TrackerConfig>,
     ) -> Result<(), ConfigError> {
         self.advance(now);
-        let config = Config { config_hash, groups, ..self.config.clone() };
+        let config = Config { config_hash, groups, trackers, ..self.config.clone() };
         config.check()?;
         for new in &config.groups {
             if let Some(g) = self.groups.iter().position(|g| g.config.group == new.group) {
                 self.reload_group(g, new);
             }
         }
+        self.set_trackers(config.trackers.clone());
         self.config = config;
         for (via, interface) in self.config.interfaces.clone() {
             self.judge_carrier(via, interface.carrier);
@@ -58,6 +60,9 @@ impl Election {
             })
         };
         group.machines = new.instances.iter().map(machine).collect();
+        if active && group.config.announce.refresh != new.announce.refresh {
+            group.refresh = new.announce.refresh.map(|rhythm| now + rhythm);
+        }
         group.config = new.clone();
         let priority = group.priority();
         group.machines.iter_mut().for_each(|m| m.set_priority(priority));

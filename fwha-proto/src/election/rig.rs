@@ -52,6 +52,7 @@ enum Packet {
     Vrrp {
         zone: u8,
         src: IpAddr,
+        dst: IpAddr,
         ttl: u8,
         bytes: Vec<u8>,
     },
@@ -172,6 +173,7 @@ pub fn group(id: GroupId, members: Vec<(NodeId, u8)>) -> GroupConfig {
         zone,
         vrid: 60 + id * 10 + zone,
         addresses: vec![Ipv4Addr::new(10, zone, 1, id).into()],
+        peers: vec![],
     };
     GroupConfig {
         group: id,
@@ -181,6 +183,7 @@ pub fn group(id: GroupId, members: Vec<(NodeId, u8)>) -> GroupConfig {
         preempt_delay: Duration::ZERO,
         advert_interval_cs: 100,
         version: Version::default(),
+        announce: Announce::default(),
         instances: vec![instance(1), instance(2)],
         start: Start::default(),
     }
@@ -412,7 +415,13 @@ impl Rig {
 
     /// Sends a VRRP packet to a node as if from `src`.
     pub fn forge(&mut self, to: NodeId, zone: u8, src: IpAddr, ttl: u8, bytes: Vec<u8>) {
-        self.deliver(to, self.now, Packet::Vrrp { zone, src, ttl, bytes });
+        self.forge_in(to, zone, Envelope { ttl, ..Envelope::multicast(src) }, bytes);
+    }
+
+    /// The same with any envelope.
+    pub fn forge_in(&mut self, to: NodeId, zone: u8, envelope: Envelope, bytes: Vec<u8>) {
+        let Envelope { src, dst, ttl } = envelope;
+        self.deliver(to, self.now, Packet::Vrrp { zone, src, dst, ttl, bytes });
         self.settle(to);
     }
 
@@ -531,9 +540,8 @@ impl Rig {
         let Some(election) = &mut m.election else { return };
         match packet {
             Packet::Heartbeat { link, mut bytes } => election.heartbeat_datagram(at, link, &mut bytes),
-            Packet::Vrrp { zone, src, ttl, bytes } => {
-                let envelope = Envelope { ttl, ..Envelope::multicast(src) };
-                election.vrrp_packet(at, zone, &envelope, &bytes);
+            Packet::Vrrp { zone, src, dst, ttl, bytes } => {
+                election.vrrp_packet(at, zone, &Envelope { src, dst, ttl }, &bytes);
             }
             Packet::Reply { via, from, flags, lease_ms, nonce } => {
                 let key = key().siphash_key("probe");
@@ -572,19 +580,21 @@ impl Rig {
                 Output::Heartbeat { link, peer, bytes } => {
                     self.send(n, peer, Via::Sync(link), Packet::Heartbeat { link, bytes });
                 }
-                Output::Advertise { group, zone, v6, bytes, .. } => {
+                Output::Advertise { group, zone, to: dst, bytes, .. } => {
                     advertised.insert(group);
                     let (_, from) = interface(n, Via::Zone(zone));
-                    let src = from.source(v6).expect("the rig's nodes have both");
-                    let envelope = Envelope::multicast(src);
+                    let src = from.source(dst.is_ipv6()).expect("the rig's nodes have both");
+                    let envelope = Envelope { dst, ..Envelope::multicast(src) };
                     let parsed = match bytes[0] >> 4 {
                         2 => Advert::parse_v2(&envelope, &bytes).map(|(advert, _)| advert),
                         _ => Advert::parse(&envelope, &bytes).map(|(advert, _)| advert),
                     };
                     let advert = parsed.expect("our own adverts are good");
                     m.adverts.push((now, group, advert.priority));
-                    for to in self.ids().into_iter().filter(|&to| to != n) {
-                        let packet = Packet::Vrrp { zone, src, ttl: 255, bytes: bytes.clone() };
+                    let has = |to| interface(to, Via::Zone(zone)).1.source(dst.is_ipv6()) == Some(dst);
+                    let ids = self.ids().into_iter();
+                    for to in ids.filter(|&to| to != n && (dst.is_multicast() || has(to))) {
+                        let packet = Packet::Vrrp { zone, src, dst, ttl: 255, bytes: bytes.clone() };
                         self.send(n, to, Via::Zone(zone), packet);
                     }
                 }

@@ -41,7 +41,7 @@ use super::{Election, Report, State};
 use crate::NodeId;
 use crate::time::Time;
 
-/// What the trackers make of a group. Trackers are known by their place in the config.
+/// What the trackers make of a group. Trackers are known by their id.
 #[derive(Debug, Default)]
 pub(super) struct Tracked {
     /// Faults that count, by the tracker's name.
@@ -51,9 +51,9 @@ pub(super) struct Tracked {
     lowered_by: Vec<String>,
     lowered_since: Time,
     /// Since when a tracker would count.
-    worse_since: BTreeMap<usize, Time>,
+    worse_since: BTreeMap<u32, Time>,
     /// Those that do.
-    counting: BTreeSet<usize>,
+    counting: BTreeSet<u32>,
 }
 
 impl Tracked {
@@ -64,6 +64,24 @@ impl Tracked {
 }
 
 impl Election {
+    /// There are other trackers now. What is known of a tracker stays, by its id, until another report
+    /// of it comes; what it counts for is judged from the beginning if that is what changed.
+    pub(super) fn set_trackers(&mut self, trackers: Vec<TrackerConfig>) {
+        let old = std::mem::replace(&mut self.config.trackers, trackers);
+        let mut known: BTreeMap<u32, Report> =
+            old.iter().map(|t| t.id).zip(std::mem::take(&mut self.reports)).collect();
+        let report = |t: &TrackerConfig| known.remove(&t.id);
+        let new = Report { since: self.clock, ..Report::default() };
+        self.reports =
+            self.config.trackers.iter().map(report).map(|r| r.unwrap_or_else(|| new.clone())).collect();
+        let same: BTreeSet<u32> =
+            self.config.trackers.iter().filter(|t| old.contains(t)).map(|t| t.id).collect();
+        for Tracked { worse_since, counting, .. } in self.groups.iter_mut().map(|g| &mut g.tracked) {
+            worse_since.retain(|id, _| same.contains(id));
+            counting.retain(|id| same.contains(id));
+        }
+    }
+
     /// How the tracker of this id stands.
     pub fn tracker(&mut self, now: Time, id: u32, report: Report) {
         self.advance(now);
@@ -87,9 +105,6 @@ impl Election {
 
     /// Judges what counts now, in every group.
     pub(super) fn judge_trackers(&mut self, now: Time) {
-        if self.config.trackers.is_empty() {
-            return;
-        }
         for g in 0..self.groups.len() {
             if self.groups[g].place.is_some() {
                 self.judge_group_trackers(g, now);
@@ -104,14 +119,14 @@ impl Election {
         for t in self.of_group(g) {
             let tracker = &self.config.trackers[t];
             if !self.is_worse(g, t) {
-                tracked.worse_since.remove(&t);
+                tracked.worse_since.remove(&tracker.id);
                 continue;
             }
-            let since = *tracked.worse_since.entry(t).or_insert(now);
+            let since = *tracked.worse_since.entry(tracker.id).or_insert(now);
             if now < since + tracker.shared.unwrap_or_default() {
                 continue;
             }
-            tracked.counting.insert(t);
+            tracked.counting.insert(tracker.id);
             let text = format!("{}: {}", tracker.name, self.reports[t].failure);
             match tracker.effect {
                 Effect::Fault => drop(tracked.faults.insert(tracker.name.clone(), text)),
@@ -124,7 +139,13 @@ impl Election {
         if before.0 == 0 && tracked.lowered > 0 {
             tracked.lowered_since = now;
         }
-        let changed: Vec<usize> = before.1.symmetric_difference(&tracked.counting).copied().collect();
+        let changed: Vec<usize> = self
+            .of_group(g)
+            .filter(|&t| {
+                let id = self.config.trackers[t].id;
+                before.1.contains(&id) != tracked.counting.contains(&id)
+            })
+            .collect();
         self.groups[g].tracked = tracked;
         if before.0 != self.groups[g].tracked.lowered {
             let group = &mut self.groups[g];
@@ -134,8 +155,9 @@ impl Election {
         }
         for t in changed {
             let group = &self.groups[g];
-            let (group, counts) = (group.config.group, group.tracked.counting.contains(&t));
-            let (tracker, effect) = (self.config.trackers[t].name.clone(), self.effect(g, t, now));
+            let TrackerConfig { id, name, .. } = &self.config.trackers[t];
+            let (group, counts) = (group.config.group, group.tracked.counting.contains(id));
+            let (tracker, effect) = (name.clone(), self.effect(g, t, now));
             self.event(Event::Tracked { group, tracker, counts, effect });
         }
     }
@@ -221,7 +243,7 @@ impl Election {
         let one = |t: usize| TrackerStatus {
             name: self.config.trackers[t].name.clone(),
             report: self.reports[t].clone(),
-            counts: self.groups[g].tracked.counting.contains(&t),
+            counts: self.groups[g].tracked.counting.contains(&self.config.trackers[t].id),
             effect: self.effect(g, t, now),
         };
         self.of_group(g).map(one).collect()
@@ -230,7 +252,7 @@ impl Election {
     /// What a tracker does to a group, or why nothing.
     fn effect(&self, g: usize, t: usize, now: Time) -> String {
         let tracked = &self.groups[g].tracked;
-        let TrackerConfig { effect, shared, .. } = self.config.trackers[t];
+        let TrackerConfig { id, effect, shared, .. } = self.config.trackers[t];
         let held = self.reports[t].held_until.filter(|&until| until > now);
         let held = held.map_or(String::new(), |until| {
             format!(", held for {:.0} s: it fell too often", until.since(now).as_secs_f64())
@@ -238,13 +260,13 @@ impl Election {
         match (self.reports[t].state, effect) {
             (State::Unknown, _) => "none yet".into(),
             (State::Up, _) => "none".into(),
-            (State::Down, Effect::Fault) if tracked.counting.contains(&t) => {
+            (State::Down, Effect::Fault) if tracked.counting.contains(&id) => {
                 format!("forbids the role{held}")
             }
-            (State::Down, Effect::Lowers(by)) if tracked.counting.contains(&t) => {
+            (State::Down, Effect::Lowers(by)) if tracked.counting.contains(&id) => {
                 format!("lowers the priority by {by}{held}")
             }
-            (State::Down, _) => match tracked.worse_since.get(&t) {
+            (State::Down, _) => match tracked.worse_since.get(&id) {
                 Some(&since) => {
                     let left = (since + shared.unwrap_or_default()).since(now);
                     format!("counts in {:.1} s unless other nodes fail it too{held}", left.as_secs_f64())

@@ -57,7 +57,7 @@ pub struct Envelope {
 }
 
 impl Envelope {
-    /// That of an advertisement sent from `src`.
+    /// That of an advertisement sent from `src` to the group.
     pub const fn multicast(src: IpAddr) -> Self {
         let dst = match src {
             IpAddr::V4(_) => IpAddr::V4(GROUP_V4),
@@ -178,6 +178,12 @@ pub enum Discard {
     /// Our own packet came back.
     #[error("sent by this node")]
     Own,
+    /// Unicast is configured here, and this went to the group.
+    #[error("multicast, unicast is configured here")]
+    Multicast,
+    /// It was sent to this node alone, and not by a unicast peer.
+    #[error("unicast, but not from a peer")]
+    NotPeer,
     /// Version 2: another authentication type than ours.
     #[error("another authentication type")]
     AuthType,
@@ -191,7 +197,7 @@ pub enum Discard {
 
 impl Discard {
     /// Number of reasons.
-    pub const COUNT: usize = 14;
+    pub const COUNT: usize = 16;
 
     /// All reasons.
     pub const ALL: [Self; Self::COUNT] = [
@@ -206,6 +212,8 @@ impl Discard {
         Self::ZeroInterval,
         Self::NotLinkLocal,
         Self::Own,
+        Self::Multicast,
+        Self::NotPeer,
         Self::AuthType,
         Self::AuthData,
         Self::OtherInterval,
@@ -225,6 +233,8 @@ impl Discard {
             Self::ZeroInterval => "zero_interval",
             Self::NotLinkLocal => "not_link_local",
             Self::Own => "own",
+            Self::Multicast => "multicast",
+            Self::NotPeer => "not_peer",
             Self::AuthType => "auth_type",
             Self::AuthData => "auth_data",
             Self::OtherInterval => "other_interval",

@@ -6,8 +6,8 @@ use std::time::Duration;
 use fwha_common::limit::Limits;
 
 use super::{
-    Cluster, Config, Group, Hook, Metrics, Node, NodeId, Replication, Rule, Sync, Vip, Zone, ZoneId,
-    timeouts, value::show_duration,
+    Announce, Cluster, Config, Group, Hook, Metrics, Node, NodeId, Replication, Rule, Sync, Vip, Zone,
+    ZoneId, timeouts, value::show_duration,
 };
 
 /// One difference.
@@ -80,9 +80,9 @@ pub fn diff(old: &Config, new: &Config, me: NodeId) -> Vec<Change> {
     changes.groups((old, groups), (new, &new.groups));
     changes.rules((old, rules), (new, &new.rules));
     changes.hooks(hooks, &new.hooks);
-    for (before, now) in changes.named("tracker", (trackers, &new.trackers), |t| &t.name, true) {
+    for (before, now) in changes.named("tracker", (trackers, &new.trackers), |t| &t.name, false) {
         if before != now {
-            changes.restart(format!("tracker {:?} is another one", now.name));
+            changes.live(format!("tracker {:?} changed", now.name));
         }
     }
     for (before, now) in changes.named("resource", (resources, &new.resources), |r| &r.name, true) {
@@ -226,6 +226,7 @@ impl Changes {
                 preempt_delay,
                 version,
                 advert_interval,
+                announce,
                 vips,
                 routes,
                 routing_rules,
@@ -247,12 +248,27 @@ impl Changes {
             ] {
                 self.setting(&what(key), &show_duration(*before), &show_duration(*now), false);
             }
+            let Announce { repeat, refresh, interval } = announce;
+            let times = |times: &[Duration]| list(times.iter().map(|&t| show_duration(t)), "none");
+            self.setting(&what("announce.repeat"), &times(repeat), &times(&now.announce.repeat), false);
+            let [before, after] = [refresh, &now.announce.refresh].map(|time| times(time.as_slice()));
+            self.setting(&what("announce.refresh"), &before, &after, false);
+            let [before, after] = [interval, &now.announce.interval].map(|&time| show_duration(time));
+            self.setting(&what("announce.interval"), &before, &after, false);
             if version != &now.version {
                 self.restart(what("vrrp-version, or what it sends"));
             }
             self.lines("route", name, routes, &now.routes);
             self.lines("routing rule", name, routing_rules, &now.routing_rules);
             self.vips(name, &addresses(old.0, vips), &addresses(new.0, &now.vips));
+            let same = |a: &Vip, b: &Vip| (a.zone, a.vrid, a.is_v6()) == (b.zone, b.vrid, b.is_v6());
+            for before in vips {
+                if let Some(now) = now.vips.iter().find(|now| same(before, now)) {
+                    let what = format!("vrid {} of group {name}: peers", before.vrid);
+                    let [before, now] = [before, now].map(|vip| list(&vip.peers, "multicast"));
+                    self.setting(&what, &before, &now, false);
+                }
+            }
         }
     }
 
@@ -339,7 +355,7 @@ type Address = (String, String, u8);
 
 fn addresses(config: &Config, vips: &[Vip]) -> Vec<Address> {
     let of = |vip: &Vip| {
-        let Vip { zone, vrid, addresses } = vip;
+        let Vip { zone, vrid, addresses, peers: _ } = vip;
         let (zone, vrid) = (config.zone_name(*zone).to_owned(), *vrid);
         addresses.iter().map(|a| (zone.clone(), a.to_string(), vrid)).collect::<Vec<_>>()
     };

@@ -8,6 +8,7 @@ use std::{
 
 use fwha_common::{MAX_GROUPS, group::MAX_VIPS};
 use fwha_proto::{
+    election,
     heartbeat::MAX_INSTANCES,
     vrrp::packet::{ADDRESSES_MAX, Auth, Checksum, PASSWORD_LEN, Version},
 };
@@ -34,7 +35,7 @@ pub struct Group {
     pub id: GroupId,
     /// Its name.
     pub name: String,
-    /// Its nodes and their VRRP priorities (1 to 254, no two equal), most preferred first.
+    /// Its nodes and their VRRP priorities (1 to 255, no two equal), most preferred first.
     pub nodes: Vec<(NodeId, u8)>,
     /// Whether a more preferred node takes the group back when it returns.
     pub preempt: bool,
@@ -46,6 +47,8 @@ pub struct Group {
     /// Time between two VRRP adverts, whole centiseconds, 10 ms to 40.95 s; in version 2 whole
     /// seconds, 1 s to 255 s.
     pub advert_interval: Duration,
+    /// How its addresses are announced to the neighbours.
+    pub announce: Announce,
     /// Its virtual routers.
     pub vips: Vec<Vip>,
     /// Routes that are where it is Active.
@@ -68,6 +71,30 @@ fn version_text<S: Serializer>(version: &Version, serializer: S) -> Result<S::Ok
     serializer.collect_str(&format_args!("{version:?}"))
 }
 
+/// When and how fast gratuitous ARP and unsolicited neighbour advertisements are sent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Announce {
+    /// After a takeover at once, and again so long after it, soonest first: at most
+    /// [`ANNOUNCE_REPEAT_MAX`] times, 10 ms to an hour.
+    pub repeat: Vec<Duration>,
+    /// For as long as the node is active once in this time, 1 s to a day.
+    pub refresh: Option<Duration>,
+    /// Between two addresses of one announcement, up to a second.
+    pub interval: Duration,
+}
+
+impl Default for Announce {
+    fn default() -> Self {
+        let election::Announce { repeat, refresh } = election::Announce::default();
+        Self { repeat, refresh, interval: Duration::ZERO }
+    }
+}
+
+/// Unicast peers of one virtual router.
+pub const PEERS_MAX: usize = 32;
+/// How often an announcement may be repeated.
+pub const ANNOUNCE_REPEAT_MAX: usize = 16;
+
 /// A virtual router (RFC 9568) of a group: addresses of one family in one zone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Vip {
@@ -77,6 +104,9 @@ pub struct Vip {
     pub vrid: u8,
     /// The addresses, each with the prefix length of its network. Of IPv6 the first is link-local.
     pub addresses: Vec<IpNet>,
+    /// The routers, of the same family, that it speaks to by unicast and listens to, the nodes themselves
+    /// among them; with none it speaks by multicast.
+    pub peers: Vec<IpAddr>,
 }
 
 impl Vip {
@@ -123,6 +153,7 @@ pub(super) fn read<'a>(
         let preempt_delay = read_preempt_delay(&mut section, preempt, mistakes);
         let version = read_version(&mut section, mistakes);
         let advert_interval = read_advert_interval(&mut section, version, mistakes);
+        let announce = read_announce(&mut section, mistakes);
         let mut vips = Vec::new();
         if let Some(items) = section.list("vips", mistakes) {
             for vip in section::tables(items, "vips", mistakes) {
@@ -154,6 +185,7 @@ pub(super) fn read<'a>(
             preempt_delay,
             version,
             advert_interval,
+            announce,
             vips,
             routes,
             routing_rules,
@@ -209,7 +241,7 @@ fn read_priorities(
     for (key, value) in section.entries() {
         let name = Spanned::new(key.span(), key.get_ref().as_ref());
         let id = nodes.names.find(&name, mistakes).map(|i| i as NodeId + 1);
-        let priority = section::integer(value, "priority", 1..=254, mistakes);
+        let priority = section::integer(value, "priority", 1..=255, mistakes);
         let Some(id) = id else { continue };
         if !members.iter().any(|&(m, _)| m == id) {
             mistakes.add(key.span(), format!("node {:?} is not in this group's nodes", name.get_ref()));
@@ -329,6 +361,38 @@ fn read_advert_interval(section: &mut Section<'_>, version: Version, mistakes: &
     interval.into_inner()
 }
 
+/// `announce = { repeat = [ … ], refresh = "60s", interval = "1ms" }`.
+fn read_announce(section: &mut Section<'_>, mistakes: &mut Mistakes) -> Announce {
+    let mut announce = Announce::default();
+    let table = section.get("announce").and_then(|value| section::table(value, "announce", mistakes));
+    let Some(mut table) = table else { return announce };
+    if let Some(items) = table.list("repeat", mistakes) {
+        announce.repeat.clear();
+        let range = Duration::from_millis(10)..=Duration::from_secs(3600);
+        for item in items {
+            let Some(after) = section::duration(item, "repeat", range.clone(), mistakes) else { continue };
+            if announce.repeat.last().is_some_and(|last| last >= after.get_ref()) {
+                mistakes
+                    .add(after.span(), "repeat is not in order")
+                    .remedy("each is reckoned from the takeover, soonest first");
+            }
+            announce.repeat.push(after.into_inner());
+        }
+        if let Some(extra) = items.get(ANNOUNCE_REPEAT_MAX) {
+            mistakes
+                .add(extra.span(), format!("more than {ANNOUNCE_REPEAT_MAX} repetitions"))
+                .remedy("what is to go on for ever is refresh");
+        }
+    }
+    let range = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
+    announce.refresh = table.duration("refresh", range, mistakes).map(Spanned::into_inner);
+    let range = Duration::ZERO..=Duration::from_secs(1);
+    announce.interval =
+        table.duration("interval", range, mistakes).map_or(Duration::ZERO, Spanned::into_inner);
+    table.finish(mistakes);
+    announce
+}
+
 fn read_vip(
     mut section: Section<'_>,
     members: &[(NodeId, u8)],
@@ -343,6 +407,8 @@ fn read_vip(
     let vrid = vrid_value.and_then(|v| section::integer(v, "vrid", 1..=255, mistakes));
     let list = section.require("addresses", mistakes);
     let items = list.and_then(|v| section::list(v, "addresses", mistakes));
+    let peers_at = section.get("peers").map(|value| value.span());
+    let peers = read_peers(&mut section, mistakes);
     section.finish(mistakes);
 
     if let (Some(name), Some(index)) = (&zone_name, zone) {
@@ -393,7 +459,17 @@ fn read_vip(
     let routers: Vec<Vip> = [v4, v6]
         .into_iter()
         .filter(|addresses| !addresses.is_empty())
-        .map(|addresses| Vip { zone: zone_id, vrid, addresses })
+        .map(|addresses| {
+            let v6 = addresses.first().is_some_and(|a: &IpNet| a.addr().is_ipv6());
+            let peers: Vec<IpAddr> = peers.iter().filter(|peer| peer.is_ipv6() == v6).copied().collect();
+            if let (Some(span), true) = (&peers_at, peers.is_empty()) {
+                let family = if v6 { "IPv6" } else { "IPv4" };
+                mistakes
+                    .add(span.clone(), format!("peers has no address of {family}"))
+                    .remedy("name the other routers' own addresses of each family, or leave peers out");
+            }
+            Vip { zone: zone_id, vrid, addresses, peers }
+        })
         .collect();
     let mut twice = false;
     for router in &routers {
@@ -405,6 +481,27 @@ fn read_vip(
             .remedy("choose one that no other router on that network uses");
     }
     routers
+}
+
+/// `peers`: addresses of routers.
+fn read_peers(section: &mut Section<'_>, mistakes: &mut Mistakes) -> Vec<IpAddr> {
+    let mut peers = Vec::new();
+    let items = section.list("peers", mistakes).unwrap_or_default();
+    for text in section::strings(items, "peers", mistakes) {
+        match value::host_ip(text.get_ref()) {
+            Ok(peer) if peers.contains(&peer) => {
+                mistakes.add(text.span(), format!("peer {peer} is there twice"));
+            }
+            Ok(peer) => peers.push(peer),
+            Err(problem) => {
+                mistakes.add(text.span(), format!("peers: {problem}"));
+            }
+        }
+    }
+    if let Some(extra) = items.get(PEERS_MAX) {
+        mistakes.add(extra.span(), format!("more than {PEERS_MAX} peers"));
+    }
+    peers
 }
 
 fn is_link_local(net: &IpNet) -> bool {

@@ -57,7 +57,7 @@ use toml::de::DeTable;
 
 pub use self::{
     cluster::{Cluster, Mode, Sync},
-    groups::{Group, Vip},
+    groups::{Announce, Group, Vip},
     hooks::Hook,
     key::KeyError,
     metrics::Metrics,

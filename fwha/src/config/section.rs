@@ -89,28 +89,7 @@ impl<'a> Section<'a> {
         range: RangeInclusive<Duration>,
         mistakes: &mut Mistakes,
     ) -> Option<Spanned<Duration>> {
-        let value = self.get(key)?;
-        let DeValue::String(text) = value.get_ref() else {
-            wrong_type(value, key, "a duration in quotes, like \"10ms\" or \"5m\"", mistakes);
-            return None;
-        };
-        match value::duration(text) {
-            Ok(duration) if range.contains(&duration) => Some(Spanned::new(value.span(), duration)),
-            Ok(_) => {
-                mistakes.add(value.span(), format!("{key} {text:?} is out of range")).remedy(format!(
-                    "from {} to {}",
-                    value::show_duration(*range.start()),
-                    value::show_duration(*range.end())
-                ));
-                None
-            }
-            Err(problem) => {
-                mistakes
-                    .add(value.span(), format!("{key}: {problem}"))
-                    .remedy("like \"10ms\", \"1s\", \"5m\", \"2h\", \"5d\"");
-                None
-            }
-        }
+        duration(self.get(key)?, key, range, mistakes)
     }
 
     /// An optional list; `None` if absent or not a list.
@@ -134,6 +113,36 @@ impl<'a> Section<'a> {
                     .add(key.span(), format!("unknown key {:?} in {}", key.get_ref(), self.title))
                     .remedy(value::suggest(key.get_ref(), &known));
             }
+        }
+    }
+}
+
+/// The value as a duration like `"10ms"`.
+pub(super) fn duration(
+    value: &Value<'_>,
+    key: &str,
+    range: RangeInclusive<Duration>,
+    mistakes: &mut Mistakes,
+) -> Option<Spanned<Duration>> {
+    let DeValue::String(text) = value.get_ref() else {
+        wrong_type(value, key, "a duration in quotes, like \"10ms\" or \"5m\"", mistakes);
+        return None;
+    };
+    match value::duration(text) {
+        Ok(duration) if range.contains(&duration) => Some(Spanned::new(value.span(), duration)),
+        Ok(_) => {
+            mistakes.add(value.span(), format!("{key} {text:?} is out of range")).remedy(format!(
+                "from {} to {}",
+                value::show_duration(*range.start()),
+                value::show_duration(*range.end())
+            ));
+            None
+        }
+        Err(problem) => {
+            mistakes
+                .add(value.span(), format!("{key}: {problem}"))
+                .remedy("like \"10ms\", \"1s\", \"5m\", \"2h\", \"5d\"");
+            None
         }
     }
 }

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddrV4;
+use std::net::{IpAddr, SocketAddrV4};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,8 +16,8 @@ use arc_swap::ArcSwap;
 use fwha_common::group::Group;
 use fwha_proto::NodeId;
 use fwha_proto::election::{
-    CommandError, ConfigError, Election, Event, GroupConfig, GroupId, Output, explain::Explanation,
-    status::Status,
+    CommandError, ConfigError, Election, Event, GroupConfig, GroupId, Output, TrackerConfig,
+    explain::Explanation, status::Status,
 };
 use fwha_proto::heartbeat::{Interface, Role, Via};
 use fwha_proto::hook::Change;
@@ -81,6 +81,8 @@ pub enum Command {
         config_hash: u64,
         /// Its groups.
         groups: Vec<GroupConfig>,
+        /// The trackers of this node.
+        trackers: Vec<TrackerConfig>,
         /// Where the answer goes.
         reply: oneshot::Sender<Result<(), ConfigError>>,
     },
@@ -388,10 +390,10 @@ impl Thread {
                 Command::SyncStatus { peer, in_sync, applied } => {
                     self.election.sync_status(now, peer, in_sync, applied);
                 }
-                Command::Reload { config_hash, groups, reply } => {
+                Command::Reload { config_hash, groups, trackers, reply } => {
                     // Whoever gave up waiting has taken the rest of the change back.
                     if !reply.is_closed() {
-                        let _ = reply.send(self.election.reload(now, config_hash, groups));
+                        let _ = reply.send(self.election.reload(now, config_hash, groups, trackers));
                     }
                 }
                 Command::Tracker { id, report } => self.election.tracker(now, id, report),
@@ -417,8 +419,8 @@ impl Thread {
         };
         match output {
             Output::Heartbeat { link, peer, bytes } => self.send_heartbeat(link, peer, &bytes),
-            Output::Advertise { zone, v6, bytes, .. } => {
-                self.advertise(zone, v6, &bytes);
+            Output::Advertise { zone, to, bytes, .. } => {
+                self.advertise(zone, to, &bytes);
                 done("advert");
             }
             Output::Probe { via, mac, probe, .. } => {
@@ -497,13 +499,14 @@ impl Thread {
         }
     }
 
-    fn advertise(&self, zone: u8, v6: bool, bytes: &[u8]) {
+    fn advertise(&self, zone: u8, to: IpAddr, bytes: &[u8]) {
+        let v6 = to.is_ipv6();
         let mut sockets = self.sockets.vrrp.get(&zone).into_iter().flatten();
         let source = self.sockets.sources.get(&zone).and_then(|i| i.source(v6));
         let (Some(socket), Some(source)) = (sockets.find(|s| s.is_v6() == v6), source) else {
             return;
         };
-        if let Err(error) = socket.send(source, bytes) {
+        if let Err(error) = socket.send(source, to, bytes) {
             tracing::debug!(zone, "cannot advertise: {error}");
         }
     }

@@ -19,6 +19,7 @@
 //! | [`replication`] | replication thread |
 //! | [`table`] | flows of peers on their way into the kernel |
 //! | [`vips`] | addresses and gratuitous ARP |
+//! | [`announcements`] | gratuitous ARP in its turn |
 //! | [`hooks`] | programs that are run when a role changes |
 //! | [`resources`] | services that run where a group is Active |
 //! | [`trackers`], [`reach`] | what `[[tracker]]` watches; asking others whether they are there |
@@ -36,6 +37,7 @@
 //! | [`log`] | log that nobody waits for |
 //! | [`mailbox`], [`names`], [`limit`] | small things that the others share |
 
+pub mod announcements;
 mod capture;
 pub mod election;
 pub mod events;
@@ -89,6 +91,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
+use self::announcements::Announcements;
 use self::events::EventLog;
 use self::hooks::Hooks;
 use self::lock::RunDir;
@@ -381,7 +384,7 @@ impl Running {
         let vips = vips::Thread {
             groups: ports::group_addresses(config, &found.ports),
             routes: ports::group_routes(config, &found.ports),
-            garps: ports::garps(&found.ports)?,
+            announcements: Announcements::new(ports::garps(&found.ports)?, announcements::intervals(config)),
             keep: resumed,
             lease: config.cluster.lease,
             commands: vips_commands,
@@ -483,7 +486,7 @@ impl Running {
         threads.push(sweeper.spawn()?);
         threads.push(election.spawn()?);
         let (trackers, thread) = Trackers::start(config, node, &found.links, clock, &election_mailbox)?;
-        threads.extend(thread);
+        threads.push(thread);
         Ok(Self {
             config: current,
             requests,
@@ -637,19 +640,7 @@ fn election_config(
         zones: config.zones.iter().map(|z| (z.id, z.name.clone())).collect(),
         interfaces: ports.iter().map(|p| (p.via, p.interface())).collect(),
         groups,
-        trackers: config
-            .trackers
-            .iter()
-            .filter(|t| t.runs_on(identity.node))
-            .map(|t| proto_election::TrackerConfig {
-                id: t.id(),
-                name: t.name.clone(),
-                groups: t.groups.clone(),
-                effect: t.effect(),
-                shared: t.grace(config.cluster.heartbeat_interval),
-            })
-            .chain(config.resources_of(identity.node).filter_map(|r| resource_tracker(r, config)))
-            .collect(),
+        trackers: election_trackers(config, identity.node),
         standby: false,
     })
 }
@@ -666,11 +657,24 @@ fn resource_tracker(resource: &config::Resource, config: &Config) -> Option<prot
     })
 }
 
+fn election_trackers(config: &Config, node: config::NodeId) -> Vec<proto_election::TrackerConfig> {
+    let one = |t: &config::Tracker| proto_election::TrackerConfig {
+        id: t.id(),
+        name: t.name.clone(),
+        groups: t.groups.clone(),
+        effect: t.effect(),
+        shared: t.grace(config.cluster.heartbeat_interval),
+    };
+    let resources = config.resources_of(node).filter_map(|r| resource_tracker(r, config));
+    config.trackers.iter().filter(|t| t.runs_on(node)).map(one).chain(resources).collect()
+}
+
 fn election_group(group: &config::Group, start: proto_election::Start) -> proto_election::GroupConfig {
     let instance = |vip: &config::Vip| proto_election::Instance {
         zone: vip.zone,
         vrid: vip.vrid,
         addresses: vip.addresses.iter().map(|a| a.addr()).collect(),
+        peers: vip.peers.clone(),
     };
     proto_election::GroupConfig {
         group: group.id,
@@ -680,6 +684,10 @@ fn election_group(group: &config::Group, start: proto_election::Start) -> proto_
         preempt_delay: group.preempt_delay,
         advert_interval_cs: (group.advert_interval.as_millis() / 10) as u16,
         version: group.version,
+        announce: proto_election::Announce {
+            repeat: group.announce.repeat.clone(),
+            refresh: group.announce.refresh,
+        },
         instances: group.vips.iter().map(instance).collect(),
         start,
     }

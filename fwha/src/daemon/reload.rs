@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::server::{Problem, Server};
-use super::{Running, election, ports, replication, vips};
+use super::{Running, announcements, election, ports, replication, vips};
 use crate::api;
 use crate::config::{Config, ConfigErrors, diff};
 use crate::dataplane::{Dataplane, DataplaneError, Maps};
@@ -153,11 +153,14 @@ impl Running {
         self.replication.send(replication::Command::Reload { settings, chosen });
         let (names, tasks) = (Arc::clone(&self.names), &mut self.hook_tasks);
         self.hooks = self.hooks.renew(new, self.clock, &self.events, &names, tasks);
+        self.trackers.set(new);
         let groups = ports::group_addresses(new, &self.network.ports);
         let routes = ports::group_routes(new, &self.network.ports);
+        let intervals = announcements::intervals(new);
         let (done, moved) = oneshot::channel();
         // The thread ends before this one does only when all is over.
-        let _ = self.vips.send(vips::Command::Reload { groups, routes, hooks: self.hooks.clone(), done });
+        let hooks = self.hooks.clone();
+        let _ = self.vips.send(vips::Command::Reload { groups, routes, intervals, hooks, done });
         if timeout(MOVE_WAIT, moved).await.is_err() {
             tracing::warn!("addresses have not been added or removed yet");
         }
@@ -167,7 +170,8 @@ impl Running {
     async fn tell_election(&self, new: &Config) -> anyhow::Result<()> {
         let (reply, answer) = oneshot::channel();
         let groups = new.groups.iter().map(|g| super::election_group(g, Default::default())).collect();
-        self.election.send(election::Command::Reload { config_hash: new.hash, groups, reply });
+        let trackers = super::election_trackers(new, self.network.node.id);
+        self.election.send(election::Command::Reload { config_hash: new.hash, groups, trackers, reply });
         let answer = timeout(MOVE_WAIT, answer).await.context("the election does not answer")?;
         Ok(answer??)
     }

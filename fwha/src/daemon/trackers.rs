@@ -8,14 +8,13 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use anyhow::{Context, Result};
 use fwha_proto::time::Time;
 use fwha_proto::tracker::Tracker;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::election::Command;
@@ -34,60 +33,108 @@ type Links = BTreeMap<u32, Link>;
 
 /// The way to the trackers. They end when it is dropped.
 pub struct Trackers {
+    node: Node,
     links: watch::Sender<Links>,
+    jobs: watch::Sender<Vec<Job>>,
 }
 
-impl Trackers {
-    /// Starts those that run on `node`, on a thread of their own, which is returned if there are any.
-    ///
-    /// # Errors
-    /// The system has no thread to give.
-    pub fn start(
-        config: &Arc<Config>,
-        node: &Node,
-        links: &[Link],
-        clock: KernelClock,
-        election: &Mailbox<Command>,
-    ) -> Result<(Self, Option<JoinHandle<()>>)> {
-        let by_index = links.iter().map(|link| (link.index, link.clone())).collect();
-        let (links, watched) = watch::channel(by_index);
-        let mine: Vec<&config::Tracker> = config.trackers.iter().filter(|t| t.runs_on(node.id)).collect();
-        if mine.is_empty() {
-            return Ok((Self { links }, None));
-        }
+/// What one tracker is to do.
+#[derive(Clone, PartialEq, Eq)]
+struct Job {
+    tracker: config::Tracker,
+    /// Where ARP is asked.
+    zone_interface: String,
+    cluster: String,
+    node: String,
+}
+
+impl Job {
+    /// Those of this node.
+    fn all(config: &Config, node: &Node) -> Vec<Self> {
         let first = |zone| {
             let names = config.zone(zone).and_then(|zone| zone.interfaces.get(&node.id));
             names.and_then(|names| names.first()).cloned().unwrap_or_default()
         };
-        let tasks: Vec<Task> = mine
-            .into_iter()
-            .map(|tracker| Task {
-                zone_interface: match tracker.watch {
-                    Watch::Arp(_, zone) => first(zone),
-                    _ => String::new(),
-                },
-                tracker: tracker.clone(),
-                cluster: config.cluster.name.clone(),
-                node: node.name.clone(),
-                links: watched.clone(),
-                clock,
-                election: election.clone(),
-                look: None,
-            })
-            .collect();
+        let job = |tracker: &config::Tracker| Self {
+            zone_interface: match tracker.watch {
+                Watch::Arp(_, zone) => first(zone),
+                _ => String::new(),
+            },
+            tracker: tracker.clone(),
+            cluster: config.cluster.name.clone(),
+            node: node.name.clone(),
+        };
+        config.trackers.iter().filter(|t| t.runs_on(node.id)).map(job).collect()
+    }
+
+    /// Whether the checks are the same. What a failure does is for the election to know.
+    fn checks_as(&self, other: &Self) -> bool {
+        let bare = |job: &Self| Self {
+            tracker: config::Tracker {
+                groups: Vec::new(),
+                nodes: Vec::new(),
+                lowers: None,
+                shared: false,
+                ..job.tracker.clone()
+            },
+            ..job.clone()
+        };
+        bare(self) == bare(other)
+    }
+}
+
+impl Trackers {
+    /// Starts those that run on `node`, on a thread of their own, which is returned.
+    ///
+    /// # Errors
+    /// The system has no thread to give.
+    pub fn start(
+        config: &Config,
+        node: &Node,
+        links: &[Link],
+        clock: KernelClock,
+        election: &Mailbox<Command>,
+    ) -> Result<(Self, JoinHandle<()>)> {
+        let by_index = links.iter().map(|link| (link.index, link.clone())).collect();
+        let (links, watched) = watch::channel(by_index);
+        let (jobs, mut wanted) = watch::channel(Job::all(config, node));
+        let election = election.clone();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let thread = std::thread::Builder::new().name("fwha-trackers".into()).spawn(move || {
-            let mut watched = watched;
             runtime.block_on(async {
-                let mut running = JoinSet::new();
-                tasks.into_iter().for_each(|task| drop(running.spawn(task.run())));
-                // Until the sender is dropped.
-                while watched.changed().await.is_ok() {}
+                let mut running: BTreeMap<u32, (Job, AbortHandle)> = BTreeMap::new();
+                loop {
+                    let jobs = wanted.borrow_and_update().clone();
+                    running.retain(|_, (job, task)| {
+                        let stays = jobs.iter().any(|wanted| wanted.checks_as(job));
+                        if !stays {
+                            task.abort();
+                        }
+                        stays
+                    });
+                    for job in jobs {
+                        running.entry(job.tracker.id()).or_insert_with(|| {
+                            let (links, election) = (watched.clone(), election.clone());
+                            let task = Task { job: job.clone(), links, clock, election, look: None };
+                            (job, tokio::spawn(task.run()).abort_handle())
+                        });
+                    }
+                    // Until the sender is dropped.
+                    if wanted.changed().await.is_err() {
+                        break;
+                    }
+                }
             });
             // A look at a file that hangs is not waited for.
             runtime.shutdown_background();
         });
-        Ok((Self { links }, Some(thread.context("cannot start the trackers' thread")?)))
+        let thread = thread.context("cannot start the trackers' thread")?;
+        Ok((Self { node: node.clone(), links, jobs }, thread))
+    }
+
+    /// The config has changed. Trackers that check as before go on as if nothing had been.
+    pub fn set(&self, config: &Config) {
+        self.jobs.send_replace(Job::all(config, &self.node));
     }
 
     /// Tells those that watch interfaces.
@@ -106,11 +153,7 @@ impl Trackers {
 
 /// One tracker.
 struct Task {
-    tracker: config::Tracker,
-    /// Where ARP is asked.
-    zone_interface: String,
-    cluster: String,
-    node: String,
+    job: Job,
     links: watch::Receiver<Links>,
     clock: KernelClock,
     election: Mailbox<Command>,
@@ -123,10 +166,10 @@ type Finding = std::result::Result<String, String>;
 
 impl Task {
     async fn run(mut self) {
-        let mut machine = Tracker::new(self.now(), self.tracker.settings());
-        let mut ticks = tokio::time::interval(self.tracker.interval);
+        let mut machine = Tracker::new(self.now(), self.job.tracker.settings());
+        let mut ticks = tokio::time::interval(self.job.tracker.interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let watches_link = matches!(self.tracker.watch, Watch::Interface(_));
+        let watches_link = matches!(self.job.tracker.watch, Watch::Interface(_));
         loop {
             tokio::select! {
                 _ = ticks.tick() => {}
@@ -138,7 +181,8 @@ impl Task {
                 Err(text) => (false, text),
             };
             machine.check(self.now(), good, text);
-            self.election.send(Command::Tracker { id: self.tracker.id(), report: machine.report().clone() });
+            self.election
+                .send(Command::Tracker { id: self.job.tracker.id(), report: machine.report().clone() });
         }
     }
 
@@ -147,7 +191,7 @@ impl Task {
     }
 
     async fn check(&mut self) -> Finding {
-        match self.tracker.watch.clone() {
+        match self.job.tracker.watch.clone() {
             Watch::Interface(name) => match self.link(&name) {
                 Some(link) if link.running() => Ok(format!("{name} has a carrier")),
                 Some(_) => Err(format!("{name} has no carrier")),
@@ -169,7 +213,7 @@ impl Task {
     }
 
     async fn asker(&mut self, target: IpAddr) -> std::result::Result<Asker, String> {
-        let name = self.zone_interface.clone();
+        let name = self.job.zone_interface.clone();
         let link = self.link(&name).ok_or_else(|| format!("there is no interface {name}"))?;
         let mac = link.mac.ok_or_else(|| format!("{name} has no MAC"))?;
         let own = async { Addresses::new()?.own(link.index).await }.await;
@@ -186,25 +230,29 @@ impl Task {
         question: impl Future<Output = std::io::Result<()>>,
     ) -> Finding {
         let began = Instant::now();
-        match tokio::time::timeout(self.tracker.timeout, question).await {
+        match tokio::time::timeout(self.job.tracker.timeout, question).await {
             Ok(Ok(())) => Ok(format!("{target} answers after {:.1} ms", began.elapsed().as_secs_f64() * 1e3)),
             Ok(Err(error)) => Err(format!("{target}: {error}")),
-            Err(_) => Err(format!("no answer from {target} within {} ms", self.tracker.timeout.as_millis())),
+            Err(_) => {
+                Err(format!("no answer from {target} within {} ms", self.job.tracker.timeout.as_millis()))
+            }
         }
     }
 
     async fn command(&self, command: &[String]) -> Finding {
         let variables = [
-            ("FWHA_TRACKER", self.tracker.name.as_str()),
-            ("FWHA_CLUSTER", &self.cluster),
-            ("FWHA_NODE", &self.node),
+            ("FWHA_TRACKER", self.job.tracker.name.as_str()),
+            ("FWHA_CLUSTER", &self.job.cluster),
+            ("FWHA_NODE", &self.job.node),
         ];
-        let run = Run { command, variables: &variables, input: None, timeout: self.tracker.timeout };
+        let run = Run { command, variables: &variables, input: None, timeout: self.job.tracker.timeout };
         let program = &command[0];
         match run.to_its_end().await {
             Ok(Some(status)) if status.success() => Ok(format!("{program}: {status}")),
             Ok(Some(status)) => Err(format!("{program}: {status}")),
-            Ok(None) => Err(format!("{program} was killed after {} ms", self.tracker.timeout.as_millis())),
+            Ok(None) => {
+                Err(format!("{program} was killed after {} ms", self.job.tracker.timeout.as_millis()))
+            }
             Err(error) => Err(format!("{program} cannot be run: {error}")),
         }
     }
@@ -213,10 +261,10 @@ impl Task {
     async fn file(&mut self, path: PathBuf) -> Finding {
         let shown = path.display().to_string();
         let look = self.look.get_or_insert_with(|| tokio::task::spawn_blocking(move || first_line(&path)));
-        let Ok(found) = tokio::time::timeout(self.tracker.timeout, &mut *look).await else {
+        let Ok(found) = tokio::time::timeout(self.job.tracker.timeout, &mut *look).await else {
             return Err(format!(
                 "{shown} cannot be looked at within {} ms",
-                self.tracker.timeout.as_millis()
+                self.job.tracker.timeout.as_millis()
             ));
         };
         self.look = None;

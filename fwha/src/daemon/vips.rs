@@ -6,7 +6,6 @@
 //! that goal, also when somebody else removes an address.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,6 +17,7 @@ use fwha_proto::time::Time;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 
+use super::announcements::Announcements;
 use super::events::{EventLog, step};
 use super::hooks::Hooks;
 use super::limit::Limit;
@@ -82,6 +82,8 @@ pub enum Command {
         groups: BTreeMap<GroupId, Vec<Address>>,
         /// Their routes and rules.
         routes: BTreeMap<GroupId, Vec<Routing>>,
+        /// Between two addresses of an announcement.
+        intervals: BTreeMap<GroupId, Duration>,
         /// Who else wants to know.
         hooks: Hooks,
         /// Told when the interfaces have what they should have.
@@ -97,8 +99,8 @@ pub struct Thread {
     pub groups: BTreeMap<GroupId, Vec<Address>>,
     /// The routes and rules of each group.
     pub routes: BTreeMap<GroupId, Vec<Routing>>,
-    /// A socket for announcements on each interface.
-    pub garps: BTreeMap<u32, Garp>,
+    /// What is said to the neighbours.
+    pub announcements: Announcements,
     /// Groups whose addresses may stay from the run before: it ended inside its lease.
     pub keep: BTreeSet<GroupId>,
     /// How long the data plane owns what it owns without this process.
@@ -156,7 +158,7 @@ impl Thread {
         let mut takeovers: BTreeMap<GroupId, Takeover> = BTreeMap::new();
         let mut untold: BTreeMap<GroupId, Change> = BTreeMap::new();
         let mut complaints = Limit::default();
-        let mut fresh: Option<(Instant, Vec<Address>)> = None;
+        let mut fresh: Option<(Instant, Vec<(GroupId, Address)>)> = None;
         self.remove_strays(&addresses, &here, &mut complaints).await;
         self.repair_routes(&routes, &here, &mut complaints).await;
         let mut repair = tokio::time::interval(REPAIR_INTERVAL);
@@ -165,6 +167,7 @@ impl Thread {
             let command = tokio::select! {
                 command = self.commands.recv() => command,
                 _ = repair.tick() => Some(Command::Check),
+                () = self.announcements.next() => continue,
             };
             match command {
                 Some(Command::Add { group, mut takeover }) => {
@@ -187,6 +190,7 @@ impl Thread {
                     if let Err(error) = routes.remove(self.routes_of(group)).await {
                         self.tell("route-error", group, format!("{error}"));
                     }
+                    self.announcements.forget(group);
                     if let Err(error) = addresses.remove(self.of(group)).await {
                         self.tell("vip-error", group, format!("{error}"));
                     }
@@ -200,7 +204,7 @@ impl Thread {
                     }
                 }
                 Some(Command::Announce { group }) if here.contains(&group) => {
-                    self.announce(self.of(group).iter());
+                    self.announce(group);
                     if let Some(change) = untold.remove(&group) {
                         self.resources.tell(group, true);
                         self.hooks.tell(&change);
@@ -217,7 +221,8 @@ impl Thread {
                     }
                 }
                 Some(Command::Announce { .. }) => {}
-                Some(Command::Reload { groups, routes: of_groups, hooks, done }) => {
+                Some(Command::Reload { groups, routes: of_groups, intervals, hooks, done }) => {
+                    self.announcements.set_intervals(intervals);
                     let added = self.reload(&addresses, &here, groups).await;
                     if self.routes != of_groups {
                         self.routes = of_groups;
@@ -236,13 +241,15 @@ impl Thread {
                     if fresh.as_ref().is_some_and(|(at, _)| at.elapsed() >= REPAIR_INTERVAL)
                         && let Some((_, addresses)) = fresh.take()
                     {
-                        let still = |a: &Address| here.iter().any(|&group| self.of(group).contains(a));
-                        self.announce(addresses.iter().filter(|a| still(a)));
+                        let still = |(group, a): &(GroupId, Address)| {
+                            here.contains(group) && self.of(*group).contains(a)
+                        };
+                        let still: Vec<_> = addresses.into_iter().filter(still).collect();
+                        self.announcements.announce(still);
                     }
                 }
                 Some(Command::Replaced { before, now, garp }) => {
-                    self.garps.remove(&before);
-                    self.garps.insert(now, garp);
+                    self.announcements.replace(before, now, garp);
                     for address in self.groups.values_mut().flatten().filter(|a| a.ifindex == before) {
                         address.ifindex = now;
                     }
@@ -256,7 +263,7 @@ impl Thread {
                     self.repair(&addresses, &here, &mut complaints).await;
                     self.repair_routes(&routes, &here, &mut complaints).await;
                     // Those that were there already have another MAC now.
-                    here.iter().for_each(|&group| self.announce(self.of(group).iter()));
+                    here.iter().for_each(|&group| self.announce(group));
                 }
                 Some(Command::Stop(done)) => {
                     self.repair_routes(&routes, &BTreeSet::new(), &mut complaints).await;
@@ -291,14 +298,10 @@ impl Thread {
         self.events.record(now, kind, Some(self.names.group(group)), text, Vec::new());
     }
 
-    fn announce<'a>(&self, addresses: impl Iterator<Item = &'a Address> + Clone) {
-        for (ifindex, garp) in &self.garps {
-            let vips: Vec<IpAddr> =
-                addresses.clone().filter(|a| a.ifindex == *ifindex).map(|a| a.address).collect();
-            if let Err(error) = garp.announce(vips) {
-                tracing::warn!(ifindex, "cannot announce addresses: {error}");
-            }
-        }
+    /// Tells the neighbours of all addresses of a group.
+    fn announce(&mut self, group: GroupId) {
+        let addresses: Vec<_> = self.of(group).iter().map(|&a| (group, a)).collect();
+        self.announcements.announce(addresses);
     }
 
     /// The groups have other addresses: those that are nowhere any more go, then those that are new come;
@@ -308,28 +311,33 @@ impl Thread {
         addresses: &Addresses,
         here: &BTreeSet<GroupId>,
         groups: BTreeMap<GroupId, Vec<Address>>,
-    ) -> Vec<Address> {
-        let all = |this: &Self| -> Vec<Address> { here.iter().flat_map(|&g| this.of(g)).copied().collect() };
+    ) -> Vec<(GroupId, Address)> {
+        let all = |this: &Self| -> Vec<(GroupId, Address)> {
+            here.iter().flat_map(|&g| this.of(g).iter().map(move |&a| (g, a))).collect()
+        };
         let before = all(self);
         self.groups = groups;
         let now = all(self);
-        let without = |list: &[Address], other: &[Address]| -> Vec<Address> {
-            list.iter().filter(|a| !other.contains(a)).copied().collect()
+        let without = |list: &[(GroupId, Address)], other: &[(GroupId, Address)]| -> Vec<_> {
+            list.iter().filter(|(_, a)| !other.iter().any(|(_, b)| a == b)).copied().collect()
         };
         let (gone, fresh) = (without(&before, &now), without(&now, &before));
-        let changed = [addresses.remove(&gone).await, addresses.add(&fresh, self.lifetime()).await];
+        gone.iter().for_each(|&(group, address)| self.announcements.forget_address(group, &address));
+        let bare = |list: &[(GroupId, Address)]| -> Vec<Address> { list.iter().map(|&(_, a)| a).collect() };
+        let removed = addresses.remove(&bare(&gone)).await;
+        let changed = [removed, addresses.add(&bare(&fresh), self.lifetime()).await];
         for error in changed.into_iter().filter_map(Result::err) {
             // What failed is tried again with every repair.
             let now = Time::from_nanos(self.clock.now_ns());
             self.events.record(now, "vip-error", None, format!("{error}"), Vec::new());
         }
-        self.announce(fresh.iter());
+        self.announcements.announce(fresh.iter().copied());
         fresh
     }
 
     /// Removes marked addresses of groups that are not here: what a killed daemon left.
     async fn remove_strays(&self, addresses: &Addresses, here: &BTreeSet<GroupId>, complaints: &mut Limit) {
-        let interfaces: Vec<u32> = self.garps.keys().copied().collect();
+        let interfaces: Vec<u32> = self.announcements.interfaces().collect();
         let keep: Vec<Address> = here.iter().flat_map(|g| self.of(*g)).copied().collect();
         match addresses.remove_leftovers(&interfaces, &keep).await {
             Ok(removed) if !removed.is_empty() => {
@@ -358,7 +366,7 @@ impl Thread {
 
     /// Makes the routes and rules that are there those that should be.
     async fn repair_routes(&self, routes: &Routes, here: &BTreeSet<GroupId>, complaints: &mut Limit) {
-        let interfaces: Vec<u32> = self.garps.keys().copied().collect();
+        let interfaces: Vec<u32> = self.announcements.interfaces().collect();
         let wanted = self.routes_here(here);
         let repaired = async {
             let present = routes.list(&interfaces).await?;
@@ -387,12 +395,12 @@ impl Thread {
     }
 
     /// Makes what is there what should be, and renews its lifetime.
-    async fn repair(&self, addresses: &Addresses, here: &BTreeSet<GroupId>, complaints: &mut Limit) {
+    async fn repair(&mut self, addresses: &Addresses, here: &BTreeSet<GroupId>, complaints: &mut Limit) {
         self.remove_strays(addresses, here, complaints).await;
         if here.is_empty() {
             return;
         }
-        let interfaces: Vec<u32> = self.garps.keys().copied().collect();
+        let interfaces: Vec<u32> = self.announcements.interfaces().collect();
         let present = match addresses.list(&interfaces).await {
             Ok(present) => present,
             Err(error) => {
@@ -408,7 +416,7 @@ impl Thread {
                 Ok(()) if missing > 0 => {
                     let text = format!("{missing} of its addresses were missing and were added again");
                     self.tell("vip-repair", group, text);
-                    self.announce(self.of(group).iter());
+                    self.announce(group);
                 }
                 Ok(()) => {}
                 Err(error) => {

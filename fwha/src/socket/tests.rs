@@ -25,7 +25,7 @@ fn vrrp_arrives_with_ttl_and_source_and_is_not_heard_by_its_sender() {
     let far = b.within(|| VrrpSocket::open("far", ib, false).unwrap());
     let mut buffer = [0; 256];
 
-    near.send(NEAR.into(), b"an advertisement").unwrap();
+    near.send(NEAR.into(), Envelope::multicast(NEAR.into()).dst, b"an advertisement").unwrap();
     await_readable(&far);
     let packet = far.receive(&mut buffer).unwrap().unwrap();
     assert_eq!(packet.envelope, Envelope::multicast(NEAR.into()));
@@ -34,9 +34,10 @@ fn vrrp_arrives_with_ttl_and_source_and_is_not_heard_by_its_sender() {
     assert_eq!(far.receive(&mut buffer).unwrap(), None);
 
     // The far node answers; by then the near one would have heard itself.
-    far.send(FAR.into(), b"another").unwrap();
+    far.send(FAR.into(), NEAR.into(), b"another").unwrap();
     await_readable(&near);
-    assert_eq!(near.receive(&mut buffer).unwrap().unwrap().envelope.src, FAR);
+    let alone = Envelope { dst: NEAR.into(), ..Envelope::multicast(FAR.into()) };
+    assert_eq!(near.receive(&mut buffer).unwrap().unwrap().envelope, alone);
     assert_eq!(near.receive(&mut buffer).unwrap(), None);
 }
 
@@ -57,7 +58,7 @@ fn vrrp_for_ipv6_arrives_with_hop_limit_and_link_local_source_and_is_not_heard_b
     let far = b.within(|| VrrpSocket::open("far", ib, true).unwrap());
     let mut buffer = [0; 256];
 
-    near.send(NEAR.into(), b"an advertisement").unwrap();
+    near.send(NEAR.into(), Envelope::multicast(NEAR.into()).dst, b"an advertisement").unwrap();
     await_readable(&far);
     let packet = far.receive(&mut buffer).unwrap().unwrap();
     assert_eq!(packet.envelope, Envelope::multicast(NEAR.into()));
@@ -74,9 +75,10 @@ fn vrrp_for_ipv6_arrives_with_hop_limit_and_link_local_source_and_is_not_heard_b
     assert_eq!(far.receive(&mut buffer).unwrap().unwrap().envelope.ttl, 254);
     assert_eq!(far.receive(&mut buffer).unwrap(), None);
 
-    far.send(FAR.into(), b"another").unwrap();
+    far.send(FAR.into(), NEAR.into(), b"another").unwrap();
     await_readable(&near);
-    assert_eq!(near.receive(&mut buffer).unwrap().unwrap().envelope.src, FAR);
+    let alone = Envelope { dst: NEAR.into(), ..Envelope::multicast(FAR.into()) };
+    assert_eq!(near.receive(&mut buffer).unwrap().unwrap().envelope, alone);
     assert_eq!(near.receive(&mut buffer).unwrap(), None);
 }
 

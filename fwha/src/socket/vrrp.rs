@@ -76,15 +76,15 @@ impl VrrpSocket {
         self.v6
     }
 
-    /// Sends a message to the group from `source`: the interface's primary address, or its link-local
-    /// one, never a VIP, by which the peers would take it for their own.
+    /// Sends a message to the group, or to a neighbour alone, from `source`: the interface's primary
+    /// address, or its link-local one, never a VIP, by which the peers would take it for their own.
     ///
     /// # Errors
     ///
     /// Those of `sendmsg(2)`: `EADDRNOTAVAIL` or `EINVAL` if the node has no such address, `ENETDOWN`
     /// or `ENETUNREACH` if the interface is down.
-    pub fn send(&self, source: IpAddr, message: &[u8]) -> io::Result<()> {
-        send_from(&self.socket, self.ifindex, source, Envelope::multicast(source).dst, message)
+    pub fn send(&self, source: IpAddr, to: IpAddr, message: &[u8]) -> io::Result<()> {
+        send_from(&self.socket, self.ifindex, source, to, message)
     }
 
     /// The next packet, if there is one. What is not whole, or no IP, is skipped.

@@ -5,6 +5,7 @@ mod death;
 mod explain;
 mod moves;
 mod reload;
+mod rules;
 mod schedules;
 mod start;
 mod strangers;

@@ -7,7 +7,8 @@ use crate::vrrp::packet::PRIORITY_RELEASE;
 fn reload(rig: &mut Rig, n: NodeId, hash: u64, change: impl Fn(&mut GroupConfig)) {
     let mut groups = rig.election(n).config.groups.clone();
     groups.iter_mut().for_each(change);
-    rig.command(n, |e, now| e.reload(now, hash, groups)).expect("a good file");
+    let trackers = rig.election(n).config.trackers.clone();
+    rig.command(n, |e, now| e.reload(now, hash, groups, trackers)).expect("a good file");
 }
 
 fn hears(rig: &mut Rig, n: NodeId) -> Vec<bool> {
@@ -17,8 +18,10 @@ fn hears(rig: &mut Rig, n: NodeId) -> Vec<bool> {
 
 /// A virtual router more, first in the list: the others have other places then.
 fn one_more(g: &mut GroupConfig) {
-    g.instances
-        .insert(0, Instance { zone: 1, vrid: 99, addresses: vec![Ipv4Addr::new(10, 1, 1, 99).into()] });
+    g.instances.insert(
+        0,
+        Instance { vrid: 99, addresses: vec![Ipv4Addr::new(10, 1, 1, 99).into()], ..g.instances[0].clone() },
+    );
 }
 
 #[test]
@@ -117,9 +120,40 @@ fn a_bad_file_changes_nothing() {
     let mut rig = Rig::pair(1);
     let mut groups = rig.election(1).config.groups.clone();
     groups[0].instances[0].vrid = 0;
-    assert!(rig.command(1, |e, now| e.reload(now, 9, groups)).is_err());
+    assert!(rig.command(1, |e, now| e.reload(now, 9, groups, vec![])).is_err());
     assert_eq!(
         (rig.election(1).config.config_hash, rig.election(1).config.groups[0].instances[0].vrid),
         (1, 61)
     );
+}
+
+#[test]
+fn announcements_repeat_as_configured_and_are_refreshed_by_the_active_alone() {
+    let seconds = |list: &[u64]| list.iter().map(|&s| ms(s * 1000)).collect();
+    let mut rig = Rig::pair_with(1, move |_, c| {
+        c.groups[0].announce = Announce { repeat: seconds(&[2]), refresh: None };
+    });
+    rig.run(ms(60_000));
+    let took = rig.node(1).takeovers[0].0;
+    let since = |rig: &Rig, n, from: Time| -> Vec<u64> {
+        let times = rig.node(n).announced.iter().filter(|(at, _)| *at >= from);
+        times.map(|(at, _)| at.since(from).as_millis() as u64 / 1000).collect()
+    };
+    assert_eq!(since(&rig, 1, took), [0, 2]);
+
+    let then = rig.now;
+    for n in [1, 2] {
+        reload(&mut rig, n, 2, |g| g.announce.refresh = Some(ms(10_000)));
+    }
+    rig.run(ms(35_000));
+    assert_eq!(since(&rig, 1, then), [10, 20, 30], "from now on, without a takeover");
+    let moved = rig.now;
+    rig.kill(1);
+    rig.run(ms(25_000));
+    assert_eq!(since(&rig, 2, then).len(), 4, "the Backup was silent before");
+    assert_eq!(since(&rig, 2, moved), [0, 2, 12, 22]);
+    let then = rig.now;
+    reload(&mut rig, 2, 3, |g| g.announce.refresh = None);
+    rig.run(ms(30_000));
+    assert_eq!(since(&rig, 2, then), [0; 0]);
 }

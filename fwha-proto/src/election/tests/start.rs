@@ -101,3 +101,64 @@ fn a_fresh_node_does_not_take_a_vacant_group_from_the_one_that_holds_the_flows()
     rig.run(ms(500));
     assert_eq!(rig.actives(0), [2]);
 }
+
+fn owner(_: NodeId, c: &mut Config) {
+    c.groups[0].members = vec![(1, 255), (2, 100)];
+}
+
+/// RFC 9568, 6.4.1, of an owner that has other members: it waits for an interval, not for three and a skew,
+/// and only where nobody is heard.
+#[test]
+fn rule_6_4_1_the_owner_among_members_does_not_wait_for_the_active_down_interval() {
+    let mut rig = Rig::new(2, 1, owner);
+    rig.start(1);
+    let took = rig.run_until(ms(10_000), |r| r.actives(0) == [1]).unwrap();
+    assert!(took >= ms(1000) && took < ms(1020), "{took:?}");
+
+    let mut rig = Rig::new(2, 1, owner);
+    rig.start(2);
+    let took = rig.run_until(ms(10_000), |r| r.actives(0) == [2]).unwrap();
+    assert!(took >= ms(3609), "the other is no owner: {took:?}");
+}
+
+#[test]
+fn rule_6_4_1_the_owner_leaves_an_active_member_alone_that_it_hears_on_any_way() {
+    for sync in [true, false] {
+        let mut rig = Rig::new(2, 1, owner);
+        if !sync {
+            rig.cut_both(Via::Sync(0));
+        }
+        rig.start(2);
+        rig.run(ms(5000));
+        rig.start(1);
+        rig.run(ms(20_000));
+        assert_eq!((rig.actives(0), rig.node(1).takeovers.len()), (vec![2], 0), "sync link: {sync}");
+    }
+}
+
+/// RFC 9568, 6.1: Preempt_Mode is not for the owner of the addresses.
+#[test]
+fn rule_6_1_the_owner_preempts_whatever_the_mode_says() {
+    for (priority, wins) in [(255, true), (254, false)] {
+        let mut rig = Rig::new(1, 1, move |_, c| c.groups[0].members = vec![(1, priority)]);
+        rig.start(1);
+        rig.run(ms(5000));
+        let src = IpAddr::from(zone_address(77, 1));
+        let foreign = |rig: &mut Rig, priority| {
+            for (zone, vrid) in [(1, 61), (2, 62)] {
+                let addresses = vec![Ipv4Addr::new(10, zone, 1, 0).into()];
+                let advert = Advert { vrid, priority, interval_cs: 100, addresses };
+                rig.forge(1, zone, src, 255, advert.write(&Envelope::multicast(src), Checksum::Message));
+            }
+        };
+        // Another owner of a greater address, against the rules, is the only one that it gives way to.
+        foreign(&mut rig, 255);
+        rig.run(ms(100));
+        assert_eq!(rig.actives(0), []);
+        for _ in 0..10 {
+            foreign(&mut rig, 200);
+            rig.run(ms(1000));
+        }
+        assert_eq!(rig.actives(0) == [1], wins, "{priority}");
+    }
+}

@@ -277,3 +277,62 @@ fn a_new_key_reaches_the_nodes_one_by_one_and_nobody_notices() {
     assert!(role_causes(&rig, 1, then).is_empty() && role_causes(&rig, 2, then).is_empty());
     assert_eq!(rig.election(1).status(Time::ZERO).peers[0].state, PeerState::Alive);
 }
+
+/// The rig's pair, by unicast, with a router more in zone 1 that is none of its nodes.
+fn unicast(_: NodeId, config: &mut Config) {
+    both_families(0, config);
+    config.groups[0].version = Version::V3 { checksum: Checksum::PseudoHeader };
+    for instance in &mut config.groups[0].instances {
+        let zone = instance.zone;
+        instance.peers = if instance.addresses[0].is_ipv6() {
+            [1, 2].map(|n| zone_link_local(n, zone).into()).into()
+        } else {
+            [1, 2, 77].map(|n| zone_address(n, zone).into()).into()
+        };
+    }
+}
+
+/// The destination is part of the sum of a pseudo-header, so each peer's advert has its own.
+#[test]
+fn unicast_goes_to_each_peer_and_is_heard_by_it() {
+    let mut rig = Rig::pair_with(1, unicast);
+    rig.run(ms(10_000));
+    assert_eq!(rig.actives(0), [1]);
+    let now = rig.now;
+    assert_eq!(rig.election(2).status(now).groups[0].hears, [true; 4]);
+    for name in ["checksum", "multicast", "not_peer", "own"] {
+        assert_eq!(rig.counter(2, "vrrp_discarded", name), 0, "{name}");
+    }
+    let sent = rig.counter(1, "vrrp_tx", "adverts");
+    let heard = rig.counter(2, "vrrp_rx", "adverts");
+    assert!(heard > 40 && sent.abs_diff(heard * 6 / 4) <= 6, "none to itself: {sent} {heard}");
+}
+
+#[test]
+fn unicast_is_taken_from_named_peers_alone_and_multicast_is_not() {
+    let mut rig = Rig::pair_with(1, unicast);
+    let peer = IpAddr::from(zone_address(77, 1));
+    let envelope = Envelope { dst: zone_address(1, 1).into(), ..Envelope::multicast(peer) };
+    let forge = |rig: &mut Rig, envelope: Envelope| {
+        let addresses = vec![Ipv4Addr::new(10, 1, 1, 0).into()];
+        let advert = Advert { vrid: 61, priority: 1, interval_cs: 100, addresses };
+        rig.forge_in(1, 1, envelope, advert.write(&envelope, Checksum::PseudoHeader));
+    };
+    let heard = rig.counter(1, "vrrp_rx", "adverts");
+    forge(&mut rig, Envelope::multicast(peer));
+    forge(&mut rig, Envelope { src: zone_address(78, 1).into(), ..envelope });
+    forge(&mut rig, Envelope { ttl: 254, ..envelope });
+    for name in ["multicast", "not_peer", "ttl"] {
+        assert_eq!(rig.counter(1, "vrrp_discarded", name), 1, "{name}");
+    }
+    assert_eq!(rig.counter(1, "vrrp_rx", "adverts"), heard);
+    forge(&mut rig, envelope);
+    assert_eq!(rig.counter(1, "vrrp_rx", "adverts"), heard + 1);
+
+    // Without peers it is the other way round.
+    let mut rig = Rig::pair(1);
+    forge(&mut rig, envelope);
+    assert_eq!(rig.counter(1, "vrrp_discarded", "not_peer"), 1);
+    forge(&mut rig, Envelope::multicast(peer));
+    assert_eq!(rig.counter(1, "vrrp_rx", "adverts"), 1);
+}

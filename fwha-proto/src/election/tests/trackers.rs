@@ -360,3 +360,55 @@ fn verdicts_in_any_order_leave_no_gap_and_come_to_rest() {
         assert_eq!(Some(troubles(active)), least, "seed {seed}: fw{active} of {failing:?}");
     }
 }
+
+fn reload(rig: &mut Rig, n: NodeId, trackers: &[TrackerConfig]) {
+    let groups = rig.election(n).config.groups.clone();
+    rig.command(n, |e, now| e.reload(now, 2, groups, trackers.to_vec())).expect("a good file");
+}
+
+#[test]
+fn a_reload_keeps_what_is_known_of_a_tracker_whatever_its_place() {
+    let shared = tracker(1, Effect::Fault, Some(GRACE));
+    let mut rig = rig(2, std::slice::from_ref(&shared), |_| {});
+    rig.track(1, 1, Down);
+    rig.run(GRACE + SOON);
+    assert_eq!((rig.actives(0), rig.role(1, 0)), (vec![2], Some(Role::Fault)));
+    let then = rig.now;
+    for n in [1, 2] {
+        reload(&mut rig, n, &[tracker(7, Effect::Lowers(10), None), shared.clone()]);
+    }
+    run_without_a_gap(&mut rig, LONG);
+    let told = rig.events(1, then);
+    assert!(told.iter().all(|e| matches!(e, Event::ConfigDiffers { .. })), "{told:?}");
+    assert_eq!(rig.role(1, 0), Some(Role::Fault), "it counts without a break");
+    rig.track(1, 7, Down);
+    rig.run(SOON);
+    assert_eq!(priority(&rig, 1), 140, "the new one counts, too");
+}
+
+#[test]
+fn a_tracker_that_a_reload_removes_counts_no_more_and_one_that_is_new_has_no_verdict() {
+    let fault = tracker(1, Effect::Fault, None);
+    let mut rig = rig(2, std::slice::from_ref(&fault), |_| {});
+    rig.track(1, 1, Down);
+    run_without_a_gap(&mut rig, SOON);
+    assert_eq!(rig.role(1, 0), Some(Role::Fault));
+    reload(&mut rig, 1, &[]);
+    rig.run(SOON);
+    assert_eq!(rig.role(1, 0), Some(Role::Backup), "nothing is left that forbids the role");
+    reload(&mut rig, 1, &[fault]);
+    rig.run(SOON);
+    assert_eq!(rig.role(1, 0), Some(Role::Backup));
+    assert_eq!(effect(&rig, 1), (false, "none yet".into()));
+}
+
+#[test]
+fn a_reload_that_changes_the_effect_of_a_failing_tracker_is_heeded_at_once() {
+    let mut rig = rig(2, &[tracker(1, Effect::Lowers(10), None)], |_| {});
+    rig.track(1, 1, Down);
+    rig.run(SOON);
+    assert_eq!((rig.actives(0), priority(&rig, 1)), (vec![1], 140));
+    reload(&mut rig, 1, &[tracker(1, Effect::Fault, None)]);
+    run_without_a_gap(&mut rig, SOON);
+    assert_eq!((rig.actives(0), rig.role(1, 0), priority(&rig, 1)), (vec![2], Some(Role::Fault), 150));
+}

@@ -116,6 +116,30 @@ fn settings_of_all_sections_are_told() {
         changes(&[("preempt = false", "priority = { fw1 = 100, fw2 = 150 }")]),
         ["group \"gateway\": priority: fw1 200, fw2 190 -> fw2 150, fw1 100"]
     );
+    assert_eq!(
+        changes(&[(
+            "preempt = false",
+            "announce = { repeat = [\"2s\", \"3s\"], refresh = \"1m\", interval = \"5ms\" }"
+        )]),
+        [
+            "group \"gateway\": announce.repeat: 100ms, 1s, 5s -> 2s, 3s",
+            "group \"gateway\": announce.refresh: none -> 1m",
+            "group \"gateway\": announce.interval: 0ms -> 5ms",
+        ]
+    );
+    assert_eq!(
+        changes(&[("vrid = 61", "vrid = 61, peers = [\"10.0.0.3\"]")]),
+        ["vrid 61 of group gateway: peers: multicast -> 10.0.0.3"]
+    );
+}
+
+#[test]
+fn trackers_come_change_and_go_under_way() {
+    let tracker = "[[tracker]]\nname = \"uplink\"\nping = \"10.0.0.1\"\n";
+    assert_eq!(added(tracker), ["tracker \"uplink\" added"]);
+    let both = |more: &str| format!("{tracker}{more}");
+    let [before, now] = ["", "rise = 5"].map(|more| good(&(GOOD.to_owned() + &both(more))));
+    assert_eq!(told(&before, &now), ["tracker \"uplink\" changed"]);
 }
 
 #[test]

@@ -282,8 +282,13 @@ fn mistakes_about_groups_are_found() {
         ),
         (
             "preempt = false",
-            "priority = { fw1 = 255, fw2 = 0 }",
-            &[":26:20: priority 255 is out of range", ":26:31: priority 0 is out of range"],
+            "priority = { fw1 = 256, fw2 = 0 }",
+            &[":26:20: priority 256 is out of range", ":26:31: priority 0 is out of range"],
+        ),
+        (
+            "preempt = false",
+            "priority = { fw1 = 255, fw2 = 255 }",
+            &[":26:31: node \"fw2\" has the priority of \"fw1\", 255"],
         ),
         ("preempt = false", "priority = { fw1 = 150 }", &[":26:12: node \"fw2\" has no priority"]),
         (
@@ -623,6 +628,52 @@ fn mistakes_about_preemption_are_found() {
     ]);
     let delayed = good(&with("preempt = false", "preempt = true\npreempt-delay = \"30s\""));
     assert_eq!(delayed.groups[0].preempt_delay.as_secs(), 30);
+}
+
+#[test]
+fn mistakes_about_announcements_are_found() {
+    check_rows(&[
+        ("preempt = false", "announce = 5", &[":26:12: announce is an integer, not a table"]),
+        (
+            "preempt = false",
+            "announce = { repeat = [\"1s\", 5, \"1s\", \"2h\"], delay = \"5s\" }",
+            &[
+                ":26:30: repeat is an integer, not a duration in quotes, like \"10ms\" or \"5m\"",
+                ":26:33: repeat is not in order",
+                ":26:39: repeat \"2h\" is out of range",
+                ":26:46: unknown key \"delay\" in announce",
+            ],
+        ),
+        (
+            "preempt = false",
+            "announce = { refresh = \"0s\", interval = \"2s\" }",
+            &[":26:24: refresh \"0s\" is out of range", ":26:41: interval \"2s\" is out of range"],
+        ),
+    ]);
+    let times: Vec<String> = (1..=17).map(|n| format!("\"{n}s\"")).collect();
+    let text = format!("announce = {{ repeat = [{}] }}", times.join(","));
+    assert_eq!(mistakes(&with("preempt = false", &text)), [":26:111: more than 16 repetitions"]);
+}
+
+#[test]
+fn mistakes_about_unicast_peers_are_found() {
+    check_rows(&[
+        (
+            "vrid = 61",
+            "vrid = 61, peers = [\"10.0.0.3\", \"10.0.0.3\", \"224.0.0.18\", 7]",
+            &[
+                ":29:52: peer 10.0.0.3 is there twice",
+                ":29:64: peers: \"224.0.0.18\" is a multicast address",
+                ":29:78: peers is an integer, not a string",
+            ],
+        ),
+        ("vrid = 61", "vrid = 61, peers = [\"fe80::3\"]", &[":29:39: peers has no address of IPv4"]),
+        ("vrid = 61", "vrid = 61, peers = []", &[":29:39: peers has no address of IPv4"]),
+    ]);
+    let config = good(&with("vrid = 61", "vrid = 61, peers = [\"10.0.0.3\", \"10.0.0.2\"]"));
+    let peers: Vec<String> = config.groups[0].vips[0].peers.iter().map(ToString::to_string).collect();
+    assert_eq!(peers, ["10.0.0.3", "10.0.0.2"]);
+    assert!(config.groups[0].vips[1].peers.is_empty());
 }
 
 #[test]
