@@ -75,7 +75,7 @@ fn version_text<S: Serializer>(version: &Version, serializer: S) -> Result<S::Ok
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Announce {
     /// After a takeover at once, and again so long after it, soonest first: at most
-    /// [`ANNOUNCE_REPEAT_MAX`] times, 10 ms to an hour.
+    /// `ANNOUNCE_REPEAT_MAX` times, 10 ms to an hour.
     pub repeat: Vec<Duration>,
     /// For as long as the node is active once in this time, 1 s to a day.
     pub refresh: Option<Duration>,

@@ -21,7 +21,7 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 pub struct Run<'a> {
     /// The program, an absolute path, and its arguments.
     pub command: &'a [String],
-    /// Its environment, beside [`PATH`].
+    /// Its environment, beside `PATH`.
     pub variables: &'a [(&'a str, &'a str)],
     /// Its standard input. With it, what the program says goes to the daemon's log; without, nowhere.
     pub input: Option<String>,
