@@ -128,6 +128,7 @@ fn two_cpus_put_a_flow_into_a_set_at_once() {
         }
         let begun = rig.counter(Counter::Embryonic) - before;
         assert!(begun > u64::from(ROUNDS) * u64::from(REPEATS), "{begun}: each by one CPU at least");
-        assert_eq!(rig.counter(Counter::Passed) - passed, begun);
+        // A CPU whose clock is a tick behind may find the other's flow alive.
+        assert!(rig.counter(Counter::Passed) - passed >= begun);
     });
 }
