@@ -62,7 +62,10 @@ fn ipv6_vips_move_by(attach: Attach) {
         let backup = active.peer();
         lab.route6_through_group()?;
         for vip in [LAN_VIP, LAN_VIP6, &format!("{LINK_LOCAL_VIP}%eth0")] {
-            lab.exec(Host::Client, &["ping", "-c1", "-W5", vip])?;
+            // The client's own link-local address takes its time (duplicate address detection).
+            lab.wait_for(&format!("an answer of {vip}"), PATIENCE, || {
+                Ok(Some(lab.exec(Host::Client, &["ping", "-c1", "-W1", vip])?))
+            })?;
         }
         lab.exec(Host::Client, &["ping", "-c1", "-W5", SERVER6])?;
         wait_for_entries(lab, active)?;
