@@ -18,8 +18,6 @@ use nix::unistd::Pid;
 
 const KEEPALIVED: &str = "/usr/sbin/keepalived";
 const VRID: u8 = 62;
-/// Both advertise once a second, so a Backup takes silence for death after three seconds and its skew.
-const THREE_INTERVALS: Duration = Duration::from_secs(3);
 /// The box of the node and that of keepalived.
 const NODE: Host = Host::Fw1;
 const OTHER: Host = Host::Fw2;
@@ -36,7 +34,13 @@ struct Speech {
     unicast: Option<[&'static str; 2]>,
     /// What tcpdump makes of one of the node's advertisements, its priority in braces.
     dump: &'static str,
+    /// How often both advertise: a Backup takes silence for death after three of them and its skew.
+    interval: Duration,
 }
+
+/// Version 2 knows whole seconds only.
+const SECOND: Duration = Duration::from_secs(1);
+const SHORT: Duration = Duration::from_millis(400);
 
 /// keepalived knows the checksum of RFC 5798 alone, and so does tcpdump.
 const V3: Speech = Speech {
@@ -44,14 +48,16 @@ const V3: Speech = Speech {
     keepalived: "version 3",
     addresses: &[LAN_VIP],
     unicast: None,
-    dump: "VRRPv3, Advertisement, vrid 62, prio {}, intvl 100cs, length 12, addrs: 192.168.100.12",
+    dump: "VRRPv3, Advertisement, vrid 62, prio {}, intvl 40cs, length 12, addrs: 192.168.100.12",
+    interval: SHORT,
 };
 const V3_IPV6: Speech = Speech {
     fwha: "",
     keepalived: "version 3",
     addresses: &[LINK_LOCAL_VIP, LAN_VIP6],
     unicast: None,
-    dump: "VRRPv3, Advertisement, vrid 62, prio {}, intvl 100cs, length 40, addrs(2): fe80::12,fd00:100::12",
+    dump: "VRRPv3, Advertisement, vrid 62, prio {}, intvl 40cs, length 40, addrs(2): fe80::12,fd00:100::12",
+    interval: SHORT,
 };
 const V2: Speech = Speech {
     fwha: "vrrp-version = 2",
@@ -59,6 +65,7 @@ const V2: Speech = Speech {
     addresses: &[LAN_VIP],
     unicast: None,
     dump: "VRRPv2, Advertisement, vrid 62, prio {}, authtype none, intvl 1s, length 20, addrs: 192.168.100.12",
+    interval: SECOND,
 };
 const V2_PASSWORD: Speech = Speech {
     fwha: "vrrp-version = 2\nauth-pass = \"sesame\"",
@@ -97,9 +104,11 @@ name = "gateway"
 nodes = ["fw1"]
 priority = {{ fw1 = {priority} }}
 preempt = {preempt}
+advert-interval = "{}ms"
 {}
 vips = [{{ zone = "lan", vrid = {VRID}, addresses = [{}]{} }}]
 "#,
+            self.interval.as_millis(),
             self.fwha,
             addresses.join(", "),
             self.unicast.map_or(String::new(), |peers| format!(", peers = {peers:?}")),
@@ -131,7 +140,8 @@ impl Keepalived {
         });
         let text = format!(
             "vrrp_instance gateway {{\nstate BACKUP\ninterface lan\nvirtual_router_id {VRID}\npriority {priority}\n\
-             advert_int 1\n{}\n{unicast}\n{more}\nvirtual_ipaddress {{\n{}\n}}\n}}\n",
+             advert_int {}\n{}\n{unicast}\n{more}\nvirtual_ipaddress {{\n{}\n}}\n}}\n",
+            speech.interval.as_secs_f64(),
             speech.keepalived,
             nets.join("\n")
         );
@@ -146,8 +156,14 @@ impl Keepalived {
     }
 
     /// Ends it as its service does.
-    fn term(mut self) -> Result<()> {
+    fn term(self) -> Result<()> {
+        self.term_while(|| Ok(()))
+    }
+
+    /// As [`Self::term`], with something to see before it has ended, for which it takes a second.
+    fn term_while(mut self, meanwhile: impl FnOnce() -> Result<()>) -> Result<()> {
         kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM)?;
+        meanwhile()?;
         ensure!(self.child.wait()?.success(), "{}", self.said()?);
         Ok(())
     }
@@ -201,7 +217,7 @@ fn check_stays(lab: &Lab, node: &NodeProcess, speech: &Speech, holder: Host, cou
         Ok((node.count(counter)? > before + 5).then_some(()))
     })?;
     let wait = wait_for_holder(lab, node, speech, holder)?;
-    ensure!(wait < THREE_INTERVALS, "the addresses moved");
+    ensure!(wait < 3 * speech.interval, "the addresses moved");
     Ok(())
 }
 
@@ -243,10 +259,11 @@ fn keepalived_leads(speech: &Speech) {
         check_stays(lab, &node, speech, OTHER, RECEIVED)?;
 
         // It says that it goes, with priority 0.
-        let at = Instant::now();
-        keepalived.term()?;
-        wait_for_holder(lab, &node, speech, NODE)?;
-        ensure!(at.elapsed() < THREE_INTERVALS, "{:?} after priority 0", at.elapsed());
+        keepalived.term_while(|| {
+            let wait = wait_for_holder(lab, &node, speech, NODE)?;
+            ensure!(wait < 3 * speech.interval, "{wait:?} after priority 0");
+            Ok(())
+        })?;
 
         // It comes back and preempts.
         let keepalived = Keepalived::start(lab, speech, 200, "")?;
@@ -291,7 +308,7 @@ fn fwha_leads(speech: &Speech) {
         lab.wait_for("keepalived to have the addresses", PATIENCE, || {
             Ok(has(lab, OTHER, speech)?.then_some(()))
         })?;
-        ensure!(at.elapsed() < THREE_INTERVALS, "{:?} after priority 0", at.elapsed());
+        ensure!(at.elapsed() < 3 * speech.interval, "{:?} after priority 0", at.elapsed());
 
         // It comes back and preempts.
         node = speech.start_node(lab, 200, true)?;
@@ -324,10 +341,11 @@ fn both_speak(speech: &Speech) {
         let node = speech.start_node(lab, 100, true)?;
         wait_for_holder(lab, &node, speech, OTHER)?;
         check_stays(lab, &node, speech, OTHER, RECEIVED)?;
-        let at = Instant::now();
-        keepalived.term()?;
-        wait_for_holder(lab, &node, speech, NODE)?;
-        ensure!(at.elapsed() < THREE_INTERVALS, "{:?} after priority 0", at.elapsed());
+        keepalived.term_while(|| {
+            let wait = wait_for_holder(lab, &node, speech, NODE)?;
+            ensure!(wait < 3 * speech.interval, "{wait:?} after priority 0");
+            Ok(())
+        })?;
 
         let keepalived = Keepalived::start_as_backup(lab, speech, 200, "nopreempt")?;
         check_stays(lab, &node, speech, NODE, SENT)?;
