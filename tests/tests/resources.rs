@@ -1,6 +1,7 @@
 //! Resources run where their group is Active, in their order, and what fails too often moves the group.
 
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -232,6 +233,58 @@ nodes = ["{}"]
         ensure!(status.pointer("/groups/0/role") == Some(&Value::from("fault")), "{status}");
         let addresses = lab.exec(Node::Fw2.host(), &["ip", "-oneline", "address"])?;
         ensure!(!addresses.contains(fwha_tests::lab::LAN_VIP), "{addresses}");
+        Ok(())
+    });
+}
+
+/// Where Debian's package resource-agents puts what it brings.
+const ROUTE_AGENT: &str = "/usr/lib/ocf/resource.d/heartbeat/Route";
+
+/// An agent that others wrote, as Pacemaker would run it: a route that is where the group is Active, and is put back.
+#[test]
+fn an_agent_of_resource_agents_follows_its_group() {
+    if !Path::new(ROUTE_AGENT).is_file() {
+        assert!(std::env::var("CI").as_deref() != Ok("true"), "{ROUTE_AGENT} must be there in CI");
+        // A direct write: the harness captures `eprintln!` of tests that pass.
+        let _ = writeln!(std::io::stderr(), "skipped: needs {ROUTE_AGENT} (Debian package resource-agents)");
+        return;
+    }
+    const DESTINATION: &str = "198.51.100.0/24";
+    in_lab(LabOptions::default(), |lab| {
+        let route = format!(
+            r#"
+[[resource]]
+name = "upstream"
+group = "gateway"
+ocf = "ocf:heartbeat:Route"
+parameters = {{ destination = "{DESTINATION}", device = "wan" }}
+interval = "200ms"
+restarts = 5
+"#
+        );
+        let config = fs::read_to_string(lab.config_path())?;
+        fs::write(lab.config_path(), config + &route)?;
+        let (pair, first) = Pair::settled(lab)?;
+        let second = first.peer();
+        let routed = |node: Node| -> Result<bool> {
+            Ok(!lab.exec(node.host(), &["ip", "route", "show", DESTINATION])?.trim().is_empty())
+        };
+        let wait_for = |node: Node, wanted: &'static str| {
+            pair.wait_for_status(lab, node, &format!("the route of {node} to be {wanted}"), |status| {
+                resource(status, "upstream").is_some_and(|r| r["state"] == wanted)
+            })
+        };
+        wait_for(first, "running")?;
+        wait_for(second, "stopped")?;
+        ensure!(routed(first)? && !routed(second)?);
+
+        lab.exec(first.host(), &["ip", "route", "del", DESTINATION])?;
+        lab.wait_for("the route to be put back", PATIENCE, || Ok(routed(first)?.then_some(())))?;
+
+        pair.node(first).ctl(&["switchover", "--wait"])?;
+        wait_for(second, "running")?;
+        wait_for(first, "stopped")?;
+        ensure!(routed(second)? && !routed(first)?);
         Ok(())
     });
 }
