@@ -21,7 +21,7 @@ pub const HELD: u32 = 200;
 /// New connections a second meanwhile.
 pub const RATE: u32 = 500;
 /// How long a fault lasts: longer than any lease.
-const LASTS: Duration = Duration::from_secs(3);
+pub const LASTS: Duration = Duration::from_secs(3);
 /// How long all is quiet before, and after.
 const QUIET: Duration = Duration::from_secs(1);
 /// Processes that keep the processors busy: twice as many as a small machine has.
@@ -219,14 +219,14 @@ impl Outcome {
     }
 }
 
-/// Plays a case in a lab of its own; `options` are those of the lab.
+/// Plays a case in a lab of its own; `options` are those of the lab, the fault lasts for `lasts`.
 ///
 /// # Errors
 ///
 /// When the lab or a program does not do its part, or the pair does not settle.
-pub fn play(case: Case, options: LabOptions) -> Result<Outcome> {
+pub fn play(case: Case, options: LabOptions, lasts: Duration) -> Result<Outcome> {
     let lab = Lab::new(options).context("lay the lab")?;
-    let outcome = play_in(&lab, case);
+    let outcome = play_in(&lab, case, lasts);
     if !outcome.as_ref().is_ok_and(|outcome| outcome.check().is_ok()) {
         eprint!("{}", lab.log_tails(40));
     }
@@ -234,7 +234,7 @@ pub fn play(case: Case, options: LabOptions) -> Result<Outcome> {
     outcome
 }
 
-fn play_in(lab: &Lab, case: Case) -> Result<Outcome> {
+fn play_in(lab: &Lab, case: Case, lasts: Duration) -> Result<Outcome> {
     let fw1 = match case.fault {
         Fault::PowerOtherClock => lab.start_node_ahead(Node::Fw1, AHEAD)?,
         _ => lab.start_node(Node::Fw1)?,
@@ -255,7 +255,7 @@ fn play_in(lab: &Lab, case: Case) -> Result<Outcome> {
 
     let struck_at_ms = mono_ms();
     let inflicted = inflict(lab, &mut pair, struck, case.fault)?;
-    thread::sleep(LASTS);
+    thread::sleep(lasts);
     mend(lab, &mut pair, struck, case.fault, inflicted)?;
     if matches!(
         case.fault,

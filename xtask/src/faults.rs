@@ -1,9 +1,10 @@
 //! `cargo xtask faults`: what traffic meets when something fails. See `fwha_tests::faults`.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Result, bail};
-use fwha_tests::faults::{Case, HELD, Outcome, RATE, play};
+use fwha_tests::faults::{Case, HELD, LASTS, Outcome, RATE, play};
 use fwha_tests::lab::{self, LabOptions};
 use fwha_tests::root::is_root;
 
@@ -21,6 +22,9 @@ pub struct Args {
     /// Time between two heartbeats
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=1000))]
     heartbeat: Option<u64>,
+    /// How long a fault lasts
+    #[arg(long, value_name = "SECONDS", default_value_t = LASTS.as_secs(), value_parser = clap::value_parser!(u64).range(1..=3600))]
+    lasts: u64,
     /// Build as for use, which takes longer; otherwise as for `cargo xtask test`
     #[arg(long)]
     release: bool,
@@ -34,7 +38,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         );
     }
     let options = LabOptions {
-        heartbeat: args.heartbeat.map(std::time::Duration::from_millis),
+        heartbeat: args.heartbeat.map(Duration::from_millis),
         bin_dir: Some(build_bins(&["fwha", "fwha-tests"], args.release)?),
         ..LabOptions::default()
     };
@@ -51,7 +55,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let mut failures = 0;
     for case in cases {
         for _ in 0..args.runs {
-            failures += u32::from(!one(case, &options));
+            failures += u32::from(!one(case, &options, Duration::from_secs(args.lasts)));
             lab::wait_if_terminating();
         }
     }
@@ -67,8 +71,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 }
 
 /// Plays a case and prints its line; whether all was as it must be.
-fn one(case: Case, options: &LabOptions) -> bool {
-    let outcome = match play(case, options.clone()) {
+fn one(case: Case, options: &LabOptions, lasts: Duration) -> bool {
+    let outcome = match play(case, options.clone(), lasts) {
         Ok(outcome) => outcome,
         Err(error) => {
             println!("{:38} FAILED: {error:#}", case.to_string());
