@@ -54,6 +54,8 @@ pub enum Fault {
     SyncCable,
     /// What the node sends on the dedicated link is lost, and nothing else.
     MuteSync,
+    /// Both nodes lose all they have, and start together.
+    ColdStart,
     /// Nothing fails: the group is moved by hand.
     Switchover,
     /// Nothing fails, but the processors are busy.
@@ -62,7 +64,7 @@ pub enum Fault {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Fault; 13] = [
+    pub const ALL: [Fault; 14] = [
         Fault::Power,
         Fault::PowerOtherClock,
         Fault::Kill,
@@ -74,6 +76,7 @@ impl Fault {
         Fault::Flapping,
         Fault::SyncCable,
         Fault::MuteSync,
+        Fault::ColdStart,
         Fault::Switchover,
         Fault::Hogs,
     ];
@@ -92,6 +95,7 @@ impl Fault {
             Fault::Flapping => "LAN cable flaps",
             Fault::SyncCable => "sync cable pulled",
             Fault::MuteSync => "sync link one-way",
+            Fault::ColdStart => "both start together",
             Fault::Switchover => "moved by hand",
             Fault::Hogs => "processors busy",
         }
@@ -101,6 +105,7 @@ impl Fault {
     const fn moves(self) -> Moves {
         match self {
             Fault::Restart | Fault::SyncCable | Fault::MuteSync | Fault::Hogs => Moves::Stays,
+            Fault::ColdStart => Moves::Begins,
             _ => Moves::Goes,
         }
     }
@@ -112,6 +117,8 @@ impl Fault {
             Fault::Restart | Fault::SyncCable | Fault::MuteSync | Fault::Hogs => 50.0,
             Fault::Terminate | Fault::Switchover => 100.0,
             Fault::Flapping => 1500.0,
+            // While it lasts there is nobody; then programs are loaded, which takes its time on a busy machine.
+            Fault::ColdStart => 15_000.0,
             _ => 500.0,
         }
     }
@@ -124,6 +131,8 @@ enum Moves {
     Goes,
     /// The Active node keeps it, in the same term.
     Stays,
+    /// One of them has it, who does not matter.
+    Begins,
 }
 
 /// A fault, and which node it strikes.
@@ -140,8 +149,8 @@ impl Case {
     pub fn all() -> impl Iterator<Item = Case> {
         let both =
             Fault::ALL.into_iter().flat_map(|fault| [true, false].map(|active| Case { fault, active }));
-        // Nothing can be moved from a Backup.
-        both.filter(|case| case.active || case.fault != Fault::Switchover)
+        // Nothing can be moved from a Backup; and what strikes both strikes the Active node.
+        both.filter(|case| case.active || !matches!(case.fault, Fault::Switchover | Fault::ColdStart))
     }
 }
 
@@ -191,8 +200,15 @@ impl Outcome {
     /// Naming what was not so.
     pub fn check(&self) -> Result<()> {
         let Case { fault, active } = self.case;
-        let stays = !active || fault.moves() == Moves::Stays;
-        if stays {
+        if fault.moves() == Moves::Begins {
+            // Nobody has the flows; but who was there first, is there to the end.
+            let begun = self.reigns.iter().filter(|reign| reign.from_ms > 0.0).count();
+            ensure!(begun == 1, "active after the start: {:?}", self.reigns);
+            let limit_ms = fault.outage_limit_ms();
+            ensure!(self.probe.outage_ms <= limit_ms, "{:.1} ms without answers", self.probe.outage_ms);
+            return Ok(());
+        }
+        if !active || fault.moves() == Moves::Stays {
             ensure!(self.first == self.last, "the role moved: {:?}, then {:?}", self.first, self.last);
         } else {
             ensure!(self.last.1 > self.first.1, "the role did not move: term {} still", self.last.1);
@@ -257,11 +273,13 @@ fn play_in(lab: &Lab, case: Case, lasts: Duration) -> Result<Outcome> {
     let inflicted = inflict(lab, &mut pair, struck, case.fault)?;
     thread::sleep(lasts);
     mend(lab, &mut pair, struck, case.fault, inflicted)?;
-    if matches!(
-        case.fault,
-        Fault::Power | Fault::PowerOtherClock | Fault::Kill | Fault::Restart | Fault::Terminate
-    ) {
-        chronicle.follow(lab, &pair, struck)?;
+    let started: &[Node] = match case.fault {
+        Fault::ColdStart => &Node::ALL,
+        Fault::Power | Fault::PowerOtherClock | Fault::Kill | Fault::Restart | Fault::Terminate => &[struck],
+        _ => &[],
+    };
+    for &node in started {
+        chronicle.follow(lab, &pair, node)?;
     }
     let active = pair.settle(lab)?;
     thread::sleep(QUIET);
@@ -313,6 +331,19 @@ fn inflict(lab: &Lab, pair: &mut Pair, node: Node, fault: Fault) -> Result<Infli
             nft(lab, &["add", "table", "netdev", "mute"])?;
             nft(lab, &["add", "chain", "netdev", "mute", "all", &chain])?;
         }
+        Fault::ColdStart => {
+            for node in Node::ALL {
+                lab.cut(node, Cable::All)?;
+                pair.node(node).send_kill()?;
+            }
+            for node in Node::ALL {
+                pair.node_mut(node).kill()?;
+                let cleaned = lab.cleanup(node)?;
+                ensure!(cleaned.status.success(), "{}", String::from_utf8_lossy(&cleaned.stderr));
+                // As a machine boots; the lab's would let packets through before there is a firewall.
+                lab.exec(node.host(), &["sysctl", "-q", "net.ipv4.ip_forward=0"])?;
+            }
+        }
         Fault::Switchover => drop(pair.node(node).ctl_lines(&["switchover", "--wait"])?),
         Fault::Hogs => {
             for _ in 0..HOGS {
@@ -340,6 +371,12 @@ fn mend(lab: &Lab, pair: &mut Pair, node: Node, fault: Fault, mut inflicted: Inf
             *pair.node_mut(node) = restarted;
         }
         Fault::Kill | Fault::Terminate => pair.restart(lab, node)?,
+        Fault::ColdStart => {
+            for node in Node::ALL {
+                lab.heal(node, Cable::All)?;
+                pair.restart(lab, node)?;
+            }
+        }
         Fault::Restart | Fault::Flapping | Fault::Switchover => {}
         Fault::Hang => pair.node(node).cont()?,
         Fault::Cables => lab.heal(node, Cable::All)?,

@@ -2,12 +2,11 @@
 
 use std::fs;
 use std::os::unix::fs::FileTypeExt as _;
-use std::process::Output;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use fwha::sys::bpf::{AttachType, tcx_links};
-use fwha_tests::lab::{LAN_VIP, Lab, LabOptions, Node, binary};
+use fwha_tests::lab::{LAN_VIP, Lab, LabOptions, Node};
 use fwha_tests::pair::{PATIENCE, Pair};
 use fwha_tests::scenario::in_lab;
 use fwha_tests::traffic::mono_ms;
@@ -44,17 +43,9 @@ fn picture(lab: &Lab, node: Node) -> Result<Vec<String>> {
     Ok(found)
 }
 
-fn cleanup(lab: &Lab, node: Node) -> Result<Output> {
-    let fwha = binary("fwha", lab.options().bin_dir.as_deref())?.display().to_string();
-    let (config, run_dir) =
-        (lab.config_path().display().to_string(), lab.dir().join(node.name()).display().to_string());
-    let argv = [&fwha, "cleanup", "--config", &config, "--node", node.name(), "--run-dir", &run_dir];
-    lab.try_exec(node.host(), &argv)
-}
-
 /// What it prints when it ends well.
 fn cleaned(lab: &Lab, node: Node) -> Result<String> {
-    let output = cleanup(lab, node)?;
+    let output = lab.cleanup(node)?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(String::from_utf8(output.stdout)?)
 }
@@ -71,7 +62,7 @@ fn after_a_kill_and_a_cleanup_the_machine_is_as_it_was() {
         let second = first.peer();
 
         // Not under a daemon that runs.
-        let refused = cleanup(lab, first)?;
+        let refused = lab.cleanup(first)?;
         let said = String::from_utf8_lossy(&refused.stderr).into_owned();
         assert!(
             !refused.status.success() && said.contains(&format!("pid {}", pair.node(first).pid())),

@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::{Result, ensure};
-use fwha_tests::lab::{Lab, LabOptions, Node, SERVER, SERVER6, binary};
+use fwha_tests::lab::{Lab, LabOptions, Node, SERVER, SERVER6};
 use fwha_tests::pair::{PATIENCE, Pair};
 use fwha_tests::scenario::in_lab;
 
@@ -119,11 +119,8 @@ rules = [{{ from = "{FROM}", table = {TABLE} }}, {{ to = "{TO6}", table = {TABLE
             pair.node_mut(node).kill()?;
         }
         ensure!(routes(lab, first)? == all[2..3], "{:?}", routes(lab, first)?);
-        let fwha = binary("fwha", lab.options().bin_dir.as_deref())?.display().to_string();
-        let config = lab.config_path().display().to_string();
-        let run_dir = lab.dir().join(first.name()).display().to_string();
-        let argv = [&fwha, "cleanup", "--config", &config, "--node", first.name(), "--run-dir", &run_dir];
-        let said = lab.exec(first.host(), &argv)?;
+        let cleaned = lab.cleanup(first)?;
+        let said = String::from_utf8_lossy(&cleaned.stdout);
         ensure!(said.contains(&format!("removed route {TO6}")), "{said}");
         wait_for_routes(lab, first, &[])?;
         Ok(())

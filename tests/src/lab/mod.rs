@@ -402,6 +402,19 @@ impl Lab {
         Ok(self.spawn(host, &mut command)?.wait_with_output()?)
     }
 
+    /// Runs `fwha cleanup` on a node to its end, well or not.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started.
+    pub fn cleanup(&self, node: Node) -> Result<Output> {
+        let mut command = self.command(binary("fwha", self.options().bin_dir.as_deref())?);
+        command.arg("cleanup").arg("--config").arg(self.config_path());
+        command.args(["--node", node.name(), "--run-dir"]).arg(self.dir().join(node.name()));
+        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        Ok(self.spawn(node.host(), &mut command)?.wait_with_output()?)
+    }
+
     /// Starts `fwha-traffic` on a box; every line it prints is one event of type `E`.
     ///
     /// # Errors
