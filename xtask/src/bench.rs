@@ -1,9 +1,15 @@
 //! `cargo xtask bench [SUITE]`: figures, measured on the machine it runs on.
 
+mod contender;
 mod dataplane;
 mod failover;
 mod figures;
+mod forward;
+mod live;
+mod plot;
 mod replication;
+mod report;
+mod stage;
 mod throughput;
 
 use std::process::ExitCode;
@@ -25,6 +31,7 @@ pub struct Args {
 enum Suite {
     Dataplane(dataplane::Args),
     Failover(failover::Args),
+    Forward(forward::Args),
     Replication(replication::Args),
     Throughput(throughput::Args),
 }
@@ -34,16 +41,18 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     match &args.suite {
         Some(Suite::Dataplane(args)) => dataplane::run(args),
         Some(Suite::Failover(args)) => failover::run(args),
+        Some(Suite::Forward(args)) => forward::run(args),
         Some(Suite::Replication(args)) => replication::run(args),
         Some(Suite::Throughput(args)) => throughput::run(args),
         None if args.quick => {
             dataplane::run(&dataplane::Args::quick())?;
+            forward::run(&forward::Args::quick())?;
             throughput::run(&throughput::Args::quick())?;
             replication::run(&replication::Args::quick())?;
             failover::run(&failover::Args::quick())
         }
         None => {
-            bail!("which suite? `dataplane`, `throughput`, `replication`, `failover`, or all with `--quick`")
+            bail!("which suite? `cargo xtask bench --help` shows them; or all with `--quick`")
         }
     }
 }

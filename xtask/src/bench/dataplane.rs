@@ -11,10 +11,11 @@
 
 mod firewall;
 #[path = "../../bench-ebpf/src/order.rs"]
+#[cfg_attr(not(test), expect(dead_code, reason = "some of it is for the kernel's side"))]
 pub mod order;
 mod report;
 pub mod rig;
-mod traffic;
+pub mod traffic;
 
 use std::fs;
 use std::ops::Range;

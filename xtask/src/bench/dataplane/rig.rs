@@ -285,10 +285,12 @@ impl Rig {
             first: traffic.first + u64::from(first) + if traffic.fresh.is_some() { self.fresh } else { 0 },
             random: random.into(),
             payload: traffic.payload,
+            advance: traffic.payload,
             sent: traffic.sent + moved,
             heard: traffic.heard + moved,
             made: 0,
             seed: seed.into(),
+            ..Order::default()
         };
         if program == Program::Fwha {
             if traffic.moving {
@@ -373,10 +375,14 @@ impl Order {
             self.first,
             self.random,
             self.payload,
+            self.advance,
             self.sent,
             self.heard,
             self.made,
             self.seed,
+            self.device,
+            self.mix,
+            self.stamped,
         ]
     }
 }
@@ -450,12 +456,16 @@ mod tests {
             first: 8,
             random: 9,
             payload: 10,
-            sent: 11,
-            heard: 12,
-            made: 13,
-            seed: 14,
+            advance: 11,
+            sent: 12,
+            heard: 13,
+            made: 14,
+            seed: 15,
+            device: 16,
+            mix: 17,
+            stamped: 18,
         };
-        assert_eq!(std::mem::offset_of!(Order, seed) / 8, 13);
+        assert_eq!(std::mem::offset_of!(Order, stamped) / 8, 17);
         assert!(order.words().iter().zip(1..).all(|(word, number)| *word == number));
     }
 }
