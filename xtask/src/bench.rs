@@ -5,10 +5,12 @@ mod dataplane;
 mod failover;
 mod figures;
 mod forward;
+mod latency;
 mod live;
 mod plot;
 mod replication;
 mod report;
+mod ruleset;
 mod stage;
 mod throughput;
 
@@ -32,7 +34,9 @@ enum Suite {
     Dataplane(dataplane::Args),
     Failover(failover::Args),
     Forward(forward::Args),
+    Latency(latency::Args),
     Replication(replication::Args),
+    Ruleset(ruleset::Args),
     Throughput(throughput::Args),
 }
 
@@ -42,11 +46,15 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         Some(Suite::Dataplane(args)) => dataplane::run(args),
         Some(Suite::Failover(args)) => failover::run(args),
         Some(Suite::Forward(args)) => forward::run(args),
+        Some(Suite::Latency(args)) => latency::run(args),
+        Some(Suite::Ruleset(args)) => ruleset::run(args),
         Some(Suite::Replication(args)) => replication::run(args),
         Some(Suite::Throughput(args)) => throughput::run(args),
         None if args.quick => {
             dataplane::run(&dataplane::Args::quick())?;
             forward::run(&forward::Args::quick())?;
+            ruleset::run(&ruleset::Args::quick())?;
+            latency::run(&latency::Args::quick())?;
             throughput::run(&throughput::Args::quick())?;
             replication::run(&replication::Args::quick())?;
             failover::run(&failover::Args::quick())

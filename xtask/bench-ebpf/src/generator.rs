@@ -67,6 +67,9 @@ fn generate_live(ctx: *mut xdp_md) -> u32 {
     let Some(order) = ORDER.get_ptr_mut(0) else { return XDP_ABORTED };
     // SAFETY: a map element that nobody else writes while the test runs.
     let order = unsafe { &mut *order };
+    if order.burst != 0 && order.made % order.burst == 0 {
+        wait(order);
+    }
     if order.mix != 0 {
         // SAFETY: the kernel's context, valid while the program runs.
         let length = unsafe { (*ctx).data_end - (*ctx).data } as i32;
@@ -83,6 +86,22 @@ fn generate_live(ctx: *mut xdp_md) -> u32 {
         // SAFETY: takes and returns numbers.
         Some(_) => unsafe { bpf_redirect(order.device as u32, 0) as u32 },
         None => XDP_ABORTED,
+    }
+}
+
+/// Looks at the clock that a wait takes at most: some tenths of a millisecond.
+const LOOKS: u32 = 8_192;
+
+/// Waits until the next burst is due. What was missed is not made up for.
+#[inline(always)]
+fn wait(order: &mut Order) {
+    for _ in 0..LOOKS {
+        // SAFETY: takes nothing, returns a number.
+        let now = unsafe { bpf_ktime_get_ns() };
+        if now >= order.due {
+            order.due = now + order.every;
+            return;
+        }
     }
 }
 
@@ -108,7 +127,7 @@ fn write(start: usize, end: usize) -> Option<u32> {
     };
     order.made += 1;
     // SAFETY: takes nothing, returns a number.
-    let stamp = if order.stamped == 0 || order.payload < 8 { 0 } else { unsafe { bpf_ktime_get_ns() } };
+    let stamp = if order.burst == 0 || order.payload < 8 { 0 } else { unsafe { bpf_ktime_get_ns() } };
     let flow = (order.first as u32).wrapping_add(turn);
     if order.family == 4 {
         if start + V4_LEN > end {

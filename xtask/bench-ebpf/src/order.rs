@@ -39,8 +39,13 @@ pub struct Order {
     pub device: u64,
     /// 0 for packets of one size; else for the lengths of [`mix`].
     pub mix: u64,
-    /// 0, or the time at which it was made is in the first eight bytes of each packet's payload (UDP).
-    pub stamped: u64,
+    /// 0 for packets as fast as it goes; else so many in a burst, and the time at which each was made is in the first eight
+    /// bytes of its payload (UDP).
+    pub burst: u64,
+    /// From the begin of one burst to that of the next, in ns.
+    pub every: u64,
+    /// When the next burst begins, by the kernel's monotonic clock.
+    pub due: u64,
 }
 
 /// Bytes of L4 payload of a packet of "simple IMIX" in UDP over IPv4: of twelve, seven are 40 bytes long, four 576, one 1500.

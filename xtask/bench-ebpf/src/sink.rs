@@ -11,7 +11,7 @@ use aya_ebpf::{
 };
 
 use crate::{
-    frame::{Frame, V4_LEN, is_generated_v4, is_generated_v6},
+    frame::{Frame, is_generated_v4, is_generated_v6},
     generator::ORDER,
     order::{BUCKETS, bucket},
 };
@@ -24,22 +24,25 @@ static ARRIVED: PerCpuArray<[u64; 2], 1> = PerCpuArray::new();
 #[btf_map]
 static DELAYS: PerCpuArray<u64, BUCKETS> = PerCpuArray::new();
 
+/// Headers of UDP over IPv4, behind which a router may cut off what pads a short packet.
+const LENGTH_MIN: usize = 42;
+
 /// The sink.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "xdp")]
 fn sink(ctx: *mut xdp_md) -> u32 {
     // SAFETY: the kernel's context, valid while the program runs.
     let (start, end) = unsafe { ((*ctx).data as usize, (*ctx).data_end as usize) };
-    if start + V4_LEN > end {
+    if start + LENGTH_MIN > end {
         return XDP_PASS;
     }
     let frame = Frame(start);
-    // SAFETY: checked above; so below, where each field lies in these bytes.
+    // SAFETY: each field lies in bytes that are there: the first 42, or as many as were checked last.
     let stamp = unsafe {
         match u16::from_be(frame.u16::<12>()) {
-            0x0800 if is_generated_v4(frame) => frame.u64::<42>(),
-            // The stamp of IPv6 may lie behind what was checked; there it is not read.
-            0x86dd if is_generated_v6(frame) => 0,
+            0x0800 if is_generated_v4(frame) && start + 50 <= end => frame.u64::<42>(),
+            0x0800 if is_generated_v4(frame) => 0,
+            0x86dd if start + 54 <= end && is_generated_v6(frame) => 0,
             _ => return XDP_PASS,
         }
     };
@@ -50,7 +53,7 @@ fn sink(ctx: *mut xdp_md) -> u32 {
             (*arrived)[1] += (end - start) as u64;
         }
     }
-    if ORDER.get(0).is_some_and(|order| order.stamped != 0) {
+    if stamp != 0 && ORDER.get(0).is_some_and(|order| order.burst != 0) {
         // SAFETY: takes nothing, returns a number.
         let delay = unsafe { bpf_ktime_get_ns() }.saturating_sub(stamp);
         if let Some(count) = DELAYS.get_ptr_mut(bucket(delay) as u32) {

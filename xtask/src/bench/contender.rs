@@ -165,6 +165,11 @@ impl Contender {
         matches!(self, Self::Nftables | Self::NftablesSet | Self::Conntrackd | Self::Iptables)
     }
 
+    /// Whether it is fwha.
+    pub const fn is_fwha(self) -> bool {
+        matches!(self, Self::Tc | Self::Xdp | Self::Replicating)
+    }
+
     /// The program that it needs on the node's interfaces, so that live frames reach it.
     pub const fn bare(self) -> Option<Bare> {
         match self {
@@ -188,9 +193,10 @@ impl Contender {
     /// When it does not begin to work.
     pub fn start(self, lab: &mut Lab, policy: Policy) -> Result<Running> {
         lab.attach_by(self.attach())?;
-        match self {
-            Self::Tc | Self::Xdp | Self::Replicating => lab.route_through_group()?,
-            _ => lab.route_through(Node::Fw1)?,
+        if self.is_fwha() {
+            lab.route_through_group()?;
+        } else {
+            lab.route_through(Node::Fw1)?;
         }
         let file = |name: &str, text: String| -> Result<PathBuf> {
             let file = lab.dir().join(name);

@@ -8,7 +8,7 @@ use anyhow::Result;
 
 use super::contender::{Contender, Policy, tracked_max};
 use super::dataplane::traffic::Kind;
-use super::live::Size;
+use super::live::{Bare, Size};
 use super::report::{Figure, Report, Table};
 use super::stage::{Options, Stage};
 
@@ -73,7 +73,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let mut notes = Vec::new();
     stage.rounds(&contenders, args.options.rounds(), |stage, contender, round| {
         let mut bases = Vec::new();
-        stage.bare(|stage| {
+        stage.base(Bare::Sink, |stage| {
             for &flows in &numbers {
                 bases.push(stage.both_ways(Kind::Tcp4, Size::Shortest, flows, packets, round)?.ns());
             }

@@ -10,7 +10,9 @@
 //! kernel polls one veth after the other. What a packet has cost is the CPU time of that thread divided by the packets.
 
 use std::fs;
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::sync::LazyLock;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, MapData, PerCpuArray};
@@ -20,16 +22,20 @@ use aya::{Ebpf, EbpfLoader};
 use fwha_tests::lab::{Host, Lab};
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CpuSet, sched_setaffinity};
+use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 
 use super::dataplane::order::{BUCKETS, Order, shortest};
 use super::dataplane::rig::{Words, mac};
 use super::dataplane::traffic::{LEAP, Place, Traffic};
+use super::figures::Series;
 use super::replication::traffic::mac as mac_of;
 use crate::build_ebpf;
 
 /// Frames in a batch, as many as the kernel polls at a time.
 const BATCH: u32 = 64;
+/// Packets are sent in so many runs of which the median counts: now and then one holds what the machine did for others.
+const RUNS: u32 = 5;
 /// The longest frame: 1500 bytes of IP on Ethernet.
 const FRAME_MAX: usize = 1_514;
 
@@ -119,8 +125,10 @@ pub enum Bare {
     Router,
     /// Gives all packets to the kernel.
     Pass,
-    /// Drops the generator's packets.
+    /// Counts and drops the generator's packets.
     Sink,
+    /// Drops all packets without a look.
+    Drop,
 }
 
 impl Bare {
@@ -129,6 +137,7 @@ impl Bare {
             Self::Router => "router_xdp",
             Self::Pass => "pass_xdp",
             Self::Sink => "sink",
+            Self::Drop => "empty_xdp",
         }
     }
 }
@@ -143,6 +152,8 @@ pub struct Live {
     arrived: PerCpuArray<MapData, [u64; 2]>,
     delays: PerCpuArray<MapData, u64>,
     ends: [End; 2],
+    /// Of the sink at the far ends.
+    sinks: Vec<XdpLinkId>,
     cpu: usize,
     /// On the node's interfaces.
     bare: Option<(Bare, Vec<XdpLinkId>)>,
@@ -165,7 +176,7 @@ impl Live {
             .map_max_entries("TABLE_SHORT", 1)
             .load_file(&object)
             .context("load the generator's object")?;
-        for name in ["generate_live", "sink", "pass_xdp", "router_xdp"] {
+        for name in ["generate_live", "sink", "pass_xdp", "router_xdp", "empty_xdp"] {
             let program: &mut Xdp = bench.program_mut(name).context("no such program")?.try_into()?;
             program.load().with_context(|| format!("load {name}"))?;
         }
@@ -182,13 +193,28 @@ impl Live {
             delays: bench.take_map("DELAYS").context("no map DELAYS")?.try_into()?,
             bench,
             ends: [end(CABLES[0])?, end(CABLES[1])?],
+            sinks: Vec::new(),
             cpu: std::thread::available_parallelism()?.get() - 1,
             bare: None,
             moved: 0,
             fresh: 0,
         };
-        live.attach(lab, Host::Switch, Bare::Sink)?;
+        live.set_sink(lab, true)?;
         Ok(live)
+    }
+
+    /// Puts the sink at the far ends of the cables, or takes it away: it slows other traffic down.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn set_sink(&mut self, lab: &Lab, on: bool) -> Result<()> {
+        let links = std::mem::take(&mut self.sinks);
+        self.detach(Bare::Sink, links)?;
+        if on {
+            self.sinks = self.attach(lab, Host::Switch, Bare::Sink)?;
+        }
+        Ok(())
     }
 
     /// The CPU that it runs on.
@@ -203,15 +229,18 @@ impl Live {
     /// When the kernel refuses.
     pub fn put(&mut self, lab: &Lab, bare: Option<Bare>) -> Result<()> {
         if let Some((bare, links)) = self.bare.take() {
-            let program: &mut Xdp =
-                self.bench.program_mut(bare.function()).context("no program")?.try_into()?;
-            links.into_iter().try_for_each(|link| program.detach(link))?;
+            self.detach(bare, links)?;
         }
         if let Some(bare) = bare {
             self.bare = Some((bare, self.attach(lab, Host::Fw1, bare)?));
         }
         self.moved = 0;
         Ok(())
+    }
+
+    fn detach(&mut self, bare: Bare, links: Vec<XdpLinkId>) -> Result<()> {
+        let program: &mut Xdp = self.bench.program_mut(bare.function()).context("no program")?.try_into()?;
+        Ok(links.into_iter().try_for_each(|link| program.detach(link))?)
     }
 
     fn attach(&mut self, lab: &Lab, host: Host, bare: Bare) -> Result<Vec<XdpLinkId>> {
@@ -267,7 +296,7 @@ impl Live {
         };
         let (length, payload) = size.bytes(traffic);
         let moved = if traffic.moving { self.moved } else { 0 };
-        let [from, to] = if traffic.reply { [self.ends[1], self.ends[0]] } else { self.ends };
+        let from = self.ends[usize::from(traffic.reply)];
         let order = Order {
             dst_mac: mac(from.node),
             src_mac: mac(from.host),
@@ -284,10 +313,10 @@ impl Live {
             seed: seed.into(),
             device: from.port.into(),
             mix: (size == Size::Mix).into(),
-            stamped: pace.is_some().into(),
+            burst: pace.map_or(0, |pace| pace.burst.into()),
+            every: pace.map_or(0, |pace| pace.every.as_nanos() as u64),
             ..Order::default()
         };
-        let _ = to;
         if traffic.moving {
             self.moved += u64::from(packets) * traffic.payload;
             ensure!(self.moved < LEAP, "more packets than the conversations have room for; fewer will do");
@@ -306,35 +335,23 @@ impl Live {
             let mut cpus = CpuSet::new();
             cpus.set(cpu)?;
             sched_setaffinity(Pid::from_raw(0), &cpus).with_context(|| format!("run on CPU {cpu}"))?;
-            let run = |packets, batch| {
-                program
-                    .test_run(TestRunOptions {
-                        data_in: Some(&frame),
-                        repeat: packets,
-                        attrs: TestRunAttrs::new().xdp_live_frames(batch),
-                        ..TestRunOptions::default()
-                    })
-                    .context("send live frames")
-            };
-            let busy = Busy::begin(cpu)?;
-            match pace {
-                None => {
-                    run(packets, BATCH)?;
-                }
-                Some(pace) => {
-                    let began = Instant::now();
-                    for burst in 0..packets / pace.burst {
-                        let due = pace.every * burst;
-                        while began.elapsed() < due {
-                            std::hint::spin_loop();
-                        }
-                        run(pace.burst, pace.burst)?;
-                    }
-                }
+            let batch = pace.map_or(BATCH, |pace| pace.burst);
+            let runs = if random == 0 || pace.is_some() { 1 } else { RUNS };
+            let mut times = Series::default();
+            for _ in 0..runs {
+                let clock = Clock::start(cpu)?;
+                let options = TestRunOptions {
+                    data_in: Some(&frame),
+                    repeat: packets / runs,
+                    attrs: TestRunAttrs::new().xdp_live_frames(batch),
+                    ..TestRunOptions::default()
+                };
+                let result = program.test_run(options).context("send live frames")?;
+                times.push(clock.stop(result.duration * (packets / runs))?.as_secs_f64());
             }
-            busy.end()
+            Ok(Duration::from_secs_f64(times.median() * f64::from(runs)))
         })??;
-        let packets = pace.map_or(packets, |pace| packets / pace.burst * pace.burst);
+        let packets = if random == 0 { packets } else { packets / RUNS * RUNS };
         Ok(Sent { packets: packets.into(), arrived: self.arrived()? - before, busy })
     }
 
@@ -381,61 +398,53 @@ impl Delays {
 }
 
 /// CPU time of the calling thread, with what the kernel's own thread for packets on this CPU takes over from it.
-///
-/// By the wall clock, less the time in which others had the CPU: what the kernel does with packets in an interrupt may
-/// not be charged to the thread.
-struct Busy {
-    began: Instant,
-    waited: u64,
-    softirq: Softirq,
+struct Clock {
+    own: Duration,
+    softirq: String,
+    softirq_ns: u64,
 }
 
-impl Busy {
-    fn begin(cpu: usize) -> Result<Self> {
-        let softirq = Softirq::of(cpu)?;
-        Ok(Self { waited: own_wait()?, softirq, began: Instant::now() })
+impl Clock {
+    fn start(cpu: usize) -> Result<Self> {
+        let softirq = softirq_thread(cpu)?;
+        Ok(Self { softirq_ns: ran(&softirq)?, softirq, own: thread_time()? })
     }
 
-    fn end(self) -> Result<Duration> {
-        let wall = self.began.elapsed();
-        let waited = Duration::from_nanos(own_wait()? - self.waited);
-        Ok(wall.saturating_sub(waited) + self.softirq.since()?)
+    /// Where the kernel charges packets to nobody, it is the time of its own stopwatch, which runs on while others run.
+    fn stop(self, stopwatch: Duration) -> Result<Duration> {
+        let own = thread_time()? - self.own;
+        let softirq = Duration::from_nanos(ran(&self.softirq)? - self.softirq_ns);
+        Ok(if *IRQ_TIME { stopwatch } else { own + softirq })
     }
 }
 
-/// Nanoseconds in which the calling thread was ready to run and another ran.
-fn own_wait() -> Result<u64> {
-    Ok(schedstat("/proc/thread-self/schedstat")?[1])
+fn thread_time() -> Result<Duration> {
+    Ok(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?.into())
 }
 
-/// `ksoftirqd` of a CPU.
-struct Softirq {
-    file: String,
-    before: u64,
+/// Whether the kernel keeps time in interrupts apart from that of threads (`CONFIG_IRQ_TIME_ACCOUNTING`), or does not tell.
+static IRQ_TIME: LazyLock<bool> = LazyLock::new(|| {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let boot = format!("/boot/config-{}", release.trim());
+    let config = fs::read_to_string(boot).ok().or_else(|| {
+        let output = Command::new("zcat").arg("/proc/config.gz").output().ok()?;
+        String::from_utf8(output.stdout).ok()
+    });
+    !config.is_some_and(|config| config.contains("# CONFIG_IRQ_TIME_ACCOUNTING is not set"))
+});
+
+/// The directory of `ksoftirqd` of a CPU in `/proc`.
+fn softirq_thread(cpu: usize) -> Result<String> {
+    let name = format!("ksoftirqd/{cpu}");
+    // A kernel thread; its number is among the first.
+    let is_it =
+        |dir: &String| fs::read_to_string(format!("{dir}/comm")).is_ok_and(|comm| comm.trim() == name);
+    (2..1_000).map(|pid| format!("/proc/{pid}")).find(is_it).with_context(|| format!("no {name}"))
 }
 
-impl Softirq {
-    fn of(cpu: usize) -> Result<Self> {
-        let name = format!("ksoftirqd/{cpu}");
-        // A kernel thread; its number is among the first.
-        let file = (2..1_000)
-            .map(|pid| format!("/proc/{pid}"))
-            .find(|dir| fs::read_to_string(format!("{dir}/comm")).is_ok_and(|comm| comm.trim() == name));
-        let file = format!("{}/schedstat", file.with_context(|| format!("no {name}"))?);
-        Ok(Self { before: schedstat(&file)?[0], file })
-    }
-
-    fn since(&self) -> Result<Duration> {
-        Ok(Duration::from_nanos(schedstat(&self.file)?[0] - self.before))
-    }
-}
-
-/// Nanoseconds that a thread ran, and that it waited for a CPU.
-fn schedstat(file: &str) -> Result<[u64; 2]> {
-    let stat = fs::read_to_string(file).with_context(|| format!("read {file}"))?;
-    let mut fields = stat.split_whitespace().map(str::parse);
-    match (fields.next(), fields.next()) {
-        (Some(Ok(ran)), Some(Ok(waited))) => Ok([ran, waited]),
-        _ => anyhow::bail!("{file}: {stat}"),
-    }
+/// Nanoseconds that a thread has run.
+fn ran(dir: &str) -> Result<u64> {
+    let stat =
+        fs::read_to_string(format!("{dir}/schedstat")).with_context(|| format!("read schedstat of {dir}"))?;
+    stat.split(' ').next().unwrap_or_default().parse().context("schedstat")
 }

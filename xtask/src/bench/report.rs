@@ -156,10 +156,10 @@ impl Table {
                 row.keys.iter().map(|key| if repeated { String::new() } else { key.clone() }).collect();
             last = Some(&row.keys);
             line.push(row.contender.clone());
-            line.extend(self.figures.iter().zip(&row.figures).map(|(f, series)| series.spread(f.decimals)));
+            line.extend(self.figures.iter().zip(&row.figures).map(|(f, series)| cell(series, f.decimals)));
             line.extend(
                 self.rivals().map(|rival| {
-                    self.of(row, rival).map_or_else(|| "-".to_owned(), |series| series.spread(2))
+                    self.of(row, rival).map_or_else(|| "-".to_owned(), |series| cell(&series, 2))
                 }),
             );
             lines.push(line);
@@ -196,6 +196,11 @@ impl Table {
         });
         json!({ "title": self.title, "rows": rows.collect::<Vec<_>>() })
     }
+}
+
+/// A cell of a table: median and quartiles, if there are any.
+fn cell(series: &Series, decimals: usize) -> String {
+    if series.len() > 1 { series.spread(decimals) } else { format!("{:.decimals$}", series.median()) }
 }
 
 /// The machine and the versions of what is compared, in a line.

@@ -90,7 +90,7 @@ pub struct Stage {
 }
 
 /// Flows that are opened at a time: few enough to leave room among the embryonic ones, and in the ring buffer.
-const CHUNK: u32 = 4_096;
+const CHUNK: u32 = 8_192;
 /// Flows that another node can be told of in a second.
 const TOLD_PER_S: u32 = 30_000;
 /// What may be lost of a flow's opening: the kernel drops packets when there are many.
@@ -190,13 +190,13 @@ impl Stage {
         Ok(running)
     }
 
-    /// Measures with nothing on the node but the sink: what generator and sink cost.
+    /// Measures with nothing on the node but such a program: what the bench itself costs.
     ///
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub fn bare<T>(&mut self, measure: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
-        self.live.put(&self.lab, Some(Bare::Sink))?;
+    pub fn base<T>(&mut self, bare: Bare, measure: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        self.live.put(&self.lab, Some(bare))?;
         measure(self)
     }
 

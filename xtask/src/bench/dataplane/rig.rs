@@ -382,7 +382,9 @@ impl Order {
             self.seed,
             self.device,
             self.mix,
-            self.stamped,
+            self.burst,
+            self.every,
+            self.due,
         ]
     }
 }
@@ -463,9 +465,11 @@ mod tests {
             seed: 15,
             device: 16,
             mix: 17,
-            stamped: 18,
+            burst: 18,
+            every: 19,
+            due: 20,
         };
-        assert_eq!(std::mem::offset_of!(Order, stamped) / 8, 17);
+        assert_eq!(std::mem::offset_of!(Order, due) / 8, 19);
         assert!(order.words().iter().zip(1..).all(|(word, number)| *word == number));
     }
 }
