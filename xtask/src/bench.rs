@@ -1,5 +1,6 @@
 //! `cargo xtask bench [SUITE]`: figures, measured on the machine it runs on.
 
+mod connections;
 mod contender;
 mod dataplane;
 mod failover;
@@ -31,6 +32,7 @@ pub struct Args {
 
 #[derive(clap::Subcommand)]
 enum Suite {
+    Connections(connections::Args),
     Dataplane(dataplane::Args),
     Failover(failover::Args),
     Forward(forward::Args),
@@ -43,6 +45,7 @@ enum Suite {
 /// Runs the verb.
 pub fn run(args: &Args) -> Result<ExitCode> {
     match &args.suite {
+        Some(Suite::Connections(args)) => connections::run(args),
         Some(Suite::Dataplane(args)) => dataplane::run(args),
         Some(Suite::Failover(args)) => failover::run(args),
         Some(Suite::Forward(args)) => forward::run(args),
@@ -55,6 +58,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             forward::run(&forward::Args::quick())?;
             ruleset::run(&ruleset::Args::quick())?;
             latency::run(&latency::Args::quick())?;
+            connections::run(&connections::Args::quick())?;
             throughput::run(&throughput::Args::quick())?;
             replication::run(&replication::Args::quick())?;
             failover::run(&failover::Args::quick())

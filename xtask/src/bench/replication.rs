@@ -10,7 +10,7 @@ mod lag;
 pub mod pair;
 mod takeover;
 pub mod traffic;
-mod usage;
+pub mod usage;
 
 use std::fs;
 use std::path::PathBuf;
