@@ -12,6 +12,7 @@ mod plot;
 mod replication;
 mod report;
 mod ruleset;
+mod scale;
 mod stage;
 mod throughput;
 
@@ -39,6 +40,7 @@ enum Suite {
     Latency(latency::Args),
     Replication(replication::Args),
     Ruleset(ruleset::Args),
+    Scale(scale::Args),
     Throughput(throughput::Args),
 }
 
@@ -51,6 +53,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         Some(Suite::Forward(args)) => forward::run(args),
         Some(Suite::Latency(args)) => latency::run(args),
         Some(Suite::Ruleset(args)) => ruleset::run(args),
+        Some(Suite::Scale(args)) => scale::run(args),
         Some(Suite::Replication(args)) => replication::run(args),
         Some(Suite::Throughput(args)) => throughput::run(args),
         None if args.quick => {
@@ -59,6 +62,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             ruleset::run(&ruleset::Args::quick())?;
             latency::run(&latency::Args::quick())?;
             connections::run(&connections::Args::quick())?;
+            scale::run(&scale::Args::quick())?;
             throughput::run(&throughput::Args::quick())?;
             replication::run(&replication::Args::quick())?;
             failover::run(&failover::Args::quick())

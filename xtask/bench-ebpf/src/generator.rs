@@ -7,7 +7,11 @@
 //! Live frames (`BPF_F_TEST_XDP_LIVE_FRAMES`) leave for a real interface instead, whose other end is a firewall.
 
 use aya_ebpf::{
-    bindings::{__sk_buff, xdp_action::XDP_ABORTED, xdp_md},
+    bindings::{
+        __sk_buff,
+        xdp_action::{XDP_ABORTED, XDP_DROP},
+        xdp_md,
+    },
     btf_maps::{Array, ProgramArray},
     helpers::generated::{bpf_ktime_get_ns, bpf_redirect, bpf_tail_call, bpf_xdp_adjust_tail},
     macros::btf_map,
@@ -15,7 +19,7 @@ use aya_ebpf::{
 
 use crate::{
     frame::{Frame, V4_LEN, V6_LEN},
-    order::{Order, mix},
+    order::{BLOCK, Order, mix},
 };
 
 /// Programs under test. The kernel takes those of one kind only into an array.
@@ -80,6 +84,13 @@ fn generate_live(ctx: *mut xdp_md) -> u32 {
             return XDP_ABORTED;
         }
     }
+    if order.steps != 0 {
+        match take_step(order) {
+            Some(true) => {}
+            Some(false) => return XDP_DROP,
+            None => return XDP_ABORTED,
+        }
+    }
     // SAFETY: as above.
     let (start, end) = unsafe { ((*ctx).data as usize, (*ctx).data_end as usize) };
     match write(start, end) {
@@ -87,6 +98,28 @@ fn generate_live(ctx: *mut xdp_md) -> u32 {
         Some(_) => unsafe { bpf_redirect(order.device as u32, 0) as u32 },
         None => XDP_ABORTED,
     }
+}
+
+/// Makes the order one for the next packet of a conversation. False when the last flow has had its steps.
+#[inline(always)]
+fn take_step(order: &mut Order) -> Option<bool> {
+    let (block, place) = (order.made / BLOCK, order.made % BLOCK);
+    let flow = block / order.steps * BLOCK + place;
+    if flow >= order.flows {
+        order.made += 1;
+        return Some(false);
+    }
+    let step = block % order.steps;
+    let (kind, sequence) = (*order.step.get(step as usize)?, *order.step_sequence.get(step as usize)?);
+    order.flags = kind & 0xff;
+    order.reply = kind >> 8 & 1;
+    order.payload = kind >> 16;
+    order.sent = sequence >> 32;
+    order.heard = sequence & 0xffff_ffff;
+    [order.dst_mac, order.src_mac, order.device] = if order.reply == 0 { order.way[0] } else { order.way[1] };
+    // `write` adds the packet's number.
+    order.first = (order.first_step + flow).wrapping_sub(order.made);
+    Some(true)
 }
 
 /// Looks at the clock that a wait takes at most: some tenths of a millisecond.

@@ -46,6 +46,28 @@ pub struct Order {
     pub every: u64,
     /// When the next burst begins, by the kernel's monotonic clock.
     pub due: u64,
+    /// 0 for one kind of packet; else so many of `step` for each flow, one behind the other: the first of a [`BLOCK`] of
+    /// flows, then the second of them, and so on.
+    pub steps: u64,
+    /// Number of the first flow that gets its steps, and how many do.
+    pub first_step: u64,
+    pub flows: u64,
+    /// Packets of a conversation, see [`step`].
+    pub step: [u64; STEPS],
+    /// What they have sent and heard, see [`step`].
+    pub step_sequence: [u64; STEPS],
+    /// `dst_mac`, `src_mac` and `device` from client to server, and back.
+    pub way: [[u64; 3]; 2],
+}
+
+/// Packets of a conversation at most.
+pub const STEPS: usize = 5;
+/// Flows that take a step together: a packet finds what the one before has left, and flows still overlap.
+pub const BLOCK: u64 = 64;
+
+/// A packet of a conversation as elements of `step` and `step_sequence`.
+pub const fn step(flags: u64, reply: bool, payload: u64, sent: u64, heard: u64) -> (u64, u64) {
+    (flags | (reply as u64) << 8 | payload << 16, sent << 32 | heard)
 }
 
 /// Bytes of L4 payload of a packet of "simple IMIX" in UDP over IPv4: of twelve, seven are 40 bytes long, four 576, one 1500.

@@ -11,7 +11,7 @@ use anyhow::{Result, ensure};
 use fwha_tests::lab::Node;
 
 use super::contender::{Contender, Policy, Running};
-use super::dataplane::traffic::{Kind, Place};
+use super::dataplane::traffic::Kind;
 use super::live::{Bare, Sent, Size};
 use super::report::{Figure, Report, Table};
 use super::stage::{Options, Stage};
@@ -44,8 +44,8 @@ enum Part {
     Http,
 }
 
-/// Flows that are opened at a time.
-const CHUNK: u32 = 1_024;
+/// Flows before anything is measured.
+const WARM_UP: u32 = 1_024;
 /// Packets that open a flow: SYN, SYN+ACK, ACK.
 const OPENING: usize = 3;
 /// When so long no more flows have reached the other node, no more will.
@@ -96,16 +96,16 @@ fn rate(stage: &mut Stage, args: &Args, report: &mut Report) -> Result<()> {
         ..Table::default()
     };
     stage.rounds(&contenders, args.options.rounds(), |stage, contender, _| {
-        let base = stage.base(Bare::Sink, |stage| open(stage, 0..CHUNK))?;
+        let base = stage.base(Bare::Sink, |stage| open(stage, 0..WARM_UP))?;
         let mut running = stage.start(contender, Policy::default())?;
-        let warm_up = open(stage, 0..CHUNK)?;
+        let warm_up = open(stage, 0..WARM_UP)?;
         ensure!(warm_up.part() > 0.9, "of {} packets only {} got through", warm_up.packets, warm_up.arrived);
         let mut before = 0;
         if contender.replicates() {
-            before = told(stage, &running, CHUNK.into(), 0)?.0;
+            before = told(stage, &running, WARM_UP.into(), 0)?.0;
         }
         let began = Instant::now();
-        let sent = open(stage, CHUNK..CHUNK + flows)?;
+        let sent = open(stage, WARM_UP..WARM_UP + flows)?;
         let opened = began.elapsed();
         let per_flow = |sent: Sent| sent.ns() * OPENING as f64;
         let (known, took) = if contender.replicates() {
@@ -133,14 +133,7 @@ fn rate(stage: &mut Stage, args: &Args, report: &mut Report) -> Result<()> {
 
 /// Opens connections as fast as it goes.
 fn open(stage: &mut Stage, flows: std::ops::Range<u32>) -> Result<Sent> {
-    let mut sent = Sent::default();
-    for start in flows.clone().step_by(CHUNK as usize) {
-        let place = Place::Sequence(start..flows.end.min(start + CHUNK));
-        for step in Kind::Tcp4.opening().iter().take(OPENING) {
-            sent = sent.and(stage.live.send(&stage.lab, &step.traffic, Size::Shortest, &place)?);
-        }
-    }
-    Ok(sent)
+    stage.live.open(&stage.lab, Kind::Tcp4, flows, OPENING)
 }
 
 /// Waits until the second node has heard of so many flows, or of no more. Returns how many, and when it was seen last that

@@ -10,6 +10,7 @@
 //! kernel polls one veth after the other. What a packet has cost is the CPU time of that thread divided by the packets.
 
 use std::fs;
+use std::ops::Range;
 use std::process::Command;
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -25,9 +26,9 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 
-use super::dataplane::order::{BUCKETS, Order, shortest};
+use super::dataplane::order::{BLOCK, BUCKETS, Order, shortest, step};
 use super::dataplane::rig::{Words, mac};
-use super::dataplane::traffic::{LEAP, Place, Traffic};
+use super::dataplane::traffic::{Kind, LEAP, Place, Traffic};
 use super::figures::Series;
 use super::replication::traffic::mac as mac_of;
 use crate::build_ebpf;
@@ -281,6 +282,38 @@ impl Live {
         Ok((sent, Delays::of(&self.delays)?.since(&before)))
     }
 
+    /// Opens flows with these numbers as fast as it goes, by the first `steps` packets of [`Kind::opening`].
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn open(&mut self, lab: &Lab, kind: Kind, flows: Range<u32>, steps: usize) -> Result<Sent> {
+        let opening = kind.opening();
+        let opening = &opening[..steps.min(opening.len())];
+        let way = |end: End| [mac(end.node), mac(end.host), end.port.into()];
+        let traffic = &opening[0].traffic;
+        let mut order = Order {
+            family: traffic.family,
+            proto: traffic.proto,
+            steps: opening.len() as u64,
+            first_step: traffic.first + u64::from(flows.start),
+            flows: flows.len() as u64,
+            way: self.ends.map(way),
+            ..Order::default()
+        };
+        for (i, Traffic { flags, reply, payload, sent, heard, .. }) in
+            opening.iter().map(|opening| opening.traffic).enumerate()
+        {
+            (order.step[i], order.step_sequence[i]) = step(flags, reply, payload, sent, heard);
+        }
+        let packets = flows.len() as u64 * opening.len() as u64;
+        // The last block may have room for more flows.
+        let made = (flows.len() as u64).next_multiple_of(BLOCK) * opening.len() as u64;
+        let (arrived, busy) =
+            self.play(lab, &order, Size::Shortest.bytes(traffic).0, made as u32, BATCH, 1)?;
+        Ok(Sent { packets, arrived, busy })
+    }
+
     fn run(
         &mut self,
         lab: &Lab,
@@ -324,9 +357,26 @@ impl Live {
         if traffic.fresh.is_some() {
             self.fresh += u64::from(packets);
         }
+        let batch = pace.map_or(BATCH, |pace| pace.burst);
+        let runs = if random == 0 || pace.is_some() { 1 } else { RUNS };
+        let packets = packets / runs * runs;
+        let (arrived, busy) = self.play(lab, &order, length, packets, batch, runs)?;
+        Ok(Sent { packets: packets.into(), arrived, busy })
+    }
+
+    /// Has the generator carry out an order. Returns what has arrived, and the CPU time.
+    fn play(
+        &mut self,
+        lab: &Lab,
+        order: &Order,
+        length: usize,
+        packets: u32,
+        batch: u32,
+        runs: u32,
+    ) -> Result<(u64, Duration)> {
         self.order.set(0, order.words(), 0)?;
         let mut frame = vec![0; length];
-        frame[12..14].copy_from_slice(if traffic.family == 4 { &[8, 0] } else { &[0x86, 0xdd] });
+        frame[12..14].copy_from_slice(if order.family == 4 { &[8, 0] } else { &[0x86, 0xdd] });
 
         let before = self.arrived()?;
         let program: &Xdp = self.bench.program("generate_live").context("no generator")?.try_into()?;
@@ -335,8 +385,6 @@ impl Live {
             let mut cpus = CpuSet::new();
             cpus.set(cpu)?;
             sched_setaffinity(Pid::from_raw(0), &cpus).with_context(|| format!("run on CPU {cpu}"))?;
-            let batch = pace.map_or(BATCH, |pace| pace.burst);
-            let runs = if random == 0 || pace.is_some() { 1 } else { RUNS };
             let mut times = Series::default();
             for _ in 0..runs {
                 let clock = Clock::start(cpu)?;
@@ -351,8 +399,7 @@ impl Live {
             }
             Ok(Duration::from_secs_f64(times.median() * f64::from(runs)))
         })??;
-        let packets = if random == 0 { packets } else { packets / RUNS * RUNS };
-        Ok(Sent { packets: packets.into(), arrived: self.arrived()? - before, busy })
+        Ok((self.arrived()? - before, busy))
     }
 
     /// Packets that have arrived so far.

@@ -11,6 +11,7 @@ use fwha_tests::root::is_root;
 use indicatif::ProgressBar;
 
 use super::contender::{Contender, MAX_FLOWS, Policy, Running};
+use super::dataplane::order::STEPS;
 use super::dataplane::traffic::{Kind, Place};
 use super::live::{Bare, Live, Sent, Size};
 use super::replication::traffic::{lay_routes, mac};
@@ -89,7 +90,7 @@ pub struct Stage {
     pub spinner: ProgressBar,
 }
 
-/// Flows that are opened at a time: few enough to leave room among the embryonic ones, and in the ring buffer.
+/// Flows that are opened at a time: few enough that another node can be told of them.
 const CHUNK: u32 = 8_192;
 /// Flows that another node can be told of in a second.
 const TOLD_PER_S: u32 = 30_000;
@@ -220,10 +221,7 @@ impl Stage {
         let mut sent = Sent::default();
         for start in flows.clone().step_by(CHUNK as usize) {
             let chunk = start..flows.end.min(start + CHUNK);
-            for step in kind.opening() {
-                let place = Place::Sequence(chunk.clone());
-                sent = sent.and(self.live.send(&self.lab, &step.traffic, Size::Shortest, &place)?);
-            }
+            sent = sent.and(self.live.open(&self.lab, kind, chunk.clone(), STEPS)?);
             if contender.replicates() {
                 std::thread::sleep(Duration::from_secs(1) * (chunk.end - chunk.start) / TOLD_PER_S);
             }

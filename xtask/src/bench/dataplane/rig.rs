@@ -364,28 +364,20 @@ pub type Words = [u64; size_of::<Order>() / 8];
 impl Order {
     /// The words, in the order of its fields.
     pub fn words(&self) -> Words {
-        [
-            self.program,
-            self.dst_mac,
-            self.src_mac,
-            self.family,
-            self.proto,
-            self.flags,
-            self.reply,
-            self.first,
-            self.random,
-            self.payload,
-            self.advance,
-            self.sent,
-            self.heard,
-            self.made,
-            self.seed,
-            self.device,
-            self.mix,
-            self.burst,
-            self.every,
-            self.due,
-        ]
+        let mut words = [0; size_of::<Words>() / 8];
+        let mut place = 0;
+        let mut put = |fields: &[u64]| {
+            words[place..place + fields.len()].copy_from_slice(fields);
+            place += fields.len();
+        };
+        put(&[self.program, self.dst_mac, self.src_mac, self.family, self.proto, self.flags, self.reply]);
+        put(&[self.first, self.random, self.payload, self.advance, self.sent, self.heard, self.made]);
+        put(&[self.seed, self.device, self.mix, self.burst, self.every, self.due, self.steps]);
+        put(&[self.first_step, self.flows]);
+        put(&self.step);
+        put(&self.step_sequence);
+        self.way.iter().for_each(|way| put(way));
+        words
     }
 }
 
@@ -468,8 +460,14 @@ mod tests {
             burst: 18,
             every: 19,
             due: 20,
+            steps: 21,
+            first_step: 22,
+            flows: 23,
+            step: [24, 25, 26, 27, 28],
+            step_sequence: [29, 30, 31, 32, 33],
+            way: [[34, 35, 36], [37, 38, 39]],
         };
-        assert_eq!(std::mem::offset_of!(Order, due) / 8, 19);
+        assert_eq!(std::mem::offset_of!(Order, way) / 8, 33);
         assert!(order.words().iter().zip(1..).all(|(word, number)| *word == number));
     }
 }
