@@ -66,6 +66,7 @@ pub const STEPS: usize = 5;
 pub const BLOCK: u64 = 64;
 
 /// A packet of a conversation as elements of `step` and `step_sequence`.
+#[cfg_attr(any(test, target_arch = "bpf"), allow(dead_code, reason = "for who gives the order"))]
 pub const fn step(flags: u64, reply: bool, payload: u64, sent: u64, heard: u64) -> (u64, u64) {
     (flags | (reply as u64) << 8 | payload << 16, sent << 32 | heard)
 }

@@ -174,7 +174,7 @@ impl Contender {
     pub const fn bare(self) -> Option<Bare> {
         match self {
             Self::Fib => Some(Bare::Router),
-            Self::Tc | Self::Xdp | Self::Replicating => None,
+            Self::Xdp | Self::Replicating => None,
             _ => Some(Bare::Pass),
         }
     }

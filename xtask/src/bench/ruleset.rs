@@ -4,7 +4,7 @@
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use fwha_common::rule::MAX_RULES;
 
 use super::contender::{Contender, Policy};
@@ -80,7 +80,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             let mut running = stage.start(contender, Policy { ports: rules })?;
             send(stage)?;
             let sent = send(stage)?;
-            anyhow::ensure!(sent.arrived == 0, "{} denied packets got through", sent.arrived);
+            ensure!(sent.arrived == 0, "{} denied packets got through", sent.arrived);
+            ensure!(sent.ns() > base, "the packets do not reach the node");
             table.push(&[rules.to_string()], contender.name(), &[sent.ns() - base, 1e3 / sent.ns(), base]);
             running.stop(&stage.lab)?;
         }

@@ -88,19 +88,28 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let mut report = Report::new("scale");
     report.tables.push(table);
     report.notes.push(
-        "Kernel: of fwha, the size of its table by the number of its elements; of connection tracking, what the kernel's slabs \
-         have grown. Daemons: what their resident memory has grown."
+        "Kernel: of fwha, the size of its table by the number of its elements; of connection tracking, what \
+         `nf_conntrack` and the nameless slabs have grown. Daemons: what their resident memory has grown."
             .to_owned(),
     );
     args.options.publish(&report)?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Bytes of the kernel's small objects.
+/// Bytes of the kernel's flows and of its nameless small objects, of which each flow has some.
 fn slab() -> Result<u64> {
-    let info = fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
-    let kib = info.lines().find_map(|line| line.strip_prefix("Slab:")?.split_whitespace().next());
-    Ok(kib.context("Slab in /proc/meminfo")?.parse::<u64>()? << 10)
+    let info = fs::read_to_string("/proc/slabinfo").context("read /proc/slabinfo")?;
+    let mut sum = 0;
+    for line in info.lines() {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let [name, active, _, size, ..] = fields[..] else { continue };
+        let nameless =
+            name.strip_prefix("kmalloc-").is_some_and(|size| size.starts_with(|c: char| c.is_ascii_digit()));
+        if name == "nf_conntrack" || nameless {
+            sum += active.parse::<u64>()? * size.parse::<u64>()?;
+        }
+    }
+    Ok(sum)
 }
 
 /// Bytes of the daemons on both nodes.
