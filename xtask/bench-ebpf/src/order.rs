@@ -52,9 +52,9 @@ pub struct Order {
     /// Number of the first flow that gets its steps, and how many do.
     pub first_step: u64,
     pub flows: u64,
-    /// Packets of a conversation, see [`step`].
+    /// Packets of a conversation: TCP flags, from bit 8 on whether it goes back, from bit 16 on bytes of payload.
     pub step: [u64; STEPS],
-    /// What they have sent and heard, see [`step`].
+    /// What their sender has sent, in the upper half, and heard.
     pub step_sequence: [u64; STEPS],
     /// `dst_mac`, `src_mac` and `device` from client to server, and back.
     pub way: [[u64; 3]; 2],
@@ -64,12 +64,6 @@ pub struct Order {
 pub const STEPS: usize = 5;
 /// Flows that take a step together: a packet finds what the one before has left, and flows still overlap.
 pub const BLOCK: u64 = 64;
-
-/// A packet of a conversation as elements of `step` and `step_sequence`.
-#[cfg_attr(any(test, target_arch = "bpf"), allow(dead_code, reason = "for who gives the order"))]
-pub const fn step(flags: u64, reply: bool, payload: u64, sent: u64, heard: u64) -> (u64, u64) {
-    (flags | (reply as u64) << 8 | payload << 16, sent << 32 | heard)
-}
 
 /// Bytes of L4 payload of a packet of "simple IMIX" in UDP over IPv4: of twelve, seven are 40 bytes long, four 576, one 1500.
 pub const fn mix(packet: u64) -> u64 {

@@ -29,6 +29,7 @@ use fwha_tests::root::is_root;
 use indicatif::ProgressBar;
 
 use crate::bench::figures::Series;
+use crate::bench::plot;
 use crate::build_ebpf;
 use crate::cargo::{root, spinner};
 use fwha_common::embryonic::CAPACITY;
@@ -67,6 +68,9 @@ pub struct Args {
     /// Write the figures to a file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Draw a picture into a directory
+    #[arg(long, value_name = "DIR")]
+    plot: Option<PathBuf>,
 }
 
 impl Args {
@@ -160,6 +164,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if let Some(path) = &args.json {
         fs::write(path, format!("{:#}\n", report.json()))
             .with_context(|| format!("write {}", path.display()))?;
+    }
+    if let Some(dir) = &args.plot {
+        plot::draw(dir, "dataplane", &report.tables())?;
     }
     if args.quick {
         println!("\nQuick: everything works, but the times are those of runs that are too short.");

@@ -26,7 +26,7 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 
-use super::dataplane::order::{BLOCK, BUCKETS, Order, shortest, step};
+use super::dataplane::order::{BLOCK, BUCKETS, Order, shortest};
 use super::dataplane::rig::{Words, mac};
 use super::dataplane::traffic::{Kind, LEAP, Place, Traffic};
 use super::figures::Series;
@@ -304,7 +304,8 @@ impl Live {
         for (i, Traffic { flags, reply, payload, sent, heard, .. }) in
             opening.iter().map(|opening| opening.traffic).enumerate()
         {
-            (order.step[i], order.step_sequence[i]) = step(flags, reply, payload, sent, heard);
+            order.step[i] = flags | u64::from(reply) << 8 | payload << 16;
+            order.step_sequence[i] = sent << 32 | heard;
         }
         let packets = flows.len() as u64 * opening.len() as u64;
         // The last block may have room for more flows.

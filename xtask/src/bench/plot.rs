@@ -2,9 +2,10 @@
 //! each round has come to, as a strip of points.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::path::Path;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context as _, Result, anyhow};
 use plotters::coord::ranged1d::AsRangedCoord;
 use plotters::prelude::*;
 
@@ -29,20 +30,22 @@ const COLORS: [RGBColor; 9] = [
     RGBColor(0xbc, 0xbd, 0x22),
 ];
 
-/// Draws the first figure of each table.
+/// Draws the first figure of each table into the picture of a suite in a directory, which is made if need be.
 ///
 /// # Errors
 ///
 /// When the file cannot be written.
-pub fn draw(path: &Path, tables: &[Table]) -> Result<()> {
+pub fn draw(dir: &Path, suite: &str, tables: &[Table]) -> Result<()> {
+    fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
+    let path = dir.join(format!("{suite}.svg"));
     let tables: Vec<&Table> = tables.iter().filter(|table| !table.rows.is_empty()).collect();
-    let root = SVGBackend::new(path, (WIDTH, HEIGHT * tables.len() as u32)).into_drawing_area();
+    let root = SVGBackend::new(&path, (WIDTH, HEIGHT * tables.len() as u32)).into_drawing_area();
     root.fill(&WHITE).map_err(|error| anyhow!("{error}"))?;
     for (area, table) in root.split_evenly((tables.len().max(1), 1)).iter().zip(tables) {
         let result = if grows(table) { growth(area, table) } else { strips(area, table) };
         result.map_err(|error| anyhow!("{}: {error}", table.name))?;
     }
-    root.present().map_err(|error| anyhow!("{error}"))
+    root.present().with_context(|| format!("draw {}", path.display()))
 }
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
@@ -56,7 +59,10 @@ fn at(row: &Row) -> Option<f64> {
 /// Whether the first condition is a number that grows, and the only one.
 fn grows(table: &Table) -> bool {
     let numbers: BTreeSet<_> = table.rows.iter().map(|row| row.keys.first()).collect();
-    table.keys.len() == 1 && numbers.len() > 1 && table.rows.iter().all(|row| at(row).is_some())
+    !table.strip
+        && table.keys.len() == 1
+        && numbers.len() > 1
+        && table.rows.iter().all(|row| at(row).is_some())
 }
 
 /// Contenders in the order of their first rows.
@@ -191,10 +197,10 @@ mod tests {
         let mut strip = Table { keys: Vec::new(), name: "strip", ..table.clone() };
         strip.rows.clear();
         [1.0, 2.0, 3.0].iter().for_each(|figure| strip.push(&[], "fwha", &[*figure]));
-        let path = std::env::temp_dir().join(format!("fwha-plot-{}.svg", std::process::id()));
-        draw(&path, &[table, strip]).unwrap();
-        let picture = std::fs::read_to_string(&path).unwrap();
-        std::fs::remove_file(&path).unwrap();
+        let dir = std::env::temp_dir().join(format!("fwha-plot-{}", std::process::id()));
+        draw(&dir, "test", &[table, strip]).unwrap();
+        let picture = fs::read_to_string(dir.join("test.svg")).unwrap();
+        fs::remove_dir_all(&dir).unwrap();
         assert!(picture.contains("kernel") && picture.contains("ns a packet"), "{picture}");
         // Two points of each of two curves, and three rounds.
         assert_eq!(picture.matches("<circle").count(), 2 * 2 + 3);

@@ -1,7 +1,7 @@
 //! What a suite has found: tables as text, as JSON, as pictures.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use serde_json::{Map, Value, json};
@@ -30,6 +30,8 @@ pub struct Table {
     pub keys: Vec<&'static str>,
     /// What is measured; the first is compared, and drawn.
     pub figures: Vec<Figure>,
+    /// Whether each round is shown in the picture, even where a number grows.
+    pub strip: bool,
     /// With whom others are compared.
     pub rivals: Vec<&'static str>,
     /// In the order in which they came.
@@ -79,18 +81,7 @@ impl Report {
             fs::write(path, format!("{:#}\n", self.json()))
                 .with_context(|| format!("write {}", path.display()))?;
         }
-        plot.map_or(Ok(()), |dir| self.plot(dir))
-    }
-
-    /// Draws a picture into a directory.
-    ///
-    /// # Errors
-    ///
-    /// When it cannot be written.
-    pub fn plot(&self, dir: &Path) -> Result<()> {
-        fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
-        let path: PathBuf = dir.join(format!("{}.svg", self.suite));
-        plot::draw(&path, &self.tables).with_context(|| format!("draw {}", path.display()))
+        plot.map_or(Ok(()), |dir| plot::draw(dir, self.suite, &self.tables))
     }
 
     fn json(&self) -> Value {
