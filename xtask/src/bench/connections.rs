@@ -2,6 +2,7 @@
 //!
 //! How it is measured, and what it means, is told in `docs/performance.md`.
 
+mod flood;
 mod http;
 
 use std::process::ExitCode;
@@ -40,6 +41,8 @@ enum Part {
     Rate,
     /// What replication takes of forwarding
     Share,
+    /// What a SYN flood leaves of other traffic
+    Flood,
     /// Requests over HTTP
     Http,
 }
@@ -58,6 +61,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     for (part, run) in [
         (Part::Rate, rate as fn(&mut Stage, &Args, &mut Report) -> Result<()>),
         (Part::Share, share),
+        (Part::Flood, flood::run),
         (Part::Http, http::run),
     ] {
         if args.part.is_empty() || args.part.contains(&part) {

@@ -111,7 +111,7 @@ impl Stage {
         }
         let bin_dir = match &options.bin_dir {
             Some(dir) => dir.clone(),
-            None => build_bins(&["fwha"], !options.quick)?,
+            None => build_bins(&["fwha", "fwha-tests"], !options.quick)?,
         };
         let spinner = spinner("laying the lab");
         let lab = Lab::new(LabOptions {

@@ -102,7 +102,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
                 contender.start(&mut lab, Policy::default()).with_context(|| contender.name())?;
             for &streams in &plan.streams {
                 spinner.tick();
-                let gbits = iperf3(&lab, &plan, streams).with_context(|| contender.name())?;
+                let gbits =
+                    iperf3(&lab, streams, plan.seconds, plan.warm, &[]).with_context(|| contender.name())?;
                 table.push(&[streams.to_string()], contender.name(), &[gbits]);
             }
             running.stop(&lab)?;
@@ -120,15 +121,21 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 }
 
 /// Whether there is a program of this name.
-fn is_there(program: &str) -> bool {
+pub fn is_there(program: &str) -> bool {
     Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
 }
 
-/// One run: Gbit/s of payload that arrive at the server.
-fn iperf3(lab: &Lab, plan: &Plan, streams: u32) -> Result<f64> {
+/// One run: Gbit/s of payload that arrive at the server. Programs are started by `through`, if that is one. With `warm`, a
+/// second in which windows grow is not counted.
+///
+/// # Errors
+///
+/// When iperf3 fails.
+pub fn iperf3(lab: &Lab, streams: u32, seconds: u32, warm: bool, through: &[&str]) -> Result<f64> {
     // It ends with its first client.
-    let mut command = lab.command("iperf3");
-    command.args(["--server", "--one-off", "--forceflush"]).stdout(Stdio::piped());
+    let argv = [through, &["iperf3", "--server", "--one-off", "--forceflush"]].concat();
+    let mut command = lab.command(argv[0]);
+    command.args(&argv[1..]).stdout(Stdio::piped());
     let mut server = lab.spawn(Host::Server, &mut command)?;
     let mut said = BufReader::new(server.stdout.take().context("standard output of iperf3")?).lines();
     let listens = said.any(|line| line.is_ok_and(|line| line.contains(LISTENING)));
@@ -136,13 +143,14 @@ fn iperf3(lab: &Lab, plan: &Plan, streams: u32) -> Result<f64> {
     // The rest of what it says must go somewhere.
     let rest = std::thread::spawn(move || said.for_each(drop));
 
-    let (streams, seconds) = (streams.to_string(), plan.seconds.to_string());
-    let mut argv = vec!["iperf3", "--client", SERVER, "--json", "--parallel", &streams, "--time", &seconds];
-    if plan.warm {
+    let timeout = (Duration::from_secs(seconds.into()) + PATIENCE).as_secs().to_string();
+    let (streams, seconds) = (streams.to_string(), seconds.to_string());
+    let client = ["iperf3", "--client", SERVER, "--json", "--parallel", &streams, "--time", &seconds];
+    let mut argv = [&["timeout", &timeout], through, &client].concat();
+    if warm {
         argv.extend(["--omit", "1"]);
     }
-    let timeout = (Duration::from_secs(plan.seconds.into()) + PATIENCE).as_secs().to_string();
-    let result = lab.exec(Host::Client, &[&["timeout", &timeout], &argv[..]].concat());
+    let result = lab.exec(Host::Client, &argv);
     if result.is_err() {
         server.kill()?;
     }
