@@ -496,3 +496,29 @@ fn ran(dir: &str) -> Result<u64> {
         fs::read_to_string(format!("{dir}/schedstat")).with_context(|| format!("read schedstat of {dir}"))?;
     stat.split(' ').next().unwrap_or_default().parse().context("schedstat")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::dataplane::order::bucket;
+    use super::*;
+
+    #[test]
+    fn frames_have_the_size_that_is_asked_for_and_room_for_what_the_generator_writes() {
+        let [tcp4, tcp6, udp4] = [Kind::Tcp4, Kind::Tcp6, Kind::Udp4].map(|kind| kind.both_ways()[0]);
+        assert_eq!(Size::Shortest.bytes(&tcp4), (60, tcp4.payload));
+        assert_eq!(Size::Shortest.bytes(&tcp6), (80, tcp6.payload));
+        assert_eq!(Size::Frame(64).bytes(&udp4), (60, 64 - 4 - 14 - 20 - 8));
+        assert_eq!(Size::Packet(1500).bytes(&tcp4), (1514, 1500 - 20 - 20));
+    }
+
+    #[test]
+    fn a_quantile_is_the_end_of_the_bucket_that_it_is_in() {
+        let mut counts = vec![0; BUCKETS];
+        counts[bucket(1_000)] = 98;
+        counts[bucket(50_000)] = 2;
+        let delays = Delays(counts);
+        assert_eq!(delays.quantile(0.5), shortest(bucket(1_000) + 1) as f64 / 1e3);
+        assert!((50.0..57.0).contains(&delays.quantile(0.99)));
+        assert!(Delays(vec![0; BUCKETS]).quantile(0.5).is_nan());
+    }
+}
