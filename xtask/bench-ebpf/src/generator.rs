@@ -19,7 +19,7 @@ use aya_ebpf::{
 
 use crate::{
     frame::{Frame, V4_LEN, V6_LEN},
-    order::{BLOCK, Order, mix},
+    order::{Order, mix},
 };
 
 /// Programs under test. The kernel takes those of one kind only into an array.
@@ -103,8 +103,8 @@ fn generate_live(ctx: *mut xdp_md) -> u32 {
 /// Makes the order one for the next packet of a conversation. False when the last flow has had its steps.
 #[inline(always)]
 fn take_step(order: &mut Order) -> Option<bool> {
-    let (block, place) = (order.made / BLOCK, order.made % BLOCK);
-    let flow = block / order.steps * BLOCK + place;
+    let (block, place) = (order.made / order.block, order.made % order.block);
+    let flow = block / order.steps * order.block + place;
     if flow >= order.flows {
         order.made += 1;
         return Some(false);

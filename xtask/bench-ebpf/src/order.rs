@@ -46,9 +46,11 @@ pub struct Order {
     pub every: u64,
     /// When the next burst begins, by the kernel's monotonic clock.
     pub due: u64,
-    /// 0 for one kind of packet; else so many of `step` for each flow, one behind the other: the first of a [`BLOCK`] of
-    /// flows, then the second of them, and so on.
+    /// 0 for one kind of packet; else so many of `step` for each flow: the first of all flows of a block, then the second of
+    /// them, and so on.
     pub steps: u64,
+    /// Flows in a block.
+    pub block: u64,
     /// Number of the first flow that gets its steps, and how many do.
     pub first_step: u64,
     pub flows: u64,
@@ -62,9 +64,6 @@ pub struct Order {
 
 /// Packets of a conversation at most.
 pub const STEPS: usize = 5;
-/// Flows that take a step together: a packet finds what the one before has left, and flows still overlap.
-pub const BLOCK: u64 = 64;
-
 /// Bytes of L4 payload of a packet of "simple IMIX" in UDP over IPv4: of twelve, seven are 40 bytes long, four 576, one 1500.
 pub const fn mix(packet: u64) -> u64 {
     // No table: the kernel's verifier would not know that the place is in it.

@@ -26,7 +26,7 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 
-use super::dataplane::order::{BLOCK, BUCKETS, Order, shortest};
+use super::dataplane::order::{BUCKETS, Order, shortest};
 use super::dataplane::rig::{Words, mac};
 use super::dataplane::traffic::{Kind, LEAP, Place, Traffic};
 use super::figures::Series;
@@ -296,6 +296,7 @@ impl Live {
             family: traffic.family,
             proto: traffic.proto,
             steps: opening.len() as u64,
+            block: BATCH.into(),
             first_step: traffic.first + u64::from(flows.start),
             flows: flows.len() as u64,
             way: self.ends.map(way),
@@ -309,7 +310,7 @@ impl Live {
         }
         let packets = flows.len() as u64 * opening.len() as u64;
         // The last block may have room for more flows.
-        let made = (flows.len() as u64).next_multiple_of(BLOCK) * opening.len() as u64;
+        let made = (flows.len() as u64).next_multiple_of(order.block) * opening.len() as u64;
         let (arrived, busy) =
             self.play(lab, &order, Size::Shortest.bytes(traffic).0, made as u32, BATCH, 1)?;
         Ok(Sent { packets, arrived, busy })

@@ -1,6 +1,5 @@
 //! What the suites with live frames share: options, the lab with generator and sink on it, turns of contenders.
 
-use std::fs;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;

@@ -1,6 +1,5 @@
 //! What a SYN flood leaves of other people's TCP: goodput beside the quiet one, and connections that were lost.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Instant;
 
@@ -8,7 +7,7 @@ use anyhow::{Context as _, Result};
 use fwha_tests::traffic::Connections;
 
 use super::super::dataplane::traffic::{NEW, Place};
-use super::super::live::{Sent, Size};
+use super::super::live::Size;
 use super::super::throughput::{iperf3, is_there};
 use super::{Args, Contender, Figure, Policy, Report, Stage, Table};
 
@@ -18,8 +17,10 @@ const HELD: u32 = 100;
 const DIALLED: u32 = 20;
 /// Streams whose goodput is measured.
 const STREAMS: u32 = 4;
-/// SYNs that are sent in one go.
-const SYNS: u32 = 200_000;
+/// SYNs that tell how many can be sent.
+const SYNS: u32 = 100_000;
+/// The streams begin in this time, in seconds.
+const BEGIN_S: u32 = 2;
 
 /// Measures it.
 pub fn run(stage: &mut Stage, args: &Args, report: &mut Report) -> Result<()> {
@@ -55,19 +56,15 @@ pub fn run(stage: &mut Stage, args: &Args, report: &mut Report) -> Result<()> {
         let mut running = stage.start(contender, Policy::default())?;
         let Stage { lab, live, .. } = stage;
         let held = Connections::start(lab, HELD, DIALLED)?;
-        let quiet = iperf3(lab, STREAMS, seconds, false, &pinned)?;
-        let done = AtomicBool::new(false);
+        let quiet = iperf3(lab, STREAMS, seconds, !args.options.quick, &pinned)?;
+        let syns = |packets| Place::Random { flows: 0, packets, seed: round };
+        let ns = live.send(lab, &NEW, Size::Shortest, &syns(SYNS))?.ns();
+        // In one go: between two the kernel waits for others. Long enough for the streams and their begin.
+        let packets = (f64::from(seconds + BEGIN_S) * 1e9 / ns) as u32;
         let (goodput, sent, took) = thread::scope(|scope| -> Result<_> {
-            let streams = scope.spawn(|| {
-                let goodput = iperf3(lab, STREAMS, seconds, false, &pinned);
-                done.store(true, Ordering::Release);
-                goodput
-            });
-            let (began, mut sent) = (Instant::now(), Sent::default());
-            while !done.load(Ordering::Acquire) {
-                let place = Place::Random { flows: 0, packets: SYNS, seed: round };
-                sent = sent.and(live.send(lab, &NEW, Size::Shortest, &place)?);
-            }
+            let streams = scope.spawn(|| iperf3(lab, STREAMS, seconds, !args.options.quick, &pinned));
+            let began = Instant::now();
+            let sent = live.send(lab, &NEW, Size::Shortest, &syns(packets))?;
             let took = began.elapsed().as_secs_f64();
             Ok((streams.join().ok().context("the streams panicked")??, sent, took))
         })?;

@@ -373,7 +373,7 @@ impl Order {
         put(&[self.program, self.dst_mac, self.src_mac, self.family, self.proto, self.flags, self.reply]);
         put(&[self.first, self.random, self.payload, self.advance, self.sent, self.heard, self.made]);
         put(&[self.seed, self.device, self.mix, self.burst, self.every, self.due, self.steps]);
-        put(&[self.first_step, self.flows]);
+        put(&[self.block, self.first_step, self.flows]);
         put(&self.step);
         put(&self.step_sequence);
         self.way.iter().for_each(|way| put(way));
@@ -461,13 +461,14 @@ mod tests {
             every: 19,
             due: 20,
             steps: 21,
-            first_step: 22,
-            flows: 23,
-            step: [24, 25, 26, 27, 28],
-            step_sequence: [29, 30, 31, 32, 33],
-            way: [[34, 35, 36], [37, 38, 39]],
+            block: 22,
+            first_step: 23,
+            flows: 24,
+            step: [25, 26, 27, 28, 29],
+            step_sequence: [30, 31, 32, 33, 34],
+            way: [[35, 36, 37], [38, 39, 40]],
         };
-        assert_eq!(std::mem::offset_of!(Order, way) / 8, 33);
+        assert_eq!(std::mem::offset_of!(Order, way) / 8, 34);
         assert!(order.words().iter().zip(1..).all(|(word, number)| *word == number));
     }
 }
