@@ -103,13 +103,14 @@ fn generate_live(ctx: *mut xdp_md) -> u32 {
 /// Makes the order one for the next packet of a conversation. False when the last flow has had its steps.
 #[inline(always)]
 fn take_step(order: &mut Order) -> Option<bool> {
-    let (block, place) = (order.made / order.block, order.made % order.block);
-    let flow = block / order.steps * order.block + place;
+    // No panic, of which the kernel would not take the program.
+    let (block, place) = (order.made.checked_div(order.block)?, order.made.checked_rem(order.block)?);
+    let flow = block.checked_div(order.steps)? * order.block + place;
     if flow >= order.flows {
         order.made += 1;
         return Some(false);
     }
-    let step = block % order.steps;
+    let step = block.checked_rem(order.steps)?;
     let (kind, sequence) = (*order.step.get(step as usize)?, *order.step_sequence.get(step as usize)?);
     order.flags = kind & 0xff;
     order.reply = kind >> 8 & 1;
