@@ -133,7 +133,7 @@ impl Peer {
             self.hello_sent(now);
             return true;
         }
-        self.hello_replies += 1;
+        self.hello_replies = self.hello_replies.saturating_add(1);
         self.hello_replies <= HELLO_REPLIES
     }
 

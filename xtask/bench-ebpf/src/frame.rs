@@ -88,6 +88,7 @@ impl Frame {
         u8 u8 "u8";
         u16 u16 "u16";
         u32 u32 "u32";
+        u64 u64 "u64";
     }
     stores! {
         set_u8 u8 "u8";
@@ -111,13 +112,14 @@ impl Frame {
         }
     }
 
-    /// Writes an IPv4 packet of `flow`; the conversation is `moved` bytes further than where the order began.
+    /// Writes an IPv4 packet of `flow`; the conversation is `moved` bytes further than where the order began. UDP begins with
+    /// the stamp.
     ///
     /// # Safety
     ///
     /// [`V4_LEN`] bytes may be written.
     #[inline(always)]
-    pub unsafe fn write_v4(self, order: &Order, flow: u32, moved: u32) {
+    pub unsafe fn write_v4(self, order: &Order, flow: u32, moved: u32, stamp: u64) {
         let l4 = L4::new(order, flow, moved);
         let (client, server) = ends(flow);
         let (client, server) = ((V4_CLIENTS + client).to_be(), (V4_SERVERS + server).to_be());
@@ -136,7 +138,7 @@ impl Frame {
             self.set_u32::<22>(third | (checksum as u32) << 16);
             self.set_u32::<26>(src);
             self.set_u32::<30>(dst);
-            Frame(self.0 + 34).write_l4(order, &l4, addresses);
+            Frame(self.0 + 34).write_l4(order, &l4, addresses, stamp);
         }
     }
 
@@ -146,7 +148,7 @@ impl Frame {
     ///
     /// [`V6_LEN`] bytes may be written.
     #[inline(always)]
-    pub unsafe fn write_v6(self, order: &Order, flow: u32, moved: u32) {
+    pub unsafe fn write_v6(self, order: &Order, flow: u32, moved: u32, stamp: u64) {
         let l4 = L4::new(order, flow, moved);
         let (client, server) = ends(flow);
         let (client, server) = ((V6_CLIENTS, client.to_be()), (V6_SERVERS, server.to_be()));
@@ -164,7 +166,7 @@ impl Frame {
             self.set_u64::<30>((src.1 as u64) << 32);
             self.set_u64::<38>(dst.0);
             self.set_u64::<46>((dst.1 as u64) << 32);
-            Frame(self.0 + 54).write_l4(order, &l4, addresses);
+            Frame(self.0 + 54).write_l4(order, &l4, addresses, stamp);
         }
     }
 
@@ -178,18 +180,19 @@ impl Frame {
         }
     }
 
-    /// Writes the header of TCP or UDP, and zeroes behind it.
+    /// Writes the header of TCP or UDP, and zeroes behind it up to the shortest frame; what follows is zero already.
     #[inline(always)]
-    unsafe fn write_l4(self, order: &Order, l4: &L4, addresses: u64) {
+    unsafe fn write_l4(self, order: &Order, l4: &L4, addresses: u64, stamp: u64) {
         let pseudo = addresses + ((order.proto as u16).to_be() as u64) + (l4.len as u16).to_be() as u64;
         if order.proto == proto::UDP as u64 {
             let length = (l4.len as u16).to_be();
-            let checksum = fold(pseudo + l4.ports as u64 + length as u64);
+            let words = (stamp & 0xffff_ffff) + (stamp >> 32);
+            let checksum = fold(pseudo + l4.ports as u64 + length as u64 + words);
             // SAFETY: the frame has room for a TCP header and six bytes.
             unsafe {
                 self.set_u32::<0>(l4.ports);
                 self.set_u32::<4>(length as u32 | (checksum as u32) << 16);
-                self.set_u64::<8>(0);
+                self.set_u64::<8>(stamp);
                 self.set_u64::<16>(0);
                 self.set_u16::<24>(0);
             }
@@ -260,6 +263,31 @@ const V6_SERVERS: u64 = u64::from_ne_bytes([0x20, 1, 0x0d, 0xb8, 0, 2, 0, 0]);
 const CLIENT_PORTS: u32 = 1024;
 const SERVER_PORT: u16 = 443;
 
+/// Whether a packet goes from a client to a server or back.
+///
+/// # Safety
+///
+/// The header of IPv4 may be read.
+#[inline(always)]
+pub unsafe fn is_generated_v4(frame: Frame) -> bool {
+    // SAFETY: promised by the caller.
+    let (src, dst) = unsafe { (u32::from_be(frame.u32::<26>()), u32::from_be(frame.u32::<30>())) };
+    let (client, server) = (|a: u32| a >> 16 == V4_CLIENTS >> 16, |a: u32| a >> 8 == V4_SERVERS >> 8);
+    (client(src) && server(dst)) || (server(src) && client(dst))
+}
+
+/// Whether a packet goes from a client to a server or back.
+///
+/// # Safety
+///
+/// The header of IPv6 up to the first half of the destination may be read.
+#[inline(always)]
+pub unsafe fn is_generated_v6(frame: Frame) -> bool {
+    // SAFETY: promised by the caller.
+    let ends = unsafe { (frame.u64::<22>(), frame.u64::<38>()) };
+    ends == (V6_CLIENTS, V6_SERVERS) || ends == (V6_SERVERS, V6_CLIENTS)
+}
+
 /// Which client and which server: a flow's number is spread over 65,536 clients and their ports, and 256 servers.
 #[inline(always)]
 fn ends(flow: u32) -> (u32, u32) {
@@ -288,6 +316,7 @@ mod tests {
     use super::*;
 
     const ACK: u64 = 0x10;
+    const STAMP: u64 = 0x1234_5678_9abc_def0;
 
     fn frame(order: &Order, flow: u32, moved: u32) -> Vec<u8> {
         let mut bytes = vec![0xaa; if order.family == 4 { V4_LEN } else { V6_LEN }];
@@ -295,9 +324,9 @@ mod tests {
         // SAFETY: as long as the family wants it.
         unsafe {
             if order.family == 4 {
-                frame.write_v4(order, flow, moved);
+                frame.write_v4(order, flow, moved, STAMP);
             } else {
-                frame.write_v6(order, flow, moved);
+                frame.write_v6(order, flow, moved, STAMP);
             }
         }
         bytes
@@ -306,11 +335,16 @@ mod tests {
     #[test]
     fn every_frame_is_valid() {
         for family in [4, 6] {
-            for (proto, flags, payload) in [(6, SYN, 0), (6, SYN | ACK, 0), (6, ACK, 6), (17, 0, 6)] {
+            for (proto, flags, payload) in [(6, SYN, 0), (6, SYN | ACK, 0), (6, ACK, 6), (17, 0, 12)] {
                 for flow in [0, 1, 65_535, 65_536, 4_000_000, u32::MAX] {
                     for reply in [0, 1] {
                         let order = Order { family, proto, flags, payload, reply, ..Order::default() };
                         let bytes = frame(&order, flow, 77);
+                        let own = Frame(bytes.as_ptr() as usize);
+                        // SAFETY: a whole frame.
+                        assert!(unsafe {
+                            if family == 4 { is_generated_v4(own) } else { is_generated_v6(own) }
+                        });
                         let packet = SlicedPacket::from_ethernet(&bytes).unwrap();
                         let (source, destination) = match packet.net.unwrap() {
                             NetSlice::Ipv4(ip) => {

@@ -1,8 +1,9 @@
-//! What `cargo xtask bench dataplane` runs in the kernel beside fwha's own programs.
+//! What `cargo xtask bench` runs in the kernel beside fwha's own programs.
 //!
 //! | module | holds |
 //! |---|---|
-//! | `generator` | makes a packet of another flow each time, and calls the program under test with it |
+//! | `generator` | makes a packet of another flow each time, and calls the program under test with it, or sends it |
+//! | `sink` | counts what it has sent where it arrives |
 //! | [`order`], [`frame`] | what it is asked for; how a frame is written |
 //! | `rivals` | programs to compare with: one that does nothing, one that only forwards |
 //! | `steps` | programs that do one step of a firewall's work each |
@@ -16,6 +17,8 @@ mod order;
 mod generator;
 #[cfg(target_arch = "bpf")]
 mod rivals;
+#[cfg(target_arch = "bpf")]
+mod sink;
 #[cfg(target_arch = "bpf")]
 mod steps;
 
@@ -33,5 +36,5 @@ static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {
-    eprintln!("this runs in the kernel; `cargo xtask bench dataplane` builds it");
+    eprintln!("this runs in the kernel; `cargo xtask bench` builds it");
 }

@@ -11,10 +11,11 @@
 
 mod firewall;
 #[path = "../../bench-ebpf/src/order.rs"]
+#[cfg_attr(not(test), expect(dead_code, reason = "some of it is for the kernel's side"))]
 pub mod order;
 mod report;
 pub mod rig;
-mod traffic;
+pub mod traffic;
 
 use std::fs;
 use std::ops::Range;
@@ -28,6 +29,7 @@ use fwha_tests::root::is_root;
 use indicatif::ProgressBar;
 
 use crate::bench::figures::Series;
+use crate::bench::plot;
 use crate::build_ebpf;
 use crate::cargo::{root, spinner};
 use fwha_common::embryonic::CAPACITY;
@@ -66,6 +68,9 @@ pub struct Args {
     /// Write the figures to a file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Draw a picture into a directory
+    #[arg(long, value_name = "DIR")]
+    plot: Option<PathBuf>,
 }
 
 impl Args {
@@ -159,6 +164,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if let Some(path) = &args.json {
         fs::write(path, format!("{:#}\n", report.json()))
             .with_context(|| format!("write {}", path.display()))?;
+    }
+    if let Some(dir) = &args.plot {
+        plot::draw(dir, "dataplane", &report.tables())?;
     }
     if args.quick {
         println!("\nQuick: everything works, but the times are those of runs that are too short.");

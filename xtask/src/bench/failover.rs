@@ -22,6 +22,7 @@ use indicatif::ProgressBar;
 use self::cluster::Cluster;
 use self::report::{Row, Sample};
 use super::replication::{LOAD_RATE, TIMEOUTS, traffic};
+use crate::bench::plot;
 use crate::cargo::{build_bins, spinner};
 
 /// Measure for how long users are cut off when the Active dies, beside keepalived with conntrackd
@@ -48,6 +49,9 @@ pub struct Args {
     /// Write the figures to a file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Draw a picture into a directory
+    #[arg(long, value_name = "DIR")]
+    plot: Option<PathBuf>,
 }
 
 impl Args {
@@ -247,6 +251,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         }
     }
     spinner.finish_and_clear();
+    if let Some(dir) = &args.plot {
+        plot::draw(dir, "failover", &[report::table(&rows)])?;
+    }
     print!("{}", report::text(&rows));
     println!("\nIt took {} s, at a load of {}.", began.elapsed().as_secs(), load()?);
     if args.quick {

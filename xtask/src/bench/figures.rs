@@ -27,6 +27,11 @@ impl Series {
         Self(self.0.iter().zip(&other.0).map(|(a, b)| a / b).collect())
     }
 
+    /// The figures, in the order of the rounds.
+    pub fn all(&self) -> &[f64] {
+        &self.0
+    }
+
     /// How many rounds there were.
     pub const fn len(&self) -> usize {
         self.0.len()

@@ -10,7 +10,7 @@ mod lag;
 pub mod pair;
 mod takeover;
 pub mod traffic;
-mod usage;
+pub mod usage;
 
 use std::fs;
 use std::path::PathBuf;
@@ -21,6 +21,7 @@ use fwha_tests::lab::{Lab, LabOptions};
 use fwha_tests::root::is_root;
 use serde_json::{Map, Value};
 
+use super::plot;
 use crate::cargo::{build_bins, spinner};
 
 /// Measure what it costs to keep a second node informed, beside conntrackd
@@ -53,6 +54,9 @@ pub struct Args {
     /// Write the figures to a file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Draw a picture into a directory
+    #[arg(long, value_name = "DIR")]
+    plot: Option<PathBuf>,
 }
 
 impl Args {
@@ -155,12 +159,13 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     traffic::lay_routes(&lab)?;
     let mut figures = Map::new();
     let mut texts = Vec::new();
+    let mut pictures = Vec::new();
     for part in Part::ALL {
         if !args.only.is_empty() && !args.only.contains(&part) {
             continue;
         }
         let (name, (text, json)) = match part {
-            Part::Cost => ("cost", cost::run(&mut lab, &plan, &spinner)?),
+            Part::Cost => ("cost", cost::run(&mut lab, &plan, &spinner, &mut pictures)?),
             Part::Churn => ("churn", churn::run(&lab, &plan, &spinner)?),
             Part::Takeover => ("takeover", takeover::run(&lab, &plan, &spinner)?),
             Part::Bulk => ("bulk", bulk::run(&lab, &plan, &spinner)?),
@@ -174,6 +179,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if let Some(path) = &args.json {
         fs::write(path, format!("{:#}\n", Value::Object(figures)))
             .with_context(|| format!("write {}", path.display()))?;
+    }
+    if let Some(dir) = &args.plot {
+        plot::draw(dir, "replication", &pictures)?;
     }
     if args.quick {
         println!("\nQuick: everything works, but the figures are those of runs that are too short.");

@@ -8,7 +8,9 @@ use serde_json::{Value, json};
 
 use super::Plan;
 use super::rig::{Hook, Program};
+use super::traffic::Kind;
 use crate::bench::figures::Series;
+use crate::bench::report::{self, Figure, Table};
 
 /// Name of the traffic with which the steps are measured: established TCP over IPv4.
 pub const STEPS: &str = "single steps";
@@ -221,6 +223,29 @@ impl Report {
             (Some(row), None) => row.ns.median(),
             _ => f64::NAN,
         }
+    }
+
+    /// What fwha and the bare router cost as flows grow, for a picture: established packets, then others.
+    pub fn tables(&self) -> Vec<Table> {
+        let table = |name, title: &str| Table {
+            name,
+            title: title.to_owned(),
+            keys: vec!["flows"],
+            figures: vec![Figure { name: "ns", heading: "ns a packet", decimals: 1 }],
+            ..Table::default()
+        };
+        let mut tables = [table("established", "Established flows"), table("others", "Other packets")];
+        for row in self.rows.iter().filter(|row| row.traffic != STEPS) {
+            let established = Kind::ALL.iter().any(|kind| kind.name() == row.traffic);
+            if matches!(row.program, Program::Fwha | Program::Router) {
+                tables[usize::from(!established)].rows.push(report::Row {
+                    keys: vec![row.flows.to_string()],
+                    contender: format!("{}: {}, {}", row.program.name(), row.traffic, row.hook.name()),
+                    figures: vec![row.ns.clone()],
+                });
+            }
+        }
+        tables.into()
     }
 
     /// The same as JSON.

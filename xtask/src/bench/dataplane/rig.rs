@@ -285,10 +285,12 @@ impl Rig {
             first: traffic.first + u64::from(first) + if traffic.fresh.is_some() { self.fresh } else { 0 },
             random: random.into(),
             payload: traffic.payload,
+            advance: traffic.payload,
             sent: traffic.sent + moved,
             heard: traffic.heard + moved,
             made: 0,
             seed: seed.into(),
+            ..Order::default()
         };
         if program == Program::Fwha {
             if traffic.moving {
@@ -362,22 +364,20 @@ pub type Words = [u64; size_of::<Order>() / 8];
 impl Order {
     /// The words, in the order of its fields.
     pub fn words(&self) -> Words {
-        [
-            self.program,
-            self.dst_mac,
-            self.src_mac,
-            self.family,
-            self.proto,
-            self.flags,
-            self.reply,
-            self.first,
-            self.random,
-            self.payload,
-            self.sent,
-            self.heard,
-            self.made,
-            self.seed,
-        ]
+        let mut words = [0; size_of::<Words>() / 8];
+        let mut place = 0;
+        let mut put = |fields: &[u64]| {
+            words[place..place + fields.len()].copy_from_slice(fields);
+            place += fields.len();
+        };
+        put(&[self.program, self.dst_mac, self.src_mac, self.family, self.proto, self.flags, self.reply]);
+        put(&[self.first, self.random, self.payload, self.advance, self.sent, self.heard, self.made]);
+        put(&[self.seed, self.device, self.mix, self.burst, self.every, self.due, self.steps]);
+        put(&[self.block, self.first_step, self.flows]);
+        put(&self.step);
+        put(&self.step_sequence);
+        self.way.iter().for_each(|way| put(way));
+        words
     }
 }
 
@@ -450,12 +450,25 @@ mod tests {
             first: 8,
             random: 9,
             payload: 10,
-            sent: 11,
-            heard: 12,
-            made: 13,
-            seed: 14,
+            advance: 11,
+            sent: 12,
+            heard: 13,
+            made: 14,
+            seed: 15,
+            device: 16,
+            mix: 17,
+            burst: 18,
+            every: 19,
+            due: 20,
+            steps: 21,
+            block: 22,
+            first_step: 23,
+            flows: 24,
+            step: [25, 26, 27, 28, 29],
+            step_sequence: [30, 31, 32, 33, 34],
+            way: [[35, 36, 37], [38, 39, 40]],
         };
-        assert_eq!(std::mem::offset_of!(Order, seed) / 8, 13);
+        assert_eq!(std::mem::offset_of!(Order, way) / 8, 34);
         assert!(order.words().iter().zip(1..).all(|(word, number)| *word == number));
     }
 }

@@ -107,14 +107,19 @@ const STRANGER: Traffic = Traffic {
     forwarded: false,
 };
 
-const NEW: Traffic = Traffic { flags: SYN, first: FRESH, forwarded: true, ..STRANGER };
+/// The first packet of a flow that is admitted.
+pub const NEW: Traffic =
+    Traffic { flags: SYN, first: FRESH, fresh: Some(Embryonic::Full), forwarded: true, ..STRANGER };
+
+/// A packet that no rule admits, from outside.
+pub const DENIED: Traffic = Traffic { flags: SYN, reply: true, ..STRANGER };
 
 /// Packets of flows that are not established: a new one each time, in peace and in a flood; one that no rule admits,
 /// from outside; one in the middle of a connection that nobody saw begin.
 pub const OTHERS: [(&str, Traffic); 4] = [
     ("new flow (SYN)", Traffic { fresh: Some(Embryonic::Room), ..NEW }),
-    ("the same, in a flood", Traffic { fresh: Some(Embryonic::Full), ..NEW }),
-    ("denied (SYN)", Traffic { flags: SYN, reply: true, ..STRANGER }),
+    ("the same, in a flood", NEW),
+    ("denied (SYN)", DENIED),
     ("of no flow (ACK)", Traffic { flags: ACK, sent: 1, heard: 1, ..STRANGER }),
 ];
 

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::Contender;
 use crate::bench::figures::Series;
+use crate::bench::report::{self, Figure, Table};
 
 /// What one blow did.
 pub struct Sample {
@@ -127,6 +128,24 @@ pub fn text(rows: &[Row]) -> String {
         );
     }
     text
+}
+
+/// The outages of all takeovers, for a picture.
+pub fn table(rows: &[Row]) -> Table {
+    let rows = rows.iter().map(|row| report::Row {
+        keys: vec![row.present.to_string()],
+        contender: row.contender.name().to_owned(),
+        figures: vec![row.outages()],
+    });
+    Table {
+        name: "outage",
+        title: "Outage at a takeover, by the number of flows".to_owned(),
+        keys: vec!["flows"],
+        figures: vec![Figure { name: "outage_ms", heading: "outage, ms", decimals: 1 }],
+        strip: true,
+        rows: rows.collect(),
+        ..Table::default()
+    }
 }
 
 /// The same, and more, for programs.

@@ -15,6 +15,7 @@ use super::pair::Fwha;
 use super::traffic::{Wire, conversation};
 use super::usage::{Cpu, Link, own_cpu};
 use crate::bench::figures::Series;
+use crate::bench::report::{self, Figure, Table};
 
 /// Connections before anything is measured: neighbours are known then, and code is where it is needed.
 const WARM_UP: u32 = 200;
@@ -110,7 +111,12 @@ struct Row {
 }
 
 /// Measures it.
-pub fn run(lab: &mut Lab, plan: &Plan, spinner: &ProgressBar) -> Result<(String, Value)> {
+pub fn run(
+    lab: &mut Lab,
+    plan: &Plan,
+    spinner: &ProgressBar,
+    pictures: &mut Vec<Table>,
+) -> Result<(String, Value)> {
     let mut contenders = vec![Contender::Fwha];
     if plan.other.is_some() {
         contenders.push(Contender::Other);
@@ -147,7 +153,25 @@ pub fn run(lab: &mut Lab, plan: &Plan, spinner: &ProgressBar) -> Result<(String,
             measured?;
         }
     }
+    pictures.push(table(&rows));
     Ok((text(plan, &rows), json(plan, &rows)))
+}
+
+/// Both daemons' CPU for each connection, for a picture.
+fn table(rows: &[Row]) -> Table {
+    let (name, heading, decimals) = FIGURES[2];
+    let rows = rows.iter().map(|row| report::Row {
+        keys: Vec::new(),
+        contender: row.contender.name().to_owned(),
+        figures: vec![row.figures[2].clone()],
+    });
+    Table {
+        name: "cost",
+        title: "CPU of both daemons for each connection".to_owned(),
+        figures: vec![Figure { name, heading, decimals }],
+        rows: rows.collect(),
+        ..Table::default()
+    }
 }
 
 fn measure(lab: &Lab, plan: &Plan, row: &mut Row) -> Result<()> {

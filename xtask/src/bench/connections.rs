@@ -1,0 +1,215 @@
+//! `cargo xtask bench connections`: how fast flows begin, with and without a second node that is told of them.
+//!
+//! How it is measured, and what it means, is told in `docs/performance.md`.
+
+mod flood;
+mod http;
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use fwha_tests::lab::Node;
+
+use super::contender::{Contender, Policy, Running};
+use super::dataplane::traffic::Kind;
+use super::live::{Bare, Sent, Size};
+use super::report::{Figure, Report, Table};
+use super::stage::{Options, Stage};
+
+/// Measure how fast flows begin, with and without replication, beside nftables and conntrackd
+#[derive(clap::Args, Default)]
+pub struct Args {
+    #[command(flatten)]
+    options: Options,
+    /// These parts only
+    #[arg(long, value_name = "PART,PART", value_delimiter = ',')]
+    part: Vec<Part>,
+}
+
+impl Args {
+    /// The shortest that there is.
+    pub fn quick() -> Self {
+        Self { options: Options::quick(), ..Self::default() }
+    }
+}
+
+/// What there is to measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// New flows a second, until both nodes know them
+    Rate,
+    /// What replication takes of forwarding
+    Share,
+    /// What a SYN flood leaves of other traffic
+    Flood,
+    /// Requests over HTTP
+    Http,
+}
+
+/// Flows before anything is measured.
+const WARM_UP: u32 = 1_024;
+/// Packets that open a flow: SYN, SYN+ACK, ACK.
+const OPENING: usize = 3;
+/// When so long no more flows have reached the other node, no more will.
+const SILENCE: Duration = Duration::from_secs(3);
+
+/// Runs the suite.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let mut stage = Stage::lay(&args.options, "connections")?;
+    let mut report = Report::new("connections");
+    for (part, run) in [
+        (Part::Rate, rate as fn(&mut Stage, &Args, &mut Report) -> Result<()>),
+        (Part::Share, share),
+        (Part::Flood, flood::run),
+        (Part::Http, http::run),
+    ] {
+        if args.part.is_empty() || args.part.contains(&part) {
+            run(&mut stage, args, &mut report)?;
+        }
+    }
+    stage.remove()?;
+    args.options.publish(&report)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Flows that are opened flat out, until whoever must know them knows them.
+fn rate(stage: &mut Stage, args: &Args, report: &mut Report) -> Result<()> {
+    let quick = args.options.quick;
+    let flows: u32 = if quick { 2_048 } else { 100_000 };
+    let mut contenders = args.options.contenders(&[
+        Contender::Nftables,
+        Contender::Conntrackd,
+        Contender::Iptables,
+        Contender::Xdp,
+        Contender::Replicating,
+    ])?;
+    if quick {
+        // `bench replication` has conntrackd.
+        contenders.retain(|contender| matches!(contender, Contender::Nftables | Contender::Replicating));
+    }
+    let mut table = Table {
+        name: "rate",
+        title: format!("{flows} TCP connections opened flat out, until all who must know them do"),
+        figures: vec![
+            Figure { name: "per_s", heading: "new flows a second", decimals: 0 },
+            Figure { name: "ns", heading: "ns of the forwarding CPU for each", decimals: 0 },
+            Figure { name: "known_percent", heading: "known to the other node, %", decimals: 1 },
+        ],
+        rivals: vec![Contender::Nftables.name(), Contender::Conntrackd.name()],
+        ..Table::default()
+    };
+    stage.rounds(&contenders, args.options.rounds(), |stage, contender, _| {
+        let base = stage.base(Bare::Sink, |stage| open(stage, 0..WARM_UP))?;
+        let mut running = stage.start(contender, Policy::default())?;
+        let warm_up = open(stage, 0..WARM_UP)?;
+        ensure!(warm_up.part() > 0.9, "of {} packets only {} got through", warm_up.packets, warm_up.arrived);
+        let mut before = 0;
+        if contender.replicates() {
+            before = told(stage, &running, WARM_UP.into(), 0)?.0;
+        }
+        let began = Instant::now();
+        let sent = open(stage, WARM_UP..WARM_UP + flows)?;
+        let opened = began.elapsed();
+        let per_flow = |sent: Sent| sent.ns() * OPENING as f64;
+        let (known, took) = if contender.replicates() {
+            let (known, last) = told(stage, &running, before + u64::from(flows), before)?;
+            ((known - before) as f64, last.duration_since(began))
+        } else {
+            (f64::from(flows) * sent.part(), opened)
+        };
+        let told = if contender.replicates() { known / f64::from(flows) * 1e2 } else { f64::NAN };
+        table.push(
+            &[],
+            contender.name(),
+            &[known / took.as_secs_f64(), per_flow(sent) - per_flow(base), told],
+        );
+        running.stop(&stage.lab)
+    })?;
+    report.tables.push(table);
+    report.notes.push(
+        "New flows a second: from the first SYN until the last flow is established or, where there is a second node, is \
+         known there."
+            .to_owned(),
+    );
+    Ok(())
+}
+
+/// Opens connections as fast as it goes.
+fn open(stage: &mut Stage, flows: std::ops::Range<u32>) -> Result<Sent> {
+    stage.live.open(&stage.lab, Kind::Tcp4, flows, OPENING)
+}
+
+/// Waits until the second node has heard of so many flows, or of no more. Returns how many, and when it was seen last that
+/// they became more.
+fn told(stage: &Stage, running: &Running, enough: u64, mut known: u64) -> Result<(u64, Instant)> {
+    let mut last = Instant::now();
+    while known < enough && last.elapsed() < SILENCE {
+        let now = match running {
+            Running::Conntrackd(pair) => pair.replicated(&stage.lab)?.1,
+            Running::Pair(pair) => pair.replicated()?.1,
+            _ => return Ok((0, last)),
+        };
+        if now > known {
+            (known, last) = (now, Instant::now());
+        }
+    }
+    Ok((known, last))
+}
+
+/// New flows in a second, in the goal for replication.
+const RATE: u32 = 10_000;
+/// As many times in a second some flows begin.
+const TICKS: u32 = 50;
+/// Established flows beside.
+const FLOWS: u32 = 1_000;
+
+/// Established packets beside new flows, with and without a peer.
+fn share(stage: &mut Stage, args: &Args, report: &mut Report) -> Result<()> {
+    let contenders = args.options.contenders(&[Contender::Xdp, Contender::Replicating])?;
+    if args.options.quick {
+        return Ok(());
+    }
+    let seconds = 2;
+    let mut table = Table {
+        name: "share",
+        title: format!("Forwarding at {RATE} new flows a second, with and without a peer"),
+        figures: vec![
+            Figure { name: "mpps", heading: "Mpps with generator", decimals: 3 },
+            Figure { name: "new_percent", heading: "of the CPU for new flows, %", decimals: 2 },
+            Figure { name: "daemon_percent", heading: "of a CPU for the daemon, %", decimals: 1 },
+        ],
+        rivals: vec![Contender::Xdp.name()],
+        ..Table::default()
+    };
+    stage.rounds(&contenders, args.options.rounds(), |stage, contender, round| {
+        let mut running = stage.start(contender, Policy::default())?;
+        stage.open(contender, Kind::Tcp4, 0..FLOWS)?;
+        let flat = stage.both_ways(Kind::Tcp4, Size::Shortest, FLOWS, 200_000, round)?;
+        let pid = match &running {
+            Running::Fwha(node) => node.pid(),
+            Running::Pair(pair) => pair.pid(Node::Fw1),
+            _ => return Ok(()),
+        };
+        let cpu = super::replication::usage::Cpu::of(pid)?;
+        let (began, mut new) = (Instant::now(), Duration::ZERO);
+        let each = RATE / TICKS;
+        for tick in 0..seconds * TICKS {
+            let first = FLOWS + tick * each;
+            new += open(stage, first..first + each)?.busy;
+            std::thread::sleep((Duration::from_secs(1) / TICKS * (tick + 1)).saturating_sub(began.elapsed()));
+        }
+        let took = began.elapsed().as_secs_f64();
+        let daemon = super::replication::usage::Cpu::of(pid)?.since(&cpu).total() as f64 / 1e9 / took;
+        // As if it had been exactly that many flows in each second.
+        let new = new.as_secs_f64() / f64::from(seconds);
+        table.push(&[], contender.name(), &[(1.0 - new) * 1e3 / flat.ns(), new * 1e2, daemon * 1e2]);
+        running.stop(&stage.lab)
+    })?;
+    report.tables.push(table);
+    report.notes.push(format!(
+        "Forwarding at {RATE} new flows a second: what established packets get of the forwarding CPU, when {RATE} handshakes \
+         have had their part of it. The daemon works on another CPU; what it takes there is told beside."
+    ));
+    Ok(())
+}

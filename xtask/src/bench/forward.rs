@@ -1,0 +1,148 @@
+//! `cargo xtask bench forward`: what it costs to forward a packet of an established flow, by who does it.
+//!
+//! How it is measured, and what it means, is told in `docs/performance.md`.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use super::contender::{Contender, Policy, tracked_max};
+use super::dataplane::traffic::Kind;
+use super::live::{Bare, Size};
+use super::report::{Figure, Report, Table};
+use super::stage::{Options, Stage};
+
+/// Measure what it costs to forward a packet, beside nftables, iptables, and programs without a firewall
+#[derive(clap::Args, Default)]
+pub struct Args {
+    #[command(flatten)]
+    options: Options,
+    /// Numbers of flows
+    #[arg(long, value_name = "N,N", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    flows: Vec<u32>,
+}
+
+impl Args {
+    /// The shortest that there is.
+    pub fn quick() -> Self {
+        Self { options: Options::quick(), ..Self::default() }
+    }
+}
+
+const CONTENDERS: [Contender; 7] = [
+    Contender::Fib,
+    Contender::Router,
+    Contender::Nftables,
+    Contender::Conntrackd,
+    Contender::Iptables,
+    Contender::Xdp,
+    Contender::Replicating,
+];
+
+/// The number of flows with which other kinds and sizes are measured.
+const FEW: u32 = 1_000;
+
+/// Kinds and sizes beside the shortest packets of TCP over IPv4.
+const OTHERS: [(Kind, Size); 5] = [
+    (Kind::Tcp4, Size::Frame(512)),
+    (Kind::Tcp4, Size::Packet(1500)),
+    (Kind::Udp4, Size::Shortest),
+    (Kind::Udp4, Size::Mix),
+    (Kind::Tcp6, Size::Shortest),
+];
+
+/// Runs the suite.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let quick = args.options.quick;
+    let mut numbers = match (args.flows.is_empty(), quick) {
+        (false, _) => args.flows.clone(),
+        (true, true) => vec![FEW],
+        (true, false) => vec![1, FEW, 64_000, 1_000_000],
+    };
+    numbers.sort_unstable();
+    let packets = if quick { 10_000 } else { 200_000 };
+    let mut contenders = args.options.contenders(&CONTENDERS)?;
+    if quick {
+        // `bench replication` has both.
+        contenders.retain(|contender| !contender.replicates());
+    }
+    let mut stage = Stage::lay(&args.options, "forward")?;
+    let mut growth =
+        table("growth", "Established TCP over IPv4, shortest packets, by the number of flows", vec!["flows"]);
+    let mut kinds = table("kinds", &format!("Other packets, {FEW} flows"), vec!["packets", "bytes"]);
+    let mut notes = Vec::new();
+    stage.rounds(&contenders, args.options.rounds(), |stage, contender, round| {
+        let mut bases = Vec::new();
+        stage.base(Bare::Sink, |stage| {
+            for &flows in &numbers {
+                bases.push(stage.both_ways(Kind::Tcp4, Size::Shortest, flows, packets, round)?.ns());
+            }
+            for (kind, size) in OTHERS {
+                bases.push(stage.both_ways(kind, size, FEW, packets, round)?.ns());
+            }
+            Ok(())
+        })?;
+        let mut bases = bases.into_iter();
+        let mut running = stage.start(contender, Policy::default())?;
+        let mut measure =
+            |stage: &mut Stage, table: &mut Table, keys: &[String], kind, size, flows| -> Result<()> {
+                // The first packets find nothing in the caches.
+                stage.both_ways(kind, size, flows, packets / 10, round)?;
+                let sent = stage.both_ways(kind, size, flows, packets, round)?;
+                let base = bases.next().unwrap_or(f64::NAN);
+                let figures = [sent.ns() - base, sent.part() * 1e3 / sent.ns(), base, sent.part() * 1e2];
+                table.push(keys, contender.name(), &figures);
+                Ok(())
+            };
+        let mut opened = 0;
+        for &asked in &numbers {
+            let flows = if contender.is_conntrack() { asked.min(tracked_max()?) } else { asked };
+            if flows < asked && round == 0 {
+                notes.push(format!(
+                    "{}: {flows} flows instead of {asked}; nf_conntrack_max admits no more",
+                    contender.name()
+                ));
+            }
+            stage.open(contender, Kind::Tcp4, opened..flows)?;
+            opened = flows;
+            measure(stage, &mut growth, &[asked.to_string()], Kind::Tcp4, Size::Shortest, flows)?;
+        }
+        stage.open(contender, Kind::Tcp4, opened..opened.max(FEW))?;
+        for kind in [Kind::Udp4, Kind::Tcp6] {
+            stage.open(contender, kind, 0..FEW)?;
+        }
+        for (kind, size) in OTHERS {
+            let keys = [kind.name().to_owned(), size.name()];
+            measure(stage, &mut kinds, &keys, kind, size, FEW)?;
+        }
+        running.stop(&stage.lab)
+    })?;
+    stage.remove()?;
+    let mut report = Report::new("forward");
+    report.tables = vec![growth, kinds];
+    report.notes = notes;
+    report.notes.push(format!(
+        "{} rounds of {packets} packets, half of them back. ns a packet: of one CPU, without generator and sink, which are \
+         measured at the beginning of each turn. Mpps: what gets through when generator, device and sink share that CPU.",
+        args.options.rounds()
+    ));
+    args.options.publish(&report)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn table(name: &'static str, title: &str, keys: Vec<&'static str>) -> Table {
+    let figure = |name, heading, decimals| Figure { name, heading, decimals };
+    Table {
+        name,
+        title: title.to_owned(),
+        keys,
+        figures: vec![
+            figure("ns", "ns a packet", 0),
+            figure("mpps", "Mpps with generator", 2),
+            figure("base_ns", "generator and sink, ns", 0),
+            figure("arrived_percent", "arrived, %", 1),
+        ],
+        rivals: vec![Contender::Fib.name(), Contender::Nftables.name()],
+        ..Table::default()
+    }
+}

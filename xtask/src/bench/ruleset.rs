@@ -1,0 +1,99 @@
+//! `cargo xtask bench ruleset`: what it costs to drop a packet that no rule admits, by who does it and after how many rules.
+//!
+//! How it is measured, and what it means, is told in `docs/performance.md`.
+
+use std::process::ExitCode;
+
+use anyhow::{Result, ensure};
+use fwha_common::rule::MAX_RULES;
+
+use super::contender::{Contender, Policy};
+use super::dataplane::traffic::{DENIED, Place};
+use super::live::{Bare, Sent, Size};
+use super::report::{Figure, Report, Table};
+use super::stage::{Options, Stage};
+
+/// Measure what it costs to drop a packet that no rule admits, beside nftables and iptables
+#[derive(clap::Args, Default)]
+pub struct Args {
+    #[command(flatten)]
+    options: Options,
+    /// Numbers of rules
+    #[arg(long, value_name = "N,N", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    rules: Vec<u32>,
+}
+
+impl Args {
+    /// The shortest that there is.
+    pub fn quick() -> Self {
+        Self { options: Options::quick(), ..Self::default() }
+    }
+}
+
+const CONTENDERS: [Contender; 5] =
+    [Contender::Nftables, Contender::NftablesSet, Contender::Iptables, Contender::Tc, Contender::Xdp];
+
+/// Of so many flows are the denied packets.
+const FLOWS: u32 = 64_000;
+/// Rules of the lab's config file, which the number of rules does not count.
+const OWN_RULES: u32 = 2;
+
+/// Runs the suite.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let quick = args.options.quick;
+    let numbers = match (args.rules.is_empty(), quick) {
+        (false, _) => args.rules.clone(),
+        (true, true) => vec![10],
+        (true, false) => vec![1, 10, 100, 1_000],
+    };
+    let packets = if quick { 10_000 } else { 100_000 };
+    let mut contenders = args.options.contenders(&CONTENDERS)?;
+    if quick {
+        contenders.retain(|contender| *contender != Contender::Tc);
+    }
+    let mut stage = Stage::lay(&args.options, "ruleset")?;
+    let figure = |name, heading, decimals| Figure { name, heading, decimals };
+    let mut table = Table {
+        name: "denied",
+        title: "TCP SYN from outside that no rule admits, by the number of rules that were asked before"
+            .to_owned(),
+        keys: vec!["rules"],
+        figures: vec![
+            figure("ns", "ns a dropped packet", 0),
+            figure("mpps", "Mpps with generator", 2),
+            figure("base_ns", "generator, ns", 0),
+        ],
+        rivals: vec![Contender::Nftables.name(), Contender::Iptables.name()],
+        ..Table::default()
+    };
+    let mut report = Report::new("ruleset");
+    stage.rounds(&contenders, args.options.rounds(), |stage, contender, round| {
+        let place = Place::Random { flows: FLOWS, packets, seed: round };
+        let send = |stage: &mut Stage| -> Result<Sent> {
+            stage.live.send(&stage.lab, &DENIED, Size::Shortest, &place)
+        };
+        for &rules in &numbers {
+            if contender.is_fwha() && rules + OWN_RULES > MAX_RULES as u32 {
+                continue;
+            }
+            let base = stage.base(Bare::Drop, send)?.ns();
+            let mut running = stage.start(contender, Policy { ports: rules })?;
+            send(stage)?;
+            let sent = send(stage)?;
+            ensure!(sent.arrived == 0, "{} denied packets got through", sent.arrived);
+            ensure!(sent.ns() > base, "the packets do not reach the node");
+            table.push(&[rules.to_string()], contender.name(), &[sent.ns() - base, 1e3 / sent.ns(), base]);
+            running.stop(&stage.lab)?;
+        }
+        Ok(())
+    })?;
+    stage.remove()?;
+    report.tables.push(table);
+    report.notes.push(format!(
+        "{} rounds of {packets} packets of {FLOWS} flows. ns: of one CPU, beyond a program that drops without a look. \
+         fwha holds {MAX_RULES} rules at most.",
+        args.options.rounds()
+    ));
+    args.options.publish(&report)?;
+    Ok(ExitCode::SUCCESS)
+}
