@@ -476,7 +476,8 @@ impl Outbox {
             let owned = core.owned.contains(slot.entry.bucket);
             let may_have = core.may_have(i, self.bit);
             let deletion = !slot.live;
-            let worth = owned && (slot.live || slot.awaiting & self.bit != 0);
+            let worth =
+                owned && (slot.live || slot.awaiting & self.bit != 0) || !owned && core.is_straggler(i);
             if worth {
                 let carried =
                     Carried { slot: i, change: slot.change, bucket, deletion, bulk, since: Some(since) };
