@@ -9,8 +9,12 @@ use super::decide::PLANNED;
 use super::group::{Handover, Refusal, Split};
 use super::output::{Event, Output};
 use crate::NodeId;
-use crate::heartbeat::{Cause, Role};
+use crate::heartbeat::{Cause, GroupRecord, Role};
 use crate::vrrp::packet::PRIORITY_RELEASE;
+
+/// How long a data plane forwards what still comes to it after a planned move. The first announcement is repeated
+/// after 100 ms, should it be lost.
+const LINGER: Duration = Duration::from_millis(500);
 
 impl Election {
     /// Becomes Active: advert, buckets, heartbeat, addresses, announcement.
@@ -72,7 +76,11 @@ impl Election {
             }
             let group = self.groups[g].config.group;
             self.out.push_back(Output::RemoveVips { group });
-            self.out.push_back(Output::Disown { group });
+            // Neighbours send here until the successor's announcement has reached them.
+            let planned = |r: &GroupRecord| matches!(r.cause, Cause::Offered | Cause::Preempted);
+            let handed_over = self.actives(g).any(|(_, r)| planned(r));
+            let forward_until = handed_over.then(|| self.groups[g].lease_until.min(now + LINGER));
+            self.out.push_back(Output::Disown { group, forward_until });
         }
         let group = &mut self.groups[g];
         if was_active {

@@ -448,9 +448,13 @@ impl Thread {
                     self.write_group(group, element, unwritten);
                 }
             }
-            Output::Disown { group } => {
-                let term = owned.remove(&group).map_or(0, |g| g.term);
-                self.write_group(group, &Group { term, ..Group::default() }, unwritten);
+            Output::Disown { group, forward_until } => {
+                let before = owned.remove(&group).unwrap_or_default();
+                let element = match forward_until {
+                    Some(until) => Group { role: Group::LEAVING, lease_until_ns: until.as_nanos(), ..before },
+                    None => Group { term: before.term, ..Group::default() },
+                };
+                self.write_group(group, &element, unwritten);
                 self.owned.set(group, false);
                 self.replication.send(replication::Command::Disowned { group });
             }

@@ -18,6 +18,8 @@ use Verdict::{Drop, Forward, Pass};
 const OWNER: Group = Group { lease_until_ns: u64::MAX, since_ns: 0, role: Group::ACTIVE, term: TERM };
 const BACKUP: Group = Group { role: 0, ..OWNER };
 const LAPSED: Group = Group { lease_until_ns: 1, ..OWNER };
+const LEAVING: Group = Group { role: Group::LEAVING, ..OWNER };
+const LEFT: Group = Group { role: Group::LEAVING, ..LAPSED };
 
 fn clock_ns(clock: ClockId) -> u64 {
     let now = clock_gettime(clock).expect("the clock");
@@ -41,7 +43,11 @@ fn a_backup_and_a_node_whose_lease_ran_out_forward_nothing() {
         establish(rig);
         rig.events();
         let before = rig.flows.get(&key(CLIENT, SERVER, proto::TCP), 0).unwrap();
-        for (group, reason) in [(BACKUP, DropReason::NotOwner), (LAPSED, DropReason::LeaseExpired)] {
+        for (group, reason) in [
+            (BACKUP, DropReason::NotOwner),
+            (LAPSED, DropReason::LeaseExpired),
+            (LEFT, DropReason::NotOwner),
+        ] {
             rig.set_group(group);
             let fresh = crate::packets::End { port: 50_000, ..CLIENT };
             for (description, port, packet) in [
@@ -64,6 +70,23 @@ fn a_backup_and_a_node_whose_lease_ran_out_forward_nothing() {
 
         rig.set_group(OWNER);
         assert_eq!(rig.send(Port::Lan, &tcp(CLIENT, SERVER, "P.")).verdict, Forward);
+    });
+}
+
+#[test]
+fn what_still_comes_to_a_node_that_has_handed_over_is_forwarded_and_told_in_its_term() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        rig.set_group(LEAVING);
+        establish(rig);
+        let told: Vec<_> = rig.events().iter().map(|event| (event.state, event.version >> 32)).collect();
+        let states = [FlowState::SynRecv as u8, FlowState::Established as u8];
+        assert_eq!(told, states.map(|state| (state, u64::from(TERM))));
+        rig.set_group(LEFT);
+        assert_eq!(
+            rig.send(Port::Lan, &tcp(CLIENT, SERVER, "P.")).verdict,
+            Drop(DropReason::NotOwner)
+        );
     });
 }
 
