@@ -93,10 +93,11 @@ impl Handover {
         self.theirs[usize::from(bucket)].until
     }
 
-    /// Whether this node, the owner of a bucket, still listens to what `peer` did with it in `term`.
-    pub(super) fn listens(&self, now: Time, bucket: u8, peer: NodeId, term: u32) -> bool {
+    /// Whether this node, the owner of a bucket in term `own`, still listens to what `peer` did with it in `term`.
+    pub(super) fn listens(&self, now: Time, bucket: u8, own: u32, peer: NodeId, term: u32) -> bool {
         let former = &self.theirs[usize::from(bucket)];
-        now < former.until && (former.owner.node, former.owner.term) == (peer, term)
+        let before = (former.owner.node, former.owner.term) == (peer, term);
+        before && term < own && now < former.until
     }
 }
 

@@ -162,7 +162,7 @@ impl Inbox {
             }
         }
         if core.owned.contains(entry.bucket)
-            && core.handover.listens(core.now, entry.bucket, self.peer, place.term)
+            && core.handover.listens(core.now, entry.bucket, core.term(entry.bucket), self.peer, place.term)
             && place.seq >= self.complete_since[usize::from(entry.bucket)]
         {
             core.take_straggler(key, entry, counters);

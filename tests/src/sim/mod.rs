@@ -13,7 +13,9 @@
 //!
 //! * Only a datagram of a node that owned the bucket when it sent it changes a flow.
 //! * It changes nothing that the receiver owns itself in the same or a higher term, and nothing of
-//!   which the receiver has heard a higher term in this life of its daemon.
+//!   which the receiver has heard a higher term in this life of its daemon. But within a second after it got a
+//!   bucket, an owner takes what its predecessor tells of its own term, if that is nothing that it has deleted, or
+//!   has in a later version.
 //! * Under one owner the version of an identity never goes back, and an identity that its owner has
 //!   deleted and that is gone here never comes back.
 //! * Queue, datagrams in flight, flows and tombstones stay within their limits.
@@ -128,6 +130,8 @@ pub struct Summary {
     pub healed_after: Duration,
     /// How often two nodes were compared that said in-sync.
     pub proofs: u64,
+    /// Flows that an owner took from its predecessor.
+    pub stragglers: u64,
     /// Datagrams that arrived.
     pub datagrams: u64,
     /// Hash of all that happened.
@@ -172,6 +176,7 @@ pub fn run(seed: u64, nodes: Option<u8>, traced: bool) -> Result<Summary, Failur
             None => Ok(Summary {
                 healed_after,
                 proofs: world.proofs,
+                stragglers: world.stragglers,
                 datagrams: world.arrived,
                 fingerprint: world.fingerprint,
             }),

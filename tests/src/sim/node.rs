@@ -24,6 +24,9 @@ const WALK_PAUSE: Duration = Duration::from_micros(200);
 /// Between the beginnings of two comparisons.
 pub const WALK_INTERVAL: Duration = Duration::from_secs(1);
 
+/// For how long after a change of ownership the former owner tells what it did, and the new one listens.
+pub const STRAGGLERS_FOR: Duration = Duration::from_secs(1);
+
 /// What other threads tell the replication thread.
 #[derive(Clone, Copy, Debug)]
 pub enum Letter {
@@ -49,6 +52,10 @@ pub struct Daemon {
     pub replication: Replication,
     /// What it knows of its own ownership.
     pub told: Claims,
+    /// When it heard of that.
+    pub told_at: [Time; GROUPS],
+    /// What it owned before, and since when it knows that it does not any more.
+    left: [Option<(u32, Time)>; GROUPS],
     /// It does nothing before that.
     pub stalled: Time,
     letters: VecDeque<Letter>,
@@ -95,6 +102,8 @@ impl Daemon {
         Self {
             replication,
             told: [None; GROUPS],
+            told_at: [Time::ZERO; GROUPS],
+            left: [None; GROUPS],
             stalled: Time::ZERO,
             letters: VecDeque::new(),
             waiting: Buckets::ALL,
@@ -115,6 +124,14 @@ impl Daemon {
             && self.waiting.is_empty()
             && self.walk.is_none()
             && !self.replication.missed()
+    }
+
+    /// In which terms it may speak of each group: as its owner, or of what it did as its owner.
+    pub fn speaks(&self, now: Time) -> Claims {
+        std::array::from_fn(|g| {
+            let left = self.left[g].filter(|&(_, since)| now <= since + STRAGGLERS_FOR);
+            self.told[g].or(left.map(|(term, _)| term))
+        })
     }
 
     /// State of replication with a peer.
@@ -210,6 +227,7 @@ impl Node {
         match letter {
             Letter::Owned(group, term) => {
                 let again = daemon.told[usize::from(group)].replace(term) == Some(term);
+                daemon.told_at[usize::from(group)] = now;
                 let owned = Ownership::Owned { term };
                 let refused = daemon.replication.set_ownership(clock, buckets_of(group), owned);
                 let believed = daemon.replication.status(clock).find(|s| s.state == SyncState::InSync);
@@ -223,7 +241,10 @@ impl Node {
                 daemon.waiting = daemon.waiting | kept.collect();
             }
             Letter::Disowned(group) => {
-                daemon.told[usize::from(group)] = None;
+                let before = daemon.told[usize::from(group)].take();
+                if let Some(term) = before {
+                    daemon.left[usize::from(group)] = Some((term, now));
+                }
                 daemon.replication.set_ownership(clock, buckets_of(group), Ownership::NotOwned);
                 let deferred = std::mem::take(&mut daemon.deferred).into_iter();
                 let flows = deferred.map(|n| (n, daemon.replication.get(&key_of(n))));

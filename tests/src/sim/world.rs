@@ -1,7 +1,7 @@
 //! The world: nodes, network, clock, and a schedule of what is to happen. It looks at every write to a
 //! kernel and at every status, and stops at the first thing that must not be.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::{self, Write as _};
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use fwha_proto::time::Time;
 
 use super::kernel::{Kernel, Number, number_of};
 use super::network::{Datagram, Network};
-use super::node::{Claims, Daemon, Effect, Letter, Node};
+use super::node::{Claims, Daemon, Effect, Letter, Node, STRAGGLERS_FOR};
 use super::{BUCKETS_USED, GROUPS, Group, Shape, buckets_of, group_of};
 use crate::frames::Random;
 
@@ -86,6 +86,8 @@ pub struct World {
     pub violation: Option<String>,
     /// Times at which two nodes said in-sync with nothing on its way, and their kernels were compared.
     pub proofs: u64,
+    /// Flows that an owner took from its predecessor.
+    pub stragglers: u64,
     /// Datagrams that arrived.
     pub arrived: u64,
     /// A hash of everything that happened: the same seed has the same.
@@ -93,6 +95,8 @@ pub struct World {
     ledgers: Vec<Ledger>,
     /// Identities of which an owner's machine was told that they are deleted, with its term.
     buried: HashMap<FlowId, (u32, NodeId)>,
+    /// Who owned each group in which term.
+    reigned: BTreeSet<(Group, u32, NodeId)>,
     orders: BTreeMap<(Time, u64), Order>,
     ordered: u64,
     epochs: u64,
@@ -112,10 +116,12 @@ impl World {
             differed: None,
             violation: None,
             proofs: 0,
+            stragglers: 0,
             arrived: 0,
             fingerprint: 0,
             ledgers: Vec::new(),
             buried: HashMap::new(),
+            reigned: BTreeSet::new(),
             orders: BTreeMap::new(),
             ordered: 0,
             epochs: 0,
@@ -301,6 +307,7 @@ impl World {
         }
         self.terms[g] += u32::from(!rival || self.terms[g] == 0);
         let term = self.terms[g];
+        self.reigned.insert((group, term, id));
         let letter = Letter::Owned(group, term);
         match lag {
             Some(lag) => {
@@ -444,7 +451,8 @@ impl World {
         if bytes.len() + 28 > usize::from(self.shape.mtu) {
             self.violate(format!("fw{from} sends {} bytes at an MTU of {}", bytes.len(), self.shape.mtu));
         }
-        let claims = self.node(from).daemon.as_ref().map_or([None; GROUPS], |d| d.told);
+        let now = self.now;
+        let claims = self.node(from).daemon.as_ref().map_or([None; GROUPS], |d| d.speaks(now));
         let links = link.map_or(0..self.network.links(), |link| link..link + 1);
         for link in links {
             let datagram = Datagram { from, to, link, bytes: bytes.clone(), claims };
@@ -497,6 +505,13 @@ impl World {
 
     fn put(&mut self, id: NodeId, origin: Option<(NodeId, Claims)>, key: &FlowKey, flow: Flow) {
         let (n, flow_id, version) = (number_of(key), flow.id(), flow.version);
+        if let Some((from, claims)) = origin
+            && let Some(own) =
+                self.node(id).daemon.as_ref().and_then(|d| d.told[usize::from(group_of(flow.bucket))])
+            && claims[usize::from(group_of(flow.bucket))].is_none_or(|term| term <= own)
+        {
+            return self.take_straggler(id, own, from, key, flow);
+        }
         let Some(reign) = self.authority(id, origin, flow_id, flow.bucket) else { return };
         let Reign { term, node: from, .. } = reign;
         self.trace(Some(id), || {
@@ -514,6 +529,32 @@ impl World {
         if risen {
             self.violate(format!("fw{id} resurrects {}, which its owner deleted", named(n, flow_id)));
         }
+        self.node(id).write(n, flow);
+    }
+
+    /// An owner (since `own`) takes what its predecessor tells: soon after the change of ownership, of the
+    /// predecessor's own term, and nothing that is older than what it knows.
+    fn take_straggler(&mut self, id: NodeId, own: u32, from: NodeId, key: &FlowKey, flow: Flow) {
+        let (n, flow_id, term) = (number_of(key), flow.id(), Flow::term(flow.version));
+        let group = group_of(flow.bucket);
+        let g = usize::from(group);
+        let name = format!("fw{id}, owner in term {own}, takes {} of fw{from}", named(n, flow_id));
+        self.trace(Some(id), || format!("{name}: version {:x}", flow.version));
+        self.mark([self.now.as_nanos(), id.into(), n.into(), flow.version]);
+        let since = self.node(id).daemon.as_ref().map_or(Time::ZERO, |d| d.told_at[g]);
+        let known = self.ledgers[usize::from(id) - 1].written.get(&flow_id).copied();
+        if term >= own || !self.reigned.contains(&(group, term, from)) {
+            self.violate(format!("{name}, which never owned it in term {term}"));
+        } else if self.now > since + STRAGGLERS_FOR {
+            self.violate(format!("{name}, {:?} after it got the bucket", self.now.since(since)));
+        } else if known.is_some_and(|(_, version)| version > flow.version) {
+            self.violate(format!("{name}, and knows it in a later version"));
+        } else if self.buried.get(&flow_id) == Some(&(own, id)) {
+            self.violate(format!("{name}, which it has deleted"));
+        }
+        let reign = Reign { term: own, node: id, turn: 0 };
+        self.ledgers[usize::from(id) - 1].written.insert(flow_id, (reign, flow.version));
+        self.stragglers += 1;
         self.node(id).write(n, flow);
     }
 

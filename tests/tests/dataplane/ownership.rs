@@ -43,11 +43,9 @@ fn a_backup_and_a_node_whose_lease_ran_out_forward_nothing() {
         establish(rig);
         rig.events();
         let before = rig.flows.get(&key(CLIENT, SERVER, proto::TCP), 0).unwrap();
-        for (group, reason) in [
-            (BACKUP, DropReason::NotOwner),
-            (LAPSED, DropReason::LeaseExpired),
-            (LEFT, DropReason::NotOwner),
-        ] {
+        for (group, reason) in
+            [(BACKUP, DropReason::NotOwner), (LAPSED, DropReason::LeaseExpired), (LEFT, DropReason::NotOwner)]
+        {
             rig.set_group(group);
             let fresh = crate::packets::End { port: 50_000, ..CLIENT };
             for (description, port, packet) in [
@@ -83,10 +81,7 @@ fn what_still_comes_to_a_node_that_has_handed_over_is_forwarded_and_told_in_its_
         let states = [FlowState::SynRecv as u8, FlowState::Established as u8];
         assert_eq!(told, states.map(|state| (state, u64::from(TERM))));
         rig.set_group(LEFT);
-        assert_eq!(
-            rig.send(Port::Lan, &tcp(CLIENT, SERVER, "P.")).verdict,
-            Drop(DropReason::NotOwner)
-        );
+        assert_eq!(rig.send(Port::Lan, &tcp(CLIENT, SERVER, "P.")).verdict, Drop(DropReason::NotOwner));
     });
 }
 
