@@ -5,8 +5,8 @@
 //! last milliseconds is on its way. To refuse all that would be to lose the connections that were opened in that
 //! moment. So for [`LATE`]:
 //!
-//! * The *former owner* goes on to tell what its data plane did in its own term, deletions excepted: when a flow
-//!   ends is for the new owner to say.
+//! * The *former owner*, as soon as it knows who the new one is, tells that one what its data plane did in its own
+//!   term, deletions excepted: when a flow ends is for the new owner to say.
 //! * The *new owner* takes such a record as its own if it knows nothing newer: a key that it does not have, a
 //!   higher version of an identity, or a flow that surely began after one which nothing has happened to under the
 //!   new owner. It writes it into its kernel map and tells everybody, as if its own data plane had. It remembers
@@ -52,12 +52,14 @@ pub(super) struct Handover {
     ours: Box<[Former; BUCKETS]>,
     /// Slots of flows that were taken and that the peers do not know of yet.
     pub(super) taken: Vec<u32>,
+    /// Slots that are to be told as soon as it is known whom.
+    pub(super) untold: Vec<u32>,
 }
 
 impl Handover {
     pub(super) fn new() -> Self {
         let nobodys = [Former::default(); BUCKETS];
-        Self { theirs: Box::new(nobodys), ours: Box::new(nobodys), taken: Vec::new() }
+        Self { theirs: Box::new(nobodys), ours: Box::new(nobodys), taken: Vec::new(), untold: Vec::new() }
     }
 
     /// This node gets a bucket from `before`.
@@ -110,6 +112,14 @@ impl Core {
             && self.handover.term(self.now, slot.entry.bucket) == Some(Flow::term(slot.entry.version))
     }
 
+    /// Who is to be told of a slot that is a straggler, if that is known.
+    pub(super) fn successor(&self, i: u32) -> Option<NodeId> {
+        let bucket = self.table.at(i).entry.bucket;
+        let owner = self.owners[usize::from(bucket)];
+        let later = self.handover.term(self.now, bucket).is_some_and(|term| owner.term > term);
+        (later && owner.node != self.options.identity.node && owner.node != 0).then_some(owner.node)
+    }
+
     /// Takes a FLOW of the former owner of an owned bucket, if nothing newer is known.
     pub(super) fn take_straggler(&mut self, key: &FlowKey, entry: Entry, counters: &mut Counters) {
         if !self.welcome(key, &entry, counters) {
@@ -122,7 +132,7 @@ impl Core {
             if old.id == entry.id {
                 return slot.live && entry.version > old.version;
             }
-            let untouched = Flow::term(old.version) < self.term(entry.bucket);
+            let untouched = !slot.live || Flow::term(old.version) < self.term(entry.bucket);
             let elsewhere = slot.live && old.bucket != entry.bucket;
             untouched && !elsewhere && entry.created_ns > old.created_ns + CREATED_ERROR
         });

@@ -342,10 +342,12 @@ impl Replication {
         if straggler {
             self.core.handover.tell(now, bucket);
         }
-        if owned || straggler {
-            for peer in &mut self.peers {
-                peer.offer(&mut self.core, now, slot);
-            }
+        let successor = self.core.successor(slot).filter(|_| straggler);
+        if straggler && successor.is_none() {
+            self.core.handover.untold.push(slot);
+        }
+        for peer in self.peers.iter_mut().filter(|p| owned || Some(p.node()) == successor) {
+            peer.offer(&mut self.core, now, slot);
         }
         if !owned {
             self.doubt(Buckets::one(bucket), None);
@@ -363,8 +365,8 @@ impl Replication {
 
     /// This node has got or lost these buckets. Costs the same whatever they hold.
     ///
-    /// The answer is those that cannot be owned, because a peer has claimed them in a higher term;
-    /// the election will hear of that, too. Likewise a bucket that is owned here and that a peer
+    /// The answer is those that cannot be owned, because there was an owner in a higher term
+    /// ([`Self::term`]); the election is to hear of that, if it has not yet. Likewise a bucket that is owned here and that a peer
     /// claims in a higher term counts as lost at once.
     pub fn set_ownership(&mut self, now: Time, buckets: Buckets, ownership: Ownership) -> Buckets {
         self.core.now = now;
@@ -493,6 +495,11 @@ impl Replication {
         let moved = std::mem::take(&mut self.core.moved);
         if !moved.is_empty() {
             self.doubt(moved, Some(header.sender));
+            for slot in std::mem::take(&mut self.core.handover.untold) {
+                if self.core.is_straggler(slot) {
+                    self.offer(now, slot);
+                }
+            }
         }
     }
 
@@ -598,6 +605,11 @@ impl Replication {
             let slot = self.core.table.at(i);
             (slot.key, slot.entry.to_flow(&slot.key))
         })
+    }
+
+    /// The highest term known of a bucket; 0 for none.
+    pub const fn term(&self, bucket: u8) -> u32 {
+        self.core.term(bucket)
     }
 
     /// Where replication with each peer stands.

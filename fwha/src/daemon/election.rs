@@ -105,6 +105,13 @@ pub enum Command {
         /// Changes applied, carried to the peer.
         applied: u64,
     },
+    /// There was an owner of a group in this term.
+    Outlived {
+        /// The group.
+        group: GroupId,
+        /// The term.
+        term: u32,
+    },
     /// How a tracker stands, by its number.
     Tracker {
         /// The tracker.
@@ -396,6 +403,7 @@ impl Thread {
                         let _ = reply.send(self.election.reload(now, config_hash, groups, trackers));
                     }
                 }
+                Command::Outlived { group, term } => self.election.outlived(now, group, term),
                 Command::Tracker { id, report } => self.election.tracker(now, id, report),
                 Command::Keys(keys) => self.election.set_keys(&keys),
                 Command::Shutdown => self.election.shutdown(now),

@@ -341,7 +341,10 @@ impl Thread {
                 match command {
                     Command::Owned { group, term } => {
                         let owned = Ownership::Owned { term };
-                        self.replication.set_ownership(now, self.buckets(group), owned);
+                        let refused = self.replication.set_ownership(now, self.buckets(group), owned);
+                        if let Some(term) = refused.iter().map(|b| self.replication.term(b)).max() {
+                            self.election.send(election::Command::Outlived { group, term });
+                        }
                         // Of these flows the data plane knew better than another owner, who is none any more.
                         waiting = waiting | table.take_deferred().into_values().collect();
                     }
