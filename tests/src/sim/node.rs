@@ -10,6 +10,7 @@ use fwha_proto::replication::{Buckets, Output, Ownership, Replication, SyncState
 use fwha_proto::time::Time;
 
 use super::kernel::{Kernel, Number, key_of, number_of};
+use super::roles::Roles;
 use super::{GROUPS, Group, bucket_of, buckets_of, group_of};
 
 /// The term in which each group is owned.
@@ -56,6 +57,10 @@ pub struct Daemon {
     pub told_at: [Time; GROUPS],
     /// What it owned before, and since when it knows that it does not any more.
     left: [Option<(u32, Time)>; GROUPS],
+    /// Terms of which replication tells the election that they have been.
+    pub outlived: Vec<(Group, u32)>,
+    /// The election, where it is not the storm that says who owns what.
+    pub roles: Option<Roles>,
     /// It does nothing before that.
     pub stalled: Time,
     letters: VecDeque<Letter>,
@@ -94,13 +99,17 @@ pub struct Node {
     pub daemon: Option<Daemon>,
     /// Counts lives of the daemon.
     pub life: u32,
+    /// It has power: its kernel answers.
+    pub powered: bool,
 }
 
 impl Daemon {
     /// A daemon that looks first at what is in the kernel.
-    pub fn new(replication: Replication) -> Self {
+    pub fn new(replication: Replication, roles: Option<Roles>) -> Self {
         Self {
             replication,
+            roles,
+            outlived: Vec::new(),
             told: [None; GROUPS],
             told_at: [Time::ZERO; GROUPS],
             left: [None; GROUPS],
@@ -168,6 +177,16 @@ impl Node {
         at.max(daemon.stalled).max(now)
     }
 
+    /// When its election has something to do.
+    pub fn elects(&self, now: Time) -> Time {
+        let Some(roles) = self.daemon.as_ref().and_then(|d| d.roles.as_ref()) else { return Time::NEVER };
+        let next = roles.election.next_timeout();
+        let news = self.daemon.as_ref().is_some_and(|d| !d.outlived.is_empty());
+        let at = if next == Time::NEVER { next } else { next - self.offset };
+        let at = if news { now } else { at };
+        at.max(roles.hung).max(now)
+    }
+
     /// A datagram comes in.
     pub fn receive(&mut self, now: Time, link: u8, bytes: &mut [u8], effects: &mut Vec<Effect>) {
         self.take_events(now);
@@ -230,6 +249,8 @@ impl Node {
                 daemon.told_at[usize::from(group)] = now;
                 let owned = Ownership::Owned { term };
                 let refused = daemon.replication.set_ownership(clock, buckets_of(group), owned);
+                let known = refused.iter().map(|b| daemon.replication.term(b)).max();
+                daemon.outlived.extend(known.map(|term| (group, term)));
                 let believed = daemon.replication.status(clock).find(|s| s.state == SyncState::InSync);
                 if let Some(s) = believed.filter(|_| !again && refused.is_empty()) {
                     effects.push(Effect::Wrong(format!(
