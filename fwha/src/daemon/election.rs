@@ -473,7 +473,9 @@ impl Thread {
             Output::RemoveVips { group } => self.tell_vips(vips::Command::Remove { group }),
             Output::Announce { group } => self.tell_vips(vips::Command::Announce { group }),
             Output::Event(event) => {
-                if let Event::Role { group, from, to, term, cause, reason } = &event {
+                if let Event::Role { group, from, to, term, cause, reason } = &event
+                    && from != to
+                {
                     let (group, from, to, term, cause) = (*group, *from, *to, *term, *cause);
                     let change = Change { group, from, to, term, cause, reason: reason.clone() };
                     self.tell_vips(vips::Command::Role(change));
@@ -527,7 +529,11 @@ impl Thread {
         let names = &self.names;
         let (kind, group, text) = match event {
             Event::Role { group, from, to, term, reason, .. } => {
-                let what = if *to == Role::Active { "took over" } else { "changed" };
+                let what = match *to {
+                    Role::Active if *from == Role::Active => "goes on",
+                    Role::Active => "took over",
+                    _ => "changed",
+                };
                 (
                     "role",
                     Some(*group),

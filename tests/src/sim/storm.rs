@@ -96,6 +96,9 @@ const ELECTED_WEATHER: [Faults; 3] = [
     Faults { loss: 10, duplicate: 10, corrupt: 1, jitter: Duration::from_millis(15) },
 ];
 
+/// Between two moves of a group by hand, where no connection may be lost.
+const MOVES_APART: Duration = Duration::from_millis(100);
+
 /// For how long neighbours may send to where an address was.
 const NEIGHBOURS_LEARN: Duration = Duration::from_millis(20);
 
@@ -399,7 +402,12 @@ fn step(world: &mut World, kind: Kind) {
                 daemon.stalled = until;
             }
         }
-        Kind::SwitchOver => world.switch_over(id, group),
+        Kind::SwitchOver => {
+            // Two moves at once are more than what one node knows of the owner before can bridge.
+            if !world.planned_only || world.now > world.moved[usize::from(group)] + MOVES_APART {
+                world.switch_over(id, group);
+            }
+        }
         Kind::StandBy => {
             let (on, force) = (world.random.once_in(2), world.random.once_in(3));
             world.stand_by(id, on, force);
