@@ -464,7 +464,8 @@ impl Thread {
                 };
                 self.write_group(group, &element, unwritten);
                 self.owned.set(group, false);
-                self.replication.send(replication::Command::Disowned { group });
+                let handed_over = forward_until.map(|_| before.term);
+                self.replication.send(replication::Command::Disowned { group, handed_over });
             }
             Output::AddVips { group } => {
                 let takeover = Takeover { decided, steps: std::mem::take(steps) };
