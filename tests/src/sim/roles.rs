@@ -225,10 +225,11 @@ impl World {
 
     /// One turn of a node's election thread, without its sockets.
     pub fn elect(&mut self, id: NodeId) {
-        let clock = self.nodes[usize::from(id) - 1].clock(self.now);
+        let now = self.now;
+        let clock = self.nodes[usize::from(id) - 1].clock(now);
         let peers: Vec<NodeId> = self.ids().filter(|&n| n != id).collect();
         let Some(daemon) = &mut self.node(id).daemon else { return };
-        let Some(roles) = &mut daemon.roles else { return };
+        let Some(roles) = daemon.roles.as_mut().filter(|roles| roles.hung <= now) else { return };
         for peer in peers {
             let synced = daemon.replication.sync_state(peer) == Some(SyncState::InSync);
             if roles.in_sync.insert(peer, synced) != Some(synced) {

@@ -97,7 +97,7 @@ const ELECTED_WEATHER: [Faults; 3] = [
 ];
 
 /// Between two moves of a group by hand, where no connection may be lost.
-const MOVES_APART: Duration = Duration::from_millis(100);
+const MOVES_APART: Duration = Duration::from_secs(1);
 
 /// For how long neighbours may send to where an address was.
 const NEIGHBOURS_LEARN: Duration = Duration::from_millis(20);
