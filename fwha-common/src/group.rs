@@ -22,7 +22,7 @@ pub struct Group {
     pub lease_until_ns: u64,
     /// When this node got the ownership, same clock. Inherited flows are aged from here.
     pub since_ns: u64,
-    /// 1 while this node is Active, else 0.
+    /// 1 while this node is Active, 2 while it still forwards what it has handed over, else 0.
     pub role: u32,
     /// The group's term.
     pub term: u32,
@@ -31,6 +31,15 @@ pub struct Group {
 impl Group {
     /// [`Group::role`] of an owner.
     pub const ACTIVE: u32 = 1;
+    /// [`Group::role`] of one that has handed over: its successor owns the buckets, and neighbours are
+    /// about to learn that. Until [`Group::lease_until_ns`] what still comes here is forwarded.
+    pub const LEAVING: u32 = 2;
+
+    /// Whether packets of this group's flows are forwarded here at `now_ns`.
+    #[inline(always)]
+    pub const fn forwards(&self, now_ns: u64) -> bool {
+        self.role != 0 && now_ns < self.lease_until_ns
+    }
 
     /// Whether the buckets of this group are owned here at `now_ns`.
     #[inline(always)]

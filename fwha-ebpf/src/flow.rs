@@ -127,11 +127,11 @@ pub fn find_node(key: &FlowKey, ip: &Ip, now: u64) -> Option<FlowRef> {
     maps::NODE_FLOWS.get_ptr_mut(key).map(FlowRef).filter(|flow| flow.alive(ip.proto, 0, now))
 }
 
-/// The group of a bucket, if this node owns it now.
+/// The group of a bucket, if this node forwards for it now: it owns it, or has just handed it over.
 #[inline(always)]
 pub fn owner(bucket: u8, now: u64) -> Result<&'static Group, DropReason> {
     match maps::group(bucket) {
-        Some(group) if group.owned(now) => Ok(group),
+        Some(group) if group.forwards(now) => Ok(group),
         Some(group) if group.role == Group::ACTIVE => Err(DropReason::LeaseExpired),
         _ => Err(DropReason::NotOwner),
     }

@@ -1,7 +1,8 @@
 //! Virtual addresses: who asks for one is not answered by a node whose ownership has run out.
 //!
 //! The stack answers ARP and neighbour discovery for as long as an address is on an interface. A daemon that
-//! hangs or was killed takes it off late, when another node has it already.
+//! hangs or was killed takes it off late, when another node has it already; and in a planned move it goes a moment
+//! after the other has it.
 
 use fwha_common::{
     drop::DropReason,
@@ -67,9 +68,15 @@ fn asked(packet: &impl Packet, address: [u32; 4]) -> Result<(), DropReason> {
     // SAFETY: copied at once.
     let Some(group) = (unsafe { maps::VIPS.get(key).copied() }) else { return Ok(()) };
     match maps::GROUPS.get(group) {
-        Some(group) if group.role == Group::ACTIVE && !group.owned(hook::now_ns()) => {
-            Err(DropReason::LeaseExpired)
+        Some(group) => {
+            let now = hook::now_ns();
+            let late = match group.role {
+                Group::ACTIVE => !group.owned(now),
+                Group::LEAVING => group.forwards(now),
+                _ => false,
+            };
+            if late { Err(DropReason::LeaseExpired) } else { Ok(()) }
         }
-        _ => Ok(()),
+        None => Ok(()),
     }
 }

@@ -9,8 +9,12 @@ use super::decide::PLANNED;
 use super::group::{Handover, Refusal, Split};
 use super::output::{Event, Output};
 use crate::NodeId;
-use crate::heartbeat::{Cause, Role};
+use crate::heartbeat::{Cause, GroupRecord, Role};
 use crate::vrrp::packet::PRIORITY_RELEASE;
+
+/// How long a data plane forwards what still comes to it after a planned move. The first announcement is repeated
+/// after 100 ms, should it be lost.
+const LINGER: Duration = Duration::from_millis(500);
 
 impl Election {
     /// Becomes Active: advert, buckets, heartbeat, addresses, announcement.
@@ -46,6 +50,29 @@ impl Election {
         self.groups[g].last_active = None;
     }
 
+    /// Holds the role in a term above all that are known, if there was an owner in a higher one than ours: one that
+    /// is Active no more, and of which we knew nothing when we took the role. In its term nobody would take what we
+    /// say of our flows.
+    pub(super) fn raise(&mut self, g: usize) {
+        let group = &self.groups[g];
+        let id = group.config.group;
+        let heard = self.peers.iter().filter(|p| p.alive()).filter_map(|p| p.group(id)).map(|r| r.term);
+        let known = heard.max().unwrap_or(0).max(group.outlived);
+        if !group.is_active() || known <= group.term || self.actives(g).next().is_some() {
+            return;
+        }
+        let group = &mut self.groups[g];
+        group.term = known.saturating_add(1);
+        let (term, since, until, cause) = (group.term, group.since, group.lease_until, group.cause);
+        for instance in 0..self.groups[g].machines.len() {
+            self.advertise(g, instance, None);
+        }
+        self.out.push_back(Output::Own { group: id, term, since, until });
+        let reason = format!("term {known} has been");
+        self.event(Event::Role { group: id, from: Role::Active, to: Role::Active, term, cause, reason });
+        self.beat();
+    }
+
     /// Resumes the ownership that an earlier life of this node left behind.
     pub(super) fn resume(&mut self, g: usize) {
         if self.forbidden(g).is_none() {
@@ -72,7 +99,11 @@ impl Election {
             }
             let group = self.groups[g].config.group;
             self.out.push_back(Output::RemoveVips { group });
-            self.out.push_back(Output::Disown { group });
+            // Neighbours send here until the successor's announcement has reached them.
+            let planned = |r: &GroupRecord| matches!(r.cause, Cause::Offered | Cause::Preempted);
+            let handed_over = self.actives(g).any(|(_, r)| planned(r));
+            let forward_until = handed_over.then(|| self.groups[g].lease_until.min(now + LINGER));
+            self.out.push_back(Output::Disown { group, forward_until });
         }
         let group = &mut self.groups[g];
         if was_active {

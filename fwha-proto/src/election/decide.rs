@@ -82,6 +82,7 @@ impl Election {
             if self.groups[g].is_active() && now >= self.groups[g].lease_until {
                 self.be(g, Role::Backup, Cause::LeaseLapsed);
             }
+            self.raise(g);
             self.yield_to_vrrp(g);
             self.note_splits(g);
             self.set_cadence(g);

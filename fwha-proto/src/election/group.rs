@@ -66,6 +66,8 @@ pub(super) struct Group {
     /// What the trackers make of it.
     pub tracked: Tracked,
     pub lease_until: Time,
+    /// The highest term that replication knows of.
+    pub outlived: u32,
     /// When to announce the addresses again, soonest first.
     pub announce: Vec<Time>,
     /// When to announce them whatever happened.
@@ -110,6 +112,7 @@ impl Group {
             faults: BTreeMap::new(),
             tracked: Tracked::default(),
             lease_until: Time::ZERO,
+            outlived: 0,
             announce: Vec::new(),
             refresh: None,
             handover: None,

@@ -245,6 +245,16 @@ impl Election {
         self.judge_due = true;
     }
 
+    /// Replication knows of an owner of the group in `term`. If this node is Active in a lower one, it goes on in a
+    /// higher one.
+    pub fn outlived(&mut self, now: Time, group: GroupId, term: u32) {
+        self.advance(now);
+        if let Some(g) = self.groups.iter_mut().find(|g| g.config.group == group) {
+            g.outlived = g.outlived.max(term);
+            self.judge_due = true;
+        }
+    }
+
     /// How far the local replica of `peer`'s flows is: complete and proved by digests, and a number
     /// that is carried to the peer.
     pub fn sync_status(&mut self, now: Time, peer: NodeId, in_sync: bool, applied: u64) {

@@ -60,10 +60,13 @@ pub enum Output {
         /// Until when, unless renewed.
         until: Time,
     },
-    /// Own them no more: role and lease become zero.
+    /// Own them no more: role and lease become zero. After a planned move the data plane still forwards
+    /// what comes to it, until neighbours have learned where the addresses are.
     Disown {
         /// The group.
         group: GroupId,
+        /// How long it forwards.
+        forward_until: Option<Time>,
     },
     /// The ownership lasts until `until`.
     RenewLease {

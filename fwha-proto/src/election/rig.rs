@@ -617,7 +617,7 @@ impl Rig {
                     m.since.insert(group, since);
                     m.takeovers.push((now, group, term));
                 }
-                Output::Disown { group } => {
+                Output::Disown { group, .. } => {
                     assert!(!m.vips.contains(&group), "addresses go before the ownership");
                     assert!(m.owned.remove(&group).is_some());
                     m.since.remove(&group);

@@ -16,6 +16,7 @@ use fwha_common::flow::{Flow, FlowId, FlowKey, FlowState};
 
 use super::buckets::Buckets;
 use super::entry::Entry;
+use super::handover::Handover;
 use super::status::{Counters, LocalCounters};
 use super::table::{Peers, Table};
 use super::wire::Deletion;
@@ -27,7 +28,7 @@ use crate::time::Time;
 /// be read after it.
 const HOLD: Duration = Duration::from_millis(200);
 /// When flows of two nodes began is known to a unit of [`Flow::created_ns`], and a millisecond of the wire.
-const CREATED_ERROR: u64 = 2 << 20;
+pub(super) const CREATED_ERROR: u64 = 2 << 20;
 /// Tombstones kept at most, in flows per flow of capacity. Beyond, peers learn of deletions by bulk.
 const DEAD_SHARE: usize = 4;
 /// The least number of tombstones that is always kept.
@@ -55,6 +56,10 @@ pub(super) struct Core {
     pub(super) superseded: Buckets,
     /// Buckets of which another node has just turned out to be the owner.
     pub(super) moved: Buckets,
+    /// Buckets that changed their owner a moment ago.
+    pub(super) handover: Handover,
+    /// The latest time that any call carried.
+    pub(super) now: Time,
     /// Buckets whose flows are being compared with the kernel map.
     pub(super) reconciling: Buckets,
     /// The kernel map holds flows that the table had no room for.
@@ -109,6 +114,8 @@ impl Core {
             gains: [1; BUCKETS],
             superseded: Buckets::EMPTY,
             moved: Buckets::EMPTY,
+            handover: Handover::new(),
+            now: Time::ZERO,
             reconciling: Buckets::EMPTY,
             missed: false,
             outputs: VecDeque::new(),
@@ -123,6 +130,12 @@ impl Core {
     /// The highest term known of a bucket: if this node owns it, its own.
     pub(super) const fn term(&self, bucket: u8) -> u32 {
         self.owners[bucket as usize].term
+    }
+
+    /// The term in which this node speaks about a bucket: as its owner, or about what it did as its owner.
+    pub(super) fn speaks_in(&self, bucket: u8) -> u32 {
+        let former = self.handover.term(self.now, bucket).filter(|_| !self.owned.contains(bucket));
+        former.unwrap_or_else(|| self.term(bucket))
     }
 
     /// Whether a peer (or one of them) may have an entry of a slot's key.
@@ -228,12 +241,15 @@ impl Core {
         if !self.crowded() {
             let slot = self.table.at_mut(i);
             slot.held = true;
-            self.graves.push_back((i, slot.change, now + HOLD));
+            let (change, bucket) = (slot.change, slot.entry.bucket);
+            // Nor may the word of the bucket's former owner bring it back.
+            let until = self.handover.listens_until(bucket).max(now + HOLD);
+            self.graves.push_back((i, change, until));
         }
         Some(i)
     }
 
-    fn own(&mut self, i: u32) -> u32 {
+    pub(super) fn own(&mut self, i: u32) -> u32 {
         let slot = self.table.at_mut(i);
         if slot.live && self.owners[usize::from(slot.entry.bucket)].node != self.options.identity.node {
             // Its owner has mentioned it, and will set it right.
@@ -322,9 +338,10 @@ impl Core {
         if term == owner.term && peer == owner.node {
             return Some(Admission::Owner);
         }
-        *owner = Owner { term, node: peer };
+        let before = std::mem::replace(owner, Owner { term, node: peer });
         self.moved.insert(bucket);
         if self.owned.remove(bucket) {
+            self.handover.lose(self.now, bucket, before);
             self.superseded.insert(bucket);
         }
         Some(Admission::NewTerm)
@@ -338,12 +355,7 @@ impl Core {
         entry: Entry,
         counters: &mut Counters,
     ) -> bool {
-        if entry.zones.iter().any(|&z| usize::from(z) > self.options.zones.len()) {
-            counters.rejected_zone += 1;
-            return false;
-        }
-        if !self.admits(key, &entry) {
-            counters.rejected_policy += 1;
+        if !self.welcome(key, &entry, counters) {
             return false;
         }
         let full = self.table.live() >= self.options.max_flows || self.has_share(from.peer);
@@ -384,6 +396,19 @@ impl Core {
         *counter += 1;
         self.table.replace(i, entry);
         self.mirror(i, from, true);
+        true
+    }
+
+    /// Whether a flow of a peer is one that this node can have.
+    pub(super) fn welcome(&self, key: &FlowKey, entry: &Entry, counters: &mut Counters) -> bool {
+        if entry.zones.iter().any(|&z| usize::from(z) > self.options.zones.len()) {
+            counters.rejected_zone += 1;
+            return false;
+        }
+        if !self.admits(key, entry) {
+            counters.rejected_policy += 1;
+            return false;
+        }
         true
     }
 
@@ -485,6 +510,9 @@ impl Core {
         for i in self.table.bucket(bucket) {
             let slot = self.table.at(i);
             if slot.source == peer && slot.stamp >= stamp {
+                continue;
+            }
+            if self.handover.settling(self.now, bucket) && self.is_straggler(i) {
                 continue;
             }
             self.outputs.push_back(Output::Delete(slot.key, slot.entry.id));

@@ -58,7 +58,7 @@ impl<'a> Datagram<'a> {
     pub(super) fn flow(&mut self, core: &Core, carried: Carried) -> bool {
         let slot = core.table.at(carried.slot);
         let mark = self.mark();
-        let fits = self.term(core.term(slot.entry.bucket))
+        let fits = self.term(core.speaks_in(slot.entry.bucket))
             && if carried.deletion {
                 self.w.push(&Record::Delete(Deletion {
                     key: slot.key,

@@ -161,7 +161,12 @@ impl Inbox {
                 }
             }
         }
-        if let Some(from) = self.origin(core, place, entry.bucket, counters) {
+        if core.owned.contains(entry.bucket)
+            && core.handover.listens(core.now, entry.bucket, core.term(entry.bucket), self.peer, place.term)
+            && place.seq >= self.complete_since[usize::from(entry.bucket)]
+        {
+            core.take_straggler(key, entry, counters);
+        } else if let Some(from) = self.origin(core, place, entry.bucket, counters) {
             if let Some(bulk) = &mut self.bulk {
                 bulk.flows += 1;
             }
@@ -395,8 +400,8 @@ impl Inbox {
             if !comparable {
                 continue;
             }
-            if core.reconciling.contains(bucket) {
-                // What differs may be found by the walk. But it is not what was agreed on before.
+            if core.reconciling.contains(bucket) || core.handover.settling(now, bucket) {
+                // What differs may be found by the walk, or heard by its owner. But it is not what was agreed on before.
                 if core.table.digest(bucket) != digest {
                     self.doubt(Buckets::one(bucket));
                 }

@@ -12,6 +12,7 @@
 //! | `table`, `entry` | slots, index, lists and digests per bucket |
 //! | `peer` | channel, session and status of one peer |
 //! | `links` | the sync links to one peer: which of them work, which one is used |
+//! | `handover` | what is on its way when a bucket changes its owner |
 //! | `outbox`, `bulk`, `proof` | sending: changed flows, whole buckets, digests |
 //! | `flight`, `datagram` | what is in flight, lost, allowed; a datagram being filled |
 //! | `inbox`, `arrivals` | receiving: what has arrived, comparing, asking for what differs |
@@ -41,6 +42,7 @@ mod diff;
 mod entry;
 mod filter;
 mod flight;
+mod handover;
 mod inbox;
 mod lag;
 mod links;
@@ -306,6 +308,7 @@ impl Replication {
     }
 
     fn learn(&mut self, now: Time, key: &FlowKey, flow: &Flow, told: Told) -> bool {
+        self.core.now = now;
         let filter = &self.core.options.filter;
         if !self.core.options.enabled {
             return false;
@@ -334,11 +337,19 @@ impl Replication {
 
     fn offer(&mut self, now: Time, slot: u32) {
         let bucket = self.core.table.at(slot).entry.bucket;
-        if self.core.owned.contains(bucket) {
-            for peer in &mut self.peers {
-                peer.offer(&mut self.core, now, slot);
-            }
-        } else {
+        let owned = self.core.owned.contains(bucket);
+        let straggler = !owned && self.core.is_straggler(slot);
+        if straggler {
+            self.core.handover.tell(now, bucket);
+        }
+        let successor = self.core.successor(slot).filter(|_| straggler);
+        if straggler && successor.is_none() {
+            self.core.handover.untold.push(slot);
+        }
+        for peer in self.peers.iter_mut().filter(|p| owned || Some(p.node()) == successor) {
+            peer.offer(&mut self.core, now, slot);
+        }
+        if !owned {
             self.doubt(Buckets::one(bucket), None);
         }
     }
@@ -354,10 +365,11 @@ impl Replication {
 
     /// This node has got or lost these buckets. Costs the same whatever they hold.
     ///
-    /// The answer is those that cannot be owned, because a peer has claimed them in a higher term;
-    /// the election will hear of that, too. Likewise a bucket that is owned here and that a peer
+    /// The answer is those that cannot be owned, because there was an owner in a higher term
+    /// ([`Self::term`]); the election is to hear of that, if it has not yet. Likewise a bucket that is owned here and that a peer
     /// claims in a higher term counts as lost at once.
     pub fn set_ownership(&mut self, now: Time, buckets: Buckets, ownership: Ownership) -> Buckets {
+        self.core.now = now;
         let mut refused = Buckets::EMPTY;
         match ownership {
             Ownership::Owned { term } => {
@@ -368,7 +380,8 @@ impl Replication {
                     if owner.term > term {
                         refused.insert(bucket);
                     } else if self.core.owned.insert(bucket) || owner.term != term {
-                        *owner = Owner { term, node };
+                        let before = std::mem::replace(owner, Owner { term, node });
+                        self.core.handover.gain(now, bucket, before);
                         self.core.gains[usize::from(bucket)] += 1;
                         gained.insert(bucket);
                     }
@@ -380,6 +393,9 @@ impl Replication {
             Ownership::NotOwned => {
                 let lost = buckets & self.core.owned;
                 self.core.owned = self.core.owned - lost;
+                for bucket in lost.iter() {
+                    self.core.handover.lose(now, bucket, self.core.owners[usize::from(bucket)]);
+                }
                 self.give_up(lost);
             }
         }
@@ -458,6 +474,7 @@ impl Replication {
 
     /// A datagram that came in on sync link `link`. It is decrypted in place.
     pub fn datagram(&mut self, now: Time, link: u8, datagram: &mut [u8]) {
+        self.core.now = now;
         if !self.core.options.enabled {
             self.core.counters.disabled += 1;
             return;
@@ -472,9 +489,17 @@ impl Replication {
         }
         let lost = std::mem::take(&mut self.core.superseded);
         self.give_up(lost);
+        for slot in std::mem::take(&mut self.core.handover.taken) {
+            self.offer(now, slot);
+        }
         let moved = std::mem::take(&mut self.core.moved);
         if !moved.is_empty() {
             self.doubt(moved, Some(header.sender));
+            for slot in std::mem::take(&mut self.core.handover.untold) {
+                if self.core.is_straggler(slot) {
+                    self.offer(now, slot);
+                }
+            }
         }
     }
 
@@ -515,6 +540,7 @@ impl Replication {
 
     /// Lets time pass and makes the datagrams that are due.
     pub fn tick(&mut self, now: Time) {
+        self.core.now = now;
         self.core.bury(now);
         while let Some((key, flow)) = self.young.grown(now) {
             self.learn(now, &key, &flow, Told::Created);
@@ -579,6 +605,11 @@ impl Replication {
             let slot = self.core.table.at(i);
             (slot.key, slot.entry.to_flow(&slot.key))
         })
+    }
+
+    /// The highest term known of a bucket; 0 for none.
+    pub const fn term(&self, bucket: u8) -> u32 {
+        self.core.term(bucket)
     }
 
     /// Where replication with each peer stands.

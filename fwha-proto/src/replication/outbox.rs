@@ -476,7 +476,14 @@ impl Outbox {
             let owned = core.owned.contains(slot.entry.bucket);
             let may_have = core.may_have(i, self.bit);
             let deletion = !slot.live;
-            let worth = owned && (slot.live || slot.awaiting & self.bit != 0);
+            let straggler = !owned && core.is_straggler(i);
+            let successor = core.successor(i);
+            let worth = owned && (slot.live || slot.awaiting & self.bit != 0)
+                || straggler && successor == Some(self.peer);
+            if straggler && successor.is_none() {
+                core.handover.untold.push(i);
+            }
+            let slot = core.table.at(i);
             if worth {
                 let carried =
                     Carried { slot: i, change: slot.change, bucket, deletion, bulk, since: Some(since) };

@@ -6,7 +6,7 @@
 //! Safety is checked with every write to a kernel map: under one owner an identity's version never
 //! goes back, and an identity that its owner has deleted never comes back.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::time::Duration;
 
@@ -95,6 +95,8 @@ pub(super) struct Rig {
     air: BTreeMap<(Time, u64), InFlight>,
     sent: u64,
     epochs: u64,
+    /// Identities that an owner has deleted.
+    buried: HashSet<FlowId>,
 }
 
 impl Rig {
@@ -118,6 +120,7 @@ impl Rig {
             air: BTreeMap::new(),
             sent: 0,
             epochs: 0,
+            buried: HashSet::new(),
         };
         for id in 1..=nodes {
             let replication = rig.replication(id, nodes);
@@ -244,6 +247,9 @@ impl Rig {
         if let Some(flow) = node.kernel.remove(&Self::key(n)) {
             self.trace(|| format!("node {id} deletes {}", flow.number));
             let node = self.node(id);
+            node.deleted.insert(flow.id(), node.term);
+            self.buried.insert(flow.id());
+            let node = self.node(id);
             node.replication.local_delete(now, &Self::key(n), &flow.id());
             self.drain(id);
         }
@@ -357,7 +363,25 @@ impl Rig {
 
     fn put(&mut self, id: NodeId, key: FlowKey, flow: Flow) {
         let node = &self.nodes[usize::from(id) - 1];
-        let term = node.replication.core.owners[usize::from(flow.bucket)].term;
+        let mut term = node.replication.core.owners[usize::from(flow.bucket)].term;
+        let ours = node.owned.contains(flow.bucket) && node.term >= term;
+        if ours {
+            // What the former owner did before it knew: never over what came of the flow here.
+            if Flow::term(flow.version) >= node.term {
+                self.fail(format_args!("node {id} let a peer write to its bucket {}", flow.bucket));
+            }
+            let ahead = node.kernel.get(&key).is_some_and(|there| {
+                if there.id() == flow.id() {
+                    there.version >= flow.version
+                } else {
+                    there.created_ns() >= flow.created_ns()
+                }
+            });
+            if ahead {
+                return;
+            }
+            term = Flow::term(flow.version);
+        }
         if let Some(&before) = node.written.get(&flow.id())
             && before > (term, flow.version)
         {
@@ -367,9 +391,6 @@ impl Rig {
         let full = || node.replication.status(self.now).any(|s| s.counters.rejected_full > 0);
         if node.deleted.get(&flow.id()).is_some_and(|&t| t >= term) && !full() {
             self.fail(format_args!("node {id} resurrected {:?}", flow.id()));
-        }
-        if node.owned.contains(flow.bucket) && node.term >= term {
-            self.fail(format_args!("node {id} let a peer write to its bucket {}", flow.bucket));
         }
         self.trace(|| format!("node {id} puts {} version {:x} in term {term}", flow.number, flow.version));
         let node = self.node(id);
@@ -388,7 +409,10 @@ impl Rig {
         let Some(flow) = node.kernel.get(&key).filter(|f| f.id() == flow_id) else { return };
         let term = node.replication.core.owners[usize::from(flow.bucket)].term;
         node.kernel.remove(&key);
-        node.deleted.insert(flow_id, term);
+        // What its owner does not mention in a bulk it may hear of later, from its predecessor.
+        if self.buried.contains(&flow_id) {
+            self.node(id).deleted.insert(flow_id, term);
+        }
     }
 
     fn send(&mut self, from: NodeId, to: NodeId, link: u8, datagram: Vec<u8>) {

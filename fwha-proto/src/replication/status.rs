@@ -48,6 +48,8 @@ counters! {
         updated_received,
         /// Flows that a record deleted.
         deleted_received,
+        /// Flows that the former owner of a bucket told of when this node owned it already.
+        stragglers,
         /// Records that told nothing new.
         unchanged_received,
         /// Changes that met an earlier one of the same flow in the queue.
@@ -74,7 +76,7 @@ counters! {
         unknown_record,
         /// Records older than what is known, or about another identity.
         rejected_old,
-        /// Records about a bucket that this node owns.
+        /// Records about a bucket that this node owns, but for those that are stragglers.
         rejected_owned,
         /// Records of a former owner.
         rejected_stale,

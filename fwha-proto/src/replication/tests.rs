@@ -6,6 +6,7 @@ use std::time::Duration;
 use fwha_common::flow::{Flow, FlowKey};
 use proptest::prelude::*;
 
+use super::handover::LATE;
 use super::rig::{Faults, Rig, USED};
 use super::wire::{Record, Writer};
 use super::{
@@ -480,6 +481,7 @@ fn a_stale_owner_is_refused_until_it_knows() {
     rig.cut = vec![(1, 2), (2, 1)];
     rig.run(10 * MS);
     rig.promote(2, Rig::used());
+    rig.run(LATE);
     rig.create(1, 1);
     rig.create(2, 17);
     rig.cut = vec![(2, 1)];
@@ -494,6 +496,64 @@ fn a_stale_owner_is_refused_until_it_knows() {
     rig.demote(1, Rig::used());
     rig.converge(HEALED_WITHIN);
     assert_eq!(rig.node(1).kernel.len(), 1, "its own flow was never anybody else's");
+}
+
+#[test]
+fn what_a_former_owner_did_before_it_knew_is_not_lost() {
+    let mut rig = settled(|_| {});
+    // Changes 1, 2 and 5 are on their way when the other node gets the buckets.
+    (1..=5).for_each(|n| rig.create(1, n));
+    rig.run(100 * MS);
+    let key = |n| Rig::key(n);
+    for n in [1, 2, 5] {
+        rig.update(1, n);
+    }
+    rig.promote(2, Rig::used());
+    // There a packet of 1 is faster, 2 has none, and 5 ends.
+    rig.update(2, 1);
+    rig.delete(2, 5);
+    // Until it knows, the former owner opens connections, and afterwards, as long as neighbours send to it.
+    rig.create(1, 6);
+    rig.run(MS);
+    assert_eq!(rig.node(2).kernel.get(&key(6)), None);
+    let late = |rig: &mut Rig, n| {
+        let used = rig.node(1).owned;
+        rig.node(1).owned = Rig::used();
+        rig.create(1, n);
+        rig.node(1).owned = used;
+    };
+    rig.demote(1, Rig::used());
+    late(&mut rig, 7);
+    rig.run(20 * MS);
+    late(&mut rig, 8);
+    rig.run(20 * MS);
+
+    let flows = |rig: &Rig, id: NodeId| -> Vec<_> {
+        (1..=8).map(|n| rig.nodes[usize::from(id) - 1].kernel.get(&key(n)).map(|f| f.version)).collect()
+    };
+    let version = |term, changes: usize| (0..changes).fold(0, |v, _| Flow::next_version(v, term));
+    let (old, new) = (1, 2);
+    let moved_on = Some(Flow::next_version(version(old, 1), new));
+    let wanted = vec![
+        moved_on,
+        Some(version(old, 2)),
+        Some(version(old, 1)),
+        Some(version(old, 1)),
+        None,
+        Some(version(old, 1)),
+        Some(version(old, 1)),
+        Some(version(old, 1)),
+    ];
+    assert_eq!(flows(&rig, 2), wanted);
+    rig.converge(HEALED_WITHIN);
+    assert_eq!(flows(&rig, 1), wanted, "its predecessor has what it has");
+    assert_eq!(counters(&rig, 2).stragglers, 4, "2, 6, 7, 8");
+
+    // Long after, nobody listens any more.
+    rig.run(LATE);
+    late(&mut rig, 10);
+    rig.run(100 * MS);
+    assert_eq!(rig.node(2).kernel.get(&key(10)), None);
 }
 
 #[test]

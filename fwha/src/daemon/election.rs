@@ -105,6 +105,13 @@ pub enum Command {
         /// Changes applied, carried to the peer.
         applied: u64,
     },
+    /// There was an owner of a group in this term.
+    Outlived {
+        /// The group.
+        group: GroupId,
+        /// The term.
+        term: u32,
+    },
     /// How a tracker stands, by its number.
     Tracker {
         /// The tracker.
@@ -396,6 +403,7 @@ impl Thread {
                         let _ = reply.send(self.election.reload(now, config_hash, groups, trackers));
                     }
                 }
+                Command::Outlived { group, term } => self.election.outlived(now, group, term),
                 Command::Tracker { id, report } => self.election.tracker(now, id, report),
                 Command::Keys(keys) => self.election.set_keys(&keys),
                 Command::Shutdown => self.election.shutdown(now),
@@ -448,11 +456,16 @@ impl Thread {
                     self.write_group(group, element, unwritten);
                 }
             }
-            Output::Disown { group } => {
-                let term = owned.remove(&group).map_or(0, |g| g.term);
-                self.write_group(group, &Group { term, ..Group::default() }, unwritten);
+            Output::Disown { group, forward_until } => {
+                let before = owned.remove(&group).unwrap_or_default();
+                let element = match forward_until {
+                    Some(until) => Group { role: Group::LEAVING, lease_until_ns: until.as_nanos(), ..before },
+                    None => Group { term: before.term, ..Group::default() },
+                };
+                self.write_group(group, &element, unwritten);
                 self.owned.set(group, false);
-                self.replication.send(replication::Command::Disowned { group });
+                let handed_over = forward_until.map(|_| before.term);
+                self.replication.send(replication::Command::Disowned { group, handed_over });
             }
             Output::AddVips { group } => {
                 let takeover = Takeover { decided, steps: std::mem::take(steps) };
@@ -461,7 +474,9 @@ impl Thread {
             Output::RemoveVips { group } => self.tell_vips(vips::Command::Remove { group }),
             Output::Announce { group } => self.tell_vips(vips::Command::Announce { group }),
             Output::Event(event) => {
-                if let Event::Role { group, from, to, term, cause, reason } = &event {
+                if let Event::Role { group, from, to, term, cause, reason } = &event
+                    && from != to
+                {
                     let (group, from, to, term, cause) = (*group, *from, *to, *term, *cause);
                     let change = Change { group, from, to, term, cause, reason: reason.clone() };
                     self.tell_vips(vips::Command::Role(change));
@@ -515,7 +530,11 @@ impl Thread {
         let names = &self.names;
         let (kind, group, text) = match event {
             Event::Role { group, from, to, term, reason, .. } => {
-                let what = if *to == Role::Active { "took over" } else { "changed" };
+                let what = match *to {
+                    Role::Active if *from == Role::Active => "goes on",
+                    Role::Active => "took over",
+                    _ => "changed",
+                };
                 (
                     "role",
                     Some(*group),

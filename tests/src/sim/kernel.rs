@@ -2,6 +2,7 @@
 //! flows, and the ring that tells the daemon of it.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use fwha_common::flow::{Flow, FlowEvent, FlowEventKind, FlowId, FlowKey, FlowState};
 use fwha_proto::NodeId;
@@ -42,6 +43,14 @@ pub struct Kernel {
     sums: [u64; BUCKETS_USED],
     /// The term in which the data plane owns each group.
     pub owned: [Option<u32>; GROUPS],
+    /// Until when, by this node's clock.
+    pub lease: [Time; GROUPS],
+    /// Since when.
+    pub since: [Time; GROUPS],
+    /// The term in which it owned each group last.
+    pub terms: [u32; GROUPS],
+    /// Groups handed over that it still forwards for: in which term, until when.
+    pub leaving: [Option<(u32, Time)>; GROUPS],
     ring: VecDeque<FlowEvent>,
     /// So many of the next changes are not told.
     pub lose: usize,
@@ -60,6 +69,10 @@ impl Kernel {
             flows: BTreeMap::new(),
             sums: [0; BUCKETS_USED],
             owned: [None; GROUPS],
+            lease: [Time::NEVER; GROUPS],
+            since: [Time::ZERO; GROUPS],
+            terms: [0; GROUPS],
+            leaving: [None; GROUPS],
             ring: VecDeque::new(),
             lose: 0,
             lost: Buckets::EMPTY,
@@ -117,13 +130,37 @@ impl Kernel {
 
     // ---- The data plane ------------------------------------------------------------------------
 
-    fn term_of(&self, n: Number) -> Option<u32> {
-        self.owned[usize::from(group_of(bucket_of(n)))]
+    /// The term in which it changes a flow.
+    fn term_of(&self, now: Time, n: Number) -> Option<u32> {
+        let g = usize::from(group_of(bucket_of(n)));
+        let leaving = self.leaving[g].filter(|&(_, until)| now < until);
+        self.owned[g].or(leaving.map(|(term, _)| term))
+    }
+
+    /// Whether it forwards packets of a group.
+    pub fn forwards(&self, now: Time, group: Group) -> bool {
+        let g = usize::from(group);
+        self.owned[g].is_some() || self.leaving[g].is_some_and(|(_, until)| now < until)
+    }
+
+    /// What it owns whose lease is over, it does not own.
+    pub fn fence(&mut self, now: Time) {
+        for g in 0..GROUPS {
+            if self.lease[g] <= now {
+                self.owned[g] = None;
+            }
+        }
+    }
+
+    /// How long the longest lease still runs.
+    pub fn longest_lease(&self, now: Time) -> Duration {
+        let leases = (0..GROUPS).filter(|&g| self.owned[g].is_some()).map(|g| self.lease[g].since(now));
+        leases.max().unwrap_or_default()
     }
 
     /// A new connection, also over one that has ended and still has its place.
     pub fn create(&mut self, now: Time, n: Number) -> Option<(FlowId, u64)> {
-        let term = self.term_of(n)?;
+        let term = self.term_of(now, n)?;
         // A CPU in the low bits, as the data plane has it, keeps numbers of the same instant apart.
         self.numbers += 1;
         let mut flow = Flow {
@@ -143,7 +180,7 @@ impl Kernel {
 
     /// A flow's state changes.
     pub fn update(&mut self, now: Time, n: Number) -> Option<(FlowId, u64)> {
-        let term = self.term_of(n)?;
+        let term = self.term_of(now, n)?;
         let mut flow = self.remove(n)?;
         flow.version = Flow::next_version(flow.version, term);
         flow.ways[0].packets += 1;
@@ -165,7 +202,7 @@ impl Kernel {
 
     /// The sweeper deletes a flow; `None` also if its daemon never hears of it.
     pub fn expire(&mut self, n: Number) -> Option<(FlowId, bool)> {
-        self.term_of(n)?;
+        self.owned[usize::from(group_of(bucket_of(n)))]?;
         let flow = self.remove(n)?;
         let told = self.lose == 0;
         if !told {
@@ -193,7 +230,10 @@ impl Kernel {
 
     /// A group is owned by the data plane, in this term, or not.
     pub fn own(&mut self, group: Group, term: Option<u32>) {
-        self.owned[usize::from(group)] = term;
+        let g = usize::from(group);
+        self.owned[g] = term;
+        self.leaving[g] = None;
+        self.terms[g] = term.unwrap_or(self.terms[g]);
     }
 }
 

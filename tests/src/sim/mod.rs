@@ -7,13 +7,16 @@
 //! | [`node`] | one node: a kernel, and a daemon around the machine under test |
 //! | [`kernel`] | a model of the kernel's flow table, of the data plane that writes it and of the ring |
 //! | [`network`] | a way for each pair, direction and link, with faults of its own |
+//! | [`roles`] | the election thread of a node |
 //! | [`storm`] | what happens: traffic, faults, restarts and roles, drawn from the seed |
 //!
 //! **Safety**, at every write to a kernel and at every status, whatever happens:
 //!
 //! * Only a datagram of a node that owned the bucket when it sent it changes a flow.
 //! * It changes nothing that the receiver owns itself in the same or a higher term, and nothing of
-//!   which the receiver has heard a higher term in this life of its daemon.
+//!   which the receiver has heard a higher term in this life of its daemon. But within a second after it got a
+//!   bucket, an owner takes what its predecessor tells of its own term, if that is nothing that it has deleted, or
+//!   has in a later version.
 //! * Under one owner the version of an identity never goes back, and an identity that its owner has
 //!   deleted and that is gone here never comes back.
 //! * Queue, datagrams in flight, flows and tombstones stay within their limits.
@@ -31,6 +34,7 @@
 pub mod kernel;
 pub mod network;
 pub mod node;
+pub mod roles;
 pub mod storm;
 pub mod world;
 
@@ -95,14 +99,18 @@ pub struct Shape {
     pub bulk_bytes_per_s: u64,
     /// Steps of a storm.
     pub steps: usize,
+    /// The nodes elect who owns what; else the storm says so.
+    pub elected: bool,
 }
 
 impl Shape {
     /// The shape that belongs to a seed, with this many nodes if it is said.
-    pub fn of(random: &mut Random, nodes: Option<u8>) -> Self {
-        let drawn = random.one_of(&[2, 2, 2, 2, 3, 3, 5]);
+    pub fn of(random: &mut Random, roles: Roles, nodes: Option<u8>) -> Self {
+        let elected = roles == Roles::Elected;
+        let drawn = if elected { random.one_of(&[2, 2, 3]) } else { random.one_of(&[2, 2, 2, 2, 3, 3, 5]) };
         let nodes = nodes.unwrap_or(drawn);
-        let (keys, max_flows) = random.one_of(&[(64, 1000), (64, 1000), (200, 1000), (64, 40), (200, 60)]);
+        let sizes = [(64, 1000), (64, 1000), (200, 1000), (64, 40), (200, 60)];
+        let (keys, max_flows) = random.one_of(if elected { &sizes[..3] } else { &sizes });
         Self {
             nodes,
             links: random.one_of(&[1, 1, 2, 3]),
@@ -112,12 +120,32 @@ impl Shape {
             mtu: random.one_of(&[1500, 1500, 1280]),
             bulk_bytes_per_s: random.one_of(&[20_000_000, 1_000_000, 100_000]),
             steps: 40 + random.below(160),
+            elected,
         }
     }
 
     /// Whether tables may become full.
     pub const fn is_small(&self) -> bool {
         self.max_flows < self.keys as usize
+    }
+}
+
+/// Who says which node owns what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Roles {
+    /// The storm, in any order it likes: also what no election would do.
+    Told,
+    /// The nodes, by election.
+    Elected,
+}
+
+impl Roles {
+    /// Its name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Roles::Told => "told",
+            Roles::Elected => "elected",
+        }
     }
 }
 
@@ -128,6 +156,12 @@ pub struct Summary {
     pub healed_after: Duration,
     /// How often two nodes were compared that said in-sync.
     pub proofs: u64,
+    /// Flows that an owner took from its predecessor.
+    pub stragglers: u64,
+    /// Takeovers by elected nodes.
+    pub takeovers: u64,
+    /// Flows that were in sync with a node that took over.
+    pub inherited: u64,
     /// Datagrams that arrived.
     pub datagrams: u64,
     /// Hash of all that happened.
@@ -139,6 +173,8 @@ pub struct Summary {
 pub struct Failure {
     /// Its seed.
     pub seed: u64,
+    /// Who said which node owns what.
+    pub roles: Roles,
     /// How many nodes were asked for.
     pub nodes: Option<u8>,
     /// When and what.
@@ -148,8 +184,12 @@ pub struct Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let nodes = self.nodes.map_or(String::new(), |n| format!(" --nodes {n}"));
-        let Self { seed, what, .. } = self;
-        write!(f, "seed {seed}: {what}\nreplay with `cargo xtask sim --seed {seed}{nodes} --trace`")
+        let Self { seed, what, roles, .. } = self;
+        let roles = roles.as_str();
+        write!(
+            f,
+            "seed {seed}: {what}\nreplay with `cargo xtask sim --roles {roles} --seed {seed}{nodes} --trace`"
+        )
     }
 }
 
@@ -157,11 +197,11 @@ impl fmt::Display for Failure {
 ///
 /// # Errors
 /// Something was not as it must be.
-pub fn run(seed: u64, nodes: Option<u8>, traced: bool) -> Result<Summary, Failure> {
-    let failure = |what| Failure { seed, nodes, what };
+pub fn run(seed: u64, roles: Roles, nodes: Option<u8>, traced: bool) -> Result<Summary, Failure> {
+    let failure = |what| Failure { seed, roles, nodes, what };
     let run = AssertUnwindSafe(|| {
         let mut random = Random(seed);
-        let shape = Shape::of(&mut random, nodes);
+        let shape = Shape::of(&mut random, roles, nodes);
         let mut world = World::new(random.number(), shape, traced);
         world.trace(None, || format!("seed {seed}: {shape:?}"));
         let mut storm = Storm::new(&mut world);
@@ -172,6 +212,9 @@ pub fn run(seed: u64, nodes: Option<u8>, traced: bool) -> Result<Summary, Failur
             None => Ok(Summary {
                 healed_after,
                 proofs: world.proofs,
+                stragglers: world.stragglers,
+                takeovers: world.takeovers,
+                inherited: world.inherited,
                 datagrams: world.arrived,
                 fingerprint: world.fingerprint,
             }),
@@ -190,12 +233,18 @@ pub fn run(seed: u64, nodes: Option<u8>, traced: bool) -> Result<Summary, Failur
 
 fn heal(world: &mut World) -> Duration {
     let began = world.now;
-    if !world.run_until(began + HEALED_WITHIN, |w| w.unrest().is_none()) {
+    let limit = HEALED_WITHIN + if world.shape.elected { roles::ELECTED_WITHIN } else { Duration::ZERO };
+    if !world.run_until(began + limit, |w| w.unrest().is_none()) {
         let unrest = world.unrest().unwrap_or_default();
-        world.violate(format!("not well {HEALED_WITHIN:?} after the last fault: {unrest}"));
+        world.violate(format!("not well {limit:?} after the last fault: {unrest}"));
     }
     let healed_after = world.now.since(began);
+    let takeovers = world.takeovers;
     world.run(STAYS_WELL_FOR);
+    if world.takeovers > takeovers {
+        world.violate("a group moves although all is well");
+    }
+    world.check_alive();
     let end = world.now + STAYS_WELL_FOR;
     if !world.run_until(end, |w| w.unrest().is_none()) {
         let unrest = world.unrest().unwrap_or_default();

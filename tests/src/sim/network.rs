@@ -1,6 +1,7 @@
 //! The network: one way for each pair of nodes, direction and sync link, with faults of its own.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use fwha_proto::NodeId;
@@ -38,8 +39,38 @@ pub struct Way {
     pub faults: Faults,
 }
 
+/// What a datagram is, and what belongs to it beside its bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Voice {
+    /// Replication.
+    #[default]
+    Replication,
+    /// Heartbeats.
+    Heartbeat,
+    /// VRRP.
+    Advert {
+        /// The zone.
+        zone: u8,
+        /// From this address.
+        src: IpAddr,
+        /// To this one.
+        dst: IpAddr,
+    },
+    /// A probe with this nonce. What else is in the frame is made again at its receiver.
+    Request(u64),
+    /// The answer to a probe.
+    Reply {
+        /// Its flags.
+        flags: u8,
+        /// How long the longest lease still runs.
+        lease_ms: u32,
+        /// The nonce of the request.
+        nonce: u64,
+    },
+}
+
 /// A datagram on its way.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Datagram {
     /// Sender.
     pub from: NodeId,
@@ -51,6 +82,10 @@ pub struct Datagram {
     pub bytes: Vec<u8>,
     /// What the sender owned when it sent it: the authority of what it says.
     pub claims: Claims,
+    /// What it is.
+    pub voice: Voice,
+    /// When it arrived, if it has waited in a socket since.
+    pub arrived: Option<Time>,
 }
 
 /// See the module.
@@ -70,7 +105,7 @@ impl Network {
         Self { nodes, links, ways, air: BTreeMap::new(), sent: 0 }
     }
 
-    /// Sync links of each pair.
+    /// Links of each pair.
     pub const fn links(&self) -> u8 {
         self.links
     }
@@ -100,13 +135,22 @@ impl Network {
         let mut fate = if twice { "twice" } else { "" };
         for copy in 0..=usize::from(twice) {
             let mut datagram = datagram.clone();
+            let sealed = matches!(datagram.voice, Voice::Replication | Voice::Heartbeat);
             if random.below(100) < faults.corrupt {
+                if !sealed {
+                    // Its checksum, or its frame's, is wrong.
+                    fate = "garbled";
+                    continue;
+                }
                 let changes = 1 + random.below(3);
                 mutate(&mut datagram.bytes, random, changes, 1);
                 fate = "garbled";
             }
-            let late =
-                if copy == 1 && random.once_in(RECORDING_ONE_IN) { RECORDING_AGE_MAX } else { faults.jitter };
+            let late = if copy == 1 && sealed && random.once_in(RECORDING_ONE_IN) {
+                RECORDING_AGE_MAX
+            } else {
+                faults.jitter
+            };
             let late = Duration::from_nanos(random.below(late.as_nanos() as usize + 1) as u64);
             self.put(now + LATENCY + late, datagram);
         }

@@ -10,6 +10,7 @@ use fwha_proto::replication::{Buckets, Output, Ownership, Replication, SyncState
 use fwha_proto::time::Time;
 
 use super::kernel::{Kernel, Number, key_of, number_of};
+use super::roles::Roles;
 use super::{GROUPS, Group, bucket_of, buckets_of, group_of};
 
 /// The term in which each group is owned.
@@ -23,6 +24,9 @@ const WALK_CHUNK: usize = 8;
 const WALK_PAUSE: Duration = Duration::from_micros(200);
 /// Between the beginnings of two comparisons.
 pub const WALK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// For how long after a change of ownership the former owner tells what it did, and the new one listens.
+pub const STRAGGLERS_FOR: Duration = Duration::from_secs(1);
 
 /// What other threads tell the replication thread.
 #[derive(Clone, Copy, Debug)]
@@ -49,6 +53,14 @@ pub struct Daemon {
     pub replication: Replication,
     /// What it knows of its own ownership.
     pub told: Claims,
+    /// When it heard of that.
+    pub told_at: [Time; GROUPS],
+    /// What it owned before, and since when it knows that it does not any more.
+    left: [Option<(u32, Time)>; GROUPS],
+    /// Terms of which replication tells the election that they have been.
+    pub outlived: Vec<(Group, u32)>,
+    /// The election, where it is not the storm that says who owns what.
+    pub roles: Option<Roles>,
     /// It does nothing before that.
     pub stalled: Time,
     letters: VecDeque<Letter>,
@@ -87,14 +99,20 @@ pub struct Node {
     pub daemon: Option<Daemon>,
     /// Counts lives of the daemon.
     pub life: u32,
+    /// It has power: its kernel answers.
+    pub powered: bool,
 }
 
 impl Daemon {
     /// A daemon that looks first at what is in the kernel.
-    pub fn new(replication: Replication) -> Self {
+    pub fn new(replication: Replication, roles: Option<Roles>) -> Self {
         Self {
             replication,
+            roles,
+            outlived: Vec::new(),
             told: [None; GROUPS],
+            told_at: [Time::ZERO; GROUPS],
+            left: [None; GROUPS],
             stalled: Time::ZERO,
             letters: VecDeque::new(),
             waiting: Buckets::ALL,
@@ -115,6 +133,14 @@ impl Daemon {
             && self.waiting.is_empty()
             && self.walk.is_none()
             && !self.replication.missed()
+    }
+
+    /// In which terms it may speak of each group: as its owner, or of what it did as its owner.
+    pub fn speaks(&self, now: Time) -> Claims {
+        std::array::from_fn(|g| {
+            let left = self.left[g].filter(|&(_, since)| now <= since + STRAGGLERS_FOR);
+            self.told[g].or(left.map(|(term, _)| term))
+        })
     }
 
     /// State of replication with a peer.
@@ -149,6 +175,16 @@ impl Node {
             None => {}
         }
         at.max(daemon.stalled).max(now)
+    }
+
+    /// When its election has something to do.
+    pub fn elects(&self, now: Time) -> Time {
+        let Some(roles) = self.daemon.as_ref().and_then(|d| d.roles.as_ref()) else { return Time::NEVER };
+        let next = roles.election.next_timeout();
+        let news = self.daemon.as_ref().is_some_and(|d| !d.outlived.is_empty());
+        let at = if next == Time::NEVER { next } else { next - self.offset };
+        let at = if news { now } else { at };
+        at.max(roles.hung).max(now)
     }
 
     /// A datagram comes in.
@@ -210,8 +246,11 @@ impl Node {
         match letter {
             Letter::Owned(group, term) => {
                 let again = daemon.told[usize::from(group)].replace(term) == Some(term);
+                daemon.told_at[usize::from(group)] = now;
                 let owned = Ownership::Owned { term };
                 let refused = daemon.replication.set_ownership(clock, buckets_of(group), owned);
+                let known = refused.iter().map(|b| daemon.replication.term(b)).max();
+                daemon.outlived.extend(known.map(|term| (group, term)));
                 let believed = daemon.replication.status(clock).find(|s| s.state == SyncState::InSync);
                 if let Some(s) = believed.filter(|_| !again && refused.is_empty()) {
                     effects.push(Effect::Wrong(format!(
@@ -223,7 +262,10 @@ impl Node {
                 daemon.waiting = daemon.waiting | kept.collect();
             }
             Letter::Disowned(group) => {
-                daemon.told[usize::from(group)] = None;
+                let before = daemon.told[usize::from(group)].take();
+                if let Some(term) = before {
+                    daemon.left[usize::from(group)] = Some((term, now));
+                }
                 daemon.replication.set_ownership(clock, buckets_of(group), Ownership::NotOwned);
                 let deferred = std::mem::take(&mut daemon.deferred).into_iter();
                 let flows = deferred.map(|n| (n, daemon.replication.get(&key_of(n))));

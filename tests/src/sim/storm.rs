@@ -49,6 +49,11 @@ enum Kind {
     Stall,
     LoseEvents,
     Ask,
+    SwitchOver,
+    StandBy,
+    ShutDown,
+    Track,
+    Hang,
 }
 
 /// Kinds with their weights.
@@ -74,6 +79,29 @@ const KINDS: [(Kind, usize); 19] = [
     (Kind::Ask, 12),
 ];
 
+/// Kinds that are there only where nodes elect who owns what, with their weights. There, nobody else takes over.
+const ELECTED: [(Kind, usize); 6] = [
+    (Kind::SwitchOver, 30),
+    (Kind::StandBy, 15),
+    (Kind::ShutDown, 6),
+    (Kind::Track, 20),
+    (Kind::Hang, 15),
+    (Kind::LongWait, 30),
+];
+
+/// The network there: heartbeats are to get through within the limits that are checked.
+const ELECTED_WEATHER: [Faults; 3] = [
+    Faults { loss: 0, duplicate: 0, corrupt: 0, jitter: Duration::ZERO },
+    Faults { loss: 2, duplicate: 5, corrupt: 2, jitter: Duration::from_millis(3) },
+    Faults { loss: 10, duplicate: 10, corrupt: 1, jitter: Duration::from_millis(15) },
+];
+
+/// Between two moves of a group by hand, where no connection may be lost.
+const MOVES_APART: Duration = Duration::from_secs(1);
+
+/// For how long neighbours may send to where an address was.
+const NEIGHBOURS_LEARN: Duration = Duration::from_millis(20);
+
 /// Kinds that every run has.
 const ALWAYS: [Kind; 4] = [Kind::Create, Kind::Update, Kind::Expire, Kind::Wait];
 
@@ -88,6 +116,9 @@ pub struct Storm {
 impl Storm {
     /// The storm that a world's chance has in store; the first owners are there.
     pub fn new(world: &mut World) -> Self {
+        if world.shape.elected {
+            return Self::elected(world);
+        }
         let weather_only = !world.shape.is_small() && world.random.once_in(8);
         let kinds =
             KINDS.iter().filter(|(k, _)| !weather_only || ALWAYS.contains(k) || WEATHER_ONLY.contains(k));
@@ -102,6 +133,28 @@ impl Storm {
         }
         world.differed = weather_only.then(|| world.differences());
         Self { kinds }
+    }
+
+    /// The same where nodes elect who owns what.
+    fn elected(world: &mut World) -> Self {
+        let planned_only = world.random.once_in(4) && world.shape.queue_max > 1000;
+        world.planned_only = planned_only;
+        let kinds: Vec<_> = KINDS
+            .into_iter()
+            .filter(|(k, _)| !matches!(k, Kind::TakeOver | Kind::Rival | Kind::LongWait))
+            .chain(ELECTED)
+            .collect();
+        let mut mine = Vec::new();
+        for (kind, weight) in kinds {
+            let drawn = world.random.once_in(2);
+            let moves = matches!(kind, Kind::SwitchOver | Kind::Burst);
+            if ALWAYS.contains(&kind) || if planned_only { moves } else { drawn } {
+                mine.push((kind, weight));
+            }
+        }
+        let settled = if planned_only || world.random.once_in(2) { 4000 * MS } else { Duration::ZERO };
+        world.run(settled + 100 * MS);
+        Self { kinds: mine }
     }
 
     /// All its steps.
@@ -136,6 +189,9 @@ impl Storm {
         }
         world.trace(None, || "all faults end".into());
         world.differed = None;
+        if world.shape.elected {
+            return recover(world);
+        }
         for way in world.network.ways() {
             *way = Default::default();
         }
@@ -173,6 +229,42 @@ impl Storm {
             if !world.node(id).kernel.lost.is_empty() {
                 world.order(UNNOTICED_MAX, Order::Notice(id));
             }
+        }
+    }
+}
+
+/// The end of all faults where nodes elect who owns what.
+fn recover(world: &mut World) {
+    for way in world.network.ways() {
+        *way = Default::default();
+    }
+    world.hurry();
+    for way in world.network.ways() {
+        way.cut = false;
+    }
+    let links = world.network.links();
+    for id in world.ids() {
+        world.node(id).kernel.lose = 0;
+        if let Some(daemon) = &mut world.node(id).daemon {
+            daemon.stalled = Time::ZERO;
+            if let Some(roles) = &mut daemon.roles {
+                roles.hung = Time::ZERO;
+            }
+        }
+    }
+    // Whoever was told to end does so before it is started again.
+    world.run(1500 * MS);
+    for id in world.ids() {
+        world.start(id);
+        for link in 0..links {
+            world.order(Duration::ZERO, Order::Carrier(id, link, true));
+        }
+        world.run(MS);
+        world.track(id, 1, true);
+        world.track(id, 2, true);
+        world.stand_by(id, false, true);
+        if !world.node(id).kernel.lost.is_empty() {
+            world.order(UNNOTICED_MAX, Order::Notice(id));
         }
     }
 }
@@ -220,7 +312,7 @@ fn step(world: &mut World, kind: Kind) {
     match kind {
         Kind::Create => create(world, n),
         Kind::Update => {
-            for id in world.ids() {
+            for id in path(world, n) {
                 let clock = world.nodes[usize::from(id) - 1].clock(world.now);
                 let flow = world.node(id).kernel.update(clock, n);
                 if let Some((_, version)) = flow {
@@ -252,7 +344,11 @@ fn step(world: &mut World, kind: Kind) {
             world.run(time);
         }
         Kind::Weather => {
-            let faults = world.random.one_of(&WEATHER);
+            let faults = if world.shape.elected {
+                world.random.one_of(&ELECTED_WEATHER)
+            } else {
+                world.random.one_of(&WEATHER)
+            };
             if world.random.once_in(3) {
                 world.network.ways().for_each(|way| way.faults = faults);
                 return;
@@ -306,6 +402,35 @@ fn step(world: &mut World, kind: Kind) {
                 daemon.stalled = until;
             }
         }
+        Kind::SwitchOver => {
+            // Two moves at once are more than what one node knows of the owner before can bridge.
+            if !world.planned_only || world.now > world.moved[usize::from(group)] + MOVES_APART {
+                world.switch_over(id, group);
+            }
+        }
+        Kind::StandBy => {
+            let (on, force) = (world.random.once_in(2), world.random.once_in(3));
+            world.stand_by(id, on, force);
+        }
+        Kind::ShutDown => {
+            world.shut_down(id);
+            let pause = 50 * MS + rarely(world, 3, 5000 * MS, 300 * MS);
+            world.order(pause, Order::Start(id));
+        }
+        Kind::Track => {
+            let (tracker, up) = (1 + world.random.below(2) as u32, world.random.once_in(2));
+            world.track(id, tracker, up);
+        }
+        Kind::Hang => {
+            let pause = rarely(world, 3, 3000 * MS, 100 * MS);
+            let until = world.now + pause;
+            if let Some(daemon) = &mut world.node(id).daemon {
+                daemon.stalled = until;
+                if let Some(roles) = &mut daemon.roles {
+                    roles.hung = until;
+                }
+            }
+        }
         Kind::LoseEvents => world.node(id).kernel.lose = 1 + n as usize % 4,
         Kind::Ask => {
             let clock = world.nodes[usize::from(id) - 1].clock(world.now);
@@ -321,26 +446,53 @@ fn step(world: &mut World, kind: Kind) {
     }
 }
 
+/// The nodes that packets of this key's flow reach. Where nodes elect who owns what, that is one of those that
+/// forward: neighbours may not have learned yet which.
+fn path(world: &mut World, n: Number) -> Vec<NodeId> {
+    if !world.shape.elected {
+        return world.ids().collect();
+    }
+    let group = super::group_of(super::bucket_of(n));
+    let now = world.now;
+    let moved = world.moved[usize::from(group)];
+    let mut forwarding = world.forwarding(group);
+    if now > moved + NEIGHBOURS_LEARN {
+        forwarding.retain(|&id| world.node(id).kernel.owned[usize::from(group)].is_some());
+    }
+    if forwarding.is_empty() { vec![] } else { vec![world.random.one_of(&forwarding)] }
+}
+
 fn create(world: &mut World, n: Number) {
-    for id in world.ids() {
+    for id in path(world, n) {
         let clock = world.nodes[usize::from(id) - 1].clock(world.now);
+        if world.planned_only && world.alive.contains_key(&n) {
+            continue;
+        }
         if world.node(id).kernel.get(n).is_some() && !world.random.once_in(4) {
             continue;
         }
+        world.ended(super::group_of(super::bucket_of(n)), n, id);
         if let Some((flow, version)) = world.node(id).kernel.create(clock, n) {
             world.trace(Some(id), || {
                 format!("key {n} begins: {}.{}.{} version {version:x}", flow.node, flow.epoch, flow.number)
             });
+            if world.planned_only {
+                world.alive.insert(n, flow);
+            }
         }
         noticed(world, id);
     }
 }
 
 fn expire(world: &mut World, n: Number) {
-    for id in world.ids() {
+    for id in path(world, n) {
         if world.node(id).daemon.is_none() {
             // The sweeper is a part of the daemon.
             continue;
+        }
+        let group = super::group_of(super::bucket_of(n));
+        if world.node(id).kernel.owned[usize::from(group)].is_some() {
+            world.ended(group, n, id);
         }
         if let Some((flow, told)) = world.node(id).kernel.expire(n) {
             world.trace(Some(id), || format!("key {n} ends, told {told}"));

@@ -1,19 +1,20 @@
 //! The world: nodes, network, clock, and a schedule of what is to happen. It looks at every write to a
 //! kernel and at every status, and stops at the first thing that must not be.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::{self, Write as _};
 use std::time::Duration;
 
 use fwha_common::flow::{Flow, FlowId, FlowKey};
 use fwha_proto::NodeId;
 use fwha_proto::replication::{Options, PeerOptions, PeerStatus, Replication, SyncState};
-use fwha_proto::seal::{ClusterKey, Identity, cluster_id};
+use fwha_proto::seal::{Identity, cluster_id};
 use fwha_proto::time::Time;
 
 use super::kernel::{Kernel, Number, number_of};
-use super::network::{Datagram, Network};
-use super::node::{Claims, Daemon, Effect, Letter, Node};
+use super::network::{Datagram, Network, Voice};
+use super::node::{Claims, Daemon, Effect, Letter, Node, STRAGGLERS_FOR};
+use super::roles::{ZONES, keys};
 use super::{BUCKETS_USED, GROUPS, Group, Shape, buckets_of, group_of};
 use crate::frames::Random;
 
@@ -86,13 +87,31 @@ pub struct World {
     pub violation: Option<String>,
     /// Times at which two nodes said in-sync with nothing on its way, and their kernels were compared.
     pub proofs: u64,
+    /// Flows that an owner took from its predecessor.
+    pub stragglers: u64,
     /// Datagrams that arrived.
     pub arrived: u64,
     /// A hash of everything that happened: the same seed has the same.
     pub fingerprint: u64,
+    /// Takeovers by elected nodes.
+    pub takeovers: u64,
+    /// Flows that were in sync with a node that took over.
+    pub inherited: u64,
+    /// Groups only move by an operator's will, and nothing fails: no connection is lost.
+    pub planned_only: bool,
+    /// Then, those that live.
+    pub alive: BTreeMap<Number, FlowId>,
+    /// When each group was taken last.
+    pub moved: [Time; GROUPS],
+    /// Flows of each group that are in sync, by the peer that has them.
+    pub promised: [BTreeMap<NodeId, BTreeMap<Number, FlowId>>; GROUPS],
+    /// Since when two nodes own a group although they hear each other: on a sync link, or on the zones.
+    pub overlaps: BTreeMap<(Group, NodeId, NodeId, bool), Time>,
     ledgers: Vec<Ledger>,
     /// Identities of which an owner's machine was told that they are deleted, with its term.
     buried: HashMap<FlowId, (u32, NodeId)>,
+    /// Who owned each group in which term.
+    pub reigned: BTreeSet<(Group, u32, NodeId)>,
     orders: BTreeMap<(Time, u64), Order>,
     ordered: u64,
     epochs: u64,
@@ -107,15 +126,24 @@ impl World {
             now: Time::from_millis(1000),
             random: Random(seed),
             nodes: Vec::new(),
-            network: Network::new(shape.nodes, shape.links),
+            network: Network::new(shape.nodes, shape.links + if shape.elected { ZONES } else { 0 }),
             terms: [0; GROUPS],
             differed: None,
             violation: None,
             proofs: 0,
+            stragglers: 0,
             arrived: 0,
             fingerprint: 0,
+            takeovers: 0,
+            inherited: 0,
+            planned_only: false,
+            moved: [Time::ZERO; GROUPS],
+            alive: BTreeMap::new(),
+            promised: Default::default(),
+            overlaps: BTreeMap::new(),
             ledgers: Vec::new(),
             buried: HashMap::new(),
+            reigned: BTreeSet::new(),
             orders: BTreeMap::new(),
             ordered: 0,
             epochs: 0,
@@ -127,7 +155,7 @@ impl World {
             // No two machines were started at the same time.
             let offset = Duration::from_nanos(world.random.below(1_000_000_000_000_000) as u64);
             let kernel = Kernel::new(id, 0, world.shape.max_flows);
-            world.nodes.push(Node { id, offset, kernel, daemon: None, life: 0 });
+            world.nodes.push(Node { id, offset, kernel, daemon: None, life: 0, powered: false });
             world.ledgers.push(Ledger::default());
             world.start(id);
         }
@@ -162,7 +190,8 @@ impl World {
         }
     }
 
-    fn mark(&mut self, words: [u64; 4]) {
+    /// Makes this a part of the fingerprint.
+    pub fn mark(&mut self, words: [u64; 4]) {
         for word in words {
             self.fingerprint = (self.fingerprint ^ word).wrapping_mul(0x0100_0000_01b3).rotate_left(17);
         }
@@ -221,8 +250,15 @@ impl World {
                     self.network.way(id, other, link).cut = !carrier;
                     self.network.way(other, id, link).cut = !carrier;
                 }
-                if let Some(daemon) = &mut self.node(id).daemon {
+                if link < self.shape.links
+                    && let Some(daemon) = &mut self.node(id).daemon
+                {
                     daemon.replication.carrier(link, carrier);
+                }
+                let clock = self.nodes[usize::from(id) - 1].clock(self.now);
+                let via = self.via_of(link);
+                if let Some(election) = self.election(id) {
+                    election.carrier(clock, via, carrier);
                 }
             }
             Order::Link(a, b, link, cut) => {
@@ -241,19 +277,24 @@ impl World {
         let epoch = self.epochs;
         let replication = Replication::new(self.options(id, epoch));
         let now = self.now;
+        self.fence();
+        let roles = self.shape.elected.then(|| self.new_roles(id, epoch));
         let node = self.node(id);
         node.life += 1;
+        node.powered = true;
         let kernel = &mut node.kernel;
         kernel.begin_epoch(epoch as u32);
-        let mut daemon = Daemon::new(replication);
+        let mut daemon = Daemon::new(replication, roles);
         // Within its lease it goes on as what it was.
+        let elected = daemon.roles.is_some();
         for (group, term) in kernel.owned.iter().enumerate() {
-            if let Some(term) = term {
-                daemon.tell(Letter::Owned(group as Group, *term));
+            if let Some(term) = term.filter(|_| !elected) {
+                daemon.tell(Letter::Owned(group as Group, term));
             }
         }
         node.daemon = Some(daemon);
         node.begin(now);
+        self.elect(id);
         for heard in &mut self.ledgers[usize::from(id) - 1].heard {
             *heard = Reign { turn: heard.turn + 1, ..Reign::default() };
         }
@@ -261,7 +302,7 @@ impl World {
 
     fn options(&self, id: NodeId, epoch: u64) -> Options {
         let identity = Identity { cluster: cluster_id("edge"), node: id, epoch };
-        let mut options = Options::new(identity, ClusterKey::new([7; 32]), &format!("fw{id}"));
+        let mut options = Options::new(identity, keys(), &format!("fw{id}"));
         options.zones = vec![11, 12];
         options.peers = self.ids().map(|n| PeerOptions { node: n, name: format!("fw{n}") }).collect();
         options.max_flows = self.shape.max_flows;
@@ -277,7 +318,9 @@ impl World {
         let node = self.node(id);
         node.daemon = None;
         let life = node.life;
-        self.order(LEASE, Order::LeaseEnds(id, life));
+        if !self.shape.elected {
+            self.order(LEASE, Order::LeaseEnds(id, life));
+        }
     }
 
     /// The node dies, with its kernel.
@@ -285,7 +328,9 @@ impl World {
         let max_flows = self.shape.max_flows;
         let node = self.node(id);
         node.daemon = None;
+        node.powered = false;
         node.kernel = Kernel::new(id, 0, max_flows);
+        self.promised.iter_mut().for_each(|flows| _ = flows.remove(&id));
         self.ledgers[usize::from(id) - 1] = Ledger::default();
     }
 
@@ -301,6 +346,7 @@ impl World {
         }
         self.terms[g] += u32::from(!rival || self.terms[g] == 0);
         let term = self.terms[g];
+        self.reigned.insert((group, term, id));
         let letter = Letter::Owned(group, term);
         match lag {
             Some(lag) => {
@@ -332,7 +378,13 @@ impl World {
     /// Whose flows of a group are the truth: the only node that owns it in the highest term.
     fn owner(&self, group: Group) -> Option<&Node> {
         let g = usize::from(group);
-        let mut owners = self.nodes.iter().filter(|n| n.kernel.owned[g] == Some(self.terms[g]));
+        // Elected nodes may all have left, and forgotten the terms with them.
+        let term = if self.shape.elected {
+            self.nodes.iter().filter_map(|n| n.kernel.owned[g]).max()?
+        } else {
+            self.terms[g]
+        };
+        let mut owners = self.nodes.iter().filter(|n| n.kernel.owned[g] == Some(term));
         let owner = owners.next()?;
         owners.next().is_none().then_some(owner)
     }
@@ -353,7 +405,7 @@ impl World {
             let orders = self.orders.first_key_value().map_or(Time::NEVER, |(key, _)| key.0);
             let mut next = orders.min(self.network.next()).max(self.now);
             for node in &self.nodes {
-                next = next.min(node.wakes(self.now));
+                next = next.min(node.wakes(self.now)).min(node.elects(self.now));
             }
             if next > end {
                 self.now = end;
@@ -380,15 +432,25 @@ impl World {
             let order = entry.remove();
             self.obey(order);
         }
+        self.fence();
         while let Some(datagram) = self.network.arrival(self.now) {
-            self.deliver(datagram);
+            match datagram.voice {
+                Voice::Replication => self.deliver(datagram),
+                _ => self.hear(datagram),
+            }
         }
         for id in self.ids() {
             if self.node(id).daemon.is_some() && self.nodes[usize::from(id) - 1].wakes(self.now) <= self.now {
                 self.turn(id);
             }
+            if self.nodes[usize::from(id) - 1].elects(self.now) <= self.now {
+                self.elect(id);
+            }
         }
         self.check();
+        if self.shape.elected {
+            self.check_overlap();
+        }
     }
 
     fn deliver(&mut self, mut datagram: Datagram) {
@@ -444,10 +506,11 @@ impl World {
         if bytes.len() + 28 > usize::from(self.shape.mtu) {
             self.violate(format!("fw{from} sends {} bytes at an MTU of {}", bytes.len(), self.shape.mtu));
         }
-        let claims = self.node(from).daemon.as_ref().map_or([None; GROUPS], |d| d.told);
-        let links = link.map_or(0..self.network.links(), |link| link..link + 1);
+        let now = self.now;
+        let claims = self.node(from).daemon.as_ref().map_or([None; GROUPS], |d| d.speaks(now));
+        let links = link.map_or(0..self.shape.links, |link| link..link + 1);
         for link in links {
-            let datagram = Datagram { from, to, link, bytes: bytes.clone(), claims };
+            let datagram = Datagram { from, to, link, bytes: bytes.clone(), claims, ..Datagram::default() };
             let (now, length) = (self.now, bytes.len());
             let fate = self.network.send(now, &mut self.random, datagram);
             self.trace(Some(from), || format!("sends {length} bytes to fw{to} on link {link} {fate}"));
@@ -497,6 +560,13 @@ impl World {
 
     fn put(&mut self, id: NodeId, origin: Option<(NodeId, Claims)>, key: &FlowKey, flow: Flow) {
         let (n, flow_id, version) = (number_of(key), flow.id(), flow.version);
+        if let Some((from, claims)) = origin
+            && let Some(own) =
+                self.node(id).daemon.as_ref().and_then(|d| d.told[usize::from(group_of(flow.bucket))])
+            && claims[usize::from(group_of(flow.bucket))].is_none_or(|term| term <= own)
+        {
+            return self.take_straggler(id, own, from, key, flow);
+        }
         let Some(reign) = self.authority(id, origin, flow_id, flow.bucket) else { return };
         let Reign { term, node: from, .. } = reign;
         self.trace(Some(id), || {
@@ -514,6 +584,32 @@ impl World {
         if risen {
             self.violate(format!("fw{id} resurrects {}, which its owner deleted", named(n, flow_id)));
         }
+        self.node(id).write(n, flow);
+    }
+
+    /// An owner (since `own`) takes what its predecessor tells: soon after the change of ownership, of the
+    /// predecessor's own term, and nothing that is older than what it knows.
+    fn take_straggler(&mut self, id: NodeId, own: u32, from: NodeId, key: &FlowKey, flow: Flow) {
+        let (n, flow_id, term) = (number_of(key), flow.id(), Flow::term(flow.version));
+        let group = group_of(flow.bucket);
+        let g = usize::from(group);
+        let name = format!("fw{id}, owner in term {own}, takes {} of fw{from}", named(n, flow_id));
+        self.trace(Some(id), || format!("{name}: version {:x}", flow.version));
+        self.mark([self.now.as_nanos(), id.into(), n.into(), flow.version]);
+        let since = self.node(id).daemon.as_ref().map_or(Time::ZERO, |d| d.told_at[g]);
+        let known = self.ledgers[usize::from(id) - 1].written.get(&flow_id).copied();
+        if term >= own || !self.reigned.contains(&(group, term, from)) {
+            self.violate(format!("{name}, which never owned it in term {term}"));
+        } else if self.now > since + STRAGGLERS_FOR {
+            self.violate(format!("{name}, {:?} after it got the bucket", self.now.since(since)));
+        } else if known.is_some_and(|(_, version)| version > flow.version) {
+            self.violate(format!("{name}, and knows it in a later version"));
+        } else if self.buried.get(&flow_id) == Some(&(own, id)) {
+            self.violate(format!("{name}, which it has deleted"));
+        }
+        let reign = Reign { term: own, node: id, turn: 0 };
+        self.ledgers[usize::from(id) - 1].written.insert(flow_id, (reign, flow.version));
+        self.stragglers += 1;
         self.node(id).write(n, flow);
     }
 
@@ -556,7 +652,15 @@ impl World {
                 return self.violate(why);
             }
             match self.check_proofs(i, &touched) {
-                Ok(proofs) => self.proofs += proofs,
+                Ok(proved) => {
+                    self.proofs += proved.len() as u64;
+                    for (group, peer) in proved.into_iter().filter(|_| self.shape.elected) {
+                        let flows = self.nodes[i].kernel.from(0);
+                        let flows = flows.filter(|(_, f)| group_of(f.bucket) == group);
+                        let flows = flows.map(|(n, f)| (n, f.id())).collect();
+                        self.promised[usize::from(group)].insert(peer, flows);
+                    }
+                }
                 Err(why) => return self.violate(why),
             }
         }
@@ -590,10 +694,10 @@ impl World {
     }
 
     /// Where both ends say in-sync and nothing is on its way, what the owner has is there.
-    fn check_proofs(&self, i: usize, touched: &[bool]) -> Result<u64, String> {
+    fn check_proofs(&self, i: usize, touched: &[bool]) -> Result<Vec<(Group, NodeId)>, String> {
         let owner = &self.nodes[i];
-        let Some(daemon) = &owner.daemon else { return Ok(0) };
-        let mut proofs = 0;
+        let mut proofs = Vec::new();
+        let Some(daemon) = &owner.daemon else { return Ok(proofs) };
         for group in 0..GROUPS as Group {
             if self.owner(group).is_none_or(|o| o.id != owner.id) || !owner.settled() {
                 continue;
@@ -608,7 +712,7 @@ impl World {
                 {
                     continue;
                 }
-                proofs += 1;
+                proofs.push((group, s.peer));
                 if let Some(difference) = self.difference(owner, peer, group) {
                     return Err(format!(
                         "fw{} and fw{} call themselves in-sync, but {difference}",
@@ -683,7 +787,8 @@ fn name(flow: FlowId) -> String {
     format!("flow {}.{}.{}", flow.node, flow.epoch, flow.number)
 }
 
-fn named(n: Number, flow: FlowId) -> String {
+/// A flow, for people.
+pub fn named(n: Number, flow: FlowId) -> String {
     format!("key {n} {}", name(flow))
 }
 

@@ -18,6 +18,8 @@ use Verdict::{Drop, Forward, Pass};
 const OWNER: Group = Group { lease_until_ns: u64::MAX, since_ns: 0, role: Group::ACTIVE, term: TERM };
 const BACKUP: Group = Group { role: 0, ..OWNER };
 const LAPSED: Group = Group { lease_until_ns: 1, ..OWNER };
+const LEAVING: Group = Group { role: Group::LEAVING, ..OWNER };
+const LEFT: Group = Group { role: Group::LEAVING, ..LAPSED };
 
 fn clock_ns(clock: ClockId) -> u64 {
     let now = clock_gettime(clock).expect("the clock");
@@ -41,7 +43,9 @@ fn a_backup_and_a_node_whose_lease_ran_out_forward_nothing() {
         establish(rig);
         rig.events();
         let before = rig.flows.get(&key(CLIENT, SERVER, proto::TCP), 0).unwrap();
-        for (group, reason) in [(BACKUP, DropReason::NotOwner), (LAPSED, DropReason::LeaseExpired)] {
+        for (group, reason) in
+            [(BACKUP, DropReason::NotOwner), (LAPSED, DropReason::LeaseExpired), (LEFT, DropReason::NotOwner)]
+        {
             rig.set_group(group);
             let fresh = crate::packets::End { port: 50_000, ..CLIENT };
             for (description, port, packet) in [
@@ -68,6 +72,20 @@ fn a_backup_and_a_node_whose_lease_ran_out_forward_nothing() {
 }
 
 #[test]
+fn what_still_comes_to_a_node_that_has_handed_over_is_forwarded_and_told_in_its_term() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        rig.set_group(LEAVING);
+        establish(rig);
+        let told: Vec<_> = rig.events().iter().map(|event| (event.state, event.version >> 32)).collect();
+        let states = [FlowState::SynRecv as u8, FlowState::Established as u8];
+        assert_eq!(told, states.map(|state| (state, u64::from(TERM))));
+        rig.set_group(LEFT);
+        assert_eq!(rig.send(Port::Lan, &tcp(CLIENT, SERVER, "P.")).verdict, Drop(DropReason::NotOwner));
+    });
+}
+
+#[test]
 fn a_takeover_goes_on_with_replicated_flows_under_its_own_term() {
     needs_root!();
     at_both_hooks(|rig| {
@@ -89,6 +107,38 @@ fn a_takeover_goes_on_with_replicated_flows_under_its_own_term() {
         let event = rig.events()[0];
         assert_eq!((event.state, event.version), (FlowState::FinWait as u8, u64::from(TERM + 1) << 32 | 1));
         assert_eq!(rig.flows.get(&key(CLIENT, SERVER, proto::TCP), 0).unwrap().node, 2);
+    });
+}
+
+#[test]
+fn a_connection_whose_syn_went_through_the_peer_is_opened() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        establish(rig);
+        // As a planned move has it: what the peer knew when it had seen the SYN alone.
+        rig.edit(&key(CLIENT, SERVER, proto::TCP), |flow| {
+            let told = flow.handshake(proto::TCP, false);
+            flow.ways = Default::default();
+            flow.set_handshake(proto::TCP, false, told);
+            flow.word = Flow::word(FlowState::SynSent, flow.flags() | Flow::INHERITED, flow.zones());
+            (flow.node, flow.version) = (2, u64::from(TERM) << 32);
+        });
+        rig.events();
+        rig.set_group(Group { since_ns: 1 << 62, term: TERM + 1, ..OWNER });
+        for (port, packet) in [
+            (Port::Wan, tcp(SERVER, CLIENT, "S.")),
+            (Port::Lan, tcp(CLIENT, SERVER, ".")),
+            (Port::Lan, tcp(CLIENT, SERVER, "P.")),
+            (Port::Wan, tcp(SERVER, CLIENT, "P.")),
+        ] {
+            assert_eq!(rig.send(port, &packet).verdict, Forward);
+        }
+        let told: Vec<_> = rig.events().iter().map(|event| (event.state, event.version)).collect();
+        let version = |n| u64::from(TERM + 1) << 32 | n;
+        assert_eq!(
+            told,
+            [(FlowState::SynRecv as u8, version(1)), (FlowState::Established as u8, version(2))]
+        );
     });
 }
 

@@ -206,3 +206,33 @@ fn a_carrier_that_is_wrongly_told_to_be_lost_moves_nothing() {
     assert_eq!(rig.actives(0), [1]);
     assert!(rig.events(2, then).len() <= 4, "it is believed no more than twice: {:?}", rig.events(2, then));
 }
+
+#[test]
+fn an_active_goes_on_above_a_term_that_another_node_has_had_meanwhile() {
+    let mut rig = Rig::pair(1);
+    rig.isolate(2);
+    rig.run(ms(5000));
+    assert_eq!(rig.actives(0), [1, 2]);
+    rig.carrier(2, LAN, false);
+    assert_eq!((rig.actives(0), rig.node(1).owned[&0].0), (vec![1], 1));
+    let before = rig.now;
+
+    rig.heal();
+    rig.run(ms(500));
+
+    assert_eq!(
+        (rig.actives(0), rig.node(1).owned[&0].0),
+        (vec![1], 3),
+        "2 has been, and nobody would believe 1"
+    );
+    assert!(rig.node(1).vips.contains(&0));
+    let told = rig.events(1, before).into_iter().any(
+        |e| matches!(e, Event::Role { from: Role::Active, to: Role::Active, term: 3, reason, .. } if reason == "term 2 has been"),
+    );
+    assert!(told);
+    // The same if only replication knows, from flows that have outlived their owner.
+    rig.command(1, |e, now| e.outlived(now, 0, 7));
+    assert_eq!((rig.actives(0), rig.node(1).owned[&0].0), (vec![1], 8));
+    rig.command(1, |e, now| e.outlived(now, 0, 7));
+    assert_eq!(rig.node(1).owned[&0].0, 8, "once");
+}
