@@ -497,6 +497,19 @@ fn a_stale_owner_is_refused_until_it_knows() {
 }
 
 #[test]
+fn a_claim_after_which_there_would_be_no_successor_is_refused() {
+    let mut rig = settled(|_| {});
+    let own = |rig: &mut Rig, node, term| {
+        let now = rig.now;
+        rig.node(node).replication.set_ownership(now, Buckets::one(1), Ownership::Owned { term })
+    };
+    own(&mut rig, 2, u32::MAX);
+    rig.run(400 * MS);
+    assert!(counters(&rig, 1).rejected_term > 0);
+    assert_eq!(own(&mut rig, 1, 2), Buckets::EMPTY);
+}
+
+#[test]
 fn two_owners_of_different_buckets_serve_each_other() {
     let mut rig = Rig::pair(3);
     rig.promote(1, (0..USED / 2).collect());
