@@ -80,11 +80,8 @@ pub struct World {
     pub shape: Shape,
     /// Highest term of each group so far.
     pub terms: [u32; GROUPS],
-    /// Set while nothing is at fault but the network: how many differences had been found before. There are to be no others,
-    /// but for what a silent peer has missed: nothing waits for it.
+    /// Set while nothing is at fault but the network: how many differences had been found before. There are to be no others.
     pub differed: Option<u64>,
-    /// A node has taken a peer for silent, and not all have proved since that they hold the same.
-    silenced: bool,
     /// What must not be, once it is.
     pub violation: Option<String>,
     /// Times at which two nodes said in-sync with nothing on its way, and their kernels were compared.
@@ -113,7 +110,6 @@ impl World {
             network: Network::new(shape.nodes, shape.links),
             terms: [0; GROUPS],
             differed: None,
-            silenced: false,
             violation: None,
             proofs: 0,
             arrived: 0,
@@ -552,16 +548,8 @@ impl World {
             return;
         }
         let touched = std::mem::replace(&mut self.touched, vec![false; self.nodes.len()]);
-        if let Some(before) = self.differed {
-            let states = || self.statuses().map(|s| s.state);
-            self.silenced = states().any(|state| state == SyncState::Silent)
-                || self.silenced && states().any(|state| state != SyncState::InSync);
-            let differences = self.differences();
-            if self.silenced {
-                self.differed = Some(differences);
-            } else if differences > before {
-                return self.violate("a bucket differs for nothing but what the network does");
-            }
+        if self.differed.is_some_and(|before| self.differences() > before) {
+            return self.violate("a bucket differs for nothing but what the network does");
         }
         for (i, &touched_here) in touched.iter().enumerate() {
             if let Err(why) = self.check_memory(i, touched_here) {
@@ -576,13 +564,11 @@ impl World {
 
     /// How often a node has found that a bucket differs.
     pub fn differences(&self) -> u64 {
-        self.statuses().map(|s| s.counters.digest_differs).sum()
-    }
-
-    /// What each daemon says of each of its peers.
-    fn statuses(&self) -> impl Iterator<Item = PeerStatus<'_>> {
         let daemons = self.nodes.iter().filter_map(|n| Some((n, n.daemon.as_ref()?)));
-        daemons.flat_map(|(n, d)| d.replication.status(n.clock(self.now)))
+        daemons
+            .flat_map(|(n, d)| d.replication.status(n.clock(self.now)))
+            .map(|s| s.counters.digest_differs)
+            .sum()
     }
 
     fn check_memory(&self, i: usize, touched: bool) -> Result<(), String> {
