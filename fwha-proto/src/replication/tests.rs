@@ -497,6 +497,26 @@ fn a_stale_owner_is_refused_until_it_knows() {
 }
 
 #[test]
+fn what_a_silent_peer_misses_goes_to_it_as_a_whole() {
+    let mut rig = settled(|_| {});
+    rig.create(1, 1);
+    rig.create(1, 4);
+    rig.run(1000 * MS);
+    rig.cut = vec![(1, 2), (2, 1)];
+    // One is on its way when the peer is given up, the other begins later.
+    rig.create(1, 2);
+    rig.run(3000 * MS);
+    rig.create(1, 3);
+    rig.run(100 * MS);
+    assert_eq!(rig.node(1).replication.sync_state(2), Some(SyncState::Silent));
+    rig.cut.clear();
+    rig.converge(HEALED_WITHIN);
+    assert_eq!(rig.node(2).kernel.len(), 4);
+    assert_eq!(counters(&rig, 1).bulk_records_sent, 2, "of the other buckets nothing");
+    assert_eq!(counters(&rig, 2).digest_differs, 0);
+}
+
+#[test]
 fn a_claim_after_which_there_would_be_no_successor_is_refused() {
     let mut rig = settled(|_| {});
     let own = |rig: &mut Rig, node, term| {
