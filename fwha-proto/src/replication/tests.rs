@@ -517,6 +517,21 @@ fn what_a_silent_peer_misses_goes_to_it_as_a_whole() {
 }
 
 #[test]
+fn flows_are_counted_by_where_they_began() {
+    let mut rig = settled(|_| {});
+    let counts = |rig: &mut Rig| [1, 2].map(|node| rig.node(node).replication.census());
+    rig.create(1, 1);
+    rig.create(1, 17);
+    rig.run(100 * MS);
+    assert_eq!(counts(&mut rig), [Some([2, 0]), Some([0, 2])]);
+    rig.delete(1, 1);
+    rig.run(100 * MS);
+    assert_eq!(counts(&mut rig), [Some([1, 0]), Some([0, 1])]);
+    rig.node(1).replication.reconcile_begin(Rig::used());
+    assert_eq!(counts(&mut rig), [None, Some([0, 1])], "until the table has been read");
+}
+
+#[test]
 fn a_claim_after_which_there_would_be_no_successor_is_refused() {
     let mut rig = settled(|_| {});
     let own = |rig: &mut Rig, node, term| {
