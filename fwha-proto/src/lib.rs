@@ -27,3 +27,7 @@ pub mod vrrp;
 
 /// A node's number: its place in the cluster file, from 1.
 pub type NodeId = u8;
+
+/// A term rises by one with each takeover. Who claims one that is further above what is known than this is not believed:
+/// soon there would be no higher one to take over with.
+pub const TERM_LEAP_MAX: u32 = 1 << 24;

@@ -63,11 +63,11 @@ pub use self::output::{CommandError, Counters, Event, Output};
 use self::peer::Peer;
 pub use self::peer::{HELLO_INTERVAL, Link, RENEW_INTERVAL};
 use self::status::Stranger;
-use crate::NodeId;
 use crate::heartbeat::{GroupRecord, Heartbeat, Interface, NodeState, PeerState, Role, Via};
 use crate::seal::{Header, KeyRing, OpenError, Opened};
 use crate::time::Time;
 use crate::tracker::{Report, State};
+use crate::{NodeId, TERM_LEAP_MAX};
 
 /// Between two events about refused datagrams with the same reason.
 const REFUSED_EVENT_INTERVAL: Duration = Duration::from_secs(10);
@@ -154,6 +154,9 @@ impl Election {
         let peer = &mut self.peers[p];
         match peer.channel.open(datagram) {
             Ok(Opened::Data(payload)) => match Heartbeat::parse(payload) {
+                Ok(heartbeat) if self.leaps(&heartbeat) => {
+                    self.refused(link, header.sender, "term", "claims a term that cannot have come about");
+                }
                 Ok(heartbeat) => self.heartbeat(now, p, link, heartbeat),
                 Err(_) => self.counters.count("heartbeat_rx", "malformed"),
             },
@@ -183,7 +186,7 @@ impl Election {
                 if !matches!(error, OpenError::Replayed | OpenError::UnknownEpoch) {
                     self.peers[p].refused = Some(error);
                 }
-                self.refused(link, header.sender, error);
+                self.cannot_open(link, header.sender, error);
             }
         }
     }
@@ -409,20 +412,33 @@ impl Election {
     /// A datagram that no peer is to blame for.
     fn strange(&mut self, link: u8, claims: NodeId, error: OpenError) {
         self.stranger = Some(Stranger { at: self.clock, link, claims, error });
-        self.refused(link, 0, error);
+        self.cannot_open(link, 0, error);
     }
 
-    fn refused(&mut self, link: u8, sender: NodeId, error: OpenError) {
-        let (now, name) = (self.clock, error.as_str());
+    fn cannot_open(&mut self, link: u8, sender: NodeId, error: OpenError) {
+        if error == OpenError::UnknownEpoch {
+            // An epoch that is not proved yet belongs to every handshake.
+            return self.counters.count("heartbeat_refused", error.as_str());
+        }
+        self.refused(link, sender, error.as_str(), &error.to_string());
+    }
+
+    fn refused(&mut self, link: u8, sender: NodeId, name: &'static str, reason: &str) {
+        let now = self.clock;
         self.counters.count("heartbeat_refused", name);
-        // An epoch that is not proved yet belongs to every handshake.
-        if error == OpenError::UnknownEpoch
-            || self.refused_at.get(name).is_some_and(|&at| now < at + REFUSED_EVENT_INTERVAL)
-        {
+        if self.refused_at.get(name).is_some_and(|&at| now < at + REFUSED_EVENT_INTERVAL) {
             return;
         }
         self.refused_at.insert(name, now);
-        self.event(Event::Refused { link, sender, reason: error.to_string() });
+        self.event(Event::Refused { link, sender, reason: reason.to_owned() });
+    }
+
+    /// Whether a heartbeat claims a term that is out of reach ([`TERM_LEAP_MAX`]).
+    fn leaps(&self, heartbeat: &Heartbeat) -> bool {
+        heartbeat.groups.iter().any(|record| {
+            let group = self.groups.iter().find(|g| g.config.group == record.group);
+            group.is_some_and(|g| record.term.saturating_sub(g.term) > TERM_LEAP_MAX)
+        })
     }
 
     fn heartbeat(&mut self, now: Time, p: usize, link: u8, heartbeat: Heartbeat) {

@@ -21,8 +21,8 @@ use super::status::{Counters, LocalCounters};
 use super::table::{Peers, Table};
 use super::wire::Deletion;
 use super::{Options, Output};
-use crate::NodeId;
 use crate::time::Time;
+use crate::{NodeId, TERM_LEAP_MAX};
 
 /// A deletion by this node is remembered this long: an event that another CPU wrote before it may
 /// be read after it.
@@ -337,6 +337,10 @@ impl Core {
         }
         if term == owner.term && peer == owner.node {
             return Some(Admission::Owner);
+        }
+        if term - owner.term > TERM_LEAP_MAX {
+            counters.rejected_term += 1;
+            return None;
         }
         let before = std::mem::replace(owner, Owner { term, node: peer });
         self.moved.insert(bucket);

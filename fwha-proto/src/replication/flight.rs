@@ -67,6 +67,8 @@ pub(super) struct Flight {
     sent: VecDeque<Option<Sent>>,
     outstanding: usize,
     highest_acked: u64,
+    /// When that one was sent.
+    highest_acked_at: Time,
     /// Newest datagram that the peer is known to have received, or to need no more.
     newest: u64,
     /// Since when an acknowledgement is awaited: the first datagram sent after the last one.
@@ -90,6 +92,7 @@ impl Flight {
             sent: VecDeque::new(),
             outstanding: 0,
             highest_acked: 0,
+            highest_acked_at: Time::ZERO,
             newest: 0,
             waiting: None,
             window: WINDOW_INITIAL,
@@ -199,6 +202,7 @@ impl Flight {
         let Some(sent) = self.take(seq) else { return };
         if seq > self.highest_acked {
             self.highest_acked = seq;
+            self.highest_acked_at = sent.at;
             let sample = now.since(sent.at);
             self.rtt = Some(match self.rtt {
                 None => (sample, sample / 2),
@@ -209,14 +213,24 @@ impl Flight {
     }
 
     /// Gives up what must be taken for lost now: it goes to `lost`. Whether a timeout says so.
+    ///
+    /// A peer that gets no processor for a moment has lost nothing. So the first timeout takes only the oldest datagram
+    /// for lost: what it carried goes out again, and the answer to that tells of all the others. Without any answer the
+    /// next timeout takes them all.
     pub(super) fn lose(&mut self, now: Time, lost: &mut Vec<Sent>) -> bool {
-        let before = lost.len();
-        let timed_out = self.timeout().is_some_and(|t| t <= now);
-        for seq in self.floor..(self.highest_acked + 1).saturating_sub(REORDER) {
-            lost.extend(self.take(seq));
+        let (before, rto) = (lost.len(), self.rto_without_backoff());
+        for seq in self.floor..self.highest_acked {
+            let overtaken = self.get(seq).is_some_and(|s| s.at + rto <= self.highest_acked_at);
+            if overtaken || seq + REORDER <= self.highest_acked {
+                lost.extend(self.take(seq));
+            }
         }
-        if timed_out {
-            let rto = self.rto();
+        self.raise_floor();
+        let timed_out = self.timeout().is_some_and(|t| t <= now);
+        if timed_out && self.backoff == 0 {
+            lost.extend(self.take(self.floor));
+            self.backoff = 1;
+        } else if timed_out {
             for seq in self.floor..self.next() {
                 if self.get(seq).is_some_and(|s| now.since(s.at) >= rto) {
                     lost.extend(self.take(seq));
@@ -248,8 +262,11 @@ impl Flight {
     }
 
     fn rto(&self) -> Duration {
-        let base = self.rtt.map_or(RTO_INITIAL, |(smooth, var)| (smooth + var * 4).max(RTO_MIN));
-        (base * (1 << self.backoff.min(6))).min(RTO_MAX)
+        (self.rto_without_backoff() * (1 << self.backoff.min(6))).min(RTO_MAX)
+    }
+
+    fn rto_without_backoff(&self) -> Duration {
+        self.rtt.map_or(RTO_INITIAL, |(smooth, var)| (smooth + var * 4).max(RTO_MIN)).min(RTO_MAX)
     }
 
     fn grow(&mut self, acked: usize) {
@@ -324,8 +341,28 @@ mod tests {
             assert!(!lost.is_empty());
             f.send(now, Sent::new(vec![]));
         }
-        assert_eq!(waits, [100, 200, 400, 500, 500]);
+        assert_eq!(waits, [100, 100, 400, 500, 500]);
         assert_eq!(f.waiting(), Some(Time::ZERO));
+    }
+
+    #[test]
+    fn a_peer_that_is_slow_is_asked_before_all_is_sent_again() {
+        let asked = || {
+            let (mut f, mut lost) = (flight(10), vec![]);
+            assert!(f.lose(Time::from_millis(100), &mut lost));
+            assert_eq!((lost.len(), f.outstanding(), f.window), (1, 9, WINDOW_INITIAL));
+            f.send(Time::from_millis(100), Sent::new(vec![]));
+            f
+        };
+        let (mut slow, mut settled, mut lost) = (asked(), vec![], vec![]);
+        slow.acknowledge(Time::from_millis(110), 11, &[], &mut settled);
+        assert!(!slow.lose(Time::from_millis(110), &mut lost));
+        assert_eq!((settled.len(), lost.len()), (10, 0));
+        // Another peer has received the first one, and then nothing but the question.
+        let (mut deaf, mut settled) = (asked(), vec![]);
+        deaf.acknowledge(Time::from_millis(110), 1, &[0, 0b10], &mut settled);
+        assert!(!deaf.lose(Time::from_millis(110), &mut lost));
+        assert_eq!((settled.len(), lost.len(), deaf.outstanding()), (1, 9, 0));
     }
 
     #[test]

@@ -571,6 +571,16 @@ impl Replication {
         self.core.table.live()
     }
 
+    /// Flows in the kernel map as far as this node has heard of them: those that began here, and all others. `None` if
+    /// the replica does not hold all of them. Costs the same whatever there is.
+    pub fn census(&self) -> Option<[usize; 2]> {
+        let core = &self.core;
+        let whole = core.options.enabled && core.options.filter.policy.is_none();
+        let heard = core.reconciling.is_empty() && !core.missed;
+        let here = core.table.begun(core.options.identity.node);
+        (whole && heard).then(|| [here + self.young.len(), core.table.live() - here])
+    }
+
     /// Flows that peers will hear of when they are old enough ([`Filter::min_age`]).
     pub fn young(&self) -> usize {
         self.young.len()

@@ -30,7 +30,7 @@ use crate::time::Time;
 const FLUSH_AT: usize = 24;
 /// Something is sent this often, so that silence means something.
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(1);
-/// Without acknowledgement for this long, a peer is silent: nothing is queued for it any more.
+/// Without acknowledgement for this long, a peer is silent: no change is queued for it any more.
 const SILENT_AFTER: Duration = Duration::from_secs(2);
 /// A silent peer is asked for a sign of life this often.
 const PROBE_EVERY: Duration = Duration::from_millis(500);
@@ -130,7 +130,7 @@ impl Outbox {
         counters: &mut Counters,
     ) -> Option<Event> {
         if self.silent {
-            // Its digests will tell, once it answers.
+            self.bulk.want(core, Buckets::one(core.table.at(i).entry.bucket));
             return None;
         }
         let (crowded, may_have) = (core.crowded(), core.may_have(i, self.bit));
@@ -309,12 +309,16 @@ impl Outbox {
     }
 
     /// Whether the peer has just been silent for too long: then everything that waits for it is let
-    /// go. What it missed, digests will show.
+    /// go. The buckets of what it misses go to it as a whole, once it answers: that it found them equal
+    /// before it may say still.
     pub(super) fn check_silence(&mut self, core: &mut Core, inbox: &mut Inbox, now: Time) {
         if self.silent_at() > now {
             return;
         }
+        let on_its_way = self.queue.iter().map(|q| q.bucket).chain(self.flight.carried().map(|c| c.bucket));
+        let missed: Buckets = on_its_way.collect();
         self.clear(core);
+        self.bulk.want(core, missed);
         self.silent = true;
         self.alive_at = now;
         self.hello_due = true;

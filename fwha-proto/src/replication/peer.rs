@@ -499,7 +499,7 @@ impl Peer {
             warnings: &self.warnings,
             refused: self.refused,
             renewing: self.channel.is_renewing(),
-            sending: outbox.and_then(|o| o.bulk.progress(core, now)),
+            sending: outbox.filter(|o| !o.silent()).and_then(|o| o.bulk.progress(core, now)),
             receiving: inbox.and_then(|i| i.progress(now)),
             acknowledged: outbox.map_or(&self.lag, |o| &o.lag),
             counters: &self.counters,

@@ -80,6 +80,8 @@ counters! {
         rejected_owned,
         /// Records of a former owner.
         rejected_stale,
+        /// Records in a term that cannot have come about.
+        rejected_term,
         /// Flows refused because the table is full, or the peer's share of it is.
         rejected_full,
         /// Flows refused because they are of a zone that the config does not have.

@@ -18,6 +18,9 @@ use crate::NodeId;
 /// Number of no slot.
 pub(super) const NONE: u32 = u32::MAX;
 
+/// All numbers that an identity can have.
+const NODES: usize = NodeId::MAX as usize + 1;
+
 const CHUNK_BITS: u32 = 10;
 const CHUNK: usize = 1 << CHUNK_BITS;
 
@@ -66,6 +69,8 @@ pub(super) struct Table {
     heads: [u32; BUCKETS],
     digests: [u64; BUCKETS],
     counts: [u32; BUCKETS],
+    /// Live flows by the node at which they began.
+    begun: [u32; NODES],
     live: usize,
     dead: usize,
     changes: u32,
@@ -85,6 +90,7 @@ impl Table {
             heads: [NONE; BUCKETS],
             digests: [0; BUCKETS],
             counts: [0; BUCKETS],
+            begun: [0; NODES],
             live: 0,
             dead: 0,
             changes: 0,
@@ -103,6 +109,11 @@ impl Table {
     /// Live flows.
     pub(super) const fn live(&self) -> usize {
         self.live
+    }
+
+    /// Live flows that began at `node`.
+    pub(super) const fn begun(&self, node: NodeId) -> usize {
+        self.begun[node as usize] as usize
     }
 
     /// Tombstones.
@@ -186,6 +197,8 @@ impl Table {
             let bucket = usize::from(entry.bucket);
             let old = self.mix.entry(&slot.key, &slot.entry);
             let new = self.mix.entry(&slot.key, &entry);
+            self.begun[usize::from(slot.entry.id.node)] -= 1;
+            self.begun[usize::from(entry.id.node)] += 1;
             self.digests[bucket] = self.digests[bucket].wrapping_sub(old).wrapping_add(new);
             let change = self.next_change();
             let slot = self.at_mut(i);
@@ -270,9 +283,10 @@ impl Table {
     fn link(&mut self, i: u32) {
         let change = self.next_change();
         let slot = self.at(i);
-        let bucket = usize::from(slot.entry.bucket);
+        let (bucket, node) = (usize::from(slot.entry.bucket), usize::from(slot.entry.id.node));
         let hash = self.mix.entry(&slot.key, &slot.entry);
         let head = self.heads[bucket];
+        self.begun[node] += 1;
         self.heads[bucket] = i;
         self.digests[bucket] = self.digests[bucket].wrapping_add(hash);
         self.counts[bucket] += 1;
@@ -288,7 +302,9 @@ impl Table {
         let change = self.next_change();
         let slot = self.at(i);
         let (bucket, prev, next) = (usize::from(slot.entry.bucket), slot.prev, slot.next);
+        let node = usize::from(slot.entry.id.node);
         let hash = self.mix.entry(&slot.key, &slot.entry);
+        self.begun[node] -= 1;
         for cursor in &mut self.cursors {
             if *cursor == i {
                 *cursor = next;
@@ -337,7 +353,7 @@ mod tests {
             b.replace(i, entry((n % 2) as u8, 1));
         }
         assert_eq!((a.digest(0), a.digest(1)), (b.digest(0), b.digest(1)));
-        assert_eq!((a.count(0), a.live()), (1500, 3000));
+        assert_eq!((a.count(0), a.live(), a.begun(1), a.begun(2)), (1500, 3000, 3000, 0));
         let i = b.find(&key(7)).unwrap();
         b.replace(i, entry(1, 2));
         assert_ne!(a.digest(1), b.digest(1), "another version is another digest");
@@ -347,7 +363,7 @@ mod tests {
         a.kill(j);
         assert_eq!(a.digest(1), b.digest(1), "a tombstone is not in the digest");
         assert_eq!((a.find(&key(7)), b.find(&key(7))), (Some(j), None));
-        assert_eq!((a.dead(), b.dead(), b.live()), (1, 0, 2999));
+        assert_eq!((a.dead(), b.dead(), b.live(), b.begun(1)), (1, 0, 2999, 2999));
         assert_eq!(a.bucket(1).len(), 1499);
     }
 

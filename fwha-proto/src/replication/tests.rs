@@ -557,6 +557,54 @@ fn what_a_former_owner_did_before_it_knew_is_not_lost() {
 }
 
 #[test]
+fn what_a_silent_peer_misses_goes_to_it_as_a_whole() {
+    let mut rig = settled(|_| {});
+    rig.create(1, 1);
+    rig.create(1, 4);
+    rig.run(1000 * MS);
+    rig.cut = vec![(1, 2), (2, 1)];
+    // One is on its way when the peer is given up, the other begins later.
+    rig.create(1, 2);
+    rig.run(3000 * MS);
+    rig.create(1, 3);
+    rig.run(100 * MS);
+    assert_eq!(rig.node(1).replication.sync_state(2), Some(SyncState::Silent));
+    rig.cut.clear();
+    rig.converge(HEALED_WITHIN);
+    assert_eq!(rig.node(2).kernel.len(), 4);
+    assert_eq!(counters(&rig, 1).bulk_records_sent, 2, "of the other buckets nothing");
+    assert_eq!(counters(&rig, 2).digest_differs, 0);
+}
+
+#[test]
+fn flows_are_counted_by_where_they_began() {
+    let mut rig = settled(|_| {});
+    let counts = |rig: &mut Rig| [1, 2].map(|node| rig.node(node).replication.census());
+    rig.create(1, 1);
+    rig.create(1, 17);
+    rig.run(100 * MS);
+    assert_eq!(counts(&mut rig), [Some([2, 0]), Some([0, 2])]);
+    rig.delete(1, 1);
+    rig.run(100 * MS);
+    assert_eq!(counts(&mut rig), [Some([1, 0]), Some([0, 1])]);
+    rig.node(1).replication.reconcile_begin(Rig::used());
+    assert_eq!(counts(&mut rig), [None, Some([0, 1])], "until the table has been read");
+}
+
+#[test]
+fn a_claim_after_which_there_would_be_no_successor_is_refused() {
+    let mut rig = settled(|_| {});
+    let own = |rig: &mut Rig, node, term| {
+        let now = rig.now;
+        rig.node(node).replication.set_ownership(now, Buckets::one(1), Ownership::Owned { term })
+    };
+    own(&mut rig, 2, u32::MAX);
+    rig.run(400 * MS);
+    assert!(counters(&rig, 1).rejected_term > 0);
+    assert_eq!(own(&mut rig, 1, 2), Buckets::EMPTY);
+}
+
+#[test]
 fn two_owners_of_different_buckets_serve_each_other() {
     let mut rig = Rig::pair(3);
     rig.promote(1, (0..USED / 2).collect());

@@ -201,6 +201,8 @@ pub struct Snapshot {
     pub counters: Vec<(&'static str, u64)>,
     /// Flows in the replica.
     pub flows: usize,
+    /// As [`Replication::census`].
+    pub census: Option<[usize; 2]>,
     /// Owned flows that no peer which answers is known to hold as they are.
     pub at_risk: u64,
 }
@@ -731,6 +733,7 @@ impl Thread {
             peers,
             counters,
             flows: self.replication.len(),
+            census: self.replication.census(),
             at_risk: self.replication.at_risk(),
         }));
     }

@@ -48,7 +48,7 @@ pub struct Args {
     /// Programs of `fwha` that are built already are here
     #[arg(long, value_name = "DIR")]
     bin_dir: Option<PathBuf>,
-    /// Another build's programs are here, and are a contender too, where cost is measured
+    /// Another build's programs are here, and are a contender too, in `cost` and `churn`
     #[arg(long, value_name = "DIR")]
     other: Option<PathBuf>,
     /// Write the figures to a file
@@ -166,7 +166,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         }
         let (name, (text, json)) = match part {
             Part::Cost => ("cost", cost::run(&mut lab, &plan, &spinner, &mut pictures)?),
-            Part::Churn => ("churn", churn::run(&lab, &plan, &spinner)?),
+            Part::Churn => ("churn", churn::run(&mut lab, &plan, &spinner)?),
             Part::Takeover => ("takeover", takeover::run(&lab, &plan, &spinner)?),
             Part::Bulk => ("bulk", bulk::run(&lab, &plan, &spinner)?),
         };

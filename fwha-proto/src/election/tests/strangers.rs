@@ -232,6 +232,17 @@ fn garbage_on_the_heartbeat_port_is_counted_and_moves_nothing() {
 }
 
 #[test]
+fn a_term_out_of_reach_is_refused_and_named() {
+    let mut rig = Rig::pair(1);
+    rig.election(2).groups[0].term = u32::MAX;
+    rig.run(ms(1000));
+    assert!(rig.counter(1, "heartbeat_refused", "term") > 10);
+    let told = rig.node(1).events.iter().filter(|(_, e)| matches!(e, Event::Refused { .. })).count();
+    assert_eq!(told, 1, "an event per reason, not per heartbeat");
+    assert_eq!((rig.actives(0), rig.election(1).groups[0].term), (vec![1], 1));
+}
+
+#[test]
 fn another_node_of_our_own_name_is_named() {
     let mut rig = Rig::pair(1);
     let config = &rig.election(1).config;

@@ -59,24 +59,64 @@ const FIGURES: [(&str, &str, usize); 13] = [
     ("backup_mb", "memory of the backup daemon afterwards, MB", 0),
 ];
 
+/// What one build did at one rate.
+struct Row {
+    /// It is the other build.
+    other: bool,
+    rate: u32,
+    figures: [Series; FIGURES.len()],
+}
+
+impl Row {
+    fn heading(&self) -> String {
+        format!("{}{}", self.rate, if self.other { ", other build" } else { " a second" })
+    }
+}
+
 /// Measures it.
-pub fn run(lab: &Lab, plan: &Plan, spinner: &ProgressBar) -> Result<(String, Value)> {
+pub fn run(lab: &mut Lab, plan: &Plan, spinner: &ProgressBar) -> Result<(String, Value)> {
     let object = build_ebpf::build_package("fwha-bench-ebpf")?;
     let object = fs::read(&object).with_context(|| format!("read {}", object.display()))?;
+    let mut builds = vec![(false, &plan.bin_dir)];
+    builds.extend(plan.other.as_ref().map(|dir| (true, dir)));
+    let mut rows: Vec<Row> = Vec::new();
+    for &(other, _) in &builds {
+        rows.extend(plan.churn_rates.iter().map(|&rate| Row { other, rate, figures: Default::default() }));
+    }
+    for round in 0..plan.churns {
+        for &(other, dir) in &builds {
+            lab.take_programs_from(dir.clone());
+            let rows = rows.iter_mut().filter(|row| row.other == other);
+            let measured = turn(lab, plan, &object, rows, |row| {
+                let heading = row.heading();
+                spinner.set_message(format!("connections, {heading}, {} of {}", round + 1, plan.churns));
+            });
+            lab.take_programs_from(plan.bin_dir.clone());
+            measured?;
+        }
+        // Each build is the first one as often as the last one.
+        builds.reverse();
+    }
+    Ok((text(plan, &rows), json(plan, &rows)))
+}
+
+/// One build has its turn.
+fn turn<'a>(
+    lab: &Lab,
+    plan: &Plan,
+    object: &[u8],
+    rows: impl Iterator<Item = &'a mut Row>,
+    tell: impl Fn(&Row),
+) -> Result<()> {
     let mut fwha = Fwha::start(lab)?;
     Wire::through(lab, Node::Fw1)?.play(0..WARM_UP, 1_000, &conversation())?;
-    let mut injector = Injector::new(lab, &fwha, &object)?;
-    let mut rows: Vec<(u32, [Series; FIGURES.len()])> =
-        plan.churn_rates.iter().map(|&rate| (rate, Default::default())).collect();
-    for round in 0..plan.churns {
-        for (rate, figures) in &mut rows {
-            spinner.set_message(format!("{rate} connections a second, {} of {}", round + 1, plan.churns));
-            let new = measure(lab, plan, &mut fwha, &mut injector, *rate)?;
-            figures.iter_mut().zip(new).for_each(|(series, figure)| series.push(figure));
-        }
+    let mut injector = Injector::new(lab, &fwha, object)?;
+    for row in rows {
+        tell(row);
+        let new = measure(lab, plan, &mut fwha, &mut injector, row.rate)?;
+        row.figures.iter_mut().zip(new).for_each(|(series, figure)| series.push(figure));
     }
-    fwha.stop()?;
-    Ok((text(plan, &rows), json(plan, &rows)))
+    fwha.stop()
 }
 
 fn measure(
@@ -249,31 +289,32 @@ fn program_of(pid: u32) -> Result<ProgramFd> {
     program.context("the daemon has no program at tc")?.fd().context("open the daemon's program")
 }
 
-fn text(plan: &Plan, rows: &[(u32, [Series; FIGURES.len()])]) -> String {
+fn text(plan: &Plan, rows: &[Row]) -> String {
     let mut text = format!(
         "Connections opened, reset and expired, for {} s, {} times; median (quartiles)\n\n{:<46}",
         plan.churn_seconds, plan.churns, "offered"
     );
-    for (rate, _) in rows {
-        let _ = write!(text, " {:>26}", format!("{rate} a second"));
+    for row in rows {
+        let _ = write!(text, " {:>26}", row.heading());
     }
     text.push('\n');
     for (i, (_, what, decimals)) in FIGURES.iter().enumerate() {
         let _ = write!(text, "{what:<46}");
-        for (_, figures) in rows {
-            let _ = write!(text, " {:>26}", figures[i].spread(*decimals));
+        for row in rows {
+            let _ = write!(text, " {:>26}", row.figures[i].spread(*decimals));
         }
         text.push('\n');
     }
     text
 }
 
-fn json(plan: &Plan, rows: &[(u32, [Series; FIGURES.len()])]) -> Value {
-    let rows = rows.iter().map(|(rate, figures)| {
-        let figures = FIGURES.iter().zip(figures);
+fn json(plan: &Plan, rows: &[Row]) -> Value {
+    let rows = rows.iter().map(|row| {
+        let figures = FIGURES.iter().zip(&row.figures);
         let mut json: serde_json::Map<String, Value> =
             figures.map(|((name, ..), series)| ((*name).to_owned(), series.json())).collect();
-        json.insert("offered_per_s".to_owned(), (*rate).into());
+        json.insert("offered_per_s".to_owned(), row.rate.into());
+        json.insert("other".to_owned(), row.other.into());
         Value::Object(json)
     });
     json!({ "seconds": plan.churn_seconds, "rows": rows.collect::<Vec<_>>() })
