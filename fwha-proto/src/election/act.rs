@@ -31,6 +31,7 @@ impl Election {
         group.lease_until = now + lease;
         (group.moved, group.warm, group.foreign) = (moved, true, false);
         (group.vacant_since, group.preempt_since, group.released) = (None, None, None);
+        group.held = None;
         let (term, until) = (group.term, group.lease_until);
         for machine in &mut group.machines {
             machine.become_active(now);
@@ -83,7 +84,7 @@ impl Election {
         group.handover = None;
         group.moved = false;
         group.vacant_since = None;
-        group.preempt_since = None;
+        (group.preempt_since, group.held) = (None, None);
         if was_active || role == Role::Backup {
             for (i, machine) in group.machines.iter_mut().enumerate() {
                 machine.become_backup(now, heard.filter(|(at, _)| *at == i).map(|(_, interval)| interval));

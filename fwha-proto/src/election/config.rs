@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use fwha_common::{MAX_GROUPS, MAX_NODES, MAX_ZONES};
 
+use super::witness::MAX_WITNESSES;
 use crate::NodeId;
 use crate::heartbeat::{Interface, MAX_INSTANCES, MAX_LINKS, MAX_TRACKERS, Via};
 use crate::seal::{Identity, KeyRing};
@@ -43,6 +44,9 @@ pub struct Config {
     pub groups: Vec<GroupConfig>,
     /// The trackers that run on this node, at most [`MAX_TRACKERS`].
     pub trackers: Vec<TrackerConfig>,
+    /// Hosts of which one must answer before a group of a lost peer is claimed, at most [`MAX_WITNESSES`]; see
+    /// [`super::witness`]. None: nobody is asked.
+    pub witnesses: Vec<IpAddr>,
     /// An operator had put this node on standby before it started.
     pub standby: bool,
 }
@@ -191,6 +195,10 @@ impl Config {
         let unique = |n: usize| self.trackers[..n].iter().all(|t| t.id != self.trackers[n].id);
         if self.trackers.len() > MAX_TRACKERS || !(0..self.trackers.len()).all(unique) {
             return fail("tracker", "at most 24 trackers, and no two may have the same id");
+        }
+        let distinct = |n: usize| !self.witnesses[..n].contains(&self.witnesses[n]);
+        if self.witnesses.len() > MAX_WITNESSES || !(0..self.witnesses.len()).all(distinct) {
+            return fail("witness", "at most 8 witnesses, and none twice");
         }
         let mut known = [false; MAX_GROUPS];
         for g in &self.groups {

@@ -129,7 +129,29 @@ impl Election {
         } else if self.forbidden(g).is_none() {
             self.why_not_active(g, now, &mut because);
         }
+        self.explain_witnesses(g, &mut because);
         because
+    }
+
+    /// What the witnesses mean for a group.
+    fn explain_witnesses(&self, g: usize, because: &mut Vec<String>) {
+        let group = &self.groups[g];
+        let names = |nodes: &mut dyn Iterator<Item = NodeId>| {
+            nodes.map(|node| self.config.node_name(node)).collect::<Vec<_>>().join(" and ")
+        };
+        if group.held.is_some() {
+            let lost = names(&mut self.unreached(g));
+            because.push(format!(
+                "{lost} cannot be reached, and no witness answers: this node may be the one that is cut off"
+            ));
+        } else if self.witnesses.none_up() && group.is_active() {
+            because.push("no witness answers: it keeps the group, but would not take it like this".into());
+        } else if self.witnesses.none_up() {
+            let others = names(&mut group.others());
+            because.push(format!(
+                "no witness answers: it does not take the group if {others} cannot be reached"
+            ));
+        }
     }
 
     /// Why a node that may be Active is not.

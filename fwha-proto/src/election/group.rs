@@ -88,6 +88,8 @@ pub(super) struct Group {
     /// A router outside of the cluster advertised better than this node, no peer being alive.
     pub foreign: bool,
     pub preempt_since: Option<Time>,
+    /// A claim waits for a witness: since when, and whether an event has told.
+    pub held: Option<(Time, bool)>,
     /// When this node or a peer last got other virtual routers, by a reload.
     pub reloaded: Time,
     /// By member place: virtual routers whose adverts that member does not hear.
@@ -123,6 +125,7 @@ impl Group {
             outranked: None,
             foreign: false,
             preempt_since: None,
+            held: None,
             reloaded: now,
             unheard: BTreeMap::new(),
             config: group.clone(),

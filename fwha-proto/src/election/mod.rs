@@ -8,7 +8,7 @@
 //! # Driving it
 //!
 //! 1. Deliver all input that has arrived ([`Election::heartbeat_datagram`],
-//!    [`Election::vrrp_packet`], [`Election::probe_reply`], [`Election::interface`] and so on), each
+//!    [`Election::vrrp_packet`], [`Election::probe_reply`], [`Election::witness_reply`], [`Election::interface`] and so on), each
 //!    with the time of its arrival. These times may lie a little before that of an earlier call.
 //! 2. If [`Election::next_timeout`] is not later than now, call [`Election::tick`]. Roles change
 //!    here only, so no timer is believed before the packets that had arrived were read.
@@ -26,6 +26,7 @@
 //! | `peer`, [`suspicion`] | one other node: channel, links, and whether it lives |
 //! | `group`, `decide`, `act` | one group, the policy, and how it is carried out |
 //! | [`trackers`] | what this node watches, and whether that counts |
+//! | [`witness`] | who tells a lost peer from a node that is cut off |
 //! | `adverts` | VRRP: what is sent, what is heard, what it counts for |
 //! | `reload` | another cluster file, under way |
 //! | [`output`] | outputs, events, errors, counters |
@@ -43,6 +44,7 @@ mod reload;
 pub mod status;
 pub mod suspicion;
 pub mod trackers;
+pub mod witness;
 
 #[cfg(test)]
 mod rig;
@@ -63,6 +65,7 @@ pub use self::output::{CommandError, Counters, Event, Output};
 use self::peer::Peer;
 pub use self::peer::{HELLO_INTERVAL, Link, RENEW_INTERVAL};
 use self::status::Stranger;
+use self::witness::Witnesses;
 use crate::NodeId;
 use crate::heartbeat::{GroupRecord, Heartbeat, Interface, NodeState, PeerState, Role, Via};
 use crate::seal::{Header, KeyRing, OpenError, Opened};
@@ -98,6 +101,7 @@ pub struct Election {
     stranger: Option<Stranger>,
     /// How each tracker of the config stands.
     reports: Vec<Report>,
+    witnesses: Witnesses,
 }
 
 impl Election {
@@ -128,6 +132,7 @@ impl Election {
             refused_at: BTreeMap::new(),
             stranger: None,
             reports: vec![Report { since: now, ..Report::default() }; config.trackers.len()],
+            witnesses: Witnesses::new(now, &config.witnesses),
             config,
         };
         for (via, interface) in election.config.interfaces.clone() {
@@ -347,6 +352,7 @@ impl Election {
         self.reconcile();
         self.watch_adverts(now);
         self.speak_vrrp(now);
+        self.ask_witnesses(now);
         if now >= self.heartbeat_due {
             // Keep the rhythm, but do not catch up on what was missed.
             self.heartbeat_due = (self.heartbeat_due + self.config.heartbeat_interval).max(now);
@@ -380,7 +386,7 @@ impl Election {
                 let announce = group.announce.first().copied().into_iter().chain(group.refresh);
                 adverts.chain(announce).chain(silence).chain(handover).chain(lease)
             });
-        peers.chain(groups).min().unwrap_or(Time::NEVER).min(self.heartbeat_due)
+        peers.chain(groups).min().unwrap_or(Time::NEVER).min(self.heartbeat_due).min(self.witnesses.next())
     }
 
     /// What to do next; `None` when all is done.

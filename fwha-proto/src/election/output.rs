@@ -49,6 +49,13 @@ pub enum Output {
         /// What follows the Ethernet header.
         probe: Probe,
     },
+    /// Send an ICMP echo request to a witness; [`super::Election::witness_reply`] takes the answer.
+    AskWitness {
+        /// Its address.
+        address: IpAddr,
+        /// The number to be sent back.
+        nonce: u64,
+    },
     /// Own the group's buckets: one write of its element in `GROUPS`.
     Own {
         /// The group.
@@ -188,6 +195,20 @@ pub enum Event {
         counts: bool,
         /// What it does now, or why nothing.
         effect: String,
+    },
+    /// A witness answers, or does not any more.
+    Witness {
+        /// Its address.
+        witness: IpAddr,
+        /// Now.
+        to: State,
+    },
+    /// This node would take a group of peers that it cannot reach, but no witness answers it.
+    ClaimHeld {
+        /// The group.
+        group: GroupId,
+        /// The peers.
+        peers: Vec<NodeId>,
     },
     /// A peer runs with another cluster file.
     ConfigDiffers {

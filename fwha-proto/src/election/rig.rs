@@ -56,6 +56,11 @@ enum Packet {
         ttl: u8,
         bytes: Vec<u8>,
     },
+    /// The answer of a witness.
+    Echo {
+        address: IpAddr,
+        nonce: u64,
+    },
     /// Kind, lease and nonce are all that the rig needs; the frame is made again at the receiver.
     Request {
         via: Via,
@@ -104,6 +109,10 @@ pub struct Rig {
     cuts: BTreeSet<(NodeId, NodeId, Via)>,
     /// Interfaces without carrier.
     down: BTreeSet<(NodeId, Via)>,
+    /// Nodes that no witness answers.
+    pub unwitnessed: BTreeSet<NodeId>,
+    /// How long a witness takes to answer.
+    pub witness_trip: Duration,
     /// Interfaces that carry everything but probes.
     pub no_probes: BTreeSet<Via>,
     /// Whether a daemon that hung reads kernel arrival stamps.
@@ -164,6 +173,7 @@ pub fn config(nodes: u8, node: NodeId, epoch: u64) -> Config {
         interfaces: vias.map(|via| interface(node, via)).into(),
         groups: vec![group(0, members)],
         trackers: vec![],
+        witnesses: vec![],
         standby: false,
     }
 }
@@ -219,6 +229,8 @@ impl Rig {
             latency: Duration::from_micros(100),
             cuts: BTreeSet::new(),
             down: BTreeSet::new(),
+            unwitnessed: BTreeSet::new(),
+            witness_trip: ms(1),
             no_probes: BTreeSet::new(),
             stamps: true,
             replicate: true,
@@ -551,6 +563,7 @@ impl Rig {
                 reply.seal(&key);
                 election.probe_reply(at, via, &reply);
             }
+            Packet::Echo { address, nonce } => election.witness_reply(at, address, nonce),
             Packet::Request { .. } => {}
         }
     }
@@ -602,6 +615,13 @@ impl Rig {
                     assert_eq!(to, mac(peer, via));
                     let nonce = u64::from_le_bytes(probe.nonce);
                     self.send(n, peer, via, Packet::Request { via, from: n, nonce });
+                }
+                Output::AskWitness { address, nonce } => {
+                    if !self.unwitnessed.contains(&n) {
+                        self.order += 1;
+                        let (at, order) = (self.now + self.witness_trip, self.order);
+                        self.queue.push(Reverse((at, order, n, Packet::Echo { address, nonce })));
+                    }
                 }
                 Output::Own { group, term, since, until } => {
                     assert!(advertised.contains(&group), "advert before ownership");

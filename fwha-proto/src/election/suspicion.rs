@@ -131,6 +131,11 @@ impl Suspicion {
         self.round
     }
 
+    /// Whether its data plane answers: one of the last rounds was answered.
+    pub fn answers(&self) -> bool {
+        self.answered.iter().flatten().any(|round| self.round - round < ROUNDS)
+    }
+
     /// Whether the peer's data plane surely owns nothing any more.
     pub fn fenced(&self, now: Time) -> bool {
         now >= self.owned_until

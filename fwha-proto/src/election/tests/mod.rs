@@ -10,6 +10,7 @@ mod schedules;
 mod start;
 mod strangers;
 mod trackers;
+mod witness;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
