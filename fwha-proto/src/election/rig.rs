@@ -381,6 +381,17 @@ impl Rig {
         runs(a) && runs(b) && self.vias.iter().any(|&via| by(via) && open(via))
     }
 
+    /// Whether any way to another machine is left.
+    pub fn is_cut_off(&self, n: NodeId) -> bool {
+        let open = |other: NodeId, via: Via| {
+            let cut = self.cuts.contains(&(n, other, via)) || self.cuts.contains(&(other, n, via));
+            !cut && !self.down.contains(&(n, via)) && !self.down.contains(&(other, via))
+        };
+        let reaches =
+            |other: NodeId| self.node(other).powered && self.vias.iter().any(|&via| open(other, via));
+        !self.ids().into_iter().any(|other| other != n && reaches(other))
+    }
+
     fn pairs(&self) -> Vec<(NodeId, NodeId)> {
         let ids = self.ids();
         ids.iter().flat_map(|&a| ids.iter().map(move |&b| (a, b))).filter(|(a, b)| a != b).collect()
