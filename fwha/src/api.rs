@@ -93,6 +93,9 @@ pub struct Status {
     pub groups: Vec<GroupStatus>,
     /// The other nodes, in the order of the config.
     pub peers: Vec<PeerStatus>,
+    /// Who is asked before a group of a lost peer is claimed, in the order of the config.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub witnesses: Vec<WitnessStatus>,
     /// Where the packet programs are attached.
     pub interfaces: Vec<ZoneInterfaceStatus>,
     /// Flows in the tables.
@@ -137,6 +140,23 @@ pub struct GroupStatus {
     /// What runs where it is Active, in the order of starting.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub resources: Vec<ResourceStatus>,
+}
+
+/// A host that tells a lost peer from a node that is cut off.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WitnessStatus {
+    /// Its address.
+    pub address: String,
+    /// `up`, `down`, or `unknown` until the first answers tell.
+    pub state: String,
+    /// How long it has been so.
+    pub since_ms: u64,
+    /// Round trip time, if known.
+    pub rtt_us: Option<u64>,
+    /// Requests so far.
+    pub requests: u64,
+    /// Answers so far.
+    pub answers: u64,
 }
 
 /// A resource on the asked node.

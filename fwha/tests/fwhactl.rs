@@ -24,7 +24,7 @@ use fwha::api::{
     FlowFilter, FlowRow, FlowSide, FlowsDeleted, GroupStatus, LinkStatus, MemberStanding, MovedGroup, NDJSON,
     Origin, PeerStatus, ReloadReply, ReloadRequest, ResourceStatus, Role, RoleExplanation, StandbyReply,
     StandbyRequest, Stat, Stats, Status, Step, SwitchoverReply, SwitchoverRequest, SyncStatus, TrackerStatus,
-    Transfer, TransferRequest, TransferState, WARNING_HEADER, ZoneInterfaceStatus, path,
+    Transfer, TransferRequest, TransferState, WARNING_HEADER, WitnessStatus, ZoneInterfaceStatus, path,
 };
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -76,6 +76,14 @@ fn status() -> Status {
         version: "0.1.0".into(),
         uptime_ms: 125_000,
         standby: false,
+        witnesses: vec![WitnessStatus {
+            address: "10.0.0.254".into(),
+            state: "up".into(),
+            since_ms: 61_000,
+            rtt_us: Some(250),
+            requests: 62,
+            answers: 61,
+        }],
         groups: vec![GroupStatus {
             name: "gateway".into(),
             role: Role::Active,

@@ -89,6 +89,7 @@ fn election_config(config: &Config, node: u8) -> election::Config {
                 shared: t.grace(config.cluster.heartbeat_interval),
             })
             .collect(),
+        witnesses: config.cluster.witness.clone(),
         standby: false,
     }
 }

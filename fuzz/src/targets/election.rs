@@ -23,6 +23,7 @@ use crate::sealing::key;
 const ME: Identity = Identity { cluster: 1, node: 1, epoch: 11 };
 const PEERS: [Identity; 2] = [Identity { node: 2, epoch: 22, ..ME }, Identity { node: 3, epoch: 33, ..ME }];
 const VIAS: [Via; 4] = [Via::Sync(0), Via::Sync(1), Via::Zone(1), Via::Zone(2)];
+const WITNESS: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 const HEARTBEAT: Duration = Duration::from_millis(10);
 /// How long the node is let alone at the end.
 const REST: Duration = Duration::from_millis(300);
@@ -40,6 +41,8 @@ struct World {
     terms: BTreeMap<u8, u32>,
     /// The probe that was asked last, and by which way.
     asked: Option<(Via, Probe)>,
+    /// The number that the witness was asked with last.
+    witness_asked: Option<u64>,
     done: bool,
 }
 
@@ -130,6 +133,7 @@ fn config(input: &mut Input<'_>) -> Config {
         interfaces: VIAS.map(|via| (via, interface(ME.node, via))).into(),
         groups: (0..if kind & 8 == 0 { 1 } else { 2 }).map(group).collect(),
         trackers: vec![tracker(1, Effect::Fault), tracker(2, Effect::Lowers(120)), tracker(3, Effect::Fault)],
+        witnesses: if kind & 32 != 0 { vec![WITNESS] } else { vec![] },
         standby: kind & 16 != 0,
     }
 }
@@ -151,6 +155,7 @@ impl World {
             vips: BTreeSet::new(),
             terms: BTreeMap::new(),
             asked: None,
+            witness_asked: None,
             done: false,
         };
         (0..2).for_each(|p| world.hello(p));
@@ -256,6 +261,7 @@ impl World {
                 let _ = self.election.standby(now, input.bool(), input.bool());
             }
             13 if input.u8() == 0xff => self.election.shutdown(now),
+            13 => self.election.witness_reply(now, WITNESS, self.witness_asked.unwrap_or(0)),
             14 => {
                 // The daemon does not run for a while.
                 self.now = now + Duration::from_millis(u64::from(input.u8()));
@@ -383,6 +389,7 @@ impl World {
                     };
                     assert_eq!(parsed, Ok(()), "ours are good");
                 }
+                Output::AskWitness { nonce, .. } => self.witness_asked = Some(nonce),
                 Output::Probe { via, probe, .. } => self.asked = Some((via, probe)),
                 Output::Own { group, term, since, until } => {
                     assert!(!self.vips.contains(&group), "ownership before addresses");

@@ -134,7 +134,7 @@ impl Changes {
     }
 
     fn cluster(&mut self, old: &Cluster, new: &Cluster) {
-        let Cluster { name, id: _, mode, max_flows, heartbeat_interval, lease } = old;
+        let Cluster { name, id: _, mode, max_flows, heartbeat_interval, lease, witness } = old;
         self.setting("[cluster] name", name, &new.name, true);
         if mode != &new.mode {
             self.restart("[cluster] mode".into());
@@ -144,6 +144,8 @@ impl Changes {
         self.setting("[cluster] heartbeat-interval", &before, &now, true);
         let [before, now] = [lease, &new.lease].map(|d| show_duration(*d));
         self.setting("[cluster] lease", &before, &now, true);
+        let [before, now] = [witness, &new.witness].map(|hosts| list(hosts, "none"));
+        self.setting("[cluster] witness", &before, &now, false);
     }
 
     fn replication(&mut self, old: &Replication, new: &Replication) {

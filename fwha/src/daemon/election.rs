@@ -23,7 +23,7 @@ use fwha_proto::heartbeat::{Interface, Role, Via};
 use fwha_proto::hook::Change;
 use fwha_proto::seal::KeyRing;
 use fwha_proto::time::Time;
-use fwha_proto::tracker::Report;
+use fwha_proto::tracker::{Report, State};
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 use tokio::sync::{mpsc, oneshot};
@@ -36,7 +36,7 @@ use super::replication::{self, OwnedGroups};
 use super::vips::{self, Takeover};
 use crate::api::Step;
 use crate::dataplane::Maps;
-use crate::socket::{ProbeSocket, Refused, SyncSocket, VrrpSocket};
+use crate::socket::{EchoSocket, ProbeSocket, Refused, SyncSocket, VrrpSocket};
 use crate::sys::clock::KernelClock;
 use crate::sys::sched;
 
@@ -83,6 +83,8 @@ pub enum Command {
         groups: Vec<GroupConfig>,
         /// The trackers of this node.
         trackers: Vec<TrackerConfig>,
+        /// Who is asked before a group of a lost peer is claimed.
+        witnesses: Vec<IpAddr>,
         /// Where the answer goes.
         reply: oneshot::Sender<Result<(), ConfigError>>,
     },
@@ -128,6 +130,24 @@ pub struct Sockets {
     pub probes: BTreeMap<Via, ProbeSocket>,
     /// The interface of each zone, from whose addresses VRRP speaks.
     pub sources: BTreeMap<u8, Interface>,
+    /// Who asks witnesses: one for each address family that is needed.
+    pub echoes: Vec<EchoSocket>,
+}
+
+impl Sockets {
+    /// Opens what is needed to ask these witnesses.
+    ///
+    /// # Errors
+    /// The kernel has none to give.
+    pub fn open_echoes(&mut self, witnesses: &[IpAddr]) -> io::Result<()> {
+        for v6 in [false, true] {
+            let wanted = witnesses.iter().any(|w| w.is_ipv6() == v6);
+            if wanted && !self.echoes.iter().any(|echo| echo.is_v6() == v6) {
+                self.echoes.push(EchoSocket::open(v6)?);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// What the thread shows of itself.
@@ -290,6 +310,7 @@ impl Thread {
             .chain(self.sockets.heartbeats.iter().map(AsFd::as_fd))
             .chain(self.sockets.vrrp.values().flatten().map(AsFd::as_fd))
             .chain(self.sockets.probes.values().map(AsFd::as_fd))
+            .chain(self.sockets.echoes.iter().map(AsFd::as_fd))
             .collect();
         let mut fds: Vec<PollFd<'_>> = fds.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
         // An error here (a signal) costs one more turn of the loop, nothing else.
@@ -330,6 +351,22 @@ impl Thread {
                     Ok(None) => break,
                     Err(error) => {
                         tracing::debug!(zone, "VRRP socket: {error}");
+                        break;
+                    }
+                }
+            }
+        }
+        for socket in &self.sockets.echoes {
+            for n in 1..=BURST {
+                match socket.receive() {
+                    Ok(Some(reply)) => {
+                        let at = arrived(reply.waited, &self.clock);
+                        self.election.witness_reply(at, reply.source, reply.nonce);
+                        more |= n == BURST;
+                    }
+                    Ok(None) => break,
+                    Err(error) => {
+                        tracing::debug!("echo socket: {error}");
                         break;
                     }
                 }
@@ -390,10 +427,14 @@ impl Thread {
                 Command::SyncStatus { peer, in_sync, applied } => {
                     self.election.sync_status(now, peer, in_sync, applied);
                 }
-                Command::Reload { config_hash, groups, trackers, reply } => {
+                Command::Reload { config_hash, groups, trackers, witnesses, reply } => {
                     // Whoever gave up waiting has taken the rest of the change back.
                     if !reply.is_closed() {
-                        let _ = reply.send(self.election.reload(now, config_hash, groups, trackers));
+                        if let Err(error) = self.sockets.open_echoes(&witnesses) {
+                            tracing::error!("cannot open a socket to ask witnesses: {error}");
+                        }
+                        let done = self.election.reload(now, config_hash, groups, trackers, witnesses);
+                        let _ = reply.send(done);
                     }
                 }
                 Command::Tracker { id, report } => self.election.tracker(now, id, report),
@@ -427,6 +468,14 @@ impl Thread {
                 if let Some(socket) = self.sockets.probes.get(&via) {
                     // A cut cable is what probes are there to find.
                     let _ = socket.send(mac, &probe);
+                }
+            }
+            Output::AskWitness { address, nonce } => {
+                let mut sockets = self.sockets.echoes.iter();
+                if let Some(socket) = sockets.find(|s| s.is_v6() == address.is_ipv6())
+                    && let Err(error) = socket.ask(address, nonce)
+                {
+                    tracing::debug!(%address, "cannot ask a witness: {error}");
                 }
             }
             Output::Own { group, term, since, until } => {
@@ -568,6 +617,19 @@ impl Thread {
             Event::Tracked { group, tracker, counts: false, effect } => {
                 ("tracker", Some(*group), format!("{tracker} does not count any more: {effect}"))
             }
+            Event::Witness { witness, to } => {
+                let said = if *to == State::Up { "answers" } else { "does not answer" };
+                ("witness", None, format!("{witness} {said}"))
+            }
+            Event::ClaimHeld { group, peers } => (
+                "witness",
+                Some(*group),
+                format!(
+                    "{} does not take the group: {} cannot be reached, and no witness answers",
+                    names.me(),
+                    peers.iter().map(|peer| names.node(*peer)).collect::<Vec<_>>().join(" and ")
+                ),
+            ),
             Event::ConfigDiffers { peer, theirs } => (
                 "config-differs",
                 None,

@@ -215,6 +215,19 @@ impl Server {
                 m.add(&[("group", self.names.group(g)), ("resource", &name)], report.failures);
             }
         });
+        let witnesses = || status.witnesses.iter().map(|w| (w.address.to_string(), w));
+        text.gauge("fwha_witness_state", "How a witness stands: 1, and 0 for the other states.", |m| {
+            let states = || tracker::State::ALL.into_iter().map(tracker::State::as_str);
+            witnesses().for_each(|(name, w)| m.state(&[("witness", &name)], states(), w.state.as_str()));
+        });
+        text.gauge("fwha_witness_rtt_seconds", "Round trip time of a witness.", |m| {
+            for (name, w) in witnesses() {
+                w.rtt.iter().for_each(|rtt| m.add(&[("witness", &name)], rtt.as_secs_f64()));
+            }
+        });
+        text.gauge("fwha_group_claim_held", "Whether a claim waits for a witness to answer.", |m| {
+            status.groups.iter().for_each(|g| m.add(&group(g.group), u8::from(g.held)));
+        });
         text.gauge("fwha_peer_state", "What is known of a peer: 1, and 0 for the other states.", |m| {
             let states = || (0..=u8::MAX).map_while(PeerState::from_u8).map(PeerState::as_str);
             for peer in &status.peers {

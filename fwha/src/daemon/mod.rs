@@ -641,6 +641,7 @@ fn election_config(
         interfaces: ports.iter().map(|p| (p.via, p.interface())).collect(),
         groups,
         trackers: election_trackers(config, identity.node),
+        witnesses: config.cluster.witness.clone(),
         standby: false,
     })
 }
@@ -747,7 +748,9 @@ fn election_sockets(
         vrrp: BTreeMap::new(),
         probes: BTreeMap::new(),
         sources: BTreeMap::new(),
+        echoes: Vec::new(),
     };
+    sockets.open_echoes(&config.cluster.witness).context("cannot open a socket to ask witnesses")?;
     for port in ports {
         let Some(link) = &port.link else { continue };
         sockets.probes.extend(ports::probe_socket(link)?.map(|socket| (port.via, socket)));

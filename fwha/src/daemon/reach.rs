@@ -10,6 +10,7 @@ use std::os::fd::AsFd;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpStream;
 
+use crate::socket::checksum;
 use crate::sys::random::random_u64;
 use crate::sys::socket::{Arrival, packet_socket, receive, set_option};
 use crate::sys::watch::Watch;
@@ -162,14 +163,6 @@ async fn hear(socket: &Socket, wanted: impl Fn(&[u8], &Arrival) -> bool) -> io::
         drop(guard);
         tokio::task::yield_now().await;
     }
-}
-
-/// The checksum of ICMP (RFC 1071) over a message of whole words, whose own is zero so far.
-fn checksum(message: &[u8]) -> u16 {
-    let words = message.as_chunks::<2>().0.iter();
-    let sum: u32 = words.map(|&word| u32::from(u16::from_be_bytes(word))).sum();
-    let sum = (sum & 0xffff) + (sum >> 16);
-    !((sum & 0xffff) + (sum >> 16)) as u16
 }
 
 #[cfg(test)]

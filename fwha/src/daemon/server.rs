@@ -25,6 +25,7 @@ use fwha_common::settings::Counter;
 use fwha_proto::NodeId;
 use fwha_proto::election::GroupId;
 use fwha_proto::election::status::TrackerStatus;
+use fwha_proto::election::witness::WitnessStatus;
 use fwha_proto::heartbeat::{NodeState, PeerState, Role};
 use fwha_proto::replication::SyncState;
 use fwha_proto::resource::Report;
@@ -406,6 +407,7 @@ impl Server {
             standby: election.node == NodeState::Standby,
             groups,
             peers,
+            witnesses: election.witnesses.iter().map(|w| self.witness_status(w)).collect(),
             interfaces: self.attached.load().iter().filter_map(|a| self.interface_status(a)).collect(),
             flows,
             warnings,
@@ -475,6 +477,17 @@ impl Server {
             effect: tracker.effect.clone(),
             good: tracker.report.good,
             bad: tracker.report.bad,
+        }
+    }
+
+    fn witness_status(&self, witness: &WitnessStatus) -> api::WitnessStatus {
+        api::WitnessStatus {
+            address: witness.address.to_string(),
+            state: witness.state.as_str().to_owned(),
+            since_ms: self.ms_since(witness.since),
+            rtt_us: witness.rtt.map(|rtt| rtt.as_micros() as u64),
+            requests: witness.requests,
+            answers: witness.answers,
         }
     }
 

@@ -69,6 +69,20 @@ impl Server {
                 ));
             }
         }
+        let witnesses = &election.status.witnesses;
+        if !witnesses.is_empty() && witnesses.iter().all(|w| w.state == tracker::State::Down) {
+            let names: Vec<String> = witnesses.iter().map(|w| w.address.to_string()).collect();
+            warnings.push(format!(
+                "no witness answers ({}): this node takes no group of a node that it cannot reach",
+                names.join(", ")
+            ));
+        }
+        for group in election.status.groups.iter().filter(|g| g.held) {
+            warnings.push(format!(
+                "group {}: this node would take it, but may be the one that is cut off: no witness answers",
+                self.names.group(group.group)
+            ));
+        }
         for group in &election.status.groups {
             for (name, report) in self.resource_reports(group.group) {
                 if let Some(failure) = report.failure {

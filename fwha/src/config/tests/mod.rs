@@ -174,6 +174,34 @@ fn trackers_that_may_disappoint_are_warned_of() {
 }
 
 #[test]
+fn witnesses_are_hosts_outside_of_the_cluster() {
+    let none = good(GOOD);
+    assert!(none.cluster.witness.is_empty());
+    let witnesses = |list: &str| {
+        good(&with("max-flows = 1_000_000", &format!("max-flows = 1_000_000\nwitness = [{list}]")))
+    };
+    let config = witnesses("\"10.0.0.254\", \"fd00::1\"");
+    assert_eq!(config.cluster.witness.len(), 2);
+    assert_ne!(config.hash, none.hash, "nodes must agree on it");
+    assert_eq!(config.warnings, none.warnings);
+    assert_eq!(witnesses("").hash, none.hash, "what nodes reckon that do not know any");
+    let warnings = |list: &str| {
+        witnesses(list)
+            .warnings
+            .iter()
+            .filter(|w| w.starts_with("witness"))
+            .cloned()
+            .collect::<Vec<_>>()
+            .join("; ")
+    };
+    assert!(
+        warnings("\"10.0.0.12\"")
+            .starts_with("witness 10.0.0.12 is an address of group gateway: it proves nothing")
+    );
+    assert!(warnings("\"172.16.0.2\"").starts_with("witness 172.16.0.2 is the sync address of fw2"));
+}
+
+#[test]
 fn metrics_are_nowhere_unless_asked_for_and_no_matter_between_nodes() {
     assert_eq!(good(GOOD).metrics.listen, None);
     let config = good(&format!("{GOOD}\n[metrics]\nlisten = \"[::1]:9761\"\n"));
