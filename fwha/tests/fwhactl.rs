@@ -456,6 +456,9 @@ openvpn   running  1m00s  1         monitor done after 4 ms
 PEER  STATE           SYNC               LAG  UNACKED  LINKS
 fw2   alive for 3.0s  in-sync for 1m03s  2ms  3        sync up 0.09ms used, sync2 up 0.09ms 12.5% lost (replication lossy)
 
+WITNESS     STATE  FOR    RTT
+10.0.0.254  up     1m01s  0.25ms
+
 INTERFACE  ZONE  ATTACHED  WHY
 wan        inet  tc        veth carries super-packets
 
