@@ -84,6 +84,7 @@ fn status() -> Status {
             requests: 62,
             answers: 61,
         }],
+        reaches: Vec::new(),
         groups: vec![GroupStatus {
             name: "gateway".into(),
             role: Role::Active,

@@ -5,11 +5,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use fwha_common::probe::{Probe, ProbeKind};
+use fwha_proto::election::reach::Survey;
 use fwha_proto::election::{
     Announce, Config, Effect, Election, GroupConfig, Instance, NodeConfig, Output, Start, TrackerConfig,
 };
 use fwha_proto::heartbeat::{
-    Cause, GroupRecord, Heartbeat, Interface, LEN_MAX, NodeState, PeerState, Role, Via,
+    Cause, GroupRecord, Heartbeat, Interface, LEN_MAX, NodeState, PeerState, Role, Via, ZoneReach,
 };
 use fwha_proto::seal::{Channel, Identity, OVERHEAD, Opened, Purpose};
 use fwha_proto::time::Time;
@@ -43,6 +44,8 @@ struct World {
     asked: Option<(Via, Probe)>,
     /// The number that the witness was asked with last.
     witness_asked: Option<u64>,
+    /// The zone in which it asked last.
+    surveying: Option<u8>,
     done: bool,
 }
 
@@ -138,6 +141,13 @@ fn config(input: &mut Input<'_>) -> Config {
     }
 }
 
+fn reach(input: &mut Input<'_>) -> ZoneReach {
+    let (kind, zone) = (input.u8(), 1 + input.u8() % 3);
+    let neighbours = vec![Ipv4Addr::new(10, zone, 0, input.u8())];
+    let state = State::ALL[usize::from(kind >> 1 & 3).min(2)];
+    ZoneReach { zone, need: kind & 1 != 0, state, hears: input.u16(), neighbours }
+}
+
 /// The third is not shared.
 fn tracker(id: u32, effect: Effect) -> TrackerConfig {
     let shared = (id < 3).then_some(Duration::from_millis(50));
@@ -156,6 +166,7 @@ impl World {
             terms: BTreeMap::new(),
             asked: None,
             witness_asked: None,
+            surveying: None,
             done: false,
         };
         (0..2).for_each(|p| world.hello(p));
@@ -261,6 +272,16 @@ impl World {
                 let _ = self.election.standby(now, input.bool(), input.bool());
             }
             13 if input.u8() == 0xff => self.election.shutdown(now),
+            13 if self.surveying.is_some() && input.bool() => {
+                let (zone, found) = (self.surveying.take().unwrap_or(0), input.u8());
+                let survey = Survey {
+                    neighbours: vec![Ipv4Addr::new(10, zone, 0, 9)],
+                    asked: usize::from(found & 3),
+                    answered: usize::from(found >> 2 & 1),
+                    heard: vec![found >> 3 & 3],
+                };
+                self.election.surveyed(now, zone, survey);
+            }
             13 => self.election.witness_reply(now, WITNESS, self.witness_asked.unwrap_or(0)),
             14 => {
                 // The daemon does not run for a while.
@@ -316,6 +337,7 @@ impl World {
             echo: if kind & 16 == 0 { 0 } else { input.u64() },
             echo_held_us: 0,
             groups,
+            reaches: if kind & 0x24 == 0x24 { vec![reach(input)] } else { vec![] },
             unwell: if kind & 9 == 9 { vec![input.u8().into(), input.u8().into()] } else { vec![] },
             interfaces: interfaces.filter(|_| kind & 32 == 0).collect(),
         }
@@ -389,6 +411,7 @@ impl World {
                     };
                     assert_eq!(parsed, Ok(()), "ours are good");
                 }
+                Output::Survey { zone, .. } => self.surveying = Some(zone),
                 Output::AskWitness { nonce, .. } => self.witness_asked = Some(nonce),
                 Output::Probe { via, probe, .. } => self.asked = Some((via, probe)),
                 Output::Own { group, term, since, until } => {

@@ -112,6 +112,9 @@ impl Election {
         let sender = self.peers.iter().find(|p| known(p) == Some(true)).map(|p| p.node);
         let foreign = sender.is_none() && self.peers.iter().all(|p| known(p) == Some(false));
         let greater = own.is_some_and(|own| greater(envelope.src, own));
+        if let Some(node) = sender {
+            self.heard_in(zone, node);
+        }
         self.heard_advert((g, i), &advert, greater, sender.or(foreign.then_some(0)));
         Ok(())
     }

@@ -7,6 +7,7 @@ use std::cmp::Reverse;
 use super::Election;
 use super::config::GroupId;
 use super::decide::{Standing, standing};
+use super::reach::Path;
 use super::status::TrackerStatus;
 use crate::NodeId;
 use crate::heartbeat::{PeerState, Role};
@@ -130,7 +131,33 @@ impl Election {
             self.why_not_active(g, now, &mut because);
         }
         self.explain_witnesses(g, &mut because);
+        self.explain_reach(g, &mut because);
         because
+    }
+
+    /// How this node is placed in the zones of a group, where that is in question.
+    fn explain_reach(&self, g: usize, because: &mut Vec<String>) {
+        let zones = |zone: u8| self.groups[g].config.instances.iter().any(|i| i.zone == zone);
+        for reach in self.reach_status().into_iter().filter(|r| zones(r.zone)) {
+            let name = self.zone_name(reach.zone);
+            let (asked, answered) = reach.neighbours;
+            because.push(format!("{name}: {answered} of {asked} neighbours answer this node"));
+            for (peer, path) in reach.paths {
+                let peer = self.config.node_name(peer);
+                match path {
+                    Path::Both => {}
+                    Path::Unheard => {
+                        because.push(format!("one-way in {name}: {peer} does not hear this node there"))
+                    }
+                    Path::Deaf => {
+                        because.push(format!("one-way in {name}: this node does not hear {peer} there"))
+                    }
+                    Path::Cut => {
+                        because.push(format!("{name}: this node and {peer} do not hear each other there"))
+                    }
+                }
+            }
+        }
     }
 
     /// What the witnesses mean for a group.

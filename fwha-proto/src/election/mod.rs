@@ -26,6 +26,7 @@
 //! | `peer`, [`suspicion`] | one other node: channel, links, and whether it lives |
 //! | `group`, `decide`, `act` | one group, the policy, and how it is carried out |
 //! | [`trackers`] | what this node watches, and whether that counts |
+//! | [`reach`] | who is better placed in a zone |
 //! | [`witness`] | who tells a lost peer from a node that is cut off |
 //! | `adverts` | VRRP: what is sent, what is heard, what it counts for |
 //! | `reload` | another cluster file, under way |
@@ -40,6 +41,7 @@ pub mod explain;
 mod group;
 pub mod output;
 mod peer;
+pub mod reach;
 mod reload;
 pub mod status;
 pub mod suspicion;
@@ -64,6 +66,7 @@ pub use self::group::{FAST_ADVERT_CS, Refusal};
 pub use self::output::{CommandError, Counters, Event, Output};
 use self::peer::Peer;
 pub use self::peer::{HELLO_INTERVAL, Link, RENEW_INTERVAL};
+use self::reach::Reach;
 use self::status::Stranger;
 use self::witness::Witnesses;
 use crate::NodeId;
@@ -102,6 +105,8 @@ pub struct Election {
     /// How each tracker of the config stands.
     reports: Vec<Report>,
     witnesses: Witnesses,
+    /// By zone, where it was ever compared.
+    reaches: BTreeMap<u8, Reach>,
 }
 
 impl Election {
@@ -133,6 +138,7 @@ impl Election {
             stranger: None,
             reports: vec![Report { since: now, ..Report::default() }; config.trackers.len()],
             witnesses: Witnesses::new(now, &config.witnesses),
+            reaches: BTreeMap::new(),
             config,
         };
         for (via, interface) in election.config.interfaces.clone() {
@@ -348,6 +354,7 @@ impl Election {
         let now = self.clock;
         self.judge_due = false;
         self.watch_peers(now);
+        self.survey_zones(now);
         self.judge_trackers(now);
         self.reconcile();
         self.watch_adverts(now);
@@ -376,7 +383,7 @@ impl Election {
         if self.judge_due || self.beat_due {
             return Time::ZERO;
         }
-        let peers = self.peers.iter().map(|p| p.suspicion.next());
+        let peers = self.peers.iter().map(|p| p.suspicion.next()).chain(self.survey_due());
         let groups =
             self.groups.iter().enumerate().filter(|(_, g)| g.place.is_some()).flat_map(|(g, group)| {
                 let adverts = group.machines.iter().map(|m| m.next()).filter(|_| group.is_active());
@@ -566,6 +573,7 @@ impl Election {
             echo_held_us: 0,
             groups: self.groups.iter().filter(|g| g.place.is_some()).map(|g| record(g, now)).collect(),
             unwell: self.unwell().collect(),
+            reaches: self.zone_reaches(),
             interfaces: self.config.interfaces.clone(),
         };
         for peer in self.peers.iter_mut().filter(|p| p.channel.is_open()) {

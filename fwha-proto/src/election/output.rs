@@ -1,12 +1,13 @@
 //! What the election tells its shell to do, and what it tells people.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use fwha_common::probe::Probe;
 
 use super::config::GroupId;
+use super::reach::Path;
 use crate::NodeId;
 use crate::heartbeat::{Cause, PeerState, Role, Via};
 use crate::time::Time;
@@ -55,6 +56,18 @@ pub enum Output {
         address: IpAddr,
         /// The number to be sent back.
         nonce: u64,
+    },
+    /// Ask neighbours in a zone by ARP for [`super::reach::LISTEN`], twice in that time; [`super::Election::surveyed`]
+    /// takes what was found.
+    Survey {
+        /// The zone.
+        zone: u8,
+        /// Whom peers propose to ask, beside those that this node's kernel knows.
+        ask: Vec<Ipv4Addr>,
+        /// Addresses of the cluster, which are no neighbours.
+        own: Vec<Ipv4Addr>,
+        /// The MACs there of the nodes that might be heard.
+        peers: Vec<(NodeId, [u8; 6])>,
     },
     /// Own the group's buckets: one write of its element in `GROUPS`.
     Own {
@@ -166,6 +179,15 @@ pub enum Event {
         by: NodeId,
         /// Begins or ends.
         lost: bool,
+    },
+    /// Frames between this node and a peer go another way in a zone.
+    Path {
+        /// The zone.
+        zone: u8,
+        /// The peer.
+        peer: NodeId,
+        /// Now.
+        path: Path,
     },
     /// A group that was offered found no taker in time.
     HandoverFailed {

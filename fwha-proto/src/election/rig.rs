@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use fwha_common::probe::{Probe, ProbeKind};
 
+use super::reach::Survey;
 use super::*;
 use crate::seal::{ClusterKey, Identity, cluster_id};
 use crate::vrrp::packet::{Advert, Envelope, Version};
@@ -55,6 +56,10 @@ enum Packet {
         dst: IpAddr,
         ttl: u8,
         bytes: Vec<u8>,
+    },
+    /// A round of questions is over.
+    Surveyed {
+        zone: u8,
     },
     /// The answer of a witness.
     Echo {
@@ -111,6 +116,13 @@ pub struct Rig {
     down: BTreeSet<(NodeId, Via)>,
     /// Nodes that no witness answers.
     pub unwitnessed: BTreeSet<NodeId>,
+    /// Nodes of which no frame gets out in a zone, although the carrier is there.
+    pub mute: BTreeSet<(NodeId, u8)>,
+    /// Zones whose neighbours are gone.
+    pub deserted: BTreeSet<u8>,
+    /// Nodes that ask nobody.
+    pub no_surveys: BTreeSet<NodeId>,
+    surveys: BTreeMap<(NodeId, u8), Time>,
     /// How long a witness takes to answer.
     pub witness_trip: Duration,
     /// Interfaces that carry everything but probes.
@@ -230,6 +242,10 @@ impl Rig {
             cuts: BTreeSet::new(),
             down: BTreeSet::new(),
             unwitnessed: BTreeSet::new(),
+            mute: BTreeSet::new(),
+            deserted: BTreeSet::new(),
+            no_surveys: BTreeSet::new(),
+            surveys: BTreeMap::new(),
             witness_trip: ms(1),
             no_probes: BTreeSet::new(),
             stamps: true,
@@ -366,6 +382,8 @@ impl Rig {
 
     pub fn heal(&mut self) {
         self.cuts.clear();
+        self.mute.clear();
+        self.deserted.clear();
     }
 
     /// Whether two daemons run, and reach each other both ways by one of these interfaces.
@@ -374,19 +392,13 @@ impl Rig {
             let m = self.node(n);
             m.powered && !m.hung && m.election.is_some()
         };
-        let open = |via: Via| {
-            let cut = self.cuts.contains(&(a, b, via)) || self.cuts.contains(&(b, a, via));
-            !cut && !self.down.contains(&(a, via)) && !self.down.contains(&(b, via))
-        };
+        let open = |via: Via| !self.is_lost(a, b, via) && !self.is_lost(b, a, via);
         runs(a) && runs(b) && self.vias.iter().any(|&via| by(via) && open(via))
     }
 
     /// Whether any way to another machine is left.
     pub fn is_cut_off(&self, n: NodeId) -> bool {
-        let open = |other: NodeId, via: Via| {
-            let cut = self.cuts.contains(&(n, other, via)) || self.cuts.contains(&(other, n, via));
-            !cut && !self.down.contains(&(n, via)) && !self.down.contains(&(other, via))
-        };
+        let open = |other: NodeId, via: Via| !self.is_lost(n, other, via) && !self.is_lost(other, n, via);
         let reaches =
             |other: NodeId| self.node(other).powered && self.vias.iter().any(|&via| open(other, via));
         !self.ids().into_iter().any(|other| other != n && reaches(other))
@@ -560,6 +572,9 @@ impl Rig {
             }
             return;
         }
+        if let Packet::Surveyed { zone } = packet {
+            return self.surveyed(n, at, zone);
+        }
         let Some(election) = &mut m.election else { return };
         match packet {
             Packet::Heartbeat { link, mut bytes } => election.heartbeat_datagram(at, link, &mut bytes),
@@ -575,14 +590,36 @@ impl Rig {
                 election.probe_reply(at, via, &reply);
             }
             Packet::Echo { address, nonce } => election.witness_reply(at, address, nonce),
-            Packet::Request { .. } => {}
+            Packet::Request { .. } | Packet::Surveyed { .. } => {}
         }
+    }
+
+    /// What a node finds that asked in a zone just now. It has one neighbour there.
+    fn surveyed(&mut self, n: NodeId, at: Time, zone: u8) {
+        let via = Via::Zone(zone);
+        let asked_lately = |p| self.surveys.get(&(p, zone)).is_some_and(|&asked| at.since(asked) < ms(400));
+        let hears = |p: &NodeId| *p != n && asked_lately(*p) && !self.is_lost(*p, n, via);
+        let heard = self.ids().into_iter().filter(hears).collect();
+        let well = !self.mute.contains(&(n, zone))
+            && !self.down.contains(&(n, via))
+            && !self.deserted.contains(&zone);
+        let neighbours = vec![Ipv4Addr::new(10, zone, 0, 200)];
+        let survey = Survey { neighbours, asked: 1, answered: usize::from(well), heard };
+        if let Some(election) = &mut self.node_mut(n).election {
+            election.surveyed(at, zone, survey);
+        }
+    }
+
+    /// Whether a path carries nothing.
+    fn is_lost(&self, from: NodeId, to: NodeId, via: Via) -> bool {
+        let mute = matches!(via, Via::Zone(zone) if self.mute.contains(&(from, zone)));
+        let down = self.down.contains(&(from, via)) || self.down.contains(&(to, via));
+        mute || down || self.cuts.contains(&(from, to, via))
     }
 
     fn send(&mut self, from: NodeId, to: NodeId, via: Via, packet: Packet) {
         let probe = matches!(packet, Packet::Request { .. } | Packet::Reply { .. });
-        let down = self.down.contains(&(from, via)) || self.down.contains(&(to, via));
-        if down || self.cuts.contains(&(from, to, via)) || (probe && self.no_probes.contains(&via)) {
+        if self.is_lost(from, to, via) || (probe && self.no_probes.contains(&via)) {
             return;
         }
         if self.loss_permille > 0 && self.rng.chance(self.loss_permille) {
@@ -626,6 +663,15 @@ impl Rig {
                     assert_eq!(to, mac(peer, via));
                     let nonce = u64::from_le_bytes(probe.nonce);
                     self.send(n, peer, via, Packet::Request { via, from: n, nonce });
+                }
+                Output::Survey { zone, .. } => {
+                    if self.no_surveys.contains(&n) {
+                        continue;
+                    }
+                    self.surveys.insert((n, zone), now);
+                    self.order += 1;
+                    let at = now + super::reach::LISTEN;
+                    self.queue.push(Reverse((at, self.order, n, Packet::Surveyed { zone })));
                 }
                 Output::AskWitness { address, nonce } => {
                     if !self.unwitnessed.contains(&n) {

@@ -7,6 +7,7 @@ use super::config::GroupId;
 use super::group::Refusal;
 use super::output::Counters;
 use super::peer::Link;
+use super::reach::ReachStatus;
 use super::witness::WitnessStatus;
 use crate::NodeId;
 use crate::heartbeat::{Cause, NodeState, PeerState, Role};
@@ -25,6 +26,8 @@ pub struct Status {
     pub peers: Vec<PeerStatus>,
     /// The witnesses, in the order of the config.
     pub witnesses: Vec<WitnessStatus>,
+    /// How this node is placed in zones where that is in question.
+    pub reaches: Vec<ReachStatus>,
     /// The last datagram on a sync link that came from none of the peers.
     pub stranger: Option<Stranger>,
     /// Counters of heartbeats, probes and VRRP.
@@ -145,6 +148,7 @@ impl Election {
             groups: (0..self.groups.len()).map(|g| self.group_status(g, now)).collect(),
             peers: self.peers.iter().map(|p| self.peer_status(p, now)).collect(),
             witnesses: self.witnesses.status().cloned().collect(),
+            reaches: self.reach_status(),
             stranger: self.stranger,
             counters: self.counters.clone(),
         }

@@ -130,6 +130,23 @@ fn table(out: &mut Vec<u8>, style: Style, status: &Status) -> io::Result<()> {
         witnesses.print(out, style, "")?;
     }
 
+    if !status.reaches.is_empty() {
+        let mut reaches = Grid::with_heading(&["REACH", "NEIGHBOURS", "FOR", "FRAMES"]);
+        for reach in &status.reaches {
+            let state = if reach.state == "down" { Paint::Bad } else { Paint::Warn };
+            let paths: Vec<String> =
+                reach.paths.iter().map(|(peer, path)| format!("{peer} {path}")).collect();
+            reaches.row([
+                (Paint::Bold, reach.zone.clone()),
+                (state, format!("{} of {} answer", reach.answered, reach.asked)),
+                (Paint::Plain, term::duration(reach.since_ms)),
+                (Paint::Plain, paths.join(", ")),
+            ]);
+        }
+        writeln!(out)?;
+        reaches.print(out, style, "")?;
+    }
+
     if !status.interfaces.is_empty() {
         let mut interfaces = Grid::with_heading(&["INTERFACE", "ZONE", "ATTACHED", "WHY"]);
         for i in &status.interfaces {

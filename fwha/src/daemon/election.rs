@@ -17,7 +17,9 @@ use fwha_common::group::Group;
 use fwha_proto::NodeId;
 use fwha_proto::election::{
     CommandError, ConfigError, Election, Event, GroupConfig, GroupId, Output, TrackerConfig,
-    explain::Explanation, status::Status,
+    explain::Explanation,
+    reach::{Path, Survey},
+    status::Status,
 };
 use fwha_proto::heartbeat::{Interface, Role, Via};
 use fwha_proto::hook::Change;
@@ -33,6 +35,7 @@ use super::limit::Limit;
 use super::mailbox::{Letters, Mailbox};
 use super::names::Names;
 use super::replication::{self, OwnedGroups};
+use super::surveyor;
 use super::vips::{self, Takeover};
 use crate::api::Step;
 use crate::dataplane::Maps;
@@ -113,6 +116,13 @@ pub enum Command {
         id: u32,
         /// How it stands.
         report: Report,
+    },
+    /// A round of questions in a zone is over.
+    Surveyed {
+        /// The zone.
+        zone: u8,
+        /// What it found.
+        survey: Survey,
     },
     /// Hand everything over and end.
     Shutdown,
@@ -218,6 +228,8 @@ pub struct Thread {
     pub clock: KernelClock,
     /// Who moves addresses.
     pub vips: mpsc::UnboundedSender<vips::Command>,
+    /// Who asks neighbours.
+    pub surveyor: mpsc::UnboundedSender<surveyor::Request>,
     /// Who replicates.
     pub replication: Mailbox<replication::Command>,
     /// Groups that this node owns, for the other threads.
@@ -438,6 +450,7 @@ impl Thread {
                     }
                 }
                 Command::Tracker { id, report } => self.election.tracker(now, id, report),
+                Command::Surveyed { zone, survey } => self.election.surveyed(now, zone, survey),
                 Command::Keys(keys) => self.election.set_keys(&keys),
                 Command::Shutdown => self.election.shutdown(now),
             }
@@ -469,6 +482,10 @@ impl Thread {
                     // A cut cable is what probes are there to find.
                     let _ = socket.send(mac, &probe);
                 }
+            }
+            Output::Survey { zone, ask, own, peers } => {
+                // If that thread is gone nothing is found out, and nothing moves.
+                let _ = self.surveyor.send(surveyor::Request { zone, ask, own, peers });
             }
             Output::AskWitness { address, nonce } => {
                 let mut sockets = self.sockets.echoes.iter();
@@ -605,6 +622,16 @@ impl Thread {
                     names.zone(*zone)
                 ),
             ),
+            Event::Path { zone, peer, path } => {
+                let (peer, zone) = (names.node(*peer), names.zone(*zone));
+                let text = match path {
+                    Path::Both => format!("zone {zone}: {peer} and {} hear each other again", names.me()),
+                    Path::Unheard => format!("one-way in zone {zone}: {peer} does not hear {}", names.me()),
+                    Path::Deaf => format!("one-way in zone {zone}: {} does not hear {peer}", names.me()),
+                    Path::Cut => format!("zone {zone}: {peer} and {} do not hear each other", names.me()),
+                };
+                ("path", None, text)
+            }
             Event::HandoverFailed { group, to, reason } => {
                 ("handover-failed", Some(*group), format!("{} {reason}", names.node(*to)))
             }

@@ -15,6 +15,7 @@ use axum::routing::get;
 use axum::{Router, serve};
 use fwha_common::drop::DropReason;
 use fwha_common::settings::Counter;
+use fwha_proto::election::reach::Path;
 use fwha_proto::heartbeat::{PeerState, Role};
 use fwha_proto::replication::{Counters, Histogram, LinkCounters, LinkState, LinkStatus, SyncState};
 use fwha_proto::resource;
@@ -225,6 +226,22 @@ impl Server {
                 w.rtt.iter().for_each(|rtt| m.add(&[("witness", &name)], rtt.as_secs_f64()));
             }
         });
+        text.gauge(
+            "fwha_zone_path_lost",
+            "Frames to or from a peer are lost in a zone, by which way.",
+            |m| {
+                for reach in &status.reaches {
+                    for (peer, path) in &reach.paths {
+                        let labels =
+                            [("zone", self.names.zone(reach.zone)), ("peer", self.names.node(*peer))];
+                        for lost in [Path::Unheard, Path::Deaf, Path::Cut] {
+                            let labels = [&labels[..], &[("way", lost.as_str())]].concat();
+                            m.add(&labels, u8::from(*path == lost));
+                        }
+                    }
+                }
+            },
+        );
         text.gauge("fwha_group_claim_held", "Whether a claim waits for a witness to answer.", |m| {
             status.groups.iter().for_each(|g| m.add(&group(g.group), u8::from(g.held)));
         });

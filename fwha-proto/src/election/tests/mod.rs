@@ -4,6 +4,7 @@ mod cuts;
 mod death;
 mod explain;
 mod moves;
+mod reach;
 mod reload;
 mod rules;
 mod schedules;

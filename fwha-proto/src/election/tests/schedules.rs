@@ -26,6 +26,7 @@ fn any_schedule(seed: u64) {
     // From a chance of its own: seeds without trackers stay what they are.
     let (tracked, mut verdicts) = (seed % 2 == 1, Rng(!seed));
     let (witnessed, mut answers) = (seed % 3 == 1, Rng(seed ^ 0xaaaa));
+    let (muted, mut frames) = (seed % 5 < 2, Rng(seed ^ 0x5555));
     let mut rig = Rig::new(nodes, seed, move |node, c| {
         if second_group {
             c.groups.push(group(1, (1..=nodes).map(|n| (n, 50 + n * 10)).collect()));
@@ -110,6 +111,15 @@ fn any_schedule(seed: u64) {
             let n = 1 + answers.below(nodes.into()) as u8;
             if !rig.unwitnessed.remove(&n) {
                 rig.unwitnessed.insert(n);
+            }
+        }
+        if muted && frames.chance(400) {
+            let at = (1 + frames.below(nodes.into()) as u8, 1 + frames.below(2) as u8);
+            if !rig.mute.remove(&at) {
+                rig.mute.insert(at);
+            }
+            if frames.chance(200) {
+                rig.deserted = [at.1].into();
             }
         }
         let span = [5, 20, 60, 400, 1500, 4000][draw.below(6) as usize];
