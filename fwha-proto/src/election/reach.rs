@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use super::Election;
 use super::output::{Event, Output};
+use super::peer::Peer;
 use crate::NodeId;
 use crate::heartbeat::{MAX_NEIGHBOURS, Via, ZoneReach};
 use crate::time::Time;
@@ -174,9 +175,10 @@ impl Election {
         }
     }
 
-    /// What a living peer says of a zone.
+    /// What a peer says of a zone. It may have missed a beat.
     fn told_of(&self, node: NodeId, zone: u8) -> Option<&ZoneReach> {
-        let peer = self.peer(node).filter(|p| p.alive())?;
+        let lately = |at| self.clock.since(at) < HEARD;
+        let peer = self.peer(node).filter(|p| p.alive() || p.suspicion.heard().is_some_and(lately))?;
         peer.last.as_ref()?.reaches.iter().find(|r| r.zone == zone)
     }
 
@@ -204,7 +206,9 @@ impl Election {
     fn needed_surveys(&self, now: Time) -> BTreeSet<u8> {
         let mut zones = BTreeSet::new();
         for group in self.groups.iter().filter(|g| g.is_active()) {
-            let others = || group.others().filter_map(|node| self.peer(node)).filter(|p| p.alive());
+            let lately = |at| now.since(at) < HEARD;
+            let here = |p: &&Peer| p.alive() || p.suspicion.heard().is_some_and(lately);
+            let others = || group.others().filter_map(|node| self.peer(node)).filter(here);
             for (i, instance) in group.config.instances.iter().enumerate() {
                 let unheard = |node| group.unheard.get(&node).is_some_and(|bits| bits & 1 << i != 0);
                 if others().any(|p| unheard(p.node) || p.suspicion.is_quiet(now, instance.zone)) {

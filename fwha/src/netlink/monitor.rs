@@ -183,9 +183,10 @@ impl Monitor {
 ///
 /// The kernel does not tell.
 pub async fn neighbours(ifindex: u32) -> Result<Vec<Ipv4Addr>, NetlinkError> {
-    let all = super::connect()?.neighbours().get().execute();
-    let all: Vec<NeighbourMessage> =
-        all.try_collect().await.map_err(|e| request_error("list neighbours", e))?;
+    // The connection lives no longer than its last handle, whatever is under way.
+    let handle = super::connect()?;
+    let all = handle.neighbours().get().execute().try_collect().await;
+    let all: Vec<NeighbourMessage> = all.map_err(|e| request_error("list neighbours", e))?;
     let known = all.iter().filter_map(neighbour).filter_map(|(key, mac)| mac.map(|_| key));
     Ok(known
         .filter_map(|(index, address)| match address {
