@@ -19,7 +19,11 @@ fn witnessed(play: impl FnOnce(&Lab, &mut Pair, Node) -> Result<()>) {
     in_lab(LabOptions::default(), |lab| {
         let config = fs::read_to_string(lab.config_path())?;
         let config = config.replacen("[cluster]\n", &format!("[cluster]\nwitness = [\"{SERVER}\"]\n"), 1);
-        fs::write(lab.config_path(), config)?;
+        let script = format!("echo $FWHA_EVENT $FWHA_CAUSE >> {}/$FWHA_NODE.split", lab.dir().display());
+        let hook = format!(
+            "\n[[hook]]\nname = \"splits\"\ncommand = [\"/bin/sh\", \"-c\", \"{script}\"]\non = [\"split-brain\"]\n"
+        );
+        fs::write(lab.config_path(), config + &hook)?;
         let (mut pair, active) = Pair::settled(lab)?;
         for node in Node::ALL {
             wait_for_witness(lab, &pair, node, "up")?;
@@ -115,6 +119,26 @@ fn a_node_that_reaches_the_witness_replaces_one_that_it_cannot_reach_without_a_w
 
         cut_off(lab, active, false)?;
         ensure!(pair.settle(lab)? == backup);
+        let events = pair.node(backup).ctl_lines(&["events"])?;
+        for kind in ["split-brain", "split-brain-end"] {
+            let event =
+                events.iter().find(|e| e["kind"] == kind).with_context(|| format!("no event {kind}"))?;
+            println!("{kind}: {}", event["text"]);
+            let why = "cause: no path between the nodes: heartbeats lost on sync link 0";
+            ensure!(event["text"].as_str().is_some_and(|t| t.contains(why)), "{event}");
+        }
+        let told = lab.wait_for("the hook to be told", LONG, || {
+            let told = fs::read_to_string(lab.dir().join(format!("{backup}.split"))).unwrap_or_default();
+            Ok((told.lines().count() == 2).then_some(told))
+        })?;
+        ensure!(
+            told.starts_with("split-brain no path") && told.contains("\nsplit-brain-end no path"),
+            "{told}"
+        );
+        let metrics = pair.node(backup).ctl_output(&["stats", "--prometheus"])?;
+        let metrics = String::from_utf8_lossy(&metrics.stdout).into_owned();
+        let line = "fwha_group_split_brains_total{group=\"gateway\"} 1";
+        ensure!(metrics.lines().any(|l| l == line), "{line} is not in\n{metrics}");
         Ok(())
     });
 }

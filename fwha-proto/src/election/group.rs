@@ -1,6 +1,7 @@
 //! One group at this node: its role, its term, its virtual routers, and what is going on with it.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::config::{Config, GroupConfig};
 use super::trackers::Tracked;
@@ -33,10 +34,14 @@ pub struct Refusal {
 }
 
 /// Two nodes are Active; this one stays.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Split {
     pub peer: NodeId,
+    /// When they met.
     pub since: Time,
+    /// Since when both were, as far as known.
+    pub began: Time,
+    pub cause: String,
 }
 
 /// A better advertisement, and nobody on the channel to say whether it counts.
@@ -74,6 +79,8 @@ pub(super) struct Group {
     /// The last offer that was not taken.
     pub refusal: Option<Refusal>,
     pub split: Option<Split>,
+    /// How often there was one, and for how long in all.
+    pub splits: (u64, Duration),
     /// An operator moved the group here.
     pub moved: bool,
     /// This node holds the flows of the last Active.
@@ -117,6 +124,7 @@ impl Group {
             handover: None,
             refusal: None,
             split: None,
+            splits: (0, Duration::ZERO),
             moved: false,
             warm: false,
             last_active: None,

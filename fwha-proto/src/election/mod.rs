@@ -481,6 +481,9 @@ impl Election {
         for (p, &from) in before.iter().enumerate() {
             let (peer, to) = (self.peers[p].node, self.peers[p].state());
             if from != to {
+                if let Some(lost) = self.loss_text(peer, to) {
+                    self.peers[p].lost = Some(lost);
+                }
                 let name = self.config.node_name(peer);
                 let reason = match to {
                     PeerState::Unknown => format!("no way left to ask {name}"),

@@ -152,6 +152,8 @@ pub enum Event {
         overlap: Duration,
         /// Who stays Active.
         winner: NodeId,
+        /// How it came to it.
+        cause: String,
     },
     /// It is over: one of them gave way.
     SplitBrainEnd {
@@ -161,6 +163,10 @@ pub enum Event {
         peer: NodeId,
         /// From meeting to giving way.
         after: Duration,
+        /// For how long both were Active, as far as known.
+        lasted: Duration,
+        /// How it came to it.
+        cause: String,
     },
     /// We hear the peer's heartbeats and it does not hear ours (`true`), or does again (`false`).
     OneWay {

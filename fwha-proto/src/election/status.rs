@@ -78,6 +78,10 @@ pub struct GroupStatus {
     pub handover: Option<NodeId>,
     /// The last offer of the group that was not taken.
     pub refusal: Option<Refusal>,
+    /// Another node is Active, too, of those that hear each other.
+    pub split: bool,
+    /// Split brains so far, and how long they lasted in all.
+    pub splits: (u64, Duration),
     /// This node would take it, but no witness answers.
     pub held: bool,
     /// By virtual router, in the order of the config: whether the Active's advertisements arrive.
@@ -175,6 +179,8 @@ impl Election {
             moved: group.moved,
             handover: group.handover.map(|h| h.to),
             refusal: group.refusal.clone(),
+            split: group.split.is_some(),
+            splits: group.splits,
             held: group.held.is_some_and(|(_, told)| told),
             hears: group.machines.iter().map(|m| m.hears(now)).collect(),
         }

@@ -22,7 +22,7 @@ use fwha_proto::election::{
     status::Status,
 };
 use fwha_proto::heartbeat::{Interface, Role, Via};
-use fwha_proto::hook::Change;
+use fwha_proto::hook::{Change, Kind};
 use fwha_proto::seal::KeyRing;
 use fwha_proto::time::Time;
 use fwha_proto::tracker::{Report, State};
@@ -529,14 +529,33 @@ impl Thread {
             Output::Event(event) => {
                 if let Event::Role { group, from, to, term, cause, reason } = &event {
                     let (group, from, to, term, cause) = (*group, *from, *to, *term, *cause);
-                    let change = Change { group, from, to, term, cause, reason: reason.clone() };
+                    let reason = reason.clone();
+                    let change = Change { kind: Kind::Role, group, from, to, term, cause, reason };
                     self.tell_vips(vips::Command::Role(change));
+                }
+                let split = match &event {
+                    Event::SplitBrain { group, cause, .. } => Some((Kind::SplitBrain, *group, cause)),
+                    Event::SplitBrainEnd { group, cause, .. } => Some((Kind::SplitBrainEnd, *group, cause)),
+                    _ => None,
+                };
+                if let Some((kind, group, reason)) = split {
+                    self.tell_split(kind, group, reason.clone());
                 }
                 self.record(decided, &event);
             }
             Output::ShutdownComplete => return true,
         }
         false
+    }
+
+    /// Tells hooks of a split brain.
+    fn tell_split(&self, kind: Kind, group: GroupId, reason: String) {
+        let groups = self.election.status(self.now()).groups;
+        if let Some(g) = groups.iter().find(|g| g.group == group) {
+            let (from, to, term, cause) = (g.role, g.role, g.term, g.cause);
+            let change = Change { kind, group, from, to, term, cause, reason };
+            self.tell_vips(vips::Command::Split(change));
+        }
     }
 
     fn tell_vips(&self, command: vips::Command) {
@@ -591,20 +610,25 @@ impl Thread {
             Event::Peer { peer, from, to, reason } => {
                 ("peer", None, format!("{}: {from} -> {to}: {reason}", names.node(*peer)))
             }
-            Event::SplitBrain { group, peer, overlap, winner } => (
+            Event::SplitBrain { group, peer, overlap, winner, cause } => (
                 "split-brain",
                 Some(*group),
                 format!(
-                    "{} is active as well, for {:.3} s so far; {} stays",
+                    "{} is active as well, for {:.3} s so far; {} stays; cause: {cause}",
                     names.node(*peer),
                     overlap.as_secs_f64(),
                     names.node(*winner)
                 ),
             ),
-            Event::SplitBrainEnd { group, peer, after } => (
+            Event::SplitBrainEnd { group, peer, after, lasted, cause } => (
                 "split-brain-end",
                 Some(*group),
-                format!("over after {:.3} s with {}", after.as_secs_f64(), names.node(*peer)),
+                format!(
+                    "over with {}: both were active for {:.3} s, {:.3} s of that since they met; cause: {cause}",
+                    names.node(*peer),
+                    lasted.as_secs_f64(),
+                    after.as_secs_f64()
+                ),
             ),
             Event::OneWay { peer, lost: true } => {
                 ("one-way", None, format!("{} does not hear our heartbeats", names.node(*peer)))

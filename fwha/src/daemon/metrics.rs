@@ -216,6 +216,19 @@ impl Server {
                 m.add(&[("group", self.names.group(g)), ("resource", &name)], report.failures);
             }
         });
+        text.gauge("fwha_group_split_brain", "Whether another node is active, too.", |m| {
+            status.groups.iter().for_each(|g| m.add(&group(g.group), u8::from(g.split)));
+        });
+        text.counter("fwha_group_split_brains_total", "Split brains that this node was in.", |m| {
+            status.groups.iter().for_each(|g| m.add(&group(g.group), g.splits.0));
+        });
+        text.counter(
+            "fwha_group_split_brain_seconds_total",
+            "How long they lasted, those that are over.",
+            |m| {
+                status.groups.iter().for_each(|g| m.add(&group(g.group), g.splits.1.as_secs_f64()));
+            },
+        );
         let witnesses = || status.witnesses.iter().map(|w| (w.address.to_string(), w));
         text.gauge("fwha_witness_state", "How a witness stands: 1, and 0 for the other states.", |m| {
             let states = || tracker::State::ALL.into_iter().map(tracker::State::as_str);
