@@ -164,7 +164,7 @@ impl Election {
     /// How it came that this node and a peer are Active both.
     fn split_cause(&self, g: usize, peer: NodeId) -> String {
         let group = &self.groups[g];
-        let Some(lost) = self.peer(peer).and_then(|p| p.lost.as_ref()) else {
+        let Some((_, lost)) = self.peer(peer).and_then(|p| p.lost.as_ref()) else {
             let name = self.config.node_name(peer);
             return format!(
                 "heartbeats were never lost: this node or {name} did not run for a while, or was restarted"

@@ -481,8 +481,13 @@ impl Election {
         for (p, &from) in before.iter().enumerate() {
             let (peer, to) = (self.peers[p].node, self.peers[p].state());
             if from != to {
-                if let Some(lost) = self.loss_text(peer, to) {
-                    self.peers[p].lost = Some(lost);
+                if from == PeerState::Alive {
+                    self.peers[p].lost = None;
+                }
+                // What is heard of one that comes back makes it no less lost before.
+                let dead = self.peers[p].lost.as_ref().is_some_and(|(state, _)| *state == PeerState::Dead);
+                if let Some(lost) = self.loss_text(peer, to).filter(|_| !dead) {
+                    self.peers[p].lost = Some((to, lost));
                 }
                 let name = self.config.node_name(peer);
                 let reason = match to {
