@@ -213,7 +213,7 @@ impl Election {
         let group = &self.groups[g];
         let last = group.last_active;
         group.others().filter(move |node| {
-            last.is_none_or(|last| last == *node) && self.peer(*node).is_some_and(|peer| unreached(peer))
+            last.is_none_or(|last| last == *node) && self.peer(*node).is_some_and(unreached)
         })
     }
 
