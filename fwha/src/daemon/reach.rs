@@ -147,9 +147,9 @@ pub async fn survey(
             answered.extend(targets.iter().filter(|target| sender == Some(&target.octets())));
             false
         });
-        match tokio::time::timeout(time / 2, listen).await {
-            Ok(Err(error)) => return Err(error),
-            Ok(Ok(())) | Err(_) => {}
+        // It listens until its time is over.
+        if let Ok(Err(error)) = tokio::time::timeout(time / 2, listen).await {
+            return Err(error);
         }
     }
     Ok((answered, heard))
