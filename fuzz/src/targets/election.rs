@@ -116,6 +116,7 @@ fn config(input: &mut Input<'_>) -> Config {
             preempt: kind & 4 != 0,
             preempt_delay: Duration::from_millis(if kind & 8 != 0 { 50 } else { 0 }),
             advert_interval_cs: if v2 { 100 } else { 10 },
+            hmac: None,
             version: if v2 { Version::V2 { auth: Auth::None } } else { Version::default() },
             announce: Announce::default(),
             instances: (1..).zip(addresses).map(instance).collect(),

@@ -10,6 +10,7 @@ use crate::NodeId;
 use crate::heartbeat::{Interface, MAX_INSTANCES, MAX_LINKS, MAX_TRACKERS, Via};
 use crate::seal::{Identity, KeyRing};
 use crate::time::Time;
+use crate::vrrp::hmac;
 use crate::vrrp::packet::{ADDRESSES_MAX, Version};
 
 /// The number of a group: index into the data plane's `GROUPS`.
@@ -103,6 +104,8 @@ pub struct GroupConfig {
     pub advert_interval_cs: u16,
     /// The version of VRRP that its virtual routers speak; version 2 is for IPv4 alone.
     pub version: Version,
+    /// How its advertisements are authenticated, if they are.
+    pub hmac: Option<hmac::Config>,
     /// When its addresses are announced again.
     pub announce: Announce,
     /// The virtual routers, at most [`MAX_INSTANCES`].

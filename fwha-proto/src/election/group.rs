@@ -8,6 +8,7 @@ use super::trackers::Tracked;
 use crate::NodeId;
 use crate::heartbeat::{Cause, Role};
 use crate::time::Time;
+use crate::vrrp::hmac;
 use crate::vrrp::machine::{Machine, centiseconds};
 
 /// The advertise interval while no heartbeat reaches a peer that lives, centiseconds.
@@ -66,6 +67,8 @@ pub(super) struct Group {
     /// The highest term seen anywhere; that of the ownership while Active.
     pub term: u32,
     pub machines: Vec<Machine>,
+    /// Numbers of signed advertisements, by zone, VRID and family.
+    pub signed: BTreeMap<(u8, u8, bool), hmac::State>,
     /// What forbids the role, by source.
     pub faults: BTreeMap<String, String>,
     /// What the trackers make of it.
@@ -115,6 +118,7 @@ impl Group {
             cause: Cause::Started,
             reason: if place.is_some() { "started".into() } else { "not a member".into() },
             term: group.start.term,
+            signed: BTreeMap::new(),
             machines: group.instances.iter().map(|_| machine()).collect(),
             faults: BTreeMap::new(),
             tracked: Tracked::default(),

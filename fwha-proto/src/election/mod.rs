@@ -105,6 +105,8 @@ pub struct Election {
     /// How each tracker of the config stands.
     reports: Vec<Report>,
     witnesses: Witnesses,
+    /// A moment, and what a clock on the wall showed then, since 1970.
+    wall: (Time, Duration),
     /// By zone, where it was ever compared.
     reaches: BTreeMap<u8, Reach>,
 }
@@ -139,6 +141,7 @@ impl Election {
             reports: vec![Report { since: now, ..Report::default() }; config.trackers.len()],
             witnesses: Witnesses::new(now, &config.witnesses),
             reaches: BTreeMap::new(),
+            wall: (now, Duration::ZERO),
             config,
         };
         for (via, interface) in election.config.interfaces.clone() {
@@ -197,6 +200,16 @@ impl Election {
                 self.refused(link, header.sender, error);
             }
         }
+    }
+
+    /// What a clock on the wall shows now, since 1970: for signed advertisements ([`crate::vrrp::hmac`]), and nothing
+    /// else. To be told as often as it may be set.
+    pub fn wall_clock(&mut self, now: Time, wall: Duration) {
+        self.wall = (now, wall);
+    }
+
+    pub(super) fn wall(&self) -> Duration {
+        self.wall.1 + self.clock.since(self.wall.0)
     }
 
     /// A probe frame arrived by `via` that is not a request. Requests are for the data plane.

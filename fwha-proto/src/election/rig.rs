@@ -205,6 +205,7 @@ pub fn group(id: GroupId, members: Vec<(NodeId, u8)>) -> GroupConfig {
         preempt_delay: Duration::ZERO,
         advert_interval_cs: 100,
         version: Version::default(),
+        hmac: None,
         announce: Announce::default(),
         instances: vec![instance(1), instance(2)],
         start: Start::default(),
@@ -546,6 +547,7 @@ impl Rig {
             return;
         }
         if let Some(election) = &mut m.election {
+            election.wall_clock(now, now.since(Time::ZERO));
             if election.next_timeout() <= now {
                 election.tick(now);
                 assert!(election.next_timeout() > now, "a tick must do all that is due");

@@ -227,6 +227,7 @@ impl Changes {
                 preempt,
                 preempt_delay,
                 version,
+                hmac,
                 advert_interval,
                 announce,
                 vips,
@@ -257,6 +258,9 @@ impl Changes {
             self.setting(&what("announce.refresh"), &before, &after, false);
             let [before, after] = [interval, &now.announce.interval].map(|&time| show_duration(time));
             self.setting(&what("announce.interval"), &before, &after, false);
+            if hmac != &now.hmac {
+                self.live(what("auth"));
+            }
             if version != &now.version {
                 self.restart(what("vrrp-version, or what it sends"));
             }

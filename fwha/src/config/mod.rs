@@ -190,7 +190,7 @@ impl Config {
         });
         let nodes = nodes::read(&mut root, &mut interfaces, &mut mistakes);
         let zones = zones::read(&mut root, &nodes, &mut interfaces, &mut mistakes);
-        let groups = groups::read(&mut root, &nodes, &zones, &mut mistakes);
+        let groups = groups::read(&mut root, source.path(), &nodes, &zones, &mut mistakes);
         let trackers = trackers::read(&mut root, &nodes, &zones, &groups, &mut mistakes);
         let rules = rules::read(&mut root, &zones, &mut mistakes);
         let hooks = hooks::read(&mut root, &groups, &mut mistakes);

@@ -40,7 +40,7 @@ use super::vips::{self, Takeover};
 use crate::api::Step;
 use crate::dataplane::Maps;
 use crate::socket::{EchoSocket, ProbeSocket, Refused, SyncSocket, VrrpSocket};
-use crate::sys::clock::KernelClock;
+use crate::sys::clock::{KernelClock, wall_ns};
 use crate::sys::sched;
 
 /// Below the kernel's own threads that a packet needs, above everything ordinary.
@@ -284,6 +284,7 @@ impl Thread {
                 }
             }
             self.read_letters();
+            self.election.wall_clock(now, Duration::from_nanos(wall_ns()));
             if self.election.next_timeout() <= now {
                 self.election.tick(now);
             }

@@ -690,6 +690,7 @@ fn election_group(group: &config::Group, start: proto_election::Start) -> proto_
         preempt_delay: group.preempt_delay,
         advert_interval_cs: (group.advert_interval.as_millis() / 10) as u16,
         version: group.version,
+        hmac: group.hmac.clone(),
         announce: proto_election::Announce {
             repeat: group.announce.repeat.clone(),
             refresh: group.announce.refresh,

@@ -9,7 +9,12 @@ use fwha_common::{
     settings::Timeouts,
 };
 
-use fwha_proto::{election::Effect, heartbeat::Role, seal::ClusterKey};
+use fwha_proto::{
+    election::Effect,
+    heartbeat::Role,
+    seal::ClusterKey,
+    vrrp::hmac::{Key, Mode},
+};
 
 use super::*;
 
@@ -256,6 +261,45 @@ fn a_group_speaks_the_vrrp_that_it_is_told_to() {
         let (version, hash) = version(lines);
         assert_eq!(version, expected);
         assert!(hashes.insert(hash), "nodes with another {lines:?} differ");
+    }
+}
+
+#[test]
+fn adverts_are_signed_with_keys_from_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str, mode: u32| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+        path.display().to_string()
+    };
+    let hex = file("hex", &format!("hex:{}\n", "0f".repeat(32)), 0o600);
+    let plain = file("plain", &"k".repeat(40), 0o600);
+    let auth = |more: &str| {
+        with("name = \"gateway\"", &format!("name = \"gateway\"\nauth = {{ type = \"hmac\", {more} }}"))
+    };
+    let config = good(&auth(&format!("key-file = {hex:?}")));
+    let hmac = config.groups[0].hmac.clone().unwrap();
+    assert_eq!(hmac.keys, [Key::new(1, &[15; 32]).unwrap()]);
+    assert_eq!((hmac.mode, hmac.window), (Mode::Enforce, Duration::from_secs(5)));
+    let more = format!(
+        "key-file = {plain:?}, key-id = 7, mode = \"permissive\", window = \"9s\", accept = [{{ key-file = {hex:?} }}]"
+    );
+    let hmac = good(&auth(&more)).groups[0].hmac.clone().unwrap();
+    assert_eq!(hmac.keys.iter().map(|key| key.id).collect::<Vec<_>>(), [7, 1]);
+    assert_eq!((hmac.mode, hmac.window), (Mode::Permissive, Duration::from_secs(9)));
+    assert_ne!(config.hash, good(GOOD).hash);
+    let open = file("open", &"k".repeat(40), 0o644);
+    let short = file("short", "hex:00", 0o600);
+    for (more, expected) in [
+        (format!("key-file = {open:?}"), "can be read by others".to_owned()),
+        (format!("key-file = {short:?}"), "does not hold 32 to 64 bytes".to_owned()),
+        (format!("key-file = {hex:?}, mode = \"off\""), "unknown mode \"off\"".to_owned()),
+        (format!("key-file = {hex:?}, accept = [{{ key-file = {plain:?} }}]"), "key-id 1 twice".to_owned()),
+    ] {
+        let errors = parse(&auth(&more)).unwrap_err();
+        let found: Vec<String> = errors.headlines().collect();
+        assert!(found.len() == 1 && found[0].contains(&expected), "{found:?}");
     }
 }
 
