@@ -18,6 +18,9 @@
 //!                     13 link-local IPv6 address, if it has one and there is room
 //!  type 3, trackers:   the hash of the name (u32) of each that is not known to be well; no record if
 //!                      all are
+//!  type 4, zone:       0 zone  1 flags: 1 asks for reasons of its own, 2 neighbours answer, 4 none does
+//!                      2 nodes heard there (u16, bit n: node n)  4 IPv4 addresses of neighbours to be asked;
+//!                      only while the reach there is compared
 //! ```
 //! Numbers are little-endian, addresses in network byte order.
 
@@ -26,6 +29,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use fwha_common::{MAX_GROUPS, MAX_ZONES};
 
 use crate::NodeId;
+use crate::tracker::State;
 
 /// Sync links of a cluster at most.
 pub const MAX_LINKS: usize = 8;
@@ -33,6 +37,9 @@ pub const MAX_LINKS: usize = 8;
 pub const MAX_INSTANCES: usize = 32;
 /// Trackers of a node at most.
 pub const MAX_TRACKERS: usize = 24;
+
+/// Neighbours in one zone that a node tells of, at most.
+pub const MAX_NEIGHBOURS: usize = 4;
 
 const HEAD_LEN: usize = 56;
 const GROUP: u8 = 1;
@@ -42,9 +49,13 @@ const INTERFACE_LEN: usize = 13;
 const LINK_LOCAL_LEN: usize = 16;
 const TRACKERS: u8 = 3;
 const TRACKER_LEN: usize = 4;
+const REACH: u8 = 4;
+const REACH_LEN: usize = 4;
+const NEIGHBOUR_LEN: usize = 4;
 
-/// The longest payload that [`Heartbeat::write`] makes; stays below any MTU of 1500. Link-local
-/// addresses are left out where they would exceed it: with one group there is room for all.
+/// The longest payload that [`Heartbeat::write`] makes; stays below any MTU of 1500. What is told of
+/// the reach in zones, and link-local addresses, are left out where they would exceed it: with one group there is
+/// room for all addresses.
 pub const LEN_MAX: usize =
     HEAD_LEN + MAX_GROUPS * (2 + GROUP_LEN) + TRACKERS_MAX + (MAX_ZONES + MAX_LINKS) * (2 + INTERFACE_LEN);
 const TRACKERS_MAX: usize = 2 + MAX_TRACKERS * TRACKER_LEN;
@@ -230,6 +241,21 @@ pub struct GroupRecord {
     pub offered_to: Option<NodeId>,
 }
 
+/// How a node is placed in a zone where that is in question.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ZoneReach {
+    /// The zone.
+    pub zone: u8,
+    /// The sender has a reason of its own to ask; others ask with it.
+    pub need: bool,
+    /// Whether neighbours answer the sender there.
+    pub state: State,
+    /// The nodes that it hears there: bit n for node n.
+    pub hears: u16,
+    /// Neighbours that it knows, at most [`MAX_NEIGHBOURS`].
+    pub neighbours: Vec<Ipv4Addr>,
+}
+
 /// One heartbeat.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Heartbeat {
@@ -260,6 +286,8 @@ pub struct Heartbeat {
     /// The trackers that are not known to be well at the sender, by the hash of their names; at most
     /// [`MAX_TRACKERS`].
     pub unwell: Vec<u32>,
+    /// The zones in which the sender compares its reach with others; those that there is room for.
+    pub reaches: Vec<ZoneReach>,
     /// The sender's interfaces, at most [`MAX_ZONES`] and [`MAX_LINKS`].
     pub interfaces: Vec<(Via, Interface)>,
 }
@@ -298,6 +326,22 @@ impl Heartbeat {
         }
         let interfaces = &self.interfaces[..self.interfaces.len().min(MAX_ZONES + MAX_LINKS)];
         let mut room = LEN_MAX - b.len() - interfaces.len() * (2 + INTERFACE_LEN);
+        for r in &self.reaches {
+            let neighbours = &r.neighbours[..r.neighbours.len().min(MAX_NEIGHBOURS)];
+            let len = REACH_LEN + neighbours.len() * NEIGHBOUR_LEN;
+            if room < 2 + len {
+                break;
+            }
+            let state = match r.state {
+                State::Unknown => 0,
+                State::Up => 2,
+                State::Down => 4,
+            };
+            b.extend_from_slice(&[REACH, len as u8, r.zone, u8::from(r.need) | state]);
+            b.extend_from_slice(&r.hears.to_le_bytes());
+            neighbours.iter().for_each(|n| b.extend_from_slice(&n.octets()));
+            room -= 2 + len;
+        }
         for (via, i) in interfaces {
             let (kind, number) = match *via {
                 Via::Sync(n) => (1, n),
@@ -340,6 +384,7 @@ impl Heartbeat {
             echo_held_us: r.u32()?,
             groups: Vec::new(),
             unwell: Vec::new(),
+            reaches: Vec::new(),
             interfaces: Vec::new(),
         };
         while !r.0.is_empty() {
@@ -355,7 +400,8 @@ impl Heartbeat {
                         heartbeat.unwell.push(body.u32()?);
                     }
                 }
-                GROUP | INTERFACE => return Err(Malformed),
+                REACH if heartbeat.reaches.len() < MAX_ZONES => heartbeat.reaches.push(body.reach()?),
+                GROUP | INTERFACE | REACH => return Err(Malformed),
                 _ => {}
             }
         }
@@ -409,6 +455,24 @@ impl<'a> Reader<'a> {
         })
     }
 
+    fn reach(&mut self) -> Result<ZoneReach, Malformed> {
+        let (zone, flags) = (self.u8()?, self.u8()?);
+        if usize::from(zone) > MAX_ZONES {
+            return Err(Malformed);
+        }
+        let state = match flags & 6 {
+            2 => State::Up,
+            4 => State::Down,
+            _ => State::Unknown,
+        };
+        let hears = u16::from_le_bytes(self.array()?);
+        let mut neighbours = Vec::new();
+        while neighbours.len() < MAX_NEIGHBOURS && !self.0.is_empty() {
+            neighbours.push(Ipv4Addr::from(self.array::<NEIGHBOUR_LEN>()?));
+        }
+        Ok(ZoneReach { zone, need: flags & 1 != 0, state, hears, neighbours })
+    }
+
     fn interface(&mut self) -> Result<(Via, Interface), Malformed> {
         let via = match (self.u8()?, self.u8()?) {
             (1, n) if usize::from(n) < MAX_LINKS => Via::Sync(n),
@@ -455,6 +519,7 @@ mod tests {
                 offered_to: Some(2),
             }],
             unwell: Vec::new(),
+            reaches: Vec::new(),
             interfaces: vec![
                 (
                     Via::Sync(0),
@@ -498,9 +563,34 @@ mod tests {
         assert_eq!(without, include_str!("../golden/heartbeat.hex").trim());
     }
 
+    /// As [`sample`], while the reach in a zone is compared.
+    fn comparing() -> Heartbeat {
+        let neighbours = vec![Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 254)];
+        let reach = ZoneReach { zone: 2, need: true, state: State::Down, hears: 1 << 2, neighbours };
+        Heartbeat { reaches: vec![reach], ..sample() }
+    }
+
+    #[test]
+    fn the_reach_in_a_zone_is_a_record_that_earlier_versions_skip() {
+        let golden: String = comparing().write().iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(golden, include_str!("../golden/heartbeat-reach.hex").trim());
+        let without = golden.replacen("040c020504000a0000010a0000fe", "", 1);
+        assert_eq!(without, include_str!("../golden/heartbeat.hex").trim());
+    }
+
+    #[test]
+    fn the_reach_in_zones_goes_while_there_is_room() {
+        let mut heartbeat = comparing();
+        heartbeat.groups = vec![heartbeat.groups[0]; MAX_GROUPS];
+        heartbeat.unwell = vec![1; MAX_TRACKERS];
+        heartbeat.interfaces = vec![heartbeat.interfaces[0]; MAX_ZONES + MAX_LINKS];
+        let bytes = heartbeat.write();
+        assert_eq!((bytes.len(), Heartbeat::parse(&bytes).unwrap().reaches), (LEN_MAX, vec![]));
+    }
+
     #[test]
     fn what_is_written_is_read() {
-        for heartbeat in [sample(), unwell()] {
+        for heartbeat in [sample(), unwell(), comparing()] {
             assert_eq!(Heartbeat::parse(&heartbeat.write()), Ok(heartbeat));
         }
     }

@@ -10,9 +10,34 @@ use std::collections::VecDeque;
 use crate::election::GroupId;
 use crate::heartbeat::{Cause, Role};
 
-/// A node has another role in a group.
+/// What a hook is told of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kind {
+    /// A node has another role in a group.
+    #[default]
+    Role,
+    /// Two nodes were Active at the same time and have met.
+    SplitBrain,
+    /// One of them gave way.
+    SplitBrainEnd,
+}
+
+impl Kind {
+    /// The name under which hooks know it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Role => "role",
+            Self::SplitBrain => "split-brain",
+            Self::SplitBrainEnd => "split-brain-end",
+        }
+    }
+}
+
+/// A node has another role in a group, or there was a split brain about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
+    /// What happened; roles that are no others stay the same.
+    pub kind: Kind,
     /// The group.
     pub group: GroupId,
     /// Before; what a hook was told last, if it missed something since.
@@ -32,23 +57,30 @@ pub struct Change {
 pub struct Queue {
     roles: Vec<Role>,
     groups: Vec<GroupId>,
+    splits: bool,
     waiting: VecDeque<Change>,
 }
 
 impl Queue {
-    /// For a hook that wants these roles in these groups; in all groups if there are none.
-    pub fn new(roles: Vec<Role>, groups: Vec<GroupId>) -> Self {
-        Self { roles, groups, waiting: VecDeque::new() }
+    /// For a hook that wants these roles in these groups; in all groups if there are none. And perhaps split brains.
+    pub fn new(roles: Vec<Role>, groups: Vec<GroupId>, splits: bool) -> Self {
+        Self { roles, groups, splits, waiting: VecDeque::new() }
     }
 
-    /// A role changed. What waits of the same group is out of date.
+    /// Something happened. A role that waits of the same group is out of date then if it is another one now.
     pub fn push(&mut self, mut change: Change) {
-        let stale = self.waiting.iter().position(|w| w.group == change.group);
+        let here = self.groups.is_empty() || self.groups.contains(&change.group);
+        if change.kind != Kind::Role {
+            if self.splits && here {
+                self.waiting.push_back(change);
+            }
+            return;
+        }
+        let stale = self.waiting.iter().position(|w| w.group == change.group && w.kind == Kind::Role);
         if let Some(stale) = stale.and_then(|at| self.waiting.remove(at)) {
             change.from = stale.from;
         }
-        let wanted = self.groups.is_empty() || self.groups.contains(&change.group);
-        if wanted && self.roles.contains(&change.to) {
+        if here && self.roles.contains(&change.to) {
             self.waiting.push_back(change);
         }
     }
@@ -65,7 +97,7 @@ mod tests {
     use Role::{Active, Backup, Fault};
 
     fn change(group: GroupId, from: Role, to: Role, term: u32) -> Change {
-        Change { group, from, to, term, cause: Cause::Vacant, reason: String::new() }
+        Change { kind: Kind::Role, group, from, to, term, cause: Cause::Vacant, reason: String::new() }
     }
 
     fn drain(queue: &mut Queue) -> Vec<Change> {
@@ -74,7 +106,7 @@ mod tests {
 
     #[test]
     fn changes_come_in_their_order_if_there_is_time() {
-        let mut queue = Queue::new(vec![Active, Backup], vec![]);
+        let mut queue = Queue::new(vec![Active, Backup], vec![], false);
         let changes =
             [change(0, Backup, Active, 1), change(0, Active, Backup, 1), change(1, Backup, Active, 4)];
         for told in &changes {
@@ -86,7 +118,7 @@ mod tests {
 
     #[test]
     fn of_each_group_the_last_state_is_told_and_what_came_before_only_as_where_from() {
-        let mut queue = Queue::new(vec![Active, Backup, Fault], vec![]);
+        let mut queue = Queue::new(vec![Active, Backup, Fault], vec![], false);
         queue.push(change(0, Backup, Active, 1));
         queue.push(change(1, Backup, Active, 7));
         queue.push(change(0, Active, Fault, 1));
@@ -96,7 +128,7 @@ mod tests {
 
     #[test]
     fn a_state_that_is_over_is_not_told_even_if_the_one_after_it_is_not_wanted() {
-        let mut queue = Queue::new(vec![Active], vec![]);
+        let mut queue = Queue::new(vec![Active], vec![], false);
         queue.push(change(0, Backup, Active, 1));
         queue.push(change(0, Active, Backup, 1));
         assert_eq!(drain(&mut queue), []);
@@ -106,10 +138,21 @@ mod tests {
 
     #[test]
     fn groups_and_roles_that_are_not_named_are_not_told() {
-        let mut queue = Queue::new(vec![Active], vec![1]);
+        let mut queue = Queue::new(vec![Active], vec![1], false);
         queue.push(change(0, Backup, Active, 1));
         queue.push(change(1, Backup, Active, 1));
         queue.push(change(2, Backup, Active, 1));
         assert_eq!(drain(&mut queue), [change(1, Backup, Active, 1)]);
+    }
+
+    #[test]
+    fn a_split_brain_is_told_beside_roles_to_those_that_want_it() {
+        let split = |kind| Change { kind, ..change(0, Active, Active, 3) };
+        let told = [split(Kind::SplitBrain), change(0, Active, Backup, 3), split(Kind::SplitBrainEnd)];
+        for (splits, expected) in [(true, &told[..]), (false, &told[1..2])] {
+            let mut queue = Queue::new(vec![Active, Backup], vec![], splits);
+            told.iter().for_each(|change| queue.push(change.clone()));
+            assert_eq!(drain(&mut queue), expected);
+        }
     }
 }

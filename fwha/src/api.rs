@@ -93,6 +93,12 @@ pub struct Status {
     pub groups: Vec<GroupStatus>,
     /// The other nodes, in the order of the config.
     pub peers: Vec<PeerStatus>,
+    /// Who is asked before a group of a lost peer is claimed, in the order of the config.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub witnesses: Vec<WitnessStatus>,
+    /// Zones in which frames between the nodes are lost, while this is compared.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reaches: Vec<ReachStatus>,
     /// Where the packet programs are attached.
     pub interfaces: Vec<ZoneInterfaceStatus>,
     /// Flows in the tables.
@@ -137,6 +143,41 @@ pub struct GroupStatus {
     /// What runs where it is Active, in the order of starting.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub resources: Vec<ResourceStatus>,
+}
+
+/// How this node is placed in a zone where that is in question.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReachStatus {
+    /// The zone.
+    pub zone: String,
+    /// `up` if neighbours answer, `down` if none does, `unknown` until that is known.
+    pub state: String,
+    /// How long it has been so.
+    pub since_ms: u64,
+    /// Neighbours asked in the last round.
+    pub asked: u64,
+    /// Those of them that answered.
+    pub answered: u64,
+    /// Which way frames go, by peer: `both`, `unheard` (one-way: the peer does not hear this node), `deaf` (one-way:
+    /// this node does not hear the peer), `cut`.
+    pub paths: std::collections::BTreeMap<String, String>,
+}
+
+/// A host that tells a lost peer from a node that is cut off.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WitnessStatus {
+    /// Its address.
+    pub address: String,
+    /// `up`, `down`, or `unknown` until the first answers tell.
+    pub state: String,
+    /// How long it has been so.
+    pub since_ms: u64,
+    /// Round trip time, if known.
+    pub rtt_us: Option<u64>,
+    /// Requests so far.
+    pub requests: u64,
+    /// Answers so far.
+    pub answers: u64,
 }
 
 /// A resource on the asked node.

@@ -2,8 +2,11 @@
 
 use std::{
     io::{self, Write},
+    net::IpAddr,
     process::ExitCode,
 };
+
+use nix::sys::socket::SockaddrStorage;
 
 use crate::{
     args::CheckArgs,
@@ -77,10 +80,22 @@ fn warnings(config: &Config, node: Option<NodeId>) -> Vec<String> {
             warnings.push(format!("{kind} {name}: {program} cannot be run: {error}"));
         }
     }
+    for witness in config.cluster.witness.iter().filter(|w| node.is_some() && is_here(**w)) {
+        warnings.push(format!("witness {witness} is an address of this machine: it answers whatever is cut"));
+    }
     if let Some(node) = node
         && let Err(error) = resources::check(config, node)
     {
         warnings.push(error.to_string());
     }
     warnings
+}
+
+/// Whether an interface of this machine has the address.
+fn is_here(address: IpAddr) -> bool {
+    let same = |known: &SockaddrStorage| match address {
+        IpAddr::V4(v4) => known.as_sockaddr_in().is_some_and(|a| a.ip() == v4),
+        IpAddr::V6(v6) => known.as_sockaddr_in6().is_some_and(|a| a.ip() == v6),
+    };
+    nix::ifaddrs::getifaddrs().is_ok_and(|mut all| all.any(|i| i.address.as_ref().is_some_and(same)))
 }

@@ -62,6 +62,13 @@ fn a_good_file_is_summed_up_with_warnings() {
         "{stdout}"
     );
 
+    let witnessed = CONFIG.replace("[cluster]", "[cluster]\nwitness = [\"127.0.0.1\", \"10.0.0.254\"]");
+    std::fs::write(&path, witnessed).unwrap();
+    let output = check(&path, &["--node", "check-fw1"]);
+    let own = "warning: witness 127.0.0.1 is an address of this machine: it answers whatever is cut\n";
+    let stdout = text(&output.stdout);
+    assert!(stdout.contains(own) && !stdout.contains("10.0.0.254"), "{stdout}");
+
     let output = check(&path, &["--node", "fw9"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).ends_with("has no node \"fw9\"; it has check-fw1, check-fw2\n"));

@@ -24,7 +24,7 @@ use fwha::api::{
     FlowFilter, FlowRow, FlowSide, FlowsDeleted, GroupStatus, LinkStatus, MemberStanding, MovedGroup, NDJSON,
     Origin, PeerStatus, ReloadReply, ReloadRequest, ResourceStatus, Role, RoleExplanation, StandbyReply,
     StandbyRequest, Stat, Stats, Status, Step, SwitchoverReply, SwitchoverRequest, SyncStatus, TrackerStatus,
-    Transfer, TransferRequest, TransferState, WARNING_HEADER, ZoneInterfaceStatus, path,
+    Transfer, TransferRequest, TransferState, WARNING_HEADER, WitnessStatus, ZoneInterfaceStatus, path,
 };
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -76,6 +76,15 @@ fn status() -> Status {
         version: "0.1.0".into(),
         uptime_ms: 125_000,
         standby: false,
+        witnesses: vec![WitnessStatus {
+            address: "10.0.0.254".into(),
+            state: "up".into(),
+            since_ms: 61_000,
+            rtt_us: Some(250),
+            requests: 62,
+            answers: 61,
+        }],
+        reaches: Vec::new(),
         groups: vec![GroupStatus {
             name: "gateway".into(),
             role: Role::Active,
@@ -447,6 +456,9 @@ openvpn   running  1m00s  1         monitor done after 4 ms
 
 PEER  STATE           SYNC               LAG  UNACKED  LINKS
 fw2   alive for 3.0s  in-sync for 1m03s  2ms  3        sync up 0.09ms used, sync2 up 0.09ms 12.5% lost (replication lossy)
+
+WITNESS     STATE  FOR    RTT
+10.0.0.254  up     1m01s  0.25ms
 
 INTERFACE  ZONE  ATTACHED  WHY
 wan        inet  tc        veth carries super-packets

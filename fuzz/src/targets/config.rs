@@ -56,6 +56,7 @@ fn election_config(config: &Config, node: u8) -> election::Config {
         preempt_delay: group.preempt_delay,
         advert_interval_cs: (group.advert_interval.as_millis() / 10) as u16,
         version: group.version,
+        hmac: group.hmac.clone(),
         announce: election::Announce {
             repeat: group.announce.repeat.clone(),
             refresh: group.announce.refresh,
@@ -89,6 +90,7 @@ fn election_config(config: &Config, node: u8) -> election::Config {
                 shared: t.grace(config.cluster.heartbeat_interval),
             })
             .collect(),
+        witnesses: config.cluster.witness.clone(),
         standby: false,
     }
 }

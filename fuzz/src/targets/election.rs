@@ -5,11 +5,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use fwha_common::probe::{Probe, ProbeKind};
+use fwha_proto::election::reach::Survey;
 use fwha_proto::election::{
     Announce, Config, Effect, Election, GroupConfig, Instance, NodeConfig, Output, Start, TrackerConfig,
 };
 use fwha_proto::heartbeat::{
-    Cause, GroupRecord, Heartbeat, Interface, LEN_MAX, NodeState, PeerState, Role, Via,
+    Cause, GroupRecord, Heartbeat, Interface, LEN_MAX, NodeState, PeerState, Role, Via, ZoneReach,
 };
 use fwha_proto::seal::{Channel, Identity, OVERHEAD, Opened, Purpose};
 use fwha_proto::time::Time;
@@ -23,6 +24,7 @@ use crate::sealing::key;
 const ME: Identity = Identity { cluster: 1, node: 1, epoch: 11 };
 const PEERS: [Identity; 2] = [Identity { node: 2, epoch: 22, ..ME }, Identity { node: 3, epoch: 33, ..ME }];
 const VIAS: [Via; 4] = [Via::Sync(0), Via::Sync(1), Via::Zone(1), Via::Zone(2)];
+const WITNESS: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 const HEARTBEAT: Duration = Duration::from_millis(10);
 /// How long the node is let alone at the end.
 const REST: Duration = Duration::from_millis(300);
@@ -40,6 +42,10 @@ struct World {
     terms: BTreeMap<u8, u32>,
     /// The probe that was asked last, and by which way.
     asked: Option<(Via, Probe)>,
+    /// The number that the witness was asked with last.
+    witness_asked: Option<u64>,
+    /// The zone in which it asked last.
+    surveying: Option<u8>,
     done: bool,
 }
 
@@ -110,6 +116,7 @@ fn config(input: &mut Input<'_>) -> Config {
             preempt: kind & 4 != 0,
             preempt_delay: Duration::from_millis(if kind & 8 != 0 { 50 } else { 0 }),
             advert_interval_cs: if v2 { 100 } else { 10 },
+            hmac: None,
             version: if v2 { Version::V2 { auth: Auth::None } } else { Version::default() },
             announce: Announce::default(),
             instances: (1..).zip(addresses).map(instance).collect(),
@@ -130,8 +137,16 @@ fn config(input: &mut Input<'_>) -> Config {
         interfaces: VIAS.map(|via| (via, interface(ME.node, via))).into(),
         groups: (0..if kind & 8 == 0 { 1 } else { 2 }).map(group).collect(),
         trackers: vec![tracker(1, Effect::Fault), tracker(2, Effect::Lowers(120)), tracker(3, Effect::Fault)],
+        witnesses: if kind & 32 != 0 { vec![WITNESS] } else { vec![] },
         standby: kind & 16 != 0,
     }
+}
+
+fn reach(input: &mut Input<'_>) -> ZoneReach {
+    let (kind, zone) = (input.u8(), 1 + input.u8() % 3);
+    let neighbours = vec![Ipv4Addr::new(10, zone, 0, input.u8())];
+    let state = State::ALL[usize::from(kind >> 1 & 3).min(2)];
+    ZoneReach { zone, need: kind & 1 != 0, state, hears: input.u16(), neighbours }
 }
 
 /// The third is not shared.
@@ -151,6 +166,8 @@ impl World {
             vips: BTreeSet::new(),
             terms: BTreeMap::new(),
             asked: None,
+            witness_asked: None,
+            surveying: None,
             done: false,
         };
         (0..2).for_each(|p| world.hello(p));
@@ -256,6 +273,17 @@ impl World {
                 let _ = self.election.standby(now, input.bool(), input.bool());
             }
             13 if input.u8() == 0xff => self.election.shutdown(now),
+            13 if self.surveying.is_some() && input.bool() => {
+                let (zone, found) = (self.surveying.take().unwrap_or(0), input.u8());
+                let survey = Survey {
+                    neighbours: vec![Ipv4Addr::new(10, zone, 0, 9)],
+                    asked: usize::from(found & 3),
+                    answered: usize::from(found >> 2 & 1),
+                    heard: vec![found >> 3 & 3],
+                };
+                self.election.surveyed(now, zone, survey);
+            }
+            13 => self.election.witness_reply(now, WITNESS, self.witness_asked.unwrap_or(0)),
             14 => {
                 // The daemon does not run for a while.
                 self.now = now + Duration::from_millis(u64::from(input.u8()));
@@ -310,6 +338,7 @@ impl World {
             echo: if kind & 16 == 0 { 0 } else { input.u64() },
             echo_held_us: 0,
             groups,
+            reaches: if kind & 0x24 == 0x24 { vec![reach(input)] } else { vec![] },
             unwell: if kind & 9 == 9 { vec![input.u8().into(), input.u8().into()] } else { vec![] },
             interfaces: interfaces.filter(|_| kind & 32 == 0).collect(),
         }
@@ -383,6 +412,8 @@ impl World {
                     };
                     assert_eq!(parsed, Ok(()), "ours are good");
                 }
+                Output::Survey { zone, .. } => self.surveying = Some(zone),
+                Output::AskWitness { nonce, .. } => self.witness_asked = Some(nonce),
                 Output::Probe { via, probe, .. } => self.asked = Some((via, probe)),
                 Output::Own { group, term, since, until } => {
                     assert!(!self.vips.contains(&group), "ownership before addresses");

@@ -1,6 +1,7 @@
 //! What a change of role does, in which order, and what is told of it.
 
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::Election;
@@ -9,7 +10,7 @@ use super::decide::PLANNED;
 use super::group::{Handover, Refusal, Split};
 use super::output::{Event, Output};
 use crate::NodeId;
-use crate::heartbeat::{Cause, GroupRecord, Role};
+use crate::heartbeat::{Cause, GroupRecord, Interface, PeerState, Role, Via};
 use crate::vrrp::packet::PRIORITY_RELEASE;
 
 /// How long a data plane forwards what still comes to it after a planned move. The first announcement is repeated
@@ -35,6 +36,7 @@ impl Election {
         group.lease_until = now + lease;
         (group.moved, group.warm, group.foreign) = (moved, true, false);
         (group.vacant_since, group.preempt_since, group.released) = (None, None, None);
+        group.held = None;
         let (term, until) = (group.term, group.lease_until);
         for machine in &mut group.machines {
             machine.become_active(now);
@@ -114,7 +116,7 @@ impl Election {
         group.handover = None;
         group.moved = false;
         group.vacant_since = None;
-        group.preempt_since = None;
+        (group.preempt_since, group.held) = (None, None);
         if was_active || role == Role::Backup {
             for (i, machine) in group.machines.iter_mut().enumerate() {
                 machine.become_backup(now, heard.filter(|(at, _)| *at == i).map(|(_, interval)| interval));
@@ -190,18 +192,64 @@ impl Election {
         self.out.push_back(Output::Announce { group: group.config.group });
     }
 
+    /// How it came that this node and a peer are Active both.
+    fn split_cause(&self, g: usize, peer: NodeId) -> String {
+        let group = &self.groups[g];
+        let Some((_, lost)) = self.peer(peer).and_then(|p| p.lost.as_ref()) else {
+            let name = self.config.node_name(peer);
+            return format!(
+                "heartbeats were never lost: this node or {name} did not run for a while, or was restarted"
+            );
+        };
+        if group.cause != Cause::VrrpSilence {
+            return lost.clone();
+        }
+        let zones: BTreeSet<String> = group.config.instances.iter().map(|i| self.zone_name(i.zone)).collect();
+        format!("{lost}; adverts lost in {}", zones.into_iter().collect::<Vec<_>>().join(" and "))
+    }
+
+    /// How a peer was lost, told when it is: by which ways nothing comes any more.
+    pub(super) fn loss_text(&self, peer: NodeId, state: PeerState) -> Option<String> {
+        let of = |kind: fn(&Via) -> bool| {
+            let interfaces = self.config.interfaces.iter().filter(move |(via, _)| kind(via));
+            let name = |(via, i): &(Via, Interface)| {
+                format!("{}{}", self.config.via_name(*via), if i.carrier { "" } else { " (no carrier)" })
+            };
+            interfaces.map(name).collect::<Vec<_>>().join(" and ")
+        };
+        let heartbeats = format!("heartbeats lost on {}", of(|via| matches!(via, Via::Sync(_))));
+        let probes = of(|via| matches!(via, Via::Zone(_)));
+        match state {
+            PeerState::Dead => {
+                Some(format!("no path between the nodes: {heartbeats}, no answer in {probes}"))
+            }
+            PeerState::SyncLost => Some(heartbeats),
+            PeerState::Silent => Some(format!("the daemon of {} was silent", self.config.node_name(peer))),
+            PeerState::Unknown => Some(format!("{heartbeats}, and no way left to ask")),
+            PeerState::Alive | PeerState::Suspect | PeerState::Left => None,
+        }
+    }
+
     /// Tells of other Actives that this node did not hand the group to.
     pub(super) fn note_splits(&mut self, g: usize) {
         let now = self.clock;
         let group = &self.groups[g];
         let id = group.config.group;
-        if let Some(split) = group.split {
+        if let Some(split) = group.split.clone() {
             if self.actives(g).any(|(node, _)| node == split.peer) && group.is_active() {
                 return;
             }
             let stays = group.is_active();
             self.groups[g].split = None;
-            self.event(Event::SplitBrainEnd { group: id, peer: split.peer, after: now.since(split.since) });
+            let (lasted, after) = (now.since(split.began), now.since(split.since));
+            self.groups[g].splits.1 += lasted;
+            self.event(Event::SplitBrainEnd {
+                group: id,
+                peer: split.peer,
+                after,
+                lasted,
+                cause: split.cause,
+            });
             if stays {
                 // The loser's last announcement may have come after our first.
                 self.announce(g);
@@ -221,8 +269,11 @@ impl Election {
             let theirs = (record.term, record.priority, Reverse(group.order(peer)));
             let overlap = Duration::from_millis(record.age_ms.min(group.age_ms(now)).into());
             let winner = if theirs > mine { peer } else { self.me() };
-            self.groups[g].split = Some(Split { peer, since: now });
-            self.event(Event::SplitBrain { group: id, peer, overlap, winner });
+            let cause = self.split_cause(g, peer);
+            self.groups[g].split =
+                Some(Split { peer, since: now, began: now - overlap, cause: cause.clone() });
+            self.groups[g].splits.0 += 1;
+            self.event(Event::SplitBrain { group: id, peer, overlap, winner, cause });
         }
     }
 
@@ -238,8 +289,12 @@ impl Election {
                 .is_some_and(|r| r.cause == Cause::Outranked && r.role != Role::Active);
             if group.is_active() && group.split.is_none() && were_active.contains(&id) && yielded {
                 let (overlap, winner) = (now.since(group.since), self.me());
-                self.event(Event::SplitBrain { group: id, peer, overlap, winner });
-                self.event(Event::SplitBrainEnd { group: id, peer, after: Duration::ZERO });
+                let cause = self.split_cause(g, peer);
+                let splits = &mut self.groups[g].splits;
+                *splits = (splits.0 + 1, splits.1 + overlap);
+                self.event(Event::SplitBrain { group: id, peer, overlap, winner, cause: cause.clone() });
+                let after = Duration::ZERO;
+                self.event(Event::SplitBrainEnd { group: id, peer, after, lasted: overlap, cause });
                 self.announce(g);
             }
         }

@@ -15,9 +15,10 @@ use super::suspicion::Adverts;
 use crate::NodeId;
 use crate::heartbeat::{Cause, PeerState, Role, Via};
 use crate::time::Time;
+use crate::vrrp::hmac::{self, Mode, Refused};
 use crate::vrrp::machine::{Want, centiseconds, greater};
 use crate::vrrp::packet::{
-    Advert, Auth, Checksum, Discard, Envelope, PRIORITY_OWNER, PRIORITY_RELEASE, Version,
+    self, Advert, Auth, Checksum, Discard, Envelope, PRIORITY_OWNER, PRIORITY_RELEASE, Version,
 };
 
 /// Between two answers to losing advertisements.
@@ -91,6 +92,8 @@ impl Election {
             (Version::V3 { .. }, Version::V3 { .. }) => {}
             _ => return Err(Discard::Version),
         }
+        self.authenticate(g, zone, envelope, &advert, heard, payload)?;
+        let group = &self.groups[g];
         self.counters.count("vrrp_rx", "adverts");
         if let (Version::V3 { checksum }, false) = (heard, v6) {
             let kind = match checksum {
@@ -112,7 +115,47 @@ impl Election {
         let sender = self.peers.iter().find(|p| known(p) == Some(true)).map(|p| p.node);
         let foreign = sender.is_none() && self.peers.iter().all(|p| known(p) == Some(false));
         let greater = own.is_some_and(|own| greater(envelope.src, own));
+        if let Some(node) = sender {
+            self.heard_in(zone, node);
+        }
         self.heard_advert((g, i), &advert, greater, sender.or(foreign.then_some(0)));
+        Ok(())
+    }
+
+    /// Checks the trailer of an advertisement, if the group wants one.
+    fn authenticate(
+        &mut self,
+        g: usize,
+        zone: u8,
+        envelope: &Envelope,
+        advert: &Advert,
+        heard: Version,
+        payload: &[u8],
+    ) -> Result<(), Discard> {
+        let wall = self.wall();
+        let group = &mut self.groups[g];
+        let (message, trailer) = packet::split(envelope, payload);
+        let Some(config) = &group.config.hmac else {
+            return if trailer.is_none() { Ok(()) } else { Err(Discard::Trailing) };
+        };
+        let Some(trailer) = trailer else {
+            self.counters.count("vrrp_rx", "hmac_missing");
+            return if config.mode == Mode::Enforce { Err(Discard::HmacMissing) } else { Ok(()) };
+        };
+        let bound = hmac::Bound {
+            version: if heard.is_v2() { 2 } else { 3 },
+            vrid: advert.vrid,
+            source: envelope.src,
+        };
+        let state = group.signed.entry((zone, advert.vrid, envelope.src.is_ipv6())).or_default();
+        state.check(config, bound, message, trailer, wall).map_err(|refused| match refused {
+            Refused::Malformed => Discard::HmacMalformed,
+            Refused::Stale => Discard::HmacStale,
+            Refused::UnknownKey => Discard::HmacUnknownKey,
+            Refused::BadMac => Discard::HmacBad,
+            Refused::Replayed => Discard::HmacReplayed,
+        })?;
+        self.counters.count("vrrp_rx", "hmac_good");
         Ok(())
     }
 
@@ -247,7 +290,7 @@ impl Election {
 
     /// Sends the advertisement of one virtual router, with another priority than its own if given.
     pub(super) fn advertise(&mut self, g: usize, instance: usize, priority: Option<u8>) {
-        let now = self.clock;
+        let (now, wall) = (self.clock, self.wall());
         let group = &mut self.groups[g];
         let (machine, config) = (&mut group.machines[instance], &group.config.instances[instance]);
         machine.advertised(now);
@@ -272,11 +315,21 @@ impl Election {
         if config.peers.is_empty() {
             destinations.push(multicast.dst);
         }
+        let mut trailer = None;
         for to in destinations {
-            let bytes = match group.config.version {
+            let envelope = Envelope { dst: to, ..multicast };
+            let mut bytes = match group.config.version {
                 Version::V2 { auth } => advert.write_v2(auth),
-                Version::V3 { checksum } => advert.write(&Envelope { dst: to, ..multicast }, checksum),
+                Version::V3 { checksum } => advert.write(&envelope, checksum),
             };
+            if let Some(hmac) = &group.config.hmac {
+                let version = if group.config.version.is_v2() { 2 } else { 3 };
+                let bound = hmac::Bound { version, vrid: config.vrid, source };
+                let state = group.signed.entry((config.zone, config.vrid, v6)).or_default();
+                // One for all: it does not cover the destination.
+                let trailer = trailer.get_or_insert_with(|| state.sign(hmac, bound, &bytes, wall));
+                packet::append(&envelope, &mut bytes, trailer);
+            }
             let (group, zone, vrid) = (group.config.group, config.zone, config.vrid);
             self.counters.count("vrrp_tx", "adverts");
             self.out.push_back(Output::Advertise { group, zone, vrid, to, bytes });

@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use fwha_common::{MAX_GROUPS, MAX_NODES, MAX_ZONES};
 
+use super::witness::MAX_WITNESSES;
 use crate::NodeId;
 use crate::heartbeat::{Interface, MAX_INSTANCES, MAX_LINKS, MAX_TRACKERS, Via};
 use crate::seal::{Identity, KeyRing};
 use crate::time::Time;
+use crate::vrrp::hmac;
 use crate::vrrp::packet::{ADDRESSES_MAX, Version};
 
 /// The number of a group: index into the data plane's `GROUPS`.
@@ -43,6 +45,9 @@ pub struct Config {
     pub groups: Vec<GroupConfig>,
     /// The trackers that run on this node, at most [`MAX_TRACKERS`].
     pub trackers: Vec<TrackerConfig>,
+    /// Hosts of which one must answer before a group of a lost peer is claimed, at most [`MAX_WITNESSES`]; see
+    /// [`super::witness`]. None: nobody is asked.
+    pub witnesses: Vec<IpAddr>,
     /// An operator had put this node on standby before it started.
     pub standby: bool,
 }
@@ -99,6 +104,8 @@ pub struct GroupConfig {
     pub advert_interval_cs: u16,
     /// The version of VRRP that its virtual routers speak; version 2 is for IPv4 alone.
     pub version: Version,
+    /// How its advertisements are authenticated, if they are.
+    pub hmac: Option<hmac::Config>,
     /// When its addresses are announced again.
     pub announce: Announce,
     /// The virtual routers, at most [`MAX_INSTANCES`].
@@ -191,6 +198,10 @@ impl Config {
         let unique = |n: usize| self.trackers[..n].iter().all(|t| t.id != self.trackers[n].id);
         if self.trackers.len() > MAX_TRACKERS || !(0..self.trackers.len()).all(unique) {
             return fail("tracker", "at most 24 trackers, and no two may have the same id");
+        }
+        let distinct = |n: usize| !self.witnesses[..n].contains(&self.witnesses[n]);
+        if self.witnesses.len() > MAX_WITNESSES || !(0..self.witnesses.len()).all(distinct) {
+            return fail("witness", "at most 8 witnesses, and none twice");
         }
         let mut known = [false; MAX_GROUPS];
         for g in &self.groups {

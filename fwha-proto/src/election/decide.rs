@@ -17,6 +17,9 @@ use crate::vrrp::machine::{Want, active_down_interval};
 /// Causes for which another Active is meant to give way: no split brain.
 pub(super) const PLANNED: [Cause; 3] = [Cause::Preempted, Cause::Offered, Cause::LeaseEnded];
 
+/// Causes for which a Backup takes a group that nobody gave it.
+const CLAIMS: [Cause; 4] = [Cause::PeerDead, Cause::LeaseEnded, Cause::VrrpSilence, Cause::Vacant];
+
 /// What is to be done with a group.
 #[derive(Debug, PartialEq, Eq)]
 enum Judgement {
@@ -69,6 +72,15 @@ pub(super) fn standing(peer: &Peer, group: GroupId, now: Time) -> Standing<'_> {
     }
 }
 
+/// Whether no way to a peer is left: neither heartbeats nor answers of its data plane come from it.
+pub(super) fn unreached(peer: &Peer) -> bool {
+    match peer.state() {
+        PeerState::Dead | PeerState::Unknown => true,
+        PeerState::SyncLost => !peer.suspicion.answers(),
+        PeerState::Alive | PeerState::Suspect | PeerState::Silent | PeerState::Left => false,
+    }
+}
+
 impl Election {
     /// Judges every group and carries the judgement out.
     pub(super) fn reconcile(&mut self) {
@@ -110,7 +122,13 @@ impl Election {
             (Role::Init, None) => Judgement::Be(Role::Backup, Cause::Started),
             (Role::Fault, None) => Judgement::Be(Role::Backup, Cause::Recovered),
             (Role::Standby, None) => Judgement::Be(Role::Backup, Cause::StandbyEnded),
-            (Role::Backup, None) => self.judge_backup(g),
+            (Role::Backup, None) => match self.judge_backup(g) {
+                Judgement::Take(cause) if CLAIMS.contains(&cause) && self.lacks_witness(g) => Judgement::Stay,
+                judgement => {
+                    self.groups[g].held = None;
+                    judgement
+                }
+            },
         }
     }
 

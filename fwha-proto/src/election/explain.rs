@@ -7,6 +7,7 @@ use std::cmp::Reverse;
 use super::Election;
 use super::config::GroupId;
 use super::decide::{Standing, standing};
+use super::reach::Path;
 use super::status::TrackerStatus;
 use crate::NodeId;
 use crate::heartbeat::{PeerState, Role};
@@ -129,7 +130,55 @@ impl Election {
         } else if self.forbidden(g).is_none() {
             self.why_not_active(g, now, &mut because);
         }
+        self.explain_witnesses(g, &mut because);
+        self.explain_reach(g, &mut because);
         because
+    }
+
+    /// How this node is placed in the zones of a group, where that is in question.
+    fn explain_reach(&self, g: usize, because: &mut Vec<String>) {
+        let zones = |zone: u8| self.groups[g].config.instances.iter().any(|i| i.zone == zone);
+        for reach in self.reach_status().into_iter().filter(|r| zones(r.zone)) {
+            let name = self.zone_name(reach.zone);
+            let (asked, answered) = reach.neighbours;
+            because.push(format!("{name}: {answered} of {asked} neighbours answer this node"));
+            for (peer, path) in reach.paths {
+                let peer = self.config.node_name(peer);
+                match path {
+                    Path::Both => {}
+                    Path::Unheard => {
+                        because.push(format!("one-way in {name}: {peer} does not hear this node there"))
+                    }
+                    Path::Deaf => {
+                        because.push(format!("one-way in {name}: this node does not hear {peer} there"))
+                    }
+                    Path::Cut => {
+                        because.push(format!("{name}: this node and {peer} do not hear each other there"))
+                    }
+                }
+            }
+        }
+    }
+
+    /// What the witnesses mean for a group.
+    fn explain_witnesses(&self, g: usize, because: &mut Vec<String>) {
+        let group = &self.groups[g];
+        let names = |nodes: &mut dyn Iterator<Item = NodeId>| {
+            nodes.map(|node| self.config.node_name(node)).collect::<Vec<_>>().join(" and ")
+        };
+        if group.held.is_some() {
+            let lost = names(&mut self.unreached(g));
+            because.push(format!(
+                "{lost} cannot be reached, and no witness answers: this node may be the one that is cut off"
+            ));
+        } else if self.witnesses.none_up() && group.is_active() {
+            because.push("no witness answers: it keeps the group, but would not take it like this".into());
+        } else if self.witnesses.none_up() {
+            let others = names(&mut group.others());
+            because.push(format!(
+                "no witness answers: it does not take the group if {others} cannot be reached"
+            ));
+        }
     }
 
     /// Why a node that may be Active is not.

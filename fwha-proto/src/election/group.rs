@@ -1,12 +1,14 @@
 //! One group at this node: its role, its term, its virtual routers, and what is going on with it.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::config::{Config, GroupConfig};
 use super::trackers::Tracked;
 use crate::NodeId;
 use crate::heartbeat::{Cause, Role};
 use crate::time::Time;
+use crate::vrrp::hmac;
 use crate::vrrp::machine::{Machine, centiseconds};
 
 /// The advertise interval while no heartbeat reaches a peer that lives, centiseconds.
@@ -33,10 +35,14 @@ pub struct Refusal {
 }
 
 /// Two nodes are Active; this one stays.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Split {
     pub peer: NodeId,
+    /// When they met.
     pub since: Time,
+    /// Since when both were, as far as known.
+    pub began: Time,
+    pub cause: String,
 }
 
 /// A better advertisement, and nobody on the channel to say whether it counts.
@@ -61,6 +67,8 @@ pub(super) struct Group {
     /// The highest term seen anywhere; that of the ownership while Active.
     pub term: u32,
     pub machines: Vec<Machine>,
+    /// Numbers of signed advertisements, by zone, VRID and family.
+    pub signed: BTreeMap<(u8, u8, bool), hmac::State>,
     /// What forbids the role, by source.
     pub faults: BTreeMap<String, String>,
     /// What the trackers make of it.
@@ -76,6 +84,8 @@ pub(super) struct Group {
     /// The last offer that was not taken.
     pub refusal: Option<Refusal>,
     pub split: Option<Split>,
+    /// How often there was one, and for how long in all.
+    pub splits: (u64, Duration),
     /// An operator moved the group here.
     pub moved: bool,
     /// This node holds the flows of the last Active.
@@ -90,6 +100,8 @@ pub(super) struct Group {
     /// A router outside of the cluster advertised better than this node, no peer being alive.
     pub foreign: bool,
     pub preempt_since: Option<Time>,
+    /// A claim waits for a witness: since when, and whether an event has told.
+    pub held: Option<(Time, bool)>,
     /// When this node or a peer last got other virtual routers, by a reload.
     pub reloaded: Time,
     /// By member place: virtual routers whose adverts that member does not hear.
@@ -108,6 +120,7 @@ impl Group {
             cause: Cause::Started,
             reason: if place.is_some() { "started".into() } else { "not a member".into() },
             term: group.start.term,
+            signed: BTreeMap::new(),
             machines: group.instances.iter().map(|_| machine()).collect(),
             faults: BTreeMap::new(),
             tracked: Tracked::default(),
@@ -118,6 +131,7 @@ impl Group {
             handover: None,
             refusal: None,
             split: None,
+            splits: (0, Duration::ZERO),
             moved: false,
             warm: false,
             last_active: None,
@@ -126,6 +140,7 @@ impl Group {
             outranked: None,
             foreign: false,
             preempt_since: None,
+            held: None,
             reloaded: now,
             unheard: BTreeMap::new(),
             config: group.clone(),

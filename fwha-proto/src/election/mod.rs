@@ -8,7 +8,7 @@
 //! # Driving it
 //!
 //! 1. Deliver all input that has arrived ([`Election::heartbeat_datagram`],
-//!    [`Election::vrrp_packet`], [`Election::probe_reply`], [`Election::interface`] and so on), each
+//!    [`Election::vrrp_packet`], [`Election::probe_reply`], [`Election::witness_reply`], [`Election::interface`] and so on), each
 //!    with the time of its arrival. These times may lie a little before that of an earlier call.
 //! 2. If [`Election::next_timeout`] is not later than now, call [`Election::tick`]. Roles change
 //!    here only, so no timer is believed before the packets that had arrived were read.
@@ -26,6 +26,8 @@
 //! | `peer`, [`suspicion`] | one other node: channel, links, and whether it lives |
 //! | `group`, `decide`, `act` | one group, the policy, and how it is carried out |
 //! | [`trackers`] | what this node watches, and whether that counts |
+//! | [`reach`] | who is better placed in a zone |
+//! | [`witness`] | who tells a lost peer from a node that is cut off |
 //! | `adverts` | VRRP: what is sent, what is heard, what it counts for |
 //! | `reload` | another cluster file, under way |
 //! | [`output`] | outputs, events, errors, counters |
@@ -39,10 +41,12 @@ pub mod explain;
 mod group;
 pub mod output;
 mod peer;
+pub mod reach;
 mod reload;
 pub mod status;
 pub mod suspicion;
 pub mod trackers;
+pub mod witness;
 
 #[cfg(test)]
 mod rig;
@@ -62,7 +66,9 @@ pub use self::group::{FAST_ADVERT_CS, Refusal};
 pub use self::output::{CommandError, Counters, Event, Output};
 use self::peer::Peer;
 pub use self::peer::{HELLO_INTERVAL, Link, RENEW_INTERVAL};
+use self::reach::Reach;
 use self::status::Stranger;
+use self::witness::Witnesses;
 use crate::heartbeat::{GroupRecord, Heartbeat, Interface, NodeState, PeerState, Role, Via};
 use crate::seal::{Header, KeyRing, OpenError, Opened};
 use crate::time::Time;
@@ -98,6 +104,11 @@ pub struct Election {
     stranger: Option<Stranger>,
     /// How each tracker of the config stands.
     reports: Vec<Report>,
+    witnesses: Witnesses,
+    /// A moment, and what a clock on the wall showed then, since 1970.
+    wall: (Time, Duration),
+    /// By zone, where it was ever compared.
+    reaches: BTreeMap<u8, Reach>,
 }
 
 impl Election {
@@ -128,6 +139,9 @@ impl Election {
             refused_at: BTreeMap::new(),
             stranger: None,
             reports: vec![Report { since: now, ..Report::default() }; config.trackers.len()],
+            witnesses: Witnesses::new(now, &config.witnesses),
+            reaches: BTreeMap::new(),
+            wall: (now, Duration::ZERO),
             config,
         };
         for (via, interface) in election.config.interfaces.clone() {
@@ -189,6 +203,16 @@ impl Election {
                 self.cannot_open(link, header.sender, error);
             }
         }
+    }
+
+    /// What a clock on the wall shows now, since 1970: for signed advertisements ([`crate::vrrp::hmac`]), and nothing
+    /// else. To be told as often as it may be set.
+    pub fn wall_clock(&mut self, now: Time, wall: Duration) {
+        self.wall = (now, wall);
+    }
+
+    pub(super) fn wall(&self) -> Duration {
+        self.wall.1 + self.clock.since(self.wall.0)
     }
 
     /// A probe frame arrived by `via` that is not a request. Requests are for the data plane.
@@ -356,10 +380,12 @@ impl Election {
         let now = self.clock;
         self.judge_due = false;
         self.watch_peers(now);
+        self.survey_zones(now);
         self.judge_trackers(now);
         self.reconcile();
         self.watch_adverts(now);
         self.speak_vrrp(now);
+        self.ask_witnesses(now);
         if now >= self.heartbeat_due {
             // Keep the rhythm, but do not catch up on what was missed.
             self.heartbeat_due = (self.heartbeat_due + self.config.heartbeat_interval).max(now);
@@ -383,7 +409,7 @@ impl Election {
         if self.judge_due || self.beat_due {
             return Time::ZERO;
         }
-        let peers = self.peers.iter().map(|p| p.suspicion.next());
+        let peers = self.peers.iter().map(|p| p.suspicion.next()).chain(self.survey_due());
         let groups =
             self.groups.iter().enumerate().filter(|(_, g)| g.place.is_some()).flat_map(|(g, group)| {
                 let adverts = group.machines.iter().map(|m| m.next()).filter(|_| group.is_active());
@@ -393,7 +419,7 @@ impl Election {
                 let announce = group.announce.first().copied().into_iter().chain(group.refresh);
                 adverts.chain(announce).chain(silence).chain(handover).chain(lease)
             });
-        peers.chain(groups).min().unwrap_or(Time::NEVER).min(self.heartbeat_due)
+        peers.chain(groups).min().unwrap_or(Time::NEVER).min(self.heartbeat_due).min(self.witnesses.next())
     }
 
     /// What to do next; `None` when all is done.
@@ -494,6 +520,14 @@ impl Election {
         for (p, &from) in before.iter().enumerate() {
             let (peer, to) = (self.peers[p].node, self.peers[p].state());
             if from != to {
+                if from == PeerState::Alive {
+                    self.peers[p].lost = None;
+                }
+                // What is heard of one that comes back makes it no less lost before.
+                let dead = self.peers[p].lost.as_ref().is_some_and(|(state, _)| *state == PeerState::Dead);
+                if let Some(lost) = self.loss_text(peer, to).filter(|_| !dead) {
+                    self.peers[p].lost = Some((to, lost));
+                }
                 let name = self.config.node_name(peer);
                 let reason = match to {
                     PeerState::Unknown => format!("no way left to ask {name}"),
@@ -586,6 +620,7 @@ impl Election {
             echo_held_us: 0,
             groups: self.groups.iter().filter(|g| g.place.is_some()).map(|g| record(g, now)).collect(),
             unwell: self.unwell().collect(),
+            reaches: self.zone_reaches(),
             interfaces: self.config.interfaces.clone(),
         };
         for peer in self.peers.iter_mut().filter(|p| p.channel.is_open()) {

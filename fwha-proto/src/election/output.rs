@@ -1,12 +1,13 @@
 //! What the election tells its shell to do, and what it tells people.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use fwha_common::probe::Probe;
 
 use super::config::GroupId;
+use super::reach::Path;
 use crate::NodeId;
 use crate::heartbeat::{Cause, PeerState, Role, Via};
 use crate::time::Time;
@@ -48,6 +49,25 @@ pub enum Output {
         mac: [u8; 6],
         /// What follows the Ethernet header.
         probe: Probe,
+    },
+    /// Send an ICMP echo request to a witness; [`super::Election::witness_reply`] takes the answer.
+    AskWitness {
+        /// Its address.
+        address: IpAddr,
+        /// The number to be sent back.
+        nonce: u64,
+    },
+    /// Ask neighbours in a zone by ARP for [`super::reach::LISTEN`], twice in that time; [`super::Election::surveyed`]
+    /// takes what was found.
+    Survey {
+        /// The zone.
+        zone: u8,
+        /// Whom peers propose to ask, beside those that this node's kernel knows.
+        ask: Vec<Ipv4Addr>,
+        /// Addresses of the cluster, which are no neighbours.
+        own: Vec<Ipv4Addr>,
+        /// The MACs there of the nodes that might be heard.
+        peers: Vec<(NodeId, [u8; 6])>,
     },
     /// Own the group's buckets: one write of its element in `GROUPS`.
     Own {
@@ -135,6 +155,8 @@ pub enum Event {
         overlap: Duration,
         /// Who stays Active.
         winner: NodeId,
+        /// How it came to it.
+        cause: String,
     },
     /// It is over: one of them gave way.
     SplitBrainEnd {
@@ -144,6 +166,10 @@ pub enum Event {
         peer: NodeId,
         /// From meeting to giving way.
         after: Duration,
+        /// For how long both were Active, as far as known.
+        lasted: Duration,
+        /// How it came to it.
+        cause: String,
     },
     /// We hear the peer's heartbeats and it does not hear ours (`true`), or does again (`false`).
     OneWay {
@@ -162,6 +188,15 @@ pub enum Event {
         by: NodeId,
         /// Begins or ends.
         lost: bool,
+    },
+    /// Frames between this node and a peer go another way in a zone.
+    Path {
+        /// The zone.
+        zone: u8,
+        /// The peer.
+        peer: NodeId,
+        /// Now.
+        path: Path,
     },
     /// A group that was offered found no taker in time.
     HandoverFailed {
@@ -191,6 +226,20 @@ pub enum Event {
         counts: bool,
         /// What it does now, or why nothing.
         effect: String,
+    },
+    /// A witness answers, or does not any more.
+    Witness {
+        /// Its address.
+        witness: IpAddr,
+        /// Now.
+        to: State,
+    },
+    /// This node would take a group of peers that it cannot reach, but no witness answers it.
+    ClaimHeld {
+        /// The group.
+        group: GroupId,
+        /// The peers.
+        peers: Vec<NodeId>,
     },
     /// A peer runs with another cluster file.
     ConfigDiffers {

@@ -56,6 +56,8 @@ pub(super) struct Peer {
     /// When it is offered the newest cluster key again, if it has not shown it.
     pub renew_due: Time,
     hello_replies: u8,
+    /// How it was lost when it was last: the state that says most, and in words.
+    pub lost: Option<(PeerState, String)>,
     /// It says that it does not hear us.
     pub deaf: bool,
     /// The config hash that was reported as different.
@@ -85,6 +87,7 @@ impl Peer {
             hello_due: now,
             renew_due: now,
             hello_replies: 0,
+            lost: None,
             deaf: false,
             other_config: None,
             probes: VecDeque::new(),

@@ -1,5 +1,7 @@
 //! Another cluster file while the election goes on: roles, terms and peers stay as they are.
 
+use std::net::IpAddr;
+
 use super::Election;
 use super::config::{Config, ConfigError, GroupConfig, Instance, TrackerConfig};
 use crate::heartbeat::Via;
@@ -8,8 +10,8 @@ use crate::vrrp::machine::Machine;
 use crate::vrrp::packet::PRIORITY_RELEASE;
 
 impl Election {
-    /// The cluster file was read again: its hash, its groups, and the trackers of this node. The groups are the same groups with the
-    /// same members and the same version of VRRP; priorities, preemption, intervals and virtual
+    /// The cluster file was read again: its hash, its groups, the trackers of this node, and the witnesses. The groups
+    /// are the same groups with the same members and the same version of VRRP; priorities, preemption, intervals and virtual
     /// routers may be others. [`GroupConfig::start`] does not matter.
     ///
     /// # Errors
@@ -20,9 +22,10 @@ impl Election {
         config_hash: u64,
         groups: Vec<GroupConfig>,
         trackers: Vec<TrackerConfig>,
+        witnesses: Vec<IpAddr>,
     ) -> Result<(), ConfigError> {
         self.advance(now);
-        let config = Config { config_hash, groups, trackers, ..self.config.clone() };
+        let config = Config { config_hash, groups, trackers, witnesses, ..self.config.clone() };
         config.check()?;
         for new in &config.groups {
             if let Some(g) = self.groups.iter().position(|g| g.config.group == new.group) {
@@ -30,6 +33,7 @@ impl Election {
             }
         }
         self.set_trackers(config.trackers.clone());
+        self.witnesses.set(self.clock, &config.witnesses);
         self.config = config;
         for (via, interface) in self.config.interfaces.clone() {
             self.judge_carrier(via, interface.carrier);

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use fwha_common::probe::{Probe, ProbeKind};
 
+use super::reach::Survey;
 use super::*;
 use crate::seal::{ClusterKey, Identity, cluster_id};
 use crate::vrrp::packet::{Advert, Envelope, Version};
@@ -55,6 +56,15 @@ enum Packet {
         dst: IpAddr,
         ttl: u8,
         bytes: Vec<u8>,
+    },
+    /// A round of questions is over.
+    Surveyed {
+        zone: u8,
+    },
+    /// The answer of a witness.
+    Echo {
+        address: IpAddr,
+        nonce: u64,
     },
     /// Kind, lease and nonce are all that the rig needs; the frame is made again at the receiver.
     Request {
@@ -104,6 +114,17 @@ pub struct Rig {
     cuts: BTreeSet<(NodeId, NodeId, Via)>,
     /// Interfaces without carrier.
     down: BTreeSet<(NodeId, Via)>,
+    /// Nodes that no witness answers.
+    pub unwitnessed: BTreeSet<NodeId>,
+    /// Nodes of which no frame gets out in a zone, although the carrier is there.
+    pub mute: BTreeSet<(NodeId, u8)>,
+    /// Zones whose neighbours are gone.
+    pub deserted: BTreeSet<u8>,
+    /// Nodes that ask nobody.
+    pub no_surveys: BTreeSet<NodeId>,
+    surveys: BTreeMap<(NodeId, u8), Time>,
+    /// How long a witness takes to answer.
+    pub witness_trip: Duration,
     /// Interfaces that carry everything but probes.
     pub no_probes: BTreeSet<Via>,
     /// Whether a daemon that hung reads kernel arrival stamps.
@@ -164,6 +185,7 @@ pub fn config(nodes: u8, node: NodeId, epoch: u64) -> Config {
         interfaces: vias.map(|via| interface(node, via)).into(),
         groups: vec![group(0, members)],
         trackers: vec![],
+        witnesses: vec![],
         standby: false,
     }
 }
@@ -183,6 +205,7 @@ pub fn group(id: GroupId, members: Vec<(NodeId, u8)>) -> GroupConfig {
         preempt_delay: Duration::ZERO,
         advert_interval_cs: 100,
         version: Version::default(),
+        hmac: None,
         announce: Announce::default(),
         instances: vec![instance(1), instance(2)],
         start: Start::default(),
@@ -219,6 +242,12 @@ impl Rig {
             latency: Duration::from_micros(100),
             cuts: BTreeSet::new(),
             down: BTreeSet::new(),
+            unwitnessed: BTreeSet::new(),
+            mute: BTreeSet::new(),
+            deserted: BTreeSet::new(),
+            no_surveys: BTreeSet::new(),
+            surveys: BTreeMap::new(),
+            witness_trip: ms(1),
             no_probes: BTreeSet::new(),
             stamps: true,
             replicate: true,
@@ -354,6 +383,8 @@ impl Rig {
 
     pub fn heal(&mut self) {
         self.cuts.clear();
+        self.mute.clear();
+        self.deserted.clear();
     }
 
     /// Whether two daemons run, and reach each other both ways by one of these interfaces.
@@ -362,11 +393,16 @@ impl Rig {
             let m = self.node(n);
             m.powered && !m.hung && m.election.is_some()
         };
-        let open = |via: Via| {
-            let cut = self.cuts.contains(&(a, b, via)) || self.cuts.contains(&(b, a, via));
-            !cut && !self.down.contains(&(a, via)) && !self.down.contains(&(b, via))
-        };
+        let open = |via: Via| !self.is_lost(a, b, via) && !self.is_lost(b, a, via);
         runs(a) && runs(b) && self.vias.iter().any(|&via| by(via) && open(via))
+    }
+
+    /// Whether any way to another machine is left.
+    pub fn is_cut_off(&self, n: NodeId) -> bool {
+        let open = |other: NodeId, via: Via| !self.is_lost(n, other, via) && !self.is_lost(other, n, via);
+        let reaches =
+            |other: NodeId| self.node(other).powered && self.vias.iter().any(|&via| open(other, via));
+        !self.ids().into_iter().any(|other| other != n && reaches(other))
     }
 
     fn pairs(&self) -> Vec<(NodeId, NodeId)> {
@@ -511,6 +547,7 @@ impl Rig {
             return;
         }
         if let Some(election) = &mut m.election {
+            election.wall_clock(now, now.since(Time::ZERO));
             if election.next_timeout() <= now {
                 election.tick(now);
                 assert!(election.next_timeout() > now, "a tick must do all that is due");
@@ -537,6 +574,9 @@ impl Rig {
             }
             return;
         }
+        if let Packet::Surveyed { zone } = packet {
+            return self.surveyed(n, at, zone);
+        }
         let Some(election) = &mut m.election else { return };
         match packet {
             Packet::Heartbeat { link, mut bytes } => election.heartbeat_datagram(at, link, &mut bytes),
@@ -551,14 +591,37 @@ impl Rig {
                 reply.seal(&key);
                 election.probe_reply(at, via, &reply);
             }
-            Packet::Request { .. } => {}
+            Packet::Echo { address, nonce } => election.witness_reply(at, address, nonce),
+            Packet::Request { .. } | Packet::Surveyed { .. } => {}
         }
+    }
+
+    /// What a node finds that asked in a zone just now. It has one neighbour there.
+    fn surveyed(&mut self, n: NodeId, at: Time, zone: u8) {
+        let via = Via::Zone(zone);
+        let asked_lately = |p| self.surveys.get(&(p, zone)).is_some_and(|&asked| at.since(asked) < ms(400));
+        let hears = |p: &NodeId| *p != n && asked_lately(*p) && !self.is_lost(*p, n, via);
+        let heard = self.ids().into_iter().filter(hears).collect();
+        let well = !self.mute.contains(&(n, zone))
+            && !self.down.contains(&(n, via))
+            && !self.deserted.contains(&zone);
+        let neighbours = vec![Ipv4Addr::new(10, zone, 0, 200)];
+        let survey = Survey { neighbours, asked: 1, answered: usize::from(well), heard };
+        if let Some(election) = &mut self.node_mut(n).election {
+            election.surveyed(at, zone, survey);
+        }
+    }
+
+    /// Whether a path carries nothing.
+    fn is_lost(&self, from: NodeId, to: NodeId, via: Via) -> bool {
+        let mute = matches!(via, Via::Zone(zone) if self.mute.contains(&(from, zone)));
+        let down = self.down.contains(&(from, via)) || self.down.contains(&(to, via));
+        mute || down || self.cuts.contains(&(from, to, via))
     }
 
     fn send(&mut self, from: NodeId, to: NodeId, via: Via, packet: Packet) {
         let probe = matches!(packet, Packet::Request { .. } | Packet::Reply { .. });
-        let down = self.down.contains(&(from, via)) || self.down.contains(&(to, via));
-        if down || self.cuts.contains(&(from, to, via)) || (probe && self.no_probes.contains(&via)) {
+        if self.is_lost(from, to, via) || (probe && self.no_probes.contains(&via)) {
             return;
         }
         if self.loss_permille > 0 && self.rng.chance(self.loss_permille) {
@@ -602,6 +665,22 @@ impl Rig {
                     assert_eq!(to, mac(peer, via));
                     let nonce = u64::from_le_bytes(probe.nonce);
                     self.send(n, peer, via, Packet::Request { via, from: n, nonce });
+                }
+                Output::Survey { zone, .. } => {
+                    if self.no_surveys.contains(&n) {
+                        continue;
+                    }
+                    self.surveys.insert((n, zone), now);
+                    self.order += 1;
+                    let at = now + super::reach::LISTEN;
+                    self.queue.push(Reverse((at, self.order, n, Packet::Surveyed { zone })));
+                }
+                Output::AskWitness { address, nonce } => {
+                    if !self.unwitnessed.contains(&n) {
+                        self.order += 1;
+                        let (at, order) = (self.now + self.witness_trip, self.order);
+                        self.queue.push(Reverse((at, order, n, Packet::Echo { address, nonce })));
+                    }
                 }
                 Output::Own { group, term, since, until } => {
                     assert!(advertised.contains(&group), "advert before ownership");

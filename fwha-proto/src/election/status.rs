@@ -7,6 +7,8 @@ use super::config::GroupId;
 use super::group::Refusal;
 use super::output::Counters;
 use super::peer::Link;
+use super::reach::ReachStatus;
+use super::witness::WitnessStatus;
 use crate::NodeId;
 use crate::heartbeat::{Cause, NodeState, PeerState, Role};
 use crate::seal::OpenError;
@@ -22,6 +24,10 @@ pub struct Status {
     pub groups: Vec<GroupStatus>,
     /// The other nodes.
     pub peers: Vec<PeerStatus>,
+    /// The witnesses, in the order of the config.
+    pub witnesses: Vec<WitnessStatus>,
+    /// How this node is placed in zones where that is in question.
+    pub reaches: Vec<ReachStatus>,
     /// The last datagram on a sync link that came from none of the peers.
     pub stranger: Option<Stranger>,
     /// Counters of heartbeats, probes and VRRP.
@@ -72,6 +78,12 @@ pub struct GroupStatus {
     pub handover: Option<NodeId>,
     /// The last offer of the group that was not taken.
     pub refusal: Option<Refusal>,
+    /// Another node is Active, too, of those that hear each other.
+    pub split: bool,
+    /// Split brains so far, and how long they lasted in all.
+    pub splits: (u64, Duration),
+    /// This node would take it, but no witness answers.
+    pub held: bool,
     /// By virtual router, in the order of the config: whether the Active's advertisements arrive.
     /// All false on the Active.
     pub hears: Vec<bool>,
@@ -139,6 +151,8 @@ impl Election {
             node: self.node,
             groups: (0..self.groups.len()).map(|g| self.group_status(g, now)).collect(),
             peers: self.peers.iter().map(|p| self.peer_status(p, now)).collect(),
+            witnesses: self.witnesses.status().cloned().collect(),
+            reaches: self.reach_status(),
             stranger: self.stranger,
             counters: self.counters.clone(),
         }
@@ -165,6 +179,9 @@ impl Election {
             moved: group.moved,
             handover: group.handover.map(|h| h.to),
             refusal: group.refusal.clone(),
+            split: group.split.is_some(),
+            splits: group.splits,
+            held: group.held.is_some_and(|(_, told)| told),
             hears: group.machines.iter().map(|m| m.hears(now)).collect(),
         }
     }

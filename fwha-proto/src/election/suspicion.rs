@@ -131,6 +131,16 @@ impl Suspicion {
         self.round
     }
 
+    /// Whether its data plane answers: one of the last rounds was answered.
+    pub fn answers(&self) -> bool {
+        self.answered.iter().flatten().any(|round| self.round - round < ROUNDS)
+    }
+
+    /// Whether an interface of it that has answered before does not any more.
+    pub fn is_quiet(&self, now: Time, zone: u8) -> bool {
+        self.zones.iter().any(|&(z, at)| z == zone && now.since(at) > TRUST)
+    }
+
     /// Whether the peer's data plane surely owns nothing any more.
     pub fn fenced(&self, now: Time) -> bool {
         now >= self.owned_until

@@ -36,6 +36,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::config::{Effect, TrackerConfig};
 use super::decide::{Standing, standing};
 use super::output::Event;
+use super::reach::ROUND;
 use super::status::TrackerStatus;
 use super::{Election, Report, State};
 use crate::NodeId;
@@ -50,6 +51,8 @@ pub(super) struct Tracked {
     pub lowered: u8,
     lowered_by: Vec<String>,
     lowered_since: Time,
+    /// Since when a zone in which this node reaches nobody would count.
+    unreached_since: BTreeMap<u8, Time>,
     /// Since when a tracker would count.
     worse_since: BTreeMap<u32, Time>,
     /// Those that do.
@@ -136,6 +139,7 @@ impl Election {
                 }
             }
         }
+        self.judge_reach(g, now, &mut tracked);
         if before.0 == 0 && tracked.lowered > 0 {
             tracked.lowered_since = now;
         }
@@ -162,6 +166,28 @@ impl Election {
         }
     }
 
+    /// A zone in which this node reaches nobody is a fault where another node is known to do better.
+    fn judge_reach(&self, g: usize, now: Time, tracked: &mut Tracked) {
+        let mine = self.own_troubles(g);
+        let others = self.groups[g].config.members.len() > 1;
+        let better = || self.useful_others(g).any(|node| self.troubles(g, node) < mine);
+        let zones: Vec<u8> = self.unreached_zones(g).filter(|_| others && better()).collect();
+        tracked.unreached_since.retain(|zone, _| zones.contains(zone));
+        // The other one may find out one round later that it reaches nobody either.
+        let grace = ROUND * 2 + self.config.heartbeat_interval * 3;
+        for zone in zones {
+            if now >= *tracked.unreached_since.entry(zone).or_insert(now) + grace {
+                tracked.faults.insert(self.zone_name(zone), self.reach_text(zone));
+            }
+        }
+    }
+
+    /// By how many shared faults this node fails, and in how many zones it reaches nobody.
+    fn own_troubles(&self, g: usize) -> usize {
+        self.shared_faults(g).filter(|&t| self.reports[t].state == State::Down).count()
+            + self.unreached_zones(g).count()
+    }
+
     /// The trackers that matter for a group.
     fn of_group(&self, g: usize) -> impl Iterator<Item = usize> {
         let group = self.groups[g].config.group;
@@ -179,7 +205,7 @@ impl Election {
         if shared.is_none() || group.config.members.len() == 1 || group.foreign {
             return true;
         }
-        let mine = self.shared_faults(g).filter(|&t| self.reports[t].state == State::Down).count();
+        let mine = self.own_troubles(g);
         self.useful_others(g).any(|node| match effect {
             Effect::Fault => self.troubles(g, node) < mine,
             Effect::Lowers(_) => !self.is_unwell(node, id),
@@ -208,9 +234,11 @@ impl Election {
         self.of_group(g).filter(move |&t| shared(&self.config.trackers[t]))
     }
 
-    /// By how many shared faults of a group a node is unwell.
+    /// By how many shared faults of a group a node is unwell, and in how many zones it is not known to reach anybody.
     pub(super) fn troubles(&self, g: usize, node: NodeId) -> usize {
-        self.shared_faults(g).filter(|&t| self.is_unwell(node, self.config.trackers[t].id)).count()
+        let placed =
+            if node == self.me() { self.unreached_zones(g).count() } else { self.badly_placed(g, node) };
+        self.shared_faults(g).filter(|&t| self.is_unwell(node, self.config.trackers[t].id)).count() + placed
     }
 
     /// Whether a tracker of a group has no verdict yet: too early to take the group from another node.

@@ -20,6 +20,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use super::hmac::TRAILER_LEN;
+
 /// The IP protocol number.
 pub const PROTOCOL: u8 = 112;
 /// TTL or hop limit that every advertisement carries (sections 5.1.1.3, 5.1.2.3).
@@ -193,11 +195,29 @@ pub enum Discard {
     /// Version 2: another advertise interval than ours.
     #[error("another advertise interval")]
     OtherInterval,
+    /// It carries no trailer, and must.
+    #[error("not signed")]
+    HmacMissing,
+    /// The trailer is none that is known.
+    #[error("malformed trailer")]
+    HmacMalformed,
+    /// Signed too long ago, or in the future.
+    #[error("signed outside of the window: compare the clocks")]
+    HmacStale,
+    /// Signed with a key that is not known here.
+    #[error("signed with an unknown key")]
+    HmacUnknownKey,
+    /// The digest is wrong.
+    #[error("signed with another key, or changed")]
+    HmacBad,
+    /// It was here before.
+    #[error("replayed")]
+    HmacReplayed,
 }
 
 impl Discard {
     /// Number of reasons.
-    pub const COUNT: usize = 16;
+    pub const COUNT: usize = 22;
 
     /// All reasons.
     pub const ALL: [Self; Self::COUNT] = [
@@ -217,6 +237,12 @@ impl Discard {
         Self::AuthType,
         Self::AuthData,
         Self::OtherInterval,
+        Self::HmacMissing,
+        Self::HmacMalformed,
+        Self::HmacStale,
+        Self::HmacUnknownKey,
+        Self::HmacBad,
+        Self::HmacReplayed,
     ];
 
     /// The name under which it is counted.
@@ -238,6 +264,12 @@ impl Discard {
             Self::AuthType => "auth_type",
             Self::AuthData => "auth_data",
             Self::OtherInterval => "other_interval",
+            Self::HmacMissing => "hmac_missing",
+            Self::HmacMalformed => "hmac_malformed",
+            Self::HmacStale => "hmac_stale",
+            Self::HmacUnknownKey => "hmac_unknown_key",
+            Self::HmacBad => "hmac_bad",
+            Self::HmacReplayed => "hmac_replayed",
         }
     }
 }
@@ -252,14 +284,17 @@ impl Advert {
         let header = Self::header(envelope, payload, 3)?;
         let count = usize::from(header[3]);
         let address_len = if envelope.src.is_ipv4() { 4 } else { 16 };
-        let body = &payload[HEADER_LEN..];
+        let (message, _) = split(envelope, payload);
+        let body = &message[HEADER_LEN..];
         if body.len() < count * address_len {
             return Err(Discard::Truncated);
         }
         if body.len() > count * address_len {
             return Err(Discard::Trailing);
         }
-        let checksum = Self::verify(envelope, payload).ok_or(Discard::Checksum)?;
+        // A trailer belongs to what IPv6 sums, and not to what IPv4 does.
+        let summed = if envelope.src.is_ipv4() { message } else { payload };
+        let checksum = Self::verify(envelope, summed).ok_or(Discard::Checksum)?;
         if header[1] == 0 {
             return Err(Discard::UnknownVrid);
         }
@@ -293,6 +328,7 @@ impl Advert {
         if envelope.src.is_ipv6() {
             return Err(Discard::Version);
         }
+        let (payload, _) = split(envelope, payload);
         let len = HEADER_LEN + usize::from(header[3]) * 4 + PASSWORD_LEN;
         if payload.len() != len {
             return Err(if payload.len() < len { Discard::Truncated } else { Discard::Trailing });
@@ -388,6 +424,29 @@ impl Advert {
         }
         (fold(message + pseudo_header_sum(envelope, payload.len())) == 0xffff)
             .then_some(Checksum::PseudoHeader)
+    }
+}
+
+/// What follows the addresses (and in version 2 the authentication data) of an advertisement, if it is as long as a
+/// trailer: see [`super::hmac`]. Whether it is to be there is for others to say.
+pub fn split<'a>(envelope: &Envelope, payload: &'a [u8]) -> (&'a [u8], Option<&'a [u8; TRAILER_LEN]>) {
+    let &[version, _, _, count, ..] = payload else { return (payload, None) };
+    let address_len = if envelope.src.is_ipv4() { 4 } else { 16 };
+    let auth_len = if version >> 4 == 2 { PASSWORD_LEN } else { 0 };
+    let len = HEADER_LEN + usize::from(count) * address_len + auth_len;
+    match payload.split_last_chunk() {
+        Some((message, trailer)) if message.len() == len => (message, Some(trailer)),
+        _ => (payload, None),
+    }
+}
+
+/// Puts the trailer behind an advertisement that was written for `envelope`.
+pub fn append(envelope: &Envelope, message: &mut Vec<u8>, trailer: &[u8]) {
+    message.extend_from_slice(trailer);
+    if envelope.src.is_ipv6() && !trailer.is_empty() {
+        message[6..8].fill(0);
+        let sum = !fold(pseudo_header_sum(envelope, message.len()) + sum(message));
+        message[6..8].copy_from_slice(&sum.to_be_bytes());
     }
 }
 

@@ -1,11 +1,12 @@
 //! `[cluster]` and `[sync]`: what concerns the cluster as a whole.
 
 use std::{
+    net::IpAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use fwha_proto::seal::cluster_id;
+use fwha_proto::{election::witness::MAX_WITNESSES, seal::cluster_id};
 use serde::Serialize;
 use toml::Spanned;
 
@@ -39,6 +40,10 @@ pub struct Cluster {
     pub heartbeat_interval: Duration,
     /// How long the data plane forwards after the daemon last renewed its ownership.
     pub lease: Duration,
+    /// Hosts of which one must answer before a group of a lost peer is claimed; nobody is asked if there are none.
+    /// Left out of the hash then, which is what nodes reckon that do not know any.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub witness: Vec<IpAddr>,
 }
 
 /// `[sync]`.
@@ -82,6 +87,7 @@ pub(super) fn read(root: &mut Section<'_>, config: &Path, mistakes: &mut Mistake
             max_flows: 1_000_000,
             heartbeat_interval: MS(10),
             lease: MS(1000),
+            witness: Vec::new(),
         },
         sync: Sync { port: 4761 },
         key_path: None,
@@ -139,6 +145,9 @@ fn read_cluster(mut section: Section<'_>, read: &mut Read, config: &Path, mistak
     if let Some(flows) = section.integer("max-flows", 1_000..=100_000_000, mistakes) {
         cluster.max_flows = flows as u32;
     }
+    if let Some(items) = section.list("witness", mistakes) {
+        cluster.witness = read_witnesses(items, mistakes);
+    }
     let mut blame = None;
     if let Some(interval) = section.duration("heartbeat-interval", MS(1)..=MS(1000), mistakes) {
         cluster.heartbeat_interval = *interval.get_ref();
@@ -162,4 +171,26 @@ fn read_cluster(mut section: Section<'_>, read: &mut Read, config: &Path, mistak
             .remedy(format!("set lease to {} or more", value::show_duration(least)));
     }
     section.finish(mistakes);
+}
+
+fn read_witnesses(items: &[section::Value<'_>], mistakes: &mut Mistakes) -> Vec<IpAddr> {
+    let mut witnesses = Vec::new();
+    for text in section::strings(items, "witness", mistakes) {
+        match value::host_ip(text.get_ref()) {
+            Ok(address) if witnesses.contains(&address) => {
+                mistakes.add(text.span(), format!("witness {address} twice")).remedy("leave one of them out");
+            }
+            Ok(IpAddr::V6(address)) if address.is_unicast_link_local() => mistakes
+                .add(text.span(), format!("witness: {address} is the same on every link"))
+                .remedy("give an address that a route leads to"),
+            Ok(_) if witnesses.len() == MAX_WITNESSES => {
+                mistakes.add(text.span(), format!("more than {MAX_WITNESSES} witnesses"));
+            }
+            Ok(address) => witnesses.push(address),
+            Err(problem) => {
+                mistakes.add(text.span(), format!("witness: {problem}"));
+            }
+        }
+    }
+    witnesses
 }

@@ -134,7 +134,7 @@ impl Changes {
     }
 
     fn cluster(&mut self, old: &Cluster, new: &Cluster) {
-        let Cluster { name, id: _, mode, max_flows, heartbeat_interval, lease } = old;
+        let Cluster { name, id: _, mode, max_flows, heartbeat_interval, lease, witness } = old;
         self.setting("[cluster] name", name, &new.name, true);
         if mode != &new.mode {
             self.restart("[cluster] mode".into());
@@ -144,6 +144,8 @@ impl Changes {
         self.setting("[cluster] heartbeat-interval", &before, &now, true);
         let [before, now] = [lease, &new.lease].map(|d| show_duration(*d));
         self.setting("[cluster] lease", &before, &now, true);
+        let [before, now] = [witness, &new.witness].map(|hosts| list(hosts, "none"));
+        self.setting("[cluster] witness", &before, &now, false);
     }
 
     fn replication(&mut self, old: &Replication, new: &Replication) {
@@ -225,6 +227,7 @@ impl Changes {
                 preempt,
                 preempt_delay,
                 version,
+                hmac,
                 advert_interval,
                 announce,
                 vips,
@@ -255,6 +258,9 @@ impl Changes {
             self.setting(&what("announce.refresh"), &before, &after, false);
             let [before, after] = [interval, &now.announce.interval].map(|&time| show_duration(time));
             self.setting(&what("announce.interval"), &before, &after, false);
+            if hmac != &now.hmac {
+                self.live(what("auth"));
+            }
             if version != &now.version {
                 self.restart(what("vrrp-version, or what it sends"));
             }

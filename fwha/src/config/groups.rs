@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     net::IpAddr,
+    path::Path,
     time::Duration,
 };
 
@@ -10,6 +11,7 @@ use fwha_common::{MAX_GROUPS, group::MAX_VIPS};
 use fwha_proto::{
     election,
     heartbeat::MAX_INSTANCES,
+    vrrp::hmac::{self, Mode},
     vrrp::packet::{ADDRESSES_MAX, Auth, Checksum, PASSWORD_LEN, Version},
 };
 use ipnet::IpNet;
@@ -44,6 +46,9 @@ pub struct Group {
     /// The VRRP that it speaks.
     #[serde(serialize_with = "version_text")]
     pub version: Version,
+    /// How its adverts are authenticated. Keys are no part of the hash, their numbers are.
+    #[serde(serialize_with = "hmac_text", skip_serializing_if = "Option::is_none")]
+    pub hmac: Option<hmac::Config>,
     /// Time between two VRRP adverts, whole centiseconds, 10 ms to 40.95 s; in version 2 whole
     /// seconds, 1 s to 255 s.
     pub advert_interval: Duration,
@@ -67,6 +72,11 @@ impl Group {
 }
 
 /// For the hash of the config: two nodes must agree on all of it.
+fn hmac_text<S: Serializer>(hmac: &Option<hmac::Config>, serializer: S) -> Result<S::Ok, S::Error> {
+    // Keys show their numbers alone.
+    serializer.collect_str(&format_args!("{hmac:?}"))
+}
+
 fn version_text<S: Serializer>(version: &Version, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&format_args!("{version:?}"))
 }
@@ -116,6 +126,9 @@ impl Vip {
     }
 }
 
+/// The window of signed adverts at least, unless it is set.
+const HMAC_WINDOW: Duration = Duration::from_secs(5);
+
 /// What no two groups may have in common, and where it was first seen.
 #[derive(Default)]
 struct Seen {
@@ -130,6 +143,7 @@ struct Seen {
 
 pub(super) fn read<'a>(
     root: &mut Section<'a>,
+    config: &Path,
     nodes: &Nodes<'_>,
     zones: &Zones<'_>,
     mistakes: &mut Mistakes,
@@ -153,6 +167,7 @@ pub(super) fn read<'a>(
         let preempt_delay = read_preempt_delay(&mut section, preempt, mistakes);
         let version = read_version(&mut section, mistakes);
         let advert_interval = read_advert_interval(&mut section, version, mistakes);
+        let hmac = read_hmac(&mut section, advert_interval, config, mistakes);
         let announce = read_announce(&mut section, mistakes);
         let mut vips = Vec::new();
         if let Some(items) = section.list("vips", mistakes) {
@@ -184,6 +199,7 @@ pub(super) fn read<'a>(
             preempt,
             preempt_delay,
             version,
+            hmac,
             advert_interval,
             announce,
             vips,
@@ -319,6 +335,64 @@ fn read_version(section: &mut Section<'_>, mistakes: &mut Mistakes) -> Version {
         }
     });
     Version::V3 { checksum }
+}
+
+/// `auth`: keepalived's `auth_hmac`.
+fn read_hmac(
+    section: &mut Section<'_>,
+    interval: Duration,
+    config: &Path,
+    mistakes: &mut Mistakes,
+) -> Option<hmac::Config> {
+    let mut table = section::table(section.get("auth")?, "auth", mistakes)?;
+    if let Some(kind) = table.required_string("type", mistakes).filter(|kind| *kind.get_ref() != "hmac") {
+        let remedy = "auth = { type = \"hmac\", key-file = \"vrrp.key\", key-id = 1 }; a password of version 2 is auth-pass";
+        mistakes.add(kind.span(), format!("unknown auth type {:?}", kind.get_ref())).remedy(remedy);
+    }
+    let mut keys: Vec<hmac::Key> = read_hmac_key(&mut table, config, mistakes).into_iter().collect();
+    let accept = table.list("accept", mistakes).map(|items| section::tables(items, "accept", mistakes));
+    for mut further in accept.into_iter().flatten() {
+        keys.extend(read_hmac_key(&mut further, config, mistakes));
+        further.finish(mistakes);
+    }
+    for (n, key) in keys.iter().enumerate() {
+        if keys[..n].iter().any(|other| other.id == key.id) {
+            mistakes.add(table.span.clone(), format!("auth: key-id {} twice", key.id));
+        }
+    }
+    let mode = table.string("mode", mistakes).map(|text| {
+        let found = Mode::ALL.into_iter().find(|mode| mode.as_str() == *text.get_ref());
+        if found.is_none() {
+            let known = Mode::ALL.map(Mode::as_str);
+            mistakes
+                .add(text.span(), format!("unknown mode {:?}", text.get_ref()))
+                .remedy(value::suggest(text.get_ref(), &known));
+        }
+        found.unwrap_or(Mode::Enforce)
+    });
+    let range = Duration::from_secs(1)..=Duration::from_secs(300);
+    let window = table.duration("window", range, mistakes).map(|window| *window.get_ref());
+    let whole = Duration::from_secs(window.unwrap_or((interval * 3).max(HMAC_WINDOW)).as_secs());
+    table.finish(mistakes);
+    Some(hmac::Config { keys, mode: mode.unwrap_or(Mode::Enforce), window: whole })
+}
+
+/// `key-file` and `key-id`.
+fn read_hmac_key(table: &mut Section<'_>, config: &Path, mistakes: &mut Mistakes) -> Option<hmac::Key> {
+    let id = table.integer("key-id", 1..=255, mistakes).unwrap_or(1) as u8;
+    let text = table.required_string("key-file", mistakes)?;
+    let path = super::beside(config, text.get_ref());
+    let found = super::key::read_hmac(&path);
+    let secret = found.map_err(|problem| {
+        mistakes.add(text.span(), format!("key file {} {problem}", path.display()));
+    });
+    let key = hmac::Key::new(id, &secret.ok()?);
+    if key.is_none() {
+        mistakes
+            .add(text.span(), format!("key file {} does not hold 32 to 64 bytes", path.display()))
+            .remedy("like: printf 'hex:%s' \"$(openssl rand -hex 32)\"; the same on every router");
+    }
+    key
 }
 
 /// The password is padded with zeros (RFC 2338, 5.3.10).

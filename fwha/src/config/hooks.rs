@@ -2,7 +2,7 @@
 
 use std::{path::Path, time::Duration};
 
-use fwha_proto::heartbeat::Role;
+use fwha_proto::{heartbeat::Role, hook::Kind};
 
 use super::{
     GroupId,
@@ -16,6 +16,9 @@ use super::{
 /// Roles that a hook can be run for; `init` is over before anything could run.
 const ROLES: [Role; 4] = [Role::Active, Role::Backup, Role::Fault, Role::Standby];
 
+/// What stands for a split brain beside roles.
+const SPLIT_BRAIN: &str = Kind::SplitBrain.as_str();
+
 /// A `[[hook]]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hook {
@@ -25,6 +28,8 @@ pub struct Hook {
     pub command: Vec<String>,
     /// The roles for which it is run.
     pub on: Vec<Role>,
+    /// It is run for a split brain, too, and for its end.
+    pub on_split_brain: bool,
     /// The groups for which it is run; all if there are none.
     pub groups: Vec<GroupId>,
     /// How long a run may take, 100 ms to 5 m.
@@ -37,13 +42,13 @@ pub(super) fn read<'a>(root: &mut Section<'a>, groups: &[Group], mistakes: &mut 
     for mut section in section::array_of_tables(root, "hook", "[[hook]]", mistakes) {
         let name = names.read(&mut section, mistakes);
         let command = read_command(&mut section, mistakes);
-        let on = read_roles(&mut section, mistakes);
+        let (on, on_split_brain) = read_on(&mut section, mistakes);
         let groups = read_groups(&mut section, groups, mistakes);
         let range = Duration::from_millis(100)..=Duration::from_secs(300);
         let timeout = section.duration("timeout", range, mistakes);
         let timeout = timeout.map_or(Duration::from_secs(10), |timeout| timeout.into_inner());
         section.finish(mistakes);
-        hooks.push(Hook { name, command, on, groups, timeout });
+        hooks.push(Hook { name, command, on, on_split_brain, groups, timeout });
     }
     hooks
 }
@@ -74,19 +79,20 @@ pub(super) fn read_command_of(
     words.into_iter().map(|word| (*word.get_ref()).to_owned()).collect()
 }
 
-fn read_roles(section: &mut Section<'_>, mistakes: &mut Mistakes) -> Vec<Role> {
-    let Some(items) = section.list("on", mistakes) else { return ROLES.to_vec() };
-    let known = ROLES.map(Role::as_str);
-    let mut roles = Vec::new();
+fn read_on(section: &mut Section<'_>, mistakes: &mut Mistakes) -> (Vec<Role>, bool) {
+    let Some(items) = section.list("on", mistakes) else { return (ROLES.to_vec(), false) };
+    let known: Vec<&str> = ROLES.iter().map(|role| role.as_str()).chain([SPLIT_BRAIN]).collect();
+    let (mut roles, mut split_brain) = (Vec::new(), false);
     for word in section::strings(items, "on", mistakes) {
         match ROLES.iter().find(|role| role.as_str() == *word.get_ref()) {
             Some(role) => roles.push(*role),
+            None if *word.get_ref() == SPLIT_BRAIN => split_brain = true,
             None => mistakes
                 .add(word.span(), format!("unknown role {:?}", word.get_ref()))
                 .remedy(value::suggest(word.get_ref(), &known)),
         }
     }
-    roles
+    (roles, split_brain)
 }
 
 pub(super) fn read_groups(

@@ -102,6 +102,27 @@ pub fn read(path: &Path) -> Result<KeyRing, KeyError> {
 }
 
 fn read_keys(path: &Path) -> Result<Keys, KeyError> {
+    parse(&read_secret_file(path)?)
+}
+
+/// Reads a key of keepalived's `auth_hmac`: a line `hex:…`, or the key itself.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_hmac(path: &Path) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+    let bytes = read_secret_file(path)?;
+    let text = bytes.trim_ascii();
+    let Some(digits) = text.strip_prefix(b"hex:") else { return Ok(Zeroizing::new(text.to_vec())) };
+    if !digits.len().is_multiple_of(2) || !digits.iter().all(u8::is_ascii_hexdigit) {
+        return Err(KeyError::Malformed);
+    }
+    let nibble = |digit: u8| (digit as char).to_digit(16).unwrap_or(0) as u8;
+    let key = digits.as_chunks::<2>().0.iter().map(|[high, low]| nibble(*high) << 4 | nibble(*low));
+    Ok(Zeroizing::new(key.collect()))
+}
+
+/// The contents of a file that nobody but its owner may read.
+fn read_secret_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, KeyError> {
     // Non-blocking: opening a FIFO must not hang the daemon.
     let file =
         OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path).map_err(
@@ -119,7 +140,7 @@ fn read_keys(path: &Path) -> Result<Keys, KeyError> {
     }
     let mut bytes = Zeroizing::new(Vec::with_capacity(FILE_LEN_MAX as usize));
     file.take(FILE_LEN_MAX).read_to_end(&mut bytes)?;
-    parse(&bytes)
+    Ok(bytes)
 }
 
 /// The keys in the contents of a key file.

@@ -42,6 +42,7 @@ mod zones;
 use std::{
     collections::HashMap,
     io::Read,
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -189,7 +190,7 @@ impl Config {
         });
         let nodes = nodes::read(&mut root, &mut interfaces, &mut mistakes);
         let zones = zones::read(&mut root, &nodes, &mut interfaces, &mut mistakes);
-        let groups = groups::read(&mut root, &nodes, &zones, &mut mistakes);
+        let groups = groups::read(&mut root, source.path(), &nodes, &zones, &mut mistakes);
         let trackers = trackers::read(&mut root, &nodes, &zones, &groups, &mut mistakes);
         let rules = rules::read(&mut root, &zones, &mut mistakes);
         let hooks = hooks::read(&mut root, &groups, &mut mistakes);
@@ -308,6 +309,25 @@ impl Config {
         self.zone(vip.zone)?.interfaces.get(&node)?.first().map(String::as_str)
     }
 
+    /// Witnesses that belong to the cluster, and what they are.
+    fn own_witnesses(&self) -> impl Iterator<Item = (IpAddr, String)> {
+        self.cluster.witness.iter().filter_map(|&witness| {
+            let vips = |g: &&Group| g.vips.iter().flat_map(|v| &v.addresses).any(|a| a.addr() == witness);
+            let peer = |g: &&Group| g.vips.iter().flat_map(|v| &v.peers).any(|a| *a == witness);
+            let sync = |n: &&Node| n.sync.iter().any(|s| IpAddr::from(s.address) == witness);
+            let whose = if let Some(group) = self.groups.iter().find(vips) {
+                format!("an address of group {}", group.name)
+            } else if let Some(node) = self.nodes.iter().find(sync) {
+                format!("the sync address of {}", node.name)
+            } else if self.groups.iter().any(|g| peer(&g)) {
+                "an address that VRRP speaks to".to_owned()
+            } else {
+                return None;
+            };
+            Some((witness, whose))
+        })
+    }
+
     /// The resources of the groups that `node` is in.
     pub fn resources_of(&self, node: NodeId) -> impl Iterator<Item = &Resource> {
         let mine = move |r: &&Resource| self.groups[usize::from(r.group)].priority(node).is_some();
@@ -406,6 +426,12 @@ fn warnings(config: &Config) -> Vec<String> {
     }
     if config.rules.is_empty() {
         warnings.push("no rules: every packet is dropped".into());
+    }
+    for (witness, whose) in config.own_witnesses() {
+        warnings.push(format!(
+            "witness {witness} is {whose}: it proves nothing about a node that is cut off; name a host outside of the \
+             cluster"
+        ));
     }
     warnings.extend(config.trackers.iter().filter_map(|tracker| tracker.doubt(&config.groups)));
     warnings.extend(config.asymmetric_rules());

@@ -114,6 +114,39 @@ fn table(out: &mut Vec<u8>, style: Style, status: &Status) -> io::Result<()> {
         peers.print(out, style, "")?;
     }
 
+    if !status.witnesses.is_empty() {
+        let mut witnesses = Grid::with_heading(&["WITNESS", "STATE", "FOR", "RTT"]);
+        for witness in &status.witnesses {
+            let state = if witness.state == "up" { Paint::Good } else { Paint::Warn };
+            let rtt = witness.rtt_us.map_or_else(String::new, |us| format!("{:.2}ms", us as f64 / 1000.0));
+            witnesses.row([
+                (Paint::Bold, witness.address.clone()),
+                (state, witness.state.clone()),
+                (Paint::Plain, term::duration(witness.since_ms)),
+                (Paint::Plain, rtt),
+            ]);
+        }
+        writeln!(out)?;
+        witnesses.print(out, style, "")?;
+    }
+
+    if !status.reaches.is_empty() {
+        let mut reaches = Grid::with_heading(&["REACH", "NEIGHBOURS", "FOR", "FRAMES"]);
+        for reach in &status.reaches {
+            let state = if reach.state == "down" { Paint::Bad } else { Paint::Warn };
+            let paths: Vec<String> =
+                reach.paths.iter().map(|(peer, path)| format!("{peer} {path}")).collect();
+            reaches.row([
+                (Paint::Bold, reach.zone.clone()),
+                (state, format!("{} of {} answer", reach.answered, reach.asked)),
+                (Paint::Plain, term::duration(reach.since_ms)),
+                (Paint::Plain, paths.join(", ")),
+            ]);
+        }
+        writeln!(out)?;
+        reaches.print(out, style, "")?;
+    }
+
     if !status.interfaces.is_empty() {
         let mut interfaces = Grid::with_heading(&["INTERFACE", "ZONE", "ATTACHED", "WHY"]);
         for i in &status.interfaces {

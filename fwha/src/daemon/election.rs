@@ -17,13 +17,15 @@ use fwha_common::group::Group;
 use fwha_proto::NodeId;
 use fwha_proto::election::{
     CommandError, ConfigError, Election, Event, GroupConfig, GroupId, Output, TrackerConfig,
-    explain::Explanation, status::Status,
+    explain::Explanation,
+    reach::{Path, Survey},
+    status::Status,
 };
 use fwha_proto::heartbeat::{Interface, Role, Via};
-use fwha_proto::hook::Change;
+use fwha_proto::hook::{Change, Kind};
 use fwha_proto::seal::KeyRing;
 use fwha_proto::time::Time;
-use fwha_proto::tracker::Report;
+use fwha_proto::tracker::{Report, State};
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 use tokio::sync::{mpsc, oneshot};
@@ -33,11 +35,12 @@ use super::limit::Limit;
 use super::mailbox::{Letters, Mailbox};
 use super::names::Names;
 use super::replication::{self, OwnedGroups};
+use super::surveyor;
 use super::vips::{self, Takeover};
 use crate::api::Step;
 use crate::dataplane::Maps;
-use crate::socket::{ProbeSocket, Refused, SyncSocket, VrrpSocket};
-use crate::sys::clock::KernelClock;
+use crate::socket::{EchoSocket, ProbeSocket, Refused, SyncSocket, VrrpSocket};
+use crate::sys::clock::{KernelClock, wall_ns};
 use crate::sys::sched;
 
 /// Below the kernel's own threads that a packet needs, above everything ordinary.
@@ -83,6 +86,8 @@ pub enum Command {
         groups: Vec<GroupConfig>,
         /// The trackers of this node.
         trackers: Vec<TrackerConfig>,
+        /// Who is asked before a group of a lost peer is claimed.
+        witnesses: Vec<IpAddr>,
         /// Where the answer goes.
         reply: oneshot::Sender<Result<(), ConfigError>>,
     },
@@ -119,6 +124,13 @@ pub enum Command {
         /// How it stands.
         report: Report,
     },
+    /// A round of questions in a zone is over.
+    Surveyed {
+        /// The zone.
+        zone: u8,
+        /// What it found.
+        survey: Survey,
+    },
     /// Hand everything over and end.
     Shutdown,
 }
@@ -135,6 +147,24 @@ pub struct Sockets {
     pub probes: BTreeMap<Via, ProbeSocket>,
     /// The interface of each zone, from whose addresses VRRP speaks.
     pub sources: BTreeMap<u8, Interface>,
+    /// Who asks witnesses: one for each address family that is needed.
+    pub echoes: Vec<EchoSocket>,
+}
+
+impl Sockets {
+    /// Opens what is needed to ask these witnesses.
+    ///
+    /// # Errors
+    /// The kernel has none to give.
+    pub fn open_echoes(&mut self, witnesses: &[IpAddr]) -> io::Result<()> {
+        for v6 in [false, true] {
+            let wanted = witnesses.iter().any(|w| w.is_ipv6() == v6);
+            if wanted && !self.echoes.iter().any(|echo| echo.is_v6() == v6) {
+                self.echoes.push(EchoSocket::open(v6)?);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// What the thread shows of itself.
@@ -205,6 +235,8 @@ pub struct Thread {
     pub clock: KernelClock,
     /// Who moves addresses.
     pub vips: mpsc::UnboundedSender<vips::Command>,
+    /// Who asks neighbours.
+    pub surveyor: mpsc::UnboundedSender<surveyor::Request>,
     /// Who replicates.
     pub replication: Mailbox<replication::Command>,
     /// Groups that this node owns, for the other threads.
@@ -259,6 +291,7 @@ impl Thread {
                 }
             }
             self.read_letters();
+            self.election.wall_clock(now, Duration::from_nanos(wall_ns()));
             if self.election.next_timeout() <= now {
                 self.election.tick(now);
             }
@@ -297,6 +330,7 @@ impl Thread {
             .chain(self.sockets.heartbeats.iter().map(AsFd::as_fd))
             .chain(self.sockets.vrrp.values().flatten().map(AsFd::as_fd))
             .chain(self.sockets.probes.values().map(AsFd::as_fd))
+            .chain(self.sockets.echoes.iter().map(AsFd::as_fd))
             .collect();
         let mut fds: Vec<PollFd<'_>> = fds.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
         // An error here (a signal) costs one more turn of the loop, nothing else.
@@ -337,6 +371,22 @@ impl Thread {
                     Ok(None) => break,
                     Err(error) => {
                         tracing::debug!(zone, "VRRP socket: {error}");
+                        break;
+                    }
+                }
+            }
+        }
+        for socket in &self.sockets.echoes {
+            for n in 1..=BURST {
+                match socket.receive() {
+                    Ok(Some(reply)) => {
+                        let at = arrived(reply.waited, &self.clock);
+                        self.election.witness_reply(at, reply.source, reply.nonce);
+                        more |= n == BURST;
+                    }
+                    Ok(None) => break,
+                    Err(error) => {
+                        tracing::debug!("echo socket: {error}");
                         break;
                     }
                 }
@@ -397,14 +447,19 @@ impl Thread {
                 Command::SyncStatus { peer, in_sync, applied } => {
                     self.election.sync_status(now, peer, in_sync, applied);
                 }
-                Command::Reload { config_hash, groups, trackers, reply } => {
+                Command::Reload { config_hash, groups, trackers, witnesses, reply } => {
                     // Whoever gave up waiting has taken the rest of the change back.
                     if !reply.is_closed() {
-                        let _ = reply.send(self.election.reload(now, config_hash, groups, trackers));
+                        if let Err(error) = self.sockets.open_echoes(&witnesses) {
+                            tracing::error!("cannot open a socket to ask witnesses: {error}");
+                        }
+                        let done = self.election.reload(now, config_hash, groups, trackers, witnesses);
+                        let _ = reply.send(done);
                     }
                 }
                 Command::Outlived { group, term } => self.election.outlived(now, group, term),
                 Command::Tracker { id, report } => self.election.tracker(now, id, report),
+                Command::Surveyed { zone, survey } => self.election.surveyed(now, zone, survey),
                 Command::Keys(keys) => self.election.set_keys(&keys),
                 Command::Shutdown => self.election.shutdown(now),
             }
@@ -435,6 +490,18 @@ impl Thread {
                 if let Some(socket) = self.sockets.probes.get(&via) {
                     // A cut cable is what probes are there to find.
                     let _ = socket.send(mac, &probe);
+                }
+            }
+            Output::Survey { zone, ask, own, peers } => {
+                // If that thread is gone nothing is found out, and nothing moves.
+                let _ = self.surveyor.send(surveyor::Request { zone, ask, own, peers });
+            }
+            Output::AskWitness { address, nonce } => {
+                let mut sockets = self.sockets.echoes.iter();
+                if let Some(socket) = sockets.find(|s| s.is_v6() == address.is_ipv6())
+                    && let Err(error) = socket.ask(address, nonce)
+                {
+                    tracing::debug!(%address, "cannot ask a witness: {error}");
                 }
             }
             Output::Own { group, term, since, until } => {
@@ -478,14 +545,33 @@ impl Thread {
                     && from != to
                 {
                     let (group, from, to, term, cause) = (*group, *from, *to, *term, *cause);
-                    let change = Change { group, from, to, term, cause, reason: reason.clone() };
+                    let reason = reason.clone();
+                    let change = Change { kind: Kind::Role, group, from, to, term, cause, reason };
                     self.tell_vips(vips::Command::Role(change));
+                }
+                let split = match &event {
+                    Event::SplitBrain { group, cause, .. } => Some((Kind::SplitBrain, *group, cause)),
+                    Event::SplitBrainEnd { group, cause, .. } => Some((Kind::SplitBrainEnd, *group, cause)),
+                    _ => None,
+                };
+                if let Some((kind, group, reason)) = split {
+                    self.tell_split(kind, group, reason.clone());
                 }
                 self.record(decided, &event);
             }
             Output::ShutdownComplete => return true,
         }
         false
+    }
+
+    /// Tells hooks of a split brain.
+    fn tell_split(&self, kind: Kind, group: GroupId, reason: String) {
+        let groups = self.election.status(self.now()).groups;
+        if let Some(g) = groups.iter().find(|g| g.group == group) {
+            let (from, to, term, cause) = (g.role, g.role, g.term, g.cause);
+            let change = Change { kind, group, from, to, term, cause, reason };
+            self.tell_vips(vips::Command::Split(change));
+        }
     }
 
     fn tell_vips(&self, command: vips::Command) {
@@ -544,20 +630,25 @@ impl Thread {
             Event::Peer { peer, from, to, reason } => {
                 ("peer", None, format!("{}: {from} -> {to}: {reason}", names.node(*peer)))
             }
-            Event::SplitBrain { group, peer, overlap, winner } => (
+            Event::SplitBrain { group, peer, overlap, winner, cause } => (
                 "split-brain",
                 Some(*group),
                 format!(
-                    "{} is active as well, for {:.3} s so far; {} stays",
+                    "{} is active as well, for {:.3} s so far; {} stays; cause: {cause}",
                     names.node(*peer),
                     overlap.as_secs_f64(),
                     names.node(*winner)
                 ),
             ),
-            Event::SplitBrainEnd { group, peer, after } => (
+            Event::SplitBrainEnd { group, peer, after, lasted, cause } => (
                 "split-brain-end",
                 Some(*group),
-                format!("over after {:.3} s with {}", after.as_secs_f64(), names.node(*peer)),
+                format!(
+                    "over with {}: both were active for {:.3} s, {:.3} s of that since they met; cause: {cause}",
+                    names.node(*peer),
+                    lasted.as_secs_f64(),
+                    after.as_secs_f64()
+                ),
             ),
             Event::OneWay { peer, lost: true } => {
                 ("one-way", None, format!("{} does not hear our heartbeats", names.node(*peer)))
@@ -575,6 +666,16 @@ impl Thread {
                     names.zone(*zone)
                 ),
             ),
+            Event::Path { zone, peer, path } => {
+                let (peer, zone) = (names.node(*peer), names.zone(*zone));
+                let text = match path {
+                    Path::Both => format!("zone {zone}: {peer} and {} hear each other again", names.me()),
+                    Path::Unheard => format!("one-way in zone {zone}: {peer} does not hear {}", names.me()),
+                    Path::Deaf => format!("one-way in zone {zone}: {} does not hear {peer}", names.me()),
+                    Path::Cut => format!("zone {zone}: {peer} and {} do not hear each other", names.me()),
+                };
+                ("path", None, text)
+            }
             Event::HandoverFailed { group, to, reason } => {
                 ("handover-failed", Some(*group), format!("{} {reason}", names.node(*to)))
             }
@@ -587,6 +688,19 @@ impl Thread {
             Event::Tracked { group, tracker, counts: false, effect } => {
                 ("tracker", Some(*group), format!("{tracker} does not count any more: {effect}"))
             }
+            Event::Witness { witness, to } => {
+                let said = if *to == State::Up { "answers" } else { "does not answer" };
+                ("witness", None, format!("{witness} {said}"))
+            }
+            Event::ClaimHeld { group, peers } => (
+                "witness",
+                Some(*group),
+                format!(
+                    "{} does not take the group: {} cannot be reached, and no witness answers",
+                    names.me(),
+                    peers.iter().map(|peer| names.node(*peer)).collect::<Vec<_>>().join(" and ")
+                ),
+            ),
             Event::ConfigDiffers { peer, theirs } => (
                 "config-differs",
                 None,

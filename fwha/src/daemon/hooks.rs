@@ -11,7 +11,7 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use fwha_proto::hook::{Change, Queue};
+use fwha_proto::hook::{Change, Kind, Queue};
 use fwha_proto::time::Time;
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -88,7 +88,7 @@ struct Task {
 
 impl Task {
     async fn run(self, mut changes: mpsc::UnboundedReceiver<Change>) {
-        let mut queue = Queue::new(self.hook.on.clone(), self.hook.groups.clone());
+        let mut queue = Queue::new(self.hook.on.clone(), self.hook.groups.clone(), self.hook.on_split_brain);
         while let Some(change) = changes.recv().await {
             queue.push(change);
             loop {
@@ -111,7 +111,8 @@ impl Task {
             Ok(None) => format!("killed after {took_ms:.0} ms: it took too long"),
             Err(error) => format!("{} cannot be run: {error}", self.hook.command[0]),
         };
-        let text = format!("{} for {}: {outcome}", self.hook.name, change.to);
+        let what = if change.kind == Kind::Role { change.to.as_str() } else { change.kind.as_str() };
+        let text = format!("{} for {what}: {outcome}", self.hook.name);
         let group = self.names.group(change.group);
         self.events.record(Time::from_nanos(self.clock.now_ns()), "hook", Some(group), text, Vec::new());
     }
@@ -124,6 +125,7 @@ impl Task {
             ("FWHA_CLUSTER", &self.cluster),
             ("FWHA_NODE", self.names.me()),
             ("FWHA_GROUP", group),
+            ("FWHA_EVENT", change.kind.as_str()),
             ("FWHA_FROM", change.from.as_str()),
             ("FWHA_ROLE", change.to.as_str()),
             ("FWHA_TERM", &term),
@@ -134,6 +136,7 @@ impl Task {
             "cluster": self.cluster,
             "node": self.names.me(),
             "group": group,
+            "event": change.kind.as_str(),
             "from": change.from.as_str(),
             "role": change.to.as_str(),
             "term": change.term,
@@ -163,7 +166,15 @@ mod tests {
     use crate::testing::root;
 
     fn change(from: Role, to: Role, term: u32) -> Change {
-        Change { group: 0, from, to, term, cause: Cause::Vacant, reason: "nobody was active".into() }
+        Change {
+            kind: Kind::Role,
+            group: 0,
+            from,
+            to,
+            term,
+            cause: Cause::Vacant,
+            reason: "nobody was active".into(),
+        }
     }
 
     /// A hook that runs `script` by the shell.
@@ -175,6 +186,7 @@ mod tests {
             name: "notify".into(),
             command: vec![path.display().to_string(), "$HOME;".into()],
             on: vec![Role::Active, Role::Backup],
+            on_split_brain: true,
             groups: Vec::new(),
             timeout: Duration::from_millis(timeout_ms),
         }

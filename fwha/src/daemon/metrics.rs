@@ -15,6 +15,7 @@ use axum::routing::get;
 use axum::{Router, serve};
 use fwha_common::drop::DropReason;
 use fwha_common::settings::Counter;
+use fwha_proto::election::reach::Path;
 use fwha_proto::heartbeat::{PeerState, Role};
 use fwha_proto::replication::{Counters, Histogram, LinkCounters, LinkState, LinkStatus, SyncState};
 use fwha_proto::resource;
@@ -214,6 +215,48 @@ impl Server {
             for (g, name, report) in resources() {
                 m.add(&[("group", self.names.group(g)), ("resource", &name)], report.failures);
             }
+        });
+        text.gauge("fwha_group_split_brain", "Whether another node is active, too.", |m| {
+            status.groups.iter().for_each(|g| m.add(&group(g.group), u8::from(g.split)));
+        });
+        text.counter("fwha_group_split_brains_total", "Split brains that this node was in.", |m| {
+            status.groups.iter().for_each(|g| m.add(&group(g.group), g.splits.0));
+        });
+        text.counter(
+            "fwha_group_split_brain_seconds_total",
+            "How long they lasted, those that are over.",
+            |m| {
+                status.groups.iter().for_each(|g| m.add(&group(g.group), g.splits.1.as_secs_f64()));
+            },
+        );
+        let witnesses = || status.witnesses.iter().map(|w| (w.address.to_string(), w));
+        text.gauge("fwha_witness_state", "How a witness stands: 1, and 0 for the other states.", |m| {
+            let states = || tracker::State::ALL.into_iter().map(tracker::State::as_str);
+            witnesses().for_each(|(name, w)| m.state(&[("witness", &name)], states(), w.state.as_str()));
+        });
+        text.gauge("fwha_witness_rtt_seconds", "Round trip time of a witness.", |m| {
+            for (name, w) in witnesses() {
+                w.rtt.iter().for_each(|rtt| m.add(&[("witness", &name)], rtt.as_secs_f64()));
+            }
+        });
+        text.gauge(
+            "fwha_zone_path_lost",
+            "Frames to or from a peer are lost in a zone, by which way.",
+            |m| {
+                for reach in &status.reaches {
+                    for (peer, path) in &reach.paths {
+                        let labels =
+                            [("zone", self.names.zone(reach.zone)), ("peer", self.names.node(*peer))];
+                        for lost in [Path::Unheard, Path::Deaf, Path::Cut] {
+                            let labels = [&labels[..], &[("way", lost.as_str())]].concat();
+                            m.add(&labels, u8::from(*path == lost));
+                        }
+                    }
+                }
+            },
+        );
+        text.gauge("fwha_group_claim_held", "Whether a claim waits for a witness to answer.", |m| {
+            status.groups.iter().for_each(|g| m.add(&group(g.group), u8::from(g.held)));
         });
         text.gauge("fwha_peer_state", "What is known of a peer: 1, and 0 for the other states.", |m| {
             let states = || (0..=u8::MAX).map_while(PeerState::from_u8).map(PeerState::as_str);

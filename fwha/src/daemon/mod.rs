@@ -23,6 +23,7 @@
 //! | [`hooks`] | programs that are run when a role changes |
 //! | [`resources`] | services that run where a group is Active |
 //! | [`trackers`], [`reach`] | what `[[tracker]]` watches; asking others whether they are there |
+//! | [`surveyor`] | neighbours in a zone, asked for the election |
 //! | [`program`] | runs of programs, for hooks, resources and trackers |
 //! | [`sweeper`] | expired flows, lost events |
 //! | [`network`] | routes, carriers, addresses, interfaces as they change |
@@ -60,6 +61,7 @@ pub mod replication;
 pub mod resources;
 pub mod server;
 pub mod state;
+pub mod surveyor;
 pub mod sweeper;
 pub mod table;
 pub mod trackers;
@@ -421,6 +423,7 @@ impl Running {
 
         let election_status = Arc::new(ArcSwap::from_pointee(election::Snapshot::of(&machine, now)));
         let (done, election_done) = oneshot::channel();
+        let (surveyor, surveys) = mpsc::unbounded_channel();
         let election = election::Thread {
             election: machine,
             sockets: election_sockets(config, node, found.heartbeats, &found.ports)?,
@@ -428,6 +431,7 @@ impl Running {
             maps: Arc::clone(&maps),
             clock,
             vips: vips_sender.clone(),
+            surveyor,
             replication: replication_mailbox.clone(),
             owned: Arc::clone(&owned),
             events: Arc::clone(&events),
@@ -485,7 +489,8 @@ impl Running {
         threads.push(replication.spawn()?);
         threads.push(sweeper.spawn()?);
         threads.push(election.spawn()?);
-        let (trackers, thread) = Trackers::start(config, node, &found.links, clock, &election_mailbox)?;
+        let (trackers, thread) =
+            Trackers::start(config, node, &found.links, clock, &election_mailbox, surveys)?;
         threads.push(thread);
         Ok(Self {
             config: current,
@@ -641,6 +646,7 @@ fn election_config(
         interfaces: ports.iter().map(|p| (p.via, p.interface())).collect(),
         groups,
         trackers: election_trackers(config, identity.node),
+        witnesses: config.cluster.witness.clone(),
         standby: false,
     })
 }
@@ -684,6 +690,7 @@ fn election_group(group: &config::Group, start: proto_election::Start) -> proto_
         preempt_delay: group.preempt_delay,
         advert_interval_cs: (group.advert_interval.as_millis() / 10) as u16,
         version: group.version,
+        hmac: group.hmac.clone(),
         announce: proto_election::Announce {
             repeat: group.announce.repeat.clone(),
             refresh: group.announce.refresh,
@@ -747,7 +754,9 @@ fn election_sockets(
         vrrp: BTreeMap::new(),
         probes: BTreeMap::new(),
         sources: BTreeMap::new(),
+        echoes: Vec::new(),
     };
+    sockets.open_echoes(&config.cluster.witness).context("cannot open a socket to ask witnesses")?;
     for port in ports {
         let Some(link) = &port.link else { continue };
         sockets.probes.extend(ports::probe_socket(link)?.map(|socket| (port.via, socket)));

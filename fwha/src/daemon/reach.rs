@@ -3,13 +3,16 @@
 //! Each question has a socket of its own, opened for it: what has changed since the last one (routes,
 //! addresses, interfaces) is never in the way. The caller limits the time.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpStream;
 
+use crate::socket::checksum;
 use crate::sys::random::random_u64;
 use crate::sys::socket::{Arrival, packet_socket, receive, set_option};
 use crate::sys::watch::Watch;
@@ -21,6 +24,8 @@ const ICMP_FILTER: (i32, i32) = (255, 1);
 const ETHERTYPE_ARP: u16 = 0x0806;
 /// Length of an ARP packet for IPv4 with its Ethernet header.
 const ARP_LEN: usize = 42;
+/// From the hardware type on, to the operation.
+const ARP_REPLY: [u8; 8] = [0, 1, 0x08, 0, 6, 4, 0, 2];
 /// Length of an ICMP echo message with eight bytes of data.
 const ECHO_LEN: usize = 16;
 /// Length of a neighbour solicitation with one option.
@@ -98,8 +103,7 @@ pub async fn neighbour(asker: Asker, target: IpAddr) -> io::Result<()> {
 ///  14  1 (Ethernet)  16  0x0800  18  6  19  4  20  1 request, 2 reply
 ///  22  MAC           28  sender  32  0 (6)     38  target     42  end
 /// ```
-async fn arp(asker: Asker, target: Ipv4Addr) -> io::Result<()> {
-    let socket = packet_socket(asker.ifindex, ETHERTYPE_ARP)?;
+fn arp_request(asker: Asker, target: Ipv4Addr) -> [u8; ARP_LEN] {
     let mut frame = [0; ARP_LEN];
     frame[..6].fill(0xff);
     frame[6..12].copy_from_slice(&asker.mac);
@@ -107,11 +111,48 @@ async fn arp(asker: Asker, target: Ipv4Addr) -> io::Result<()> {
     frame[22..28].copy_from_slice(&asker.mac);
     frame[28..32].copy_from_slice(&asker.address.octets());
     frame[38..].copy_from_slice(&target.octets());
-    socket.send(&frame)?;
+    frame
+}
+
+async fn arp(asker: Asker, target: Ipv4Addr) -> io::Result<()> {
+    let socket = packet_socket(asker.ifindex, ETHERTYPE_ARP)?;
+    socket.send(&arp_request(asker, target))?;
     hear(&socket, |frame, _| {
-        frame.get(14..22) == Some(&[0, 1, 0x08, 0, 6, 4, 0, 2]) && frame.get(28..32) == Some(&target.octets())
+        frame.get(14..22) == Some(&ARP_REPLY) && frame.get(28..32) == Some(&target.octets())
     })
     .await
+}
+
+/// Asks neighbours by ARP, now and after half of the time, and listens until it is over: which of them answered, and which
+/// of these MACs spoke.
+///
+/// # Errors
+/// The interface is down or gone; `EPERM` without `CAP_NET_RAW`.
+pub async fn survey(
+    asker: Asker,
+    targets: &[Ipv4Addr],
+    macs: &[[u8; 6]],
+    time: Duration,
+) -> io::Result<(BTreeSet<Ipv4Addr>, BTreeSet<[u8; 6]>)> {
+    let socket = packet_socket(asker.ifindex, ETHERTYPE_ARP)?;
+    let (mut answered, mut heard) = (BTreeSet::new(), BTreeSet::new());
+    for _ in 0..2 {
+        for &target in targets {
+            socket.send(&arp_request(asker, target))?;
+        }
+        let listen = hear(&socket, |frame, _| {
+            let (source, reply) = (frame.get(6..12), frame.get(14..22) == Some(&ARP_REPLY));
+            heard.extend(macs.iter().filter(|mac| source == Some(&mac[..])));
+            let sender = frame.get(28..32).filter(|_| reply);
+            answered.extend(targets.iter().filter(|target| sender == Some(&target.octets())));
+            false
+        });
+        // It listens until its time is over.
+        if let Ok(Err(error)) = tokio::time::timeout(time / 2, listen).await {
+            return Err(error);
+        }
+    }
+    Ok((answered, heard))
 }
 
 /// RFC 4861, 4.3 and 4.4, to the solicited-node group of the target (RFC 4291, 2.7.1).
@@ -145,7 +186,7 @@ async fn solicit(asker: Asker, target: Ipv6Addr) -> io::Result<()> {
 }
 
 /// Waits for what is `wanted`.
-async fn hear(socket: &Socket, wanted: impl Fn(&[u8], &Arrival) -> bool) -> io::Result<()> {
+async fn hear(socket: &Socket, mut wanted: impl FnMut(&[u8], &Arrival) -> bool) -> io::Result<()> {
     let watch = Watch::new(socket.as_fd())?;
     let mut buffer = [0; 256];
     loop {
@@ -164,18 +205,9 @@ async fn hear(socket: &Socket, wanted: impl Fn(&[u8], &Arrival) -> bool) -> io::
     }
 }
 
-/// The checksum of ICMP (RFC 1071) over a message of whole words, whose own is zero so far.
-fn checksum(message: &[u8]) -> u16 {
-    let words = message.as_chunks::<2>().0.iter();
-    let sum: u32 = words.map(|&word| u32::from(u16::from_be_bytes(word))).sum();
-    let sum = (sum & 0xffff) + (sum >> 16);
-    !((sum & 0xffff) + (sum >> 16)) as u16
-}
-
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
-    use std::time::Duration;
 
     use super::*;
     use crate::testing::{Net, root};
@@ -224,5 +256,38 @@ mod tests {
         assert_eq!(ask(&near, neighbour(unnumbered, "10.9.0.2".parse().unwrap())), Ok(true));
         near.ip("route add unreachable 10.8.0.0/16");
         assert_eq!(ask(&near, ping("10.8.0.1".parse().unwrap())), Err(io::ErrorKind::HostUnreachable));
+    }
+
+    #[test]
+    fn a_survey_tells_who_answers_and_who_speaks() {
+        if !root() {
+            return;
+        }
+        let (near, far) = Net::pair();
+        let asker = |net: &Net, name: &str, last: u8| Asker {
+            ifindex: net.ifindex(name),
+            mac: net.mac(name),
+            address: Ipv4Addr::new(10, 9, 0, last),
+            link_local: Ipv6Addr::UNSPECIFIED,
+        };
+        let (here, there) = (asker(&near, "near", 1), asker(&far, "far", 2));
+        let (answers, silent) = (Ipv4Addr::new(10, 9, 0, 2), Ipv4Addr::new(10, 9, 0, 3));
+        let run = |net: &Net, asker: Asker, targets: &[Ipv4Addr], macs: &[[u8; 6]]| {
+            net.within(|| {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(survey(asker, targets, macs, Duration::from_millis(200))).unwrap()
+            })
+        };
+        let (answered, heard) = run(&near, here, &[answers, silent], &[there.mac, [2; 6]]);
+        assert_eq!((answered, heard), ([answers].into(), [there.mac].into()));
+        // The other end asks and is heard, and answers nothing itself.
+        far.ip("link set far arp off");
+        let (answered, heard) = std::thread::scope(|scope| {
+            let asks = scope.spawn(|| run(&far, there, &[silent], &[]));
+            let found = run(&near, here, &[answers], &[there.mac]);
+            asks.join().unwrap();
+            found
+        });
+        assert_eq!((answered, heard), ([].into(), [there.mac].into()));
     }
 }

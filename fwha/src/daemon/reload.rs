@@ -171,7 +171,9 @@ impl Running {
         let (reply, answer) = oneshot::channel();
         let groups = new.groups.iter().map(|g| super::election_group(g, Default::default())).collect();
         let trackers = super::election_trackers(new, self.network.node.id);
-        self.election.send(election::Command::Reload { config_hash: new.hash, groups, trackers, reply });
+        let witnesses = new.cluster.witness.clone();
+        let config_hash = new.hash;
+        self.election.send(election::Command::Reload { config_hash, groups, trackers, witnesses, reply });
         let answer = timeout(MOVE_WAIT, answer).await.context("the election does not answer")?;
         Ok(answer??)
     }

@@ -24,7 +24,9 @@ use fwha_common::rule::name_hash;
 use fwha_common::settings::Counter;
 use fwha_proto::NodeId;
 use fwha_proto::election::GroupId;
+use fwha_proto::election::reach::{Path, ReachStatus};
 use fwha_proto::election::status::TrackerStatus;
+use fwha_proto::election::witness::WitnessStatus;
 use fwha_proto::heartbeat::{NodeState, PeerState, Role};
 use fwha_proto::replication::SyncState;
 use fwha_proto::resource::Report;
@@ -421,6 +423,8 @@ impl Server {
             standby: election.node == NodeState::Standby,
             groups,
             peers,
+            witnesses: election.witnesses.iter().map(|w| self.witness_status(w)).collect(),
+            reaches: election.reaches.iter().map(|r| self.reach_status(r)).collect(),
             interfaces: self.attached.load().iter().filter_map(|a| self.interface_status(a)).collect(),
             flows,
             warnings,
@@ -490,6 +494,30 @@ impl Server {
             effect: tracker.effect.clone(),
             good: tracker.report.good,
             bad: tracker.report.bad,
+        }
+    }
+
+    fn reach_status(&self, reach: &ReachStatus) -> api::ReachStatus {
+        let path =
+            |(node, path): &(NodeId, Path)| (self.names.node(*node).to_owned(), path.as_str().to_owned());
+        api::ReachStatus {
+            zone: self.names.zone(reach.zone).to_owned(),
+            state: reach.state.as_str().to_owned(),
+            since_ms: self.ms_since(reach.since),
+            asked: reach.neighbours.0 as u64,
+            answered: reach.neighbours.1 as u64,
+            paths: reach.paths.iter().map(path).collect(),
+        }
+    }
+
+    fn witness_status(&self, witness: &WitnessStatus) -> api::WitnessStatus {
+        api::WitnessStatus {
+            address: witness.address.to_string(),
+            state: witness.state.as_str().to_owned(),
+            since_ms: self.ms_since(witness.since),
+            rtt_us: witness.rtt.map(|rtt| rtt.as_micros() as u64),
+            requests: witness.requests,
+            answers: witness.answers,
         }
     }
 

@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use anyhow::{Context, Result};
 use fwha_proto::time::Time;
 use fwha_proto::tracker::Tracker;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -21,6 +21,7 @@ use super::election::Command;
 use super::mailbox::Mailbox;
 use super::program::Run;
 use super::reach::{self, Asker};
+use super::surveyor::{self, Surveyor};
 use crate::config::{self, Config, Node, Watch};
 use crate::netlink::{Addresses, Link, NetworkEvent};
 use crate::sys::clock::KernelClock;
@@ -29,7 +30,7 @@ use crate::sys::clock::KernelClock;
 const LINE_MAX: usize = 80;
 
 /// This node's interfaces, by index.
-type Links = BTreeMap<u32, Link>;
+pub(super) type Links = BTreeMap<u32, Link>;
 
 /// The way to the trackers. They end when it is dropped.
 pub struct Trackers {
@@ -84,7 +85,8 @@ impl Job {
 }
 
 impl Trackers {
-    /// Starts those that run on `node`, on a thread of their own, which is returned.
+    /// Starts those that run on `node`, and who asks neighbours for the election, on a thread of their own, which is
+    /// returned.
     ///
     /// # Errors
     /// The system has no thread to give.
@@ -94,14 +96,17 @@ impl Trackers {
         links: &[Link],
         clock: KernelClock,
         election: &Mailbox<Command>,
+        surveys: mpsc::UnboundedReceiver<surveyor::Request>,
     ) -> Result<(Self, JoinHandle<()>)> {
         let by_index = links.iter().map(|link| (link.index, link.clone())).collect();
         let (links, watched) = watch::channel(by_index);
         let (jobs, mut wanted) = watch::channel(Job::all(config, node));
         let election = election.clone();
+        let surveyor = Surveyor::new(config, node, watched.clone(), election.clone());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let thread = std::thread::Builder::new().name("fwha-trackers".into()).spawn(move || {
             runtime.block_on(async {
+                tokio::spawn(surveyor.run(surveys));
                 let mut running: BTreeMap<u32, (Job, AbortHandle)> = BTreeMap::new();
                 loop {
                     let jobs = wanted.borrow_and_update().clone();

@@ -65,6 +65,8 @@ pub enum Command {
     },
     /// The role in a group changed: hooks are told once the addresses are where they belong.
     Role(Change),
+    /// There was a split brain, or it is over: hooks are told.
+    Split(Change),
     /// An address went, by whomever.
     Check,
     /// An interface has another index or MAC.
@@ -195,6 +197,7 @@ impl Thread {
                         self.tell("vip-error", group, format!("{error}"));
                     }
                 }
+                Some(Command::Split(change)) => self.hooks.tell(&change),
                 Some(Command::Role(change)) => {
                     untold.remove(&change.group);
                     if change.to == Role::Active {

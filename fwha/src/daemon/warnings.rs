@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use fwha_common::drop::DropReason;
 use fwha_common::settings::Counter;
+use fwha_proto::election::reach::Path;
 use fwha_proto::election::status::Stranger;
 use fwha_proto::heartbeat::{NodeState, Role};
 use fwha_proto::resource::State;
@@ -68,6 +69,40 @@ impl Server {
                     tracker.effect
                 ));
             }
+        }
+        for reach in &election.status.reaches {
+            let (zone, me) = (self.names.zone(reach.zone), self.names.me());
+            for (peer, path) in &reach.paths {
+                let peer = self.names.node(*peer);
+                match path {
+                    Path::Both => {}
+                    Path::Unheard => {
+                        warnings.push(format!("one-way in zone {zone}: {peer} does not hear {me}"))
+                    }
+                    Path::Deaf => warnings.push(format!("one-way in zone {zone}: {me} does not hear {peer}")),
+                    Path::Cut => {
+                        warnings.push(format!("zone {zone}: {peer} and {me} do not hear each other"))
+                    }
+                }
+            }
+            if reach.state == tracker::State::Down {
+                let asked = reach.neighbours.0;
+                warnings.push(format!("zone {zone}: none of {asked} neighbours answers this node"));
+            }
+        }
+        let witnesses = &election.status.witnesses;
+        if !witnesses.is_empty() && witnesses.iter().all(|w| w.state == tracker::State::Down) {
+            let names: Vec<String> = witnesses.iter().map(|w| w.address.to_string()).collect();
+            warnings.push(format!(
+                "no witness answers ({}): this node takes no group of a node that it cannot reach",
+                names.join(", ")
+            ));
+        }
+        for group in election.status.groups.iter().filter(|g| g.held) {
+            warnings.push(format!(
+                "group {}: this node would take it, but may be the one that is cut off: no witness answers",
+                self.names.group(group.group)
+            ));
         }
         for group in &election.status.groups {
             for (name, report) in self.resource_reports(group.group) {

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
 };
 
 use futures_util::{FutureExt, Stream, StreamExt, TryStreamExt};
@@ -175,6 +175,25 @@ impl Monitor {
             neighbours.iter().filter_map(neighbour).filter_map(|(key, mac)| Some((key, mac?))).collect();
         Ok(())
     }
+}
+
+/// The IPv4 neighbours that the kernel knows on an interface.
+///
+/// # Errors
+///
+/// The kernel does not tell.
+pub async fn neighbours(ifindex: u32) -> Result<Vec<Ipv4Addr>, NetlinkError> {
+    // The connection lives no longer than its last handle, whatever is under way.
+    let handle = super::connect()?;
+    let all = handle.neighbours().get().execute().try_collect().await;
+    let all: Vec<NeighbourMessage> = all.map_err(|e| request_error("list neighbours", e))?;
+    let known = all.iter().filter_map(neighbour).filter_map(|(key, mac)| mac.map(|_| key));
+    Ok(known
+        .filter_map(|(index, address)| match address {
+            IpAddr::V4(address) if index == ifindex => Some(address),
+            _ => None,
+        })
+        .collect())
 }
 
 fn subscribe() -> Result<(Handle, Messages), NetlinkError> {

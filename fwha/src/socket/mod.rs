@@ -5,14 +5,17 @@
 //! |---|---|---|
 //! | [`vrrp`] | VRRP on zone interfaces (raw IP) | none: it is forgeable |
 //! | [`probe`] | keyed frames that the peer's data plane answers (packet socket) | says who is alive |
+//! | [`echo`] | ICMP echo with witnesses (raw IP) | says who is cut off |
 //! | [`sync`] | sealed datagrams on sync links (UDP) | all |
 
+pub mod echo;
 pub mod probe;
 pub mod sync;
 #[cfg(test)]
 mod tests;
 pub mod vrrp;
 
+pub use echo::EchoSocket;
 pub use probe::ProbeSocket;
 pub use sync::{Refused, SyncSocket};
 pub use vrrp::VrrpSocket;
@@ -22,3 +25,11 @@ const TOS_CONTROL: u32 = 0xc0;
 
 /// `TC_PRIO_CONTROL`: ahead of everything else in the interface's queue.
 const PRIORITY_CONTROL: i32 = 7;
+
+/// The checksum of ICMP (RFC 1071) over a message of whole words, whose own is zero so far.
+pub(crate) fn checksum(message: &[u8]) -> u16 {
+    let words = message.as_chunks::<2>().0.iter();
+    let sum: u32 = words.map(|&word| u32::from(u16::from_be_bytes(word))).sum();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    !((sum & 0xffff) + (sum >> 16)) as u16
+}

@@ -1,12 +1,12 @@
 //! Round trips over a cable.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
 
 use fwha_common::probe::{Probe, ProbeKind};
 use fwha_proto::vrrp::packet::{Envelope, GROUP_V4, GROUP_V6};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{ProbeSocket, SyncSocket, VrrpSocket, probe::BROADCAST, sync::Refused};
+use super::{EchoSocket, ProbeSocket, SyncSocket, VrrpSocket, probe::BROADCAST, sync::Refused};
 use crate::testing::{Net, await_readable, root};
 
 const NEAR: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
@@ -186,4 +186,36 @@ fn sync_says_what_is_wrong_with_its_address() {
         let error = SyncSocket::open("near", taken.local()).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EADDRINUSE));
     });
+}
+
+#[test]
+fn a_witness_answers_its_number_to_the_socket_that_asked() {
+    if !root() {
+        return;
+    }
+    let (near, far) = Net::pair();
+    near.ip("address add fd09::1/64 dev near nodad");
+    far.ip("address add fd09::2/64 dev far nodad");
+    for witness in ["10.9.0.2", "fd09::2"].map(|text| text.parse::<IpAddr>().unwrap()) {
+        let (asking, other) = near.within(|| {
+            let open = || EchoSocket::open(witness.is_ipv6()).unwrap();
+            (open(), open())
+        });
+        other.ask(witness, 0x1122_3344_5566_7788).unwrap();
+        await_readable(&other);
+        asking.ask(witness, 7).unwrap();
+        await_readable(&asking);
+        let mut replies = Vec::new();
+        while replies.is_empty() {
+            replies.extend(asking.receive().unwrap().map(|reply| (reply.source, reply.nonce)));
+        }
+        assert_eq!(replies, [(witness, 7)], "not what the other one asked for");
+        assert_eq!(asking.receive().unwrap(), None);
+        let reply = other.receive().unwrap().unwrap();
+        assert_eq!((reply.source, reply.nonce), (witness, 0x1122_3344_5566_7788));
+        assert!(reply.waited.is_some());
+    }
+    near.ip("route add unreachable 10.8.0.0/16");
+    let socket = near.within(|| EchoSocket::open(false).unwrap());
+    assert!(socket.ask(Ipv4Addr::new(10, 8, 0, 1).into(), 1).is_err());
 }

@@ -54,15 +54,18 @@ fn link_address(ifindex: u32, ether_type: u16) -> SockAddr {
 ///
 /// Those of `setsockopt(2)`.
 pub fn set_option(socket: impl AsFd, level: i32, name: i32, value: i32) -> io::Result<()> {
-    // SAFETY: the value is an `int` of the size given and outlives the call.
+    set_option_bytes(socket, level, name, &value.to_ne_bytes())
+}
+
+/// Sets an option whose value is these bytes.
+///
+/// # Errors
+///
+/// Those of `setsockopt(2)`.
+pub fn set_option_bytes(socket: impl AsFd, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
+    // SAFETY: the kernel copies as many bytes as the value has, which outlives the call.
     check(unsafe {
-        libc::setsockopt(
-            socket.as_fd().as_raw_fd(),
-            level,
-            name,
-            (&raw const value).cast(),
-            size_of::<i32>() as u32,
-        )
+        libc::setsockopt(socket.as_fd().as_raw_fd(), level, name, value.as_ptr().cast(), value.len() as u32)
     })
     .map(drop)
 }

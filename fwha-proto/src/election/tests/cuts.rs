@@ -1,6 +1,7 @@
 //! Links that carry nothing, in one direction or both, and what happens when they heal.
 
 use super::*;
+use crate::election::reach::Path;
 
 #[test]
 fn losing_the_sync_link_moves_nothing_and_quickens_the_adverts() {
@@ -96,11 +97,14 @@ fn losing_adverts_alone_moves_nothing_and_is_named() {
     rig.run(ms(20_000));
     assert_eq!(rig.actives(0), [1]);
     let unheard = Event::AdvertsUnheard { group: 0, zone: 2, by: 2, lost: true };
-    assert_eq!(rig.events(1, then), [&unheard]);
+    let way = |path| Event::Path { zone: 2, peer: 2, path };
+    assert_eq!(rig.events(1, then), [&unheard, &way(Path::Unheard)]);
     rig.heal();
     rig.run(ms(2000));
     let heard = Event::AdvertsUnheard { group: 0, zone: 2, by: 2, lost: false };
-    assert_eq!(rig.events(1, then), [&unheard, &heard]);
+    let mut events = rig.events(1, then).split_off(2);
+    events.sort_by_key(|e| matches!(e, Event::Path { .. }));
+    assert_eq!(events, [&heard, &way(Path::Both)]);
 }
 
 #[test]
@@ -148,7 +152,12 @@ fn a_healed_partition_leaves_the_higher_term_and_its_announcements() {
             .iter()
             .any(|e| matches!(e, Event::SplitBrain { winner: 2, overlap, .. } if *overlap > ms(4000)))
     );
-    assert!(events.iter().any(|e| matches!(e, Event::SplitBrainEnd { .. })));
+    let why =
+        "no path between the nodes: heartbeats lost on sync link 0, no answer in zone inet and zone lan";
+    let ended = |e: &&Event| matches!(e, Event::SplitBrainEnd { cause, lasted, .. } if cause == why && *lasted > ms(4000));
+    assert!(events.iter().any(ended), "{events:?}");
+    let status = rig.election(2).status(then).groups.remove(0);
+    assert!(!status.split && status.splits.0 == 1 && status.splits.1 > ms(4000), "{status:?}");
     assert!(rig.node(2).announced.iter().any(|(at, _)| *at > then && at.since(then) < ms(100)));
     rig.run(ms(10_000));
     assert_eq!(rig.actives(0), [2]);

@@ -4,12 +4,14 @@ mod cuts;
 mod death;
 mod explain;
 mod moves;
+mod reach;
 mod reload;
 mod rules;
 mod schedules;
 mod start;
 mod strangers;
 mod trackers;
+mod witness;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;

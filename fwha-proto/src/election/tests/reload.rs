@@ -8,7 +8,7 @@ fn reload(rig: &mut Rig, n: NodeId, hash: u64, change: impl Fn(&mut GroupConfig)
     let mut groups = rig.election(n).config.groups.clone();
     groups.iter_mut().for_each(change);
     let trackers = rig.election(n).config.trackers.clone();
-    rig.command(n, |e, now| e.reload(now, hash, groups, trackers)).expect("a good file");
+    rig.command(n, |e, now| e.reload(now, hash, groups, trackers, vec![])).expect("a good file");
 }
 
 fn hears(rig: &mut Rig, n: NodeId) -> Vec<bool> {
@@ -120,7 +120,7 @@ fn a_bad_file_changes_nothing() {
     let mut rig = Rig::pair(1);
     let mut groups = rig.election(1).config.groups.clone();
     groups[0].instances[0].vrid = 0;
-    assert!(rig.command(1, |e, now| e.reload(now, 9, groups, vec![])).is_err());
+    assert!(rig.command(1, |e, now| e.reload(now, 9, groups, vec![], vec![])).is_err());
     assert_eq!(
         (rig.election(1).config.config_hash, rig.election(1).config.groups[0].instances[0].vrid),
         (1, 61)

@@ -12,6 +12,8 @@ const VRRP_SETTLE_LIMIT: Duration = ms(1500);
 /// After the last fault one node is Active within this time: a cold start, where nobody can be asked.
 const HEAL_LIMIT: Duration = ms(5000);
 
+/// What a packet may be late: latency and jitter, and a heartbeat that is answered.
+const UNDER_WAY: Duration = ms(60);
 /// Of shared trackers.
 const GRACE: Option<Duration> = Some(ms(1500));
 
@@ -23,6 +25,8 @@ fn any_schedule(seed: u64) {
     let (preempt, second_group, second_link) = (draw.chance(300), draw.chance(300), draw.chance(300));
     // From a chance of its own: seeds without trackers stay what they are.
     let (tracked, mut verdicts) = (seed % 2 == 1, Rng(!seed));
+    let (witnessed, mut answers) = (seed % 3 == 1, Rng(seed ^ 0xaaaa));
+    let (muted, mut frames) = (seed % 5 < 2, Rng(seed ^ 0x5555));
     let mut rig = Rig::new(nodes, seed, move |node, c| {
         if second_group {
             c.groups.push(group(1, (1..=nodes).map(|n| (n, 50 + n * 10)).collect()));
@@ -32,6 +36,9 @@ fn any_schedule(seed: u64) {
         }
         for g in &mut c.groups {
             g.preempt = preempt;
+        }
+        if witnessed {
+            c.witnesses = vec![Ipv4Addr::new(192, 0, 2, 1).into()];
         }
         if tracked {
             c.trackers =
@@ -57,7 +64,7 @@ fn any_schedule(seed: u64) {
         rig.start(n);
         rig.run(ms(draw.below(300)));
     }
-    let mut overlap = Overlap::default();
+    let mut overlap = Overlap { witnessed, ..Overlap::default() };
     overlap.watch(&mut rig, ms(draw.below(8000)));
     let vias = [SYNC, if second_link { Via::Sync(1) } else { SYNC }, Via::Zone(1), LAN];
     for _ in 0..draw.below(12) {
@@ -100,11 +107,27 @@ fn any_schedule(seed: u64) {
             let state = if verdicts.chance(600) { State::Down } else { State::Up };
             rig.track(watching, 1 + verdicts.below(3) as u32, state);
         }
+        if witnessed && answers.chance(400) {
+            let n = 1 + answers.below(nodes.into()) as u8;
+            if !rig.unwitnessed.remove(&n) {
+                rig.unwitnessed.insert(n);
+            }
+        }
+        if muted && frames.chance(400) {
+            let at = (1 + frames.below(nodes.into()) as u8, 1 + frames.below(2) as u8);
+            if !rig.mute.remove(&at) {
+                rig.mute.insert(at);
+            }
+            if frames.chance(200) {
+                rig.deserted = [at.1].into();
+            }
+        }
         let span = [5, 20, 60, 400, 1500, 4000][draw.below(6) as usize];
         overlap.watch(&mut rig, ms(draw.below(span)));
     }
     // Everything is mended; whatever happened, the cluster finds together.
     rig.heal();
+    rig.unwitnessed.clear();
     for n in rig.ids() {
         if rig.node(n).hung {
             rig.resume(n);
@@ -145,7 +168,13 @@ fn any_schedule(seed: u64) {
 /// Since when two nodes have owned a group although they hear each other, by group, nodes, and whether on a sync
 /// link or on the zones.
 #[derive(Default)]
-struct Overlap(BTreeMap<(GroupId, NodeId, NodeId, bool), Time>);
+struct Overlap {
+    since: BTreeMap<(GroupId, NodeId, NodeId, bool), Time>,
+    /// Witnesses are asked.
+    witnessed: bool,
+    /// Since when a node has had neither peer nor witness, and its takeovers until then.
+    alone: BTreeMap<NodeId, (Time, usize)>,
+}
 
 /// Says which seed it was when a run fails.
 struct Named(u64);
@@ -159,6 +188,29 @@ impl Drop for Named {
 }
 
 impl Overlap {
+    /// A node that reaches nobody, and no witness, takes nothing but what it owned before.
+    fn judge_alone(&mut self, rig: &Rig) {
+        for n in rig.ids().into_iter().filter(|_| self.witnessed) {
+            let machine = rig.node(n);
+            if !rig.is_cut_off(n) || !rig.unwitnessed.contains(&n) {
+                self.alone.remove(&n);
+                continue;
+            }
+            let count = machine.takeovers.len();
+            let (since, before) = *self.alone.entry(n).or_insert((rig.now, count));
+            let resumed = machine.events.iter().rev().find_map(|(_, e)| match e {
+                Event::Role { to: Role::Active, cause, .. } => Some(*cause == Cause::Resumed),
+                _ => None,
+            });
+            // What was on its way may arrive.
+            if rig.now < since + UNDER_WAY || resumed == Some(true) {
+                self.alone.insert(n, (since, count));
+            } else {
+                assert_eq!(count, before, "{n}, alone since {since:?}, claims a group at {:?}", rig.now);
+            }
+        }
+    }
+
     fn judge(&mut self, rig: &Rig, group: GroupId) {
         let actives = rig.actives(group);
         for (i, &a) in rig.ids().iter().enumerate() {
@@ -168,10 +220,10 @@ impl Overlap {
                     let by = |via| matches!(via, Via::Sync(_)) == on_sync;
                     let key = (group, a, b, on_sync);
                     if !both || !rig.hear_each_other(a, b, by) {
-                        self.0.remove(&key);
+                        self.since.remove(&key);
                         continue;
                     }
-                    let lasts = rig.now.since(*self.0.entry(key).or_insert(rig.now));
+                    let lasts = rig.now.since(*self.since.entry(key).or_insert(rig.now));
                     assert!(lasts < limit, "{a} and {b} own group {group} for {lasts:?} within earshot");
                 }
             }
@@ -184,6 +236,7 @@ impl Overlap {
             for group in 0..2 {
                 self.judge(rig, group);
             }
+            self.judge_alone(rig);
             if !rig.step(end) {
                 return;
             }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::seal::{Channel, OpenError, Purpose};
+use crate::vrrp::hmac::{self, Mode};
 
 #[test]
 fn a_forged_advert_moves_nothing_while_the_peer_is_alive() {
@@ -346,4 +347,78 @@ fn unicast_is_taken_from_named_peers_alone_and_multicast_is_not() {
     assert_eq!(rig.counter(1, "vrrp_discarded", "not_peer"), 1);
     forge(&mut rig, Envelope::multicast(peer));
     assert_eq!(rig.counter(1, "vrrp_rx", "adverts"), 1);
+}
+
+fn signing(mode: Mode) -> hmac::Config {
+    hmac::Config { keys: vec![hmac::Key::new(1, &[7; 32]).unwrap()], mode, window: Duration::from_secs(5) }
+}
+
+/// A pair of which each node authenticates so; both ends of the roll-out may be met.
+fn signed_pair(modes: [Option<Mode>; 2]) -> Rig {
+    let mut rig = Rig::new(2, 1, move |node, c| {
+        c.groups[0].hmac = modes[usize::from(node) - 1].map(signing);
+        // IPv6 in one zone: its checksum covers the trailer.
+        c.groups[0].instances[1].addresses = vec!["fe80::1".parse().unwrap()];
+    });
+    rig.start(1);
+    rig.start(2);
+    rig.run(ms(6000));
+    assert_eq!(rig.actives(0), [1]);
+    rig
+}
+
+#[test]
+fn signed_advertisements_are_heard_at_every_step_of_a_roll_out() {
+    use Mode::{Enforce, Permissive, ReceiveOnly};
+    for (modes, heard, counter) in [
+        ([None, None], true, None),
+        ([None, Some(ReceiveOnly)], true, Some(("vrrp_rx", "hmac_missing"))),
+        ([Some(ReceiveOnly), Some(ReceiveOnly)], true, Some(("vrrp_rx", "hmac_missing"))),
+        ([Some(Permissive), Some(ReceiveOnly)], true, Some(("vrrp_rx", "hmac_good"))),
+        ([Some(Permissive), Some(Enforce)], true, Some(("vrrp_rx", "hmac_good"))),
+        ([Some(Enforce), Some(Enforce)], true, Some(("vrrp_rx", "hmac_good"))),
+        ([Some(ReceiveOnly), Some(Enforce)], false, Some(("vrrp_discarded", "hmac_missing"))),
+        ([Some(Permissive), None], false, Some(("vrrp_discarded", "trailing"))),
+    ] {
+        let rig = signed_pair(modes);
+        let status = rig.node(2).election.as_ref().unwrap().status(rig.now);
+        assert_eq!(status.groups[0].hears, [heard; 2], "{modes:?}");
+        if let Some((family, name)) = counter {
+            assert!(rig.counter(2, family, name) > 0, "{modes:?}: {family}.{name}");
+        }
+        assert_eq!(rig.counter(2, "vrrp_discarded", "checksum"), 0);
+    }
+}
+
+#[test]
+fn an_advertisement_that_is_forged_or_replayed_takes_nothing_where_adverts_are_signed() {
+    for enforced in [false, true] {
+        let mut rig = signed_pair([Some(if enforced { Mode::Enforce } else { Mode::Permissive }); 2]);
+        // Nobody is there whom the channel knows: adverts decide.
+        rig.kill(2);
+        rig.run(ms(2000));
+        let advert = Advert {
+            vrid: 61,
+            priority: 255,
+            interval_cs: 100,
+            addresses: vec![Ipv4Addr::new(10, 1, 1, 0).into()],
+        };
+        let src = IpAddr::from(Ipv4Addr::new(10, 1, 0, 99));
+        let message = advert.write(&Envelope::multicast(src), Checksum::Message);
+        for key in [None, Some(8u8)] {
+            let bound = hmac::Bound { version: 3, vrid: 61, source: src };
+            let key = key.map(|byte| hmac::Key::new(1, &[byte; 32]).unwrap());
+            let number = (rig.now.since(Time::ZERO).as_secs()) << 32;
+            let trailer = key.map(|key| hmac::sign(&key, bound, &message, number).to_vec());
+            let packet = [message.clone(), trailer.unwrap_or_default()].concat();
+            rig.forge(1, 1, src, 255, packet);
+            rig.run(ms(200));
+            if enforced {
+                assert_eq!(rig.actives(0), [1]);
+            }
+        }
+        assert_eq!(rig.actives(0).is_empty(), !enforced, "an unsigned one counts while that is permitted");
+        assert!(rig.counter(1, "vrrp_discarded", "hmac_bad") > 0);
+        assert_eq!(rig.counter(1, "vrrp_discarded", "hmac_missing") > 0, enforced);
+    }
 }

@@ -363,7 +363,7 @@ fn verdicts_in_any_order_leave_no_gap_and_come_to_rest() {
 
 fn reload(rig: &mut Rig, n: NodeId, trackers: &[TrackerConfig]) {
     let groups = rig.election(n).config.groups.clone();
-    rig.command(n, |e, now| e.reload(now, 2, groups, trackers.to_vec())).expect("a good file");
+    rig.command(n, |e, now| e.reload(now, 2, groups, trackers.to_vec(), vec![])).expect("a good file");
 }
 
 #[test]

@@ -143,6 +143,14 @@ fn trackers_come_change_and_go_under_way() {
 }
 
 #[test]
+fn witnesses_come_and_go_under_way() {
+    assert_eq!(
+        changes(&[("max-flows = 1_000_000", "max-flows = 1_000_000\nwitness = [\"10.0.0.254\"]")]),
+        ["[cluster] witness: none -> 10.0.0.254"]
+    );
+}
+
+#[test]
 fn what_a_running_daemon_cannot_take_over_is_marked() {
     assert_eq!(
         changes(&[("max-flows = 1_000_000", "max-flows = 2_000_000\nlease = \"2s\"")]),

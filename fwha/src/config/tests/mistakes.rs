@@ -99,6 +99,15 @@ fn mistakes_of_form_are_found() {
             "\"99999999999999999999d\"",
             &[":7:22: heartbeat-interval: \"99999999999999999999d\" is not a duration"],
         ),
+        (
+            "\"10ms\"",
+            "\"10ms\"\nwitness = [\"10.0.0.254\", \"fe80::1\", \"10.0.0.254\", \"x\"]",
+            &[
+                ":8:26: witness: fe80::1 is the same on every link",
+                ":8:37: witness 10.0.0.254 twice",
+                ":8:51: witness: \"x\" is not an address",
+            ],
+        ),
         ("\"10ms\"", "\"500ms\"", &[":7:22: a lease of 1s is too short for heartbeats every 500ms"]),
         (
             "\"10ms\"",

@@ -9,7 +9,12 @@ use fwha_common::{
     settings::Timeouts,
 };
 
-use fwha_proto::{election::Effect, heartbeat::Role, seal::ClusterKey};
+use fwha_proto::{
+    election::Effect,
+    heartbeat::Role,
+    seal::ClusterKey,
+    vrrp::hmac::{Key, Mode},
+};
 
 use super::*;
 
@@ -174,6 +179,34 @@ fn trackers_that_may_disappoint_are_warned_of() {
 }
 
 #[test]
+fn witnesses_are_hosts_outside_of_the_cluster() {
+    let none = good(GOOD);
+    assert!(none.cluster.witness.is_empty());
+    let witnesses = |list: &str| {
+        good(&with("max-flows = 1_000_000", &format!("max-flows = 1_000_000\nwitness = [{list}]")))
+    };
+    let config = witnesses("\"10.0.0.254\", \"fd00::1\"");
+    assert_eq!(config.cluster.witness.len(), 2);
+    assert_ne!(config.hash, none.hash, "nodes must agree on it");
+    assert_eq!(config.warnings, none.warnings);
+    assert_eq!(witnesses("").hash, none.hash, "what nodes reckon that do not know any");
+    let warnings = |list: &str| {
+        witnesses(list)
+            .warnings
+            .iter()
+            .filter(|w| w.starts_with("witness"))
+            .cloned()
+            .collect::<Vec<_>>()
+            .join("; ")
+    };
+    assert!(
+        warnings("\"10.0.0.12\"")
+            .starts_with("witness 10.0.0.12 is an address of group gateway: it proves nothing")
+    );
+    assert!(warnings("\"172.16.0.2\"").starts_with("witness 172.16.0.2 is the sync address of fw2"));
+}
+
+#[test]
 fn metrics_are_nowhere_unless_asked_for_and_no_matter_between_nodes() {
     assert_eq!(good(GOOD).metrics.listen, None);
     let config = good(&format!("{GOOD}\n[metrics]\nlisten = \"[::1]:9761\"\n"));
@@ -228,6 +261,45 @@ fn a_group_speaks_the_vrrp_that_it_is_told_to() {
         let (version, hash) = version(lines);
         assert_eq!(version, expected);
         assert!(hashes.insert(hash), "nodes with another {lines:?} differ");
+    }
+}
+
+#[test]
+fn adverts_are_signed_with_keys_from_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str, mode: u32| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+        path.display().to_string()
+    };
+    let hex = file("hex", &format!("hex:{}\n", "0f".repeat(32)), 0o600);
+    let plain = file("plain", &"k".repeat(40), 0o600);
+    let auth = |more: &str| {
+        with("name = \"gateway\"", &format!("name = \"gateway\"\nauth = {{ type = \"hmac\", {more} }}"))
+    };
+    let config = good(&auth(&format!("key-file = {hex:?}")));
+    let hmac = config.groups[0].hmac.clone().unwrap();
+    assert_eq!(hmac.keys, [Key::new(1, &[15; 32]).unwrap()]);
+    assert_eq!((hmac.mode, hmac.window), (Mode::Enforce, Duration::from_secs(5)));
+    let more = format!(
+        "key-file = {plain:?}, key-id = 7, mode = \"permissive\", window = \"9s\", accept = [{{ key-file = {hex:?} }}]"
+    );
+    let hmac = good(&auth(&more)).groups[0].hmac.clone().unwrap();
+    assert_eq!(hmac.keys.iter().map(|key| key.id).collect::<Vec<_>>(), [7, 1]);
+    assert_eq!((hmac.mode, hmac.window), (Mode::Permissive, Duration::from_secs(9)));
+    assert_ne!(config.hash, good(GOOD).hash);
+    let open = file("open", &"k".repeat(40), 0o644);
+    let short = file("short", "hex:00", 0o600);
+    for (more, expected) in [
+        (format!("key-file = {open:?}"), "can be read by others".to_owned()),
+        (format!("key-file = {short:?}"), "does not hold 32 to 64 bytes".to_owned()),
+        (format!("key-file = {hex:?}, mode = \"off\""), "unknown mode \"off\"".to_owned()),
+        (format!("key-file = {hex:?}, accept = [{{ key-file = {plain:?} }}]"), "key-id 1 twice".to_owned()),
+    ] {
+        let errors = parse(&auth(&more)).unwrap_err();
+        let found: Vec<String> = errors.headlines().collect();
+        assert!(found.len() == 1 && found[0].contains(&expected), "{found:?}");
     }
 }
 

@@ -1,0 +1,125 @@
+//! Asks the neighbours in a zone when the election wants to know how this node is placed there
+//! ([`fwha_proto::election::reach`]).
+//!
+//! Whom to ask is known from peace: when frames are lost, the kernel forgets its neighbours one by one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use fwha_proto::NodeId;
+use fwha_proto::election::reach::{LISTEN, Survey};
+use fwha_proto::heartbeat::MAX_NEIGHBOURS;
+use tokio::sync::{mpsc, watch};
+use tokio::time::MissedTickBehavior;
+
+use super::election::Command;
+use super::mailbox::Mailbox;
+use super::reach::{self, Asker};
+use super::trackers::Links;
+use crate::config::{Config, Node};
+use crate::netlink::{Addresses, monitor};
+
+/// Between two looks at the kernel's neighbours.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// A round of questions.
+pub struct Request {
+    /// The zone.
+    pub zone: u8,
+    /// Whom peers propose.
+    pub ask: Vec<Ipv4Addr>,
+    /// Who is no neighbour: addresses of the cluster.
+    pub own: Vec<Ipv4Addr>,
+    /// The nodes that may be heard, and their MACs.
+    pub peers: Vec<(NodeId, [u8; 6])>,
+}
+
+/// Who asks.
+pub struct Surveyor {
+    zones: BTreeMap<u8, String>,
+    links: watch::Receiver<Links>,
+    election: Mailbox<Command>,
+    /// By zone: those that were there at the last look at which any was.
+    known: BTreeMap<u8, BTreeSet<Ipv4Addr>>,
+}
+
+impl Surveyor {
+    /// For the first interface of each zone.
+    pub fn new(
+        config: &Config,
+        node: &Node,
+        links: watch::Receiver<Links>,
+        election: Mailbox<Command>,
+    ) -> Self {
+        let zones = config.zones.iter();
+        let zones = zones.filter_map(|z| Some((z.id, z.interfaces.get(&node.id)?.first()?.clone())));
+        Self { zones: zones.collect(), links, election, known: BTreeMap::new() }
+    }
+
+    /// Takes requests, one after the other, until nobody can send any.
+    pub async fn run(mut self, mut requests: mpsc::UnboundedReceiver<Request>) {
+        let mut looks = tokio::time::interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                request = requests.recv() => match request {
+                    Some(request) => self.survey(request).await,
+                    None => return,
+                },
+                _ = looks.tick() => self.look().await,
+            }
+        }
+    }
+
+    fn ifindex(&self, zone: u8) -> Option<u32> {
+        let name = self.zones.get(&zone)?;
+        self.links.borrow().values().find(|link| link.name == *name).map(|link| link.index)
+    }
+
+    async fn look(&mut self) {
+        for zone in self.zones.keys().copied().collect::<Vec<_>>() {
+            let Some(ifindex) = self.ifindex(zone) else { continue };
+            match monitor::neighbours(ifindex).await {
+                Ok(found) if found.is_empty() => {}
+                Ok(found) => drop(self.known.insert(zone, found.into_iter().collect())),
+                Err(error) => tracing::debug!(zone, "{error}"),
+            }
+        }
+    }
+
+    async fn survey(&mut self, request: Request) {
+        let Request { zone, ask, own, peers } = request;
+        let known = self.known.get(&zone).into_iter().flatten();
+        let neighbours: Vec<Ipv4Addr> =
+            known.copied().filter(|a| !own.contains(a)).take(MAX_NEIGHBOURS).collect();
+        let asked: BTreeSet<Ipv4Addr> = neighbours.iter().chain(&ask).copied().collect();
+        let asked: Vec<Ipv4Addr> = asked.into_iter().collect();
+        let macs: Vec<[u8; 6]> = peers.iter().map(|(_, mac)| *mac).collect();
+        let (answered, heard) = match self.ask(zone, &asked, &macs).await {
+            Ok(found) => found,
+            // It reaches nobody by an interface that does not work.
+            Err(error) => {
+                tracing::debug!(zone, "cannot ask neighbours: {error:#}");
+                Default::default()
+            }
+        };
+        let heard = peers.iter().filter(|(_, mac)| heard.contains(mac)).map(|(node, _)| *node).collect();
+        let survey = Survey { neighbours, asked: asked.len(), answered: answered.len(), heard };
+        self.election.send(Command::Surveyed { zone, survey });
+    }
+
+    async fn ask(
+        &self,
+        zone: u8,
+        targets: &[Ipv4Addr],
+        macs: &[[u8; 6]],
+    ) -> anyhow::Result<(BTreeSet<Ipv4Addr>, BTreeSet<[u8; 6]>)> {
+        let ifindex = self.ifindex(zone).ok_or_else(|| anyhow::anyhow!("the interface is gone"))?;
+        let mac = self.links.borrow().get(&ifindex).and_then(|link| link.mac);
+        let mac = mac.ok_or_else(|| anyhow::anyhow!("the interface has no MAC"))?;
+        let own = Addresses::new()?.own(ifindex).await?;
+        let asker = Asker { ifindex, mac, address: own.primary, link_local: own.link_local };
+        Ok(reach::survey(asker, targets, macs, LISTEN).await?)
+    }
+}

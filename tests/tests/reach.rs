@@ -1,0 +1,124 @@
+//! Frames that are lost one way in a zone although every carrier is there.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use fwha_tests::lab::{CLIENT, Host, Lab, LabOptions, Node};
+use fwha_tests::pair::{Pair, role};
+use fwha_tests::scenario::with_pair;
+use serde_json::Value;
+
+/// From the loss to the move: adverts of a second are missed, three rounds find nobody, and a grace. With slack for a
+/// busy machine.
+const BOUND: Duration = Duration::from_secs(9);
+/// Time for anything to flap that would.
+const LONG: Duration = Duration::from_secs(8);
+
+/// No frame of these nodes gets out of their LAN port, or all do again.
+fn mute(lab: &Lab, nodes: &[Node]) -> Result<()> {
+    let devices: Vec<String> = nodes.iter().map(|node| format!("\"{node}-lan\"")).collect();
+    let mut script = "table netdev mute\ndelete table netdev mute\n".to_owned();
+    if !devices.is_empty() {
+        let devices = devices.join(", ");
+        let hook =
+            format!("{{ type filter hook ingress devices = {{ {devices} }} priority 0; policy drop; }}");
+        script.push_str(&format!("add table netdev mute\nadd chain netdev mute frames {hook}\n"));
+    }
+    lab.exec(Host::Switch, &["sh", "-ec", &format!("printf '%s' '{script}' | nft -f -")])
+        .map(drop)
+        .context("one-way links are made with nft (Debian package nftables)")
+}
+
+/// Lets the nodes know a neighbour in the LAN: the client asks each for its address.
+fn make_known(lab: &Lab) -> Result<()> {
+    for node in Node::ALL {
+        lab.exec(node.host(), &["ping", "-c", "1", "-W", "2", CLIENT]).context("ping")?;
+    }
+    Ok(())
+}
+
+fn path(status: &Value, peer: Node) -> Option<&str> {
+    status.pointer("/reaches/0/paths")?.get(peer.name())?.as_str()
+}
+
+fn hold(lab: &Lab, pair: &Pair, before: &[(String, u64); 2]) -> Result<()> {
+    let began = Instant::now();
+    lab.wait_for("time to pass", LONG * 2, || Ok((began.elapsed() > LONG).then_some(())))?;
+    ensure!(pair.roles()? == *before, "{:?} was {before:?}", pair.roles()?);
+    Ok(())
+}
+
+#[test]
+fn an_active_whose_frames_do_not_get_out_in_a_zone_gives_way_and_does_not_come_back() {
+    with_pair(LabOptions::default(), |lab, pair| {
+        let active = pair.settle(lab)?;
+        let backup = active.peer();
+        make_known(lab)?;
+        let began = Instant::now();
+        lab.wait_for("a look at the neighbours", LONG * 3, || {
+            Ok((began.elapsed() > Duration::from_secs(11)).then_some(()))
+        })?;
+        mute(lab, &[active])?;
+        let cut = Instant::now();
+        pair.wait_for_role(lab, backup, "active")?;
+        let took = cut.elapsed();
+        println!("the group has moved {:.1} s after the loss", took.as_secs_f64());
+        ensure!(took < BOUND, "{took:?}");
+        pair.wait_for_role(lab, active, "fault")?;
+        let status = pair
+            .wait_for_status(lab, active, "the loss to be named", |s| path(s, backup) == Some("unheard"))?;
+        let warnings = status["warnings"].to_string();
+        ensure!(
+            warnings.contains(&format!("one-way in zone lan: {backup} does not hear {active}")),
+            "{warnings}"
+        );
+        pair.wait_for_status(lab, backup, "the loss to be named", |s| path(s, active) == Some("deaf"))?;
+        let explained = pair.node(active).ctl_output(&["explain", "role"])?;
+        println!("{}", String::from_utf8_lossy(&explained.stdout));
+        let before = pair.roles()?;
+        hold(lab, pair, &before)?;
+        mute(lab, &[])?;
+        pair.wait_for_role(lab, active, "backup")?;
+        hold(lab, pair, &pair.roles()?)?;
+        let status = pair.node(active).ctl(&["status"])?;
+        ensure!(status.get("reaches").is_none() && role(&status) == Some("backup"), "{status}");
+        let events = pair.node(active).ctl_lines(&["events"])?;
+        let told: Vec<&str> =
+            events.iter().filter(|e| e["kind"] == "path").filter_map(|e| e["text"].as_str()).collect();
+        ensure!(
+            told == [
+                format!("one-way in zone lan: {backup} does not hear {active}"),
+                format!("zone lan: {backup} and {active} hear each other again"),
+            ],
+            "{told:?}"
+        );
+        Ok(())
+    });
+}
+
+#[test]
+fn the_same_loss_at_the_backup_or_at_both_moves_nothing() {
+    with_pair(LabOptions::default(), |lab, pair| {
+        let active = pair.settle(lab)?;
+        let backup = active.peer();
+        make_known(lab)?;
+        let before = term_and_active(pair, active)?;
+        mute(lab, &[backup])?;
+        pair.wait_for_status(lab, active, "the loss to be named", |s| path(s, backup) == Some("deaf"))?;
+        mute(lab, &[active, backup])?;
+        pair.wait_for_status(lab, active, "the loss to be named", |s| path(s, backup) == Some("cut"))?;
+        let began = Instant::now();
+        lab.wait_for("time to pass", LONG * 2, || Ok((began.elapsed() > LONG).then_some(())))?;
+        ensure!(term_and_active(pair, active)? == before);
+        mute(lab, &[])?;
+        ensure!(pair.settle(lab)? == active);
+        ensure!(term_and_active(pair, active)? == before);
+        Ok(())
+    });
+}
+
+/// The Active's role and term.
+fn term_and_active(pair: &Pair, active: Node) -> Result<(String, u64)> {
+    let [fw1, fw2] = pair.roles()?;
+    Ok(if active == Node::Fw1 { fw1 } else { fw2 })
+}

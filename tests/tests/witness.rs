@@ -1,0 +1,144 @@
+//! Nodes that are cut off from each other, and who of them takes the group.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use fwha_tests::lab::{Host, Lab, LabOptions, Node, SERVER};
+use fwha_tests::pair::{Pair, active_node, peer_state, role};
+use fwha_tests::scenario::in_lab;
+use serde_json::Value;
+
+/// Longer than any takeover of a dead node, and than VRRP's silence at the default interval.
+const LONG: Duration = Duration::from_secs(5);
+/// A node's ports at the switch, and the bridges that they belong to.
+const CABLES: [(&str, &str); 3] = [("lan", "lan"), ("wan", "inet"), ("sync", "sync")];
+
+/// A lab whose nodes ask the server before they claim anything, and its pair, settled.
+fn witnessed(play: impl FnOnce(&Lab, &mut Pair, Node) -> Result<()>) {
+    in_lab(LabOptions::default(), |lab| {
+        let config = fs::read_to_string(lab.config_path())?;
+        let config = config.replacen("[cluster]\n", &format!("[cluster]\nwitness = [\"{SERVER}\"]\n"), 1);
+        let script = format!("echo $FWHA_EVENT $FWHA_CAUSE >> {}/$FWHA_NODE.split", lab.dir().display());
+        let hook = format!(
+            "\n[[hook]]\nname = \"splits\"\ncommand = [\"/bin/sh\", \"-c\", \"{script}\"]\non = [\"split-brain\"]\n"
+        );
+        fs::write(lab.config_path(), config + &hook)?;
+        let (mut pair, active) = Pair::settled(lab)?;
+        for node in Node::ALL {
+            wait_for_witness(lab, &pair, node, "up")?;
+        }
+        play(lab, &mut pair, active)
+    });
+}
+
+fn wait_for_witness(lab: &Lab, pair: &Pair, node: Node, state: &str) -> Result<Value> {
+    pair.wait_for_status(lab, node, &format!("the witness of {node} to be {state}"), |status| {
+        status.pointer("/witnesses/0/state").and_then(Value::as_str) == Some(state)
+    })
+}
+
+/// Takes a node's ports out of their bridges at the switch, or puts them back. Every carrier stays.
+fn cut_off(lab: &Lab, node: Node, cut: bool) -> Result<()> {
+    let mut script = String::new();
+    for (port, bridge) in CABLES {
+        let to = if cut { "nomaster".to_owned() } else { format!("master {bridge}") };
+        script.push_str(&format!("ip link set {node}-{port} {to}\n"));
+    }
+    lab.exec(Host::Switch, &["sh", "-ec", &script]).map(drop)
+}
+
+#[test]
+fn of_two_nodes_that_are_cut_off_the_one_without_a_witness_does_not_claim_the_group() {
+    witnessed(|lab, pair, active| {
+        let backup = active.peer();
+        let before = pair.roles()?;
+        cut_off(lab, backup, true)?;
+        let cut = Instant::now();
+        for node in Node::ALL {
+            pair.wait_for_status(lab, node, "the peer to be dead", |s| peer_state(s) == Some("dead"))?;
+        }
+        let status = wait_for_witness(lab, pair, backup, "down")?;
+        ensure!(role(&status) == Some("backup"), "{status}");
+        let warnings = status["warnings"].to_string();
+        ensure!(
+            warnings.contains("no witness answers") && warnings.contains("may be the one that is cut off"),
+            "{warnings}"
+        );
+        let explained = pair.node(backup).ctl_output(&["explain", "role"])?;
+        let explained = String::from_utf8_lossy(&explained.stdout).into_owned();
+        println!("{explained}");
+        ensure!(
+            explained.contains(&format!("{active} cannot be reached, and no witness answers")),
+            "{explained}"
+        );
+        let metrics = pair.node(backup).ctl_output(&["stats", "--prometheus"])?;
+        let metrics = String::from_utf8_lossy(&metrics.stdout).into_owned();
+        for line in [
+            format!("fwha_witness_state{{witness=\"{SERVER}\",state=\"down\"}} 1"),
+            "fwha_group_claim_held{group=\"gateway\"} 1".to_owned(),
+        ] {
+            ensure!(metrics.lines().any(|l| l == line), "{line} is not in\n{metrics}");
+        }
+        // Whatever was to happen has happened.
+        lab.wait_for("time to pass", LONG * 2, || Ok((cut.elapsed() > LONG).then_some(())))?;
+        ensure!(pair.roles()? == before, "{:?} was {before:?}", pair.roles()?);
+        let events = pair.node(backup).ctl_lines(&["events"])?;
+        let told = events.iter().filter(|e| e["kind"] == "witness" && e["group"] == "gateway");
+        ensure!(told.count() == 1, "{events:?}");
+
+        cut_off(lab, backup, false)?;
+        ensure!(pair.settle(lab)? == active);
+        ensure!(pair.roles()? == before, "{:?} was {before:?}", pair.roles()?);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_node_that_reaches_the_witness_replaces_one_that_it_cannot_reach_without_a_wait() {
+    witnessed(|lab, pair, active| {
+        let backup = active.peer();
+        cut_off(lab, active, true)?;
+        let status = pair.wait_for_role(lab, backup, "active")?;
+        ensure!(active_node(&status) == Some(backup.name()), "{status}");
+        // The other one keeps what it had, for those that reach it.
+        let status = wait_for_witness(lab, pair, active, "down")?;
+        ensure!(role(&status) == Some("active"), "{status}");
+
+        let events = pair.node(backup).ctl_lines(&["events"])?;
+        let at = |kind: &str, text: &str| {
+            let event = events
+                .iter()
+                .find(|e| e["kind"] == kind && e["text"].as_str().is_some_and(|t| t.contains(text)));
+            let at = event.and_then(|e| e["at_mono_ms"].as_f64());
+            at.with_context(|| format!("no event {kind} with {text:?} in {events:?}"))
+        };
+        let waited = at("role", "took over")? - at("peer", "answers nowhere")?;
+        println!("from the verdict on the peer to the role: {waited:.3} ms");
+        ensure!(waited < 1.0, "{waited} ms");
+
+        cut_off(lab, active, false)?;
+        ensure!(pair.settle(lab)? == backup);
+        let events = pair.node(backup).ctl_lines(&["events"])?;
+        for kind in ["split-brain", "split-brain-end"] {
+            let event =
+                events.iter().find(|e| e["kind"] == kind).with_context(|| format!("no event {kind}"))?;
+            println!("{kind}: {}", event["text"]);
+            let why = "cause: no path between the nodes: heartbeats lost on sync link 0";
+            ensure!(event["text"].as_str().is_some_and(|t| t.contains(why)), "{event}");
+        }
+        let told = lab.wait_for("the hook to be told", LONG, || {
+            let told = fs::read_to_string(lab.dir().join(format!("{backup}.split"))).unwrap_or_default();
+            Ok((told.lines().count() == 2).then_some(told))
+        })?;
+        ensure!(
+            told.starts_with("split-brain no path") && told.contains("\nsplit-brain-end no path"),
+            "{told}"
+        );
+        let metrics = pair.node(backup).ctl_output(&["stats", "--prometheus"])?;
+        let metrics = String::from_utf8_lossy(&metrics.stdout).into_owned();
+        let line = "fwha_group_split_brains_total{group=\"gateway\"} 1";
+        ensure!(metrics.lines().any(|l| l == line), "{line} is not in\n{metrics}");
+        Ok(())
+    });
+}
