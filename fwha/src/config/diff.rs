@@ -227,6 +227,8 @@ impl Changes {
                 version,
                 advert_interval,
                 announce,
+                virtual_mac,
+                accept,
                 vips,
                 routes,
                 routing_rules,
@@ -255,6 +257,8 @@ impl Changes {
             self.setting(&what("announce.refresh"), &before, &after, false);
             let [before, after] = [interval, &now.announce.interval].map(|&time| show_duration(time));
             self.setting(&what("announce.interval"), &before, &after, false);
+            self.setting(&what("virtual-mac"), virtual_mac, &now.virtual_mac, false);
+            self.setting(&what("accept"), accept, &now.accept, false);
             if version != &now.version {
                 self.restart(what("vrrp-version, or what it sends"));
             }

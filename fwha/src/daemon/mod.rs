@@ -367,6 +367,9 @@ impl Running {
         let machine = Election::new(now, proto_election::Config { standby: kept.standby, ..options })?;
         let resumed = settle_ownership(config, &maps, &machine, now)?;
         set_up_dataplane(config, &maps, &keys, identity, &bucket_group)?;
+        let virtual_macs = ports::virtual_macs(config, &found.ports);
+        let macs = ports::take_macs(&virtual_macs)?;
+        maps.set_virtual_macs(&virtual_macs)?;
         // Counted before the table is first read: what is lost later shows.
         let lost = maps.event_loss()?;
         let names = Arc::new(Names::new(config, node.id));
@@ -504,6 +507,7 @@ impl Running {
                 election: election_mailbox.clone(),
                 replication: replication_mailbox.clone(),
                 vips: vips_sender.clone(),
+                macs,
                 attached,
             },
             election: election_mailbox,
@@ -591,7 +595,7 @@ fn set_up_dataplane(
 ) -> Result<()> {
     maps.set_bucket_groups(&bucket_group.map(u32::from))?;
     maps.set_zone_buckets(&config.zone_buckets())?;
-    maps.set_vips(&config.vip_groups())?;
+    maps.set_vips(&config.vips(identity.node))?;
     maps.set_timeouts(&config.timeouts)?;
     maps.set_limits(&config.limits)?;
     maps.update_settings(|s| {

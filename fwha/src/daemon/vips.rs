@@ -84,6 +84,8 @@ pub enum Command {
         routes: BTreeMap<GroupId, Vec<Routing>>,
         /// Between two addresses of an announcement.
         intervals: BTreeMap<GroupId, Duration>,
+        /// Groups whose addresses have another MAC now.
+        announce: BTreeSet<GroupId>,
         /// Who else wants to know.
         hooks: Hooks,
         /// Told when the interfaces have what they should have.
@@ -221,9 +223,9 @@ impl Thread {
                     }
                 }
                 Some(Command::Announce { .. }) => {}
-                Some(Command::Reload { groups, routes: of_groups, intervals, hooks, done }) => {
+                Some(Command::Reload { groups, routes: of_groups, intervals, announce, hooks, done }) => {
                     self.announcements.set_intervals(intervals);
-                    let added = self.reload(&addresses, &here, groups).await;
+                    let added = self.reload(&addresses, &here, groups, &announce).await;
                     if self.routes != of_groups {
                         self.routes = of_groups;
                         self.repair_routes(&routes, &here, &mut complaints).await;
@@ -305,12 +307,14 @@ impl Thread {
     }
 
     /// The groups have other addresses: those that are nowhere any more go, then those that are new come;
-    /// all others stay as they are. Returns the new ones.
+    /// all others stay as they are. Returns those that the neighbours
+    /// are told of: the new ones, and all of the groups in `announce`.
     async fn reload(
         &mut self,
         addresses: &Addresses,
         here: &BTreeSet<GroupId>,
         groups: BTreeMap<GroupId, Vec<Address>>,
+        announce: &BTreeSet<GroupId>,
     ) -> Vec<(GroupId, Address)> {
         let all = |this: &Self| -> Vec<(GroupId, Address)> {
             here.iter().flat_map(|&g| this.of(g).iter().map(move |&a| (g, a))).collect()
@@ -331,8 +335,14 @@ impl Thread {
             let now = Time::from_nanos(self.clock.now_ns());
             self.events.record(now, "vip-error", None, format!("{error}"), Vec::new());
         }
-        self.announcements.announce(fresh.iter().copied());
-        fresh
+        let mut untold = fresh;
+        let stayed = now.into_iter().filter(|(group, address)| {
+            announce.contains(group) && !untold.iter().any(|(_, fresh)| fresh == address)
+        });
+        let stayed: Vec<_> = stayed.collect();
+        untold.extend(stayed);
+        self.announcements.announce(untold.iter().copied());
+        untold
     }
 
     /// Removes marked addresses of groups that are not here: what a killed daemon left.
