@@ -19,6 +19,7 @@
 //! | [`replication`] | replication thread |
 //! | [`table`] | flows of peers on their way into the kernel |
 //! | [`vips`] | addresses and gratuitous ARP |
+//! | [`readdress`] | addresses on their way from one group to another |
 //! | [`announcements`] | gratuitous ARP in its turn |
 //! | [`hooks`] | programs that are run when a role changes |
 //! | [`resources`] | services that run where a group is Active |
@@ -55,6 +56,7 @@ pub mod network;
 pub mod ports;
 pub mod program;
 pub mod reach;
+pub mod readdress;
 pub mod reload;
 pub mod replication;
 pub mod resources;
@@ -279,6 +281,7 @@ fn zone_interfaces(config: &Config, node: &Node, links: &[Link]) -> Vec<ZoneInte
                 config::Attach::Tc => dataplane::Attach::Tc,
             },
             anti_spoofing: zone.anti_spoofing,
+            virtual_macs: config.has_virtual_macs(zone.id),
         })
     });
     interfaces.collect()
@@ -384,11 +387,15 @@ impl Running {
         let here = |group: GroupId| resumed.contains(&group);
         let (resources, resource_tasks) =
             Resources::start(config, node.id, here, clock, &events, &names, &election_mailbox);
+        let election_status = Arc::new(ArcSwap::from_pointee(election::Snapshot::of(&machine, now)));
         let vips = vips::Thread {
             groups: ports::group_addresses(config, &found.ports),
             routes: ports::group_routes(config, &found.ports),
             announcements: Announcements::new(ports::garps(&found.ports)?, announcements::intervals(config)),
             keep: resumed,
+            election: Arc::clone(&election_status),
+            leaving: Vec::new(),
+            arrived: readdress::Arrived::default(),
             lease: config.cluster.lease,
             commands: vips_commands,
             clock,
@@ -422,7 +429,6 @@ impl Running {
             diffs: BTreeMap::new(),
         };
 
-        let election_status = Arc::new(ArcSwap::from_pointee(election::Snapshot::of(&machine, now)));
         let (done, election_done) = oneshot::channel();
         let election = election::Thread {
             election: machine,
