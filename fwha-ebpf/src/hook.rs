@@ -218,11 +218,6 @@ impl Packet for Xdp {
         }
     }
     #[inline(always)]
-    fn for_this_host(&mut self) {
-        // Most drivers compare addresses after this program (`eth_type_trans` in net/ethernet/eth.c); for the others
-        // there is `vip::settle`.
-    }
-    #[inline(always)]
     fn route(&self, ip: &Ip, back: bool, hop: &mut NextHop) -> RouteKind {
         route(self.ctx.cast(), self.device(), ip, back, hop)
     }
@@ -407,7 +402,6 @@ impl Packet for Tc {
     }
     #[inline(always)]
     fn for_this_host(&mut self) {
-        // The driver has compared addresses already.
         // SAFETY: the kernel's context.
         unsafe { bpf_skb_change_type(self.ctx, PACKET_HOST) };
     }

@@ -58,8 +58,9 @@ pub trait Packet {
     /// Gives the frame another length, to be written anew: what is in it is undefined, and windows into it end. Whether
     /// it could.
     fn resize(&mut self, len: u32) -> bool;
-    /// Makes the kernel's stack take it as one for this machine, whatever address it came to.
-    fn for_this_host(&mut self);
+    /// Makes the kernel's stack take it as one for this machine, if the driver has compared addresses already. Most
+    /// compare them after XDP (`eth_type_trans` in net/ethernet/eth.c); for the others there is `vip::settle`.
+    fn for_this_host(&mut self) {}
     /// Looks up the next hop to the destination of a packet (`false`), or back to its source. Fills in
     /// what it finds but for the generation; `out` is the interface's index.
     fn route(&self, ip: &Ip, back: bool, hop: &mut NextHop) -> RouteKind;
@@ -396,7 +397,6 @@ impl Packet for Frame {
         self.0.resize(len as usize, 0);
         true
     }
-    fn for_this_host(&mut self) {}
     fn route(&self, _: &Ip, _: bool, _: &mut NextHop) -> RouteKind {
         RouteKind::None
     }

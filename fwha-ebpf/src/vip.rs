@@ -197,10 +197,13 @@ fn nd_target(packet: &impl Packet, ip: &Ip) -> Option<[u32; 4]> {
 /// It is a virtual one that it does not accept.
 #[inline(always)]
 pub fn accept(packet: &impl Packet, ip: &Ip) -> Result<(), DropReason> {
-    match find(packet, &ip.dst) {
-        Some(vip) if vip.flags & Vip::NOT_ACCEPTED != 0 => Err(DropReason::VipNotAccepted),
-        _ => Ok(()),
-    }
+    if refused(packet.device(), &ip.dst) { Err(DropReason::VipNotAccepted) } else { Ok(()) }
+}
+
+/// Not inlined: the verifier then looks at what follows once, and not once for each way through this.
+#[inline(never)]
+fn refused(device: u32, address: &[u32; 4]) -> bool {
+    find(device, address).is_some_and(|vip| vip.flags & Vip::NOT_ACCEPTED != 0)
 }
 
 /// ARP that this node sends: what it says of an address with a virtual MAC has that.
@@ -279,7 +282,7 @@ pub fn leaves(packet: &mut Tc, ip: &Ip) -> Result<(), DropReason> {
 /// The lease of its group is over.
 #[inline(always)]
 fn asked(packet: &impl Packet, address: &[u32; 4], v6: bool) -> Result<Mac, DropReason> {
-    let Some(vip) = find(packet, address) else { return Ok(Mac::NONE) };
+    let Some(vip) = find(packet.device(), address) else { return Ok(Mac::NONE) };
     match owned(vip.group) {
         Ok(()) => Ok(mac_of(packet, &vip, v6)),
         Err(DropReason::NotOwner) => Ok(Mac::NONE),
@@ -294,7 +297,7 @@ fn asked(packet: &impl Packet, address: &[u32; 4], v6: bool) -> Result<Mac, Drop
 /// It has one, and this node does not own it now.
 #[inline(always)]
 fn said(packet: &impl Packet, address: &[u32; 4], v6: bool) -> Result<Mac, DropReason> {
-    let Some(vip) = find(packet, address) else { return Ok(Mac::NONE) };
+    let Some(vip) = find(packet.device(), address) else { return Ok(Mac::NONE) };
     let mac = mac_of(packet, &vip, v6);
     if mac != Mac::NONE {
         owned(vip.group)?;
@@ -302,12 +305,12 @@ fn said(packet: &impl Packet, address: &[u32; 4], v6: bool) -> Result<Mac, DropR
     Ok(mac)
 }
 
-/// What is known of a virtual address.
+/// What is known of a virtual address, for a packet at this interface.
 #[inline(always)]
-fn find(packet: &impl Packet, address: &[u32; 4]) -> Option<Vip> {
+fn find(device: u32, address: &[u32; 4]) -> Option<Vip> {
     let mut key = VipKey { address: *address, zone: 0 };
     if VipKey::is_link_local(address) {
-        key.zone = maps::interface(InterfaceKey::untagged(packet.device()))?.zone.into();
+        key.zone = maps::interface(InterfaceKey::untagged(device))?.zone.into();
     }
     // SAFETY: copied at once.
     unsafe { maps::VIPS.get(key).copied() }
