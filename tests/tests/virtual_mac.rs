@@ -286,3 +286,42 @@ fn neighbours_know_one_mac_for_ever(attach: Attach) {
         ears.into_iter().try_for_each(Ears::end)
     });
 }
+
+#[test]
+fn virtual_macs_come_and_go_with_a_reload() {
+    // By XDP, which needs one more program for them.
+    in_lab(LabOptions { attach: Attach::Xdp, ..LabOptions::default() }, |lab| {
+        let without = fs::read_to_string(lab.config_path())?;
+        let (mut pair, active) = Pair::settled(lab)?;
+        let link = lab.exec(active.host(), &["ip", "-brief", "link", "show", "lan"])?;
+        let own = link.split_whitespace().nth(2).context("a MAC")?;
+        let mut probe = Probe::start(lab)?;
+        let reload = || -> Result<()> {
+            for node in Node::ALL {
+                let reply = pair.node(node).ctl(&["reload"])?;
+                ensure!(reply["applied"] == true, "{reply}");
+            }
+            Ok(())
+        };
+        let known = |mac: &str| {
+            // Nobody asks: the node says so.
+            lab.wait_for("the client to know another MAC", PATIENCE, || {
+                Ok((entry(lab, LAN_VIP)?.as_deref() == Some(mac)).then_some(()))
+            })?;
+            lab.exec(Host::Client, &["ping", "-c1", "-W5", LAN_VIP])
+        };
+        known(own)?;
+        configure(lab)?;
+        reload()?;
+        known(&text(MAC))?;
+        fs::write(lab.config_path(), without)?;
+        reload()?;
+        known(own)?;
+        probe.wait_for_more_answers()?;
+        let report = probe.end()?;
+        println!("two reloads: {report:?}");
+        ensure!(report.outage_ms < OUTAGE_MS && report.duplicates == 0, "{report:?}");
+        ensure!(pair.settle(lab)? == active);
+        Ok(())
+    });
+}
