@@ -30,7 +30,7 @@ const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 const BROADCAST: [u8; 6] = [0xff; 6];
 
 /// Makes the addresses known to the programs, and their virtual routers with MACs of their own.
-fn know(rig: &mut Rig, flags: u8) {
+pub fn know(rig: &mut Rig, flags: u8) {
     for address in [VIP.into(), VIP6.into(), LINK_LOCAL.into()] {
         let octets = match address {
             IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
@@ -72,6 +72,12 @@ fn nd(ip: &Ip, kind: u8, flags: u8, target: Ipv6Addr, mac: Option<[u8; 6]>) -> V
 fn solicitation(source: Ipv6Addr, target: Ipv6Addr, mac: Option<[u8; 6]>) -> Vec<u8> {
     let group = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00, 0x12);
     nd(&Ip::new(([0x33, 0x33, 0xff, 0, 0, 0x12], CLIENT_MAC), source, group), 135, 0, target, mac)
+}
+
+/// By ARP and by neighbour discovery: where is one of these addresses?
+pub fn questions() -> [Vec<u8>; 2] {
+    let by_arp = arp(1, (BROADCAST, CLIENT_MAC), CLIENT.address.into(), ([0; 6], VIP));
+    [by_arp, solicitation(CLIENT6, VIP6, Some(CLIENT_MAC))]
 }
 
 #[test]
