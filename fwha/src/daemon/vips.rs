@@ -341,8 +341,8 @@ impl Thread {
     }
 
     /// The groups have other addresses: those that are nowhere any more go, then those that are new come;
-    /// all others stay as they are, and so do those of a group elsewhere until they are there. Returns those that the neighbours
-    /// are told of: the new ones, and all of the groups in `announce`.
+    /// all others stay as they are, and so do those of a group elsewhere until they are there. Returns those
+    /// that the neighbours are told of: the new ones, and all of the groups in `announce`.
     async fn reload(
         &mut self,
         addresses: &Addresses,
@@ -354,13 +354,15 @@ impl Thread {
             here.iter().flat_map(|&g| this.of(g).iter().map(move |&a| (g, a))).collect()
         };
         let mut before = all(self);
-        before.extend(std::mem::take(&mut self.leaving).into_iter().map(|l| (l.from, l.address)));
         let old = std::mem::replace(&mut self.groups, groups);
         let now = all(self);
         let without = |list: &[(GroupId, Address)], other: &[(GroupId, Address)]| -> Vec<_> {
             list.iter().filter(|(_, a)| !other.iter().any(|(_, b)| a == b)).copied().collect()
         };
-        let (mut gone, fresh) = (without(&before, &now), without(&now, &before));
+        // One that was about to leave and stays now is new to the neighbours: another node may have announced it.
+        let fresh = without(&now, &before);
+        before.extend(std::mem::take(&mut self.leaving).into_iter().map(|l| (l.from, l.address)));
+        let mut gone = without(&before, &now);
         let of = |groups: &BTreeMap<GroupId, Vec<Address>>, address: &Address| {
             groups.iter().find(|(_, list)| list.contains(address)).map(|(&group, _)| group)
         };
@@ -388,14 +390,10 @@ impl Thread {
             let now = Time::from_nanos(self.clock.now_ns());
             self.events.record(now, "vip-error", None, format!("{error}"), Vec::new());
         }
-        let mut untold = fresh;
-        let stayed = now.into_iter().filter(|(group, address)| {
-            announce.contains(group) && !untold.iter().any(|(_, fresh)| fresh == address)
-        });
-        let stayed: Vec<_> = stayed.collect();
-        untold.extend(stayed);
-        self.announcements.announce(untold.iter().copied());
-        untold
+        let told = now.into_iter().filter(|entry| announce.contains(&entry.0) || fresh.contains(entry));
+        let told: Vec<_> = told.collect();
+        self.announcements.announce(told.iter().copied());
+        told
     }
 
     /// Removes marked addresses of groups that are not here: what a killed daemon left.
