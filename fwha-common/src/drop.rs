@@ -112,6 +112,8 @@ reasons! {
     SourceFlows = 36, "source_flows";
     /// While a rule has a SYN proxy: TCP that belongs to no flow, is no SYN, and acknowledges no cookie.
     SynCookie = 37, "syn_cookie";
+    /// For a virtual address itself, which the nodes of its group do not accept (`accept = false`).
+    VipNotAccepted = 38, "vip_not_accepted";
 }
 
 /// Number of reasons.

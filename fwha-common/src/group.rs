@@ -3,7 +3,7 @@
 //! The bucket of a flow is chosen when it begins, and stays with it: by its zones one of the groups,
 //! by its hash one of that group's buckets.
 
-use crate::{BUCKETS, MAX_ZONES};
+use crate::{BUCKETS, MAX_GROUPS, MAX_ZONES};
 
 /// An element of the array map `GROUPS`, indexed by group number.
 ///
@@ -86,15 +86,91 @@ impl BucketRange {
     }
 }
 
-/// A key of the map `VIPS`, whose value is the address's group.
+/// A key of the hash map `VIPS`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VipKey {
     /// The address, as in a flow key.
     pub address: [u32; 4],
-    /// Its zone: a link-local address may be in several.
+    /// The zone of a link-local address of IPv6, which may be in several; of any other 0.
     pub zone: u32,
 }
+
+impl VipKey {
+    /// Whether an address, as in a flow key, is one of a link only (`fe80::/10`).
+    #[inline(always)]
+    pub const fn is_link_local(address: &[u32; 4]) -> bool {
+        u32::from_be(address[0]) >> 22 == 0xfe80 >> 6
+    }
+}
+
+/// An element of the hash map `VIPS`: a virtual address.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Vip {
+    /// Its group.
+    pub group: u8,
+    /// Its zone.
+    pub zone: u8,
+    /// Its virtual router.
+    pub vrid: u8,
+    /// Bits: [`Vip::VIRTUAL_MAC`], [`Vip::NOT_ACCEPTED`].
+    pub flags: u8,
+}
+
+impl Vip {
+    /// Flag: neighbours know it by the MAC of its virtual router.
+    pub const VIRTUAL_MAC: u8 = 1;
+    /// Flag: this node does not take what is addressed to it (RFC 9568, 6.1: Accept_Mode is off, and the node
+    /// is not the owner of the address).
+    pub const NOT_ACCEPTED: u8 = 2;
+
+    /// The MAC of a virtual router for IPv4 or IPv6 (RFC 9568, 7.3).
+    #[inline(always)]
+    pub const fn mac(vrid: u8, v6: bool) -> [u8; 6] {
+        [0, 0, 0x5e, 0, 1 + v6 as u8, vrid]
+    }
+}
+
+/// A key of the hash map `VIRTUAL_MACS`: a virtual router that has a MAC of its own.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VirtualMacKey {
+    /// Index of its interface, as in [`crate::rule::Interface::device`].
+    pub device: u32,
+    /// The last two bytes of the MAC: 1 or 2 for IPv4 or IPv6, and the VRID.
+    pub router: [u8; 2],
+    /// Always zero.
+    pub zero: [u8; 2],
+}
+
+impl VirtualMacKey {
+    /// The virtual router of this VRID and family at an interface.
+    #[inline(always)]
+    pub const fn new(device: u32, vrid: u8, v6: bool) -> Self {
+        Self { device, router: [1 + v6 as u8, vrid], zero: [0; 2] }
+    }
+
+    /// Its MAC.
+    pub const fn mac(&self) -> [u8; 6] {
+        Vip::mac(self.router[1], self.router[0] == 2)
+    }
+}
+
+/// An element of the hash map `VIRTUAL_MACS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VirtualMac {
+    /// The interface's own MAC.
+    pub own: [u8; 6],
+    /// The group of the virtual router.
+    pub group: u8,
+    /// Its zone.
+    pub zone: u8,
+}
+
+/// Elements of the map `VIRTUAL_MACS`: VRIDs of both families, in every zone.
+pub const MAX_VIRTUAL_MACS: usize = 2 * 255 * MAX_ZONES;
 
 /// Virtual addresses in one cluster.
 pub const MAX_VIPS: usize = 16_384;
@@ -110,11 +186,19 @@ mod pod {
     unsafe impl aya::Pod for super::BucketRange {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::VipKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Vip {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::VirtualMacKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::VirtualMac {}
 }
 
 const _: () = assert!(size_of::<Group>() == 24);
 const _: () = assert!(size_of::<BucketRange>() == 2);
 const _: () = assert!(size_of::<VipKey>() == 20);
+const _: () = assert!(size_of::<Vip>() == 4 && MAX_GROUPS <= u8::MAX as usize);
+const _: () = assert!(size_of::<VirtualMacKey>() == 8 && size_of::<VirtualMac>() == 8);
 
 #[cfg(test)]
 mod tests {

@@ -124,8 +124,8 @@ pub const REJECT_WINDOW_NS: u64 = 100_000_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Counter {
     /// Packets that entered at a zone interface, and probes at any. A super-packet counts as its
-    /// segments, here and in the next three. What entered was forwarded, passed, dropped, or a probe or
-    /// SYN that was answered: exactly one of them is counted with it. Drops by the egress guard
+    /// segments, here and in the next three. What entered was forwarded, passed, dropped, or a probe, a
+    /// SYN or a question for a virtual address that was answered: exactly one of them is counted with it. Drops by the egress guard
     /// ([`crate::drop::DropReason::Unfiltered`]) come on top, they entered (and passed) before.
     PacketsIn = 0,
     /// Packets forwarded by the programs.
@@ -155,10 +155,12 @@ pub enum Counter {
     SynAnswered = 12,
     /// Connections that the SYN proxy began for a valid cookie.
     SynProxied = 13,
+    /// Questions for a virtual address that were answered with its virtual MAC (ARP, neighbour discovery).
+    VipAnswered = 14,
 }
 
 /// Number of [`Counter`]s.
-pub const COUNTERS: usize = 14;
+pub const COUNTERS: usize = 15;
 
 impl Counter {
     /// All counters, in the order of their numbers.
@@ -177,6 +179,7 @@ impl Counter {
         Self::Rejected,
         Self::SynAnswered,
         Self::SynProxied,
+        Self::VipAnswered,
     ];
 
     /// The name under which it is shown.
@@ -196,6 +199,7 @@ impl Counter {
             Self::Rejected => "rejected",
             Self::SynAnswered => "syn_answered",
             Self::SynProxied => "syn_proxied",
+            Self::VipAnswered => "vip_answered",
         }
     }
 }
@@ -224,8 +228,10 @@ pub mod name {
     pub const BUCKET_GROUP: &str = "BUCKET_GROUP";
     /// ARRAY of [`crate::group::BucketRange`] by [`crate::group::BucketRange::index`].
     pub const ZONE_BUCKETS: &str = "ZONE_BUCKETS";
-    /// HASH of [`crate::group::VipKey`] to u32: the group of each virtual address.
+    /// HASH of [`crate::group::VipKey`] to [`crate::group::Vip`].
     pub const VIPS: &str = "VIPS";
+    /// HASH of [`crate::group::VirtualMacKey`] to [`crate::group::VirtualMac`].
+    pub const VIRTUAL_MACS: &str = "VIRTUAL_MACS";
     /// ARRAY of [`crate::rule::Rule`], two generations of [`crate::rule::MAX_RULES`].
     pub const RULES: &str = "RULES";
     /// PERCPU_ARRAY of u64: hits by [`crate::rule::Rule::index`], [`crate::rule::MAX_RULES`] elements.
@@ -254,6 +260,8 @@ pub mod name {
     pub const TC_INGRESS: &str = "fwha_tc";
     /// The tc (TCX) egress program for zone interfaces.
     pub const TC_EGRESS: &str = "fwha_egress";
+    /// The tc (TCX) ingress program for zone interfaces with XDP and virtual MACs, behind XDP.
+    pub const HOST_INGRESS: &str = "fwha_host";
     /// The tc (TCX) ingress program for sync interfaces: answers probes, passes everything else.
     pub const SYNC_INGRESS: &str = "fwha_sync";
 }

@@ -17,7 +17,7 @@ use crate::{
     packet::{ETH_LEN, Eth, Packet},
     parse::{self, Ip, Payload, ethertype},
     tcp::Options,
-    vlan,
+    vip, vlan,
 };
 
 /// The mark that tells the egress program of a packet that the ingress program judged and sends on
@@ -35,7 +35,7 @@ pub fn mark(settings: Option<&Settings>) -> u32 {
 ///
 /// # Errors
 ///
-/// Only [`DropReason::Unfiltered`]: it was not made here, and no flow covers it.
+/// [`DropReason::Unfiltered`]: it was not made here, and no flow covers it. Those of [`vip::leaves`].
 #[inline(always)]
 pub fn egress(packet: &mut Tc) -> Result<(), DropReason> {
     let settings = maps::settings();
@@ -48,9 +48,13 @@ pub fn egress(packet: &mut Tc) -> Result<(), DropReason> {
         return Ok(());
     }
     let local = packet.entered_by() == 0;
+    if local {
+        vip::arp_leaves(packet)?;
+    }
     let covered = match (settings, maps::ip()) {
         (Some(settings), Some(ip)) => match read(packet, ip) {
             Ok(ip) if local => {
+                vip::leaves(packet, ip)?;
                 own(packet, settings, ip);
                 true
             }

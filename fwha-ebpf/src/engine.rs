@@ -39,12 +39,15 @@ pub fn ingress<P: Packet>(packet: &mut P) -> Outcome {
 
 #[inline(always)]
 fn enter(packet: &mut impl Packet) -> Result<Verdict, DropReason> {
-    let eth = Eth::read(packet)?;
+    let mut eth = Eth::read(packet)?;
+    if eth.dst.is_virtual() {
+        vip::receive(packet, &mut eth)?;
+    }
     let ip = maps::ip().ok_or(DropReason::NoSettings)?;
     match eth.ethertype {
         ethertype::IPV4 => parse::ipv4(packet, ETH_LEN, ip)?,
         ethertype::IPV6 => parse::ipv6(packet, ETH_LEN, ip)?,
-        ethertype::ARP => return vip::arp(packet).map(|()| Verdict::Pass),
+        ethertype::ARP => return vip::arp(packet),
         ethertype::PROBE => return probe::answer(packet, maps::settings()),
         _ if eth.dst.is_link_local() => return Ok(Verdict::Pass),
         _ => return Err(DropReason::UnknownEtherType),
@@ -53,7 +56,7 @@ fn enter(packet: &mut impl Packet) -> Result<Verdict, DropReason> {
     parse::transport(packet, ip, ETH_LEN)?;
     let ip = maps::opaque(ip);
     if own::passes(ip, eth.dst.is_group()) {
-        return vip::nd(packet, ip).map(|()| Verdict::Pass);
+        return vip::nd(packet, ip);
     }
     let settings = maps::settings().ok_or(DropReason::NoSettings)?;
     let now = hook::now_ns();
@@ -82,7 +85,7 @@ fn icmp_error(
     now: u64,
 ) -> Result<Verdict, DropReason> {
     match icmp::related(packet, ip, now, false)? {
-        Related::Node => Ok(Verdict::Pass),
+        Related::Node => vip::accept(packet, ip).map(|()| Verdict::Pass),
         Related::Flow(flow, to_originator) => {
             // It travels as replies to the inner packet do, so it comes from the other end's zone. Its
             // source may be any router on the way.
@@ -118,6 +121,7 @@ fn track(
         Found::Main(flow) => (Some(flow), false),
         Found::Embryonic(flow) => (Some(flow), true),
         Found::Node(flow) => {
+            vip::accept(packet, ip)?;
             flow.follow(ip, flow.is_reply(src_is_b), now, packets);
             return Ok(Verdict::Pass);
         }
@@ -283,7 +287,10 @@ fn begin(
     let mut local = multicast;
     if !local {
         match forward::route(packet, settings, ip, false)? {
-            (RouteKind::Local, ..) => local = true,
+            (RouteKind::Local, ..) => {
+                vip::accept(packet, ip)?;
+                local = true;
+            }
             (_, zone, hop) => {
                 zones[1] = zone;
                 // SAFETY: the draft is a map element, which nobody else has.

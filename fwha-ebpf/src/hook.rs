@@ -9,8 +9,9 @@ use aya_ebpf::{
     },
     helpers::generated::{
         bpf_fib_lookup, bpf_get_smp_processor_id, bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns,
-        bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
-        bpf_skb_vlan_pop, bpf_skb_vlan_push, bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_load_bytes,
+        bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_load_bytes, bpf_skb_pull_data,
+        bpf_skb_store_bytes, bpf_skb_vlan_pop, bpf_skb_vlan_push, bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
+        bpf_xdp_load_bytes,
     },
 };
 use fwha_common::{
@@ -400,10 +401,18 @@ impl Packet for Tc {
         unsafe { bpf_skb_change_tail(self.ctx, len, 0) == 0 && bpf_skb_pull_data(self.ctx, len) == 0 }
     }
     #[inline(always)]
+    fn for_this_host(&mut self) {
+        // SAFETY: the kernel's context.
+        unsafe { bpf_skb_change_type(self.ctx, PACKET_HOST) };
+    }
+    #[inline(always)]
     fn route(&self, ip: &Ip, back: bool, hop: &mut NextHop) -> RouteKind {
         route(self.ctx.cast(), self.device(), ip, back, hop)
     }
 }
+
+/// `skb->pkt_type` of what is for this machine (uapi/linux/if_packet.h).
+const PACKET_HOST: u32 = 0;
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;

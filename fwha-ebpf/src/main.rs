@@ -14,6 +14,7 @@
 //! | `probe` | probes, answered here |
 //! | `embryonic` | the table of flows that nobody has answered |
 //! | `flow`, `tcp`, `sctp`, `icmp` | flows, their states and windows, errors about them |
+//! | `vip` | virtual addresses: who answers for one, and with which MAC |
 //! | `zone`, `limit` | where a packet comes from; limits by source |
 //! | `forward`, `reject` | next hop and rewrite; answers to what a rule rejects |
 //! | `synproxy` | cookies in answer to SYNs, and what follows from them |
@@ -89,7 +90,7 @@ mod entry {
         maps,
         packet::{Eth, Packet},
         parse::ethertype,
-        probe, reject, synproxy, vlan,
+        probe, reject, synproxy, vip, vlan,
     };
 
     const REJECT: u32 = DropReason::Reject as u32;
@@ -106,7 +107,7 @@ mod entry {
                 0 => XDP_DROP,
                 ifindex => redirect(ifindex),
             },
-            Ok(Verdict::Answer | Verdict::SynAnswer) => answer_xdp(&mut packet),
+            Ok(Verdict::Answer | Verdict::SynAnswer | Verdict::VipAnswer) => answer_xdp(&mut packet),
             Ok(Verdict::Pass | Verdict::ProxyPass) if vlan::restore_for_stack(&mut packet) => XDP_PASS,
             Ok(Verdict::Pass | Verdict::ProxyPass) => XDP_DROP,
             Err(reason) => {
@@ -144,7 +145,7 @@ mod entry {
                 0 => TCX_DROP,
                 ifindex => send(&packet, ifindex),
             },
-            Ok(Verdict::Answer | Verdict::SynAnswer) => answer_tc(&mut packet),
+            Ok(Verdict::Answer | Verdict::SynAnswer | Verdict::VipAnswer) => answer_tc(&mut packet),
             Ok(Verdict::Pass | Verdict::ProxyPass) => {
                 if !vlan::restore_for_stack(&mut packet) {
                     return TCX_DROP;
@@ -218,6 +219,16 @@ mod entry {
         }
     }
 
+    /// tc ingress (TCX) on a zone interface that has XDP and virtual MACs: what XDP passed to the stack.
+    #[unsafe(no_mangle)]
+    #[unsafe(link_section = "classifier")]
+    fn fwha_host(ctx: *mut __sk_buff) -> i32 {
+        if let Some(mut packet) = Tc::new(ctx) {
+            vip::settle(&mut packet);
+        }
+        TCX_NEXT
+    }
+
     /// The interface by which a packet leaves, which it now has the tags for; 0 if it cannot.
     #[inline(always)]
     fn way_out<P: Packet>(packet: &mut P) -> u32 {
@@ -259,6 +270,7 @@ mod entry {
             Outcome::PASS => (Counter::Passed, Verdict::Pass),
             Outcome::ANSWER => (Counter::ProbesAnswered, Verdict::Answer),
             Outcome::SYN_ANSWER => (Counter::SynAnswered, Verdict::SynAnswer),
+            Outcome::VIP_ANSWER => (Counter::VipAnswered, Verdict::VipAnswer),
             reason => {
                 count_drop(reason, n);
                 return Err(reason);
@@ -296,6 +308,8 @@ enum Verdict {
     Answer,
     /// A SYN, for the SYN proxy to answer, to leave by where it came in.
     SynAnswer,
+    /// It was a question for a virtual address and is now the answer, to leave by where it came in.
+    VipAnswer,
     /// As [`Verdict::Forward`], once the SYN proxy has changed it.
     ProxyForward,
     /// As [`Verdict::Pass`], once the SYN proxy has changed it.
@@ -314,10 +328,11 @@ impl Outcome {
     const PASS: u32 = Self::FORWARD + 1;
     const ANSWER: u32 = Self::FORWARD + 2;
     const SYN_ANSWER: u32 = Self::FORWARD + 3;
-    const PROXY_FORWARD: u32 = Self::FORWARD + 4;
-    const PROXY_PASS: u32 = Self::FORWARD + 5;
+    const VIP_ANSWER: u32 = Self::FORWARD + 4;
+    const PROXY_FORWARD: u32 = Self::FORWARD + 5;
+    const PROXY_PASS: u32 = Self::FORWARD + 6;
     /// Nothing is decided yet.
-    const JUDGE: u32 = Self::FORWARD + 6;
+    const JUDGE: u32 = Self::FORWARD + 7;
 }
 
 impl From<Result<Verdict, DropReason>> for Outcome {
@@ -328,6 +343,7 @@ impl From<Result<Verdict, DropReason>> for Outcome {
             Ok(Verdict::Pass) => Self::PASS,
             Ok(Verdict::Answer) => Self::ANSWER,
             Ok(Verdict::SynAnswer) => Self::SYN_ANSWER,
+            Ok(Verdict::VipAnswer) => Self::VIP_ANSWER,
             Ok(Verdict::ProxyForward) => Self::PROXY_FORWARD,
             Ok(Verdict::ProxyPass) => Self::PROXY_PASS,
             Err(reason) => reason as u32,

@@ -12,7 +12,9 @@ use fwha_common::{
     drop::DROP_REASONS,
     embryonic::{CAPACITY, EmbryonicPlace, EmbryonicSet, PLACES},
     flow::{Flow, FlowEvent, FlowKey, NextHop},
-    group::{BucketRange, Group, MAX_VIPS, VipKey, ZONE_PAIRS},
+    group::{
+        BucketRange, Group, MAX_VIPS, MAX_VIRTUAL_MACS, Vip, VipKey, VirtualMac, VirtualMacKey, ZONE_PAIRS,
+    },
     limit::{Limits, Source},
     rule::{Interface, InterfaceKey, MAX_INTERFACES, MAX_RULES, Rule},
     settings::{COUNTERS as COUNTER_COUNT, Settings, Timeouts},
@@ -66,7 +68,10 @@ pub static BUCKET_GROUP: Array<u32, BUCKETS> = Array::new();
 pub static ZONE_BUCKETS: Array<BucketRange, ZONE_PAIRS> = Array::new();
 
 #[btf_map]
-pub static VIPS: HashMap<VipKey, u32, MAX_VIPS> = HashMap::new();
+pub static VIPS: HashMap<VipKey, Vip, MAX_VIPS> = HashMap::new();
+
+#[btf_map]
+pub static VIRTUAL_MACS: HashMap<VirtualMacKey, VirtualMac, MAX_VIRTUAL_MACS> = HashMap::new();
 
 #[btf_map]
 pub static RULES: Array<Rule, { 2 * MAX_RULES }> = Array::new();

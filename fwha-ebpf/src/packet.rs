@@ -58,6 +58,9 @@ pub trait Packet {
     /// Gives the frame another length, to be written anew: what is in it is undefined, and windows into it end. Whether
     /// it could.
     fn resize(&mut self, len: u32) -> bool;
+    /// Makes the kernel's stack take it as one for this machine, if the driver has compared addresses already. Most
+    /// compare them after XDP (`eth_type_trans` in net/ethernet/eth.c); for the others there is `vip::settle`.
+    fn for_this_host(&mut self) {}
     /// Looks up the next hop to the destination of a packet (`false`), or back to its source. Fills in
     /// what it finds but for the generation; `out` is the interface's index.
     fn route(&self, ip: &Ip, back: bool, hop: &mut NextHop) -> RouteKind;
@@ -105,6 +108,29 @@ impl Mac {
     #[inline(always)]
     pub const fn new(b: [u8; 6]) -> Self {
         Self(u64::from_ne_bytes([b[0], b[1], b[2], b[3], b[4], b[5], 0, 0]))
+    }
+
+    /// No address.
+    pub const NONE: Self = Self(0);
+
+    /// Whether it is one of a virtual router (RFC 9568, 7.3): 00:00:5e:00:01:xx, 00:00:5e:00:02:xx.
+    #[inline(always)]
+    pub const fn is_virtual(self) -> bool {
+        let family = self.0 & 0xff_ffff_ffff;
+        family == 0x1_005e_0000 || family == 0x2_005e_0000
+    }
+
+    /// Its bytes.
+    #[inline(always)]
+    pub const fn bytes(self) -> [u8; 6] {
+        let b = self.0.to_ne_bytes();
+        [b[0], b[1], b[2], b[3], b[4], b[5]]
+    }
+
+    /// The last two bytes.
+    #[inline(always)]
+    pub const fn last_two(self) -> [u8; 2] {
+        [(self.0 >> 32) as u8, (self.0 >> 40) as u8]
     }
 
     /// Whether it stands for several stations: multicast or broadcast.
@@ -378,6 +404,8 @@ impl Packet for Frame {
 
 #[cfg(test)]
 mod tests {
+    use fwha_common::group::{Vip, VirtualMacKey};
+
     use super::*;
 
     #[test]
@@ -410,5 +438,11 @@ mod tests {
         assert!(Mac::new([1, 0x80, 0xc2, 0, 0, 0x0e]).is_link_local());
         assert!(!Mac::new([1, 0x80, 0xc2, 0, 0, 0x10]).is_link_local());
         assert!(!Mac::new([0, 0x80, 0xc2, 0, 0, 0]).is_link_local());
+        let virtual_mac = Mac::new(Vip::mac(62, true));
+        assert!(virtual_mac.is_virtual() && Mac::new(Vip::mac(1, false)).is_virtual());
+        assert_eq!(virtual_mac.last_two(), VirtualMacKey::new(1, 62, true).router);
+        assert!(
+            !Mac::new([0, 0, 0x5e, 0, 3, 1]).is_virtual() && !Mac::new([2, 0, 0x5e, 0, 1, 1]).is_virtual()
+        );
     }
 }

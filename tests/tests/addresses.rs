@@ -1,9 +1,12 @@
-//! A group of 500 addresses moves as one.
+//! The group's addresses: 500 of them move as one; and those that nobody accepts are addresses all the same.
 
 use std::fmt::Write as _;
+use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
-use fwha_tests::lab::{Host, Lab, LabOptions, Node};
+use fwha_tests::lab::{
+    Attach, Host, INET_VIP, LAN_VIP, LAN_VIP6, LINK_LOCAL_VIP, Lab, LabOptions, Node, SERVER, SERVER6,
+};
 use fwha_tests::pair::{PATIENCE, Pair};
 use fwha_tests::scenario::in_lab;
 use serde_json::Value;
@@ -67,6 +70,79 @@ fn five_hundred_addresses_move_with_their_group() {
         // Every neighbour hears of every address.
         lab.exec(Host::Client, &["ip", "addr", "add", "10.50.2.254/24", "dev", "eth0"])?;
         lab.exec(Host::Client, &["ping", "-c1", "-W5", "10.50.2.250"])?;
+        Ok(())
+    });
+}
+
+/// The lab's rules allow the client to ping the node by IPv4 only, and the server by both.
+const PING: &str = r#"
+[[rule]]
+name = "ping-6"
+from = "lan"
+to = "node"
+services = ["icmpv6"]
+action = "accept"
+"#;
+
+#[test]
+fn addresses_that_are_not_accepted_are_known_and_used_but_do_not_answer_by_tc() {
+    addresses_that_are_not_accepted(Attach::Tc);
+}
+
+#[test]
+fn addresses_that_are_not_accepted_are_known_and_used_but_do_not_answer_by_xdp() {
+    addresses_that_are_not_accepted(Attach::Xdp);
+}
+
+/// RFC 9568, 6.4.3: Accept_Mode is off.
+fn addresses_that_are_not_accepted(attach: Attach) {
+    let options = LabOptions { attach, ipv6: true, extra_config: PING.into(), ..LabOptions::default() };
+    in_lab(options, |lab| {
+        let whole = fs::read_to_string(lab.config_path())?;
+        let group =
+            |more: &str| whole.replacen("name = \"gateway\"", &format!("name = \"gateway\"\n{more}"), 1);
+        fs::write(lab.config_path(), group("accept = false"))?;
+        let (mut pair, active) = Pair::settled(lab)?;
+        lab.route6_through_group()?;
+        let ping = |to: &str, wait: &str| -> Result<bool> {
+            Ok(lab.try_exec(Host::Client, &["ping", "-c1", wait, to])?.status.success())
+        };
+        let link_local = format!("{LINK_LOCAL_VIP}%eth0");
+        let [v4, v6] = active.lan_addresses();
+        for own in [v4, v6] {
+            lab.wait_for(&format!("an answer of {own}"), PATIENCE, || Ok(ping(own, "-W1")?.then_some(())))?;
+        }
+        // Also from a zone that is not that of the address.
+        for vip in [LAN_VIP, LAN_VIP6, &link_local, INET_VIP] {
+            let before = pair.node(active).count("drops.vip_not_accepted")?;
+            ensure!(!ping(vip, "-W1")?, "{vip} answers");
+            pair.wait_for_count(lab, active, "drops.vip_not_accepted", before)?;
+        }
+        for vip in [LAN_VIP, LAN_VIP6, LINK_LOCAL_VIP] {
+            let entry = lab.exec(Host::Client, &["ip", "neighbour", "show", "to", vip, "dev", "eth0"])?;
+            ensure!(entry.contains("lladdr"), "{vip} is known: {entry}");
+        }
+        ensure!(ping(SERVER, "-W5")? && ping(SERVER6, "-W5")?, "they are the way");
+
+        // The owner of the addresses takes what is for them.
+        let owner = group("accept = false\npriority = { fw1 = 255, fw2 = 100 }\npreempt = true");
+        fs::write(lab.config_path(), owner)?;
+        for node in Node::ALL {
+            pair.node(node).ctl(&["reload"])?;
+        }
+        pair.wait_for_role(lab, Node::Fw1, "active")?;
+        ensure!(pair.settle(lab)? == Node::Fw1);
+        ensure!(ping(LAN_VIP, "-W5")? && ping(LAN_VIP6, "-W5")?, "they are its own");
+
+        // And so does everybody by default.
+        fs::write(lab.config_path(), &whole)?;
+        for node in Node::ALL {
+            let reply = pair.node(node).ctl(&["reload"])?;
+            ensure!(reply.to_string().contains("accept: false -> true"), "{reply}");
+        }
+        for vip in [LAN_VIP, LAN_VIP6, &link_local, INET_VIP] {
+            ensure!(ping(vip, "-W5")?, "{vip} answers");
+        }
         Ok(())
     });
 }

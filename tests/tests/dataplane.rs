@@ -34,5 +34,7 @@ mod robustness;
 mod script;
 #[path = "dataplane/synproxy.rs"]
 mod synproxy;
+#[path = "dataplane/virtual_mac.rs"]
+mod virtual_mac;
 #[path = "dataplane/vlans.rs"]
 mod vlans;

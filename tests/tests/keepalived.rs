@@ -77,6 +77,11 @@ const V2_PASSWORD: Speech = Speech {
 const V3_UNICAST: Speech = Speech { unicast: Some(["192.168.100.1", "192.168.100.2"]), ..V3 };
 const V2_UNICAST: Speech = Speech { unicast: V3_UNICAST.unicast, ..V2 };
 
+/// With virtual MACs, by which one has `use_vmac`.
+const V3_VIRTUAL_MAC: Speech = Speech { fwha: "checksum = \"pseudo-header\"\nvirtual-mac = true", ..V3 };
+/// RFC 9568, 7.3, with [`VRID`].
+const VIRTUAL_MAC: &str = "00:00:5e:00:01:3e";
+
 impl Speech {
     /// The addresses, each with the length of its network's prefix.
     fn nets(&self) -> impl Iterator<Item = String> {
@@ -353,6 +358,63 @@ fn both_speak(speech: &Speech) {
         let way = speech.unicast.map_or(String::new(), |[from, to]| format!("{from} > {to}: "));
         let expected = speech.dump.replace("{}", "100");
         ensure!(read.contains(&way) && read.contains(&expected) && !read.contains("bad"), "{read}");
+        keepalived.term()?;
+        check_no_complaint(&node, lab)
+    });
+}
+
+/// Whether keepalived's box can have macvlan devices, which it makes for `use_vmac`; if not, says so.
+fn macvlan_is_missing(lab: &Lab) -> Result<bool> {
+    let add = ["ip", "link", "add", "link", "lan", "name", "try", "type", "macvlan"];
+    let missing = !lab.try_exec(OTHER, &add)?.status.success();
+    if missing {
+        let _ = writeln!(std::io::stderr(), "skipped: needs a kernel with macvlan devices (CONFIG_MACVLAN)");
+    } else {
+        lab.exec(OTHER, &["ip", "link", "delete", "try"])?;
+    }
+    Ok(missing)
+}
+
+/// Has the client ask for the address anew, and waits for the virtual MAC. (No rule lets the node answer the ping.)
+fn check_virtual_mac(lab: &Lab) -> Result<()> {
+    lab.try_exec(Host::Client, &["ip", "neighbour", "delete", LAN_VIP, "dev", "eth0"])?;
+    lab.wait_for("the client to know the virtual MAC", PATIENCE, || {
+        lab.try_exec(Host::Client, &["ping", "-c1", "-W1", LAN_VIP])?;
+        let entry = lab.exec(Host::Client, &["ip", "neighbour", "show", "to", LAN_VIP, "dev", "eth0"])?;
+        Ok(entry.contains(VIRTUAL_MAC).then_some(()))
+    })
+}
+
+#[test]
+fn keepalived_has_the_same_virtual_mac() {
+    in_a_lab_beside_keepalived(|lab| {
+        if macvlan_is_missing(lab)? {
+            return Ok(());
+        }
+        let speech = &V3_VIRTUAL_MAC;
+        let keepalived = Keepalived::start(lab, speech, 200, "use_vmac")?;
+        lab.wait_for("keepalived to be Active", PATIENCE, || {
+            Ok(keepalived.said()?.contains("Entering MASTER STATE").then_some(()))
+        })?;
+        let node = speech.start_node(lab, 100, true)?;
+        lab.wait_for("the node to hear keepalived", PATIENCE, || {
+            Ok((node.count(RECEIVED)? > 2).then_some(()))
+        })?;
+        let status = node.ctl(&["status"])?;
+        ensure!(role(&status) == Some("backup"), "{status}");
+        check_virtual_mac(lab)?;
+
+        keepalived.term()?;
+        wait_for_holder(lab, &node, speech, NODE)?;
+        let entry = lab.exec(Host::Client, &["ip", "neighbour", "show", "to", LAN_VIP, "dev", "eth0"])?;
+        ensure!(entry.contains(VIRTUAL_MAC), "nothing to learn: {entry}");
+        check_virtual_mac(lab)?;
+        ensure!(node.count("flows.vip_answered")? > 0);
+
+        // As the Backup keepalived hears the node's advertisements, which come from its own MAC as it were.
+        let keepalived = Keepalived::start_as_backup(lab, speech, 200, "use_vmac\nnopreempt")?;
+        check_stays(lab, &node, speech, NODE, SENT)?;
+        check_virtual_mac(lab)?;
         keepalived.term()?;
         check_no_complaint(&node, lab)
     });

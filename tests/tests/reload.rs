@@ -341,6 +341,112 @@ fn a_new_address_comes_alone_and_a_removed_one_goes_alone() {
     });
 }
 
+/// Whether a node has an address on the LAN.
+fn has(lab: &Lab, node: Node, address: &str) -> Result<bool> {
+    Ok(addresses(lab, node, "lan")?.iter().any(|a| a.contains(&format!(" {address}/"))))
+}
+
+/// The node that is Active in a group, as both say.
+fn active_in(pair: &Pair, group: &str) -> Result<Option<Node>> {
+    let mut said = BTreeSet::new();
+    for node in Node::ALL {
+        let status = pair.node(node).ctl(&["status"])?;
+        let groups = status["groups"].as_array().context("groups")?;
+        let group = groups.iter().find(|g| g["name"] == group).context("the group")?;
+        said.insert(group["active"].as_str().unwrap_or_default().to_owned());
+    }
+    Ok(if said.len() == 1 { said.first().and_then(|name| Node::by_name(name)) } else { None })
+}
+
+#[test]
+fn an_address_moves_from_one_group_to_another_and_is_never_nowhere() {
+    const MOVED: &str = "192.168.100.13";
+    let other = "\n[[group]]\nname = \"other\"\nnodes = [\"fw2\", \"fw1\"]\npreempt = true\n\
+                 vips = [{ zone = \"lan\", vrid = 70, addresses = [\"192.168.100.70/24\"] }]\n";
+    in_lab(LabOptions { extra_config: other.into(), ..LabOptions::default() }, |lab| {
+        let in_gateway = (format!("\"{LAN_VIP}/24\""), format!("\"{LAN_VIP}/24\", \"{MOVED}/24\""));
+        let in_other = ("\"192.168.100.70/24\"".to_owned(), format!("\"192.168.100.70/24\", \"{MOVED}/24\""));
+        edit(lab, &in_gateway.0, &in_gateway.1)?;
+        let mut pair = Pair::start(lab)?;
+        let holder = pair.settle(lab)?;
+        let other = holder.peer();
+        if other == Node::Fw1 {
+            pair.node(Node::Fw2).ctl(&["switchover", "other"])?;
+        }
+        lab.wait_for("the groups to be on two nodes", PATIENCE, || {
+            let apart =
+                active_in(&pair, "gateway")? == Some(holder) && active_in(&pair, "other")? == Some(other);
+            Ok((apart && has(lab, holder, MOVED)? && !has(lab, other, MOVED)?).then_some(()))
+        })?;
+        let told = |from: &str, to: &str| {
+            let lines = [
+                format!("vip {MOVED}/24 removed from group {from}\n"),
+                format!("vip {MOVED}/24 added to group {to}\n"),
+            ];
+            move |said: &str| lines.iter().all(|line| said.contains(line)) && said.lines().count() == 2
+        };
+        let known = |node: Node| -> Result<Option<()>> {
+            let link = lab.exec(node.host(), &["ip", "-brief", "link", "show", "lan"])?;
+            let mac = link.split_whitespace().nth(2).context("a MAC")?;
+            let entry = lab.exec(Host::Client, &["ip", "neigh", "show", "to", MOVED, "dev", "eth0"])?;
+            Ok(entry.contains(mac).then_some(()))
+        };
+        let ping = || lab.exec(Host::Client, &["ping", "-c1", "-W5", MOVED]);
+        ping()?;
+        // The one that has it reads the file first, then the other way round.
+        for (from, to, first, last) in
+            [("gateway", "other", holder, other), ("other", "gateway", holder, other)]
+        {
+            let (source, target) = if from == "gateway" { (holder, other) } else { (other, holder) };
+            let [old, new] =
+                if from == "gateway" { [&in_gateway, &in_other] } else { [&in_other, &in_gateway] };
+            edit(lab, &old.1, &old.0)?;
+            edit(lab, &new.0, &new.1)?;
+            let stop = AtomicBool::new(false);
+            thread::scope(|scope| -> Result<()> {
+                let watch = scope.spawn(|| -> Result<u32> {
+                    let mut looks = 0;
+                    while !stop.load(Ordering::Relaxed) {
+                        ensure!(has(lab, target, MOVED)? || has(lab, source, MOVED)?, "it is nowhere");
+                        looks += 1;
+                    }
+                    Ok(looks)
+                });
+                let moves = || -> Result<()> {
+                    let (said, problem, code) = reload(pair.node(first), &[])?;
+                    ensure!(code == 0 && told(from, to)(&said), "{code} {said} {problem}");
+                    if first == source {
+                        // Nobody else has it for as long as nobody else has the file.
+                        lab.wait_for("a few looks", PATIENCE, || {
+                            let events = pair.node(first).ctl_lines(&["events"])?;
+                            Ok(events.iter().any(|e| e["kind"] == "vip-moves").then_some(()))
+                        })?;
+                        ensure!(has(lab, source, MOVED)? && !has(lab, target, MOVED)?);
+                        ping()?;
+                    } else {
+                        ensure!(has(lab, target, MOVED)?, "it is there at once");
+                    }
+                    let (said, problem, code) = reload(pair.node(last), &[])?;
+                    ensure!(code == 0 && told(from, to)(&said), "{code} {said} {problem}");
+                    ensure!(has(lab, target, MOVED)?, "it is there");
+                    lab.wait_for("the other to let go", PATIENCE, || {
+                        Ok((!has(lab, source, MOVED)?).then_some(()))
+                    })?;
+                    lab.wait_for("the client to know", PATIENCE, || known(target))?;
+                    ping()?;
+                    Ok(())
+                };
+                let moved = moves();
+                stop.store(true, Ordering::Relaxed);
+                let looks = watch.join().expect("no panic")?;
+                println!("{from} to {to}: {looks} looks");
+                moved
+            })?;
+        }
+        Ok(())
+    });
+}
+
 #[test]
 fn virtual_routers_of_ipv6_come_under_way() {
     in_lab(LabOptions { ipv6: true, ..LabOptions::default() }, |lab| {

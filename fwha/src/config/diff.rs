@@ -230,6 +230,8 @@ impl Changes {
                 hmac,
                 advert_interval,
                 announce,
+                virtual_mac,
+                accept,
                 vips,
                 routes,
                 routing_rules,
@@ -261,6 +263,8 @@ impl Changes {
             if hmac != &now.hmac {
                 self.live(what("auth"));
             }
+            self.setting(&what("virtual-mac"), virtual_mac, &now.virtual_mac, false);
+            self.setting(&what("accept"), accept, &now.accept, false);
             if version != &now.version {
                 self.restart(what("vrrp-version, or what it sends"));
             }

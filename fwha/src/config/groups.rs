@@ -54,6 +54,13 @@ pub struct Group {
     pub advert_interval: Duration,
     /// How its addresses are announced to the neighbours.
     pub announce: Announce,
+    /// Whether its addresses have the MAC of their virtual router (RFC 9568, 7.3), not that of the interface.
+    #[serde(skip_serializing_if = "is_false")]
+    pub virtual_mac: bool,
+    /// Accept_Mode (RFC 9568, 6.1): whether a node that is not the owner of its addresses takes what is addressed to
+    /// them.
+    #[serde(skip_serializing_if = "is_true")]
+    pub accept: bool,
     /// Its virtual routers.
     pub vips: Vec<Vip>,
     /// Routes that are where it is Active.
@@ -69,6 +76,16 @@ impl Group {
     pub fn priority(&self, node: NodeId) -> Option<u8> {
         self.nodes.iter().find(|&&(id, _)| id == node).map(|&(_, priority)| priority)
     }
+}
+
+/// For the hash of the config: what nobody asked for is not in it.
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+/// See [`is_false`].
+fn is_true(value: &bool) -> bool {
+    *value
 }
 
 /// For the hash of the config: two nodes must agree on all of it.
@@ -169,6 +186,8 @@ pub(super) fn read<'a>(
         let advert_interval = read_advert_interval(&mut section, version, mistakes);
         let hmac = read_hmac(&mut section, advert_interval, config, mistakes);
         let announce = read_announce(&mut section, mistakes);
+        let virtual_mac = section.boolean("virtual-mac", mistakes).unwrap_or(false);
+        let accept = section.boolean("accept", mistakes).unwrap_or(true);
         let mut vips = Vec::new();
         if let Some(items) = section.list("vips", mistakes) {
             for vip in section::tables(items, "vips", mistakes) {
@@ -202,6 +221,8 @@ pub(super) fn read<'a>(
             hmac,
             advert_interval,
             announce,
+            virtual_mac,
+            accept,
             vips,
             routes,
             routing_rules,

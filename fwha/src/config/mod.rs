@@ -304,6 +304,12 @@ impl Config {
         self.rule_names.get(&hash).map(String::as_str)
     }
 
+    /// Whether addresses in a zone have virtual MACs.
+    pub fn has_virtual_macs(&self, zone: ZoneId) -> bool {
+        let mut groups = self.groups.iter().filter(|group| group.virtual_mac);
+        groups.any(|group| group.vips.iter().any(|vip| vip.zone == zone))
+    }
+
     /// The interface of `node` that carries the VIPs and VRRP of `vip`: the first of its zone.
     pub fn vip_interface(&self, vip: &Vip, node: NodeId) -> Option<&str> {
         self.zone(vip.zone)?.interfaces.get(&node)?.first().map(String::as_str)

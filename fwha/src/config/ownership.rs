@@ -9,11 +9,13 @@ use std::{collections::BTreeSet, net::IpAddr};
 use fwha_common::{
     BUCKETS, MAX_ZONES,
     flow::FlowKey,
-    group::{BucketRange, VipKey, ZONE_PAIRS},
+    group::{self, BucketRange, VipKey, ZONE_PAIRS},
     rule::{Action, ZONE_ANY, ZONE_NODE},
 };
 
-use super::{Config, GroupId, Span, ZoneId, groups::Group, source::Mistakes, zones::Zones};
+use fwha_proto::vrrp::packet::PRIORITY_OWNER;
+
+use super::{Config, GroupId, NodeId, Span, ZoneId, groups::Group, source::Mistakes, zones::Zones};
 
 impl Config {
     /// The group of a flow from one zone to another: the one that has VIPs in both, else in that where it
@@ -37,16 +39,27 @@ impl Config {
         ranges
     }
 
-    /// The group of each virtual address, by address and zone.
-    pub fn vip_groups(&self) -> Vec<(VipKey, u32)> {
+    /// What the data plane of node `me` knows of each virtual address.
+    pub fn vips(&self, me: NodeId) -> Vec<(VipKey, group::Vip)> {
         let vips = self.groups.iter().flat_map(|group| group.vips.iter().map(move |vip| (group, vip)));
         vips.flat_map(|(group, vip)| {
+            // The owner of the addresses takes what is addressed to them whatever Accept_Mode says (RFC 9568, 6.4.3).
+            let accepted = group.accept || group.priority(me) == Some(PRIORITY_OWNER);
+            let element = group::Vip {
+                group: group.id,
+                zone: vip.zone,
+                vrid: vip.vrid,
+                flags: if group.virtual_mac { group::Vip::VIRTUAL_MAC } else { 0 }
+                    | if accepted { 0 } else { group::Vip::NOT_ACCEPTED },
+            };
             vip.addresses.iter().map(move |net| {
                 let octets = match net.addr() {
                     IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
                     IpAddr::V6(address) => address.octets(),
                 };
-                (VipKey { address: FlowKey::address(octets), zone: vip.zone.into() }, group.id.into())
+                let address = FlowKey::address(octets);
+                let zone = if VipKey::is_link_local(&address) { vip.zone.into() } else { 0 };
+                (VipKey { address, zone }, element)
             })
         })
         .collect()

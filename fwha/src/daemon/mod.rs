@@ -19,6 +19,7 @@
 //! | [`replication`] | replication thread |
 //! | [`table`] | flows of peers on their way into the kernel |
 //! | [`vips`] | addresses and gratuitous ARP |
+//! | [`readdress`] | addresses on their way from one group to another |
 //! | [`announcements`] | gratuitous ARP in its turn |
 //! | [`hooks`] | programs that are run when a role changes |
 //! | [`resources`] | services that run where a group is Active |
@@ -56,6 +57,7 @@ pub mod network;
 pub mod ports;
 pub mod program;
 pub mod reach;
+pub mod readdress;
 pub mod reload;
 pub mod replication;
 pub mod resources;
@@ -281,6 +283,7 @@ fn zone_interfaces(config: &Config, node: &Node, links: &[Link]) -> Vec<ZoneInte
                 config::Attach::Tc => dataplane::Attach::Tc,
             },
             anti_spoofing: zone.anti_spoofing,
+            virtual_macs: config.has_virtual_macs(zone.id),
         })
     });
     interfaces.collect()
@@ -369,6 +372,9 @@ impl Running {
         let machine = Election::new(now, proto_election::Config { standby: kept.standby, ..options })?;
         let resumed = settle_ownership(config, &maps, &machine, now)?;
         set_up_dataplane(config, &maps, &keys, identity, &bucket_group)?;
+        let virtual_macs = ports::virtual_macs(config, &found.ports);
+        let macs = ports::take_macs(&virtual_macs)?;
+        maps.set_virtual_macs(&virtual_macs)?;
         // Counted before the table is first read: what is lost later shows.
         let lost = maps.event_loss()?;
         let names = Arc::new(Names::new(config, node.id));
@@ -383,11 +389,15 @@ impl Running {
         let here = |group: GroupId| resumed.contains(&group);
         let (resources, resource_tasks) =
             Resources::start(config, node.id, here, clock, &events, &names, &election_mailbox);
+        let election_status = Arc::new(ArcSwap::from_pointee(election::Snapshot::of(&machine, now)));
         let vips = vips::Thread {
             groups: ports::group_addresses(config, &found.ports),
             routes: ports::group_routes(config, &found.ports),
             announcements: Announcements::new(ports::garps(&found.ports)?, announcements::intervals(config)),
             keep: resumed,
+            election: Arc::clone(&election_status),
+            leaving: Vec::new(),
+            arrived: readdress::Arrived::default(),
             lease: config.cluster.lease,
             commands: vips_commands,
             clock,
@@ -421,7 +431,6 @@ impl Running {
             diffs: BTreeMap::new(),
         };
 
-        let election_status = Arc::new(ArcSwap::from_pointee(election::Snapshot::of(&machine, now)));
         let (done, election_done) = oneshot::channel();
         let (surveyor, surveys) = mpsc::unbounded_channel();
         let election = election::Thread {
@@ -509,6 +518,7 @@ impl Running {
                 election: election_mailbox.clone(),
                 replication: replication_mailbox.clone(),
                 vips: vips_sender.clone(),
+                macs,
                 attached,
             },
             election: election_mailbox,
@@ -596,7 +606,7 @@ fn set_up_dataplane(
 ) -> Result<()> {
     maps.set_bucket_groups(&bucket_group.map(u32::from))?;
     maps.set_zone_buckets(&config.zone_buckets())?;
-    maps.set_vips(&config.vip_groups())?;
+    maps.set_vips(&config.vips(identity.node))?;
     maps.set_timeouts(&config.timeouts)?;
     maps.set_limits(&config.limits)?;
     maps.update_settings(|s| {

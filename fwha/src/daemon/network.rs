@@ -14,8 +14,8 @@ use super::ports::{self, Port};
 use super::replication;
 use super::vips;
 use crate::config::{Config, Node};
-use crate::dataplane::{AttachedInterface, Dataplane, ZoneInterface};
-use crate::netlink::{Addresses, Link, Monitor, NetworkEvent, OwnAddresses};
+use crate::dataplane::{AttachedInterface, Dataplane, Maps, ZoneInterface};
+use crate::netlink::{Addresses, Link, Macs, Monitor, NetworkEvent, OwnAddresses};
 
 /// What following the network takes.
 pub struct Network {
@@ -33,6 +33,8 @@ pub struct Network {
     pub replication: Mailbox<replication::Command>,
     /// Who moves addresses.
     pub vips: mpsc::UnboundedSender<vips::Command>,
+    /// Has interfaces take frames to virtual MACs.
+    pub macs: Vec<Macs>,
     /// Where programs are attached, for `status`.
     pub attached: Arc<ArcSwap<Vec<AttachedInterface>>>,
 }
@@ -101,8 +103,24 @@ impl Network {
                 self.mtu
             );
         }
+        if matches!(self.ports[n].via, Via::Zone(_))
+            && let Err(error) = self.set_virtual_macs(&dataplane.maps(), &Arc::clone(&self.config))
+        {
+            tracing::error!("{error:#}");
+        }
         self.tell(n);
         self.open(n);
+    }
+
+    /// Makes the virtual MACs of a config those that this node knows.
+    ///
+    /// # Errors
+    /// An interface or the data plane refuses.
+    pub fn set_virtual_macs(&mut self, maps: &Maps, config: &Config) -> Result<()> {
+        let virtual_macs = ports::virtual_macs(config, &self.ports);
+        // Those before are there until the new ones are.
+        self.macs = ports::take_macs(&virtual_macs)?;
+        Ok(maps.set_virtual_macs(&virtual_macs)?)
     }
 
     /// No port is this interface any more.

@@ -8,12 +8,13 @@ use std::collections::BTreeMap;
 use std::net::{Ipv6Addr, SocketAddrV4};
 
 use anyhow::{Context, Result, anyhow, bail};
+use fwha_common::group::{VirtualMac, VirtualMacKey};
 use fwha_proto::NodeId;
 use fwha_proto::heartbeat::{Interface, Via};
 use ipnet::IpNet;
 
 use crate::config::{Config, GroupId, Node, SyncLink, vlan};
-use crate::netlink::{Address, Addresses, Garp, Link, OwnAddresses, Route, Routing, Rule};
+use crate::netlink::{Address, Addresses, Garp, Link, Macs, OwnAddresses, Route, Routing, Rule};
 use crate::socket::{ProbeSocket, SyncSocket, VrrpSocket};
 
 /// The longest IP packet that replication makes, whatever the sync links would carry: the peer's
@@ -212,6 +213,33 @@ pub fn garp(link: &Link) -> Result<Garp> {
 pub fn garps(ports: &[Port]) -> Result<BTreeMap<u32, Garp>> {
     let zones = ports.iter().filter(|p| matches!(p.via, Via::Zone(_)));
     zones.filter_map(|p| p.link.as_ref()).map(|link| Ok((link.index, garp(link)?))).collect()
+}
+
+/// The virtual routers that have a MAC of their own, on the interfaces where they belong.
+pub fn virtual_macs(config: &Config, ports: &[Port]) -> Vec<(VirtualMacKey, VirtualMac)> {
+    let link = |zone| ports.iter().find(|p| p.via == Via::Zone(zone))?.link.as_ref();
+    let groups = config.groups.iter().filter(|group| group.virtual_mac);
+    let vips = groups.flat_map(|group| group.vips.iter().map(move |vip| (group.id, vip)));
+    vips.filter_map(|(group, vip)| {
+        let link = link(vip.zone)?;
+        let own = link.mac?;
+        let key = VirtualMacKey::new(link.index, vip.vrid, vip.is_v6());
+        Some((key, VirtualMac { own, group, zone: vip.zone }))
+    })
+    .collect()
+}
+
+/// Has the interfaces take frames to these virtual MACs.
+///
+/// # Errors
+/// Those of [`Macs::open`].
+pub fn take_macs(virtual_macs: &[(VirtualMacKey, VirtualMac)]) -> Result<Vec<Macs>> {
+    let mut by_interface: BTreeMap<u32, Vec<[u8; 6]>> = BTreeMap::new();
+    for (key, _) in virtual_macs {
+        by_interface.entry(key.device).or_default().push(key.mac());
+    }
+    let opened = by_interface.into_iter().map(|(ifindex, macs)| Macs::open(ifindex, macs));
+    opened.collect::<Result<_, _>>().context("an interface does not take frames to a virtual MAC")
 }
 
 /// The virtual addresses of each group, on the interfaces where they belong.

@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use super::server::{Problem, Server};
 use super::{Running, announcements, election, ports, replication, vips};
 use crate::api;
-use crate::config::{Config, ConfigErrors, diff};
+use crate::config::{Config, ConfigErrors, Group, NodeId, Zone, diff};
 use crate::dataplane::{Dataplane, DataplaneError, Maps};
 use crate::netlink::{Link, links::links};
 use crate::policy;
@@ -101,7 +101,8 @@ impl Running {
         let new = Arc::new(read.map_err(anyhow::Error::from)??);
         let me = self.network.node.id;
         let changes = diff::diff(&old, &new, me);
-        let interfaces = old.zones != new.zones;
+        let other_macs = |zone: &Zone| old.has_virtual_macs(zone.id) != new.has_virtual_macs(zone.id);
+        let interfaces = old.zones != new.zones || new.zones.iter().any(other_macs);
         let links = if interfaces { links().map_err(anyhow::Error::from)? } else { Vec::new() };
         if interfaces {
             new.check_interfaces(me, |name| links.iter().any(|l| l.name == name))?;
@@ -119,6 +120,7 @@ impl Running {
             }
         }
         if applied {
+            self.network.config = Arc::clone(&new);
             self.config.store(new);
         }
         Ok(Outcome { changes, applied })
@@ -137,12 +139,12 @@ impl Running {
     /// What can fail comes first, then the kernel, then the threads.
     async fn apply(&mut self, old: &Config, new: &Config) -> anyhow::Result<()> {
         self.network.reload(new)?;
-        if let Err(error) = load(&self.maps, old, new) {
-            load(&self.maps, new, old)?;
-            return Err(error.into());
+        if let Err(error) = self.load(old, new) {
+            self.load(new, old)?;
+            return Err(error);
         }
         if let Err(error) = self.tell_election(new).await {
-            load(&self.maps, new, old)?;
+            self.load(new, old)?;
             return Err(error);
         }
         if (old.keys.id(), old.keys.is_rotating()) != (new.keys.id(), new.keys.is_rotating()) {
@@ -157,14 +159,26 @@ impl Running {
         let groups = ports::group_addresses(new, &self.network.ports);
         let routes = ports::group_routes(new, &self.network.ports);
         let intervals = announcements::intervals(new);
+        let other_mac = |group: &&Group| {
+            old.groups.iter().any(|o| o.name == group.name && o.virtual_mac != group.virtual_mac)
+        };
+        let announce = new.groups.iter().filter(other_mac).map(|group| group.id).collect();
         let (done, moved) = oneshot::channel();
         // The thread ends before this one does only when all is over.
         let hooks = self.hooks.clone();
-        let _ = self.vips.send(vips::Command::Reload { groups, routes, intervals, hooks, done });
+        let _ = self.vips.send(vips::Command::Reload { groups, routes, intervals, announce, hooks, done });
         if timeout(MOVE_WAIT, moved).await.is_err() {
             tracing::warn!("addresses have not been added or removed yet");
         }
         Ok(())
+    }
+
+    /// Tells the kernel what is different in `new`.
+    fn load(&mut self, old: &Config, new: &Config) -> anyhow::Result<()> {
+        if old.groups != new.groups {
+            self.network.set_virtual_macs(&self.maps, new)?;
+        }
+        Ok(load(&self.maps, self.network.node.id, old, new)?)
     }
 
     async fn tell_election(&self, new: &Config) -> anyhow::Result<()> {
@@ -183,8 +197,8 @@ impl Running {
     }
 }
 
-/// Tells the kernel what is different in `new`.
-fn load(maps: &Maps, old: &Config, new: &Config) -> Result<(), DataplaneError> {
+/// Tells the data plane of node `me` what is different in `new`.
+fn load(maps: &Maps, me: NodeId, old: &Config, new: &Config) -> Result<(), DataplaneError> {
     if old.timeouts.ns != new.timeouts.ns {
         maps.set_timeouts(&new.timeouts)?;
     }
@@ -193,7 +207,7 @@ fn load(maps: &Maps, old: &Config, new: &Config) -> Result<(), DataplaneError> {
     }
     if old.groups != new.groups {
         maps.set_zone_buckets(&new.zone_buckets())?;
-        maps.set_vips(&new.vip_groups())?;
+        maps.set_vips(&new.vips(me))?;
     }
     if old.rules != new.rules {
         maps.load_rules(&new.compiled_rules())?;

@@ -110,7 +110,17 @@ fn an_interface_that_is_replaced_gets_new_sockets() {
         let (replication, replicates) = mailbox::mailbox().unwrap();
         let (vips, mut moves) = mpsc::unbounded_channel();
         let attached = Arc::default();
-        let mut network = Network { config, node, ports, mtu: 1500, election, replication, vips, attached };
+        let mut network = Network {
+            config,
+            node,
+            ports,
+            mtu: 1500,
+            election,
+            replication,
+            vips,
+            macs: Vec::new(),
+            attached,
+        };
         let before = (link("near"), link("sync"));
 
         // A change that leaves the interface what it is opens nothing.

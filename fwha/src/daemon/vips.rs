@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use arc_swap::ArcSwap;
 use fwha_proto::election::GroupId;
 use fwha_proto::heartbeat::Role;
 use fwha_proto::hook::Change;
@@ -18,10 +19,12 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 
 use super::announcements::Announcements;
+use super::election::Snapshot;
 use super::events::{EventLog, step};
 use super::hooks::Hooks;
 use super::limit::Limit;
 use super::names::Names;
+use super::readdress::{Arrived, Leaving};
 use super::resources::Resources;
 use crate::api::Step;
 use crate::netlink::{Address, Addresses, Garp, Routes, Routing};
@@ -86,6 +89,8 @@ pub enum Command {
         routes: BTreeMap<GroupId, Vec<Routing>>,
         /// Between two addresses of an announcement.
         intervals: BTreeMap<GroupId, Duration>,
+        /// Groups whose addresses have another MAC now.
+        announce: BTreeSet<GroupId>,
         /// Who else wants to know.
         hooks: Hooks,
         /// Told when the interfaces have what they should have.
@@ -111,6 +116,12 @@ pub struct Thread {
     pub commands: mpsc::UnboundedReceiver<Command>,
     /// The clock of the data plane.
     pub clock: KernelClock,
+    /// How the election stands.
+    pub election: Arc<ArcSwap<Snapshot>>,
+    /// Addresses that stay until another node has them.
+    pub leaving: Vec<Leaving>,
+    /// Addresses that another node may have still.
+    pub arrived: Arrived,
     /// Where events go.
     pub events: Arc<EventLog>,
     /// Names for texts.
@@ -174,6 +185,7 @@ impl Thread {
             match command {
                 Some(Command::Add { group, mut takeover }) => {
                     here.insert(group);
+                    self.leaving.retain(|leaving| leaving.to != group);
                     if let Err(error) = addresses.add(self.of(group), self.lifetime()).await {
                         self.tell("vip-error", group, format!("{error}"));
                     }
@@ -193,7 +205,9 @@ impl Thread {
                         self.tell("route-error", group, format!("{error}"));
                     }
                     self.announcements.forget(group);
-                    if let Err(error) = addresses.remove(self.of(group)).await {
+                    let mut gone = self.of(group).to_vec();
+                    gone.extend(self.leaving.extract_if(.., |l| l.from == group).map(|l| l.address));
+                    if let Err(error) = addresses.remove(&gone).await {
                         self.tell("vip-error", group, format!("{error}"));
                     }
                 }
@@ -224,9 +238,9 @@ impl Thread {
                     }
                 }
                 Some(Command::Announce { .. }) => {}
-                Some(Command::Reload { groups, routes: of_groups, intervals, hooks, done }) => {
+                Some(Command::Reload { groups, routes: of_groups, intervals, announce, hooks, done }) => {
                     self.announcements.set_intervals(intervals);
-                    let added = self.reload(&addresses, &here, groups).await;
+                    let added = self.reload(&addresses, &here, groups, &announce).await;
                     if self.routes != of_groups {
                         self.routes = of_groups;
                         self.repair_routes(&routes, &here, &mut complaints).await;
@@ -237,6 +251,7 @@ impl Thread {
                     let _ = done.send(());
                 }
                 Some(Command::Check) => {
+                    self.readdress(&addresses, &here).await;
                     self.repair(&addresses, &here, &mut complaints).await;
                     let wanted = self.routes_here(&here);
                     self.add_routes(&routes, &wanted, &mut complaints).await;
@@ -253,7 +268,9 @@ impl Thread {
                 }
                 Some(Command::Replaced { before, now, garp }) => {
                     self.announcements.replace(before, now, garp);
-                    for address in self.groups.values_mut().flatten().filter(|a| a.ifindex == before) {
+                    let leaving = self.leaving.iter_mut().map(|l| &mut l.address);
+                    let all = self.groups.values_mut().flatten().chain(leaving);
+                    for address in all.filter(|a| a.ifindex == before) {
                         address.ifindex = now;
                     }
                     for routing in self.routes.values_mut().flatten() {
@@ -269,6 +286,7 @@ impl Thread {
                     here.iter().for_each(|&group| self.announce(group));
                 }
                 Some(Command::Stop(done)) => {
+                    self.leaving.clear();
                     self.repair_routes(&routes, &BTreeSet::new(), &mut complaints).await;
                     self.remove_strays(&addresses, &BTreeSet::new(), &mut complaints).await;
                     // Whoever waited may have given up; the addresses are gone all the same.
@@ -307,26 +325,67 @@ impl Thread {
         self.announcements.announce(addresses);
     }
 
+    /// Lets go what another node has now, and announces what another may have still.
+    async fn readdress(&mut self, addresses: &Addresses, here: &BTreeSet<GroupId>) {
+        let (now, election) = (Instant::now(), self.election.load_full());
+        let gone: Vec<Leaving> = self.leaving.extract_if(.., |l| l.may_go(now, &election)).collect();
+        let bare: Vec<Address> = gone.iter().map(|l| l.address).collect();
+        if let Err(error) = addresses.remove(&bare).await {
+            // What failed goes with the next repair.
+            tracing::warn!("cannot remove addresses that another node has: {error}");
+        }
+        for Leaving { from, to, address, .. } in gone {
+            let to = self.names.group(to);
+            self.tell("vip-moved", from, format!("{} is where {to} is active", address.address));
+        }
+        let mut again = self.arrived.to_announce(now, &election);
+        again.retain(|(group, address)| here.contains(group) && self.of(*group).contains(address));
+        self.announcements.announce(again);
+    }
+
     /// The groups have other addresses: those that are nowhere any more go, then those that are new come;
-    /// all others stay as they are. Returns the new ones.
+    /// all others stay as they are, and so do those of a group elsewhere until they are there. Returns those
+    /// that the neighbours are told of: the new ones, and all of the groups in `announce`.
     async fn reload(
         &mut self,
         addresses: &Addresses,
         here: &BTreeSet<GroupId>,
         groups: BTreeMap<GroupId, Vec<Address>>,
+        announce: &BTreeSet<GroupId>,
     ) -> Vec<(GroupId, Address)> {
         let all = |this: &Self| -> Vec<(GroupId, Address)> {
             here.iter().flat_map(|&g| this.of(g).iter().map(move |&a| (g, a))).collect()
         };
-        let before = all(self);
-        self.groups = groups;
+        let mut before = all(self);
+        let old = std::mem::replace(&mut self.groups, groups);
         let now = all(self);
         let without = |list: &[(GroupId, Address)], other: &[(GroupId, Address)]| -> Vec<_> {
             list.iter().filter(|(_, a)| !other.iter().any(|(_, b)| a == b)).copied().collect()
         };
-        let (gone, fresh) = (without(&before, &now), without(&now, &before));
+        // One that was about to leave and stays now is new to the neighbours: another node may have announced it.
+        let fresh = without(&now, &before);
+        before.extend(std::mem::take(&mut self.leaving).into_iter().map(|l| (l.from, l.address)));
+        let mut gone = without(&before, &now);
+        let of = |groups: &BTreeMap<GroupId, Vec<Address>>, address: &Address| {
+            groups.iter().find(|(_, list)| list.contains(address)).map(|(&group, _)| group)
+        };
+        for (from, address) in &gone {
+            if let Some(to) = of(&self.groups, address) {
+                let text = format!(
+                    "{} stays until the node that is active in {} has the same cluster file",
+                    address.address,
+                    self.names.group(to)
+                );
+                self.tell("vip-moves", *from, text);
+                self.leaving.push(Leaving::new(*from, to, *address));
+            }
+        }
+        let came = fresh.iter().filter(|(_, address)| of(&old, address).is_some()).copied().collect();
+        self.arrived.note(came);
+        let stay: Vec<Address> = self.leaving.iter().map(|l| l.address).collect();
         gone.iter().for_each(|&(group, address)| self.announcements.forget_address(group, &address));
         let bare = |list: &[(GroupId, Address)]| -> Vec<Address> { list.iter().map(|&(_, a)| a).collect() };
+        gone.retain(|(_, address)| !stay.contains(address));
         let removed = addresses.remove(&bare(&gone)).await;
         let changed = [removed, addresses.add(&bare(&fresh), self.lifetime()).await];
         for error in changed.into_iter().filter_map(Result::err) {
@@ -334,14 +393,17 @@ impl Thread {
             let now = Time::from_nanos(self.clock.now_ns());
             self.events.record(now, "vip-error", None, format!("{error}"), Vec::new());
         }
-        self.announcements.announce(fresh.iter().copied());
-        fresh
+        let told = now.into_iter().filter(|entry| announce.contains(&entry.0) || fresh.contains(entry));
+        let told: Vec<_> = told.collect();
+        self.announcements.announce(told.iter().copied());
+        told
     }
 
     /// Removes marked addresses of groups that are not here: what a killed daemon left.
     async fn remove_strays(&self, addresses: &Addresses, here: &BTreeSet<GroupId>, complaints: &mut Limit) {
         let interfaces: Vec<u32> = self.announcements.interfaces().collect();
-        let keep: Vec<Address> = here.iter().flat_map(|g| self.of(*g)).copied().collect();
+        let mut keep: Vec<Address> = here.iter().flat_map(|g| self.of(*g)).copied().collect();
+        keep.extend(self.leaving.iter().map(|l| l.address));
         match addresses.remove_leftovers(&interfaces, &keep).await {
             Ok(removed) if !removed.is_empty() => {
                 tracing::info!("removed {} virtual addresses that do not belong here now", removed.len());
@@ -413,6 +475,12 @@ impl Thread {
                 return;
             }
         };
+        let stay: Vec<Address> = self.leaving.iter().map(|l| l.address).collect();
+        if let Err(error) = addresses.add(&stay, self.lifetime()).await
+            && let Some(held) = complaints.pass()
+        {
+            tracing::warn!(held, "cannot keep addresses until another node has them: {error}");
+        }
         for &group in here {
             let missing = self.of(group).iter().filter(|a| !present.contains(a)).count();
             match addresses.add(self.of(group), self.lifetime()).await {

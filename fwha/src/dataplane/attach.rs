@@ -92,6 +92,8 @@ pub(super) enum Hook {
     Egress,
     /// tc ingress of a sync interface.
     Sync,
+    /// tc ingress of a zone interface with XDP and virtual MACs.
+    Host,
 }
 
 impl Hook {
@@ -102,13 +104,14 @@ impl Hook {
             Self::Ingress => "tc",
             Self::Egress => "egress",
             Self::Sync => "sync",
+            Self::Host => "host",
         }
     }
 
     const fn attach_type(self) -> AttachType {
         match self {
             Self::Xdp => AttachType::BPF_XDP,
-            Self::Ingress | Self::Sync => AttachType::BPF_TCX_INGRESS,
+            Self::Ingress | Self::Sync | Self::Host => AttachType::BPF_TCX_INGRESS,
             Self::Egress => AttachType::BPF_TCX_EGRESS,
         }
     }
@@ -168,6 +171,11 @@ impl Links {
                 // The other way in, if the choice is another than it was.
                 let other = if kind == AttachKind::Xdp { Hook::Ingress } else { Hook::Xdp };
                 self.unpin(&self.path(&link.name, other))?;
+                if kind == AttachKind::Xdp && zone.virtual_macs {
+                    self.hook(link, Hook::Host, programs)?;
+                } else {
+                    self.unpin(&self.path(&link.name, Hook::Host))?;
+                }
                 self.status(link, Some(zone.zone), kind, reason, trunk)
             }
         };
@@ -197,7 +205,7 @@ impl Links {
         shows_tags(&trunk.name)?;
         self.hook(trunk, Hook::Xdp, programs)?;
         if !own {
-            for other in [Hook::Ingress, Hook::Egress, Hook::Sync] {
+            for other in [Hook::Ingress, Hook::Egress, Hook::Sync, Hook::Host] {
                 self.unpin(&self.path(&trunk.name, other))?;
             }
         }
@@ -311,7 +319,7 @@ impl Links {
         }
         let fd = match hook {
             Hook::Xdp => bpf::attach_xdp(program, link.index),
-            Hook::Ingress | Hook::Egress | Hook::Sync => {
+            Hook::Ingress | Hook::Egress | Hook::Sync | Hook::Host => {
                 bpf::attach_tcx(program, link.index, hook.attach_type())
             }
         }
@@ -403,7 +411,7 @@ fn is_here(fd: &OwnedFd, link: &Link, hook: Hook) -> bool {
     state.ifindex == link.index
         && match hook {
             Hook::Xdp => link.xdp_program == Some(state.program),
-            Hook::Ingress | Hook::Egress | Hook::Sync => {
+            Hook::Ingress | Hook::Egress | Hook::Sync | Hook::Host => {
                 bpf::tcx_links(link.index, hook.attach_type()).is_ok_and(|ids| ids.contains(&state.id))
             }
         }
@@ -414,7 +422,7 @@ fn hint(hook: Hook, error: &io::Error) -> &'static str {
         (Hook::Xdp, Some(libc::EOPNOTSUPP | libc::EINVAL | libc::ENOMEM | libc::ERANGE)) => {
             "; the driver may have no native XDP: say attach = \"tc\" or \"auto\""
         }
-        (Hook::Ingress | Hook::Egress | Hook::Sync, Some(libc::EINVAL)) => {
+        (Hook::Ingress | Hook::Egress | Hook::Sync | Hook::Host, Some(libc::EINVAL)) => {
             "; fwha needs Linux 6.6 or newer (TCX)"
         }
         (_, Some(libc::EPERM)) => "; fwha needs root, or CAP_BPF and CAP_NET_ADMIN",

@@ -148,6 +148,7 @@ mod tests {
             zone: 1,
             attach: Attach::Tc,
             anti_spoofing: true,
+            virtual_macs: false,
         };
         let options = Options {
             pin_dir: pin_dir("test", "fw1"),

@@ -12,7 +12,7 @@ use fwha_common::{
     capture::Capture,
     embryonic::EmbryonicPlace,
     flow::{Flow, FlowKey},
-    group::{BucketRange, Group, VipKey, ZONE_PAIRS},
+    group::{BucketRange, Group, Vip, VipKey, VirtualMac, VirtualMacKey, ZONE_PAIRS},
     limit::{Limits, Source},
     rule::{Interface, InterfaceKey, MAX_RULES, Rule},
     settings::{Settings, Timeouts, name},
@@ -49,7 +49,8 @@ pub struct Maps {
     groups: Map<u32, Group>,
     bucket_group: Map<u32, u32>,
     zone_buckets: Map<u32, BucketRange>,
-    vips: Map<VipKey, u32>,
+    vips: Map<VipKey, Vip>,
+    virtual_macs: Map<VirtualMacKey, VirtualMac>,
     rules: Map<u32, Rule>,
     interfaces: Map<InterfaceKey, Interface>,
     settings: Map<u32, Settings>,
@@ -99,6 +100,7 @@ impl Maps {
             bucket_group: map(pins, name::BUCKET_GROUP)?,
             zone_buckets: map(pins, name::ZONE_BUCKETS)?,
             vips: map(pins, name::VIPS)?,
+            virtual_macs: map(pins, name::VIRTUAL_MACS)?,
             rules: map(pins, name::RULES)?,
             interfaces: map(pins, name::INTERFACES)?,
             settings: map(pins, name::SETTINGS)?,
@@ -345,13 +347,25 @@ impl Maps {
         replace(&self.interfaces, interfaces).map_err(map_error(name::INTERFACES))
     }
 
-    /// Says which virtual addresses there are, and of which groups; others are forgotten.
+    /// Says which virtual addresses there are; others are forgotten.
     ///
     /// # Errors
     ///
     /// Those of the update; `E2BIG` for more than [`fwha_common::group::MAX_VIPS`].
-    pub fn set_vips(&self, vips: &[(VipKey, u32)]) -> Result<(), DataplaneError> {
+    pub fn set_vips(&self, vips: &[(VipKey, Vip)]) -> Result<(), DataplaneError> {
         replace(&self.vips, vips).map_err(map_error(name::VIPS))
+    }
+
+    /// Says which virtual routers have a MAC of their own, and where; others are forgotten.
+    ///
+    /// # Errors
+    ///
+    /// Those of the update.
+    pub fn set_virtual_macs(
+        &self,
+        virtual_macs: &[(VirtualMacKey, VirtualMac)],
+    ) -> Result<(), DataplaneError> {
+        replace(&self.virtual_macs, virtual_macs).map_err(map_error(name::VIRTUAL_MACS))
     }
 
     /// The interfaces that the programs know.

@@ -6,7 +6,7 @@
 //! [`Dataplane::close`] takes it away.
 //!
 //! ```text
-//! <pin dir>/abi4/<MAP>               maps; the version is that of their layouts
+//! <pin dir>/abi5/<MAP>               maps; the version is that of their layouts
 //! <pin dir>/programs/<build>/<NAME>  programs; a daemon of the same build need not load them again
 //! <pin dir>/links/<interface>:<hook> links; they outlive a change of layouts
 //! <pin dir>/restore/<interface>:<sysctl>:<value>
@@ -106,6 +106,8 @@ pub struct ZoneInterface {
     pub attach: Attach,
     /// Whether sources are held against the routes.
     pub anti_spoofing: bool,
+    /// Whether frames to virtual MACs come in by it.
+    pub virtual_macs: bool,
 }
 
 /// A failure of the data plane.

@@ -31,6 +31,7 @@ pub(super) struct Programs {
     tc: OwnedFd,
     egress: OwnedFd,
     sync: OwnedFd,
+    host: OwnedFd,
 }
 
 impl Programs {
@@ -43,6 +44,7 @@ impl Programs {
             tc: open(name::TC_INGRESS)?,
             egress: open(name::TC_EGRESS)?,
             sync: open(name::SYNC_INGRESS)?,
+            host: open(name::HOST_INGRESS)?,
         })
     }
 
@@ -56,6 +58,7 @@ impl Programs {
             (name::TC_INGRESS, &self.tc),
             (name::TC_EGRESS, &self.egress),
             (name::SYNC_INGRESS, &self.sync),
+            (name::HOST_INGRESS, &self.host),
         ] {
             let path = dir.join(name);
             bpf::pin(program.as_fd(), &path).map_err(|e| pin_error("make", &path, e))?;
@@ -70,6 +73,7 @@ impl Programs {
             Hook::Ingress => self.tc.as_fd(),
             Hook::Egress => self.egress.as_fd(),
             Hook::Sync => self.sync.as_fd(),
+            Hook::Host => self.host.as_fd(),
         }
     }
 }
@@ -139,6 +143,7 @@ pub(super) fn load(
         tc: program(&mut ebpf, name::TC_INGRESS)?,
         egress: program(&mut ebpf, name::TC_EGRESS)?,
         sync: program(&mut ebpf, name::SYNC_INGRESS)?,
+        host: program(&mut ebpf, name::HOST_INGRESS)?,
     };
     programs.pin(pins)?;
     Ok((programs, adopted, events(ring)?))

@@ -174,7 +174,7 @@ mod tests {
     }
 
     fn zone(name: &str, zone: u8, attach: Attach, tags: [Tag; 2]) -> ZoneInterface {
-        ZoneInterface { name: name.into(), tags, zone, attach, anti_spoofing: true }
+        ZoneInterface { name: name.into(), tags, zone, attach, anti_spoofing: true, virtual_macs: false }
     }
 
     /// eth0 with VLANs 100, 200 and 300 on it, and one more, 7, on 300.

@@ -50,6 +50,7 @@ fn options(interfaces: &[(&str, Attach)]) -> Options {
                 zone: 1,
                 attach: *attach,
                 anti_spoofing: true,
+                virtual_macs: false,
             })
             .collect(),
         sync_interfaces: Vec::new(),

@@ -6,6 +6,7 @@
 //! | [`links`] | lists interfaces |
 //! | [`addresses`] | adds and removes VIPs, recognises leftovers |
 //! | [`garp`] | announces VIPs |
+//! | [`macs`] | further MACs of an interface |
 //! | [`routes`] | adds and removes routes and rules that follow a group, recognises leftovers |
 //! | [`monitor`] | follows changes |
 //!
@@ -18,6 +19,7 @@ use rtnetlink::Handle;
 pub mod addresses;
 pub mod garp;
 pub mod links;
+pub mod macs;
 pub mod monitor;
 pub mod routes;
 #[cfg(test)]
@@ -26,6 +28,7 @@ mod tests;
 pub use addresses::{Address, Addresses, OwnAddresses};
 pub use garp::Garp;
 pub use links::{Link, Vlan};
+pub use macs::Macs;
 pub use monitor::{Monitor, NetworkEvent};
 pub use routes::{Route, Routes, Routing, Rule};
 

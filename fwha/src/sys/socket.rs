@@ -70,6 +70,33 @@ pub fn set_option_bytes(socket: impl AsFd, level: i32, name: i32, value: &[u8]) 
     .map(drop)
 }
 
+/// Has an interface take frames to one more MAC for as long as a packet socket is open (`PACKET_MR_UNICAST`).
+///
+/// # Errors
+///
+/// `ENODEV` if there is no such interface; `EINVAL` if its addresses are not MACs.
+pub fn add_unicast(socket: impl AsFd, ifindex: u32, mac: [u8; 6]) -> io::Result<()> {
+    let mut address = [0; 8];
+    address[..6].copy_from_slice(&mac);
+    let request = libc::packet_mreq {
+        mr_ifindex: ifindex as i32,
+        mr_type: libc::PACKET_MR_UNICAST as u16,
+        mr_alen: 6,
+        mr_address: address,
+    };
+    // SAFETY: the value is a `packet_mreq` of the size given and outlives the call.
+    check(unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_ADD_MEMBERSHIP,
+            (&raw const request).cast(),
+            size_of::<libc::packet_mreq>() as u32,
+        )
+    })
+    .map(drop)
+}
+
 /// What the kernel knows about a received datagram or frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Arrival {

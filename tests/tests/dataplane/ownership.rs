@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use etherparse::PacketBuilder;
 use fwha_common::drop::DropReason;
 use fwha_common::flow::{Flow, FlowKey, FlowState, proto};
-use fwha_common::group::{Group, VipKey};
+use fwha_common::group::{Group, Vip, VipKey};
 use fwha_common::rule::{Rule, ZONE_NODE};
 use fwha_tests::needs_root;
 use nix::time::{ClockId, clock_gettime};
@@ -216,9 +216,12 @@ fn nobody_is_told_where_an_address_is_whose_lease_is_over() {
     at_both_hooks(|rig| {
         let (vip, other) = ([192, 168, 100, 12], [192, 168, 100, 13]);
         let vip6: Ipv6Addr = "fe80::12".parse().expect("an address");
-        let key = |address| VipKey { address: FlowKey::address(address), zone: u32::from(rig::LAN) };
-        rig.vips.insert(key(Ipv4Addr::from(vip).to_ipv6_mapped().octets()), 0, 0).expect("an element");
-        rig.vips.insert(key(vip6.octets()), 0, 0).expect("an element");
+        let key = |address, zone| VipKey { address: FlowKey::address(address), zone };
+        let known = Vip { zone: rig::LAN, ..Vip::default() };
+        let v4 = key(Ipv4Addr::from(vip).to_ipv6_mapped().octets(), 0);
+        for key in [v4, key(vip6.octets(), rig::LAN.into())] {
+            rig.vips.insert(key, known, 0).expect("an element");
+        }
         let client = CLIENT.address;
         for (group, answered) in [(OWNER, Pass), (BACKUP, Pass), (LAPSED, Drop(DropReason::LeaseExpired))] {
             rig.set_group(group);
@@ -232,8 +235,9 @@ fn nobody_is_told_where_an_address_is_whose_lease_is_over() {
             ] {
                 assert_eq!(rig.send(Port::Lan, &frame).verdict, Pass, "{name}, {group:?}");
             }
-            // In another zone it is somebody else's.
-            assert_eq!(rig.send(Port::Wan, &arp(1, client, vip)).verdict, Pass);
+            // The stack would answer at any interface; but one of a link is somebody else's at another.
+            assert_eq!(rig.send(Port::Wan, &arp(1, client, vip)).verdict, answered);
+            assert_eq!(rig.send(Port::Wan, &solicitation(vip6)).verdict, Pass);
         }
     });
 }

@@ -26,7 +26,7 @@ use fwha_common::capture::{Capture, DropSample};
 use fwha_common::drop::DropReason;
 use fwha_common::embryonic::{EmbryonicPlace, EmbryonicSet, PLACES, Site};
 use fwha_common::flow::{Flow, FlowEvent, FlowKey, FlowState};
-use fwha_common::group::{Group, VipKey};
+use fwha_common::group::{Group, Vip, VipKey, VirtualMac, VirtualMacKey};
 use fwha_common::limit::{Limits, Source};
 use fwha_common::rule::{Action, Interface, InterfaceKey, MAX_RULES, Rule, Tag, ZONE_ANY};
 use fwha_common::settings::{Counter, Settings, Timeouts, name};
@@ -75,13 +75,14 @@ pub const SETTINGS: Settings = Settings {
 const GROWTH: usize = 64;
 
 /// How a packet is counted: in, and out.
-pub const EXITS: [Counter; 6] = [
+pub const EXITS: [Counter; 7] = [
     Counter::PacketsIn,
     Counter::Forwarded,
     Counter::Passed,
     Counter::Dropped,
     Counter::ProbesAnswered,
     Counter::SynAnswered,
+    Counter::VipAnswered,
 ];
 
 /// The group that has all buckets.
@@ -300,8 +301,8 @@ pub struct Rig {
     fragments: HashMap<MapData, DatagramKey, Datagram>,
     interfaces: HashMap<MapData, InterfaceKey, Interface>,
     groups: Array<MapData, Group>,
-    /// Group by virtual address.
-    pub vips: aya::maps::HashMap<MapData, VipKey, u32>,
+    pub vips: HashMap<MapData, VipKey, Vip>,
+    pub virtual_macs: HashMap<MapData, VirtualMacKey, VirtualMac>,
     rules: Array<MapData, Rule>,
     settings: Array<MapData, Settings>,
     timeouts: Array<MapData, Timeouts>,
@@ -426,6 +427,7 @@ impl Rig {
             interfaces: take!(name::INTERFACES),
             groups: take!(name::GROUPS),
             vips: take!(name::VIPS),
+            virtual_macs: take!(name::VIRTUAL_MACS),
             rules: take!(name::RULES),
             settings: take!(name::SETTINGS),
             timeouts: take!(name::TIMEOUTS),
@@ -616,7 +618,7 @@ impl Rig {
         let before = self.exits();
         wire.send(frame);
         let start = Instant::now();
-        while self.exits()[1..5] == before[1..5] {
+        while self.exits()[1..EXITS.len()] == before[1..EXITS.len()] {
             assert!(start.elapsed() < PATIENCE, "nothing came of it");
             thread::yield_now();
         }
@@ -631,6 +633,12 @@ impl Rig {
         assert_eq!((code, dropped), if code == 2 { (2, 1) } else { (u32::MAX, 0) });
         assert!(code == 2 || mark_after == 0 || mark_after == mark && mark != self.egress_mark());
         code != 2
+    }
+
+    /// Has a frame that was made here leave by `port`, and returns it, if it does.
+    pub fn depart(&mut self, port: Port, frame: &[u8]) -> Option<Vec<u8>> {
+        let (code, frame, _) = self.run_tc(name::TC_EGRESS, port, None, frame, 0, (0, 0));
+        (code != 2).then_some(frame)
     }
 
     /// The mark by which the egress program knows what the ingress program sends.
@@ -739,10 +747,10 @@ impl Rig {
         let after = self.exits();
         let rise: Vec<u64> = after.iter().zip(before).map(|(after, before)| after - before).collect();
         let verdict = match rise[..EXITS.len()] {
-            [_, n, 0, 0, 0, 0] if n > 0 => Verdict::Forward,
-            [_, 0, n, 0, 0, 0] if n > 0 => Verdict::Pass,
-            [_, 0, 0, 0, n, 0] | [_, 0, 0, 0, 0, n] if n > 0 => Verdict::Answer,
-            [_, 0, 0, n, 0, 0] if n > 0 => {
+            [_, n, 0, 0, 0, 0, 0] if n > 0 => Verdict::Forward,
+            [_, 0, n, 0, 0, 0, 0] if n > 0 => Verdict::Pass,
+            [_, 0, 0, 0, n, 0, 0] | [_, 0, 0, 0, 0, n, 0] | [_, 0, 0, 0, 0, 0, n] if n > 0 => Verdict::Answer,
+            [_, 0, 0, n, 0, 0, 0] if n > 0 => {
                 let reason = rise[EXITS.len()..].iter().position(|&n| n > 0).expect("a drop has a reason");
                 Verdict::Drop(DropReason::ALL[reason])
             }

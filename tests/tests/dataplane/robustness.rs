@@ -1,6 +1,7 @@
 //! Broken, cut and random packets: each has one counted end.
 
 use fwha_common::drop::DropReason;
+use fwha_common::group::Vip;
 use fwha_common::probe::{ETHERTYPE, Probe};
 use fwha_common::rule::Rule;
 use fwha_common::settings::Counter;
@@ -10,6 +11,7 @@ use fwha_tests::needs_root;
 use crate::model::{hosts, number};
 use crate::packets::{CLIENT, End, NODE, SERVER, echo, ethernet, icmp_error, ip, tcp, udp};
 use crate::rig::{EXITS, Hook, LAN_MAC, Port, Rig, SETTINGS, Verdict, accept, at_both_hooks};
+use crate::virtual_mac;
 
 use Verdict::Drop;
 
@@ -80,6 +82,8 @@ fn random_and_mutated_packets_each_have_one_counted_end() {
     needs_root!();
     at_both_hooks(|rig| {
         rig.load_rules(&[accept("all")]);
+        virtual_mac::know(rig, Vip::VIRTUAL_MAC);
+        let [by_arp, by_nd] = virtual_mac::questions();
         let probe = Probe::request(&SETTINGS.probe_key, SETTINGS.cluster, 2, 1, 5);
         let mut probe_bytes = probe.magic.to_vec();
         probe_bytes.extend([1, 2, 1, 0, 0, 0]);
@@ -103,6 +107,8 @@ fn random_and_mutated_packets_each_have_one_counted_end() {
             icmp_error(CLIENT, SERVER, 11, &udp(SERVER, CLIENT, b"")),
             ethernet(LAN_MAC, CLIENT.macs.0, ETHERTYPE, &probe_bytes),
             ethernet([0xff; 6], CLIENT.macs.0, 0x0806, &[0; 46]),
+            by_arp,
+            by_nd,
         ];
         let hosts = hosts();
         let mut random = Random(1);

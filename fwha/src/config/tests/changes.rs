@@ -113,6 +113,10 @@ fn settings_of_all_sections_are_told() {
         ["group \"gateway\": preempt: false -> true", "group \"gateway\": preempt-delay: 0ms -> 5s"]
     );
     assert_eq!(
+        changes(&[("preempt = false", "virtual-mac = true\naccept = false")]),
+        ["group \"gateway\": virtual-mac: false -> true", "group \"gateway\": accept: true -> false"]
+    );
+    assert_eq!(
         changes(&[("preempt = false", "priority = { fw1 = 100, fw2 = 150 }")]),
         ["group \"gateway\": priority: fw1 200, fw2 190 -> fw2 150, fw1 100"]
     );

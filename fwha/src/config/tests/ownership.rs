@@ -1,6 +1,7 @@
 //! Which group has which flows.
 
-use fwha_common::group::BucketRange;
+use fwha_common::flow::FlowKey;
+use fwha_common::group::{BucketRange, Vip, VipKey};
 use fwha_common::rule::ZONE_NODE;
 
 use super::{GOOD, good};
@@ -74,4 +75,33 @@ fn a_rule_whose_answers_come_through_another_groups_vips_is_worth_a_thought() {
     {
         assert_eq!(rule(from, to, action), [""; 0]);
     }
+}
+
+#[test]
+fn each_node_knows_of_each_address_what_its_group_says() {
+    let with = |more: &str| {
+        let text = GOOD.replace("preempt = false", more);
+        good(&text.replace("[\"192.168.100.12/24\"]", "[\"192.168.100.12/24\", \"fe80::12/64\"]"))
+    };
+    let flags = |more: &str| {
+        [1, 2].map(|me| with(more).vips(me).iter().map(|(_, vip)| vip.flags).collect::<Vec<_>>())
+    };
+    assert_eq!(flags(""), [[0; 3], [0; 3]]);
+    assert_eq!(flags("virtual-mac = true"), [[Vip::VIRTUAL_MAC; 3], [Vip::VIRTUAL_MAC; 3]]);
+    assert_eq!(flags("accept = false"), [[Vip::NOT_ACCEPTED; 3], [Vip::NOT_ACCEPTED; 3]]);
+    let owner = "accept = false\npriority = { fw1 = 255, fw2 = 100 }";
+    assert_eq!(flags(owner), [[0; 3], [Vip::NOT_ACCEPTED; 3]], "the owner takes what is for its addresses");
+    // An address of a link counts there alone.
+    let known = with("virtual-mac = true").vips(1);
+    let link_local = FlowKey::address("fe80::12".parse::<std::net::Ipv6Addr>().unwrap().octets());
+    let zones: Vec<(u32, u8, u8)> = known.iter().map(|(key, vip)| (key.zone, vip.zone, vip.vrid)).collect();
+    assert_eq!(zones, [(0, 1, 61), (0, 2, 62), (2, 2, 62)]);
+    assert_eq!(known[2].0, VipKey { address: link_local, zone: 2 });
+}
+
+#[test]
+fn what_nobody_asked_for_does_not_change_the_hash() {
+    let hash = |more: &str| good(&GOOD.replace("preempt = false", more)).hash;
+    assert_eq!(hash("virtual-mac = false\naccept = true"), hash(""));
+    assert!(hash("virtual-mac = true") != hash("") && hash("accept = false") != hash(""));
 }
