@@ -19,6 +19,7 @@ pub mod addresses;
 pub mod garp;
 pub mod links;
 pub mod monitor;
+pub mod plain;
 pub mod routes;
 #[cfg(test)]
 mod tests;
