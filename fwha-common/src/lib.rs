@@ -24,6 +24,7 @@ pub mod flow;
 pub mod group;
 pub mod limit;
 pub mod probe;
+pub mod route;
 pub mod rule;
 pub mod settings;
 pub mod siphash;

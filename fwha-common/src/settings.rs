@@ -238,6 +238,8 @@ pub mod name {
     pub const RULE_HITS: &str = "RULE_HITS";
     /// HASH of [`crate::rule::InterfaceKey`] to [`crate::rule::Interface`].
     pub const INTERFACES: &str = "INTERFACES";
+    /// ARRAY of [`crate::route::PlainRoutes`] by [`crate::route::PlainRoutes::index`].
+    pub const PLAIN_ROUTES: &str = "PLAIN_ROUTES";
     /// ARRAY of one [`super::Settings`].
     pub const SETTINGS: &str = "SETTINGS";
     /// ARRAY of one [`super::Timeouts`].

@@ -90,7 +90,7 @@ fn icmp_error(
             // It travels as replies to the inner packet do, so it comes from the other end's zone. Its
             // source may be any router on the way.
             flow::owner(flow.bucket(), now)?;
-            let interface = zone::of(packet, eth)?;
+            let interface = zone::of(packet, settings, eth)?;
             if interface.zone != flow.zone(to_originator) {
                 return Err(DropReason::WrongZone);
             }
@@ -199,7 +199,7 @@ fn admit(
     {
         return Ok(group);
     }
-    let interface = zone::of(packet, eth)?;
+    let interface = zone::of(packet, settings, eth)?;
     if interface.zone != flow.zone(reply) {
         return Err(DropReason::WrongZone);
     }
@@ -207,31 +207,15 @@ fn admit(
         return Err(DropReason::OtherStation);
     }
     if interface.flags & Interface::LOOSE == 0 {
-        let hop = reverse_path(packet, settings, ip)?;
+        // The source is held against the routes: the way back must leave by the interface that the packet came by
+        // (RFC 3704, 2.2).
+        let hop = forward::route_back(packet, settings, ip, interface)?;
         if hop.generation != 0 {
             // SAFETY: as above.
             unsafe { forward::keep(back, hop) };
         }
     }
     Ok(group)
-}
-
-/// Holds the source of a packet against the routes: the way back must leave by the interface that the
-/// packet came by (RFC 3704, 2.2).
-///
-/// # Errors
-///
-/// It does not, there is none, or the source is an own address.
-#[inline(always)]
-fn reverse_path(packet: &impl Packet, settings: &Settings, ip: &Ip) -> Result<&'static NextHop, DropReason> {
-    match forward::route(packet, settings, ip, true) {
-        Ok((RouteKind::Resolved | RouteKind::Unresolved, _, hop))
-            if NextHop::ifindex(hop.out) == packet.device() =>
-        {
-            Ok(hop)
-        }
-        _ => Err(DropReason::Spoofed),
-    }
 }
 
 /// What the first packet of a flow came to.
@@ -270,7 +254,7 @@ fn begin(
             _ => DropReason::Icmp,
         });
     }
-    let interface = zone::of(packet, eth)?;
+    let interface = zone::of(packet, settings, eth)?;
     let multicast = eth.dst.is_group();
     zone::source(ip, multicast)?;
     let mut client_mss = 0;
@@ -286,7 +270,7 @@ fn begin(
     // Routers do not forward multicast or broadcast frames (RFC 1812, 5.3.4).
     let mut local = multicast;
     if !local {
-        match forward::route(packet, settings, ip, false)? {
+        match forward::route(packet, settings, ip)? {
             (RouteKind::Local, ..) => {
                 vip::accept(packet, ip)?;
                 local = true;
@@ -310,9 +294,14 @@ fn begin(
     {
         return Err(*reason);
     }
-    // A host that has no address yet, or only one of its link, has no way back but the link.
-    if interface.flags & Interface::LOOSE == 0 && !(local && link_local(ip)) {
-        let hop = reverse_path(packet, settings, ip)?;
+    // A host that has no address yet, or only one of its link, has no way back but the link. Where the interface is
+    // all that counts, plain routes say so, and the whole way is looked up when there is an answer.
+    let whole_way = local || judged.as_ref().is_ok_and(|admitted| admitted.mss != 0 || admitted.syn_proxy);
+    if interface.flags & Interface::LOOSE == 0
+        && !(local && link_local(ip))
+        && (whole_way || !forward::comes_right(packet, settings, ip))
+    {
+        let hop = forward::route_back(packet, settings, ip, interface)?;
         // SAFETY: as above.
         unsafe { forward::keep(&raw mut draft.ways[1], hop) };
     }
@@ -466,6 +455,9 @@ mod options {
     /// NOP, NOP, timestamp of 10 bytes: what nearly every segment of an established connection has.
     const TIMESTAMP: u32 = u32::from_ne_bytes([1, 1, 8, 10]);
 
+    /// Words of options that a SYN of a usual stack begins with an option, timestamps' own not counted.
+    const WORDS: u32 = 4;
+
     /// The options of a packet, as far as they count: of a SYN, or of a segment that may have SACK blocks.
     #[inline(always)]
     pub fn of<P: Packet>(packet: &P, ip: &Ip) -> Option<&'static Options> {
@@ -482,7 +474,11 @@ mod options {
     fn read<P: Packet>(packet: &P, ip: &Ip, found: &mut Options) {
         let at = ETH_LEN as u32 + ip.l4 + 20;
         let len = ip.tcp.header_len as u32 - 20;
-        if ip.tcp.flags & SYN == 0 {
+        if ip.tcp.flags & SYN != 0 {
+            if read_words(packet, at, len, found) {
+                return;
+            }
+        } else {
             if ip.tcp.flags & (ACK | RST) != ACK {
                 return;
             }
@@ -494,6 +490,34 @@ mod options {
             }
         }
         scan(packet, at, len, ip.tcp.ack, found);
+    }
+
+    /// Reads the options of a SYN word by word; `false` if they are not laid out like that.
+    #[inline(always)]
+    fn read_words<P: Packet>(packet: &P, at: u32, len: u32, found: &mut Options) -> bool {
+        let Some(scan) = maps::scan() else {
+            return false;
+        };
+        // Kept there, where the verifier forgets it: it need not follow each layout.
+        scan.at = 0;
+        for _ in 0..WORDS {
+            // SAFETY: a reference; volatile, so that it is read from there.
+            let done = unsafe { (&raw const scan.at).read_volatile() };
+            let Ok(word) = window::<4>(packet, bounded::<0xfff>(at + done)) else {
+                break;
+            };
+            let step = found.word(20 + done, u32::from_be(word.u32::<0>()));
+            if step == 0 {
+                break;
+            }
+            // SAFETY: as above.
+            unsafe { (&raw mut scan.at).write_volatile(done + step) };
+            if done + step >= len {
+                return true;
+            }
+        }
+        *found = Options::default();
+        false
     }
 
     #[inline(always)]

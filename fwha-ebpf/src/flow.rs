@@ -83,6 +83,13 @@ pub enum Found {
 /// all packets if the old one is over.
 #[inline(always)]
 pub fn find(key: &FlowKey, src_is_b: bool, ip: &Ip, now: u64) -> Found {
+    // A SYN is mostly in none of them. What it then needs is fetched while the main one is looked at.
+    let begins = ip.payload == Payload::Tcp && tcp::opens(ip.tcp.flags);
+    let mut hash = 0;
+    if begins {
+        hash = embryonic::hash(key);
+        embryonic::fetch(hash);
+    }
     let main = maps::FLOWS.get_ptr_mut(key).map(FlowRef).filter(|flow| {
         flow.alive(ip.proto, maps::group(flow.bucket()).map_or(0, |group| group.since_ns), now)
     });
@@ -103,7 +110,9 @@ pub fn find(key: &FlowKey, src_is_b: bool, ip: &Ip, now: u64) -> Found {
         }
         return Found::Main(flow);
     }
-    let hash = embryonic::hash(key);
+    if !begins {
+        hash = embryonic::hash(key);
+    }
     if let Some(flow) = begun(key, hash, ip, now) {
         return Found::Embryonic(flow);
     }

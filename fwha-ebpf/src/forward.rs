@@ -10,13 +10,13 @@ use fwha_common::{
 use crate::{
     Verdict,
     flow::FlowRef,
-    maps,
+    hook, maps,
     packet::{ETH_LEN, Eth, Mac, Packet, RouteKind, Window, window},
     parse::Ip,
     tcp,
 };
 
-/// Looks up the next hop to the destination of a packet, or `back` to its source, and the zone there.
+/// Looks up the next hop to the destination of a packet, and the zone there.
 ///
 /// # Errors
 ///
@@ -26,28 +26,147 @@ pub fn route(
     packet: &impl Packet,
     settings: &Settings,
     ip: &Ip,
-    back: bool,
 ) -> Result<(RouteKind, u8, &'static NextHop), DropReason> {
     let hop = maps::hop().ok_or(DropReason::NoRoute)?;
-    *hop = NextHop::default();
-    maps::add(&maps::COUNTERS, Counter::FibLookups as u32, 1);
     let generation = maps::route_generation(settings);
-    let kind = packet.route(ip, back, hop);
+    // By a plain route the way is the same as a moment ago.
+    let plain = plain_way(settings, ip, &ip.dst);
+    if plain != 0 {
+        let zone = recall(ip, packet.device(), generation);
+        if zone != UNKNOWN {
+            return Ok((RouteKind::Resolved, zone as u8, maps::opaque(hop)));
+        }
+    }
+    let kind = look_up(packet, settings, ip, false, hop);
     match kind {
         RouteKind::Local => return Ok((kind, Interface::NO_ZONE, hop)),
         RouteKind::None => return Err(DropReason::NoRoute),
-        RouteKind::Resolved => hop.generation = generation,
-        RouteKind::Unresolved => {}
+        RouteKind::Resolved | RouteKind::Unresolved => {}
     }
-    match maps::interface(InterfaceKey::untagged(hop.out)) {
+    let ifindex = hop.out;
+    match maps::interface(InterfaceKey::untagged(ifindex)) {
         Some(interface) if interface.zone != Interface::NO_ZONE => {
-            hop.out = NextHop::out(interface.device, interface.tags[0] != Tag::NONE);
-            if interface.mtu != 0 && interface.mtu < hop.mtu {
-                hop.mtu = interface.mtu;
+            leave_by(hop, &interface);
+            if ifindex == plain {
+                remember(ip, packet.device(), interface.zone);
             }
             Ok((kind, interface.zone, hop))
         }
         _ => Err(DropReason::RouteNoZone),
+    }
+}
+
+/// A route that was looked up a moment ago.
+pub struct KnownRoute {
+    /// The destination, as in a flow key.
+    address: [u32; 4],
+    /// It is believed until then.
+    until_ns: u64,
+    hop: NextHop,
+    /// The interface that the packet came by.
+    device: u32,
+    /// The zone that it leads to.
+    zone: u8,
+}
+
+impl KnownRoute {
+    /// How long it is believed, should nobody say that routes have changed.
+    const LIFETIME_NS: u64 = 1_000_000_000;
+}
+
+/// What [`recall`] says of a route that is not known: no zone.
+const UNKNOWN: u32 = 0x100;
+
+/// Puts a route that is known to where [`maps::hop`] has room for one, and returns its zone. Not inlined, and a number: the
+/// verifier looks at what follows once.
+#[inline(never)]
+fn recall(ip: &Ip, device: u32, generation: u32) -> u32 {
+    let (Some(known), Some(hop)) = (maps::known_route(&ip.dst), maps::hop()) else {
+        return UNKNOWN;
+    };
+    if known.hop.generation != generation
+        || known.device != device
+        || known.address != ip.dst
+        || known.until_ns <= hook::now_ns()
+    {
+        return UNKNOWN;
+    }
+    *hop = known.hop;
+    known.zone as u32
+}
+
+/// Remembers the route that [`maps::hop`] has, if its neighbour is known.
+#[inline(never)]
+fn remember(ip: &Ip, device: u32, zone: u8) {
+    if let Some(hop) = maps::hop()
+        && hop.generation != 0
+        && let Some(known) = maps::known_route(&ip.dst)
+    {
+        known.address = ip.dst;
+        known.until_ns = hook::now_ns().saturating_add(KnownRoute::LIFETIME_NS);
+        known.hop = *hop;
+        known.device = device;
+        known.zone = zone;
+    }
+}
+
+/// Whether the plain routes say that a packet came by where answers to it would leave. If not, the kernel may know
+/// better.
+#[inline(always)]
+pub fn comes_right(packet: &impl Packet, settings: &Settings, ip: &Ip) -> bool {
+    plain_way(settings, ip, &ip.src) == packet.device()
+}
+
+/// The interface that a plain route leads to; 0 if the kernel has to be asked, as it has to where the source counts, too:
+/// packets of link-local ones are not forwarded (RFC 4291, 2.5.6; `bpf_ipv6_fib_lookup` in net/core/filter.c).
+#[inline(always)]
+fn plain_way(settings: &Settings, ip: &Ip, address: &[u32; 4]) -> u32 {
+    if ip.v6 && u32::from_be(ip.src[0]) >> 22 == 0xfe80 >> 6 {
+        return 0;
+    }
+    maps::plain_route(address, ip.v6, maps::route_generation(settings))
+}
+
+/// Looks up the next hop back to the source of a packet that came by `interface`.
+///
+/// # Errors
+///
+/// The way back is not by that interface.
+#[inline(always)]
+pub fn route_back(
+    packet: &impl Packet,
+    settings: &Settings,
+    ip: &Ip,
+    interface: &Interface,
+) -> Result<&'static NextHop, DropReason> {
+    let hop = maps::hop().ok_or(DropReason::Spoofed)?;
+    let kind = look_up(packet, settings, ip, true, hop);
+    if !matches!(kind, RouteKind::Resolved | RouteKind::Unresolved) || hop.out != packet.device() {
+        return Err(DropReason::Spoofed);
+    }
+    leave_by(hop, interface);
+    Ok(hop)
+}
+
+/// Asks the kernel for the next hop, whose interface is then as its routes name it.
+#[inline(always)]
+fn look_up(packet: &impl Packet, settings: &Settings, ip: &Ip, back: bool, hop: &mut NextHop) -> RouteKind {
+    *hop = NextHop::default();
+    maps::add(&maps::COUNTERS, Counter::FibLookups as u32, 1);
+    let generation = maps::route_generation(settings);
+    let kind = packet.route(ip, back, hop);
+    if kind == RouteKind::Resolved {
+        hop.generation = generation;
+    }
+    kind
+}
+
+/// Says what is known of the interface that a next hop leads to.
+#[inline(always)]
+fn leave_by(hop: &mut NextHop, interface: &Interface) {
+    hop.out = NextHop::out(interface.device, interface.tags[0] != Tag::NONE);
+    if interface.mtu != 0 && interface.mtu < hop.mtu {
+        hop.mtu = interface.mtu;
     }
 }
 
@@ -87,7 +206,7 @@ pub fn send(
     let (way, back) = flow.ways(reply);
     // SAFETY: `way` lies in a map element. Others may write it: see the module `flow`.
     if unsafe { (&raw const (*way).generation).read_volatile() } != maps::route_generation(settings) {
-        match route(packet, settings, ip, false)? {
+        match route(packet, settings, ip)? {
             // The way to the other end now ends here: an address of it moved to this node.
             (RouteKind::Local | RouteKind::None, ..) => return Err(DropReason::NoRoute),
             (_, zone, _) if zone != flow.zone(!reply) => return Err(DropReason::WrongZone),

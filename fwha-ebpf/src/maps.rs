@@ -16,6 +16,7 @@ use fwha_common::{
         BucketRange, Group, MAX_VIPS, MAX_VIRTUAL_MACS, Vip, VipKey, VirtualMac, VirtualMacKey, ZONE_PAIRS,
     },
     limit::{Limits, Source},
+    route::{PlainRoutes, TABLES},
     rule::{Interface, InterfaceKey, MAX_INTERFACES, MAX_RULES, Rule},
     settings::{COUNTERS as COUNTER_COUNT, Settings, Timeouts},
 };
@@ -23,6 +24,7 @@ use fwha_common::{
 use crate::{
     capture::Share,
     engine::RuleScan,
+    forward::KnownRoute,
     fragment::{Datagram, DatagramKey},
     hook::Clock,
     packet::Arrival,
@@ -81,6 +83,29 @@ pub static RULE_HITS: PerCpuArray<u64, MAX_RULES> = PerCpuArray::new();
 
 #[btf_map]
 pub static INTERFACES: HashMap<InterfaceKey, Interface, MAX_INTERFACES> = HashMap::new();
+
+#[btf_map]
+static PLAIN_ROUTES: Array<PlainRoutes, TABLES> = Array::new();
+
+/// Routes that a CPU has looked up a moment ago, by destination.
+#[btf_map]
+static KNOWN_ROUTES: PerCpuArray<KnownRoute, { 1 << KNOWN_ROUTES_BITS }> = PerCpuArray::new();
+
+const KNOWN_ROUTES_BITS: u32 = 10;
+
+/// Interfaces that a CPU has looked up in the present route generation, by index.
+#[btf_map]
+static KNOWN_INTERFACES: PerCpuArray<KnownInterface, { KNOWN_INTERFACES_LEN as usize }> = PerCpuArray::new();
+
+const KNOWN_INTERFACES_LEN: u32 = 64;
+
+/// An element of `KNOWN_INTERFACES`.
+struct KnownInterface {
+    /// The route generation in which it holds.
+    generation: u32,
+    ifindex: u32,
+    interface: Interface,
+}
 
 #[btf_map]
 pub static SETTINGS: Array<Settings, 1> = Array::new();
@@ -245,6 +270,52 @@ pub fn interface(key: InterfaceKey) -> Option<Interface> {
     // SAFETY: copied at once; user space replaces elements as a whole, and a stale one is as good as
     // one read a moment earlier.
     unsafe { INTERFACES.get(key).copied() }
+}
+
+/// The interface that the present packet came by, if it is one of ours. What a CPU has found out holds for a route
+/// generation: user space raises that when interfaces change, too.
+#[inline(always)]
+pub fn came_by(ifindex: u32, settings: &Settings) -> Option<&'static Interface> {
+    let generation = route_generation(settings);
+    let known = KNOWN_INTERFACES.get_ptr_mut(ifindex % KNOWN_INTERFACES_LEN)?;
+    // SAFETY: the element belongs to this CPU, which runs one of our programs at a time.
+    unsafe {
+        let is_it = (*known).generation == generation && (*known).ifindex == ifindex;
+        if is_it || get_to_know(ifindex, generation) { Some(&(*known).interface) } else { None }
+    }
+}
+
+/// Looks up an interface for [`came_by`]; whether it is one of ours. Not inlined, so that the verifier looks at what
+/// follows once.
+#[inline(never)]
+fn get_to_know(ifindex: u32, generation: u32) -> bool {
+    let (Some(interface), Some(known)) = (
+        interface(InterfaceKey::untagged(ifindex)),
+        KNOWN_INTERFACES.get_ptr_mut(ifindex % KNOWN_INTERFACES_LEN),
+    ) else {
+        return false;
+    };
+    // SAFETY: as above.
+    unsafe { *known = KnownInterface { generation, ifindex, interface } };
+    true
+}
+
+/// The interface that leads to an address by a plain route of this generation; 0 if the kernel has to be asked. Not
+/// inlined: it is asked for both ends.
+#[inline(never)]
+pub fn plain_route(address: &[u32; 4], v6: bool, generation: u32) -> u32 {
+    match PLAIN_ROUTES.get(PlainRoutes::index(v6, generation)) {
+        Some(routes) => routes.look_up(address, v6, generation),
+        None => 0,
+    }
+}
+
+/// Where a route to this address is known from, or will be.
+#[inline(always)]
+pub fn known_route(address: &[u32; 4]) -> Option<&'static mut KnownRoute> {
+    let mixed = (address[0] ^ address[1] ^ address[2] ^ address[3]).wrapping_mul(0x9e37_79b1);
+    // SAFETY: the element belongs to this CPU, which runs one of our programs at a time.
+    KNOWN_ROUTES.get_ptr_mut(mixed >> (32 - KNOWN_ROUTES_BITS)).map(|route| unsafe { &mut *route })
 }
 
 /// The group that has this bucket.

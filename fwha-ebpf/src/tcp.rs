@@ -208,6 +208,44 @@ pub struct Options {
     pub sack: u32,
 }
 
+impl Options {
+    /// Reads the word at `at` (from the start of the TCP header) of the options of a SYN, laid out as stacks do: each
+    /// word begins with an option, or one that does nothing. How many bytes further the next one lies; 0 if
+    /// this is another layout, for [`Scan`] to read from the start.
+    ///
+    /// ```text
+    ///  02 04 MSS MSS   01 03 03 scale   01 01 04 02   04 02 08 0a + 8 bytes   01 01 08 0a + 8 bytes   04 02 00 00
+    /// ```
+    #[inline(always)]
+    pub fn word(&mut self, at: u32, word: u32) -> u32 {
+        if word >> 16 == 0x0204 {
+            self.mss_at = (at + 2) as u8;
+            return 4;
+        }
+        if word >> 8 == 0x01_03_03 {
+            self.set_scale(word as u8);
+            return 4;
+        }
+        match word {
+            0x0101_080a => return 12,
+            0x0101_0402 | 0x0402_080a | 0x0402_0000 => self.flags |= Way::SACK,
+            _ => return 0,
+        }
+        match word {
+            0x0101_0402 => 4,
+            0x0402_080a => 12,
+            // The end.
+            _ => OPTIONS_LEN as u32,
+        }
+    }
+
+    #[inline(always)]
+    fn set_scale(&mut self, scale: u8) {
+        self.scale = if scale > 14 { 14 } else { scale };
+        self.flags |= Way::SCALE;
+    }
+}
+
 /// The longest options, rounded up to a power of two.
 pub const OPTIONS_LEN: usize = 64;
 
@@ -263,11 +301,7 @@ impl Scan {
         }
         match (kind, len) {
             (2, 4) => self.found.mss_at = (20 + at + 2) as u8,
-            (3, 3) => {
-                let scale = self.u8(at + 2);
-                self.found.scale = if scale > 14 { 14 } else { scale };
-                self.found.flags |= Way::SCALE;
-            }
+            (3, 3) => self.found.set_scale(self.u8(at + 2)),
             (4, 2) => self.found.flags |= Way::SACK,
             // Only the first is read, as in the kernel.
             (5, 10 | 18 | 26 | 34) if self.blocks == 0 => {
@@ -736,6 +770,42 @@ mod tests {
         let steps = (0..=40).take_while(|_| scan.step()).count();
         assert!(steps <= 40);
         scan.finish(ack)
+    }
+
+    #[test]
+    fn options_word_by_word_say_the_same() {
+        let by_words = |bytes: &[u8]| {
+            let mut found = Options::default();
+            let mut at = 0;
+            while at < bytes.len() {
+                let word = u32::from_be_bytes(bytes[at..at + 4].try_into().unwrap());
+                match found.word(20 + at as u32, word) {
+                    0 => return None,
+                    step => at += step as usize,
+                }
+            }
+            Some(found)
+        };
+        let linux = [2, 4, 5, 0xb4, 4, 2, 8, 10, 1, 2, 3, 4, 0, 0, 0, 0, 1, 3, 3, 7];
+        let windows = [2, 4, 5, 0xb4, 1, 3, 3, 8, 1, 1, 4, 2];
+        let apple = [2, 4, 5, 0xb4, 1, 3, 3, 6, 1, 1, 8, 10, 3, 3, 3, 3, 0, 0, 0, 0, 4, 2, 0, 0];
+        for usual in [&linux[..], &windows, &apple, &[1, 3, 3, 255], &[2, 4, 1, 2, 4, 2, 0, 0, 2, 4, 9, 9]] {
+            assert_eq!(by_words(usual), Some(options(usual)), "{usual:?}");
+        }
+        // Whatever is there: the same, or no answer.
+        let kinds = [0, 1, 2, 3, 4, 8, 10, 5];
+        let mut answered = 0;
+        for n in 0..kinds.len().pow(4) {
+            let byte = |i: u32| kinds[n / kinds.len().pow(i) % kinds.len()];
+            let word = [byte(0), byte(1), byte(2), byte(3)];
+            for bytes in [word.to_vec(), [&windows[..4], &word].concat(), [&word, &windows[4..]].concat()] {
+                if let Some(found) = by_words(&bytes) {
+                    assert_eq!(found, options(&bytes), "{bytes:?}");
+                    answered += 1;
+                }
+            }
+        }
+        assert!(answered > 10);
     }
 
     #[test]

@@ -1,10 +1,6 @@
 //! Zones: which one a packet comes from, and whether its source may be there.
 
-use fwha_common::{
-    drop::DropReason,
-    flow::proto,
-    rule::{Interface, InterfaceKey},
-};
+use fwha_common::{drop::DropReason, flow::proto, rule::Interface, settings::Settings};
 
 use crate::{
     maps,
@@ -19,8 +15,8 @@ use crate::{
 /// It is in no zone, or the frame is for another station: a bridge floods frames whose receiver it
 /// has not learned, and each of several firewalls behind it would forward them.
 #[inline(always)]
-pub fn of(packet: &impl Packet, eth: &Eth) -> Result<Interface, DropReason> {
-    let interface = maps::interface(InterfaceKey::untagged(packet.device())).ok_or(DropReason::NoZone)?;
+pub fn of(packet: &impl Packet, settings: &Settings, eth: &Eth) -> Result<&'static Interface, DropReason> {
+    let interface = maps::came_by(packet.device(), settings).ok_or(DropReason::NoZone)?;
     if interface.zone == Interface::NO_ZONE {
         return Err(DropReason::NoZone);
     }

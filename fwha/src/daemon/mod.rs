@@ -28,6 +28,7 @@
 //! | [`program`] | runs of programs, for hooks, resources and trackers |
 //! | [`sweeper`] | expired flows, lost events |
 //! | [`network`] | routes, carriers, addresses, interfaces as they change |
+//! | [`plain`] | plain routes, for the programs |
 //! | [`ports`] | this node's interfaces and the sockets on them |
 //! | [`state`] | what survives a reboot |
 //! | [`server`], `flows`, `moves`, `transfer`, `warnings` | control API |
@@ -54,6 +55,7 @@ mod metrics;
 mod moves;
 pub mod names;
 pub mod network;
+mod plain;
 pub mod ports;
 pub mod program;
 pub mod reach;
@@ -240,22 +242,29 @@ async fn run_node(config: &Arc<Config>, node: &Node, run_dir: &RunDir, state: St
     // Without a service manager there is nobody to tell.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 
+    let mut plain = plain::PlainRoutes::new();
     loop {
         tokio::select! {
             event = Network::next(&mut monitor) => {
                 if let Some(event) = event {
                     running.trackers.follow(&event);
                     running.network.handle(&mut dataplane, event).await;
+                    plain.changed();
                 }
             }
-            _ = hangup.recv() => match running.reload(&mut dataplane, false).await {
-                Ok(outcome) if outcome.changes.is_empty() => tracing::info!("reload: nothing changed"),
-                // An event tells.
-                Ok(_) | Err(_) => {}
-            },
+            () = plain.due() => plain.tell(&dataplane.maps()).await,
+            _ = hangup.recv() => {
+                match running.reload(&mut dataplane, false).await {
+                    Ok(outcome) if outcome.changes.is_empty() => tracing::info!("reload: nothing changed"),
+                    // An event tells.
+                    Ok(_) | Err(_) => {}
+                }
+                plain.changed();
+            }
             Some(reload::Request { dry_run, reply }) = running.requests.recv() => {
                 // A client that hung up needs no answer.
                 let _ = reply.send(running.reload(&mut dataplane, dry_run).await);
+                plain.changed();
             }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,

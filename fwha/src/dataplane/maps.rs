@@ -14,6 +14,7 @@ use fwha_common::{
     flow::{Flow, FlowKey},
     group::{BucketRange, Group, Vip, VipKey, VirtualMac, VirtualMacKey, ZONE_PAIRS},
     limit::{Limits, Source},
+    route::{PlainRoutes, Prefix},
     rule::{Interface, InterfaceKey, MAX_RULES, Rule},
     settings::{Settings, Timeouts, name},
 };
@@ -53,6 +54,7 @@ pub struct Maps {
     virtual_macs: Map<VirtualMacKey, VirtualMac>,
     rules: Map<u32, Rule>,
     interfaces: Map<InterfaceKey, Interface>,
+    plain_routes: Map<u32, PlainRoutes>,
     settings: Map<u32, Settings>,
     timeouts: Map<u32, Timeouts>,
     limits: Map<u32, Limits>,
@@ -103,6 +105,7 @@ impl Maps {
             virtual_macs: map(pins, name::VIRTUAL_MACS)?,
             rules: map(pins, name::RULES)?,
             interfaces: map(pins, name::INTERFACES)?,
+            plain_routes: map(pins, name::PLAIN_ROUTES)?,
             settings: map(pins, name::SETTINGS)?,
             timeouts: map(pins, name::TIMEOUTS)?,
             limits: map(pins, name::LIMITS)?,
@@ -339,12 +342,47 @@ impl Maps {
         Ok(self.timeouts.lookup(&0).map_err(map_error(name::TIMEOUTS))?.unwrap_or_else(zeroed))
     }
 
-    /// Makes the programs know exactly these interfaces.
+    /// Makes the programs know exactly these interfaces. What they remember of others is out of date then.
     pub(super) fn set_interfaces(
         &self,
         interfaces: &[(InterfaceKey, Interface)],
     ) -> Result<(), DataplaneError> {
-        replace(&self.interfaces, interfaces).map_err(map_error(name::INTERFACES))
+        let mut new = interfaces.to_vec();
+        new.sort_by_key(|(key, _)| *key);
+        let old = self.interfaces()?;
+        if old == new {
+            return Ok(());
+        }
+        let replaced = replace(&self.interfaces, interfaces).map_err(map_error(name::INTERFACES));
+        self.next_route_generation()?;
+        replaced
+    }
+
+    /// Says by which interfaces the destinations of a family are reached, in a route generation: the first prefix that
+    /// an address is in counts, and the kernel is asked where there is none. No more than
+    /// [`fwha_common::route::MAX_PREFIXES`] are taken.
+    ///
+    /// # Errors
+    ///
+    /// Those of the update; the kernel is asked then.
+    pub fn set_plain_routes(
+        &self,
+        v6: bool,
+        generation: u32,
+        prefixes: &[Prefix],
+    ) -> Result<(), DataplaneError> {
+        let mut routes = PlainRoutes::NONE;
+        for (place, prefix) in routes.prefixes.iter_mut().zip(prefixes) {
+            *place = *prefix;
+            routes.count += 1;
+        }
+        let index = PlainRoutes::index(v6, generation);
+        // It counts from the moment that it has its generation, and must be there as a whole then.
+        for generation in [0, generation] {
+            routes.generation = generation;
+            self.plain_routes.update(&index, &routes, Write::Any).map_err(map_error(name::PLAIN_ROUTES))?;
+        }
+        Ok(())
     }
 
     /// Says which virtual addresses there are; others are forgotten.

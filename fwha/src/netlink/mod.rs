@@ -21,6 +21,7 @@ pub mod garp;
 pub mod links;
 pub mod macs;
 pub mod monitor;
+pub mod plain;
 pub mod routes;
 #[cfg(test)]
 mod tests;

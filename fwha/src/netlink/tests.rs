@@ -6,9 +6,10 @@ use std::{
     time::Duration,
 };
 
+use fwha_common::route::{MAX_PREFIXES, PlainRoutes, Prefix};
 use tokio::time::timeout;
 
-use super::{Address, Addresses, Garp, Monitor, NetworkEvent, links::links};
+use super::{Address, Addresses, Garp, Monitor, NetworkEvent, links::links, plain::plain_routes};
 use crate::{
     sys::socket::{packet_socket, receive},
     testing::{Net, await_readable, root},
@@ -395,5 +396,106 @@ fn links_can_be_listed_inside_a_runtime_and_without() {
         assert_eq!(crate::sys::interface::driver("near").unwrap(), "veth");
         let error = crate::sys::interface::driver("nowhere").unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::ENODEV));
+    });
+}
+
+/// What the programs would read out of these routes.
+fn leads_to(routes: &[Vec<Prefix>; 2], to: &str) -> u32 {
+    let to: IpAddr = to.parse().unwrap();
+    let mut table = PlainRoutes { generation: 1, ..PlainRoutes::NONE };
+    for (place, prefix) in table.prefixes.iter_mut().zip(&routes[usize::from(to.is_ipv6())]) {
+        *place = *prefix;
+        table.count += 1;
+    }
+    table.look_up(&Prefix::new(to, if to.is_ipv6() { 128 } else { 32 }, 0).address, to.is_ipv6(), 1)
+}
+
+/// Waits until the kernel is asked for a destination.
+async fn left_to_the_kernel(to: &str) {
+    let asked = async {
+        while leads_to(&plain_routes().await.unwrap(), to) != 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(Duration::from_secs(20), asked).await.expect("the kernel is asked");
+}
+
+#[test]
+fn only_what_follows_from_the_destination_is_plain() {
+    if !root() {
+        return;
+    }
+    let (a, b) = Net::pair();
+    let near = a.ifindex("near");
+    a.ip("link set lo up");
+    for route in [
+        "10.77.0.0/16 via 10.9.0.2",
+        "10.77.1.0/24 tos 0x10 via 10.9.0.2",
+        "blackhole 10.77.3.0/24",
+        "10.77.4.0/24 nexthop via 10.9.0.2 nexthop via 10.9.0.3",
+        "10.77.6.0/24 via 10.9.0.2 metric 5",
+        "10.77.6.0/24 via 10.9.0.3 metric 6",
+        "local 10.77.128.0/17 dev lo",
+        "10.77.129.0/24 via 10.9.0.2",
+        "10.78.0.0/16 via 10.9.0.2 table 100",
+    ] {
+        a.ip(&format!("route add {route}"));
+    }
+    a.ip("nexthop add id 7 via 10.9.0.2 dev near");
+    a.ip("route add 10.77.5.0/24 nhid 7");
+    a.ip("-6 address add 2001:db8:9::1/64 dev near nodad");
+    a.ip("-6 route add 2001:db8:77::/48 via 2001:db8:9::2");
+    a.within(|| {
+        block_on(async {
+            // The kernel adds the route of a new address in its own time.
+            left_to_the_kernel("2001:db8:9::1").await;
+            let routes = plain_routes().await.unwrap();
+            for (to, out) in [
+                ("10.9.0.2", near),
+                ("10.9.0.1", 0),
+                ("10.9.0.255", 0),
+                ("192.0.2.1", 0),
+                ("10.77.2.1", near),
+                ("10.77.1.1", 0),
+                ("10.77.3.1", 0),
+                ("10.77.4.1", 0),
+                ("10.77.5.1", 0),
+                ("10.77.6.1", 0),
+                ("10.77.129.1", 0),
+                ("10.78.0.1", 0),
+                ("2001:db8:9::2", near),
+                ("2001:db8:9::1", 0),
+                ("2001:db8:77::1", near),
+                ("2001:db8:78::1", 0),
+                ("fe80::1", 0),
+            ] {
+                assert_eq!(leads_to(&routes, to), out, "{to}");
+            }
+            a.ip("route add default via 10.9.0.2");
+            let routes = plain_routes().await.unwrap();
+            assert_eq!(leads_to(&routes, "192.0.2.1"), near);
+            assert_eq!(leads_to(&routes, "10.77.3.1"), 0);
+
+            for rule in
+                ["from 10.9.7.0/24 table 100", "fwmark 1 table 100", "iif near table 100", "table 100"]
+            {
+                a.ip(&format!("rule add {rule} priority 100"));
+                let routes = plain_routes().await.unwrap();
+                assert!(routes[0].is_empty() && !routes[1].is_empty(), "{rule}");
+                a.ip("rule del priority 100");
+            }
+            a.ip("-6 rule add from 2001:db8::/32 table 100");
+            let routes = plain_routes().await.unwrap();
+            assert!(!routes[0].is_empty() && routes[1].is_empty());
+
+            for n in 0..MAX_PREFIXES {
+                a.ip(&format!("route add blackhole 10.80.{n}.0/24"));
+            }
+            assert!(plain_routes().await.unwrap()[0].is_empty(), "too many");
+            a.ip("route flush root 10.80.0.0/16");
+
+            b.ip("link set far down");
+            left_to_the_kernel("10.9.0.2").await;
+        });
     });
 }

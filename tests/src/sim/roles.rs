@@ -111,6 +111,7 @@ impl World {
             preempt_delay: Duration::ZERO,
             advert_interval_cs: 100,
             version: Version::default(),
+            hmac: None,
             announce: Announce::default(),
             instances: (1..=ZONES)
                 .map(|zone| Instance {
@@ -143,6 +144,7 @@ impl World {
             zones: (1..=ZONES).map(|zone| (zone, format!("zone{zone}"))).collect(),
             interfaces: ways.map(|way| self.interface(id, self.via_of(way), true)).collect(),
             groups: (0..GROUPS).map(group).collect(),
+            witnesses: vec![],
             trackers: vec![tracker(1, None), tracker(2, Some(Duration::from_millis(1500)))],
             standby: false,
         };
@@ -298,6 +300,8 @@ impl World {
                     ));
                 }
             }
+            // There is no witness, and no neighbour to tell who is better placed.
+            Output::AskWitness { .. } | Output::Survey { .. } => {}
             Output::Event(event) => {
                 if let Event::Role { group, to: Role::Active, cause, .. } = &event {
                     self.roles(id).cause[usize::from(*group)] = Some(*cause);

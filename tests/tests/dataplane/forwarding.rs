@@ -2,11 +2,12 @@
 
 use fwha_common::drop::DropReason;
 use fwha_common::flow::proto;
+use fwha_common::rule::{Rule, ZONE_NODE};
 use fwha_common::settings::Counter;
 use fwha_tests::needs_root;
 
-use crate::packets::{CLIENT, End, SERVER, edit_ip, key, tcp, udp};
-use crate::rig::{Hook, Port, Rig, Table, Verdict, WAN_MTU, at_both_hooks, ip};
+use crate::packets::{CLIENT, End, NODE, SERVER, edit_ip, key, tcp, udp};
+use crate::rig::{Hook, LAN, Port, Rig, Table, Verdict, WAN_MTU, accept, at_both_hooks, ip};
 
 use Verdict::{Drop, Forward, Pass};
 
@@ -37,6 +38,92 @@ fn the_next_hop_is_looked_up_once_per_direction_and_generation() {
         assert_eq!(rig.counter(Counter::FibLookups), 4, "there, and whether its source may be here");
         assert_eq!(rig.send(Port::Wan, &tcp(SERVER, CLIENT, ".")).verdict, Forward);
         assert_eq!(rig.counter(Counter::FibLookups), 4);
+    });
+}
+
+/// Where the rig's hosts are.
+const NETWORKS: [(&str, u8, Option<Port>); 2] =
+    [("192.168.100.0", 24, Some(Port::Lan)), ("10.0.0.0", 24, Some(Port::Wan))];
+
+/// Opens a new flow from a client, and says how many routes had to be looked up.
+fn lookups_of_a_new_flow(rig: &mut Rig, client: [u8; 4], port: u16) -> u64 {
+    let before = rig.counter(Counter::FibLookups);
+    let syn = tcp(End { address: client, port, ..CLIENT }, SERVER, "S");
+    assert_eq!(rig.send(Port::Lan, &syn).verdict, Forward);
+    rig.counter(Counter::FibLookups) - before
+}
+
+#[test]
+fn plain_routes_are_not_looked_up_for_each_flow() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        assert_eq!(lookups_of_a_new_flow(rig, CLIENT.address, 1), 2, "there and back");
+        rig.set_plain_routes(&NETWORKS);
+        // What a CPU knows it knows for a second, and this thread may move to another one.
+        let spared = (2..100).find(|port| lookups_of_a_new_flow(rig, CLIENT.address, *port) == 0);
+        assert!(spared.is_some());
+        let answer = tcp(SERVER, End { port: 2, ..CLIENT }, "S.");
+        assert_eq!(rig.send(Port::Wan, &answer).verdict, Forward, "by a way that was not looked up before");
+
+        rig.set_plain_routes(&[("192.168.100.100", 32, None), NETWORKS[0], NETWORKS[1]]);
+        for port in 100..110 {
+            assert_ne!(lookups_of_a_new_flow(rig, CLIENT.address, port), 0, "the kernel is asked");
+        }
+        rig.set_plain_routes(&NETWORKS[..1]);
+        for port in 110..120 {
+            assert_eq!(lookups_of_a_new_flow(rig, CLIENT.address, port), 1, "not known, as it is not plain");
+        }
+    });
+}
+
+#[test]
+fn plain_routes_hold_for_their_generation() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        rig.set_plain_routes(&NETWORKS);
+        lookups_of_a_new_flow(rig, CLIENT.address, 1);
+        ip(&["neighbour", "replace", "10.0.0.128", "lladdr", "02:00:00:00:02:81", "dev", "wan"], "");
+        rig.next_generation();
+        let syn = tcp(End { port: 2, ..CLIENT }, SERVER, "S");
+        assert_eq!(rig.send(Port::Lan, &syn).frame[5], 0x81, "as it is now");
+        for port in 3..10 {
+            assert_eq!(lookups_of_a_new_flow(rig, CLIENT.address, port), 2);
+        }
+        // Two generations later, the table of this one lies in the same place.
+        rig.next_generation();
+        for port in 10..20 {
+            assert_eq!(lookups_of_a_new_flow(rig, CLIENT.address, port), 2);
+        }
+    });
+}
+
+#[test]
+fn the_kernel_has_the_last_word_on_a_forged_source() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        rig.set_plain_routes(&NETWORKS);
+        let forged = tcp(End { address: [10, 0, 0, 77], ..CLIENT }, SERVER, "S");
+        assert_eq!(rig.send(Port::Lan, &forged).verdict, Drop(DropReason::Spoofed));
+        let unknown = tcp(End { address: [8, 8, 8, 8], ..CLIENT }, SERVER, "S");
+        assert_eq!(rig.send(Port::Lan, &unknown).verdict, Drop(DropReason::Spoofed));
+        // The node's own address is in the network, and left to the kernel.
+        rig.set_plain_routes(&[("192.168.100.1", 32, None), NETWORKS[0], NETWORKS[1]]);
+        let own = tcp(End { address: [192, 168, 100, 1], ..CLIENT }, SERVER, "S");
+        assert_eq!(rig.send(Port::Lan, &own).verdict, Drop(DropReason::Spoofed));
+    });
+}
+
+#[test]
+fn a_syn_of_the_nodes_own_flow_passes_as_before() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        rig.load_rules(&[Rule { from: LAN, to: ZONE_NODE, ..accept("admin") }]);
+        let syn = tcp(CLIENT, NODE, "S");
+        assert_eq!(rig.send(Port::Lan, &syn).verdict, Pass);
+        rig.load_rules(&[]);
+        assert_eq!(rig.send(Port::Lan, &syn).verdict, Pass, "it comes again");
+        let other = tcp(End { port: 40_001, ..CLIENT }, NODE, "S");
+        assert_eq!(rig.send(Port::Lan, &other).verdict, Drop(DropReason::NoRule));
     });
 }
 

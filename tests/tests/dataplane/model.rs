@@ -391,6 +391,39 @@ fn the_programs_do_what_the_model_says() {
     at_both_hooks(hold_against_each_other);
 }
 
+#[test]
+fn the_programs_do_what_the_model_says_by_plain_routes() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        use rig::Port::{Lan, Sync, Wan};
+        // As `ip route` has them in the rig, and a default route for all link-local addresses.
+        rig.set_plain_routes(&[
+            ("192.168.100.1", 32, None),
+            ("192.168.100.255", 32, None),
+            ("10.0.0.1", 32, None),
+            ("10.0.0.255", 32, None),
+            ("172.16.0.1", 32, None),
+            ("172.16.0.255", 32, None),
+            ("192.168.100.0", 24, Some(Lan)),
+            ("10.0.0.0", 24, Some(Wan)),
+            ("172.16.0.0", 24, Some(Sync)),
+            ("203.0.113.0", 24, Some(Wan)),
+            ("192.0.2.0", 24, Some(Sync)),
+            ("198.51.100.0", 24, None),
+            ("2001:db8:1::1", 128, None),
+            ("2001:db8:1::", 128, None),
+            ("2001:db8:2::1", 128, None),
+            ("2001:db8:2::", 128, None),
+            ("2001:db8:1::", 64, Some(Lan)),
+            ("2001:db8:2::", 64, Some(Wan)),
+            ("fe80::", 10, Some(Lan)),
+        ]);
+        let generation = rig.now.route_generation;
+        hold_against_each_other(rig);
+        assert_eq!(rig.now.route_generation, generation, "they were in force all the time");
+    });
+}
+
 /// Scripts that went wrong once, or come up too seldom.
 fn cases() -> Vec<(&'static str, Vec<Step>)> {
     let tcp = |who, say| Step::Tcp {

@@ -28,6 +28,7 @@ use fwha_common::embryonic::{EmbryonicPlace, EmbryonicSet, PLACES, Site};
 use fwha_common::flow::{Flow, FlowEvent, FlowKey, FlowState};
 use fwha_common::group::{Group, Vip, VipKey, VirtualMac, VirtualMacKey};
 use fwha_common::limit::{Limits, Source};
+use fwha_common::route::{PlainRoutes, Prefix};
 use fwha_common::rule::{Action, Interface, InterfaceKey, MAX_RULES, Rule, Tag, ZONE_ANY};
 use fwha_common::settings::{Counter, Settings, Timeouts, name};
 use fwha_tests::sys::{Feature, Received, ask_for_tags, packet_socket, receive, set_feature};
@@ -300,6 +301,7 @@ pub struct Rig {
     pub node_flows: HashMap<MapData, FlowKey, Flow>,
     fragments: HashMap<MapData, DatagramKey, Datagram>,
     interfaces: HashMap<MapData, InterfaceKey, Interface>,
+    plain_routes: Array<MapData, PlainRoutes>,
     groups: Array<MapData, Group>,
     pub vips: HashMap<MapData, VipKey, Vip>,
     pub virtual_macs: HashMap<MapData, VirtualMacKey, VirtualMac>,
@@ -425,6 +427,7 @@ impl Rig {
             node_flows: take!(name::NODE_FLOWS),
             fragments: take!(name::FRAGMENTS),
             interfaces: take!(name::INTERFACES),
+            plain_routes: take!(name::PLAIN_ROUTES),
             groups: take!(name::GROUPS),
             vips: take!(name::VIPS),
             virtual_macs: take!(name::VIRTUAL_MACS),
@@ -500,6 +503,27 @@ impl Rig {
         let ifindex = self.ifindex(port);
         let interface = Interface { device: ifindex, trunk: ifindex, ..interface };
         self.interfaces.insert(InterfaceKey::untagged(ifindex), interface, 0).expect("interface");
+        self.next_generation();
+    }
+
+    /// Says which plain routes there are in the present route generation; without a port the kernel is asked.
+    pub fn set_plain_routes(&mut self, routes: &[(&str, u8, Option<Port>)]) {
+        let generation = self.now.route_generation;
+        for v6 in [false, true] {
+            let mut plain = PlainRoutes { generation, ..PlainRoutes::NONE };
+            let of_family = routes.iter().filter(|(address, ..)| address.contains(':') == v6);
+            for ((address, len, port), prefix) in of_family.zip(&mut plain.prefixes) {
+                let ifindex = port.map_or(0, |port| self.ifindex(port));
+                *prefix = Prefix::new(address.parse().expect("an address"), *len, ifindex);
+                plain.count += 1;
+            }
+            self.plain_routes.set(PlainRoutes::index(v6, generation), plain, 0).expect("plain routes");
+        }
+    }
+
+    /// What programs remember of routes and interfaces is out of date.
+    pub fn next_generation(&mut self) {
+        self.configure(|settings| settings.route_generation += 1);
     }
 
     /// Makes an interface a VLAN of the trunk, as its device would be: what carries these tags there counts as its
@@ -512,6 +536,7 @@ impl Rig {
             self.interfaces.insert(key, interface, 0).expect("interface");
         }
         self.configure(|settings| settings.vlans = 1);
+        self.next_generation();
     }
 
     /// Makes an interface a trunk with one VLAN, for which the kernel has no device.
@@ -524,11 +549,13 @@ impl Rig {
             self.interfaces.insert(key, interface, 0).expect("interface");
         }
         self.configure(|settings| settings.vlans = 1);
+        self.next_generation();
     }
 
     /// Takes an interface out of all zones.
     pub fn remove_interface(&mut self, port: Port) {
         self.interfaces.remove(&InterfaceKey::untagged(self.ifindex(port))).expect("interface");
+        self.next_generation();
     }
 
     pub fn ifindex(&self, port: Port) -> u32 {

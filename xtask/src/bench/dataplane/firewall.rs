@@ -12,14 +12,18 @@ use fwha_common::drop::DropReason;
 use fwha_common::embryonic::EmbryonicSet;
 use fwha_common::flow::{FLOW_STATES, TIMEOUT_CLASSES};
 use fwha_common::group::Group;
+use fwha_common::route::PlainRoutes;
 use fwha_common::rule::{Action, Interface, InterfaceKey, MAX_RULES, Rule, ZONE_ANY};
 use fwha_common::settings::{Counter, Settings, Timeouts, name};
 
 use super::report::{Memory, Size};
-use super::rig::{LAN_MAC, WAN_MAC};
+use super::rig::{LAN_MAC, WAN_MAC, plain_routes};
 
 /// No flow expires while others are measured: five days.
 const TIMEOUT_NS: u64 = 432_000 * 1_000_000_000;
+
+/// The route generation, in which all is measured.
+pub const ROUTE_GENERATION: u32 = 1;
 
 /// Zones.
 const LAN: u8 = 1;
@@ -79,10 +83,17 @@ impl Firewall {
         };
         let generation = 1;
         rules.set(generation % 2 * MAX_RULES as u32, rule, 0)?;
+        // An older build, to compare with, has no such map.
+        if let Some(routes) = bpf.take_map(name::PLAIN_ROUTES) {
+            let mut routes: Array<_, PlainRoutes> = routes.try_into()?;
+            for v6 in [false, true] {
+                routes.set(PlainRoutes::index(v6, ROUTE_GENERATION), plain_routes(v6, lan, wan), 0)?;
+            }
+        }
         let mut settings: Array<_, Settings> = map(&mut bpf, name::SETTINGS)?.try_into()?;
         let present = Settings {
             bucket_key: [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908],
-            route_generation: 1,
+            route_generation: ROUTE_GENERATION,
             ruleset_generation: generation,
             rules: 1,
             node: 1,

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
+use std::net::IpAddr;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -15,10 +16,11 @@ use aya::maps::{Array, MapData, ProgramArray};
 use aya::programs::{Program as Loaded, SchedClassifier, TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use fwha_common::drop::DropReason;
+use fwha_common::route::{PlainRoutes, Prefix};
 use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, unshare};
 use nix::unistd::Pid;
 
-use super::firewall::Firewall;
+use super::firewall::{Firewall, ROUTE_GENERATION};
 use super::order::Order;
 use super::report::Size;
 use super::traffic::{Kind, LEAP, Place, Traffic};
@@ -431,6 +433,42 @@ route add 2001:db8:2::/64 via 2001:db8:b::2
     let output = child.wait_with_output().context("wait for ip")?;
     ensure!(output.status.success(), "ip: {}", String::from_utf8_lossy(&output.stderr));
     Ok(())
+}
+
+/// What the daemon would say of the routes of a family: the node's own addresses first, which are for the kernel.
+pub fn plain_routes(v6: bool, lan: u32, wan: u32) -> PlainRoutes {
+    let listed: &[(&str, u32, u32)] = if v6 {
+        &[
+            ("2001:db8:a::1", 128, 0),
+            ("2001:db8:a::", 128, 0),
+            ("2001:db8:b::1", 128, 0),
+            ("2001:db8:b::", 128, 0),
+            ("2001:db8:a::", 64, lan),
+            ("2001:db8:b::", 64, wan),
+            ("2001:db8:1::", 64, lan),
+            ("2001:db8:2::", 64, wan),
+            ("fe80::", 64, 0),
+            ("ff00::", 8, 0),
+        ]
+    } else {
+        &[
+            ("192.0.2.1", 32, 0),
+            ("192.0.2.255", 32, 0),
+            ("198.51.100.1", 32, 0),
+            ("198.51.100.255", 32, 0),
+            ("192.0.2.0", 24, lan),
+            ("198.51.100.0", 24, wan),
+            ("10.2.0.0", 24, wan),
+            ("10.1.0.0", 16, lan),
+        ]
+    };
+    let mut routes = PlainRoutes { generation: ROUTE_GENERATION, ..PlainRoutes::NONE };
+    for ((address, len, ifindex), prefix) in listed.iter().zip(&mut routes.prefixes) {
+        let address: IpAddr = address.parse().expect("an address");
+        *prefix = Prefix::new(address, *len as u8, *ifindex);
+        routes.count += 1;
+    }
+    routes
 }
 
 #[cfg(test)]
