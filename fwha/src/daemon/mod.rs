@@ -28,7 +28,7 @@
 //! | [`program`] | runs of programs, for hooks, resources and trackers |
 //! | [`sweeper`] | expired flows, lost events |
 //! | [`network`] | routes, carriers, addresses, interfaces as they change |
-//! | [`plain`] | plain routes, for the programs |
+//! | `plain` | plain routes, for the programs |
 //! | [`ports`] | this node's interfaces and the sockets on them |
 //! | [`state`] | what survives a reboot |
 //! | [`server`], `flows`, `moves`, `transfer`, `warnings` | control API |
