@@ -378,13 +378,6 @@ impl Core {
                 return true;
             }
         }
-        let older = slot.entry.id == entry.id && entry.version < slot.entry.version;
-        if older && self.handover.settling(self.now, slot.entry.bucket) && self.is_straggler(i) {
-            // Its owner is about to hear what this node's data plane made of it.
-            counters.rejected_old += 1;
-            return true;
-        }
-        let slot = self.table.at(i);
         if slot.entry.bucket != entry.bucket && slot.live && self.owned.contains(slot.entry.bucket) {
             counters.rejected_owned += 1;
             return false;
