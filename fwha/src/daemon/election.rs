@@ -531,8 +531,7 @@ impl Thread {
                 };
                 self.write_group(group, &element, unwritten);
                 self.owned.set(group, false);
-                let handed_over = forward_until.map(|_| before.term);
-                self.replication.send(replication::Command::Disowned { group, handed_over });
+                self.replication.send(replication::Command::Disowned { group });
             }
             Output::AddVips { group } => {
                 let takeover = Takeover { decided, steps: std::mem::take(steps) };

@@ -11,8 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
-use fwha_common::embryonic::EmbryonicPlace;
-use fwha_common::flow::{Flow, FlowEvent, FlowEventKind, FlowId, FlowKey, FlowState};
+use fwha_common::flow::{Flow, FlowId, FlowKey};
 use fwha_common::{BUCKETS, MAX_GROUPS};
 use fwha_proto::NodeId;
 use fwha_proto::election::GroupId;
@@ -34,7 +33,7 @@ use super::names::Names;
 use super::table::Table;
 use crate::dataplane::Maps;
 use crate::dataplane::events::Events;
-use crate::dataplane::maps::{EmbryonicWalk, FlowWalk};
+use crate::dataplane::maps::FlowWalk;
 use crate::socket::SyncSocket;
 use crate::sys::clock::KernelClock;
 use crate::sys::sched;
@@ -58,13 +57,6 @@ const SNAPSHOT_INTERVAL: Duration = Duration::from_millis(20);
 /// Between the beginnings of two comparisons: each walks the whole table, and its buckets are not
 /// proved equal to a peer's meanwhile.
 const WALK_INTERVAL: Duration = Duration::from_secs(1);
-/// How old a flow without an answer may be that a planned move takes along: after a second its ends say the same
-/// again, and begin it anew.
-const OPENING_AGE: Duration = Duration::from_secs(1);
-/// How many at most. More of them in a second are a flood, which is not for the main table.
-const OPENING_MAX: usize = 1024;
-/// Places of the embryonic table looked at in one turn meanwhile.
-const OPENING_CHUNK: usize = 1024;
 /// The longest datagram on a sync link.
 const BUFFER_LEN: usize = 9216;
 
@@ -81,8 +73,6 @@ pub enum Command {
     Disowned {
         /// The group.
         group: GroupId,
-        /// It was handed over, and owned in this term before.
-        handed_over: Option<u32>,
     },
     /// Flows that were deleted from the kernel's table because they expired.
     Expired(Vec<(FlowKey, FlowId)>),
@@ -264,29 +254,6 @@ struct Comparison {
     buckets: Buckets,
 }
 
-/// A planned move takes along what was begun through this node and may be answered through the other. The embryonic
-/// table is not replicated; these few flows are, once.
-struct Opening {
-    walk: EmbryonicWalk,
-    buckets: Buckets,
-    /// They are told in the term in which this node owned them, as what was there before their first change.
-    version: u64,
-    began_since: Time,
-    left: usize,
-}
-
-impl Opening {
-    fn new(now: Time, buckets: Buckets, term: u32) -> Self {
-        Self {
-            walk: EmbryonicWalk::new(OPENING_CHUNK),
-            buckets,
-            version: u64::from(term) << 32,
-            began_since: now - OPENING_AGE,
-            left: OPENING_MAX,
-        }
-    }
-}
-
 /// Everything that the thread works with.
 pub struct Thread {
     /// The machine.
@@ -355,7 +322,6 @@ impl Thread {
         let mut kernel_diff: Option<KernelDiff> = None;
         let mut snapshot_due = Time::ZERO;
         let mut in_sync: BTreeMap<NodeId, bool> = BTreeMap::new();
-        let mut opening: Option<Opening> = None;
         let mut answers: Vec<(oneshot::Sender<Requested>, Requested)> = Vec::new();
         // Its events come before what the table shows: they may tell of flows that are gone.
         while self.read_events() == Taken::Burst {}
@@ -384,12 +350,10 @@ impl Thread {
                         // Of these flows the data plane knew better than another owner, who is none any more.
                         waiting = waiting | table.take_deferred().into_values().collect();
                     }
-                    Command::Disowned { group, handed_over } => {
+                    Command::Disowned { group } => {
                         // What the data plane did while it was the owner goes out as the owner's.
                         while self.read_events() == Taken::Burst {}
                         self.replication.set_ownership(now, self.buckets(group), Ownership::NotOwned);
-                        opening =
-                            handed_over.map(|term| Opening::new(now, self.buckets(group), term)).or(opening);
                         // A new owner may have been heard before this one gave way.
                         for (key, bucket) in table.take_deferred() {
                             match self.replication.get(&key) {
@@ -457,7 +421,6 @@ impl Thread {
                     }
                 }
             }
-            opening = opening.and_then(|opening| self.hand_over(now, opening));
             self.replication.tick(now);
             waiting = waiting | self.drain(&mut table) | table.take_astray();
             let mut looking = comparison.is_some();
@@ -484,7 +447,7 @@ impl Thread {
             }
             match taken.into_iter().max() {
                 Some(Taken::Burst) => {}
-                _ if looking || opening.is_some() => {}
+                _ if looking => {}
                 Some(Taken::Some) => self.gather(now + GATHER),
                 _ => self.sleep(snapshot_due),
             }
@@ -550,34 +513,6 @@ impl Thread {
             }
         }
         taken
-    }
-
-    /// One chunk of what a planned move takes along; what is left to do.
-    fn hand_over(&mut self, now: Time, mut opening: Opening) -> Option<Opening> {
-        let places = match opening.walk.next_chunk(self.maps.embryonic()) {
-            Ok(Some((_, places))) => places,
-            Ok(None) => return None,
-            Err(error) => {
-                tracing::debug!("cannot hand over flows without an answer: {error}");
-                return None;
-            }
-        };
-        for (key, flow) in places.iter().filter_map(EmbryonicPlace::get) {
-            let young = flow.created_ns() >= opening.began_since.as_nanos();
-            let closed = flow.state() == FlowState::Close;
-            // Behind the SYN proxy this node alone knows what was promised.
-            if !young || closed || flow.delta != 0 || !opening.buckets.contains(flow.bucket) {
-                continue;
-            }
-            let flow = Flow { version: opening.version, ..*flow };
-            let kind = FlowEventKind::Created as u32;
-            self.replication.local(now, &FlowEvent { kind, cpu: 0, key: *key, flow });
-            opening.left -= 1;
-            if opening.left == 0 {
-                return None;
-            }
-        }
-        Some(opening)
     }
 
     /// One chunk of the comparison of replica and kernel table. Whether it goes on.

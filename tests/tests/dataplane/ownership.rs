@@ -111,38 +111,6 @@ fn a_takeover_goes_on_with_replicated_flows_under_its_own_term() {
 }
 
 #[test]
-fn a_connection_whose_syn_went_through_the_peer_is_opened() {
-    needs_root!();
-    at_both_hooks(|rig| {
-        establish(rig);
-        // As a planned move has it: what the peer knew when it had seen the SYN alone.
-        rig.edit(&key(CLIENT, SERVER, proto::TCP), |flow| {
-            let told = flow.handshake(proto::TCP, false);
-            flow.ways = Default::default();
-            flow.set_handshake(proto::TCP, false, told);
-            flow.word = Flow::word(FlowState::SynSent, flow.flags() | Flow::INHERITED, flow.zones());
-            (flow.node, flow.version) = (2, u64::from(TERM) << 32);
-        });
-        rig.events();
-        rig.set_group(Group { since_ns: 1 << 62, term: TERM + 1, ..OWNER });
-        for (port, packet) in [
-            (Port::Wan, tcp(SERVER, CLIENT, "S.")),
-            (Port::Lan, tcp(CLIENT, SERVER, ".")),
-            (Port::Lan, tcp(CLIENT, SERVER, "P.")),
-            (Port::Wan, tcp(SERVER, CLIENT, "P.")),
-        ] {
-            assert_eq!(rig.send(port, &packet).verdict, Forward);
-        }
-        let told: Vec<_> = rig.events().iter().map(|event| (event.state, event.version)).collect();
-        let version = |n| u64::from(TERM + 1) << 32 | n;
-        assert_eq!(
-            told,
-            [(FlowState::SynRecv as u8, version(1)), (FlowState::Established as u8, version(2))]
-        );
-    });
-}
-
-#[test]
 fn a_flow_that_comes_back_is_taken_as_its_next_packets_say() {
     needs_root!();
     at_both_hooks(|rig| {
