@@ -424,7 +424,7 @@ impl World {
                     *highest = term;
                     self.owned.insert(group, until);
                 }
-                Output::Disown { group } => {
+                Output::Disown { group, .. } => {
                     assert!(!self.vips.contains(&group), "addresses go before the ownership");
                     assert!(self.owned.remove(&group).is_some(), "what is given up was owned");
                 }
