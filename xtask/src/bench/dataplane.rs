@@ -119,7 +119,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         bail!("the bench needs root: it loads BPF programs; run `sudo -E cargo xtask bench dataplane`");
     }
     let mut plan = if args.quick {
-        Plan { flows: vec![1_000, 64_000], loads: 1, packets: 20_000, ..Plan::default() }
+        Plan { flows: vec![1_000, 8_000], loads: 1, packets: 20_000, ..Plan::default() }
     } else {
         Plan { flows: vec![1_000, 64_000, 1_000_000], loads: 3, packets: 300_000, ..Plan::default() }
     };
