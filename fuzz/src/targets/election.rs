@@ -416,7 +416,9 @@ impl World {
                 Output::AskWitness { nonce, .. } => self.witness_asked = Some(nonce),
                 Output::Probe { via, probe, .. } => self.asked = Some((via, probe)),
                 Output::Own { group, term, since, until } => {
-                    assert!(!self.vips.contains(&group), "ownership before addresses");
+                    // An owner that raises its term has its addresses already.
+                    let raised = self.owned.contains_key(&group);
+                    assert!(raised || !self.vips.contains(&group), "ownership before addresses");
                     let highest = self.terms.entry(group).or_default();
                     // A peer that claims the last of the terms leaves none to follow it.
                     assert!(term > *highest || term == u32::MAX, "terms rise: {term} after {highest}");
