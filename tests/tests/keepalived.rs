@@ -242,7 +242,17 @@ fn keepalived_is_missing() -> bool {
 
 fn in_a_lab_beside_keepalived(play: impl FnOnce(&Lab) -> Result<()>) {
     if !keepalived_is_missing() {
-        in_lab(LabOptions { ipv6: true, ..LabOptions::default() }, play);
+        in_lab(LabOptions { ipv6: true, ..LabOptions::default() }, |lab| {
+            // Both speak from it; before that keepalived's first advertisements are invalid arguments to its kernel.
+            let settled =
+                ["ip", "-6", "-oneline", "address", "show", "dev", "lan", "scope", "link", "-tentative"];
+            for host in [NODE, OTHER] {
+                lab.wait_for("the link-local address", PATIENCE, || {
+                    Ok((!lab.exec(host, &settled)?.is_empty()).then_some(()))
+                })?;
+            }
+            play(lab)
+        });
     }
 }
 

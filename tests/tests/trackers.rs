@@ -325,9 +325,10 @@ fn trackers_come_change_and_go_by_reloads() {
         reload(pair, &[elsewhere], "tracker \"maintenance\" changed\n")?;
         wait_for(lab, pair, first, "maintenance", "up", "none")?;
         reload(pair, &[], "tracker \"maintenance\" removed\n")?;
-        let status = pair.node(first).ctl(&["status"])?;
-        ensure!(tracker(&status, "maintenance").is_none(), "{status}");
-        ensure!(pair.node(first).ctl(&["status"])?["warnings"].to_string().find("tracker").is_none());
+        let status = pair.wait_for_status(lab, first, "the tracker to be gone", |status| {
+            tracker(status, "maintenance").is_none()
+        })?;
+        ensure!(!status["warnings"].to_string().contains("tracker"), "{status}");
         Ok(())
     });
 }

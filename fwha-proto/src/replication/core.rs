@@ -56,6 +56,8 @@ pub(super) struct Core {
     pub(super) superseded: Buckets,
     /// Buckets of which another node has just turned out to be the owner.
     pub(super) moved: Buckets,
+    /// Buckets of which flows of the data plane have just proved an owner in a higher term than was known.
+    pub(super) outlived: Buckets,
     /// Buckets that changed their owner a moment ago.
     pub(super) handover: Handover,
     /// The latest time that any call carried.
@@ -114,6 +116,7 @@ impl Core {
             gains: [1; BUCKETS],
             superseded: Buckets::EMPTY,
             moved: Buckets::EMPTY,
+            outlived: Buckets::EMPTY,
             handover: Handover::new(),
             now: Time::ZERO,
             reconciling: Buckets::EMPTY,
@@ -167,6 +170,7 @@ impl Core {
         let owner = &mut self.owners[usize::from(entry.bucket)];
         if !self.owned.contains(entry.bucket) && owner.term < Flow::term(entry.version) {
             *owner = Owner { term: Flow::term(entry.version), node: 0 };
+            self.outlived.insert(entry.bucket);
         }
         let Some(i) = self.table.find(key) else {
             if self.full() {

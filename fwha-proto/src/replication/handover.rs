@@ -126,6 +126,8 @@ impl Core {
             return;
         }
         let found = self.table.find(key);
+        // What has a version of a later term is of a later owner, who will claim the bucket.
+        let former = Flow::term(entry.version) < self.term(entry.bucket);
         let newer = found.is_none_or(|i| {
             let slot = self.table.at(i);
             let old = &slot.entry;
@@ -136,7 +138,7 @@ impl Core {
             let elsewhere = slot.live && old.bucket != entry.bucket;
             untouched && !elsewhere && entry.created_ns > old.created_ns + CREATED_ERROR
         });
-        if !newer {
+        if !former || !newer {
             counters.rejected_owned += 1;
             return;
         }

@@ -472,6 +472,15 @@ impl Replication {
 
     // ---- The network and time ----------------------------------------------------------------
 
+    /// The term of each bucket of which flows of the data plane have proved, since this was asked last, that it had an
+    /// owner in a higher term than was known. An owner in a lower one is refused here until it knows.
+    pub fn take_outlived(&mut self) -> Vec<(u8, u32)> {
+        std::mem::take(&mut self.core.outlived)
+            .iter()
+            .map(|bucket| (bucket, self.core.term(bucket)))
+            .collect()
+    }
+
     /// A datagram that came in on sync link `link`. It is decrypted in place.
     pub fn datagram(&mut self, now: Time, link: u8, datagram: &mut [u8]) {
         self.core.now = now;

@@ -337,6 +337,10 @@ impl Thread {
                 comparison = Some(Comparison { walk: FlowWalk::new(WALK_CHUNK), buckets });
             }
             let taken = [self.read_events(), self.read_sockets()];
+            for (bucket, term) in self.replication.take_outlived() {
+                let group = self.bucket_group[usize::from(bucket)];
+                self.election.send(election::Command::Outlived { group, term });
+            }
             self.letters.acknowledge();
             while let Some(command) = self.letters.take() {
                 let now = self.now();

@@ -220,6 +220,8 @@ impl Node {
         }
         self.walk_on(now);
         if let Some(daemon) = &mut self.daemon {
+            let proved = daemon.replication.take_outlived();
+            daemon.outlived.extend(proved.into_iter().map(|(bucket, term)| (group_of(bucket), term)));
             daemon.replication.tick(clock);
             poll(daemon, effects);
         }

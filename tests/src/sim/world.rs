@@ -598,8 +598,9 @@ impl World {
         self.mark([self.now.as_nanos(), id.into(), n.into(), flow.version]);
         let since = self.node(id).daemon.as_ref().map_or(Time::ZERO, |d| d.told_at[g]);
         let known = self.ledgers[usize::from(id) - 1].written.get(&flow_id).copied();
-        if term >= own || !self.reigned.contains(&(group, term, from)) {
-            self.violate(format!("{name}, which never owned it in term {term}"));
+        // What it told as the owner, it may have had from owners before it.
+        if !(term..own).any(|term| self.reigned.contains(&(group, term, from))) {
+            self.violate(format!("{name}, which did not own it since term {term}"));
         } else if self.now > since + STRAGGLERS_FOR {
             self.violate(format!("{name}, {:?} after it got the bucket", self.now.since(since)));
         } else if known.is_some_and(|(_, version)| version > flow.version) {
