@@ -209,7 +209,7 @@ fn admit(
     if interface.flags & Interface::LOOSE == 0 {
         // The source is held against the routes: the way back must leave by the interface that the packet came by
         // (RFC 3704, 2.2).
-        let hop = forward::route_back(packet, settings, ip, interface)?;
+        let hop = forward::reverse_path(packet, settings, ip, interface)?;
         if hop.generation != 0 {
             // SAFETY: as above.
             unsafe { forward::keep(back, hop) };
@@ -299,9 +299,9 @@ fn begin(
     let whole_way = local || judged.as_ref().is_ok_and(|admitted| admitted.mss != 0 || admitted.syn_proxy);
     if interface.flags & Interface::LOOSE == 0
         && !(local && link_local(ip))
-        && (whole_way || !forward::comes_right(packet, settings, ip))
+        && (whole_way || !forward::passes_plain_reverse_path(packet, settings, ip))
     {
-        let hop = forward::route_back(packet, settings, ip, interface)?;
+        let hop = forward::reverse_path(packet, settings, ip, interface)?;
         // SAFETY: as above.
         unsafe { forward::keep(&raw mut draft.ways[1], hop) };
     }

@@ -113,7 +113,7 @@ fn remember(ip: &Ip, device: u32, zone: u8) {
 /// Whether the plain routes say that a packet came by where answers to it would leave. If not, the kernel may know
 /// better.
 #[inline(always)]
-pub fn comes_right(packet: &impl Packet, settings: &Settings, ip: &Ip) -> bool {
+pub fn passes_plain_reverse_path(packet: &impl Packet, settings: &Settings, ip: &Ip) -> bool {
     plain_way(settings, ip, &ip.src) == packet.device()
 }
 
@@ -133,7 +133,7 @@ fn plain_way(settings: &Settings, ip: &Ip, address: &[u32; 4]) -> u32 {
 ///
 /// The way back is not by that interface.
 #[inline(always)]
-pub fn route_back(
+pub fn reverse_path(
     packet: &impl Packet,
     settings: &Settings,
     ip: &Ip,

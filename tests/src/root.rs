@@ -1,6 +1,7 @@
-//! How a test says that it needs root: without root it is skipped aloud, under `CI=true` that is a failure.
+//! How a test says that it needs root, or a program: without it is skipped aloud, under `CI=true` that is a failure.
 
 use std::io::Write as _;
+use std::path::Path;
 
 /// Leaves the test with the line `skipped: needs root` unless it runs as root; see [`needed`].
 #[macro_export]
@@ -35,4 +36,20 @@ pub fn needed() -> bool {
     // A direct write: the harness captures `eprintln!` of tests that pass.
     let _ = writeln!(std::io::stderr(), "{test}: skipped: needs root");
     true
+}
+
+/// True when a file of a Debian package is missing, and the calling test must be skipped for want of it; says so as
+/// [`needed`] does.
+///
+/// # Panics
+///
+/// When `CI=true`.
+pub fn is_missing(file: &str, package: &str) -> bool {
+    let missing = !Path::new(file).is_file();
+    if missing {
+        assert!(std::env::var("CI").as_deref() != Ok("true"), "{file} must be there in CI");
+        // A direct write: the harness captures `eprintln!` of tests that pass.
+        let _ = writeln!(std::io::stderr(), "skipped: needs {file} (Debian package {package})");
+    }
+    missing
 }

@@ -5,7 +5,7 @@ use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 use fwha_tests::lab::{
-    Attach, Host, INET_VIP, LAN_VIP, LAN_VIP6, LINK_LOCAL_VIP, Lab, LabOptions, Node, SERVER, SERVER6,
+    Attach, Host, INET_VIP, LAN_VIP, LAN_VIP6, LINK_LOCAL_VIP, Lab, LabOptions, Node, PING6, SERVER, SERVER6,
 };
 use fwha_tests::pair::{PATIENCE, Pair};
 use fwha_tests::scenario::in_lab;
@@ -74,16 +74,6 @@ fn five_hundred_addresses_move_with_their_group() {
     });
 }
 
-/// The lab's rules allow the client to ping the node by IPv4 only, and the server by both.
-const PING: &str = r#"
-[[rule]]
-name = "ping-6"
-from = "lan"
-to = "node"
-services = ["icmpv6"]
-action = "accept"
-"#;
-
 #[test]
 fn addresses_that_are_not_accepted_are_known_and_used_but_do_not_answer_by_tc() {
     addresses_that_are_not_accepted(Attach::Tc);
@@ -96,7 +86,7 @@ fn addresses_that_are_not_accepted_are_known_and_used_but_do_not_answer_by_xdp()
 
 /// RFC 9568, 6.4.3: Accept_Mode is off.
 fn addresses_that_are_not_accepted(attach: Attach) {
-    let options = LabOptions { attach, ipv6: true, extra_config: PING.into(), ..LabOptions::default() };
+    let options = LabOptions { attach, ipv6: true, extra_config: PING6.into(), ..LabOptions::default() };
     in_lab(options, |lab| {
         let whole = fs::read_to_string(lab.config_path())?;
         let group =

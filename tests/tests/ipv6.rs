@@ -1,19 +1,11 @@
 //! The group's IPv6 addresses: they move as those of IPv4 do.
 
 use anyhow::{Context as _, Result};
-use fwha_tests::lab::{Attach, Host, LAN_VIP, LAN_VIP6, LINK_LOCAL_VIP, Lab, LabOptions, Node, SERVER6};
+use fwha_tests::lab::{
+    Attach, Host, LAN_VIP, LAN_VIP6, LINK_LOCAL_VIP, Lab, LabOptions, Node, PING6, SERVER6,
+};
 use fwha_tests::pair::PATIENCE;
 use fwha_tests::scenario::with_pair;
-
-/// The lab's rules allow the client to ping the node by IPv4 only.
-const PING: &str = r#"
-[[rule]]
-name = "ping-6"
-from = "lan"
-to = "node"
-services = ["icmpv6"]
-action = "accept"
-"#;
 
 /// A node's MAC on the LAN.
 fn mac(lab: &Lab, node: Node) -> Result<String> {
@@ -55,7 +47,7 @@ fn ipv6_vips_move_when_the_active_is_killed_and_the_neighbours_know_by_xdp() {
 }
 
 fn ipv6_vips_move_by(attach: Attach) {
-    let extra_config = PING.into();
+    let extra_config = PING6.into();
     let options = LabOptions { attach, ipv6: true, extra_config, ..LabOptions::default() };
     with_pair(options, |lab, pair| {
         let active = pair.settle(lab)?;

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Child;
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,7 @@ use fwha_tests::lab::{
     Cable, Host, KEY_FILE, LAN_VIP, LAN_VIP6, LINK_LOCAL_VIP, Lab, LabOptions, Node, NodeProcess,
 };
 use fwha_tests::pair::{PATIENCE, role};
+use fwha_tests::root::is_missing;
 use fwha_tests::scenario::in_lab;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -229,19 +230,8 @@ fn check_stays(lab: &Lab, node: &NodeProcess, speech: &Speech, holder: Host, cou
 const RECEIVED: &str = "vrrp.vrrp_rx.adverts";
 const SENT: &str = "vrrp.vrrp_tx.adverts";
 
-/// Whether keepalived is there; without it says so, and fails where `CI=true`.
-fn keepalived_is_missing() -> bool {
-    let missing = !Path::new(KEEPALIVED).is_file();
-    if missing {
-        assert!(std::env::var("CI").as_deref() != Ok("true"), "{KEEPALIVED} must be there in CI");
-        // A direct write: the harness captures `eprintln!` of tests that pass.
-        let _ = writeln!(std::io::stderr(), "skipped: needs {KEEPALIVED} (Debian package keepalived)");
-    }
-    missing
-}
-
 fn in_a_lab_beside_keepalived(play: impl FnOnce(&Lab) -> Result<()>) {
-    if !keepalived_is_missing() {
+    if !is_missing(KEEPALIVED, "keepalived") {
         in_lab(LabOptions { ipv6: true, ..LabOptions::default() }, |lab| {
             // Both speak from it; before that keepalived's first advertisements are invalid arguments to its kernel.
             let settled =
@@ -262,23 +252,36 @@ fn dump(lab: &Lab) -> Result<String> {
     lab.exec(OTHER, &argv.split(' ').collect::<Vec<_>>())
 }
 
+/// Starts keepalived, and then the node, which stays its Backup by priority.
+fn start_behind_keepalived(lab: &Lab, speech: &Speech) -> Result<(Keepalived, NodeProcess)> {
+    let keepalived = Keepalived::start(lab, speech, 200, "")?;
+    lab.wait_for(
+        "keepalived to have the addresses",
+        PATIENCE,
+        || Ok(has(lab, OTHER, speech)?.then_some(())),
+    )?;
+    let node = speech.start_node(lab, 100, true)?;
+    wait_for_holder(lab, &node, speech, OTHER)?;
+    check_stays(lab, &node, speech, OTHER, RECEIVED)?;
+    Ok((keepalived, node))
+}
+
+/// keepalived says that it goes, with priority 0: nobody waits for its silence.
+fn check_release(lab: &Lab, keepalived: Keepalived, node: &NodeProcess, speech: &Speech) -> Result<()> {
+    keepalived.term_while(|| {
+        let wait = wait_for_holder(lab, node, speech, NODE)?;
+        ensure!(wait < 3 * speech.interval, "{wait:?} after priority 0");
+        Ok(())
+    })
+}
+
 /// The node is the Backup of keepalived, by priority, and takes over from it.
 fn keepalived_leads(speech: &Speech) {
     in_a_lab_beside_keepalived(|lab| {
-        let keepalived = Keepalived::start(lab, speech, 200, "")?;
-        lab.wait_for("keepalived to have the addresses", PATIENCE, || {
-            Ok(has(lab, OTHER, speech)?.then_some(()))
-        })?;
-        let node = speech.start_node(lab, 100, true)?;
-        wait_for_holder(lab, &node, speech, OTHER)?;
-        check_stays(lab, &node, speech, OTHER, RECEIVED)?;
+        let (keepalived, node) = start_behind_keepalived(lab, speech)?;
 
         // It says that it goes, with priority 0.
-        keepalived.term_while(|| {
-            let wait = wait_for_holder(lab, &node, speech, NODE)?;
-            ensure!(wait < 3 * speech.interval, "{wait:?} after priority 0");
-            Ok(())
-        })?;
+        check_release(lab, keepalived, &node, speech)?;
 
         // It comes back and preempts.
         let keepalived = Keepalived::start(lab, speech, 200, "")?;
@@ -349,18 +352,8 @@ fn fwha_leads(speech: &Speech) {
 /// Each hears the other: as the Backup, at the end of its reign, and as the one that keeps the role.
 fn both_speak(speech: &Speech) {
     in_a_lab_beside_keepalived(|lab| {
-        let keepalived = Keepalived::start(lab, speech, 200, "")?;
-        lab.wait_for("keepalived to have the addresses", PATIENCE, || {
-            Ok(has(lab, OTHER, speech)?.then_some(()))
-        })?;
-        let node = speech.start_node(lab, 100, true)?;
-        wait_for_holder(lab, &node, speech, OTHER)?;
-        check_stays(lab, &node, speech, OTHER, RECEIVED)?;
-        keepalived.term_while(|| {
-            let wait = wait_for_holder(lab, &node, speech, NODE)?;
-            ensure!(wait < 3 * speech.interval, "{wait:?} after priority 0");
-            Ok(())
-        })?;
+        let (keepalived, node) = start_behind_keepalived(lab, speech)?;
+        check_release(lab, keepalived, &node, speech)?;
 
         let keepalived = Keepalived::start_as_backup(lab, speech, 200, "nopreempt")?;
         check_stays(lab, &node, speech, NODE, SENT)?;

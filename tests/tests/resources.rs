@@ -1,13 +1,13 @@
 //! Resources run where their group is Active, in their order, and what fails too often moves the group.
 
 use std::fs;
-use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use fwha_tests::lab::{Lab, LabOptions, Node};
 use fwha_tests::pair::{PATIENCE, Pair};
+use fwha_tests::root::is_missing;
 use fwha_tests::scenario::in_lab;
 use serde_json::Value;
 
@@ -243,10 +243,7 @@ const ROUTE_AGENT: &str = "/usr/lib/ocf/resource.d/heartbeat/Route";
 /// An agent that others wrote, as Pacemaker would run it: a route that is where the group is Active, and is put back.
 #[test]
 fn an_agent_of_resource_agents_follows_its_group() {
-    if !Path::new(ROUTE_AGENT).is_file() {
-        assert!(std::env::var("CI").as_deref() != Ok("true"), "{ROUTE_AGENT} must be there in CI");
-        // A direct write: the harness captures `eprintln!` of tests that pass.
-        let _ = writeln!(std::io::stderr(), "skipped: needs {ROUTE_AGENT} (Debian package resource-agents)");
+    if is_missing(ROUTE_AGENT, "resource-agents") {
         return;
     }
     const DESTINATION: &str = "198.51.100.0/24";

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use fwha_tests::lab::{
-    Attach, Cable, Host, LAN_VIP, LAN_VIP6, LINK_LOCAL_VIP, Lab, LabOptions, Node, SERVER6,
+    Attach, Cable, Host, LAN_VIP, LAN_VIP6, LINK_LOCAL_VIP, Lab, LabOptions, Node, PING6, SERVER6,
 };
 use fwha_tests::pair::{PATIENCE, Pair};
 use fwha_tests::scenario::in_lab;
@@ -27,16 +27,6 @@ const MAC: Mac = [0, 0, 0x5e, 0, 1, 62];
 const MAC6: Mac = [0, 0, 0x5e, 0, 2, 62];
 /// "No two seconds of nobody", for takeovers after a death.
 const OUTAGE_MS: f64 = 2000.0;
-
-/// The lab's rules allow the client to ping the node by IPv4 only.
-const PING: &str = r#"
-[[rule]]
-name = "ping-6"
-from = "lan"
-to = "node"
-services = ["icmpv6"]
-action = "accept"
-"#;
 
 /// What one frame says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -250,7 +240,7 @@ fn neighbours_know_one_mac_for_ever_by_xdp() {
 }
 
 fn neighbours_know_one_mac_for_ever(attach: Attach) {
-    let options = LabOptions { attach, ipv6: true, extra_config: PING.into(), ..LabOptions::default() };
+    let options = LabOptions { attach, ipv6: true, extra_config: PING6.into(), ..LabOptions::default() };
     in_lab(options, |lab| {
         configure(lab)?;
         let ears = [Ears::at(lab, Node::Fw1)?, Ears::at(lab, Node::Fw2)?];

@@ -59,7 +59,7 @@ impl Election {
         let group = &self.groups[g];
         let id = group.config.group;
         let heard = self.peers.iter().filter(|p| p.alive()).filter_map(|p| p.group(id)).map(|r| r.term);
-        let known = heard.max().unwrap_or(0).max(group.outlived);
+        let known = heard.max().unwrap_or(0).max(group.past_term);
         if !group.is_active() || known <= group.term || self.actives(g).next().is_some() {
             return;
         }

@@ -75,7 +75,7 @@ pub(super) struct Group {
     pub tracked: Tracked,
     pub lease_until: Time,
     /// The highest term that replication knows of.
-    pub outlived: u32,
+    pub past_term: u32,
     /// When to announce the addresses again, soonest first.
     pub announce: Vec<Time>,
     /// When to announce them whatever happened.
@@ -125,7 +125,7 @@ impl Group {
             faults: BTreeMap::new(),
             tracked: Tracked::default(),
             lease_until: Time::ZERO,
-            outlived: 0,
+            past_term: 0,
             announce: Vec::new(),
             refresh: None,
             handover: None,

@@ -274,10 +274,10 @@ impl Election {
 
     /// Replication knows of an owner of the group in `term`. If this node is Active in a lower one, it goes on in a
     /// higher one; otherwise its heartbeats say so to the one that is.
-    pub fn outlived(&mut self, now: Time, group: GroupId, term: u32) {
+    pub fn past_term(&mut self, now: Time, group: GroupId, term: u32) {
         self.advance(now);
         if let Some(g) = self.groups.iter_mut().find(|g| g.config.group == group) {
-            g.outlived = g.outlived.max(term);
+            g.past_term = g.past_term.max(term);
             if !g.is_active() {
                 g.term = g.term.max(term);
             }

@@ -57,7 +57,7 @@ pub(super) struct Core {
     /// Buckets of which another node has just turned out to be the owner.
     pub(super) moved: Buckets,
     /// Buckets of which flows of the data plane have just proved an owner in a higher term than was known.
-    pub(super) outlived: Buckets,
+    pub(super) past_terms: Buckets,
     /// Buckets that changed their owner a moment ago.
     pub(super) handover: Handover,
     /// The latest time that any call carried.
@@ -116,7 +116,7 @@ impl Core {
             gains: [1; BUCKETS],
             superseded: Buckets::EMPTY,
             moved: Buckets::EMPTY,
-            outlived: Buckets::EMPTY,
+            past_terms: Buckets::EMPTY,
             handover: Handover::new(),
             now: Time::ZERO,
             reconciling: Buckets::EMPTY,
@@ -170,7 +170,7 @@ impl Core {
         let owner = &mut self.owners[usize::from(entry.bucket)];
         if !self.owned.contains(entry.bucket) && owner.term < Flow::term(entry.version) {
             *owner = Owner { term: Flow::term(entry.version), node: 0 };
-            self.outlived.insert(entry.bucket);
+            self.past_terms.insert(entry.bucket);
         }
         let Some(i) = self.table.find(key) else {
             if self.full() {

@@ -474,8 +474,8 @@ impl Replication {
 
     /// The term of each bucket of which flows of the data plane have proved, since this was asked last, that it had an
     /// owner in a higher term than was known. An owner in a lower one is refused here until it knows.
-    pub fn take_outlived(&mut self) -> Vec<(u8, u32)> {
-        std::mem::take(&mut self.core.outlived)
+    pub fn take_past_terms(&mut self) -> Vec<(u8, u32)> {
+        std::mem::take(&mut self.core.past_terms)
             .iter()
             .map(|bucket| (bucket, self.core.term(bucket)))
             .collect()

@@ -111,7 +111,7 @@ pub enum Command {
         applied: u64,
     },
     /// There was an owner of a group in this term.
-    Outlived {
+    PastTerm {
         /// The group.
         group: GroupId,
         /// The term.
@@ -457,7 +457,7 @@ impl Thread {
                         let _ = reply.send(done);
                     }
                 }
-                Command::Outlived { group, term } => self.election.outlived(now, group, term),
+                Command::PastTerm { group, term } => self.election.past_term(now, group, term),
                 Command::Tracker { id, report } => self.election.tracker(now, id, report),
                 Command::Surveyed { zone, survey } => self.election.surveyed(now, zone, survey),
                 Command::Keys(keys) => self.election.set_keys(&keys),

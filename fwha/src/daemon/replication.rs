@@ -337,9 +337,9 @@ impl Thread {
                 comparison = Some(Comparison { walk: FlowWalk::new(WALK_CHUNK), buckets });
             }
             let taken = [self.read_events(), self.read_sockets()];
-            for (bucket, term) in self.replication.take_outlived() {
+            for (bucket, term) in self.replication.take_past_terms() {
                 let group = self.bucket_group[usize::from(bucket)];
-                self.election.send(election::Command::Outlived { group, term });
+                self.election.send(election::Command::PastTerm { group, term });
             }
             self.letters.acknowledge();
             while let Some(command) = self.letters.take() {
@@ -349,7 +349,7 @@ impl Thread {
                         let owned = Ownership::Owned { term };
                         let refused = self.replication.set_ownership(now, self.buckets(group), owned);
                         if let Some(term) = refused.iter().map(|b| self.replication.term(b)).max() {
-                            self.election.send(election::Command::Outlived { group, term });
+                            self.election.send(election::Command::PastTerm { group, term });
                         }
                         // Of these flows the data plane knew better than another owner, who is none any more.
                         waiting = waiting | table.take_deferred().into_values().collect();

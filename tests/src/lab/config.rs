@@ -23,6 +23,16 @@ pub fn write_text(lab: &Lab) -> Result<()> {
     fs::write(lab.config_path(), text(lab.options())).context("write the lab's config file")
 }
 
+/// A rule more: the lab's own let the client ping the node by IPv4 only.
+pub const PING6: &str = r#"
+[[rule]]
+name = "ping-6"
+from = "lan"
+to = "node"
+services = ["icmpv6"]
+action = "accept"
+"#;
+
 /// A new key: 32 random bytes in hexadecimal, for root's eyes only.
 fn write_key(lab: &Lab) -> Result<()> {
     let mut key = [0u8; 32];

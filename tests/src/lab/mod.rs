@@ -37,7 +37,7 @@ use aya::maps::{HashMap, Map, MapData};
 use fwha_common::flow::{Flow, FlowKey};
 use fwha_common::settings::name;
 
-pub use self::config::{KEY_FILE, text as config_text};
+pub use self::config::{KEY_FILE, PING6, text as config_text};
 pub use self::ledger::{clean_kept, clean_stale, wait_if_terminating};
 pub use self::node::NodeProcess;
 pub use self::process::{LineProcess, binary};

@@ -58,7 +58,7 @@ pub struct Daemon {
     /// What it owned before, and since when it knows that it does not any more.
     left: [Option<(u32, Time)>; GROUPS],
     /// Terms of which replication tells the election that they have been.
-    pub outlived: Vec<(Group, u32)>,
+    pub past_terms: Vec<(Group, u32)>,
     /// The election, where it is not the storm that says who owns what.
     pub roles: Option<Roles>,
     /// It does nothing before that.
@@ -109,7 +109,7 @@ impl Daemon {
         Self {
             replication,
             roles,
-            outlived: Vec::new(),
+            past_terms: Vec::new(),
             told: [None; GROUPS],
             told_at: [Time::ZERO; GROUPS],
             left: [None; GROUPS],
@@ -181,7 +181,7 @@ impl Node {
     pub fn elects(&self, now: Time) -> Time {
         let Some(roles) = self.daemon.as_ref().and_then(|d| d.roles.as_ref()) else { return Time::NEVER };
         let next = roles.election.next_timeout();
-        let news = self.daemon.as_ref().is_some_and(|d| !d.outlived.is_empty());
+        let news = self.daemon.as_ref().is_some_and(|d| !d.past_terms.is_empty());
         let at = if next == Time::NEVER { next } else { next - self.offset };
         let at = if news { now } else { at };
         at.max(roles.hung).max(now)
@@ -220,8 +220,8 @@ impl Node {
         }
         self.walk_on(now);
         if let Some(daemon) = &mut self.daemon {
-            let proved = daemon.replication.take_outlived();
-            daemon.outlived.extend(proved.into_iter().map(|(bucket, term)| (group_of(bucket), term)));
+            let proved = daemon.replication.take_past_terms();
+            daemon.past_terms.extend(proved.into_iter().map(|(bucket, term)| (group_of(bucket), term)));
             daemon.replication.tick(clock);
             poll(daemon, effects);
         }
@@ -252,7 +252,7 @@ impl Node {
                 let owned = Ownership::Owned { term };
                 let refused = daemon.replication.set_ownership(clock, buckets_of(group), owned);
                 let known = refused.iter().map(|b| daemon.replication.term(b)).max();
-                daemon.outlived.extend(known.map(|term| (group, term)));
+                daemon.past_terms.extend(known.map(|term| (group, term)));
                 let believed = daemon.replication.status(clock).find(|s| s.state == SyncState::InSync);
                 if let Some(s) = believed.filter(|_| !again && refused.is_empty()) {
                     effects.push(Effect::Wrong(format!(

@@ -238,8 +238,8 @@ impl World {
                 roles.election.sync_status(clock, peer, synced, 0);
             }
         }
-        for (group, term) in daemon.outlived.drain(..) {
-            roles.election.outlived(clock, group, term);
+        for (group, term) in daemon.past_terms.drain(..) {
+            roles.election.past_term(clock, group, term);
         }
         if roles.election.next_timeout() <= clock {
             roles.election.tick(clock);

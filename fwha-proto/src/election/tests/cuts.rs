@@ -240,8 +240,8 @@ fn an_active_goes_on_above_a_term_that_another_node_has_had_meanwhile() {
     );
     assert!(told);
     // The same if only replication knows, from flows that have outlived their owner.
-    rig.command(1, |e, now| e.outlived(now, 0, 7));
+    rig.command(1, |e, now| e.past_term(now, 0, 7));
     assert_eq!((rig.actives(0), rig.node(1).owned[&0].0), (vec![1], 8));
-    rig.command(1, |e, now| e.outlived(now, 0, 7));
+    rig.command(1, |e, now| e.past_term(now, 0, 7));
     assert_eq!(rig.node(1).owned[&0].0, 8, "once");
 }
