@@ -55,8 +55,13 @@ fn enter(packet: &mut impl Packet) -> Result<Verdict, DropReason> {
     let ip = maps::opaque(ip);
     parse::transport(packet, ip, ETH_LEN)?;
     let ip = maps::opaque(ip);
-    if own::passes(ip, eth.dst.is_group()) {
+    let to_group = eth.dst.is_group();
+    if own::passes(ip, to_group) {
         return vip::nd(packet, ip);
+    }
+    // A connection has two ends (RFC 1122, 4.2.3.10): no stack takes TCP from such a frame.
+    if to_group && ip.payload == Payload::Tcp {
+        return Err(DropReason::OtherStation);
     }
     let settings = maps::settings().ok_or(DropReason::NoSettings)?;
     let now = hook::now_ns();
@@ -273,6 +278,12 @@ fn begin(
         match forward::route(packet, settings, ip)? {
             (RouteKind::Local, ..) => {
                 vip::accept(packet, ip)?;
+                if ip.opens_tcp()
+                    && let Some(flow) = flow::find_node(key, ip, now)
+                {
+                    flow.follow(ip, flow.is_reply(src_is_b), now, packet.segments());
+                    return Ok(Begun::Done(Verdict::Pass));
+                }
                 local = true;
             }
             (_, zone, hop) => {

@@ -72,19 +72,20 @@ pub enum Found {
     Main(FlowRef),
     /// In the embryonic table.
     Embryonic(FlowRef),
-    /// Among the node's own flows.
+    /// Among the node's own flows: not for a SYN, which only [`find_node`] says.
     Node(FlowRef),
     /// Nowhere. The hash of its key.
     Nothing(u64),
 }
 
-/// Looks for a live flow in all tables: the main one first, as most packets are of it. Beside a connection
+/// Looks for a live flow in all tables: the main one first, as most packets are of it; among the node's own not for a
+/// SYN, as most SYNs are forwarded, and its route says which are not. Beside a connection
 /// of the main table another may have been begun by a SYN: it has the packets that answer this SYN, and
 /// all packets if the old one is over.
 #[inline(always)]
 pub fn find(key: &FlowKey, src_is_b: bool, ip: &Ip, now: u64) -> Found {
     // A SYN is mostly in none of them. What it then needs is fetched while the main one is looked at.
-    let begins = ip.payload == Payload::Tcp && tcp::opens(ip.tcp.flags);
+    let begins = ip.opens_tcp();
     let mut hash = 0;
     if begins {
         hash = embryonic::hash(key);
@@ -116,10 +117,10 @@ pub fn find(key: &FlowKey, src_is_b: bool, ip: &Ip, now: u64) -> Found {
     if let Some(flow) = begun(key, hash, ip, now) {
         return Found::Embryonic(flow);
     }
-    match find_node(key, ip, now) {
-        Some(flow) => Found::Node(flow),
-        None => Found::Nothing(hash),
+    if !begins && let Some(flow) = find_node(key, ip, now) {
+        return Found::Node(flow);
     }
+    Found::Nothing(hash)
 }
 
 /// Looks for a live flow without an answer. One that was refused or given up before it was answered is gone.
@@ -692,7 +693,7 @@ pub fn insert_embryonic(flow: &'static mut Flow, key: &FlowKey, hash: u64) -> Re
 /// were, and counts as established.
 #[inline(always)]
 pub fn insert_node(flow: &mut Flow, key: &FlowKey, ip: &Ip) {
-    if ip.payload == Payload::Tcp && !tcp::opens(ip.tcp.flags) {
+    if ip.payload == Payload::Tcp && !ip.opens_tcp() {
         flow.word = Flow::with_state(flow.word, FlowState::Established);
     }
     let flow = &*flow;

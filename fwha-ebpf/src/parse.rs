@@ -154,11 +154,17 @@ impl Ip {
         self.fragment.offset != 0 || self.fragment.more
     }
 
+    /// Whether it is a SYN.
+    #[inline(always)]
+    pub fn opens_tcp(&self) -> bool {
+        self.payload == Payload::Tcp && crate::tcp::opens(self.tcp.flags)
+    }
+
     /// Whether it may be the first packet of a flow, whatever the rules say.
     #[inline(always)]
-    pub const fn opens(&self) -> bool {
+    pub fn opens(&self) -> bool {
         match self.payload {
-            Payload::Tcp => crate::tcp::opens(self.tcp.flags),
+            Payload::Tcp => self.opens_tcp(),
             Payload::Sctp => self.tcp.flags == sctp::Chunk::Init as u8,
             Payload::Udp | Payload::Query | Payload::Other => true,
             _ => false,

@@ -89,6 +89,10 @@ impl Model {
         };
         let zone = self.environment.ports[port].zone.ok_or(Reason::NoZone)?;
         let arrival = &Arrival { port, zone, frame, packet };
+        // A connection has two ends (RFC 1122, 4.2.3.10).
+        if matches!(packet.transport, Transport::Tcp(..)) && packet::is_group(frame.destination) {
+            return Err(Reason::OtherStation);
+        }
         let tuple = match &packet.transport {
             Transport::Error(about) => {
                 let goes = self.error(arrival, about.as_ref())?;
@@ -151,6 +155,9 @@ impl Model {
         let begins_beside = main.zip(embryonic).is_some_and(|(main, embryonic)| {
             main.is_over() || transport.is_some_and(|transport| is_answer(embryonic, tuple, transport))
         });
+        // A SYN is of the node only if it goes there.
+        let begins = matches!(transport, Some(Transport::Tcp(_, segment)) if segment.kind == Kind::Syn);
+        let node = node.filter(|_| !begins);
         let main = main.filter(|_| !begins_beside).map(|flow| (Place::Main, flow));
         let embryonic = embryonic.map(|flow| (Place::Embryonic, flow));
         main.or(embryonic).or(node.map(|flow| (Place::Node, flow)))
@@ -330,7 +337,15 @@ impl Model {
         };
         let to = match way {
             Way::Nowhere => return Err(Reason::NoRoute),
-            Way::Node => Target::Node,
+            Way::Node => {
+                if let Some(flow) = self.living(&self.node, &tuple.key)
+                    && matches!(packet.transport, Transport::Tcp(..))
+                {
+                    let flow = flow.clone();
+                    return Ok((self.node_flow(arrival, tuple, flow)?, None));
+                }
+                Target::Node
+            }
             Way::Out { port, .. } => {
                 Target::Zone(self.environment.ports[port].zone.ok_or(Reason::RouteNoZone)?)
             }

@@ -238,15 +238,18 @@ fn broadcast_is_for_the_node_if_a_rule_says_so() {
         let discover = udp(End { macs: (CLIENT.macs.0, [0xff; 6]), port: 68, ..CLIENT }, everybody, b"");
         assert_eq!(rig.send(Port::Lan, &discover).verdict, Drop(DropReason::NoRule));
         // Not even a flow that could be forwarded goes on in a broadcast frame.
-        let broadcast = tcp(End { macs: (CLIENT.macs.0, [0xff; 6]), ..CLIENT }, SERVER, "S");
+        let broadcast = udp(End { macs: (CLIENT.macs.0, [0xff; 6]), ..CLIENT }, SERVER, b"");
         assert_eq!(rig.send(Port::Lan, &broadcast).verdict, Drop(DropReason::NoRule));
         rig.load_rules(&[accept("all")]);
-        rig.send(Port::Lan, &tcp(CLIENT, SERVER, "S"));
+        rig.send(Port::Lan, &udp(CLIENT, SERVER, b""));
         assert_eq!(
             rig.send(Port::Lan, &broadcast).verdict,
             Drop(DropReason::OtherStation),
             "of a known flow"
         );
+        // And TCP begins none there, with anybody.
+        let to_many = tcp(End { macs: (CLIENT.macs.0, [0xff; 6]), ..CLIENT }, SERVER, "S");
+        assert_eq!(rig.send(Port::Lan, &to_many).verdict, Drop(DropReason::OtherStation));
         rig.load_rules(&[Rule {
             to: ZONE_NODE,
             proto: proto::UDP,
