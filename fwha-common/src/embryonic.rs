@@ -2,8 +2,9 @@
 //!
 //! A new flow is what a flood consists of, so it must be cheap to put one in and to push one out. The table is made
 //! of sets of [`PLACES`] places; the keyed hash of a flow says which set it is in. In a full set the new flow takes
-//! the place of the one that was not used for the longest time. Finding and replacing one touches one cache line of
-//! the set and the place; an LRU hash of the kernel touches seven pages or so, at four times the price.
+//! the place of the one that was not used for the longest time. Finding and replacing one touches the first cache line of
+//! the set and the place, which lie in one page; an LRU hash of the kernel touches seven pages or so, at four times the
+//! price.
 
 use crate::flow::{Flow, FlowKey};
 
@@ -13,7 +14,16 @@ pub const PLACES: u32 = 8;
 /// Flows in the table, unless the loader says otherwise. A power of two.
 pub const CAPACITY: u32 = 65_536;
 
-/// What is known of the places of a set: one cache line.
+/// A set of the table: a cache line that says what is known of its places, and the places.
+///
+/// ```text
+///  0      32     48     52     54    64                         1728   2048
+///  +------+------+------+------+-----+--------+--------+--------+------+
+///  | tags | used | lock |clock |  0  |place 0 | place 1| …      |  0   |
+///  +------+------+------+------+-----+--------+--------+--------+------+
+/// ```
+///
+/// Half a page, so that none lies in two: the processor has to translate one address for all of it.
 ///
 /// Programs on several CPUs change it: [`Self::lock`] keeps apart who puts flows in. Who looks for one takes no lock.
 #[repr(C)]
@@ -30,6 +40,17 @@ pub struct EmbryonicSet {
     pub clock: u16,
     /// Always zero.
     pub zero: [u16; 5],
+    /// The places.
+    pub places: [EmbryonicPlace; PLACES as usize],
+    /// Always zero.
+    pub zeros: [[u64; 8]; 5],
+}
+
+impl EmbryonicSet {
+    /// The flows in it.
+    pub fn flows(&self) -> impl Iterator<Item = (&FlowKey, &Flow)> {
+        self.places.iter().filter_map(EmbryonicPlace::get)
+    }
 }
 
 /// A place: free if [`Flow::word`] is 0, which no flow has.
@@ -64,12 +85,6 @@ impl Site {
     pub const fn new(hash: u64, last_set: u32) -> Self {
         Self { set: (hash >> 8) as u32 & last_set, tag: (hash >> 32) as u32 | 1 }
     }
-
-    /// The number in the table of a place of the set.
-    #[inline(always)]
-    pub const fn place(&self, n: u32) -> u32 {
-        self.set * PLACES + n
-    }
 }
 
 /// The number of the last set in a table for so many flows, or the next smaller power of two.
@@ -79,14 +94,13 @@ pub const fn last_set(flows: u32) -> u32 {
 
 #[cfg(feature = "user")]
 mod pod {
-    // SAFETY: `repr(C)`, integers only, no padding (asserted below), valid for any bits.
+    // SAFETY: `repr(C)`, integers, keys and flows only, no padding (asserted below), valid for any bits.
     unsafe impl aya::Pod for super::EmbryonicSet {}
-    // SAFETY: as above; key and flow are.
-    unsafe impl aya::Pod for super::EmbryonicPlace {}
 }
 
 const _: () = {
-    assert!(size_of::<EmbryonicSet>() == 64);
+    assert!(size_of::<EmbryonicSet>() == 2048);
+    assert!(core::mem::offset_of!(EmbryonicSet, places) == 64);
     assert!(size_of::<EmbryonicPlace>() == size_of::<FlowKey>() + size_of::<Flow>());
     assert!(CAPACITY.is_power_of_two());
 };
@@ -104,6 +118,5 @@ mod tests {
     fn no_flow_is_marked_as_free() {
         assert_ne!(Site::new(0, 8191).tag, 0);
         assert_eq!(Site::new(!0, 8191), Site { set: 8191, tag: u32::MAX });
-        assert_eq!(Site::new(0x300, 1).place(2), 10);
     }
 }

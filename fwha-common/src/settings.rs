@@ -208,10 +208,8 @@ impl Counter {
 pub mod name {
     /// Main flow table: HASH, [`crate::flow::FlowKey`] to [`crate::flow::Flow`], replicated.
     pub const FLOWS: &str = "FLOWS";
-    /// New flows without an answer: ARRAY of [`crate::embryonic::EmbryonicPlace`], not replicated.
+    /// New flows without an answer: ARRAY of [`crate::embryonic::EmbryonicSet`], not replicated.
     pub const EMBRYONIC: &str = "EMBRYONIC";
-    /// ARRAY of [`crate::embryonic::EmbryonicSet`]: one for every [`crate::embryonic::PLACES`] of them.
-    pub const EMBRYONIC_SETS: &str = "EMBRYONIC_SETS";
     /// Global u32: the number of the last of these sets, a power of two less 1.
     pub const EMBRYONIC_LAST: &str = "EMBRYONIC_LAST";
     /// Flows that begin or end at this node: LRU_HASH, same types, never replicated.

@@ -28,7 +28,7 @@ const CLAIMED: u32 = 2;
 #[unsafe(no_mangle)]
 static EMBRYONIC_LAST: u32 = last_set(CAPACITY);
 
-/// A set of the table, and where in it a flow belongs.
+/// The set that a flow belongs to, and what its place is marked with.
 struct Place {
     site: Site,
     set: *mut EmbryonicSet,
@@ -40,7 +40,7 @@ impl Place {
         // SAFETY: a reference; volatile, because the loader may have changed it.
         let last = unsafe { (&raw const EMBRYONIC_LAST).read_volatile() };
         let site = Site::new(hash, last);
-        Some(Self { site, set: maps::EMBRYONIC_SETS.get_ptr_mut(site.set)? })
+        Some(Self { site, set: maps::EMBRYONIC.get_ptr_mut(site.set)? })
     }
 
     /// Where the tag of a place is.
@@ -110,8 +110,9 @@ impl Place {
     }
 
     #[inline(always)]
-    fn element(&self, n: u32) -> Option<*mut EmbryonicPlace> {
-        maps::EMBRYONIC.get_ptr_mut(self.site.place(n))
+    fn element(&self, n: u32) -> *mut EmbryonicPlace {
+        // SAFETY: in bounds.
+        unsafe { (&raw mut (*self.set).places).cast::<EmbryonicPlace>().add(bounded::<{ PLACES - 1 }>(n)) }
     }
 
     #[inline(always)]
@@ -159,11 +160,11 @@ pub fn fetch(hash: u64) {
 #[inline(never)]
 pub fn find(key: &FlowKey, hash: u64) -> Option<*mut Flow> {
     let place = Place::of(hash)?;
-    let n = place.search();
+    let n = maps::forget(place.search());
     if n == PLACES {
         return None;
     }
-    let element = place.element(n)?;
+    let element = place.element(n);
     // SAFETY: a map element.
     if unsafe { (*element).key != *key } {
         return None;
@@ -182,14 +183,14 @@ pub fn insert(key: &FlowKey, hash: u64, flow: &mut Flow) -> bool {
     if !place.lock() {
         return false;
     }
-    let n = place.choose();
+    let n = maps::forget(place.choose());
     // SAFETY: a map element, in bounds.
     let tag = unsafe { place.tag_at(n).read_volatile() };
-    let element = if n != PLACES && tag != CLAIMED && place.take(n, tag) { place.element(n) } else { None };
-    let Some(element) = element else {
+    if n == PLACES || tag == CLAIMED || !place.take(n, tag) {
         place.unlock();
         return false;
-    };
+    }
+    let element = place.element(n);
     let word = flow.word;
     // SAFETY: map elements.
     unsafe {
@@ -213,11 +214,10 @@ pub fn insert(key: &FlowKey, hash: u64, flow: &mut Flow) -> bool {
 #[inline(never)]
 pub fn claim(key: &FlowKey, hash: u64) -> u32 {
     if let Some(place) = Place::of(hash)
-        && let n = place.search()
+        && let n = maps::forget(place.search())
         && n != PLACES
-        && let Some(element) = place.element(n)
         // SAFETY: a map element.
-        && unsafe { (*element).key == *key }
+        && unsafe { (*place.element(n)).key == *key }
         && place.take(n, place.site.tag)
     {
         n
@@ -232,9 +232,9 @@ pub fn settle(hash: u64, n: u32, stays: bool) {
     let Some(place) = Place::of(hash) else {
         return;
     };
-    if !stays && let Some(element) = place.element(n) {
+    if !stays {
         // SAFETY: a map element.
-        unsafe { (&raw mut (*element).flow.word).write_volatile(0) }
+        unsafe { (&raw mut (*place.element(n)).flow.word).write_volatile(0) }
     }
     ordered();
     // SAFETY: as above.

@@ -10,7 +10,7 @@ use fwha_common::{
     BUCKETS, MAX_GROUPS,
     capture::{Capture, DropSample},
     drop::DROP_REASONS,
-    embryonic::{CAPACITY, EmbryonicPlace, EmbryonicSet, PLACES},
+    embryonic::{CAPACITY, EmbryonicSet, PLACES},
     flow::{Flow, FlowEvent, FlowKey, NextHop},
     group::{
         BucketRange, Group, MAX_VIPS, MAX_VIRTUAL_MACS, Vip, VipKey, VirtualMac, VirtualMacKey, ZONE_PAIRS,
@@ -37,16 +37,10 @@ use crate::{
 #[btf_map]
 pub static FLOWS: HashMap<FlowKey, Flow, 65_536> = HashMap::new();
 
-/// Its elements begin at a page, so that a set is one cache line.
+/// Its elements begin at a page, so that a set lies in one.
 #[btf_map]
-pub static EMBRYONIC_SETS: Array<
-    EmbryonicSet,
-    { (CAPACITY / PLACES) as usize },
-    { BPF_F_MMAPABLE as usize },
-> = Array::new();
-
-#[btf_map]
-pub static EMBRYONIC: Array<EmbryonicPlace, { CAPACITY as usize }> = Array::new();
+pub static EMBRYONIC: Array<EmbryonicSet, { (CAPACITY / PLACES) as usize }, { BPF_F_MMAPABLE as usize }> =
+    Array::new();
 
 #[btf_map]
 pub static NODE_FLOWS: LruHashMap<FlowKey, Flow, 4_096> = LruHashMap::new();
@@ -154,6 +148,7 @@ struct Scratch {
     arrival: Arrival,
     task: Task,
     fib: FibLookup,
+    number: u32,
 }
 
 /// A reference of which the compiler knows nothing, so that what it refers to is read from memory.
@@ -168,6 +163,21 @@ pub fn opaque<T>(reference: &'static mut T) -> &'static mut T {
     unsafe {
         core::arch::asm!("{0} = {0}", inout(reg) pointer);
         &mut *pointer
+    }
+}
+
+/// A number of which the verifier knows nothing: it was kept in a map for a moment. Where paths differ in a number only, the
+/// verifier then looks at what follows them once.
+#[inline(always)]
+pub fn forget(number: u32) -> u32 {
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+        return number;
+    };
+    // SAFETY: the element belongs to this CPU, which runs one of our programs at a time; volatile, so that the
+    // compiler does not remember it either.
+    unsafe {
+        (&raw mut (*scratch).number).write_volatile(number);
+        (&raw const (*scratch).number).read_volatile()
     }
 }
 

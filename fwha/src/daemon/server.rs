@@ -18,7 +18,7 @@ use axum::routing::{get, post};
 use futures_util::stream;
 use fwha_common::BUCKETS;
 use fwha_common::drop::DropReason;
-use fwha_common::embryonic::EmbryonicPlace;
+use fwha_common::embryonic::{EmbryonicSet, PLACES};
 use fwha_common::flow::{Flow, FlowKey, proto};
 use fwha_common::rule::name_hash;
 use fwha_common::settings::Counter;
@@ -682,9 +682,9 @@ impl Server {
             Table::Main => self.maps.flows(),
             Table::Node => self.maps.node_flows(),
             Table::Embryonic => {
-                let mut walk = EmbryonicWalk::new(CHUNK);
-                while let Some((_, places)) = walk.next_chunk(self.maps.embryonic())? {
-                    if !write(&mut places.iter().filter_map(EmbryonicPlace::get)) {
+                let mut walk = EmbryonicWalk::new(CHUNK / PLACES as usize);
+                while let Some((_, sets)) = walk.next_chunk(self.maps.embryonic())? {
+                    if !write(&mut sets.iter().flat_map(EmbryonicSet::flows)) {
                         break;
                     }
                 }

@@ -10,7 +10,7 @@ use std::{
 use fwha_common::{
     BUCKETS, MAX_GROUPS,
     capture::Capture,
-    embryonic::EmbryonicPlace,
+    embryonic::EmbryonicSet,
     flow::{Flow, FlowKey},
     group::{BucketRange, Group, Vip, VipKey, VirtualMac, VirtualMacKey, ZONE_PAIRS},
     limit::{Limits, Source},
@@ -33,10 +33,10 @@ pub type FlowMap = Map<FlowKey, Flow>;
 pub type FlowWalk = Walk<FlowKey, Flow>;
 
 /// The table of flows that nobody has answered.
-pub type EmbryonicMap = Map<u32, EmbryonicPlace>;
+pub type EmbryonicMap = Map<u32, EmbryonicSet>;
 
-/// An incremental walk over it; some of its places are free.
-pub type EmbryonicWalk = Walk<u32, EmbryonicPlace>;
+/// An incremental walk over it, set by set.
+pub type EmbryonicWalk = Walk<u32, EmbryonicSet>;
 
 /// What is known of sources, by address as in a flow key.
 type SourceMap = Map<[u32; 4], Source>;
@@ -144,9 +144,9 @@ impl Maps {
     ///
     /// Those of the walk.
     pub fn embryonic_count(&self) -> Result<usize, DataplaneError> {
-        let (mut n, mut walk) = (0, EmbryonicWalk::new(1024));
-        while let Some((_, places)) = walk.next_chunk(&self.embryonic).map_err(map_error(name::EMBRYONIC))? {
-            n += places.iter().filter_map(EmbryonicPlace::get).count();
+        let (mut n, mut walk) = (0, EmbryonicWalk::new(128));
+        while let Some((_, sets)) = walk.next_chunk(&self.embryonic).map_err(map_error(name::EMBRYONIC))? {
+            n += sets.iter().flat_map(EmbryonicSet::flows).count();
         }
         Ok(n)
     }

@@ -93,12 +93,8 @@ pub(super) fn load(
     max_embryonic: u32,
 ) -> Result<(Programs, bool, Events), DataplaneError> {
     let last_set = embryonic::last_set(max_embryonic);
-    let sizes = [
-        (name::FLOWS, max_flows),
-        (name::EVENTS, ring_len(max_flows)),
-        (name::EMBRYONIC, (last_set + 1) * embryonic::PLACES),
-        (name::EMBRYONIC_SETS, last_set + 1),
-    ];
+    let sizes =
+        [(name::FLOWS, max_flows), (name::EVENTS, ring_len(max_flows)), (name::EMBRYONIC, last_set + 1)];
     let object = Object::parse(OBJECT).map_err(aya::EbpfError::from)?;
     // Maps by name; not the sections of global data, which belong to one set of programs.
     let expected: BTreeMap<&str, bpf::MapShape> = object

@@ -24,7 +24,7 @@ use aya::programs::{
 use aya::{Ebpf, EbpfLoader, Pod};
 use fwha_common::capture::{Capture, DropSample};
 use fwha_common::drop::DropReason;
-use fwha_common::embryonic::{EmbryonicPlace, EmbryonicSet, PLACES, Site};
+use fwha_common::embryonic::{EmbryonicSet, Site};
 use fwha_common::flow::{Flow, FlowEvent, FlowKey, FlowState};
 use fwha_common::group::{Group, Vip, VipKey, VirtualMac, VirtualMacKey};
 use fwha_common::limit::{Limits, Source};
@@ -217,44 +217,33 @@ type Datagram = [u8; 56];
 pub const LAST_SET: u32 = 127;
 
 /// The table of embryonic flows.
-pub struct Embryonic {
-    places: Array<MapData, EmbryonicPlace>,
-    sets: Array<MapData, EmbryonicSet>,
-}
+pub struct Embryonic(Array<MapData, EmbryonicSet>);
 
 impl Embryonic {
-    /// The places that are marked as taken, with what is in them.
-    fn taken(&self) -> Vec<(u32, EmbryonicPlace)> {
-        let mut taken = Vec::new();
-        for set in 0..self.sets.len() {
-            for (tag, n) in self.sets.get(&set, 0).expect("a set").tags.into_iter().zip(0..) {
-                let n = set * PLACES + n;
-                let place = (tag != 0).then(|| self.places.get(&n, 0).expect("a place"));
-                taken.extend(place.map(|place| (n, place)));
-            }
-        }
-        taken
+    fn sets(&self) -> impl Iterator<Item = (u32, EmbryonicSet)> {
+        (0..self.0.len()).map(|n| (n, self.0.get(&n, 0).expect("a set")))
     }
 
     /// Holds what is known of the places against what is in them.
     pub fn check(&self) {
         let mut keys = HashSet::new();
-        for (n, place) in self.taken() {
-            let set = self.sets.get(&(n / PLACES), 0).expect("a set");
-            let site = Site::new(place.key.hash(&SETTINGS.bucket_key), LAST_SET);
-            assert_eq!(site, Site { set: n / PLACES, tag: set.tags[(n % PLACES) as usize] });
-            assert_ne!(place.flow.word, 0, "a flow without a state");
-            assert_eq!(set.lock, 0);
-            assert!(keys.insert(place.key), "{:?} is there twice", place.key);
+        for (n, set) in self.sets() {
+            assert_eq!((set.lock, set.zero, set.zeros), Default::default());
+            for (tag, place) in set.tags.into_iter().zip(set.places) {
+                assert_eq!(tag != 0, place.get().is_some(), "{:?} is marked as {tag:x}", place.key);
+                if tag != 0 {
+                    let site = Site::new(place.key.hash(&SETTINGS.bucket_key), LAST_SET);
+                    assert_eq!((site.set, site.tag), (n, tag));
+                    assert!(keys.insert(place.key), "{:?} is there twice", place.key);
+                }
+            }
         }
-        let free = (0..self.places.len()).filter(|n| self.places.get(n, 0).expect("a place").get().is_none());
-        assert_eq!(free.count() + keys.len(), self.places.len() as usize);
     }
 
     fn clear(&mut self) {
-        for (n, _) in self.taken() {
-            self.places.set(n, EmbryonicPlace::default(), 0).expect("a place");
-            self.sets.set(n / PLACES, EmbryonicSet::default(), 0).expect("a set");
+        let used: Vec<_> = self.sets().filter(|(_, set)| *set != EmbryonicSet::default()).collect();
+        for (n, _) in used {
+            self.0.set(n, EmbryonicSet::default(), 0).expect("a set");
         }
     }
 }
@@ -283,12 +272,20 @@ impl Table for HashMap<MapData, FlowKey, Flow> {
 
 impl Table for Embryonic {
     fn flows(&self) -> Vec<(FlowKey, Flow)> {
-        self.taken().into_iter().map(|(_, place)| (place.key, place.flow)).collect()
+        let flows =
+            |(_, set): (u32, EmbryonicSet)| set.flows().map(|(key, flow)| (*key, *flow)).collect::<Vec<_>>();
+        self.sets().flat_map(flows).collect()
     }
     fn change(&mut self, key: &FlowKey, flow: Flow) {
-        let taken = self.taken();
-        let (n, _) = taken.iter().find(|(_, place)| place.key == *key).expect("a flow");
-        self.places.set(*n, EmbryonicPlace { key: *key, flow }, 0).expect("a place");
+        for (n, mut set) in self.sets().collect::<Vec<_>>() {
+            if let Some(place) =
+                set.places.iter_mut().find(|place| place.get().is_some() && place.key == *key)
+            {
+                place.flow = flow;
+                return self.0.set(n, set, 0).expect("a set");
+            }
+        }
+        panic!("no such flow");
     }
 }
 
@@ -393,8 +390,7 @@ impl Rig {
         let object = fs::read(path).expect("the committed object");
         let mut bpf = EbpfLoader::new()
             .map_max_entries(name::FLOWS, MAX_FLOWS)
-            .map_max_entries(name::EMBRYONIC, (LAST_SET + 1) * PLACES)
-            .map_max_entries(name::EMBRYONIC_SETS, LAST_SET + 1)
+            .map_max_entries(name::EMBRYONIC, LAST_SET + 1)
             .override_global(name::EMBRYONIC_LAST, &LAST_SET, true)
             .map_max_entries(name::EVENTS, 1 << 16)
             .map_max_entries(name::DROP_SAMPLES, SAMPLES_LEN)
@@ -423,7 +419,7 @@ impl Rig {
         let mut rig = Self {
             hook,
             flows: take!(name::FLOWS),
-            embryonic: Embryonic { places: take!(name::EMBRYONIC), sets: take!(name::EMBRYONIC_SETS) },
+            embryonic: Embryonic(take!(name::EMBRYONIC)),
             node_flows: take!(name::NODE_FLOWS),
             fragments: take!(name::FRAGMENTS),
             interfaces: take!(name::INTERFACES),

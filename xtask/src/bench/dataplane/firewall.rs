@@ -102,7 +102,7 @@ impl Firewall {
         settings.set(0, present, 0)?;
         Ok(Self {
             events: RingBuf::try_from(map(&mut bpf, name::EVENTS)?).ok(),
-            embryonic: map(&mut bpf, name::EMBRYONIC_SETS)?.try_into()?,
+            embryonic: map(&mut bpf, name::EMBRYONIC)?.try_into()?,
             counters: map(&mut bpf, name::COUNTERS)?.try_into()?,
             drops: map(&mut bpf, name::DROPS)?.try_into()?,
             load: [(name::XDP_INGRESS, xdp_time), (name::TC_INGRESS, tc_time)],
