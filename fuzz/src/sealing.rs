@@ -1,6 +1,7 @@
 //! A node with the cluster's key that may say anything: hellos with any content, data with any payload.
 //!
-//! It seals by the description of the format in `fwha_proto::seal`, not by its code.
+//! It seals by the description of the format in `fwha_proto::seal`, not by its code, and with another implementation of the
+//! cipher.
 
 use chacha20poly1305::aead::{Aead, KeyInit, Payload};
 use chacha20poly1305::{ChaCha20Poly1305, Key, Nonce};

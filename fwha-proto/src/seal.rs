@@ -34,9 +34,8 @@
 
 use std::fmt;
 
-use chacha20poly1305::aead::{AeadInOut, KeyInit};
-use chacha20poly1305::{ChaCha20Poly1305, Key, Nonce, Tag};
 use hkdf::Hkdf;
+use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use sha2::{Digest, Sha256};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
@@ -85,12 +84,12 @@ impl ClusterKey {
         [word(low), word(high)]
     }
 
-    fn aead(&self, info: &[&[u8]]) -> ChaCha20Poly1305 {
-        let mut key = Key::default();
+    fn aead(&self, info: &[&[u8]]) -> LessSafeKey {
+        let mut key = [0; 32];
         self.expand(info, &mut key);
-        let aead = ChaCha20Poly1305::new(&key);
+        let aead = UnboundKey::new(&CHACHA20_POLY1305, &key).expect("a key of 32 bytes");
         key.zeroize();
-        aead
+        LessSafeKey::new(aead)
     }
 
     fn expand(&self, info: &[&[u8]], out: &mut [u8]) {
@@ -346,14 +345,14 @@ pub struct Channel {
 struct Held {
     id: u32,
     key: ClusterKey,
-    hello: ChaCha20Poly1305,
+    hello: LessSafeKey,
 }
 
 struct Session {
     peer_epoch: u64,
     version: u8,
     /// For each key that is held: for sending, for receiving.
-    ciphers: Vec<[ChaCha20Poly1305; 2]>,
+    ciphers: Vec<[LessSafeKey; 2]>,
     /// The newest key that the peer has shown to hold.
     key: usize,
     window: ReplayWindow,
@@ -537,7 +536,7 @@ impl Channel {
         Ok(Opened::Hello { reply: wants_reply || self.stranger, new_session })
     }
 
-    fn ciphers(&self, peer_epoch: u64) -> Vec<[ChaCha20Poly1305; 2]> {
+    fn ciphers(&self, peer_epoch: u64) -> Vec<[LessSafeKey; 2]> {
         let direction = |key: &ClusterKey, from: NodeId, from_epoch: u64, to: NodeId, to_epoch: u64| {
             key.aead(&[
                 b"data",
@@ -615,30 +614,31 @@ impl fmt::Debug for Channel {
 }
 
 fn nonce(counter: u64) -> Nonce {
-    let mut nonce = Nonce::default();
+    let mut nonce = [0; 12];
     nonce[4..].copy_from_slice(&counter.to_le_bytes());
-    nonce
+    Nonce::assume_unique_for_key(nonce)
 }
 
-fn encrypt(aead: &ChaCha20Poly1305, header: &Header, payload: &[u8]) -> Vec<u8> {
+fn encrypt(aead: &LessSafeKey, header: &Header, payload: &[u8]) -> Vec<u8> {
     let header_bytes = header.write();
     let mut datagram = Vec::with_capacity(OVERHEAD + payload.len());
     datagram.extend_from_slice(&header_bytes);
     datagram.extend_from_slice(payload);
     let tag = aead
-        .encrypt_inout_detached(&nonce(header.counter), &header_bytes, (&mut datagram[HEADER_LEN..]).into())
+        .seal_in_place_separate_tag(
+            nonce(header.counter),
+            Aad::from(&header_bytes),
+            &mut datagram[HEADER_LEN..],
+        )
         .expect("a datagram is far below the cipher's limit of 256 GiB");
-    datagram.extend_from_slice(&tag);
+    datagram.extend_from_slice(tag.as_ref());
     datagram
 }
 
-fn decrypt<'a>(aead: &ChaCha20Poly1305, counter: u64, datagram: &'a mut [u8]) -> Result<&'a [u8], OpenError> {
-    let (header, rest) = datagram.split_at_mut(HEADER_LEN);
-    let (body, tag) = rest.split_at_mut(rest.len() - TAG_LEN);
-    let tag = Tag::try_from(&*tag).map_err(|_| OpenError::Garbage)?;
-    aead.decrypt_inout_detached(&nonce(counter), header, (&mut *body).into(), &tag)
-        .map_err(|_| OpenError::Forged)?;
-    Ok(body)
+fn decrypt<'a>(aead: &LessSafeKey, counter: u64, datagram: &'a mut [u8]) -> Result<&'a [u8], OpenError> {
+    let (header, sealed) = datagram.split_at_mut(HEADER_LEN);
+    let plain = aead.open_in_place(nonce(counter), Aad::from(header), sealed);
+    plain.map(|plain| &*plain).map_err(|_| OpenError::Forged)
 }
 
 /// Which of the last [`REPLAY_WINDOW`] counters were seen (RFC 6479's ring of words).
