@@ -42,28 +42,6 @@ fn accept(config: &Config) {
 
 /// As the daemon makes it.
 fn election_config(config: &Config, node: u8) -> election::Config {
-    let instance = |vip: &fwha::config::Vip| election::Instance {
-        zone: vip.zone,
-        vrid: vip.vrid,
-        addresses: vip.addresses.iter().map(|a| a.addr()).collect(),
-        peers: vip.peers.clone(),
-    };
-    let groups = config.groups.iter().map(|group| election::GroupConfig {
-        group: group.id,
-        name: group.name.clone(),
-        members: group.nodes.clone(),
-        preempt: group.preempt,
-        preempt_delay: group.preempt_delay,
-        advert_interval_cs: (group.advert_interval.as_millis() / 10) as u16,
-        version: group.version,
-        hmac: group.hmac.clone(),
-        announce: election::Announce {
-            repeat: group.announce.repeat.clone(),
-            refresh: group.announce.refresh,
-        },
-        instances: group.vips.iter().map(instance).collect(),
-        start: election::Start::default(),
-    });
     let names = config.nodes.iter().map(|n| election::NodeConfig { node: n.id, name: n.name.clone() });
     election::Config {
         identity: Identity { cluster: 1, node, epoch: 1 },
@@ -77,7 +55,7 @@ fn election_config(config: &Config, node: u8) -> election::Config {
         nodes: names.collect(),
         zones: config.zones.iter().map(|z| (z.id, z.name.clone())).collect(),
         interfaces: Vec::new(),
-        groups: groups.collect(),
+        groups: config.groups.iter().map(|group| group.election(election::Start::default())).collect(),
         trackers: config
             .trackers
             .iter()

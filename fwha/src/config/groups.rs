@@ -72,6 +72,32 @@ pub struct Group {
 }
 
 impl Group {
+    /// What the election is told of it, on a node that begins with `start`.
+    pub fn election(&self, start: election::Start) -> election::GroupConfig {
+        let instance = |vip: &Vip| election::Instance {
+            zone: vip.zone,
+            vrid: vip.vrid,
+            addresses: vip.addresses.iter().map(|a| a.addr()).collect(),
+            peers: vip.peers.clone(),
+        };
+        election::GroupConfig {
+            group: self.id,
+            name: self.name.clone(),
+            members: self.nodes.clone(),
+            preempt: self.preempt,
+            preempt_delay: self.preempt_delay,
+            advert_interval_cs: (self.advert_interval.as_millis() / 10) as u16,
+            version: self.version,
+            hmac: self.hmac.clone(),
+            announce: election::Announce {
+                repeat: self.announce.repeat.clone(),
+                refresh: self.announce.refresh,
+            },
+            instances: self.vips.iter().map(instance).collect(),
+            start,
+        }
+    }
+
     /// The priority of a node; none if it is not in the group.
     pub fn priority(&self, node: NodeId) -> Option<u8> {
         self.nodes.iter().find(|&&(id, _)| id == node).map(|&(_, priority)| priority)

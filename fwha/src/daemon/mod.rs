@@ -645,7 +645,7 @@ fn election_config(
             term: element.term,
             owned_since: element.owned(now.as_nanos()).then(|| Time::from_nanos(element.since_ns)),
         };
-        groups.push(election_group(group, start));
+        groups.push(group.election(start));
     }
     Ok(proto_election::Config {
         identity,
@@ -692,31 +692,6 @@ fn election_trackers(config: &Config, node: config::NodeId) -> Vec<proto_electio
     };
     let resources = config.resources_of(node).filter_map(|r| resource_tracker(r, config));
     config.trackers.iter().filter(|t| t.runs_on(node)).map(one).chain(resources).collect()
-}
-
-fn election_group(group: &config::Group, start: proto_election::Start) -> proto_election::GroupConfig {
-    let instance = |vip: &config::Vip| proto_election::Instance {
-        zone: vip.zone,
-        vrid: vip.vrid,
-        addresses: vip.addresses.iter().map(|a| a.addr()).collect(),
-        peers: vip.peers.clone(),
-    };
-    proto_election::GroupConfig {
-        group: group.id,
-        name: group.name.clone(),
-        members: group.nodes.clone(),
-        preempt: group.preempt,
-        preempt_delay: group.preempt_delay,
-        advert_interval_cs: (group.advert_interval.as_millis() / 10) as u16,
-        version: group.version,
-        hmac: group.hmac.clone(),
-        announce: proto_election::Announce {
-            repeat: group.announce.repeat.clone(),
-            refresh: group.announce.refresh,
-        },
-        instances: group.vips.iter().map(instance).collect(),
-        start,
-    }
 }
 
 /// What of replication may change under way.

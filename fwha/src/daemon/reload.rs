@@ -183,7 +183,7 @@ impl Running {
 
     async fn tell_election(&self, new: &Config) -> anyhow::Result<()> {
         let (reply, answer) = oneshot::channel();
-        let groups = new.groups.iter().map(|g| super::election_group(g, Default::default())).collect();
+        let groups = new.groups.iter().map(|g| g.election(Default::default())).collect();
         let trackers = super::election_trackers(new, self.network.node.id);
         let witnesses = new.cluster.witness.clone();
         let config_hash = new.hash;
