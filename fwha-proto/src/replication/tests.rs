@@ -418,6 +418,23 @@ fn a_key_that_was_used_again_and_is_free_now_is_free_on_the_peer() {
 }
 
 #[test]
+fn a_flow_whose_key_an_inherited_one_has_just_left_is_known() {
+    for us in (0..2000).step_by(50) {
+        let mut rig = settled(|o| o.flush_after = Duration::ZERO);
+        rig.run(Duration::from_micros(us));
+        rig.create(1, 5);
+        rig.run(Duration::from_micros(200));
+        rig.promote(2, Rig::used());
+        rig.delete(2, 5);
+        rig.create(2, 5);
+        if rig.node(2).stale {
+            rig.reconcile(2);
+        }
+        assert_eq!(rig.node(2).replication.len(), 1, "{us} µs");
+    }
+}
+
+#[test]
 fn what_an_earlier_life_told_of_is_deleted_by_the_next() {
     let mut rig = settled(|_| {});
     rig.create(1, 5);
