@@ -27,8 +27,6 @@ use crate::{NodeId, TERM_LEAP_MAX};
 /// A deletion by this node is remembered this long: an event that another CPU wrote before it may
 /// be read after it.
 const HOLD: Duration = Duration::from_millis(200);
-/// When flows of two nodes began is known to a unit of [`Flow::created_ns`], and a millisecond of the wire.
-pub(super) const CREATED_ERROR: u64 = 2 << 20;
 /// Tombstones kept at most, in flows per flow of capacity. Beyond, peers learn of deletions by bulk.
 const DEAD_SHARE: usize = 4;
 /// The least number of tombstones that is always kept.
@@ -188,11 +186,12 @@ impl Core {
         let newer = if old.id == entry.id {
             slot.live && entry.version > old.version
         } else {
-            if slot.live && told != Told::Seen && entry.created_ns.abs_diff(old.created_ns) <= CREATED_ERROR {
-                // Which was first cannot be said: the kernel map knows.
-                self.outputs.push_back(Output::Reconcile(Buckets::one(entry.bucket)));
-            }
-            told == Told::Seen || entry.began_after(&old)
+            told == Told::Seen
+                || entry.began_after(&old).unwrap_or_else(|| {
+                    // The kernel map knows. Until it has been asked, what there is news of counts.
+                    self.outputs.push_back(Output::Reconcile(Buckets::one(entry.bucket)));
+                    true
+                })
         };
         if slot.live && old.id == entry.id {
             slot.pass = self.pass;

@@ -21,8 +21,8 @@ use fwha_common::BUCKETS;
 use fwha_common::flow::{Flow, FlowKey};
 
 use super::Output;
-use super::core::{CREATED_ERROR, Core, Owner};
-use super::entry::Entry;
+use super::core::{Core, Owner};
+use super::entry::{CREATED_ERROR, Entry};
 use super::status::Counters;
 use crate::NodeId;
 use crate::time::Time;

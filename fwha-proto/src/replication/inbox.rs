@@ -65,8 +65,9 @@ pub(super) struct Inbox {
     graves: VecDeque<(u32, u32, u64)>,
     /// Last datagram that touched each bucket.
     touched: Box<[u64; BUCKETS]>,
-    /// Where the last complete bulk of each bucket began: what is older says nothing any more.
-    complete_since: Box<[u64; BUCKETS]>,
+    /// What is older than this datagram says nothing any more about a bucket: the last complete bulk of it began here, or
+    /// another owner of the same term has spoken since.
+    counts_from: Box<[u64; BUCKETS]>,
     /// Datagram of the last END of each bucket.
     ended: Box<[u64; BUCKETS]>,
     waiting: VecDeque<Waiting>,
@@ -101,7 +102,7 @@ impl Inbox {
             arrivals: Arrivals::default(),
             graves: VecDeque::new(),
             touched: Box::new([0; BUCKETS]),
-            complete_since: Box::new([0; BUCKETS]),
+            counts_from: Box::new([0; BUCKETS]),
             ended: Box::new([0; BUCKETS]),
             waiting: VecDeque::new(),
             heal: Box::new([Heal::default(); BUCKETS]),
@@ -163,7 +164,7 @@ impl Inbox {
         }
         if core.owned.contains(entry.bucket)
             && core.handover.listens(core.now, entry.bucket, core.term(entry.bucket), self.peer, place.term)
-            && place.seq >= self.complete_since[usize::from(entry.bucket)]
+            && place.seq >= self.counts_from[usize::from(entry.bucket)]
         {
             core.take_straggler(key, entry, counters);
         } else if let Some(from) = self.origin(core, place, entry.bucket, counters) {
@@ -204,9 +205,9 @@ impl Inbox {
         bucket: u8,
         counters: &mut Counters,
     ) -> Option<Origin> {
-        self.admit(core, bucket, place.term, counters)?;
+        self.admit(core, bucket, place.seq, place.term, counters)?;
         let b = usize::from(bucket);
-        if place.seq < self.complete_since[b] {
+        if place.seq < self.counts_from[b] {
             counters.rejected_old += 1;
             return None;
         }
@@ -219,11 +220,27 @@ impl Inbox {
         })
     }
 
-    fn admit(&mut self, core: &mut Core, bucket: u8, term: u32, counters: &mut Counters) -> Option<()> {
+    fn admit(
+        &mut self,
+        core: &mut Core,
+        bucket: u8,
+        seq: u64,
+        term: u32,
+        counters: &mut Counters,
+    ) -> Option<()> {
+        let b = usize::from(bucket);
+        // Owners of one term that do not hear each other take turns here. What one wrote before the last that was taken
+        // of it is late, though the other has spoken since.
+        let rival = core.owners[b].term == term && core.owners[b].node != self.peer;
+        if rival && seq < self.touched[b] {
+            counters.rejected_stale += 1;
+            return None;
+        }
         if core.admit(bucket, self.peer, term, counters)? == Admission::NewTerm {
+            self.counts_from[b] = self.counts_from[b].max(self.touched[b]);
             self.verified.remove(bucket);
             self.differing.remove(bucket);
-            self.heal[usize::from(bucket)] = Heal::default();
+            self.heal[b] = Heal::default();
             // The owner of that term has not heard what was asked of its predecessor.
             self.expect_no_more(bucket);
         }
@@ -252,7 +269,7 @@ impl Inbox {
         for (term, buckets) in claims {
             self.claims = self.claims | *buckets;
             for bucket in buckets.iter() {
-                let _ = self.admit(core, bucket, *term, counters);
+                let _ = self.admit(core, bucket, seq, *term, counters);
             }
         }
         // What the peer does not own any more it will neither send nor prove.
@@ -314,11 +331,11 @@ impl Inbox {
         self.expect_no_more(bucket);
         self.ended[b] = self.ended[b].max(place.seq);
         self.progress_at = now;
-        let admitted = self.admit(core, bucket, place.term, counters).is_some();
-        if !admitted || start < self.complete_since[b] {
+        let admitted = self.admit(core, bucket, place.seq, place.term, counters).is_some();
+        if !admitted || start < self.counts_from[b] {
             return self.finish(now, counters);
         }
-        self.complete_since[b] = start;
+        self.counts_from[b] = start;
         self.touched[b] = self.touched[b].max(place.seq);
         let swept = core.sweep(bucket, self.peer, self.base + start);
         counters.swept += swept;
@@ -354,8 +371,8 @@ impl Inbox {
         digests: Vec<(u8, u64)>,
         counters: &mut Counters,
     ) {
-        let admitted =
-            digests.into_iter().filter(|d| self.admit(core, d.0, place.term, counters).is_some()).collect();
+        let mut admits = |bucket| self.admit(core, bucket, place.seq, place.term, counters).is_some();
+        let admitted = digests.into_iter().filter(|d| admits(d.0)).collect();
         self.wait(place, admitted);
     }
 

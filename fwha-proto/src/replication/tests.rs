@@ -3,10 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use fwha_common::flow::{Flow, FlowKey};
+use fwha_common::flow::{Flow, FlowId, FlowKey, FlowState};
 use proptest::prelude::*;
 
+use super::core::Core;
+use super::entry::Entry;
 use super::handover::LATE;
+use super::inbox::{Inbox, Place};
 use super::rig::{Faults, Rig, USED};
 use super::wire::{Record, Writer};
 use super::{
@@ -418,6 +421,23 @@ fn a_key_that_was_used_again_and_is_free_now_is_free_on_the_peer() {
 }
 
 #[test]
+fn a_flow_whose_key_an_inherited_one_has_just_left_is_known() {
+    for us in (0..2000).step_by(50) {
+        let mut rig = settled(|o| o.flush_after = Duration::ZERO);
+        rig.run(Duration::from_micros(us));
+        rig.create(1, 5);
+        rig.run(Duration::from_micros(200));
+        rig.promote(2, Rig::used());
+        rig.delete(2, 5);
+        rig.create(2, 5);
+        if rig.node(2).stale {
+            rig.reconcile(2);
+        }
+        assert_eq!(rig.node(2).replication.len(), 1, "{us} µs");
+    }
+}
+
+#[test]
 fn what_an_earlier_life_told_of_is_deleted_by_the_next() {
     let mut rig = settled(|_| {});
     rig.create(1, 5);
@@ -602,6 +622,32 @@ fn a_claim_after_which_there_would_be_no_successor_is_refused() {
     rig.run(400 * MS);
     assert!(counters(&rig, 1).rejected_term > 0);
     assert_eq!(own(&mut rig, 1, 2), Buckets::EMPTY);
+}
+
+#[test]
+fn a_late_word_of_one_of_two_rivals_does_not_win() {
+    let mut rig = Rig::new(3, 1, |_| {});
+    let core = &mut rig.node(3).replication.core;
+    let (mut one, mut other) = (Inbox::new(1, 1), Inbox::new(2, 1));
+    let mut counters = super::Counters::default();
+    let at = |seq| Place { seq, floor: 1, term: 1 };
+    let id = FlowId { number: 7, epoch: 1, node: 1, zero: [0; 3] };
+    let entry = |version| {
+        let word = Flow::word(FlowState::Established, 0, [1, 2]);
+        Entry::from_flow(&Rig::key(5), &Flow { word, bucket: 5, version, ..Flow::of(id) })
+    };
+    let version = |core: &Core| core.table.at(core.table.find(&Rig::key(5)).unwrap()).entry.version;
+    one.take_flow(core, at(2), &Rig::key(5), entry(2), &mut counters);
+    other.take_flow(core, at(1), &Rig::key(5), entry(2), &mut counters);
+    one.take_flow(core, at(1), &Rig::key(5), entry(1), &mut counters);
+    assert_eq!((version(core), core.owners[5].node), (2, 2), "nor is it the owner again");
+    // The same when it has had its turn again.
+    one.take_digests(core, at(4), vec![(5, 0)], &mut counters);
+    one.take_flow(core, at(1), &Rig::key(5), entry(1), &mut counters);
+    assert_eq!((version(core), core.owners[5].node), (2, 1));
+    one.take_flow(core, at(3), &Rig::key(5), entry(3), &mut counters);
+    assert_eq!(version(core), 3);
+    assert_eq!((counters.rejected_stale, counters.rejected_old), (1, 1));
 }
 
 #[test]

@@ -584,6 +584,12 @@ impl World {
         if risen {
             self.violate(format!("fw{id} resurrects {}, which its owner deleted", named(n, flow_id)));
         }
+        // A rival of that owner, in the same term, may have it still. It is not gone here from now on; and if that owner
+        // itself takes it back, it may tell of it.
+        self.ledgers[usize::from(id) - 1].buried.remove(&flow_id);
+        if self.buried.get(&flow_id).is_some_and(|&(_, owner)| owner == id) {
+            self.buried.remove(&flow_id);
+        }
         self.node(id).write(n, flow);
     }
 
