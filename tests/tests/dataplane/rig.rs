@@ -29,7 +29,8 @@ use fwha_common::flow::{Flow, FlowEvent, FlowKey, FlowState};
 use fwha_common::group::{Group, Vip, VipKey, VirtualMac, VirtualMacKey};
 use fwha_common::limit::{Limits, Source};
 use fwha_common::route::{PlainRoutes, Prefix};
-use fwha_common::rule::{Action, Interface, InterfaceKey, MAX_RULES, Rule, Tag, ZONE_ANY};
+use fwha_common::rule::{Action, Decision, Interface, InterfaceKey, Rule, Service, Tag, name_hash};
+use fwha_common::ruleset::{self, Ruleset, RulesetMap};
 use fwha_common::settings::{Counter, Settings, Timeouts, name};
 use fwha_tests::sys::{Feature, Received, ask_for_tags, packet_socket, receive, set_feature};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -65,11 +66,10 @@ pub const SETTINGS: Settings = Settings {
     epoch: 9,
     route_generation: 1,
     ruleset_generation: 0,
-    rules: 0,
     node: 1,
     vlans: 0,
     flags: 0,
-    zero: [0; 1],
+    zero: [0; 5],
 };
 
 /// Bytes by which an answer may be longer than what it answers.
@@ -305,7 +305,7 @@ pub struct Rig {
     groups: Array<MapData, Group>,
     pub vips: HashMap<MapData, VipKey, Vip>,
     pub virtual_macs: HashMap<MapData, VirtualMacKey, VirtualMac>,
-    rules: Array<MapData, Rule>,
+    rulesets: RulesetMap,
     settings: Array<MapData, Settings>,
     timeouts: Array<MapData, Timeouts>,
     counters: PerCpuArray<MapData, u64>,
@@ -431,7 +431,7 @@ impl Rig {
             groups: take!(name::GROUPS),
             vips: take!(name::VIPS),
             virtual_macs: take!(name::VIRTUAL_MACS),
-            rules: take!(name::RULES),
+            rulesets: take!(name::RULESETS),
             settings: take!(name::SETTINGS),
             timeouts: take!(name::TIMEOUTS),
             counters: take!(name::COUNTERS),
@@ -473,18 +473,18 @@ impl Rig {
         self.settings.set(0, self.now, 0).expect("settings");
     }
 
-    /// Loads a ruleset as the next generation.
+    /// Puts a ruleset in force. The counter of each rule is its place.
     pub fn load_rules(&mut self, rules: &[Rule]) {
-        let generation = self.now.ruleset_generation + 1;
-        for (i, rule) in rules.iter().enumerate() {
-            let rule = Rule { index: i as u32, ..*rule };
-            self.rules.set(generation % 2 * MAX_RULES as u32 + i as u32, rule, 0).expect("rule");
+        let mut rules = rules.to_vec();
+        for (i, rule) in rules.iter_mut().enumerate() {
+            rule.decision.index = i as u32;
         }
+        let compiled = Ruleset::compile(&rules).expect("a ruleset");
+        let generation = self.now.ruleset_generation + 1;
+        ruleset::load(&mut self.rulesets, generation, &compiled).expect("a ruleset");
         self.configure(|settings| {
             settings.ruleset_generation = generation;
-            settings.rules = rules.len() as u32;
-            let proxied = rules.iter().any(|rule| rule.flags & Rule::SYN_PROXY != 0);
-            settings.flags = if proxied { Settings::SYN_PROXY } else { 0 };
+            settings.flags = if compiled.has_syn_proxy() { Settings::SYN_PROXY } else { 0 };
         });
     }
 
@@ -900,12 +900,15 @@ fn sum(counters: &PerCpuArray<MapData, u64>, index: u32) -> u64 {
 
 /// A rule that admits everything.
 pub fn accept(name: &str) -> Rule {
-    Rule {
-        port_max: u16::MAX,
-        from: ZONE_ANY,
-        to: ZONE_ANY,
-        action: Action::Accept as u8,
-        name_hash: fwha_common::rule::name_hash(name),
-        ..Rule::default()
-    }
+    with_action(Action::Accept, name)
+}
+
+/// A rule that does this with everything.
+pub fn with_action(action: Action, name: &str) -> Rule {
+    Rule::all(Decision { action: action as u8, name_hash: name_hash(name), ..Decision::default() })
+}
+
+/// A rule that accepts ports of a protocol.
+pub fn accept_service(proto: u8, port_min: u16, port_max: u16, name: &str) -> Rule {
+    Rule { services: vec![Service { proto, port_min, port_max }], ..accept(name) }
 }
