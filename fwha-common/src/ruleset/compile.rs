@@ -31,7 +31,7 @@ impl fmt::Display for TooLarge {
         match self {
             Self::Rules(rules) => write!(f, "{rules} rules are more than {MAX_RULES}"),
             Self::Memory => {
-                write!(f, "the compiled rules need more than {} MiB", MAX_BLOCKS * BLOCK_LEN >> 20)
+                write!(f, "the compiled rules need more than {} MiB", (MAX_BLOCKS * BLOCK_LEN) >> 20)
             }
         }
     }

@@ -17,7 +17,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf};
 use aya::programs::{
     Program, ProgramError, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, Xdp, XdpMode,
 };
@@ -306,6 +306,8 @@ pub struct Rig {
     pub vips: HashMap<MapData, VipKey, Vip>,
     pub virtual_macs: HashMap<MapData, VirtualMacKey, VirtualMac>,
     rulesets: RulesetMap,
+    /// Ids of the maps that a reload writes: rulesets and settings.
+    reload_maps: [u32; 2],
     settings: Array<MapData, Settings>,
     timeouts: Array<MapData, Timeouts>,
     counters: PerCpuArray<MapData, u64>,
@@ -415,6 +417,10 @@ impl Rig {
             let loaded = (0..5).map(|_| load()).find(|loaded| !interrupted(loaded));
             loaded.expect("the verifier comes to its end").expect("the verifier takes it");
         }
+        let reload_maps = [name::RULESETS, name::SETTINGS].map(|name| match bpf.map(name) {
+            Some(Map::ArrayOfMaps(map) | Map::Array(map)) => map.info().expect("a map").id(),
+            _ => panic!("{name} is a map of another kind"),
+        });
         macro_rules! take {
             ($name:expr) => {
                 bpf.take_map($name).expect($name).try_into().expect($name)
@@ -431,6 +437,7 @@ impl Rig {
             groups: take!(name::GROUPS),
             vips: take!(name::VIPS),
             virtual_macs: take!(name::VIRTUAL_MACS),
+            reload_maps,
             rulesets: take!(name::RULESETS),
             settings: take!(name::SETTINGS),
             timeouts: take!(name::TIMEOUTS),
@@ -486,6 +493,31 @@ impl Rig {
             settings.ruleset_generation = generation;
             settings.flags = if compiled.has_syn_proxy() { Settings::SYN_PROXY } else { 0 };
         });
+    }
+
+    /// Does something again and again while these rulesets take turns, as the daemon puts them in force.
+    pub fn while_reloading(&mut self, rulesets: &[Ruleset], times: usize, mut act: impl FnMut(&mut Self)) {
+        let first = self.now.ruleset_generation;
+        // Of its own: the settings have no other writer meanwhile.
+        let [map, settings] = self.reload_maps.map(|id| MapData::from_id(id).expect("the map"));
+        let mut map: RulesetMap = Map::ArrayOfMaps(map).try_into().expect("rulesets");
+        let mut settings: Array<_, Settings> = Map::Array(settings).try_into().expect("settings");
+        let mut now = self.now;
+        thread::scope(|scope| {
+            let reloads = scope.spawn(move || {
+                for ruleset in rulesets.iter().cycle().take(times) {
+                    now.ruleset_generation += 1;
+                    ruleset::load(&mut map, now.ruleset_generation, ruleset).expect("a ruleset");
+                    settings.set(0, now, 0).expect("settings");
+                    ruleset::retire(&mut map, now.ruleset_generation).expect("the one before goes");
+                }
+            });
+            while !reloads.is_finished() {
+                act(self);
+            }
+            reloads.join().expect("all are loaded");
+        });
+        self.now.ruleset_generation = first + times as u32;
     }
 
     /// Sets the state of the one group.
