@@ -22,7 +22,7 @@
 //!  8704  anything
 //! ```
 //!
-//! - An **entry** is the word of a row, or, with [`TREE`], the number of a tree, which finds the row by port or address.
+//! - An **entry** is the word of a row, or, with its highest bit, the number of a tree, which finds the row by port or address.
 //! - A **tree** divides the values into intervals: a B-tree without pointers. A node has 15 keys and 16 children; a key is
 //!   the last value of an interval, and how many keys are less than a value says to which child it goes. Child `c` of
 //!   node `n` is node `16 n + c` of the next level. The number that would be the child of the last level is that of the
