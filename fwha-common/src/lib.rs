@@ -9,13 +9,15 @@
 //! | [`embryonic`] | the table of flows that nobody has answered |
 //! | [`group`] | ownership of buckets: roles, lease |
 //! | [`limit`] | limits by source address |
-//! | [`rule`] | the compiled ruleset and zones |
+//! | [`rule`] | rules and zones |
+//! | [`ruleset`] | the ruleset in bit-vector form, and how a rule is found in it |
 //! | [`mod@drop`] | every reason for which a packet is dropped |
 //! | [`capture`] | samples of dropped packets |
 //! | [`probe`] | the keyed probe frame that the data plane answers by itself |
 //! | [`settings`] | what user space tells the programs, and names of maps |
 //! | [`siphash`] | the keyed hash behind buckets and probes |
 #![cfg_attr(not(feature = "user"), no_std)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 pub mod capture;
 pub mod drop;
@@ -26,6 +28,7 @@ pub mod limit;
 pub mod probe;
 pub mod route;
 pub mod rule;
+pub mod ruleset;
 pub mod settings;
 pub mod siphash;
 

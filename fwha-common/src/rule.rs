@@ -1,12 +1,9 @@
-//! The compiled ruleset: what user space writes into `RULES`, one generation beside the other.
+//! Rules and zones. How the programs look rules up is told in [`crate::ruleset`].
 
 /// Zone number of the firewall node itself.
 pub const ZONE_NODE: u8 = 0;
 /// Matches every zone in [`Rule::from`] and [`Rule::to`].
 pub const ZONE_ANY: u8 = 0xff;
-
-/// Rules of one generation at most. `RULES` holds two generations of this length.
-pub const MAX_RULES: usize = 256;
 
 /// What a rule does.
 #[repr(u8)]
@@ -20,49 +17,60 @@ pub enum Action {
     Reject = 2,
 }
 
-/// An element of `RULES`. A config rule with several sources, destinations or services becomes
-/// several of these. The first that matches decides.
+/// What a rule says of the flows that it matches, as the programs read it: two words of the ruleset, from the lowest
+/// bit of the first on.
 ///
-/// Addresses are as in a flow key; an IPv4 prefix of length n is a mapped prefix of length 96 + n.
-#[repr(C)]
+/// ```text
+///  0           32      64    80       88      96  128
+///  | name_hash | index | mss | action | flags | zero |
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Rule {
-    /// Source network, network byte order as words; host bits are zero.
-    pub src: [u32; 4],
-    /// Mask of the source.
-    pub src_mask: [u32; 4],
-    /// Destination network.
-    pub dst: [u32; 4],
-    /// Mask of the destination.
-    pub dst_mask: [u32; 4],
-    /// Lowest destination port, host byte order.
-    pub port_min: u16,
-    /// Highest destination port, host byte order.
-    pub port_max: u16,
-    /// IP protocol; 0 is any.
-    pub proto: u8,
-    /// Zone the flow comes from, or [`ZONE_ANY`].
-    pub from: u8,
-    /// Zone the flow goes to, [`ZONE_NODE`] for the node itself, or [`ZONE_ANY`].
-    pub to: u8,
-    /// An [`Action`].
-    pub action: u8,
+pub struct Decision {
     /// Hash of the rule's name, [`name_hash`].
     pub name_hash: u32,
-    /// Its counter: index into `RULE_HITS`. Rules of one name have one, in the next generation too.
+    /// Its counter: index into `RULE_HITS`. Rules of one name have one, in the next ruleset too.
     pub index: u32,
     /// TCP: as [`crate::flow::Flow::mss`].
     pub mss: u16,
-    /// Bits: [`Rule::SYN_PROXY`].
-    pub flags: u16,
+    /// An [`Action`].
+    pub action: u8,
+    /// Bits: [`Decision::SYN_PROXY`].
+    pub flags: u8,
 }
 
-impl Rule {
+impl Decision {
     /// Flag: TCP connections are opened by way of the SYN proxy.
-    pub const SYN_PROXY: u16 = 1;
+    pub const SYN_PROXY: u8 = 1;
+
+    /// Whether [`Decision::SYN_PROXY`] is set.
+    #[inline(always)]
+    pub const fn syn_proxy(&self) -> bool {
+        self.flags & Self::SYN_PROXY != 0
+    }
+
+    /// As the two words of a ruleset.
+    pub const fn words(self) -> [u64; 2] {
+        [
+            self.name_hash as u64 | (self.index as u64) << 32,
+            self.mss as u64 | (self.action as u64) << 16 | (self.flags as u64) << 24,
+        ]
+    }
+
+    /// From the two words of a ruleset.
+    #[inline(always)]
+    pub const fn from_words(words: [u64; 2]) -> Self {
+        Self {
+            name_hash: words[0] as u32,
+            index: (words[0] >> 32) as u32,
+            mss: words[1] as u16,
+            action: (words[1] >> 16) as u8,
+            flags: (words[1] >> 24) as u8,
+        }
+    }
 }
 
 /// A new flow, as rules see it.
+#[derive(Clone, Copy)]
 pub struct Query {
     /// Source address, as in a flow key.
     pub src: [u32; 4],
@@ -78,24 +86,20 @@ pub struct Query {
     pub to: u8,
 }
 
-impl Rule {
-    /// Whether it matches a new flow.
-    #[inline(always)]
-    pub const fn matches(&self, query: &Query) -> bool {
-        let mut differs = 0u32;
-        let mut i = 0;
-        while i < 4 {
-            differs |= (query.src[i] ^ self.src[i]) & self.src_mask[i];
-            differs |= (query.dst[i] ^ self.dst[i]) & self.dst_mask[i];
-            i += 1;
-        }
-        differs == 0
-            && (self.proto == 0 || self.proto == query.proto)
-            && (self.from == ZONE_ANY || self.from == query.from)
-            && (self.to == ZONE_ANY || self.to == query.to)
-            && self.port_min <= query.port
-            && query.port <= self.port_max
-    }
+/// An address, as in a flow key, as a number: its high and its low half.
+#[inline(always)]
+pub const fn halves(address: &[u32; 4]) -> [u64; 2] {
+    let [a, b, c, d] = *address;
+    [
+        (u32::from_be(a) as u64) << 32 | u32::from_be(b) as u64,
+        (u32::from_be(c) as u64) << 32 | u32::from_be(d) as u64,
+    ]
+}
+
+/// An address, as in a flow key, as a number.
+pub const fn number(address: &[u32; 4]) -> u128 {
+    let [high, low] = halves(address);
+    (high as u128) << 64 | low as u128
 }
 
 /// FNV-1a, 32 bits, of a rule's name: how a rule is named in flows and between nodes.
@@ -226,18 +230,134 @@ impl Interface {
     pub const BARE: u8 = 4;
 }
 
+/// Rules as user space has them: what the ruleset is compiled from.
+#[cfg(feature = "user")]
+mod user {
+    use std::net::IpAddr;
+
+    use super::{Decision, Query, ZONE_ANY, number};
+
+    /// A network. Those of IPv4 are of mapped addresses, as in a flow key, and so lie in the IPv6 networks that
+    /// are short enough to have these.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Network {
+        first: u128,
+        last: u128,
+    }
+
+    impl Network {
+        /// The network of the first `len` bits of an address; all bits of it if there are no more.
+        pub fn new(address: IpAddr, len: u8) -> Self {
+            let (octets, len) = match address {
+                IpAddr::V4(v4) => (v4.to_ipv6_mapped().octets(), len.min(32) + 96),
+                IpAddr::V6(v6) => (v6.octets(), len.min(128)),
+            };
+            let hosts = u128::MAX.checked_shr(len.into()).unwrap_or(0);
+            let address = u128::from_be_bytes(octets);
+            Self { first: address & !hosts, last: address | hosts }
+        }
+
+        /// Its first address, as [`number`] makes it.
+        pub const fn first(&self) -> u128 {
+            self.first
+        }
+
+        /// Its last address, as [`number`] makes it.
+        pub const fn last(&self) -> u128 {
+            self.last
+        }
+
+        /// Whether an address, as in a flow key, is of it.
+        pub const fn contains(&self, address: &[u32; 4]) -> bool {
+            let address = number(address);
+            self.first <= address && address <= self.last
+        }
+    }
+
+    /// A protocol and its destination ports.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Service {
+        /// IP protocol; 0 is any.
+        pub proto: u8,
+        /// Lowest destination port, host byte order.
+        pub port_min: u16,
+        /// Highest destination port, host byte order.
+        pub port_max: u16,
+    }
+
+    impl Service {
+        /// All of a protocol; 0 is any.
+        pub const fn all(proto: u8) -> Self {
+            Self { proto, port_min: 0, port_max: u16::MAX }
+        }
+
+        /// Whether it is of a protocol.
+        pub const fn is_of(&self, proto: u8) -> bool {
+            self.proto == 0 || self.proto == proto
+        }
+
+        /// Whether it has this protocol and destination port.
+        pub const fn contains(&self, proto: u8, port: u16) -> bool {
+            self.is_of(proto) && self.port_min <= port && port <= self.port_max
+        }
+    }
+
+    /// A rule: what it matches, and its decision. Of several that match the first decides.
+    #[derive(Clone, Debug, Default, PartialEq, Eq)]
+    pub struct Rule {
+        /// Zone the flow comes from, or [`ZONE_ANY`].
+        pub from: u8,
+        /// Zone the flow goes to, [`super::ZONE_NODE`] for the node itself, or [`ZONE_ANY`].
+        pub to: u8,
+        /// Networks the flow comes from; empty for all.
+        pub source: Vec<Network>,
+        /// Networks the flow goes to; empty for all.
+        pub destination: Vec<Network>,
+        /// Protocols and ports; empty for all.
+        pub services: Vec<Service>,
+        /// What it says.
+        pub decision: Decision,
+    }
+
+    impl Rule {
+        /// A rule that matches all.
+        pub const fn all(decision: Decision) -> Self {
+            Self {
+                from: ZONE_ANY,
+                to: ZONE_ANY,
+                source: Vec::new(),
+                destination: Vec::new(),
+                services: Vec::new(),
+                decision,
+            }
+        }
+
+        /// Whether it matches a new flow: what [`crate::ruleset`] is held against.
+        pub fn matches(&self, query: &Query) -> bool {
+            let within = |networks: &[Network], address| {
+                networks.is_empty() || networks.iter().any(|network| network.contains(address))
+            };
+            (self.from == ZONE_ANY || self.from == query.from)
+                && (self.to == ZONE_ANY || self.to == query.to)
+                && within(&self.source, &query.src)
+                && within(&self.destination, &query.dst)
+                && (self.services.is_empty()
+                    || self.services.iter().any(|service| service.contains(query.proto, query.port)))
+        }
+    }
+}
+#[cfg(feature = "user")]
+pub use user::{Network, Rule, Service};
+
 #[cfg(feature = "user")]
 mod pod {
     // SAFETY: `repr(C)`, integers only, no padding (asserted below), valid for any bits.
-    unsafe impl aya::Pod for super::Rule {}
-    // SAFETY: as above.
     unsafe impl aya::Pod for super::InterfaceKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Interface {}
 }
 
 const _: () = {
-    assert!(size_of::<Rule>() == 84);
     assert!(size_of::<InterfaceKey>() == 8);
     assert!(size_of::<Interface>() == 28);
 };
@@ -245,16 +365,38 @@ const _: () = {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::flow::{V4_MAPPED, proto};
 
-    fn mapped(a: [u8; 4]) -> [u32; 4] {
-        [0, 0, V4_MAPPED, u32::from_ne_bytes(a)]
+    #[test]
+    fn a_tag_is_told_by_ethertype_and_vlan() {
+        let tag = Tag::new(Tag::SERVICE, 0xa064);
+        assert_eq!(tag.0.to_ne_bytes(), [0x88, 0xa8, 0xa0, 0x64], "as in the frame");
+        assert_eq!((tag.ethertype(), tag.tci(), tag.vlan()), (Tag::SERVICE, 0xa064, 100));
+        assert_eq!(tag.plain(), Tag::new(Tag::SERVICE, 100));
+        assert_ne!(tag.plain(), Tag::new(Tag::CUSTOMER, 100));
+        assert_eq!(Tag::new(Tag::CUSTOMER, 0xe000).plain(), Tag::NONE, "a priority only");
+    }
+}
+
+#[cfg(all(test, feature = "user"))]
+mod rule_tests {
+    use super::*;
+    use crate::flow::{FlowKey, proto};
+
+    fn network(text: &str, len: u8) -> Network {
+        Network::new(text.parse().unwrap(), len)
+    }
+
+    fn address(text: &str) -> [u32; 4] {
+        FlowKey::address(match text.parse().unwrap() {
+            std::net::IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+            std::net::IpAddr::V6(v6) => v6.octets(),
+        })
     }
 
     fn query() -> Query {
         Query {
-            src: mapped([192, 168, 1, 7]),
-            dst: mapped([10, 0, 0, 1]),
+            src: address("192.168.1.7"),
+            dst: address("10.0.0.1"),
             port: 22,
             proto: proto::TCP,
             from: 1,
@@ -262,36 +404,34 @@ mod tests {
         }
     }
 
-    fn any() -> Rule {
-        Rule { port_max: u16::MAX, from: ZONE_ANY, to: ZONE_ANY, ..Rule::default() }
-    }
-
     #[test]
     fn a_rule_without_conditions_matches_all() {
-        assert!(any().matches(&query()));
-        assert!(any().matches(&Query { to: ZONE_NODE, port: 0, ..query() }));
+        let any = Rule::all(Decision::default());
+        assert!(any.matches(&query()));
+        assert!(any.matches(&Query { to: ZONE_NODE, port: 0, ..query() }));
     }
 
     #[test]
     fn each_condition_counts() {
         let rule = Rule {
-            src: mapped([192, 168, 1, 0]),
-            src_mask: [u32::MAX, u32::MAX, u32::MAX, u32::from_ne_bytes([255, 255, 255, 0])],
-            dst: mapped([10, 0, 0, 1]),
-            dst_mask: [u32::MAX; 4],
-            port_min: 20,
-            port_max: 22,
-            proto: proto::TCP,
+            source: vec![network("172.16.0.0", 12), network("192.168.1.0", 24)],
+            destination: vec![network("10.0.0.1", 32)],
+            services: vec![
+                Service::all(proto::ICMP),
+                Service { proto: proto::TCP, port_min: 20, port_max: 22 },
+            ],
             from: 1,
             to: 2,
-            ..Rule::default()
+            decision: Decision::default(),
         };
         assert!(rule.matches(&query()));
         assert!(rule.matches(&Query { port: 20, ..query() }));
+        assert!(rule.matches(&Query { port: 0, proto: proto::ICMP, ..query() }));
+        assert!(rule.matches(&Query { src: address("172.31.0.1"), ..query() }));
         for other in [
-            Query { src: mapped([192, 168, 2, 7]), ..query() },
+            Query { src: address("192.168.2.7"), ..query() },
             Query { src: [0, 0, 0, query().src[3]], ..query() },
-            Query { dst: mapped([10, 0, 0, 2]), ..query() },
+            Query { dst: address("10.0.0.2"), ..query() },
             Query { port: 19, ..query() },
             Query { port: 23, ..query() },
             Query { proto: proto::UDP, ..query() },
@@ -303,12 +443,26 @@ mod tests {
     }
 
     #[test]
-    fn a_tag_is_told_by_ethertype_and_vlan() {
-        let tag = Tag::new(Tag::SERVICE, 0xa064);
-        assert_eq!(tag.0.to_ne_bytes(), [0x88, 0xa8, 0xa0, 0x64], "as in the frame");
-        assert_eq!((tag.ethertype(), tag.tci(), tag.vlan()), (Tag::SERVICE, 0xa064, 100));
-        assert_eq!(tag.plain(), Tag::new(Tag::SERVICE, 100));
-        assert_ne!(tag.plain(), Tag::new(Tag::CUSTOMER, 100));
-        assert_eq!(Tag::new(Tag::CUSTOMER, 0xe000).plain(), Tag::NONE, "a priority only");
+    fn a_network_begins_and_ends_with_its_bits() {
+        let all = network("::", 0);
+        assert_eq!((all.first(), all.last()), (0, u128::MAX));
+        let host = network("2001:db8::7", 128);
+        assert_eq!(
+            (host.first(), host.last()),
+            (number(&address("2001:db8::7")), number(&address("2001:db8::7")))
+        );
+        let net = network("2001:db8::7", 32);
+        assert!(net.contains(&address("2001:db8::")) && net.contains(&address("2001:db8:ffff::1")));
+        assert!(!net.contains(&address("2001:db9::")) && !net.contains(&address("2001:db7:ffff::")));
+        let v4 = network("10.9.8.7", 8);
+        assert!(v4.contains(&address("10.0.0.0")) && v4.contains(&address("10.255.255.255")));
+        assert!(!v4.contains(&address("11.0.0.0")) && !v4.contains(&address("a00::")));
+    }
+
+    #[test]
+    fn a_verdict_comes_back_from_its_words() {
+        let decision =
+            Decision { name_hash: 0x8123_4567, index: 0xfedc_ba98, mss: 1460, action: 2, flags: 1 };
+        assert_eq!(Decision::from_words(decision.words()), decision);
     }
 }

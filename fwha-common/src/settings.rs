@@ -17,11 +17,9 @@ pub struct Settings {
     /// Raised by user space with every change of a route, neighbour, address or link; next hops
     /// cached under another number are looked up again. Never 0.
     pub route_generation: u32,
-    /// Which half of `RULES` is in force: generation modulo 2. 0 means no ruleset: drop all.
+    /// Generation of the ruleset in force: which of `RULESETS` it is, modulo [`crate::ruleset::GENERATIONS`]. 0: there is
+    /// none, drop all.
     pub ruleset_generation: u32,
-    /// Rules to look at in that half. There may be fewer: the rest matches nothing. It is read apart from the
-    /// generation, so it never falls, lest a packet miss the end of its ruleset.
-    pub rules: u32,
     /// This node, 1 to [`crate::MAX_NODES`].
     pub node: u8,
     /// 1 if an interface with a program carries VLANs: frames without a tag are then looked at, too, before
@@ -30,11 +28,11 @@ pub struct Settings {
     /// Bits: [`Settings::SYN_PROXY`].
     pub flags: u8,
     /// Always zero.
-    pub zero: [u8; 1],
+    pub zero: [u8; 5],
 }
 
 impl Settings {
-    /// Flag: a rule in force has [`crate::rule::Rule::SYN_PROXY`], so that TCP of no flow may acknowledge a
+    /// Flag: a rule in force has [`crate::rule::Decision::SYN_PROXY`], so that TCP of no flow may acknowledge a
     /// cookie.
     pub const SYN_PROXY: u8 = 1;
 }
@@ -230,9 +228,10 @@ pub mod name {
     pub const VIPS: &str = "VIPS";
     /// HASH of [`crate::group::VirtualMacKey`] to [`crate::group::VirtualMac`].
     pub const VIRTUAL_MACS: &str = "VIRTUAL_MACS";
-    /// ARRAY of [`crate::rule::Rule`], two generations of [`crate::rule::MAX_RULES`].
-    pub const RULES: &str = "RULES";
-    /// PERCPU_ARRAY of u64: hits by [`crate::rule::Rule::index`], [`crate::rule::MAX_RULES`] elements.
+    /// ARRAY_OF_MAPS: rulesets by generation modulo [`crate::ruleset::GENERATIONS`], each an ARRAY of
+    /// [`crate::ruleset::Block`].
+    pub const RULESETS: &str = "RULESETS";
+    /// PERCPU_ARRAY of u64: hits by [`crate::rule::Decision::index`], [`crate::ruleset::MAX_RULES`] elements.
     pub const RULE_HITS: &str = "RULE_HITS";
     /// HASH of [`crate::rule::InterfaceKey`] to [`crate::rule::Interface`].
     pub const INTERFACES: &str = "INTERFACES";

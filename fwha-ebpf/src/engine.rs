@@ -1,13 +1,10 @@
 //! The packet's way through the firewall at ingress, the same for XDP and tc.
 
-use core::ffi::c_void;
-
-use aya_ebpf::helpers::generated::bpf_loop;
 use fwha_common::{
     drop::DropReason,
     flow::{FlowKey, NextHop},
     group::Group,
-    rule::{Action, Interface, MAX_RULES, Query, Rule, ZONE_NODE},
+    rule::{Interface, ZONE_NODE},
     settings::{Counter, Settings},
 };
 
@@ -19,7 +16,7 @@ use crate::{
     limit, maps, own,
     packet::{ETH_LEN, Eth, Mac, Packet, RouteKind},
     parse::{self, Ip, Payload, ethertype},
-    probe,
+    probe, rules,
     synproxy::{self, Early},
     tcp::Options,
     vip, vlan, zone,
@@ -298,7 +295,7 @@ fn begin(
         bucket = maps::bucket(zones, hash);
         flow::owner(bucket, now)?;
     }
-    let judged = judge(settings, ip, zones);
+    let judged = rules::judge(settings, ip, zones);
     // What is dropped without a word is so wherever it comes from.
     if let Err(reason) = &judged
         && *reason != DropReason::Reject
@@ -365,89 +362,6 @@ fn link_local(ip: &Ip) -> bool {
     } else {
         ip.src[3] == 0 || u32::from_be(ip.src[3]) >> 16 == 0xa9fe
     }
-}
-
-/// What the rule that admits a flow says of it.
-struct Admitted {
-    name_hash: u32,
-    mss: u16,
-    syn_proxy: bool,
-}
-
-/// The first rule that matches, if it admits the flow.
-#[inline(always)]
-fn judge(settings: &Settings, ip: &Ip, zones: [u8; 2]) -> Result<Admitted, DropReason> {
-    if settings.ruleset_generation == 0 {
-        return Err(DropReason::NoRuleset);
-    }
-    let scan = maps::rule_scan().ok_or(DropReason::NoRuleset)?;
-    scan.query = Query {
-        src: ip.src,
-        dst: ip.dst,
-        port: match ip.payload {
-            Payload::Query => 0,
-            Payload::Other if ip.proto != fwha_common::flow::proto::DCCP => 0,
-            _ => u16::from_be(ip.dport),
-        },
-        proto: ip.proto,
-        from: zones[0],
-        to: zones[1],
-    };
-    scan.base = (settings.ruleset_generation & 1) * MAX_RULES as u32;
-    scan.verdict = NO_RULE;
-    let rules = if settings.rules < MAX_RULES as u32 { settings.rules } else { MAX_RULES as u32 };
-    // SAFETY: `try_rule` is a callback as `bpf_loop` wants it.
-    unsafe { bpf_loop(rules, try_rule as *mut c_void, core::ptr::null_mut(), 0) };
-    let scan = maps::opaque(scan);
-    match scan.verdict {
-        ACCEPT => Ok(Admitted {
-            name_hash: scan.name_hash,
-            mss: scan.mss as u16,
-            syn_proxy: scan.flags & Rule::SYN_PROXY as u32 != 0,
-        }),
-        NO_RULE => Err(DropReason::NoRule),
-        REJECT => Err(DropReason::Reject),
-        _ => Err(DropReason::Rule),
-    }
-}
-
-/// A scan through the ruleset under way.
-pub struct RuleScan {
-    query: Query,
-    /// Where in `RULES` the ruleset begins.
-    base: u32,
-    /// An [`Action`], or [`NO_RULE`] as long as none matched.
-    verdict: u32,
-    /// Of the rule that matched.
-    name_hash: u32,
-    /// Of the rule that matched.
-    mss: u32,
-    /// Of the rule that matched.
-    flags: u32,
-}
-
-const NO_RULE: u32 = u32::MAX;
-const ACCEPT: u32 = Action::Accept as u32;
-const REJECT: u32 = Action::Reject as u32;
-
-/// One step of the scan; 1 ends it. A callback of `bpf_loop`, which the verifier looks at once; it
-/// would follow every turn of a plain loop, for every path that leads to it.
-unsafe extern "C" fn try_rule(index: u32, _: *mut c_void) -> i64 {
-    let Some(scan) = maps::rule_scan() else {
-        return 1;
-    };
-    let Some(rule) = maps::RULES.get(scan.base.wrapping_add(index)) else {
-        return 1;
-    };
-    if !rule.matches(&scan.query) {
-        return 0;
-    }
-    maps::add(&maps::RULE_HITS, rule.index, 1);
-    scan.verdict = rule.action as u32;
-    scan.name_hash = rule.name_hash;
-    scan.mss = rule.mss as u32;
-    scan.flags = rule.flags as u32;
-    1
 }
 
 /// Reading TCP options: not in [`tcp`], which knows nothing of the kernel.

@@ -15,6 +15,7 @@
 //! | `embryonic` | the table of flows that nobody has answered |
 //! | `flow`, `tcp`, `sctp`, `icmp` | flows, their states and windows, errors about them |
 //! | `vip` | virtual addresses: who answers for one, and with which MAC |
+//! | `rules` | the rule that decides on a new flow |
 //! | `zone`, `limit` | where a packet comes from; limits by source |
 //! | `forward`, `reject` | next hop and rewrite; answers to what a rule rejects |
 //! | `synproxy` | cookies in answer to SYNs, and what follows from them |
@@ -60,6 +61,8 @@ mod maps;
 mod probe;
 #[cfg(target_arch = "bpf")]
 mod reject;
+#[cfg(target_arch = "bpf")]
+mod rules;
 #[cfg(target_arch = "bpf")]
 mod synproxy;
 #[cfg(target_arch = "bpf")]

@@ -2,8 +2,8 @@
 //! [`fwha_common::settings::name`]; sizes given here are defaults, which the loader overrides.
 
 use aya_ebpf::{
-    bindings::{BPF_F_MMAPABLE, bpf_fib_lookup as FibLookup},
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
+    bindings::{BPF_F_INNER_MAP, BPF_F_MMAPABLE, bpf_fib_lookup as FibLookup},
+    btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, RingBuf},
     macros::btf_map,
 };
 use fwha_common::{
@@ -17,19 +17,20 @@ use fwha_common::{
     },
     limit::{Limits, Source},
     route::{PlainRoutes, TABLES},
-    rule::{Interface, InterfaceKey, MAX_INTERFACES, MAX_RULES, Rule},
+    rule::{Interface, InterfaceKey, MAX_INTERFACES},
+    ruleset::{Block, GENERATIONS, MAX_RULES},
     settings::{COUNTERS as COUNTER_COUNT, Settings, Timeouts},
 };
 
 use crate::{
     capture::Share,
-    engine::RuleScan,
     forward::KnownRoute,
     fragment::{Datagram, DatagramKey},
     hook::Clock,
     packet::Arrival,
     parse::Ip,
     reject,
+    rules::Search,
     synproxy::Task,
     tcp::{Options, Scan},
 };
@@ -69,8 +70,11 @@ pub static VIPS: HashMap<VipKey, Vip, MAX_VIPS> = HashMap::new();
 #[btf_map]
 pub static VIRTUAL_MACS: HashMap<VirtualMacKey, VirtualMac, MAX_VIRTUAL_MACS> = HashMap::new();
 
+/// The blocks of a ruleset, as many as it has.
+type Ruleset = Array<Block, 1, { BPF_F_INNER_MAP as usize }>;
+
 #[btf_map]
-pub static RULES: Array<Rule, { 2 * MAX_RULES }> = Array::new();
+pub static RULESETS: ArrayOfMaps<Ruleset, { GENERATIONS as usize }> = ArrayOfMaps::new();
 
 #[btf_map]
 pub static RULE_HITS: PerCpuArray<u64, MAX_RULES> = PerCpuArray::new();
@@ -139,7 +143,7 @@ struct Scratch {
     ip: Ip,
     options: Options,
     scan: Scan,
-    rules: RuleScan,
+    rules: Search,
     flow: Flow,
     inner: Ip,
     datagram: Datagram,
@@ -206,8 +210,8 @@ scratch! {
     scan, scan, Scan
 }
 scratch! {
-    /// The room for a scan through the rules.
-    rule_scan, rules, RuleScan
+    /// The room for a search for a rule.
+    rule_search, rules, Search
 }
 scratch! {
     /// The room for a flow under construction.

@@ -1,9 +1,10 @@
 //! What the config file says about single flows.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::Arc};
 
 use fwha_common::flow::{Flow, FlowKey, proto};
-use fwha_common::rule::{Action, Query, Rule, name_hash};
+use fwha_common::rule::{Action, Query, name_hash};
+use fwha_common::ruleset::Ruleset;
 use fwha_proto::replication;
 use ipnet::IpNet;
 
@@ -16,7 +17,7 @@ pub struct Policy {
     /// Hashes of the names of rules with `replicate = false`.
     unreplicated: HashSet<u32>,
     /// With `strict`, the rules.
-    rules: Option<Vec<Rule>>,
+    rules: Option<Arc<Ruleset>>,
 }
 
 impl Policy {
@@ -28,7 +29,7 @@ impl Policy {
             protocols: replication.protocols.clone(),
             ignore: replication.ignore.clone(),
             unreplicated: unreplicated.map(|r| name_hash(&r.name)).collect(),
-            rules: replication.strict.then(|| config.compiled_rules()),
+            rules: replication.strict.then(|| Arc::clone(&config.ruleset)),
         };
         let all = policy.protocols.is_empty() && policy.ignore.is_empty() && policy.unreplicated.is_empty();
         (!all || policy.rules.is_some()).then_some(policy)
@@ -61,14 +62,14 @@ impl replication::Policy for Policy {
 }
 
 /// Whether the first of the rules that matches the flow's first packet accepts it.
-pub fn admits(rules: &[Rule], key: &FlowKey, flow: &Flow) -> bool {
+pub fn admits(rules: &Ruleset, key: &FlowKey, flow: &Flow) -> bool {
     let from_b = flow.originator_is_b();
     let (src, dst) = if from_b { (key.addr_b, key.addr_a) } else { (key.addr_a, key.addr_b) };
     let [_, (_, port)] = key.ends(from_b);
     let [from, to] = flow.zones();
     let port = if proto::has_ports(key.proto) { port } else { 0 };
     let query = Query { src, dst, port, proto: key.proto, from, to };
-    rules.iter().find(|r| r.matches(&query)).is_some_and(|r| r.action == Action::Accept as u8)
+    rules.find(&query).is_some_and(|decision| decision.action == Action::Accept as u8)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use fwha::config::{Config, ConfigErrors, Source};
-use fwha_common::rule::MAX_RULES;
+use fwha_common::ruleset::MAX_RULES;
 use fwha_proto::election;
 use fwha_proto::seal::ClusterKey;
 use fwha_proto::seal::Identity;

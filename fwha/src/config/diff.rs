@@ -35,6 +35,7 @@ pub fn diff(old: &Config, new: &Config, me: NodeId) -> Vec<Change> {
         zones,
         groups,
         rules,
+        ruleset: _,
         hooks,
         trackers,
         resources,

@@ -50,6 +50,7 @@ use std::{
 use fwha_common::{
     limit::Limits,
     rule::{self, Tag},
+    ruleset::Ruleset,
     settings::Timeouts,
 };
 pub use fwha_proto::{NodeId, seal::KeyRing};
@@ -111,6 +112,8 @@ pub struct Config {
     pub groups: Vec<Group>,
     /// Every `[[rule]]`, in the order of the file.
     pub rules: Vec<Rule>,
+    /// The same, compiled. A rule's counter is its place.
+    pub ruleset: Arc<Ruleset>,
     /// Every `[[tracker]]`, in the order of the file.
     pub trackers: Vec<Tracker>,
     /// Every `[[hook]]`, in the order of the file.
@@ -206,7 +209,7 @@ impl Config {
         else {
             return Err(mistakes.into_errors(source));
         };
-        let rule_names = rules.iter().map(|r| (rule::name_hash(&r.name), r.name.clone())).collect();
+        let rule_names = rules.list.iter().map(|r| (rule::name_hash(&r.name), r.name.clone())).collect();
         let mut config = Self {
             cluster: cluster.cluster,
             keys,
@@ -219,7 +222,8 @@ impl Config {
             nodes: nodes.list,
             zones: zones.list,
             groups,
-            rules,
+            rules: rules.list,
+            ruleset: rules.ruleset,
             trackers,
             hooks,
             resources,
@@ -340,10 +344,9 @@ impl Config {
         self.resources.iter().filter(mine)
     }
 
-    /// The rules as the data plane takes them, first match first: every combination of the sources,
-    /// destinations and services of each rule. At most [`rule::MAX_RULES`].
+    /// The rules as the data plane takes them, first match first.
     pub fn compiled_rules(&self) -> Vec<rule::Rule> {
-        self.rules.iter().flat_map(Rule::compile).collect()
+        self.rules.iter().map(Rule::compile).collect()
     }
 
     /// Whether every interface that the file names for `node` is one for which `exists` is true, or a VLAN

@@ -1,10 +1,11 @@
 //! `[[rule]]`: which flows may begin. The first that matches decides; what none matches is dropped.
 
-use std::{collections::HashMap, fmt};
+use std::{collections::HashMap, fmt, sync::Arc};
 
 use fwha_common::{
-    flow::{Flow, V4_MAPPED, proto},
-    rule::{self, Action, MAX_RULES, ZONE_ANY, ZONE_NODE},
+    flow::{Flow, proto},
+    rule::{self, Action, Network, ZONE_ANY, ZONE_NODE},
+    ruleset::{MAX_RULES, Ruleset, TooLarge},
 };
 use ipnet::IpNet;
 use serde::{Serialize, Serializer};
@@ -13,7 +14,7 @@ use super::{
     ZoneId,
     names::Names,
     section::{self, Section},
-    source::Mistakes,
+    source::{Mistakes, Span},
     value,
     zones::Zones,
 };
@@ -86,70 +87,73 @@ impl Rule {
             && (self.services.is_empty() || self.services.iter().any(tcp))
     }
 
-    /// How many rules of the data plane it becomes.
-    fn compiled_len(&self) -> usize {
-        [self.source.len(), self.destination.len(), self.services.len()]
-            .iter()
-            .fold(1usize, |product, &n| product.saturating_mul(n.max(1)))
-    }
-
-    /// The rule as the data plane takes it.
-    pub(super) fn compile(&self) -> Vec<rule::Rule> {
-        let any_service = [Service::ANY];
-        let services = if self.services.is_empty() { &any_service[..] } else { &self.services };
-        let mut compiled = Vec::with_capacity(self.compiled_len());
-        for (src, src_mask) in masks(&self.source) {
-            for (dst, dst_mask) in masks(&self.destination) {
-                for service in services {
-                    compiled.push(rule::Rule {
-                        src,
-                        src_mask,
-                        dst,
-                        dst_mask,
-                        port_min: service.port_min,
-                        port_max: service.port_max,
-                        proto: service.proto,
-                        from: self.from,
-                        to: self.to,
-                        action: self.action as u8,
-                        name_hash: rule::name_hash(&self.name),
-                        index: self.index,
-                        mss: self.mss,
-                        flags: if self.syn_proxy { rule::Rule::SYN_PROXY } else { 0 },
-                    });
-                }
-            }
+    /// The rule as the ruleset is compiled from it.
+    pub(super) fn compile(&self) -> rule::Rule {
+        let networks = |list: &[IpNet]| -> Vec<Network> {
+            list.iter().map(|net| Network::new(net.addr(), net.prefix_len())).collect()
+        };
+        let service =
+            |s: &Service| rule::Service { proto: s.proto, port_min: s.port_min, port_max: s.port_max };
+        rule::Rule {
+            from: self.from,
+            to: self.to,
+            source: networks(&self.source),
+            destination: networks(&self.destination),
+            services: self.services.iter().map(service).collect(),
+            decision: rule::Decision {
+                name_hash: rule::name_hash(&self.name),
+                index: self.index,
+                mss: self.mss,
+                action: self.action as u8,
+                flags: if self.syn_proxy { rule::Decision::SYN_PROXY } else { 0 },
+            },
         }
-        compiled
     }
 }
 
-/// Network and mask of each of `networks` as in a flow key; the mask that matches all if there is none.
-fn masks(networks: &[IpNet]) -> Vec<([u32; 4], [u32; 4])> {
-    if networks.is_empty() {
-        return vec![([0; 4], [0; 4])];
-    }
-    let word = |address: std::net::Ipv4Addr| u32::from_ne_bytes(address.octets());
-    let words = |address: std::net::Ipv6Addr| {
-        let bytes = address.octets();
-        [0, 4, 8, 12].map(|at| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]))
+/// Every `[[rule]]`, in the order of the file, and what they are compiled to.
+pub(super) struct Rules {
+    pub list: Vec<Rule>,
+    pub ruleset: Arc<Ruleset>,
+}
+
+/// Compiles the rules. What does not fit is a mistake of the first rule with which it does not.
+fn compile(rules: &[Rule], spans: &[Span], mistakes: &mut Mistakes) -> Arc<Ruleset> {
+    let compiled: Vec<rule::Rule> = rules.iter().map(Rule::compile).collect();
+    let problem = match Ruleset::compile(&compiled) {
+        Ok(ruleset) => return Arc::new(ruleset),
+        Err(problem) => problem,
     };
-    networks
-        .iter()
-        .map(|net| match net {
-            IpNet::V4(net) => {
-                ([0, 0, V4_MAPPED, word(net.network())], [u32::MAX, u32::MAX, u32::MAX, word(net.netmask())])
+    let (first, remedy) = match problem {
+        TooLarge::Rules(_) => {
+            (MAX_RULES, "a rule may have many networks and services: join those that do the same")
+        }
+        TooLarge::Memory => {
+            // With more rules it never gets smaller.
+            let (mut fits, mut fails) = (0, compiled.len());
+            while fails - fits > 1 {
+                let half = fits.midpoint(fails);
+                if Ruleset::compile(&compiled[..half]).is_ok() { fits = half } else { fails = half }
             }
-            IpNet::V6(net) => (words(net.network()), words(net.netmask())),
-        })
-        .collect()
+            (
+                fits,
+                "each network of a list takes room for the rules that have others there: use fewer or wider ones",
+            )
+        }
+    };
+    if let (Some(rule), Some(span)) = (rules.get(first), spans.get(first)) {
+        mistakes
+            .add(span.clone(), format!("with rule {:?} the ruleset is too large: {problem}", rule.name))
+            .remedy(remedy);
+    }
+    Arc::default()
 }
 
-pub(super) fn read<'a>(root: &mut Section<'a>, zones: &Zones<'_>, mistakes: &mut Mistakes) -> Vec<Rule> {
+pub(super) fn read<'a>(root: &mut Section<'a>, zones: &Zones<'_>, mistakes: &mut Mistakes) -> Rules {
     let mut rules: Vec<Rule> = Vec::new();
+    let mut spans = Vec::new();
     let mut names = Names::new("rule");
     let mut hashes: HashMap<u32, String> = HashMap::new();
-    let mut compiled = 0usize;
     for mut section in section::array_of_tables(root, "rule", "[[rule]]", mistakes) {
         let name = names.read(&mut section, mistakes);
         if let Some(other) = hashes.insert(rule::name_hash(&name), name.clone())
@@ -179,23 +183,12 @@ pub(super) fn read<'a>(root: &mut Section<'a>, zones: &Zones<'_>, mistakes: &mut
                 .add(section.span.clone(), format!("syn-proxy of rule {:?} has nothing to do", rule.name))
                 .remedy("it is for rules that accept TCP connections through the firewall");
         }
-        let before = compiled;
-        compiled = compiled.saturating_add(rule.compiled_len());
-        if before <= MAX_RULES && compiled > MAX_RULES {
-            mistakes
-                .add(
-                    section.span.clone(),
-                    format!(
-                        "with rule {:?} the ruleset has {compiled} entries, {MAX_RULES} is the limit",
-                        rule.name
-                    ),
-                )
-                .remedy("each source, destination and service multiplies a rule: use fewer or wider ones");
-        }
+        spans.push(section.span.clone());
         section.finish(mistakes);
         rules.push(rule);
     }
-    rules
+    let ruleset = compile(&rules, &spans, mistakes);
+    Rules { list: rules, ruleset }
 }
 
 fn read_zone(

@@ -10,7 +10,7 @@ use anyhow::Context;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Json, State};
 use axum::http::StatusCode;
-use fwha_common::rule::{Rule, ZONE_NODE};
+use fwha_common::rule::ZONE_NODE;
 use fwha_proto::time::Time;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
@@ -263,7 +263,7 @@ impl Server {
     /// Ends the flows that the rules do not admit, of those that this node owns, and those of the node itself
     /// that others began. How many these were.
     fn revalidate(&self) -> Result<u64, Problem> {
-        let rules: Vec<Rule> = self.config().compiled_rules();
+        let rules = Arc::clone(&self.config().ruleset);
         let ended = self.end_flows(|key, flow| {
             let own = flow.zones()[0] == ZONE_NODE;
             !own && !policy::admits(&rules, key, flow)

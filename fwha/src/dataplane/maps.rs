@@ -1,12 +1,13 @@
 //! Typed access to the maps: each call one system call, from any thread.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io,
     os::fd::{AsFd, OwnedFd},
     sync::{Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
 };
 
+use aya::maps::{MapData, MapError};
 use fwha_common::{
     BUCKETS, MAX_GROUPS,
     capture::Capture,
@@ -15,9 +16,11 @@ use fwha_common::{
     group::{BucketRange, Group, Vip, VipKey, VirtualMac, VirtualMacKey, ZONE_PAIRS},
     limit::{Limits, Source},
     route::{PlainRoutes, Prefix},
-    rule::{Interface, InterfaceKey, MAX_RULES, Rule},
+    rule::{Decision, Interface, InterfaceKey, Rule},
+    ruleset::{self, MAX_RULES, Ruleset, RulesetMap},
     settings::{Settings, Timeouts, name},
 };
+use tracing::warn;
 
 use super::{DataplaneError, pins::PinDir};
 use crate::sys::{
@@ -52,7 +55,7 @@ pub struct Maps {
     zone_buckets: Map<u32, BucketRange>,
     vips: Map<VipKey, Vip>,
     virtual_macs: Map<VirtualMacKey, VirtualMac>,
-    rules: Map<u32, Rule>,
+    rulesets: Mutex<RulesetMap>,
     interfaces: Map<InterfaceKey, Interface>,
     plain_routes: Map<u32, PlainRoutes>,
     settings: Map<u32, Settings>,
@@ -84,6 +87,23 @@ fn replace<K: Pod + PartialEq, V: Pod>(map: &Map<K, V>, elements: &[(K, V)]) -> 
     map.delete_batch(&gone).map(drop)
 }
 
+fn rulesets(pins: &PinDir) -> Result<RulesetMap, MapError> {
+    aya::maps::Map::ArrayOfMaps(MapData::from_pin(pins.map(name::RULESETS))?).try_into()
+}
+
+/// What the rules of a generation say; nothing of generation 0.
+fn decisions_of(rulesets: &RulesetMap, generation: u32) -> Result<Vec<Decision>, DataplaneError> {
+    if generation == 0 {
+        Ok(Vec::new())
+    } else {
+        ruleset::decisions_of(rulesets, generation).map_err(ruleset_error)
+    }
+}
+
+fn ruleset_error(error: MapError) -> DataplaneError {
+    map_error(name::RULESETS)(io::Error::other(error))
+}
+
 impl Maps {
     pub(super) fn open(pins: &PinDir) -> Result<Self, DataplaneError> {
         fn map<K: Pod, V: Pod>(pins: &PinDir, name: &'static str) -> Result<Map<K, V>, DataplaneError> {
@@ -103,7 +123,7 @@ impl Maps {
             zone_buckets: map(pins, name::ZONE_BUCKETS)?,
             vips: map(pins, name::VIPS)?,
             virtual_macs: map(pins, name::VIRTUAL_MACS)?,
-            rules: map(pins, name::RULES)?,
+            rulesets: Mutex::new(rulesets(pins).map_err(ruleset_error)?),
             interfaces: map(pins, name::INTERFACES)?,
             plain_routes: map(pins, name::PLAIN_ROUTES)?,
             settings: map(pins, name::SETTINGS)?,
@@ -218,57 +238,37 @@ impl Maps {
         self.update_settings(|s| s.route_generation = s.route_generation.wrapping_add(1).max(1))
     }
 
-    /// Puts a ruleset in force. It is written beside the present one and takes its place in one
-    /// write: every packet is judged by the one or by the other as a whole. Rules that were in force
-    /// under the same name keep their counters. Returns its generation.
+    /// Puts a ruleset in force. It is written to a map of its own and takes the place of the present one in one
+    /// write: every packet is judged by the one or by the other as a whole. Rules that were in force under the same
+    /// name keep their counters. Returns its generation.
     ///
     /// # Errors
     ///
-    /// [`DataplaneError::TooManyRules`]; those of the updates, and then the present one stays.
+    /// [`DataplaneError::Rules`]; those of the updates, and then the present one stays.
     pub fn load_rules(&self, rules: &[Rule]) -> Result<u32, DataplaneError> {
-        if rules.len() > MAX_RULES {
-            return Err(DataplaneError::TooManyRules(rules.len()));
-        }
         let lock = self.lock_settings();
-        let before = self.settings()?;
-        let generation = match before.ruleset_generation.wrapping_add(1) {
-            // 0 is no ruleset, and 1 would be the half that is in force.
+        let mut rulesets = self.lock_rulesets();
+        let before = self.settings()?.ruleset_generation;
+        let generation = match before.wrapping_add(1) {
+            // 0 is no ruleset, and 1 would be in the place of the one in force.
             0 => 2,
             n => n,
         };
-        let (mut half, new) = with_counters(rules, &self.rules_in_force()?);
+        let (rules, new) = with_counters(rules, &decisions_of(&rulesets, before)?);
+        let ruleset = Ruleset::compile(&rules)?;
         new.iter().try_for_each(|&n| self.rule_hits.reset(n)).map_err(map_error(name::RULE_HITS))?;
-        let first = generation % 2 * MAX_RULES as u32;
-        let keys: Vec<u32> = (first..first + MAX_RULES as u32).collect();
-        // The whole half is written: a packet that goes by a higher count than this ruleset's must not
-        // meet rules of the generation before the last. The zero rule matches only what goes from the
-        // node to itself, and drops it.
-        half.resize(MAX_RULES, Rule::default());
-        self.rules.update_batch(&keys, &half).map_err(map_error(name::RULES))?;
-        // A packet reads count and generation one after the other, so the count never falls: whichever
-        // of each it has read, it comes to the end of its ruleset.
-        let proxied = rules.iter().any(|rule| rule.flags & Rule::SYN_PROXY != 0);
-        self.change_settings(&lock, |s| {
-            s.rules = s.rules.max(rules.len() as u32);
-            s.flags |= if proxied { Settings::SYN_PROXY } else { 0 };
-        })?;
+        ruleset::load(&mut rulesets, generation, &ruleset).map_err(ruleset_error)?;
+        // As long as packets may be judged by a ruleset with a SYN proxy, cookies are looked for.
+        let proxied = ruleset.has_syn_proxy();
+        self.change_settings(&lock, |s| s.flags |= if proxied { Settings::SYN_PROXY } else { 0 })?;
         self.change_settings(&lock, |s| {
             s.ruleset_generation = generation;
             s.flags &= if proxied { u8::MAX } else { !Settings::SYN_PROXY };
         })?;
-        Ok(generation)
-    }
-
-    /// The ruleset in force; empty if there is none.
-    fn rules_in_force(&self) -> Result<Vec<Rule>, DataplaneError> {
-        let generation = self.settings()?.ruleset_generation;
-        if generation == 0 {
-            return Ok(Vec::new());
+        if let Err(error) = ruleset::retire(&mut rulesets, generation) {
+            warn!("the ruleset that was in force keeps its memory until the next reload: {error}");
         }
-        let first = generation % 2 * MAX_RULES as u32;
-        let rules = (first..first + MAX_RULES as u32).map(|n| self.rules.lookup(&n));
-        let rules: Vec<Option<Rule>> = rules.collect::<io::Result<_>>().map_err(map_error(name::RULES))?;
-        Ok(rules.into_iter().flatten().filter(|rule| *rule != Rule::default()).collect())
+        Ok(generation)
     }
 
     /// Sets the limits by source.
@@ -441,14 +441,15 @@ impl Maps {
         self.drops.sums().map_err(map_error(name::DROPS))
     }
 
-    /// Hits of the rules in force, by [`Rule::name_hash`], summed over the CPUs.
+    /// Hits of the rules in force, by [`Decision::name_hash`], summed over the CPUs.
     ///
     /// # Errors
     ///
     /// Those of the lookups.
     pub fn rule_hits(&self) -> Result<HashMap<u32, u64>, DataplaneError> {
         let hits = self.rule_hits.sums().map_err(map_error(name::RULE_HITS))?;
-        let rules = self.rules_in_force()?.into_iter();
+        let rulesets = self.lock_rulesets();
+        let rules = decisions_of(&rulesets, self.settings()?.ruleset_generation)?.into_iter();
         Ok(rules.map(|r| (r.name_hash, hits.get(r.index as usize).copied().unwrap_or(0))).collect())
     }
 
@@ -460,6 +461,10 @@ impl Maps {
     /// Those of the lookup.
     pub fn event_loss(&self) -> Result<Vec<u64>, DataplaneError> {
         self.event_loss.sums().map_err(map_error(name::EVENT_LOSS))
+    }
+
+    fn lock_rulesets(&self) -> MutexGuard<'_, RulesetMap> {
+        self.rulesets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock_settings(&self) -> MutexGuard<'_, ()> {
@@ -479,25 +484,29 @@ impl Maps {
 }
 
 /// Rules with counters: those that they had under the same name, else free ones, which are listed.
-fn with_counters(rules: &[Rule], before: &[Rule]) -> (Vec<Rule>, Vec<u32>) {
-    let known: HashMap<u32, u32> = before.iter().map(|r| (r.name_hash, r.index)).collect();
-    let mut counters: HashMap<u32, u32> =
-        rules.iter().filter_map(|r| Some((r.name_hash, *known.get(&r.name_hash)?))).collect();
+fn with_counters(rules: &[Rule], before: &[Decision]) -> (Vec<Rule>, Vec<u32>) {
+    let known: HashMap<u32, u32> = before.iter().map(|d| (d.name_hash, d.index)).collect();
+    let mut counters: HashMap<u32, u32> = rules
+        .iter()
+        .filter_map(|r| Some((r.decision.name_hash, *known.get(&r.decision.name_hash)?)))
+        .collect();
+    let kept: HashSet<u32> = counters.values().copied().collect();
+    let going: HashSet<u32> = known.values().copied().filter(|n| !kept.contains(n)).collect();
+    let all = || 0..MAX_RULES as u32;
+    // Those of rules that go count until the end: they come last.
+    let unused = all().filter(|n| !kept.contains(n) && !going.contains(n));
+    let mut free = unused.chain(all().filter(|n| going.contains(n)));
     let mut new = Vec::new();
-    for rule in rules {
-        if counters.contains_key(&rule.name_hash) {
-            continue;
-        }
-        let free = |n: &u32| !counters.values().any(|used| used == n);
-        let all = || 0..MAX_RULES as u32;
-        // Not that of a rule that goes, which counts until the end, unless there is no other.
-        let unused = all().filter(free).find(|n| !known.values().any(|used| used == n));
-        let counter = unused.or_else(|| all().find(free)).unwrap_or(0);
-        counters.insert(rule.name_hash, counter);
-        new.push(counter);
+    let mut rules = rules.to_vec();
+    for rule in &mut rules {
+        let decision = &mut rule.decision;
+        decision.index = *counters.entry(decision.name_hash).or_insert_with(|| {
+            let counter = free.next().unwrap_or(0);
+            new.push(counter);
+            counter
+        });
     }
-    let counted = |rule: &Rule| Rule { index: counters.get(&rule.name_hash).copied().unwrap_or(0), ..*rule };
-    (rules.iter().map(counted).collect(), new)
+    (rules, new)
 }
 
 pub(super) fn map_error(name: &'static str) -> impl FnOnce(io::Error) -> DataplaneError {
@@ -509,21 +518,26 @@ mod tests {
     use super::*;
 
     fn rules(names: &[u32]) -> Vec<Rule> {
-        names.iter().map(|&name_hash| Rule { name_hash, ..Rule::default() }).collect()
+        let rule = |&name_hash| Rule::all(Decision { name_hash, ..Decision::default() });
+        names.iter().map(rule).collect()
+    }
+
+    fn decisions(rules: &[Rule]) -> Vec<Decision> {
+        rules.iter().map(|rule| rule.decision).collect()
     }
 
     fn counters(rules: &[Rule]) -> Vec<u32> {
-        rules.iter().map(|rule| rule.index).collect()
+        rules.iter().map(|rule| rule.decision.index).collect()
     }
 
     #[test]
     fn a_rule_keeps_its_counter_under_its_name() {
         let (first, new) = with_counters(&rules(&[7, 8, 8, 9]), &[]);
         assert_eq!((counters(&first), new), (vec![0, 1, 1, 2], vec![0, 1, 2]));
-        let (second, new) = with_counters(&rules(&[9, 5, 7]), &first);
+        let (second, new) = with_counters(&rules(&[9, 5, 7]), &decisions(&first));
         assert_eq!((counters(&second), new), (vec![2, 3, 0], vec![3]), "8 counts until it goes");
         let all: Vec<u32> = (1000..1000 + MAX_RULES as u32).collect();
-        let (third, new) = with_counters(&rules(&all), &second);
+        let (third, new) = with_counters(&rules(&all), &decisions(&second));
         assert_eq!(new.len(), MAX_RULES);
         let mut used = counters(&third);
         used.sort_unstable();

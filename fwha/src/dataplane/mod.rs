@@ -6,7 +6,7 @@
 //! [`Dataplane::close`] takes it away.
 //!
 //! ```text
-//! <pin dir>/abi5/<MAP>               maps; the version is that of their layouts
+//! <pin dir>/abi6/<MAP>               maps; the version is that of their layouts
 //! <pin dir>/programs/<build>/<NAME>  programs; a daemon of the same build need not load them again
 //! <pin dir>/links/<interface>:<hook> links; they outlive a change of layouts
 //! <pin dir>/restore/<interface>:<sysctl>:<value>
@@ -34,6 +34,7 @@ use fwha_common::{
     capture::Capture,
     flow::NextHop,
     rule::{Interface, InterfaceKey, Tag},
+    ruleset::TooLarge,
 };
 use tracing::{info, warn};
 
@@ -157,9 +158,9 @@ pub enum DataplaneError {
         /// What the system said.
         source: io::Error,
     },
-    /// More rules than a generation holds.
-    #[error("{0} compiled rules, and the data plane holds {max}", max = fwha_common::rule::MAX_RULES)]
-    TooManyRules(usize),
+    /// The rules do not become a ruleset.
+    #[error("the ruleset is too large: {0}")]
+    Rules(#[from] TooLarge),
     /// A configured interface does not exist.
     #[error("there is no interface {0}; see `ip link`")]
     NoInterface(String),

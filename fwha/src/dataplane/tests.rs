@@ -13,7 +13,8 @@ use fwha_common::{
     drop::DROP_REASONS,
     flow::{Flow, FlowEventKind, FlowKey},
     group::Group,
-    rule::{Action, Interface, InterfaceKey, MAX_RULES, Rule, Tag},
+    rule::{Action, Decision, Interface, InterfaceKey, Rule, Tag},
+    ruleset::{MAX_RULES, TooLarge},
     settings::{COUNTERS, Counter, Timeouts},
 };
 
@@ -180,16 +181,22 @@ fn settings_rules_groups_and_counters_go_where_they_belong() {
         maps.next_route_generation().unwrap();
         assert_eq!(maps.settings().unwrap().route_generation, 1, "0 is never current");
 
-        let rule = Rule { index: 9, ..Rule::default() };
-        assert_eq!(maps.load_rules(&[rule; 5]).unwrap(), 1);
+        let rule = |name_hash| Rule::all(Decision { name_hash, index: 9, ..Decision::default() });
+        assert_eq!(maps.rule_hits().unwrap(), HashMap::new());
+        assert_eq!(maps.load_rules(&vec![rule(0); 5]).unwrap(), 1);
         assert_eq!(maps.load_rules(&[]).unwrap(), 2);
         maps.update_settings(|s| s.ruleset_generation = u32::MAX).unwrap();
-        assert_eq!(maps.load_rules(&[rule]).unwrap(), 2, "0 is no ruleset, and 1 the half in force");
-        let settings = maps.settings().unwrap();
-        assert_eq!(settings.ruleset_generation, 2);
-        assert_eq!(settings.rules, 5, "a packet that read the generation before finds the end of its rules");
-        let error = maps.load_rules(&[rule; MAX_RULES + 1]).unwrap_err();
-        assert!(matches!(error, DataplaneError::TooManyRules(n) if n == MAX_RULES + 1), "{error}");
+        assert_eq!(
+            maps.load_rules(&[rule(0)]).unwrap(),
+            2,
+            "0 is no ruleset, and 1 in the place of the one in force"
+        );
+        assert_eq!(maps.settings().unwrap().ruleset_generation, 2);
+        let error = maps.load_rules(&vec![rule(0); MAX_RULES + 1]).unwrap_err();
+        assert!(matches!(error, DataplaneError::Rules(TooLarge::Rules(n)) if n == MAX_RULES + 1), "{error}");
+        let many: Vec<Rule> = (1..=MAX_RULES as u32).map(rule).collect();
+        maps.load_rules(&many).unwrap();
+        assert_eq!(maps.rule_hits().unwrap().len(), MAX_RULES);
 
         let group = Group { lease_until_ns: 5, since_ns: 4, role: Group::ACTIVE, term: 2 };
         maps.write_group(7, &group).unwrap();
@@ -202,7 +209,7 @@ fn settings_rules_groups_and_counters_go_where_they_belong() {
 
         assert_eq!(maps.counters().unwrap(), vec![0; COUNTERS]);
         assert_eq!(maps.drops().unwrap(), vec![0; DROP_REASONS]);
-        maps.load_rules(&[Rule { name_hash: 7, ..rule }]).unwrap();
+        maps.load_rules(&[rule(7)]).unwrap();
         assert_eq!(maps.rule_hits().unwrap(), HashMap::from([(7, 0)]));
         assert_eq!(maps.event_loss().unwrap(), vec![0; BUCKETS]);
         assert_eq!(maps.embryonic_count().unwrap(), 0);
@@ -548,15 +555,12 @@ fn a_forwarded_flow_is_told_and_counted() {
         let now = KernelClock::new().unwrap().now_ns();
         maps.set_timeouts(&Timeouts::KERNEL).unwrap();
         maps.update_settings(|s| (s.node, s.epoch, s.route_generation) = (1, 5, 1)).unwrap();
-        let rule = Rule {
-            name_hash: 7,
+        let rule = |name_hash| Rule {
             from: 1,
             to: 2,
-            port_max: u16::MAX,
-            action: Action::Accept as u8,
-            ..Rule::default()
+            ..Rule::all(Decision { name_hash, action: Action::Accept as u8, ..Decision::default() })
         };
-        maps.load_rules(&[rule]).unwrap();
+        maps.load_rules(&[rule(7)]).unwrap();
         let owned =
             Group { lease_until_ns: now + 600_000_000_000, since_ns: now, role: Group::ACTIVE, term: 1 };
         maps.write_group(0, &owned).unwrap();
@@ -584,10 +588,10 @@ fn a_forwarded_flow_is_told_and_counted() {
         assert_eq!(maps.counters().unwrap()[Counter::FlowsCreated as usize], 1);
         assert_eq!(maps.rule_hits().unwrap()[&7], 1);
         // A counter belongs to a name, and a new name has a new one, whoever had it before.
-        maps.load_rules(&[Rule { name_hash: 8, ..rule }, rule]).unwrap();
+        maps.load_rules(&[rule(8), rule(7)]).unwrap();
         assert_eq!(maps.rule_hits().unwrap(), HashMap::from([(7, 1), (8, 0)]));
-        maps.load_rules(&[Rule { name_hash: 8, ..rule }]).unwrap();
-        maps.load_rules(&[Rule { name_hash: 8, ..rule }, Rule { name_hash: 9, ..rule }, rule]).unwrap();
+        maps.load_rules(&[rule(8)]).unwrap();
+        maps.load_rules(&[rule(8), rule(9), rule(7)]).unwrap();
         assert_eq!(maps.rule_hits().unwrap(), HashMap::from([(7, 0), (8, 0), (9, 0)]));
         assert_eq!(events.malformed(), 0);
         dataplane.close().unwrap();

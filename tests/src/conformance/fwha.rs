@@ -11,7 +11,8 @@ use aya::{Ebpf, EbpfLoader};
 use fwha_common::drop::DropReason;
 use fwha_common::flow::{Flow, FlowKey};
 use fwha_common::group::Group;
-use fwha_common::rule::{Action, Interface, InterfaceKey, MAX_RULES, Rule};
+use fwha_common::rule::{Action, Decision, Interface, InterfaceKey, Rule};
+use fwha_common::ruleset::{self, Ruleset, RulesetMap};
 use fwha_common::settings::{Settings, Timeouts, name};
 
 use super::wire::Side;
@@ -128,8 +129,6 @@ const TIMEOUTS: Timeouts = Timeouts {
 
 /// One Active node with a lease that does not end, and one rule: inside may talk to outside.
 fn fill(bpf: &mut Ebpf) -> Result<()> {
-    const RULESET: u32 = 1;
-
     let mut interfaces: HashMap<_, InterfaceKey, Interface> =
         HashMap::try_from(bpf.map_mut(name::INTERFACES).context(name::INTERFACES)?)?;
     for side in Side::BOTH {
@@ -143,15 +142,13 @@ fn fill(bpf: &mut Ebpf) -> Result<()> {
         };
         interfaces.insert(InterfaceKey::untagged(ifindex), interface, 0)?;
     }
-    let mut rules: Array<_, Rule> = Array::try_from(bpf.map_mut(name::RULES).context(name::RULES)?)?;
     let rule = Rule {
-        port_max: u16::MAX,
         from: ZONES[Side::Inside as usize],
         to: ZONES[Side::Outside as usize],
-        action: Action::Accept as u8,
-        ..Rule::default()
+        ..Rule::all(Decision { action: Action::Accept as u8, ..Decision::default() })
     };
-    rules.set(RULESET % 2 * MAX_RULES as u32, rule, 0)?;
+    let mut rules: RulesetMap = bpf.take_map(name::RULESETS).context(name::RULESETS)?.try_into()?;
+    ruleset::load(&mut rules, 1, &Ruleset::compile(&[rule])?)?;
     let mut timeouts: Array<_, Timeouts> =
         Array::try_from(bpf.map_mut(name::TIMEOUTS).context(name::TIMEOUTS)?)?;
     timeouts.set(0, TIMEOUTS, 0)?;
@@ -166,8 +163,7 @@ fn fill(bpf: &mut Ebpf) -> Result<()> {
         cluster: 1,
         epoch: 1,
         route_generation: 1,
-        ruleset_generation: RULESET,
-        rules: 1,
+        ruleset_generation: 1,
         node: 1,
         ..Settings::default()
     };

@@ -112,37 +112,27 @@ fn rules() -> Vec<Rule> {
     ]
 }
 
-/// A rule as the programs read it.
+/// A rule as it is compiled for the programs.
 fn compiled(rule: &Rule) -> rule::Rule {
-    let network = |prefix: Option<Prefix>| match prefix {
-        None => ([0; 4], [0; 4]),
-        Some(prefix) => {
-            let length = prefix.length + if prefix.address.is_ipv4() { 96 } else { 0 };
-            let mask = if length == 0 { 0 } else { u128::MAX << (128 - length) };
-            let words = |number: u128| {
-                let bytes = number.to_be_bytes();
-                [0, 4, 8, 12].map(|at| u32::from_ne_bytes(bytes[at..at + 4].try_into().expect("four bytes")))
-            };
-            (words(u128::from_be_bytes(sixteen(prefix.address)) & mask), words(mask))
-        }
+    let networks = |prefix: Option<Prefix>| {
+        prefix.iter().map(|prefix| rule::Network::new(prefix.address, prefix.length as u8)).collect()
     };
-    let ((src, src_mask), (dst, dst_mask)) = (network(rule.source), network(rule.destination));
+    let action = if rule.accept { Action::Accept } else { Action::Drop } as u8;
     rule::Rule {
-        src,
-        src_mask,
-        dst,
-        dst_mask,
-        port_min: *rule.ports.start(),
-        port_max: *rule.ports.end(),
-        proto: rule.protocol.unwrap_or(0),
         from: rule.from.unwrap_or(rule::ZONE_ANY),
         to: match rule.to {
             None => rule::ZONE_ANY,
             Some(Target::Node) => ZONE_NODE,
             Some(Target::Zone(zone)) => zone,
         },
-        action: if rule.accept { Action::Accept } else { Action::Drop } as u8,
-        ..rule::Rule::default()
+        source: networks(rule.source),
+        destination: networks(rule.destination),
+        services: vec![rule::Service {
+            proto: rule.protocol.unwrap_or(0),
+            port_min: *rule.ports.start(),
+            port_max: *rule.ports.end(),
+        }],
+        decision: rule::Decision { action, ..rule::Decision::default() },
     }
 }
 

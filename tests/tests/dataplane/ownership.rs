@@ -11,7 +11,7 @@ use fwha_tests::needs_root;
 use nix::time::{ClockId, clock_gettime};
 
 use crate::packets::{CLIENT, End, NODE, SERVER, ethernet, key, tcp};
-use crate::rig::{self, Port, Rig, TERM, Verdict, accept, at_both_hooks};
+use crate::rig::{self, Port, Rig, TERM, Verdict, accept_service, at_both_hooks};
 
 use Verdict::{Drop, Forward, Pass};
 
@@ -214,13 +214,7 @@ fn nobody_is_told_where_an_address_is_whose_lease_is_over() {
 fn a_backup_answers_on_its_own_addresses() {
     needs_root!();
     at_both_hooks(|rig| {
-        rig.load_rules(&[Rule {
-            to: ZONE_NODE,
-            proto: proto::TCP,
-            port_min: 22,
-            port_max: 22,
-            ..accept("ssh")
-        }]);
+        rig.load_rules(&[Rule { to: ZONE_NODE, ..accept_service(proto::TCP, 22, 22, "ssh") }]);
         rig.set_group(BACKUP);
         let node = NODE;
         assert_eq!(rig.send(Port::Lan, &tcp(CLIENT, node, "S")).verdict, Pass);

@@ -1,30 +1,25 @@
 //! Policy: zones, rules, and what passes without any.
 
+use etherparse::PacketBuilder;
 use fwha_common::drop::DropReason;
-use fwha_common::flow::{V4_MAPPED, proto};
-use fwha_common::rule::{Action, MAX_RULES, Rule, ZONE_NODE};
+use fwha_common::flow::{FlowKey, proto};
+use fwha_common::rule::{Action, Network, Query, Rule, Service, ZONE_ANY, ZONE_NODE};
+use fwha_common::ruleset::{MAX_RULES, Ruleset};
 use fwha_common::settings::Counter;
 use fwha_tests::needs_root;
 
 use crate::packets::{CLIENT, End, NODE, SERVER, echo, ethernet, ip, tcp, udp};
-use crate::rig::{LAN, LAN_MAC, Port, Rig, Verdict, WAN, accept, at_both_hooks};
+use crate::rig::{LAN, LAN_MAC, Port, Rig, Verdict, WAN, accept, accept_service, at_both_hooks, with_action};
 
 use Verdict::{Drop, Forward, Pass};
-
-fn network(a: [u8; 4], len: u32) -> ([u32; 4], [u32; 4]) {
-    let mask = (u32::MAX << (32 - len)).to_be();
-    ([0, 0, V4_MAPPED, u32::from_ne_bytes(a) & mask], [u32::MAX, u32::MAX, u32::MAX, mask])
-}
 
 #[test]
 fn a_forged_source_is_neither_admitted_nor_told() {
     needs_root!();
     at_both_hooks(|rig| {
         let port = |port, action, name| Rule {
-            port_min: port,
-            port_max: port,
-            action: action as u8,
-            ..accept(name)
+            services: vec![Service { proto: 0, port_min: port, port_max: port }],
+            ..with_action(action, name)
         };
         rig.load_rules(&[
             port(22, Action::Accept, "ssh"),
@@ -53,23 +48,19 @@ fn a_forged_source_is_neither_admitted_nor_told() {
 fn the_first_rule_that_matches_decides() {
     needs_root!();
     at_both_hooks(|rig| {
-        let (src, src_mask) = network([192, 168, 100, 101], 32);
-        let (dst, dst_mask) = network([10, 0, 0, 0], 8);
+        let network = |address: [u8; 4], len| vec![Network::new(address.into(), len)];
+        let all = |proto| vec![Service::all(proto)];
         rig.load_rules(&[
-            Rule { src, src_mask, action: Action::Drop as u8, ..accept("outcast") },
+            Rule { source: network([192, 168, 100, 101], 32), ..with_action(Action::Drop, "outcast") },
             Rule {
-                dst,
-                dst_mask,
-                proto: proto::TCP,
-                port_min: 20,
-                port_max: 22,
+                destination: network([10, 0, 0, 0], 8),
                 from: LAN,
                 to: WAN,
-                ..accept("tcp")
+                ..accept_service(proto::TCP, 20, 22, "tcp")
             },
-            Rule { action: Action::Drop as u8, proto: proto::UDP, from: LAN, ..accept("no-udp") },
-            Rule { proto: proto::ICMP, to: WAN, ..accept("ping") },
-            Rule { proto: proto::UDP, ..accept("never reached from lan") },
+            Rule { services: all(proto::UDP), from: LAN, ..with_action(Action::Drop, "no-udp") },
+            Rule { services: all(proto::ICMP), to: WAN, ..accept("ping") },
+            Rule { services: all(proto::UDP), ..accept("never reached from lan") },
         ]);
         let outcast = End { address: [192, 168, 100, 101], ..CLIENT };
         for (description, port, packet, verdict, rule) in [
@@ -102,7 +93,7 @@ fn the_first_rule_that_matches_decides() {
             ("ping the node", Port::Lan, echo(CLIENT, NODE, false, 1), Drop(DropReason::NoRule), None),
             ("udp from wan", Port::Wan, udp(SERVER, CLIENT, b""), Forward, Some(4)),
         ] {
-            let before: Vec<u64> = (0..MAX_RULES as u32).map(|rule| rig.hits(rule)).collect();
+            let before: Vec<u64> = (0..5).map(|rule| rig.hits(rule)).collect();
             assert_eq!(rig.send(port, &packet).verdict, verdict, "{description}");
             for (i, before) in before.iter().enumerate() {
                 let hit = u64::from(rule == Some(i));
@@ -116,7 +107,7 @@ fn the_first_rule_that_matches_decides() {
 fn a_ruleset_may_be_as_long_as_promised_and_is_swapped_at_once() {
     needs_root!();
     at_both_hooks(|rig| {
-        let never = Rule { action: Action::Drop as u8, proto: 99, ..accept("never") };
+        let never = Rule { services: vec![Service::all(99)], ..with_action(Action::Drop, "never") };
         let mut rules = vec![never; MAX_RULES];
         rules[MAX_RULES - 1] = accept("last");
         rig.load_rules(&rules);
@@ -125,10 +116,164 @@ fn a_ruleset_may_be_as_long_as_promised_and_is_swapped_at_once() {
         rig.load_rules(&[]);
         let other = End { port: 50_000, ..CLIENT };
         assert_eq!(rig.send(Port::Lan, &tcp(other, SERVER, "S")).verdict, Drop(DropReason::NoRule));
-        // More rules than there can be are read as what there can be.
         rig.load_rules(&rules);
-        rig.configure(|settings| settings.rules = u32::MAX);
         assert_eq!(rig.send(Port::Lan, &tcp(other, SERVER, "S")).verdict, Forward);
+    });
+}
+
+/// The same numbers each time: a linear congruential generator (Knuth's MMIX).
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % limit
+    }
+}
+
+/// Thousands of rules that overlap, for flows between the LAN and the WAN.
+fn thousands_of_rules(numbers: &mut Numbers) -> Vec<Rule> {
+    let rule = |i: usize| {
+        let v4 = |n: &mut Numbers, net: [u8; 2]| {
+            let address = [net[0], net[1], n.below(256) as u8, n.below(256) as u8];
+            Network::new(address.into(), 24 + n.below(9) as u8)
+        };
+        let v6 = |n: &mut Numbers, net: u128| {
+            let address = 0x2001_0db8 << 96 | net << 80 | u128::from(n.below(256));
+            Network::new(std::net::Ipv6Addr::from(address).into(), 120 + n.below(9) as u8)
+        };
+        let port = 1 + numbers.below(2_000) as u16;
+        Rule {
+            from: if i.is_multiple_of(7) { ZONE_ANY } else { LAN },
+            to: if i.is_multiple_of(5) { ZONE_ANY } else { WAN },
+            source: vec![v4(numbers, [192, 168]), v6(numbers, 1)],
+            destination: vec![v4(numbers, [10, 0]), v6(numbers, 2)],
+            services: vec![
+                Service { proto: proto::TCP, port_min: port, port_max: port + numbers.below(300) as u16 },
+                Service { proto: proto::UDP, port_min: port / 2, port_max: port },
+            ],
+            ..with_action(Action::Drop, "dropped")
+        }
+    };
+    (0..12_000).map(rule).collect()
+}
+
+#[test]
+fn of_thousands_of_rules_the_programs_find_the_first_that_matches() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        let mut numbers = Numbers(7);
+        let mut rules = thousands_of_rules(&mut numbers);
+        rig.load_rules(&rules);
+        let (mut matched, mut missed) = (0, 0);
+        for _ in 0..2_000 {
+            // Mostly what a rule names, or what is beside it.
+            let rule = &rules[numbers.below(rules.len() as u64) as usize];
+            let family = numbers.below(2) as usize;
+            let near = |network: &Network, numbers: &mut Numbers| {
+                let end = if numbers.below(2) == 0 { network.first() } else { network.last() };
+                end.wrapping_add_signed(
+                    i128::from(numbers.below(3) as i64 - 1) * i128::from(numbers.below(2) as i64),
+                )
+            };
+            let (src, dst) =
+                (near(&rule.source[family], &mut numbers), near(&rule.destination[family], &mut numbers));
+            let service = rule.services[numbers.below(2) as usize];
+            let port = if numbers.below(2) == 0 {
+                service.port_min
+            } else {
+                service.port_max + numbers.below(2) as u16
+            };
+            let query = Query {
+                src: FlowKey::address(src.to_be_bytes()),
+                dst: FlowKey::address(dst.to_be_bytes()),
+                port,
+                proto: service.proto,
+                from: LAN,
+                to: zone_towards(dst),
+            };
+            let expected = rules.iter().position(|rule| rule.matches(&query));
+            let before = expected.map(|rule| rig.hits(rule as u32));
+            let sent = rig.send(Port::Lan, &between(src, dst, service.proto, port)).verdict;
+            let what = format!("{src:#x} to {dst:#x}, {} {port}", service.proto);
+            match expected {
+                Some(rule) => {
+                    assert_eq!(sent, Drop(DropReason::Rule), "{what}");
+                    assert_eq!(rig.hits(rule as u32), before.unwrap_or(0) + 1, "rule {rule} decides: {what}");
+                    matched += 1;
+                }
+                None => {
+                    assert_eq!(sent, Drop(DropReason::NoRule), "{what}");
+                    missed += 1;
+                }
+            }
+        }
+        assert!(matched > 500 && missed > 100, "{matched} matched, {missed} did not");
+        // One that matches all decides on what no other does.
+        rules.push(accept("last"));
+        rig.load_rules(&rules);
+        assert_eq!(rig.send(Port::Lan, &tcp(CLIENT, End { port: 60_000, ..SERVER }, "S")).verdict, Forward);
+        assert_eq!(rig.hits(12_000), 1);
+    });
+}
+
+/// Where a packet from the LAN goes to: the network on the other side, but for the node's own addresses there, broadcast
+/// and the anycast address of routers; without a route it ends here.
+fn zone_towards(dst: u128) -> u8 {
+    let host = match dst >> 32 {
+        0xffff if dst as u32 >> 8 == 0x000a_0000 => dst & 0xff,
+        0xffff => return ZONE_NODE,
+        _ if dst >> 64 == 0x2001_0db8_0002_0000 => dst as u64 as u128,
+        _ => return ZONE_NODE,
+    };
+    if matches!(host, 0 | 1) || dst as u32 == 0x0a00_00ff { ZONE_NODE } else { WAN }
+}
+
+/// The first packet of a flow from the LAN to the WAN, between addresses as numbers.
+fn between(src: u128, dst: u128, protocol: u8, port: u16) -> Vec<u8> {
+    let (from, to) = (End { port: 40_000, ..CLIENT }, End { port, ..SERVER });
+    let v4 = |number: u128| (number as u32).to_be_bytes();
+    if src >> 32 == 0xffff {
+        let (from, to) = (End { address: v4(src), ..from }, End { address: v4(dst), ..to });
+        return if protocol == proto::TCP { tcp(from, to, "S") } else { udp(from, to, b"") };
+    }
+    let builder =
+        PacketBuilder::ethernet2(CLIENT.macs.0, LAN_MAC).ipv6(src.to_be_bytes(), dst.to_be_bytes(), 64);
+    let mut frame = Vec::new();
+    if protocol == proto::TCP {
+        builder.tcp(from.port, port, 1, 1_000).syn().write(&mut frame, b"").expect("a frame");
+    } else {
+        builder.udp(from.port, port).write(&mut frame, b"").expect("a frame");
+    }
+    frame
+}
+
+#[test]
+fn a_packet_is_judged_by_one_ruleset_while_another_takes_its_place() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        // In either ruleset one rule decides on all; a row of the one with another of the other finds none, or a wrong one.
+        let ruleset = |port: u16, decides: usize| {
+            let never = accept_service(proto::TCP, port + 1, port + 1, "never");
+            let mut rules = vec![never; 200];
+            rules[decides] = Rule {
+                source: vec![Network::new(CLIENT.address.into(), 32)],
+                services: vec![Service { proto: proto::TCP, port_min: port, port_max: port }],
+                ..with_action(Action::Drop, "all")
+            };
+            Ruleset::compile(&rules).expect("a ruleset")
+        };
+        let rulesets = [ruleset(SERVER.port, 190), ruleset(SERVER.port, 3)];
+        rig.load_rules(&[with_action(Action::Drop, "all")]);
+        let frame = tcp(CLIENT, SERVER, "S");
+        let before = rig.drop_count(DropReason::Rule);
+        let mut sent = 0;
+        rig.while_reloading(&rulesets, 40, |rig| {
+            rig.run(Port::Lan, &frame);
+            sent += 1;
+        });
+        assert!(sent > 0);
+        assert_eq!(rig.drop_count(DropReason::Rule) - before, sent, "each by one of them");
     });
 }
 
@@ -250,13 +395,7 @@ fn broadcast_is_for_the_node_if_a_rule_says_so() {
         // And TCP begins none there, with anybody.
         let to_many = tcp(End { macs: (CLIENT.macs.0, [0xff; 6]), ..CLIENT }, SERVER, "S");
         assert_eq!(rig.send(Port::Lan, &to_many).verdict, Drop(DropReason::OtherStation));
-        rig.load_rules(&[Rule {
-            to: ZONE_NODE,
-            proto: proto::UDP,
-            port_min: 67,
-            port_max: 67,
-            ..accept("dhcp")
-        }]);
+        rig.load_rules(&[Rule { to: ZONE_NODE, ..accept_service(proto::UDP, 67, 67, "dhcp") }]);
         assert_eq!(rig.send(Port::Lan, &discover).verdict, Pass);
     });
 }

@@ -17,7 +17,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf};
 use aya::programs::{
     Program, ProgramError, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, Xdp, XdpMode,
 };
@@ -29,7 +29,8 @@ use fwha_common::flow::{Flow, FlowEvent, FlowKey, FlowState};
 use fwha_common::group::{Group, Vip, VipKey, VirtualMac, VirtualMacKey};
 use fwha_common::limit::{Limits, Source};
 use fwha_common::route::{PlainRoutes, Prefix};
-use fwha_common::rule::{Action, Interface, InterfaceKey, MAX_RULES, Rule, Tag, ZONE_ANY};
+use fwha_common::rule::{Action, Decision, Interface, InterfaceKey, Rule, Service, Tag, name_hash};
+use fwha_common::ruleset::{self, Ruleset, RulesetMap};
 use fwha_common::settings::{Counter, Settings, Timeouts, name};
 use fwha_tests::sys::{Feature, Received, ask_for_tags, packet_socket, receive, set_feature};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -65,11 +66,10 @@ pub const SETTINGS: Settings = Settings {
     epoch: 9,
     route_generation: 1,
     ruleset_generation: 0,
-    rules: 0,
     node: 1,
     vlans: 0,
     flags: 0,
-    zero: [0; 1],
+    zero: [0; 5],
 };
 
 /// Bytes by which an answer may be longer than what it answers.
@@ -302,7 +302,9 @@ pub struct Rig {
     groups: Array<MapData, Group>,
     pub vips: HashMap<MapData, VipKey, Vip>,
     pub virtual_macs: HashMap<MapData, VirtualMacKey, VirtualMac>,
-    rules: Array<MapData, Rule>,
+    rulesets: RulesetMap,
+    /// Ids of the maps that a reload writes: rulesets and settings.
+    reload_maps: [u32; 2],
     settings: Array<MapData, Settings>,
     timeouts: Array<MapData, Timeouts>,
     counters: PerCpuArray<MapData, u64>,
@@ -411,6 +413,10 @@ impl Rig {
             let loaded = (0..5).map(|_| load()).find(|loaded| !interrupted(loaded));
             loaded.expect("the verifier comes to its end").expect("the verifier takes it");
         }
+        let reload_maps = [name::RULESETS, name::SETTINGS].map(|name| match bpf.map(name) {
+            Some(Map::ArrayOfMaps(map) | Map::Array(map)) => map.info().expect("a map").id(),
+            _ => panic!("{name} is a map of another kind"),
+        });
         macro_rules! take {
             ($name:expr) => {
                 bpf.take_map($name).expect($name).try_into().expect($name)
@@ -427,7 +433,8 @@ impl Rig {
             groups: take!(name::GROUPS),
             vips: take!(name::VIPS),
             virtual_macs: take!(name::VIRTUAL_MACS),
-            rules: take!(name::RULES),
+            reload_maps,
+            rulesets: take!(name::RULESETS),
             settings: take!(name::SETTINGS),
             timeouts: take!(name::TIMEOUTS),
             counters: take!(name::COUNTERS),
@@ -469,19 +476,44 @@ impl Rig {
         self.settings.set(0, self.now, 0).expect("settings");
     }
 
-    /// Loads a ruleset as the next generation.
+    /// Puts a ruleset in force. The counter of each rule is its place.
     pub fn load_rules(&mut self, rules: &[Rule]) {
-        let generation = self.now.ruleset_generation + 1;
-        for (i, rule) in rules.iter().enumerate() {
-            let rule = Rule { index: i as u32, ..*rule };
-            self.rules.set(generation % 2 * MAX_RULES as u32 + i as u32, rule, 0).expect("rule");
+        let mut rules = rules.to_vec();
+        for (i, rule) in rules.iter_mut().enumerate() {
+            rule.decision.index = i as u32;
         }
+        let compiled = Ruleset::compile(&rules).expect("a ruleset");
+        let generation = self.now.ruleset_generation + 1;
+        ruleset::load(&mut self.rulesets, generation, &compiled).expect("a ruleset");
         self.configure(|settings| {
             settings.ruleset_generation = generation;
-            settings.rules = rules.len() as u32;
-            let proxied = rules.iter().any(|rule| rule.flags & Rule::SYN_PROXY != 0);
-            settings.flags = if proxied { Settings::SYN_PROXY } else { 0 };
+            settings.flags = if compiled.has_syn_proxy() { Settings::SYN_PROXY } else { 0 };
         });
+    }
+
+    /// Does something again and again while these rulesets take turns, as the daemon puts them in force.
+    pub fn while_reloading(&mut self, rulesets: &[Ruleset], times: usize, mut act: impl FnMut(&mut Self)) {
+        let first = self.now.ruleset_generation;
+        // Of its own: the settings have no other writer meanwhile.
+        let [map, settings] = self.reload_maps.map(|id| MapData::from_id(id).expect("the map"));
+        let mut map: RulesetMap = Map::ArrayOfMaps(map).try_into().expect("rulesets");
+        let mut settings: Array<_, Settings> = Map::Array(settings).try_into().expect("settings");
+        let mut now = self.now;
+        thread::scope(|scope| {
+            let reloads = scope.spawn(move || {
+                for ruleset in rulesets.iter().cycle().take(times) {
+                    now.ruleset_generation += 1;
+                    ruleset::load(&mut map, now.ruleset_generation, ruleset).expect("a ruleset");
+                    settings.set(0, now, 0).expect("settings");
+                    ruleset::retire(&mut map, now.ruleset_generation).expect("the one before goes");
+                }
+            });
+            while !reloads.is_finished() {
+                act(self);
+            }
+            reloads.join().expect("all are loaded");
+        });
+        self.now.ruleset_generation = first + times as u32;
     }
 
     /// Sets the state of the one group.
@@ -896,12 +928,15 @@ fn sum(counters: &PerCpuArray<MapData, u64>, index: u32) -> u64 {
 
 /// A rule that admits everything.
 pub fn accept(name: &str) -> Rule {
-    Rule {
-        port_max: u16::MAX,
-        from: ZONE_ANY,
-        to: ZONE_ANY,
-        action: Action::Accept as u8,
-        name_hash: fwha_common::rule::name_hash(name),
-        ..Rule::default()
-    }
+    with_action(Action::Accept, name)
+}
+
+/// A rule that does this with everything.
+pub fn with_action(action: Action, name: &str) -> Rule {
+    Rule::all(Decision { action: action as u8, name_hash: name_hash(name), ..Decision::default() })
+}
+
+/// A rule that accepts ports of a protocol.
+pub fn accept_service(proto: u8, port_min: u16, port_max: u16, name: &str) -> Rule {
+    Rule { services: vec![Service { proto, port_min, port_max }], ..accept(name) }
 }

@@ -3,7 +3,7 @@
 use fwha_common::drop::DropReason;
 use fwha_common::group::Vip;
 use fwha_common::probe::{ETHERTYPE, Probe};
-use fwha_common::rule::Rule;
+use fwha_common::rule::Decision;
 use fwha_common::settings::Counter;
 use fwha_tests::frames::{Random, mutate, random_frame};
 use fwha_tests::needs_root;
@@ -134,8 +134,9 @@ fn random_and_mutated_packets_each_have_one_counted_end() {
                 rig.clear_flows();
                 assert_one_end_each(rig, sent);
                 // Every other round is behind the SYN proxy.
-                let flags = if sent / ROUND % 2 == 1 { Rule::SYN_PROXY } else { 0 };
-                rig.load_rules(&[Rule { flags, ..accept("all") }]);
+                let mut rule = accept("all");
+                rule.decision.flags = if sent / ROUND % 2 == 1 { Decision::SYN_PROXY } else { 0 };
+                rig.load_rules(&[rule]);
             }
         }
         assert_one_end_each(rig, packets);

@@ -6,7 +6,7 @@ use etherparse::{PacketBuilder, SlicedPacket, TcpOptionElement, TransportSlice};
 use fwha_common::drop::DropReason;
 use fwha_common::flow::{Flow, FlowKey, FlowState, proto};
 use fwha_common::limit::Limits;
-use fwha_common::rule::{Action, Rule};
+use fwha_common::rule::{Decision, Rule};
 use fwha_common::settings::Counter;
 use fwha_tests::needs_root;
 
@@ -193,7 +193,14 @@ fn to_client(sent: &Sent) -> Segment {
 }
 
 fn proxied() -> Rule {
-    Rule { from: LAN, to: WAN, flags: Rule::SYN_PROXY, ..accept("proxied") }
+    let mut rule = Rule { from: LAN, to: WAN, ..accept("proxied") };
+    rule.decision.flags = Decision::SYN_PROXY;
+    rule
+}
+
+/// The same without the SYN proxy.
+fn admitted() -> Rule {
+    Rule { from: LAN, to: WAN, ..accept("proxied") }
 }
 
 /// Runs `test` with the proxy on, for each family at each hook.
@@ -288,9 +295,9 @@ fn a_forged_cookie_is_dropped_and_leaves_no_trace() {
         }
         assert_no_trace(rig);
         // A rule that does not have the proxy takes no cookies, nor does the node itself.
-        rig.load_rules(&[Rule { to: LAN, ..proxied() }, Rule { flags: 0, ..proxied() }]);
+        rig.load_rules(&[Rule { to: LAN, ..proxied() }, admitted()]);
         assert_eq!(from_client(rig, &right).verdict, Drop(DropReason::NotSyn));
-        rig.load_rules(&[Rule { flags: 0, ..proxied() }]);
+        rig.load_rules(&[admitted()]);
         assert_eq!(from_client(rig, &right).verdict, Drop(DropReason::NotSyn));
         assert_no_trace(rig);
         rig.load_rules(&[proxied()]);
@@ -445,7 +452,9 @@ fn a_connection_goes_on_where_it_was_taken_over() {
 fn the_rules_mss_is_told_to_both_ends() {
     needs_root!();
     behind_the_proxy(|rig, talk| {
-        rig.load_rules(&[Rule { mss: 1000, ..proxied() }]);
+        let mut rule = proxied();
+        rule.decision.mss = 1000;
+        rig.load_rules(&[rule]);
         let sent = from_client(rig, &talk.syn());
         let answer = to_client(&sent);
         assert_eq!(answer.mss, Some(1000));
@@ -545,7 +554,9 @@ fn the_stack_finds_a_server_whose_neighbour_is_not_known() {
 fn connections_to_the_node_itself_are_its_stacks() {
     needs_root!();
     at_both_hooks(|rig| {
-        rig.load_rules(&[Rule { action: Action::Accept as u8, flags: Rule::SYN_PROXY, ..accept("all") }]);
+        let mut rule = accept("all");
+        rule.decision.flags = Decision::SYN_PROXY;
+        rig.load_rules(&[rule]);
         assert_eq!(rig.send(Port::Lan, &tcp(CLIENT, NODE, "S")).verdict, Pass);
         assert_eq!(keys(&rig.node_flows), [key_v4(CLIENT, NODE, proto::TCP)]);
     });

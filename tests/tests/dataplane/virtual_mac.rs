@@ -11,7 +11,9 @@ use fwha_tests::frames::{Ip, ethernet};
 use fwha_tests::needs_root;
 
 use crate::packets::{CLIENT, End, NODE, SERVER, tcp};
-use crate::rig::{self, CLIENT_MAC, LAN_MAC, Port, Rig, TERM, Verdict, accept, at_both_hooks, ip};
+use crate::rig::{
+    self, CLIENT_MAC, LAN_MAC, Port, Rig, TERM, Verdict, accept, accept_service, at_both_hooks, ip,
+};
 
 use Verdict::{Answer, Drop, Forward, Pass};
 
@@ -155,7 +157,7 @@ fn frames_to_a_virtual_mac_are_taken_by_its_owner_alone() {
     needs_root!();
     at_both_hooks(|rig| {
         know(rig, Vip::VIRTUAL_MAC);
-        let ssh = Rule { to: ZONE_NODE, proto: proto::TCP, port_min: 22, port_max: 22, ..accept("ssh") };
+        let ssh = Rule { to: ZONE_NODE, ..accept_service(proto::TCP, 22, 22, "ssh") };
         rig.load_rules(&[Rule { from: rig::LAN, to: rig::WAN, ..accept("lan-out") }, ssh]);
         let by = |mac| End { macs: (CLIENT_MAC, mac), ..CLIENT };
         let syn = |mac| tcp(by(mac), SERVER, "S");

@@ -9,7 +9,7 @@ use std::os::fd::AsFd as _;
 use fwha_common::capture::DropSample;
 use fwha_common::drop::DropReason;
 use fwha_common::flow::{FlowState, proto};
-use fwha_common::rule::{Action, Interface, Rule, Tag};
+use fwha_common::rule::{Action, Interface, Tag};
 use fwha_common::settings::Counter;
 use fwha_tests::needs_root;
 use fwha_tests::sys::ask_for_tags;
@@ -17,6 +17,7 @@ use fwha_tests::sys::ask_for_tags;
 use crate::packets::{CLIENT, End, NODE, SERVER, echo, edit_ip, ethernet, icmp_error, ip, key, tcp, udp};
 use crate::rig::{
     LAN, LAN_MAC, Port, Rig, Verdict, WAN, WAN_MAC, WAN_MTU, Wire, accept, at_both_hooks, await_frame,
+    with_action,
 };
 
 use Verdict::{Drop, Forward, Pass};
@@ -251,11 +252,11 @@ fn a_vlan_without_a_device_is_the_trunk_itself() {
 fn a_rejected_sender_is_told_in_its_vlan() {
     needs_root!();
     at_both_hooks(|rig| {
-        let reject = Rule { action: Action::Reject as u8, ..accept("reject") };
+        let reject = with_action(Action::Reject, "reject");
         let trunk = one_trunk(rig, [LAN_TAG, NONE], [WAN_TAG, NONE]);
         for (tags, sent) in [([LAN_TAG, NONE], &[URGENT][..]), ([OUTER, LAN_TAG], &[OUTER, URGENT])] {
             rig.set_vlan(Port::Lan, LAN_VLAN, tags);
-            rig.load_rules(&[reject]);
+            rig.load_rules(std::slice::from_ref(&reject));
             rig.capture(&[DropReason::Reject], u32::MAX);
             for (packet, answer_len) in [(tcp(CLIENT, SERVER, "S"), 54), (udp(CLIENT, SERVER, b"query"), 70)]
             {

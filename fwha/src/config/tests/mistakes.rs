@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use fwha_common::ruleset::MAX_RULES;
+
 use super::{GOOD, good, parse, with};
 use crate::config::{Config, KeyError, Source, key};
 
@@ -459,19 +461,51 @@ fn mistakes_about_rules_are_found() {
     ]);
 }
 
+/// The file with so many more rules.
+fn with_rules(count: usize, rule: impl Fn(usize) -> String) -> String {
+    with("", "") + &(0..count).map(rule).collect::<String>()
+}
+
 #[test]
 fn too_many_rules_are_refused_where_the_limit_is_passed() {
-    let networks: Vec<String> = (0..16).map(|i| format!("\"10.{i}.0.0/16\"")).collect();
-    let list = networks.join(", ");
-    let text = with("to = \"inet\"", &format!("to = \"inet\"\nsource = [{list}]\ndestination = [{list}]"));
-    assert_eq!(mistakes(&text), [":41:1: with rule \"admin\" the ruleset has 258 entries, 256 is the limit"]);
-    let fits = text
-        .replace("services = [\"tcp/22\", \"icmp\"]\n", "")
-        .replace("\"10.15.0.0/16\"]\naction", "\"10.15.0.0/16\"]\nservices = [\"tcp\"]\naction");
-    assert_eq!(mistakes(&fits), [":42:1: with rule \"admin\" the ruleset has 257 entries, 256 is the limit"]);
-    let one_less =
-        fits.replacen("\"10.15.0.0/16\"", "\"10.14.0.0/16\"", 1).replacen(", \"10.14.0.0/16\"", "", 1);
-    assert_eq!(good(&one_less).compiled_rules().len(), 15 * 16 + 1);
+    let rule = |i| format!("[[rule]]\nname = \"r{i}\"\naction = \"drop\"\n");
+    let fits = with_rules(MAX_RULES - 2, rule);
+    let line = fits.lines().count() + 1;
+    assert_eq!(good(&fits).rules.len(), MAX_RULES);
+    let more = fits + &rule(MAX_RULES) + &rule(MAX_RULES + 1);
+    assert_eq!(
+        mistakes(&more),
+        [format!(
+            ":{line}:1: with rule \"r{MAX_RULES}\" the ruleset is too large: 16386 rules are more than 16384"
+        )]
+    );
+}
+
+#[test]
+fn a_ruleset_that_takes_too_much_memory_is_refused_where_it_does() {
+    // Each host is in a set of rules of its own, two of which name it; those without hosts are in all sets, and so there
+    // is no word of rules that a set does not have.
+    let text = with_rules(MAX_RULES - 2, |i| {
+        let host = |i: usize, step: usize| format!("\"{}.{}.{}.1\"", 10 + step, i >> 8, i & 255);
+        let hosts = (2..=10).step_by(2).filter(|step| i >= *step);
+        let hosts: Vec<String> = hosts.flat_map(|step| [host(i, step), host(i - step, step)]).collect();
+        let source = match i % 2 {
+            0 if !hosts.is_empty() => format!("source = [{}]\n", hosts.join(", ")),
+            _ => String::new(),
+        };
+        format!("[[rule]]\nname = \"r{i}\"\n{source}action = \"drop\"\n")
+    });
+    let found = mistakes(&text);
+    let [mistake] = &found[..] else { panic!("{found:?}") };
+    let (place, what) = mistake.split_once(": with rule \"r").expect("a rule");
+    let line: usize = place.trim_start_matches(':').trim_end_matches(":1").parse().unwrap();
+    let (number, what) = what.split_once('"').unwrap();
+    assert_eq!(what, " the ruleset is too large: the compiled rules need more than 64 MiB");
+    assert_eq!(text.lines().nth(line - 1), Some("[[rule]]"));
+    assert_eq!(text.lines().nth(line), Some(format!("name = \"r{number}\"").as_str()));
+    // The rules before it are accepted.
+    let before: Vec<&str> = text.lines().take(line - 1).collect();
+    good(&before.join("\n"));
 }
 
 #[test]

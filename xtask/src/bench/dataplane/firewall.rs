@@ -13,7 +13,8 @@ use fwha_common::embryonic::EmbryonicSet;
 use fwha_common::flow::{FLOW_STATES, TIMEOUT_CLASSES};
 use fwha_common::group::Group;
 use fwha_common::route::PlainRoutes;
-use fwha_common::rule::{Action, Interface, InterfaceKey, MAX_RULES, Rule, ZONE_ANY};
+use fwha_common::rule::{Action, Decision, Interface, InterfaceKey, Rule};
+use fwha_common::ruleset::{self, Ruleset, RulesetMap};
 use fwha_common::settings::{Counter, Settings, Timeouts, name};
 
 use super::report::{Memory, Size};
@@ -73,16 +74,10 @@ impl Firewall {
             let interface = Interface { zone, mac, device: ifindex, trunk: ifindex, ..Interface::default() };
             interfaces.insert(InterfaceKey::untagged(ifindex), interface, 0)?;
         }
-        let mut rules: Array<_, Rule> = map(&mut bpf, name::RULES)?.try_into()?;
-        let rule = Rule {
-            port_max: u16::MAX,
-            from: LAN,
-            to: ZONE_ANY,
-            action: Action::Accept as u8,
-            ..Rule::default()
-        };
-        let generation = 1;
-        rules.set(generation % 2 * MAX_RULES as u32, rule, 0)?;
+        let rule =
+            Rule { from: LAN, ..Rule::all(Decision { action: Action::Accept as u8, ..Decision::default() }) };
+        let mut rules: RulesetMap = map(&mut bpf, name::RULESETS)?.try_into()?;
+        ruleset::load(&mut rules, 1, &Ruleset::compile(&[rule])?).context("load the ruleset")?;
         // An older build, to compare with, has no such map.
         if let Some(routes) = bpf.take_map(name::PLAIN_ROUTES) {
             let mut routes: Array<_, PlainRoutes> = routes.try_into()?;
@@ -94,8 +89,7 @@ impl Firewall {
         let present = Settings {
             bucket_key: [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908],
             route_generation: ROUTE_GENERATION,
-            ruleset_generation: generation,
-            rules: 1,
+            ruleset_generation: 1,
             node: 1,
             ..Settings::default()
         };

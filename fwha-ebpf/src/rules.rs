@@ -1,0 +1,135 @@
+//! The rule that decides on a new flow. How it is found is told in [`fwha_common::ruleset`].
+
+use fwha_common::{
+    drop::DropReason,
+    flow::proto,
+    rule::{Action, Decision, Query},
+    ruleset::{self, Block, Blocks, GENERATIONS},
+    settings::Settings,
+};
+
+use crate::{
+    maps,
+    parse::{Ip, Payload},
+};
+
+/// What the rule that admits a flow says of it.
+pub struct Admitted {
+    pub name_hash: u32,
+    pub mss: u16,
+    pub syn_proxy: bool,
+}
+
+/// A search for a rule.
+pub struct Search {
+    /// In this generation of the ruleset: it stays what it is until the program ends, also when another is in force.
+    generation: u32,
+    search: ruleset::Search,
+    /// What the rule says that was found.
+    decision: Decision,
+}
+
+/// The first rule that matches, if it admits the flow.
+#[inline(always)]
+pub fn judge(settings: &Settings, ip: &Ip, zones: [u8; 2]) -> Result<Admitted, DropReason> {
+    // SAFETY: a reference; volatile, so that it is read once.
+    let generation = unsafe { (&raw const settings.ruleset_generation).read_volatile() };
+    if generation == 0 {
+        return Err(DropReason::NoRuleset);
+    }
+    let search = maps::rule_search().ok_or(DropReason::NoRuleset)?;
+    search.generation = generation;
+    search.search.query = Query {
+        src: ip.src,
+        dst: ip.dst,
+        port: match ip.payload {
+            Payload::Query => 0,
+            Payload::Other if ip.proto != proto::DCCP => 0,
+            _ => u16::from_be(ip.dport),
+        },
+        proto: ip.proto,
+        from: zones[0],
+        to: zones[1],
+    };
+    let trees = fwha_rule_begin();
+    if trees == NO_RULESET {
+        return Err(DropReason::NoRuleset);
+    }
+    for field in 1..4 {
+        if trees & 1 << field != 0 {
+            // What there is not is in no block, either.
+            search.search.set_row(field, fwha_rule_row(field));
+        }
+    }
+    match fwha_rule_end() {
+        ACCEPT => {
+            let decision = &maps::opaque(search).decision;
+            Ok(Admitted { name_hash: decision.name_hash, mss: decision.mss, syn_proxy: decision.syn_proxy() })
+        }
+        REJECT => Err(DropReason::Reject),
+        NO_RULE => Err(DropReason::NoRule),
+        NO_RULESET => Err(DropReason::NoRuleset),
+        _ => Err(DropReason::Rule),
+    }
+}
+
+const ACCEPT: u32 = Action::Accept as u32;
+const REJECT: u32 = Action::Reject as u32;
+const NO_RULE: u32 = u32::MAX;
+const NO_RULESET: u32 = u32::MAX - 1;
+
+// The parts of a search are global functions, which the verifier looks at once, and not for each way that leads to
+// them. They are several, and hand on what they have found in the scratch room, because the stack has little left.
+
+/// Begins a search. Returns the fields, a bit for each, whose rows are yet to be found; or [`NO_RULESET`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn fwha_rule_begin() -> u32 {
+    let Some(search) = maps::rule_search() else {
+        return NO_RULESET;
+    };
+    search.search.begin(&Generation(&search.generation)).unwrap_or(NO_RULESET)
+}
+
+/// Returns the row of a field, or [`NO_RULESET`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn fwha_rule_row(field: u32) -> u32 {
+    let Some(search) = maps::rule_search() else {
+        return NO_RULESET;
+    };
+    search.search.row(&Generation(&search.generation), field).unwrap_or(NO_RULESET)
+}
+
+/// Finds and counts the rule. Returns its action, or what there is not.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn fwha_rule_end() -> u32 {
+    let Some(search) = maps::rule_search() else {
+        return NO_RULESET;
+    };
+    let blocks = Generation(&search.generation);
+    let rule = match search.search.rule(&blocks) {
+        None => return NO_RULESET,
+        Some(None) => return NO_RULE,
+        Some(Some(rule)) => rule,
+    };
+    let Some(decision) = ruleset::decision(&blocks, rule) else {
+        return NO_RULESET;
+    };
+    maps::add(&maps::RULE_HITS, decision.index, 1);
+    search.decision = decision;
+    decision.action as u32
+}
+
+/// A ruleset, by its generation.
+struct Generation<'a>(&'a u32);
+
+impl Blocks for Generation<'_> {
+    #[inline(always)]
+    fn block(&self, number: u32) -> Option<&Block> {
+        // SAFETY: a reference; volatile, so that it is read there each time and takes no place on the stack.
+        let generation = unsafe { core::ptr::from_ref(self.0).read_volatile() };
+        maps::RULESETS.get(generation % GENERATIONS)?.get(number)
+    }
+}
