@@ -15,6 +15,7 @@
 //! | [`seal`] | keys, the sealed datagram, the handshake that opens a channel to a peer |
 //! | [`tracker`] | from single checks of something to a verdict on it |
 //! | [`replication`] | flow state, from the node that owns it to those that may have to take over |
+mod cipher;
 pub mod election;
 pub mod heartbeat;
 pub mod hook;

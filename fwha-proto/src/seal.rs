@@ -34,20 +34,19 @@
 
 use std::fmt;
 
-use chacha20poly1305::aead::{AeadInOut, KeyInit};
-use chacha20poly1305::{ChaCha20Poly1305, Key, Nonce, Tag};
+use chacha20poly1305::Key;
 use hkdf::Hkdf;
 use sha2::{Digest, Sha256};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use crate::NodeId;
+use crate::cipher::{Cipher, TAG_LEN};
 
 /// Bytes before the ciphertext.
 pub const HEADER_LEN: usize = 32;
 /// Bytes that sealing adds to a payload.
 pub const OVERHEAD: usize = HEADER_LEN + TAG_LEN;
 
-const TAG_LEN: usize = 16;
 const MAGIC: [u8; 2] = *b"FW";
 const FORMAT: u8 = 1;
 const HELLO_LEN: usize = 24;
@@ -61,12 +60,26 @@ pub const WIRE_VERSION_MAX: u8 = 1;
 
 /// The secret that all nodes of a cluster share. Wiped when dropped, never printed.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
-pub struct ClusterKey([u8; 32]);
+pub struct ClusterKey {
+    bytes: [u8; 32],
+    #[cfg(feature = "simulation")]
+    simulated: bool,
+}
 
 impl ClusterKey {
     /// The key made of these bytes.
     pub const fn new(bytes: [u8; 32]) -> Self {
-        Self(bytes)
+        Self {
+            bytes,
+            #[cfg(feature = "simulation")]
+            simulated: false,
+        }
+    }
+
+    /// A key that encrypts nothing, and refuses what another key refuses: for a simulated cluster, and for nothing else.
+    #[cfg(feature = "simulation")]
+    pub const fn simulated(bytes: [u8; 32]) -> Self {
+        Self { bytes, simulated: true }
     }
 
     /// A public name of this key: equal for equal keys, and tells nothing else about them.
@@ -85,16 +98,18 @@ impl ClusterKey {
         [word(low), word(high)]
     }
 
-    fn aead(&self, info: &[&[u8]]) -> ChaCha20Poly1305 {
+    fn cipher(&self, info: &[&[u8]]) -> Cipher {
         let mut key = Key::default();
         self.expand(info, &mut key);
-        let aead = ChaCha20Poly1305::new(&key);
+        let cipher = Cipher::new(&key);
+        #[cfg(feature = "simulation")]
+        let cipher = if self.simulated { Cipher::tagging(&key) } else { cipher };
         key.zeroize();
-        aead
+        cipher
     }
 
     fn expand(&self, info: &[&[u8]], out: &mut [u8]) {
-        Hkdf::<Sha256>::new(Some(b"fwha 1"), &self.0)
+        Hkdf::<Sha256>::new(Some(b"fwha 1"), &self.bytes)
             .expand_multi_info(info, out)
             .expect("far less than 255 hashes of output");
     }
@@ -346,14 +361,14 @@ pub struct Channel {
 struct Held {
     id: u32,
     key: ClusterKey,
-    hello: ChaCha20Poly1305,
+    hello: Cipher,
 }
 
 struct Session {
     peer_epoch: u64,
     version: u8,
     /// For each key that is held: for sending, for receiving.
-    ciphers: Vec<[ChaCha20Poly1305; 2]>,
+    ciphers: Vec<[Cipher; 2]>,
     /// The newest key that the peer has shown to hold.
     key: usize,
     window: ReplayWindow,
@@ -497,7 +512,7 @@ impl Channel {
         with: usize,
         datagram: &mut [u8],
     ) -> Result<Opened<'static>, OpenError> {
-        let key = self.keys[with].key.aead(&[
+        let key = self.keys[with].key.cipher(&[
             b"hello",
             &header.cluster.to_le_bytes(),
             &[header.purpose, header.sender, header.receiver],
@@ -537,9 +552,9 @@ impl Channel {
         Ok(Opened::Hello { reply: wants_reply || self.stranger, new_session })
     }
 
-    fn ciphers(&self, peer_epoch: u64) -> Vec<[ChaCha20Poly1305; 2]> {
+    fn ciphers(&self, peer_epoch: u64) -> Vec<[Cipher; 2]> {
         let direction = |key: &ClusterKey, from: NodeId, from_epoch: u64, to: NodeId, to_epoch: u64| {
-            key.aead(&[
+            key.cipher(&[
                 b"data",
                 &self.me.cluster.to_le_bytes(),
                 &[self.purpose as u8, from, to],
@@ -594,7 +609,7 @@ impl Channel {
 
 fn held(ring: &KeyRing, purpose: Purpose, me: Identity, peer: NodeId) -> Vec<Held> {
     let hello = |key: &ClusterKey| {
-        key.aead(&[
+        key.cipher(&[
             b"hello",
             &me.cluster.to_le_bytes(),
             &[purpose as u8, me.node, peer],
@@ -614,30 +629,22 @@ impl fmt::Debug for Channel {
     }
 }
 
-fn nonce(counter: u64) -> Nonce {
-    let mut nonce = Nonce::default();
-    nonce[4..].copy_from_slice(&counter.to_le_bytes());
-    nonce
-}
-
-fn encrypt(aead: &ChaCha20Poly1305, header: &Header, payload: &[u8]) -> Vec<u8> {
+fn encrypt(cipher: &Cipher, header: &Header, payload: &[u8]) -> Vec<u8> {
     let header_bytes = header.write();
     let mut datagram = Vec::with_capacity(OVERHEAD + payload.len());
     datagram.extend_from_slice(&header_bytes);
     datagram.extend_from_slice(payload);
-    let tag = aead
-        .encrypt_inout_detached(&nonce(header.counter), &header_bytes, (&mut datagram[HEADER_LEN..]).into())
-        .expect("a datagram is far below the cipher's limit of 256 GiB");
+    let tag = cipher.seal(header.counter, &header_bytes, &mut datagram[HEADER_LEN..]);
     datagram.extend_from_slice(&tag);
     datagram
 }
 
-fn decrypt<'a>(aead: &ChaCha20Poly1305, counter: u64, datagram: &'a mut [u8]) -> Result<&'a [u8], OpenError> {
+fn decrypt<'a>(cipher: &Cipher, counter: u64, datagram: &'a mut [u8]) -> Result<&'a [u8], OpenError> {
     let (header, rest) = datagram.split_at_mut(HEADER_LEN);
-    let (body, tag) = rest.split_at_mut(rest.len() - TAG_LEN);
-    let tag = Tag::try_from(&*tag).map_err(|_| OpenError::Garbage)?;
-    aead.decrypt_inout_detached(&nonce(counter), header, (&mut *body).into(), &tag)
-        .map_err(|_| OpenError::Forged)?;
+    let (body, tag) = rest.split_last_chunk_mut::<TAG_LEN>().ok_or(OpenError::Garbage)?;
+    if !cipher.open(counter, header, body, *tag) {
+        return Err(OpenError::Forged);
+    }
     Ok(body)
 }
 
