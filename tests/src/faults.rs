@@ -54,6 +54,8 @@ pub enum Fault {
     SyncCable,
     /// What the node sends on the dedicated link is lost, and nothing else.
     MuteSync,
+    /// What the node sends to the LAN is lost, and nothing else.
+    MuteLan,
     /// Both nodes lose all they have, and start together.
     ColdStart,
     /// Nothing fails: the group is moved by hand.
@@ -64,7 +66,7 @@ pub enum Fault {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Fault; 14] = [
+    pub const ALL: [Fault; 15] = [
         Fault::Power,
         Fault::PowerOtherClock,
         Fault::Kill,
@@ -76,6 +78,7 @@ impl Fault {
         Fault::Flapping,
         Fault::SyncCable,
         Fault::MuteSync,
+        Fault::MuteLan,
         Fault::ColdStart,
         Fault::Switchover,
         Fault::Hogs,
@@ -95,6 +98,7 @@ impl Fault {
             Fault::Flapping => "LAN cable flaps",
             Fault::SyncCable => "sync cable pulled",
             Fault::MuteSync => "sync link one-way",
+            Fault::MuteLan => "LAN cable one-way",
             Fault::ColdStart => "both start together",
             Fault::Switchover => "moved by hand",
             Fault::Hogs => "processors busy",
@@ -117,6 +121,8 @@ impl Fault {
             Fault::Restart | Fault::SyncCable | Fault::MuteSync | Fault::Hogs => 50.0,
             Fault::Terminate | Fault::Switchover => 100.0,
             Fault::Flapping => 1500.0,
+            // Three adverts of a second are missed, three rounds of questions find nobody, and there is a grace.
+            Fault::MuteLan => 9_000.0,
             // While it lasts there is nobody; then programs are loaded, which takes its time on a busy machine.
             Fault::ColdStart => 15_000.0,
             _ => 500.0,
@@ -272,6 +278,10 @@ fn play_in(lab: &Lab, case: Case, lasts: Duration) -> Result<Outcome> {
     let struck_at_ms = mono_ms();
     let inflicted = inflict(lab, &mut pair, struck, case.fault)?;
     thread::sleep(lasts);
+    if case.active && case.fault == Fault::MuteLan {
+        // No carrier tells of it: it takes its time to be noticed, and is not to end before.
+        pair.wait_for_role(lab, struck.peer(), "active")?;
+    }
     mend(lab, &mut pair, struck, case.fault, inflicted)?;
     let started: &[Node] = match case.fault {
         Fault::ColdStart => &Node::ALL,
@@ -325,12 +335,8 @@ fn inflict(lab: &Lab, pair: &mut Pair, node: Node, fault: Fault) -> Result<Infli
             }
         }
         Fault::SyncCable => lab.cut(node, Cable::Sync)?,
-        Fault::MuteSync => {
-            let port = format!("{node}-sync");
-            let chain = format!("{{ type filter hook ingress device \"{port}\" priority 0; policy drop; }}");
-            nft(lab, &["add", "table", "netdev", "mute"])?;
-            nft(lab, &["add", "chain", "netdev", "mute", "all", &chain])?;
-        }
+        Fault::MuteSync => lab.mute(&[(node, "sync")])?,
+        Fault::MuteLan => lab.mute(&[(node, "lan")])?,
         Fault::ColdStart => {
             for node in Node::ALL {
                 lab.cut(node, Cable::All)?;
@@ -382,19 +388,13 @@ fn mend(lab: &Lab, pair: &mut Pair, node: Node, fault: Fault, mut inflicted: Inf
         Fault::Cables => lab.heal(node, Cable::All)?,
         Fault::LanCable => lab.heal(node, Cable::Lan)?,
         Fault::SyncCable => lab.heal(node, Cable::Sync)?,
-        Fault::MuteSync => nft(lab, &["delete", "table", "netdev", "mute"])?,
+        Fault::MuteSync | Fault::MuteLan => lab.mute(&[])?,
         Fault::Hogs => {
             for hog in &mut inflicted.hogs {
                 hog.kill().and_then(|()| hog.wait()).context("end a process of our own")?;
             }
         }
     }
-    Ok(())
-}
-
-fn nft(lab: &Lab, arguments: &[&str]) -> Result<()> {
-    let argv: Vec<&str> = ["nft"].into_iter().chain(arguments.iter().copied()).collect();
-    lab.exec(Host::Switch, &argv).context("one-way links are made with nft (Debian package nftables)")?;
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use fwha_tests::lab::{CLIENT, Host, Lab, LabOptions, Node};
+use fwha_tests::lab::{CLIENT, Lab, LabOptions, Node};
 use fwha_tests::pair::{Pair, role};
 use fwha_tests::scenario::with_pair;
 use serde_json::Value;
@@ -16,17 +16,8 @@ const LONG: Duration = Duration::from_secs(8);
 
 /// No frame of these nodes gets out of their LAN port, or all do again.
 fn mute(lab: &Lab, nodes: &[Node]) -> Result<()> {
-    let devices: Vec<String> = nodes.iter().map(|node| format!("\"{node}-lan\"")).collect();
-    let mut script = "table netdev mute\ndelete table netdev mute\n".to_owned();
-    if !devices.is_empty() {
-        let devices = devices.join(", ");
-        let hook =
-            format!("{{ type filter hook ingress devices = {{ {devices} }} priority 0; policy drop; }}");
-        script.push_str(&format!("add table netdev mute\nadd chain netdev mute frames {hook}\n"));
-    }
-    lab.exec(Host::Switch, &["sh", "-ec", &format!("printf '%s' '{script}' | nft -f -")])
-        .map(drop)
-        .context("one-way links are made with nft (Debian package nftables)")
+    let cables: Vec<_> = nodes.iter().map(|&node| (node, "lan")).collect();
+    lab.mute(&cables)
 }
 
 /// Lets the nodes know a neighbour in the LAN: the client asks each for its address.

@@ -1,14 +1,18 @@
 //! The cluster simulator: thousands of clusters under faults, in virtual time. See `fwha_tests::sim`.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-use fwha_tests::sim::{self, Roles};
+use fwha_tests::sim::{self, Planted, Roles, Wish};
 
 /// Seeds of the ordinary tests; `cargo xtask sim` runs more.
 const SEEDS: u64 = 10_000;
-/// The same where nodes elect who owns what: each takes ten times as long, most of it for heartbeats.
-const ELECTED_SEEDS: u64 = 1_000;
+/// The same where nodes elect who owns what: each takes several times as long, most of it for heartbeats.
+const ELECTED_SEEDS: u64 = 10_000;
+
+/// Within so many seeds each planted bug is found.
+const PLANTED_SEEDS: u64 = 40;
 
 /// Seeds that once failed, by what was wrong.
 const ONCE_FAILED: &[(u64, &str)] = &[
@@ -26,12 +30,33 @@ const ONCE_FAILED: &[(u64, &str)] = &[
     ),
 ];
 
+/// Seeds that fail where nodes elect who owns what, and of what. Nothing here may be called done.
+const STILL_FAILING_ELECTED: &[(u64, &str)] = &[
+    (1622, "a deletion is told of a flow that the receiver does not have, while its queue overflows"),
+    (
+        2755,
+        "one that hung, its sync link lost, takes over when it wakes up: it has not asked since whether the lease still runs",
+    ),
+    (
+        6345,
+        "two Actives within a zone raise their terms in turn, a hundred times a second, while the sync link goes one way",
+    ),
+    (6554, "three nodes: two call themselves in-sync for a moment, and one lacks a flow"),
+    (
+        7022,
+        "three nodes: one that restarted does not know the other Active, whose adverts it ignores while the third is alive",
+    ),
+    (7979, "a connection is lost although its group was only moved"),
+];
+
 /// The same where nodes elect who owns what.
 const ONCE_FAILED_ELECTED: &[(u64, &str)] = &[
     (51, "a node started alone in term 1, and its peer, which knew term 2, never took its flows"),
     (103, "a daemon restarted, forgot the terms and took over in a lower one than that of its flows"),
     (61, "all were started anew: one knew a higher term from its flows, and never took those of the owner"),
     (36, "a former owner's late word in a higher term ended the ownership of the one that was active"),
+    (5527, "the word of who took a group over by hand did not get back, and both stayed active"),
+    (9148, "one that hung while a silent peer came back took over at once: it had not asked since"),
 ];
 
 /// Runs seeds on all processors.
@@ -42,7 +67,7 @@ fn all_survive(roles: Roles, seeds: impl Iterator<Item = u64>) {
         let work = || {
             let mut failures = Vec::new();
             while let Some(&seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
-                failures.extend(sim::run(seed, roles, None, false).err());
+                failures.extend(sim::run(seed, roles, Wish::default()).err());
             }
             failures
         };
@@ -51,7 +76,8 @@ fn all_survive(roles: Roles, seeds: impl Iterator<Item = u64>) {
         threads.into_iter().flat_map(|t| t.join().expect("no panic")).collect()
     });
     if let Some(first) = failures.iter().min_by_key(|f| f.seed) {
-        panic!("{} of {} runs failed; {first}", failures.len(), seeds.len());
+        let all: Vec<_> = failures.iter().map(|f| (f.seed, f.what.lines().next())).collect();
+        panic!("{} of {} runs failed: {all:?}; {first}", failures.len(), seeds.len());
     }
 }
 
@@ -62,7 +88,37 @@ fn clusters_survive_every_storm() {
 
 #[test]
 fn clusters_that_elect_their_owners_survive_every_storm() {
-    all_survive(Roles::Elected, 0..ELECTED_SEEDS);
+    all_survive(Roles::Elected, but(0..ELECTED_SEEDS, STILL_FAILING_ELECTED));
+}
+
+fn but(seeds: Range<u64>, known: &[(u64, &str)]) -> impl Iterator<Item = u64> {
+    seeds.filter(|seed| known.iter().all(|(k, _)| k != seed))
+}
+
+/// What is known and not mended. Who mends it takes it off the list.
+#[test]
+fn what_is_known_to_fail_still_does() {
+    for (seed, why) in STILL_FAILING_ELECTED {
+        let outcome = sim::run(*seed, Roles::Elected, Wish::default());
+        assert!(outcome.is_err(), "seed {seed} is well now: {why}");
+    }
+}
+
+/// Who finds nothing proves nothing.
+#[test]
+fn bugs_that_are_planted_are_found() {
+    for (planted, found) in [
+        (Planted::AddressesFirst, "before it owns it"),
+        (Planted::TermsForgotten, "in term"),
+        (Planted::AnswersIgnored, "owns within reach"),
+    ] {
+        let wish = Wish { planted: Some(planted), ..Wish::default() };
+        let run = |seed| sim::run(seed, Roles::Elected, wish);
+        let failures: Vec<_> = (0..PLANTED_SEEDS).filter_map(|seed| run(seed).err()).collect();
+        let named = failures.iter().filter(|failure| failure.what.contains(found)).count();
+        println!("{planted:?}: {named} of {PLANTED_SEEDS} seeds, {} failed", failures.len());
+        assert!(named > 0, "{planted:?} in {} runs: {failures:?}", failures.len());
+    }
 }
 
 #[test]
@@ -75,7 +131,7 @@ fn what_once_failed_does_not_fail_again() {
 fn a_seed_gives_the_same_run_each_time() {
     let seeds = (0..100).map(|seed| (seed, Roles::Told)).chain((0..20).map(|seed| (seed, Roles::Elected)));
     for (seed, roles) in seeds {
-        let runs = [sim::run(seed, roles, None, false), sim::run(seed, roles, None, false)];
+        let runs = [sim::run(seed, roles, Wish::default()), sim::run(seed, roles, Wish::default())];
         let [first, second] = runs.map(|run| run.map_err(|failure| failure.to_string()).expect("a good run"));
         assert_eq!(first.fingerprint, second.fingerprint, "seed {seed}");
         assert_eq!(first.datagrams, second.datagrams, "seed {seed}");
@@ -84,7 +140,7 @@ fn a_seed_gives_the_same_run_each_time() {
 
 #[test]
 fn nodes_that_say_in_sync_are_really_compared() {
-    let run = |seed| sim::run(seed, Roles::Told, Some(2), false);
+    let run = |seed| sim::run(seed, Roles::Told, Wish { nodes: Some(2), ..Wish::default() });
     let proofs: u64 = (0..20).map(|seed| run(seed).map_or(0, |s| s.proofs)).sum();
     assert!(proofs > 1000, "{proofs}");
 }
@@ -94,7 +150,7 @@ fn elected_nodes_take_over_with_flows_that_were_in_sync_and_with_those_of_the_la
     let (mut takeovers, mut inherited, mut stragglers) = (0, 0, 0);
     for seed in 0..40 {
         let summary =
-            sim::run(seed, Roles::Elected, None, false).unwrap_or_else(|failure| panic!("{failure}"));
+            sim::run(seed, Roles::Elected, Wish::default()).unwrap_or_else(|failure| panic!("{failure}"));
         takeovers += summary.takeovers;
         inherited += summary.inherited;
         stragglers += summary.stragglers;

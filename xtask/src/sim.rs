@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use fwha_tests::sim::{self, Roles, Summary};
+use fwha_tests::sim::{self, Roles, Summary, Wish};
 
 /// Seeds, if nobody says how many.
 const SEEDS: u64 = 10_000;
@@ -54,7 +54,7 @@ fn run_with(args: &Args, roles: Roles) -> bool {
     let seeds = first..first + args.seeds.unwrap_or(if args.seed.is_some() { 1 } else { SEEDS });
     let (mut total, mut failures, mut slowest) = (Summary::default(), 0, (Duration::ZERO, 0));
     for seed in seeds.clone() {
-        match sim::run(seed, roles, args.nodes, args.trace) {
+        match sim::run(seed, roles, Wish { nodes: args.nodes, traced: args.trace, ..Wish::default() }) {
             Ok(summary) => {
                 total.proofs += summary.proofs;
                 total.stragglers += summary.stragglers;

@@ -228,10 +228,12 @@ impl Election {
 
     /// Whether the channel is there to decide about a group, so that an advertisement that seems to
     /// come from `sender` moves nothing: another member is alive on it. It knows nothing of a member
-    /// whose data plane proves that it lives, but whose heartbeats do not get here.
+    /// whose data plane proves that it lives, but whose heartbeats do not get here; and one that does not
+    /// get ours decides by advertisements, so we have to do the same.
     fn has_authority(&self, g: usize, sender: Option<NodeId>) -> bool {
         let sender = sender.and_then(|node| self.peer(node));
-        sender.is_none_or(|peer| peer.state() != PeerState::SyncLost)
+        let one_way = |peer: &Peer| peer.state() == PeerState::SyncLost || (peer.alive() && peer.deaf);
+        !sender.is_some_and(one_way)
             && self.groups[g].others().filter_map(|node| self.peer(node)).any(Peer::alive)
     }
 

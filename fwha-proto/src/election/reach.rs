@@ -225,6 +225,10 @@ impl Election {
     /// Begins, goes on with and ends rounds of questions.
     pub(super) fn survey_zones(&mut self, now: Time) {
         let needed = self.needed_surveys(now);
+        let told = |p: &Peer| p.last.as_ref().is_some_and(|heartbeat| !heartbeat.reaches.is_empty());
+        if needed.is_empty() && self.reaches.is_empty() && !self.peers.iter().any(told) {
+            return;
+        }
         for (via, interface) in self.config.interfaces.clone() {
             let Via::Zone(zone) = via else { continue };
             let need = needed.contains(&zone);
@@ -305,13 +309,18 @@ impl Election {
     /// The zones of a group in which this node reaches nobody.
     pub(super) fn unreached_zones(&self, g: usize) -> impl Iterator<Item = u8> {
         let down = |zone: &u8| self.reaches.get(zone).is_some_and(|r| r.state == State::Down);
-        let zones: BTreeSet<u8> = self.groups[g].config.instances.iter().map(|i| i.zone).collect();
-        zones.into_iter().filter(down)
+        self.zones_of(g).filter(down)
+    }
+
+    /// The zones of a group, each once.
+    fn zones_of(&self, g: usize) -> impl Iterator<Item = u8> {
+        let instances = &self.groups[g].config.instances;
+        let first = |&(i, zone): &(usize, u8)| instances[..i].iter().all(|before| before.zone != zone);
+        instances.iter().map(|i| i.zone).enumerate().filter(first).map(|(_, zone)| zone)
     }
 
     /// In how many zones of a group another node is not known to be better placed than this one.
     pub(super) fn badly_placed(&self, g: usize, node: NodeId) -> usize {
-        let zones: BTreeSet<u8> = self.groups[g].config.instances.iter().map(|i| i.zone).collect();
         let bad = |zone: &u8| {
             let here = self.reaches.get(zone).is_some_and(|r| r.state == State::Down);
             match self.told_of(node, *zone).map(|r| r.state) {
@@ -320,7 +329,7 @@ impl Election {
                 _ => here,
             }
         };
-        zones.iter().filter(|zone| bad(zone)).count()
+        self.zones_of(g).filter(bad).count()
     }
 
     /// What is to be said of a zone in which this node reaches nobody.

@@ -74,6 +74,8 @@ pub struct Suspicion {
     cut_off: Option<Time>,
     /// When the peer's lease has surely ended, as far as known.
     owned_until: Time,
+    /// When its last answer came.
+    answered_at: Time,
     /// The peer renewed its lease after its heartbeats stopped: its daemon lives.
     renewing: bool,
     round: u64,
@@ -101,6 +103,7 @@ impl Suspicion {
             heard: None,
             cut_off: None,
             owned_until: Time::ZERO,
+            answered_at: Time::ZERO,
             renewing: false,
             round: 0,
             round_due: Time::ZERO,
@@ -146,6 +149,13 @@ impl Suspicion {
         now >= self.owned_until
     }
 
+    /// Whether the lease of a silent peer has ended, and it was asked to the last: a daemon that came back meanwhile has
+    /// renewed it, and one that slept through that has not heard of it.
+    pub fn lapsed(&self, now: Time) -> bool {
+        let asked_every = self.heartbeat.max(self.patience());
+        self.fenced(now) && self.answered_at + asked_every * ROUNDS as u32 >= self.owned_until
+    }
+
     /// An authenticated heartbeat arrived. Its sender beats every `interval`, holds what it owns for
     /// `lease` from now (zero if it owns nothing), and stays or has `left`.
     pub fn heartbeat(&mut self, now: Time, interval: Duration, lease: Duration, left: bool) {
@@ -181,6 +191,7 @@ impl Suspicion {
             return;
         }
         self.answered[class] = self.answered[class].max(Some(answer.round));
+        self.answered_at = now;
         let until = answer.lease.map_or(now, |lease| now + lease.min(Duration::from_secs(60)));
         // The lease that its last heartbeat renewed ends by then; more is a later renewal.
         let slack = self.heartbeat * 3 + Duration::from_millis(50);

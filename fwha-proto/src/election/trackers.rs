@@ -168,9 +168,11 @@ impl Election {
 
     /// A zone in which this node reaches nobody is a fault where another node is known to do better.
     fn judge_reach(&self, g: usize, now: Time, tracked: &mut Tracked) {
-        let mine = self.own_troubles(g);
         let others = self.groups[g].config.members.len() > 1;
-        let better = || self.useful_others(g).any(|node| self.troubles(g, node) < mine);
+        let better = || {
+            let mine = self.own_troubles(g);
+            self.useful_others(g).any(|node| self.troubles(g, node) < mine)
+        };
         let zones: Vec<u8> = self.unreached_zones(g).filter(|_| others && better()).collect();
         tracked.unreached_since.retain(|zone, _| zones.contains(zone));
         // The other one may find out one round later that it reaches nobody either.

@@ -483,6 +483,26 @@ impl Lab {
         wiring::plug(&self.entry, node, cable)
     }
 
+    /// Makes cables one-way: no frame of these nodes gets out of them, all that is sent to the nodes arrives. The carriers
+    /// stay. Of every other node, and with none of all, the frames get out again.
+    ///
+    /// # Errors
+    ///
+    /// When `nft` (Debian package nftables) is not there or refuses.
+    pub fn mute(&self, cables: &[(Node, &str)]) -> Result<()> {
+        let ports: Vec<String> = cables.iter().map(|(node, cable)| format!("\"{node}-{cable}\"")).collect();
+        let mut script = "table netdev mute\ndelete table netdev mute\n".to_owned();
+        if !ports.is_empty() {
+            let ports = ports.join(", ");
+            let hook =
+                format!("{{ type filter hook ingress devices = {{ {ports} }} priority 0; policy drop; }}");
+            script.push_str(&format!("add table netdev mute\nadd chain netdev mute frames {hook}\n"));
+        }
+        self.exec(Host::Switch, &["sh", "-ec", &format!("printf '%s' '{script}' | nft -f -")])
+            .map(drop)
+            .context("one-way cables are made with nft (Debian package nftables)")
+    }
+
     /// Waits until `condition` gives a value, looking again every few milliseconds, for at most `timeout`.
     ///
     /// # Errors

@@ -101,6 +101,20 @@ pub struct Shape {
     pub steps: usize,
     /// The nodes elect who owns what; else the storm says so.
     pub elected: bool,
+    /// A bug that all nodes have.
+    pub planted: Option<Planted>,
+}
+
+/// A bug that is planted around the election of each node, to prove that the simulator would find one like it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Planted {
+    /// The addresses of a group are put on the interfaces before the data plane owns its buckets.
+    AddressesFirst,
+    /// A daemon that starts does not know the terms in which its data plane has owned.
+    TermsForgotten,
+    /// The answers of a data plane to probes are thrown away while its daemon is not heard: a peer that lives is taken
+    /// for dead as soon as the sync links are cut.
+    AnswersIgnored,
 }
 
 impl Shape {
@@ -121,6 +135,7 @@ impl Shape {
             bulk_bytes_per_s: random.one_of(&[20_000_000, 1_000_000, 100_000]),
             steps: 40 + random.below(160),
             elected,
+            planted: None,
         }
     }
 
@@ -193,15 +208,27 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Runs a seed; with `traced`, every step is printed.
+/// What may be asked of a run beside its seed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wish {
+    /// So many nodes; drawn from the seed if not said.
+    pub nodes: Option<u8>,
+    /// A bug.
+    pub planted: Option<Planted>,
+    /// Every step is printed.
+    pub traced: bool,
+}
+
+/// Runs a seed.
 ///
 /// # Errors
 /// Something was not as it must be.
-pub fn run(seed: u64, roles: Roles, nodes: Option<u8>, traced: bool) -> Result<Summary, Failure> {
+pub fn run(seed: u64, roles: Roles, wish: Wish) -> Result<Summary, Failure> {
+    let Wish { nodes, planted, traced } = wish;
     let failure = |what| Failure { seed, roles, nodes, what };
     let run = AssertUnwindSafe(|| {
         let mut random = Random(seed);
-        let shape = Shape::of(&mut random, roles, nodes);
+        let shape = Shape { planted, ..Shape::of(&mut random, roles, nodes) };
         let mut world = World::new(random.number(), shape, traced);
         world.trace(None, || format!("seed {seed}: {shape:?}"));
         let mut storm = Storm::new(&mut world);

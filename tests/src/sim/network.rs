@@ -133,8 +133,8 @@ impl Network {
         }
         let twice = random.below(100) < faults.duplicate;
         let mut fate = if twice { "twice" } else { "" };
-        for copy in 0..=usize::from(twice) {
-            let mut datagram = datagram.clone();
+        let second = twice.then(|| datagram.clone());
+        for (copy, mut datagram) in [Some(datagram), second].into_iter().flatten().enumerate() {
             let sealed = matches!(datagram.voice, Voice::Replication | Voice::Heartbeat);
             if random.below(100) < faults.corrupt {
                 if !sealed {

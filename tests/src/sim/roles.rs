@@ -5,6 +5,7 @@
 //! zones, which are ways of the same network, behind the sync links.
 
 use std::collections::BTreeMap;
+use std::iter;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use fwha_proto::election::{
     Announce, Config, Effect as Failing, Election, Event, GroupConfig, Instance, NodeConfig, Output, Start,
     TrackerConfig,
 };
-use fwha_proto::heartbeat::{Cause, Interface, Role, Via};
+use fwha_proto::heartbeat::{Cause, Interface, PeerState, Role, Via};
 use fwha_proto::replication::SyncState;
 use fwha_proto::seal::{ClusterKey, Identity, KeyRing, cluster_id};
 use fwha_proto::time::Time;
@@ -22,10 +23,10 @@ use fwha_proto::tracker::{Report, State};
 use fwha_proto::vrrp::packet::{Envelope, Version};
 
 use super::kernel::Number;
-use super::network::{Datagram, Voice};
+use super::network::{Datagram, Voice, Way};
 use super::node::Letter;
-use super::world::{LEASE, World};
-use super::{GROUPS, Group};
+use super::world::{LEASE, Promised, World};
+use super::{GROUPS, Group, Planted};
 
 /// Zones that all nodes share.
 pub const ZONES: u8 = 2;
@@ -35,6 +36,9 @@ const HEARTBEAT: Duration = Duration::from_millis(10);
 const SETTLED_WITHIN: Duration = Duration::from_millis(500);
 /// Two that hear each other on the zones alone, by adverts.
 const SETTLED_BY_ADVERTS: Duration = Duration::from_millis(1500);
+/// For so long a node can be asked in a zone without a fault before a claim to what it owns is nobody's excuse: one that
+/// was held for dead is asked again once a second, and adverts come as often.
+const ASKED_WITHIN: Duration = Duration::from_millis(1500);
 /// After the last fault, each group has one owner within this time: a cold start, where nobody can be asked.
 pub const ELECTED_WITHIN: Duration = Duration::from_secs(5);
 
@@ -91,9 +95,11 @@ impl World {
     pub fn new_roles(&mut self, id: NodeId, epoch: u64) -> Roles {
         let node = &self.nodes[usize::from(id) - 1];
         let clock = node.clock(self.now);
+        let highest = node.kernel.terms;
+        let forgets = self.shape.planted == Some(Planted::TermsForgotten);
         let starts: Vec<Start> = (0..GROUPS)
             .map(|g| Start {
-                term: node.kernel.terms[g],
+                term: if forgets { 0 } else { highest[g] },
                 owned_since: node.kernel.owned[g].map(|_| node.kernel.since[g]),
             })
             .collect();
@@ -133,8 +139,8 @@ impl World {
         let ways = 0..self.network.links();
         let config = Config {
             identity: Identity { cluster: cluster_id("edge"), node: id, epoch },
-            keys: keys(),
-            probe_key: keys().siphash_key("probe"),
+            keys: self.keys.clone(),
+            probe_key: self.probe_key,
             config_hash: 1,
             heartbeat_interval: HEARTBEAT,
             lease: LEASE,
@@ -161,7 +167,7 @@ impl World {
             hung: Time::ZERO,
             in_sync: BTreeMap::new(),
             vips: [false; GROUPS],
-            highest: std::array::from_fn(|g| starts[g].term),
+            highest,
             cause: [None; GROUPS],
         }
     }
@@ -197,6 +203,10 @@ impl World {
             return;
         }
         let election = &mut roles.election;
+        let alive = |election: &Election| {
+            election.status(clock).peers.iter().any(|p| p.node == from && p.state == PeerState::Alive)
+        };
+        let ignored = self.shape.planted == Some(Planted::AnswersIgnored) && !alive(election);
         match datagram.voice {
             Voice::Heartbeat => election.heartbeat_datagram(clock, datagram.link, &mut datagram.bytes),
             Voice::Advert { zone, src, dst } => {
@@ -207,8 +217,9 @@ impl World {
                     &datagram.bytes,
                 );
             }
+            Voice::Reply { .. } if ignored => {}
             Voice::Reply { flags, lease_ms, nonce } => {
-                let key = keys().siphash_key("probe");
+                let key = self.probe_key;
                 let mut reply = Probe::request(&key, cluster_id("edge"), from, to, nonce);
                 (reply.kind, reply.flags) = (ProbeKind::Reply as u8, flags);
                 reply.lease_ms = lease_ms.to_le_bytes();
@@ -244,8 +255,12 @@ impl World {
         if roles.election.next_timeout() <= clock {
             roles.election.tick(clock);
         }
+        let mut outputs: Vec<Output> = iter::from_fn(|| roles.election.poll()).collect();
+        if self.shape.planted == Some(Planted::AddressesFirst) {
+            outputs.sort_by_key(|output| !matches!(output, Output::AddVips { .. }));
+        }
         let mut advertised = [false; GROUPS];
-        while let Some(output) = self.election(id).and_then(Election::poll) {
+        for output in outputs {
             self.execute(id, output, &mut advertised);
         }
     }
@@ -337,6 +352,9 @@ impl World {
         if term < before || term == before && !resumed {
             self.violate(format!("fw{id} owns group {group} in term {term} after {before}"));
         }
+        if !resumed {
+            self.check_claim(id, group, cause);
+        }
         self.check_inheritance(id, group, cause);
         self.terms[g] = self.terms[g].max(term);
         self.reigned.insert((group, term, id));
@@ -350,12 +368,42 @@ impl World {
         }
     }
 
+    /// A node that nobody gave a group does not take it from one that owns it, and could have been asked for a while: it
+    /// would serve the same clients.
+    fn check_claim(&mut self, id: NodeId, group: Group, cause: Option<Cause>) {
+        if !matches!(cause, Some(Cause::PeerDead | Cause::LeaseEnded | Cause::VrrpSilence | Cause::Vacant)) {
+            return;
+        }
+        let now = self.now;
+        let clock = self.nodes[usize::from(id) - 1].clock(now);
+        // Of whom it has never heard by heartbeat, it does not know whom to ask: then VRRP alone decides.
+        let peers = self.roles(id).election.status(clock).peers;
+        let known = |other: &NodeId| peers.iter().any(|p| p.node == *other && p.state != PeerState::Unknown);
+        let owns = |other: &NodeId| {
+            let node = &self.nodes[usize::from(*other) - 1];
+            let g = usize::from(group);
+            node.kernel.owned[g].is_some() && node.clock(now).since(node.kernel.since[g]) >= ASKED_WITHIN
+        };
+        let could_be_asked = |other: &NodeId| {
+            (1..=ZONES).any(|zone| {
+                let since = self.within_reach.get(&(id.max(*other), id.min(*other), zone));
+                since.is_some_and(|&since| now.since(since) >= ASKED_WITHIN)
+            })
+        };
+        let robbed = self.ids().filter(known).filter(owns).find(could_be_asked);
+        if let Some(other) = robbed {
+            self.violate(format!(
+                "fw{id} claims group {group} ({cause:?}), which fw{other} owns within reach"
+            ));
+        }
+    }
+
     /// What a node and the owner before it called in sync is there when it takes over.
     fn check_inheritance(&mut self, id: NodeId, group: Group, cause: Option<Cause>) {
         let promised = std::mem::take(&mut self.promised[usize::from(group)]);
-        let Some(flows) = promised.get(&id) else { return };
+        let Some(Promised { flows, .. }) = promised.get(&id) else { return };
         let kernel = &self.node(id).kernel;
-        let missing = flows.iter().find(|(n, flow)| kernel.get(**n).is_none_or(|there| there.id() != **flow));
+        let missing = flows.iter().find(|(n, flow)| kernel.get(*n).is_none_or(|there| there.id() != *flow));
         self.inherited += flows.len() as u64;
         if let Some((n, flow)) = missing {
             let missing = super::world::named(*n, *flow);
@@ -381,9 +429,11 @@ impl World {
     /// A flow is no more, by the will of its owner.
     pub fn ended(&mut self, group: Group, n: Number, node: NodeId) {
         let Some(flow) = self.node(node).kernel.get(n).map(fwha_common::flow::Flow::id) else { return };
-        for flows in self.promised[usize::from(group)].values_mut().chain([&mut self.alive]) {
-            flows.retain(|&m, &mut id| m != n || id != flow);
+        let promised = self.promised[usize::from(group)].values_mut().map(|promised| &mut promised.flows);
+        for flows in promised {
+            flows.retain(|&(m, id)| m != n || id != flow);
         }
+        self.alive.retain(|&m, &mut id| m != n || id != flow);
     }
 
     /// Data planes whose lease is over own nothing.
@@ -408,10 +458,14 @@ impl World {
     /// No two nodes own a group for longer than it takes them to hear of each other.
     pub fn check_overlap(&mut self) {
         for group in 0..GROUPS {
+            let owns = |id: &NodeId| self.nodes[usize::from(*id) - 1].kernel.owned[group].is_some();
+            let owners: Vec<NodeId> = self.ids().filter(owns).collect();
+            if owners.len() < 2 && self.overlaps.is_empty() {
+                continue;
+            }
             for a in self.ids() {
                 for b in 1..a {
-                    let owns = |n: NodeId| self.nodes[usize::from(n) - 1].kernel.owned[group].is_some();
-                    let both = owns(a) && owns(b);
+                    let both = owners.contains(&a) && owners.contains(&b);
                     for (on_sync, limit) in [(true, SETTLED_WITHIN), (false, SETTLED_BY_ADVERTS)] {
                         let key = (group as Group, a, b, on_sync);
                         if !both || !self.hear_each_other(a, b, on_sync) {
@@ -431,6 +485,30 @@ impl World {
         }
     }
 
+    /// Notes since when nodes can ask each other in a zone, without a fault.
+    pub fn note_reach(&mut self) {
+        let now = self.now;
+        for a in self.ids() {
+            for b in 1..a {
+                let powered = [a, b].iter().all(|&n| self.nodes[usize::from(n) - 1].powered);
+                for zone in 1..=ZONES {
+                    let way = self.way_of(Via::Zone(zone));
+                    let good = |way: &Way| !way.cut && way.faults.loss == 0;
+                    let plugged = [a, b].iter().all(|&n| !self.unplugged.contains(&(n, way)));
+                    let clear = good(self.network.way(a, b, way))
+                        && good(self.network.way(b, a, way))
+                        && plugged
+                        && powered;
+                    if clear {
+                        self.within_reach.entry((a, b, zone)).or_insert(now);
+                    } else {
+                        self.within_reach.remove(&(a, b, zone));
+                    }
+                }
+            }
+        }
+    }
+
     fn hear_each_other(&mut self, a: NodeId, b: NodeId, on_sync: bool) -> bool {
         let now = self.now;
         let runs = |n: NodeId| {
@@ -440,10 +518,8 @@ impl World {
         if !runs(a) || !runs(b) {
             return false;
         }
-        let ways = 0..self.network.links();
-        let (sync, zones): (Vec<u8>, Vec<u8>) = ways.partition(|&way| way < self.shape.links);
-        let ways = if on_sync { sync } else { zones };
-        ways.into_iter().any(|way| !self.network.way(a, b, way).cut && !self.network.way(b, a, way).cut)
+        let mut ways = if on_sync { 0..self.shape.links } else { self.shape.links..self.network.links() };
+        ways.any(|way| !self.network.way(a, b, way).cut && !self.network.way(b, a, way).cut)
     }
 
     /// An operator moves a group away from a node.

@@ -8,13 +8,13 @@ use std::time::Duration;
 use fwha_common::flow::{Flow, FlowId, FlowKey};
 use fwha_proto::NodeId;
 use fwha_proto::replication::{Options, PeerOptions, PeerStatus, Replication, SyncState};
-use fwha_proto::seal::{Identity, cluster_id};
+use fwha_proto::seal::{Identity, KeyRing, cluster_id};
 use fwha_proto::time::Time;
 
 use super::kernel::{Kernel, Number, number_of};
 use super::network::{Datagram, Network, Voice};
 use super::node::{Claims, Daemon, Effect, Letter, Node, STRAGGLERS_FOR};
-use super::roles::{ZONES, keys};
+use super::roles::{self, ZONES};
 use super::{BUCKETS_USED, GROUPS, Group, Shape, buckets_of, group_of};
 use crate::frames::Random;
 
@@ -46,6 +46,15 @@ pub enum Order {
     Link(NodeId, NodeId, u8, bool),
     /// A node's interface of a link has a carrier or not; it is told.
     Carrier(NodeId, u8, bool),
+}
+
+/// Flows of a group that a peer holds, as it and their owner have said.
+#[derive(Default)]
+pub struct Promised {
+    /// All but those that have ended since.
+    pub flows: Vec<(Number, FlowId)>,
+    /// The owner's sums then: while they are the same, so are the flows.
+    sums: [u64; BUCKETS_USED],
 }
 
 /// What is known of each node beyond what it knows itself.
@@ -104,9 +113,17 @@ pub struct World {
     /// When each group was taken last.
     pub moved: [Time; GROUPS],
     /// Flows of each group that are in sync, by the peer that has them.
-    pub promised: [BTreeMap<NodeId, BTreeMap<Number, FlowId>>; GROUPS],
+    pub promised: [BTreeMap<NodeId, Promised>; GROUPS],
     /// Since when two nodes own a group although they hear each other: on a sync link, or on the zones.
     pub overlaps: BTreeMap<(Group, NodeId, NodeId, bool), Time>,
+    /// Since when two nodes, the greater first, have been able to ask each other in a zone without a fault.
+    pub within_reach: BTreeMap<(NodeId, NodeId, u8), Time>,
+    /// Interfaces that their nodes know to have no carrier.
+    pub unplugged: BTreeSet<(NodeId, u8)>,
+    /// The cluster's secret.
+    pub keys: KeyRing,
+    /// The key of probes, which follows from it.
+    pub probe_key: [u64; 2],
     ledgers: Vec<Ledger>,
     /// Identities of which an owner's machine was told that they are deleted, with its term.
     buried: HashMap<FlowId, (u32, NodeId)>,
@@ -116,14 +133,21 @@ pub struct World {
     ordered: u64,
     epochs: u64,
     touched: Vec<bool>,
+    /// When each node's replication and its election have something to do.
+    due: Vec<[Time; 2]>,
+    /// Nodes whose next time is to be found anew: something has happened there.
+    stirred: Vec<bool>,
     traced: bool,
 }
 
 impl World {
     /// A world of this shape in which nothing has happened yet.
     pub fn new(seed: u64, shape: Shape, traced: bool) -> Self {
+        let keys = roles::keys();
         let mut world = Self {
             now: Time::from_millis(1000),
+            probe_key: keys.siphash_key("probe"),
+            keys,
             random: Random(seed),
             nodes: Vec::new(),
             network: Network::new(shape.nodes, shape.links + if shape.elected { ZONES } else { 0 }),
@@ -141,6 +165,8 @@ impl World {
             alive: BTreeMap::new(),
             promised: Default::default(),
             overlaps: BTreeMap::new(),
+            within_reach: BTreeMap::new(),
+            unplugged: BTreeSet::new(),
             ledgers: Vec::new(),
             buried: HashMap::new(),
             reigned: BTreeSet::new(),
@@ -148,6 +174,8 @@ impl World {
             ordered: 0,
             epochs: 0,
             touched: vec![false; shape.nodes.into()],
+            due: vec![[Time::NEVER; 2]; shape.nodes.into()],
+            stirred: vec![true; shape.nodes.into()],
             traced,
             shape,
         };
@@ -246,6 +274,11 @@ impl World {
                 }
             }
             Order::Carrier(id, link, carrier) => {
+                if carrier {
+                    self.unplugged.remove(&(id, link));
+                } else {
+                    self.unplugged.insert((id, link));
+                }
                 for other in self.ids() {
                     self.network.way(id, other, link).cut = !carrier;
                     self.network.way(other, id, link).cut = !carrier;
@@ -302,7 +335,7 @@ impl World {
 
     fn options(&self, id: NodeId, epoch: u64) -> Options {
         let identity = Identity { cluster: cluster_id("edge"), node: id, epoch };
-        let mut options = Options::new(identity, keys(), &format!("fw{id}"));
+        let mut options = Options::new(identity, self.keys.clone(), &format!("fw{id}"));
         options.zones = vec![11, 12];
         options.peers = self.ids().map(|n| PeerOptions { node: n, name: format!("fw{n}") }).collect();
         options.max_flows = self.shape.max_flows;
@@ -401,11 +434,13 @@ impl World {
     /// it is done.
     pub fn run_until(&mut self, end: Time, done: impl Fn(&Self) -> bool) -> bool {
         let mut turns = 0;
+        self.stirred.fill(true);
         while self.violation.is_none() {
             let orders = self.orders.first_key_value().map_or(Time::NEVER, |(key, _)| key.0);
             let mut next = orders.min(self.network.next()).max(self.now);
-            for node in &self.nodes {
-                next = next.min(node.wakes(self.now)).min(node.elects(self.now));
+            for i in 0..self.nodes.len() {
+                let [wakes, elects] = self.due(i);
+                next = next.min(wakes).min(elects);
             }
             if next > end {
                 self.now = end;
@@ -425,26 +460,43 @@ impl World {
         false
     }
 
+    /// When a node has something to do: its replication, and its election.
+    fn due(&mut self, i: usize) -> [Time; 2] {
+        if std::mem::take(&mut self.stirred[i]) {
+            let node = &self.nodes[i];
+            self.due[i] = [node.wakes(self.now), node.elects(self.now)];
+        }
+        self.due[i].map(|at| at.max(self.now))
+    }
+
     fn step(&mut self) {
         while let Some(entry) = self.orders.first_entry()
             && entry.key().0 <= self.now
         {
             let order = entry.remove();
             self.obey(order);
+            self.stirred.fill(true);
         }
         self.fence();
+        if self.shape.elected {
+            self.note_reach();
+        }
         while let Some(datagram) = self.network.arrival(self.now) {
+            self.stirred[usize::from(datagram.to) - 1] = true;
             match datagram.voice {
                 Voice::Replication => self.deliver(datagram),
                 _ => self.hear(datagram),
             }
         }
-        for id in self.ids() {
-            if self.node(id).daemon.is_some() && self.nodes[usize::from(id) - 1].wakes(self.now) <= self.now {
+        for i in 0..self.nodes.len() {
+            let id = self.nodes[i].id;
+            if self.nodes[i].daemon.is_some() && self.due(i)[0] <= self.now {
                 self.turn(id);
+                self.stirred[i] = true;
             }
-            if self.nodes[usize::from(id) - 1].elects(self.now) <= self.now {
+            if self.due(i)[1] <= self.now {
                 self.elect(id);
+                self.stirred[i] = true;
             }
         }
         self.check();
@@ -662,10 +714,13 @@ impl World {
                 Ok(proved) => {
                     self.proofs += proved.len() as u64;
                     for (group, peer) in proved.into_iter().filter(|_| self.shape.elected) {
-                        let flows = self.nodes[i].kernel.from(0);
-                        let flows = flows.filter(|(_, f)| group_of(f.bucket) == group);
-                        let flows = flows.map(|(n, f)| (n, f.id())).collect();
-                        self.promised[usize::from(group)].insert(peer, flows);
+                        let kernel = &self.nodes[i].kernel;
+                        let promised = self.promised[usize::from(group)].entry(peer).or_default();
+                        if promised.sums != *kernel.sums() {
+                            let flows = kernel.from(0).filter(|(_, f)| group_of(f.bucket) == group);
+                            promised.flows = flows.map(|(n, f)| (n, f.id())).collect();
+                            promised.sums = *kernel.sums();
+                        }
                     }
                 }
                 Err(why) => return self.violate(why),
@@ -709,14 +764,23 @@ impl World {
             if self.owner(group).is_none_or(|o| o.id != owner.id) || !owner.settled() {
                 continue;
             }
+            let proves = |peer: &Node| {
+                let in_sync = |node: &Node, with| {
+                    node.daemon.as_ref().and_then(|d| d.sync_state(with)) == Some(SyncState::InSync)
+                };
+                peer.id != owner.id
+                    && (touched[i] || touched[usize::from(peer.id) - 1])
+                    && in_sync(owner, peer.id)
+                    && in_sync(peer, owner.id)
+                    && peer.settled()
+                    && peer.kernel.owned[usize::from(group)].is_none()
+            };
+            if !self.nodes.iter().any(proves) {
+                continue;
+            }
             for s in daemon.replication.status(owner.clock(self.now)).filter(quiet) {
                 let peer = &self.nodes[usize::from(s.peer) - 1];
-                let theirs = peer.daemon.as_ref().and_then(|d| d.sync_state(owner.id));
-                if !(touched[i] || touched[usize::from(s.peer) - 1])
-                    || theirs != Some(SyncState::InSync)
-                    || !peer.settled()
-                    || peer.kernel.owned[usize::from(group)].is_some()
-                {
+                if !proves(peer) {
                     continue;
                 }
                 proofs.push((group, s.peer));

@@ -74,6 +74,21 @@ fn one_way_loss_on_the_sync_link_is_named_and_moves_nothing() {
 }
 
 #[test]
+fn a_handover_that_the_old_owner_does_not_hear_of_leaves_one_active() {
+    let mut rig = Rig::pair(1);
+    rig.command(1, |election, now| election.switchover(now, 0, None)).expect("an offer");
+    rig.cut(2, 1, SYNC);
+    let taken = rig.run_until(ms(100), |r| r.actives(0) == [1, 2]);
+    taken.expect("it takes what it is offered, and its word does not get back");
+    rig.run_until(ms(500), |r| r.actives(0) == [1]).expect("advertisements decide for both");
+    rig.run(ms(10_000));
+    assert_eq!(rig.actives(0), [1]);
+    rig.heal();
+    rig.run(ms(2000));
+    assert_eq!(rig.actives(0), [1]);
+}
+
+#[test]
 fn losing_the_sync_link_moves_nothing_where_the_network_carries_no_probes() {
     let mut rig = Rig::new(2, 1, |_, _| {});
     rig.no_probes = [Via::Zone(1), LAN].into();

@@ -155,3 +155,23 @@ fn a_node_alone_that_slept_past_its_lease_serves_again_soon() {
     let took = rig.run_until(ms(5000), |r| r.actives(0) == [1]).unwrap();
     assert!(took < ms(50), "{took:?}");
 }
+
+#[test]
+fn who_slept_while_a_silent_peer_came_back_asks_before_it_takes_over() {
+    for seed in 0..20 {
+        let mut rig = Rig::pair(seed);
+        rig.kill_daemon(1);
+        let silent = rig.run_until(ms(200), |r| r.peer_state(2, 1) == PeerState::Silent);
+        silent.expect("its data plane answers");
+        rig.hang(2);
+        rig.run(ms(400));
+        rig.start(1);
+        assert_eq!(rig.role(1, 0), Some(Role::Active), "resumed within its lease");
+        rig.run(ms(1000));
+        rig.resume(2);
+        let end = rig.now + ms(5000);
+        while rig.step(end) {
+            assert_eq!(rig.actives(0), [1], "seed {seed}");
+        }
+    }
+}
