@@ -236,9 +236,10 @@ mod user {
     use std::net::IpAddr;
 
     use super::{Decision, Query, ZONE_ANY, number};
+    use crate::flow::V4_MAPPED;
 
-    /// A network. Those of IPv4 are of mapped addresses, as in a flow key, and so lie in the IPv6 networks that
-    /// are short enough to have these.
+    /// A network, of one family: those of IPv4 are of mapped addresses, as in a flow key, and are in no network of
+    /// IPv6, not in `::/0` either.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Network {
         first: u128,
@@ -246,6 +247,10 @@ mod user {
     }
 
     impl Network {
+        /// All of IPv4.
+        pub const V4: Self =
+            Self { first: number(&[0, 0, V4_MAPPED, 0]), last: number(&[0, 0, V4_MAPPED, u32::MAX]) };
+
         /// The network of the first `len` bits of an address; all bits of it if there are no more.
         pub fn new(address: IpAddr, len: u8) -> Self {
             let (octets, len) = match address {
@@ -267,10 +272,16 @@ mod user {
             self.last
         }
 
+        /// Whether it is one of IPv4.
+        pub const fn is_v4(&self) -> bool {
+            Self::V4.first <= self.first && self.last <= Self::V4.last
+        }
+
         /// Whether an address, as in a flow key, is of it.
         pub const fn contains(&self, address: &[u32; 4]) -> bool {
             let address = number(address);
-            self.first <= address && address <= self.last
+            let v4 = Self::V4.first <= address && address <= Self::V4.last;
+            v4 == self.is_v4() && self.first <= address && address <= self.last
         }
     }
 
@@ -402,6 +413,14 @@ mod rule_tests {
             from: 1,
             to: 2,
         }
+    }
+
+    #[test]
+    fn a_network_is_of_one_family() {
+        let [all4, all6] = [network("0.0.0.0", 0), network("::", 0)];
+        assert!(all4.contains(&address("10.0.0.1")) && !all4.contains(&address("2001:db8::1")));
+        assert!(all6.contains(&address("2001:db8::1")) && !all6.contains(&address("10.0.0.1")));
+        assert!(!network("::", 64).contains(&address("255.255.255.255")));
     }
 
     #[test]

@@ -6,10 +6,7 @@ use super::{
     ADDRESSES, ANYTHING, BLOCK_LEN, BLOCK_WORDS, Block, Blocks, COUNT, DECISIONS, LEVEL_BITS, MAX_BLOCKS,
     MAX_LEVELS, MAX_RULES, PROTOCOLS, SUMMARIES, Search, TREE, TREE_LEN, TREES, ZONES, decision,
 };
-use crate::{
-    flow::V4_MAPPED,
-    rule::{Decision, Network, Query, Rule, ZONE_ANY, number},
-};
+use crate::rule::{Decision, Network, Query, Rule, ZONE_ANY};
 
 /// A compiled ruleset: what the programs have in force is a copy of its blocks. Without any, nothing is found.
 #[derive(Clone, Default)]
@@ -297,27 +294,21 @@ impl<'a> Compiler<'a> {
                 everything.insert(i);
             }
         }
-        let v4 = number(&[0, 0, V4_MAPPED, 0]);
-        let v4_last = v4 | u128::from(u32::MAX);
         let all = || {
             rules
                 .iter()
                 .enumerate()
                 .flat_map(|(rule, r)| networks(r).iter().map(move |network| (rule, network)))
         };
-        let of_v4 = all().filter(|(_, n)| n.first() <= v4_last && v4 <= n.last()).map(|(rule, n)| Range {
-            first: n.first().max(v4),
-            last: n.last().min(v4_last),
-            rule,
-        });
-        let of_v6 = all().filter(|(_, n)| n.first() < v4 || v4_last < n.last()).map(|(rule, n)| Range {
-            first: n.first(),
-            last: n.last(),
-            rule,
-        });
-        let narrow = self.intervals(&everything, of_v4, v4, v4_last)?;
-        let wide = self.intervals(&everything, of_v6, 0, u128::MAX)?;
-        let entry = self.entry::<false>(narrow.into_iter().map(|(from, row)| (from - v4, row)).collect())?;
+        let of_family = |v4| {
+            let range = |(rule, n): (usize, &Network)| Range { first: n.first(), last: n.last(), rule };
+            all().filter(move |(_, n)| n.is_v4() == v4).map(range)
+        };
+        let v4 = Network::V4;
+        let narrow = self.intervals(&everything, of_family(true), v4.first(), v4.last())?;
+        let wide = self.intervals(&everything, of_family(false), 0, u128::MAX)?;
+        let entry =
+            self.entry::<false>(narrow.into_iter().map(|(from, row)| (from - v4.first(), row)).collect())?;
         self.set_half(entries, entry);
         let entry = self.entry::<true>(wide)?;
         self.set_half(entries + 1, entry);
