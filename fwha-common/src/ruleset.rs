@@ -15,6 +15,7 @@
 //!     0  summary words of a row; 0 if there are 64 rules or less
 //!     1  number of rules
 //!     2  word where the decisions begin
+//!     3  number of blocks
 //!     4  entries: source IPv4, source IPv6, destination IPv4, destination IPv6
 //!   256  entries of the 256 protocols
 //!   512  trees, of 8 halves: levels, first half of its rows, first node of each level from the root
@@ -77,6 +78,7 @@ const SUMMARIES: u32 = 0;
 #[cfg(feature = "user")]
 const COUNT: u32 = 1;
 const DECISIONS: u32 = 2;
+const COUNT_BLOCKS: u32 = 3;
 const ADDRESSES: u32 = 4;
 const PROTOCOLS: u32 = 256;
 const TREES: u32 = 512;
@@ -130,6 +132,24 @@ pub trait Blocks {
     #[inline(always)]
     fn of_word(&self, at: u32) -> Option<&Block> {
         self.block(at / BLOCK_WORDS as u32)
+    }
+}
+
+/// A small ruleset: of one block, and with rows of one word.
+pub struct Small<'a>(&'a Block);
+
+impl<'a> Small<'a> {
+    /// The ruleset that begins with this block, if it is a small one.
+    #[inline(always)]
+    pub const fn of(first: &'a Block) -> Option<Self> {
+        if first.half(COUNT_BLOCKS) == 1 && first.half(SUMMARIES) == 0 { Some(Self(first)) } else { None }
+    }
+}
+
+impl Blocks for Small<'_> {
+    #[inline(always)]
+    fn block(&self, _: u32) -> Option<&Block> {
+        Some(self.0)
     }
 }
 
@@ -260,6 +280,19 @@ impl Search {
         Some(blocks.of_word(at >> 1)?.half(at))
     }
 
+    /// The number of the first rule of all rows, in a small ruleset.
+    #[inline(always)]
+    pub fn rule_of_small(&self, blocks: &Small<'_>) -> Option<u32> {
+        self.rule_of_word(&[blocks.0; FIELDS])
+    }
+
+    /// The number of the first rule of all rows, if these have one word; it is in these blocks.
+    #[inline(always)]
+    fn rule_of_word(&self, rows: &[&Block; FIELDS]) -> Option<u32> {
+        let rules = self.all(rows, |block, row| block.word(row));
+        if rules == 0 { None } else { Some(lowest(rules)) }
+    }
+
     /// The number of the first rule of all rows.
     #[inline(always)]
     pub fn rule(&mut self, blocks: &impl Blocks) -> Option<Option<u32>> {
@@ -270,8 +303,7 @@ impl Search {
             blocks.of_word(self.rows[3])?,
         ];
         if self.summaries == 0 {
-            let rules = self.all(&found, |block, row| block.word(row));
-            return Some(if rules == 0 { None } else { Some(lowest(rules)) });
+            return Some(self.rule_of_word(&found));
         }
         let mut step = 0;
         while step < Self::STEPS {

@@ -4,7 +4,7 @@ use fwha_common::{
     drop::DropReason,
     flow::proto,
     rule::{Action, Decision, Query},
-    ruleset::{self, Block, Blocks, GENERATIONS},
+    ruleset::{self, Block, Blocks, GENERATIONS, Small},
     settings::Settings,
 };
 
@@ -51,17 +51,28 @@ pub fn judge(settings: &Settings, ip: &Ip, zones: [u8; 2]) -> Result<Admitted, D
         from: zones[0],
         to: zones[1],
     };
-    let trees = fwha_rule_begin();
-    if trees == NO_RULESET {
-        return Err(DropReason::NoRuleset);
-    }
-    for field in 1..4 {
-        if trees & 1 << field != 0 {
-            // What there is not is in no block, either.
-            search.search.set_row(field, fwha_rule_row(field));
+    let mut found = fwha_rule_small();
+    if found == LARGE {
+        let trees = fwha_rule_begin();
+        if trees == NO_RULESET {
+            return Err(DropReason::NoRuleset);
         }
+        for field in 1..4 {
+            if trees & 1 << field != 0 {
+                // What there is not is in no block, either.
+                search.search.set_row(field, fwha_rule_row(field));
+            }
+        }
+        found = fwha_rule_end();
+    } else if found & !0xff == TREES {
+        for field in 1..4 {
+            if found & 1 << field != 0 {
+                search.search.set_row(field, fwha_rule_small_row(field));
+            }
+        }
+        found = fwha_rule_small_end();
     }
-    match fwha_rule_end() {
+    match found {
         ACCEPT => {
             let decision = &maps::opaque(search).decision;
             Ok(Admitted { name_hash: decision.name_hash, mss: decision.mss, syn_proxy: decision.syn_proxy() })
@@ -77,9 +88,64 @@ const ACCEPT: u32 = Action::Accept as u32;
 const REJECT: u32 = Action::Reject as u32;
 const NO_RULE: u32 = u32::MAX;
 const NO_RULESET: u32 = u32::MAX - 1;
+const LARGE: u32 = u32::MAX - 2;
+/// With the fields, a bit for each.
+const TREES: u32 = 0x100;
 
 // The parts of a search are global functions, which the verifier looks at once, and not for each way that leads to
 // them. They are several, and hand on what they have found in the scratch room, because the stack has little left.
+
+// Those for a small ruleset look its block up once each.
+
+/// In a small ruleset, begins a search, and ends it if no rows are yet to be found. Returns as [`fwha_rule_end`]
+/// does, or the fields whose rows are, with [`TREES`]; or [`LARGE`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn fwha_rule_small() -> u32 {
+    let Some(search) = maps::rule_search() else {
+        return NO_RULESET;
+    };
+    let generation = Generation(&search.generation);
+    let Some(first) = generation.block(0) else {
+        return NO_RULESET;
+    };
+    let Some(blocks) = Small::of(first) else {
+        return LARGE;
+    };
+    match search.search.begin(&blocks) {
+        None => NO_RULESET,
+        Some(0) => decide(search.search.rule_of_small(&blocks), &blocks, &mut search.decision),
+        Some(trees) => TREES | trees,
+    }
+}
+
+/// As [`fwha_rule_row`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn fwha_rule_small_row(field: u32) -> u32 {
+    let Some(search) = maps::rule_search() else {
+        return NO_RULESET;
+    };
+    let generation = Generation(&search.generation);
+    let Some(blocks) = generation.block(0).and_then(Small::of) else {
+        return NO_RULESET;
+    };
+    search.search.row(&blocks, field).unwrap_or(NO_RULESET)
+}
+
+/// As [`fwha_rule_end`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn fwha_rule_small_end() -> u32 {
+    let Some(search) = maps::rule_search() else {
+        return NO_RULESET;
+    };
+    let generation = Generation(&search.generation);
+    let Some(blocks) = generation.block(0).and_then(Small::of) else {
+        return NO_RULESET;
+    };
+    decide(search.search.rule_of_small(&blocks), &blocks, &mut search.decision)
+}
 
 /// Begins a search. Returns the fields, a bit for each, whose rows are yet to be found; or [`NO_RULESET`].
 #[unsafe(no_mangle)]
@@ -109,17 +175,24 @@ extern "C" fn fwha_rule_end() -> u32 {
         return NO_RULESET;
     };
     let blocks = Generation(&search.generation);
-    let rule = match search.search.rule(&blocks) {
-        None => return NO_RULESET,
-        Some(None) => return NO_RULE,
-        Some(Some(rule)) => rule,
+    match search.search.rule(&blocks) {
+        None => NO_RULESET,
+        Some(rule) => decide(rule, &blocks, &mut search.decision),
+    }
+}
+
+/// Notes what a rule says, and counts it. Returns its action.
+#[inline(always)]
+fn decide(rule: Option<u32>, blocks: &impl Blocks, decision: &mut Decision) -> u32 {
+    let Some(rule) = rule else {
+        return NO_RULE;
     };
-    let Some(decision) = ruleset::decision(&blocks, rule) else {
+    let Some(said) = ruleset::decision(blocks, rule) else {
         return NO_RULESET;
     };
-    maps::add(&maps::RULE_HITS, decision.index, 1);
-    search.decision = decision;
-    decision.action as u32
+    maps::add(&maps::RULE_HITS, said.index, 1);
+    *decision = said;
+    said.action as u32
 }
 
 /// A ruleset, by its generation.

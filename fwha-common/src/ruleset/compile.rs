@@ -3,8 +3,9 @@
 use std::{collections::HashMap, fmt};
 
 use super::{
-    ADDRESSES, ANYTHING, BLOCK_LEN, BLOCK_WORDS, Block, Blocks, COUNT, DECISIONS, LEVEL_BITS, MAX_BLOCKS,
-    MAX_LEVELS, MAX_RULES, PROTOCOLS, SUMMARIES, Search, TREE, TREE_LEN, TREES, ZONES, decision,
+    ADDRESSES, ANYTHING, BLOCK_LEN, BLOCK_WORDS, Block, Blocks, COUNT, COUNT_BLOCKS, DECISIONS, LEVEL_BITS,
+    MAX_BLOCKS, MAX_LEVELS, MAX_RULES, PROTOCOLS, SUMMARIES, Search, Small, TREE, TREE_LEN, TREES, ZONES,
+    decision,
 };
 use crate::rule::{Decision, Network, Query, Rule, ZONE_ANY};
 
@@ -79,11 +80,11 @@ impl Ruleset {
     /// What the first rule says that matches; nothing if none does. Looked up as the programs do it.
     pub fn find(&self, query: &Query) -> Option<Decision> {
         let mut search = Search::new(*query);
-        let trees = search.begin(self)?;
-        for field in (0..32).filter(|field| trees >> field & 1 != 0) {
-            let row = search.row(self, field)?;
-            search.set_row(field, row);
+        if let Some(small) = self.blocks.first().and_then(Small::of) {
+            find_rows(&mut search, &small)?;
+            return decision(&small, search.rule_of_small(&small)?);
         }
+        find_rows(&mut search, self)?;
         decision(self, search.rule(self)??)
     }
 
@@ -91,6 +92,15 @@ impl Ruleset {
     pub fn has_syn_proxy(&self) -> bool {
         decisions(self).iter().any(Decision::syn_proxy)
     }
+}
+
+fn find_rows(search: &mut Search, blocks: &impl Blocks) -> Option<()> {
+    let trees = search.begin(blocks)?;
+    for field in (0..32).filter(|field| trees >> field & 1 != 0) {
+        let row = search.row(blocks, field)?;
+        search.set_row(field, row);
+    }
+    Some(())
 }
 
 /// The decisions of a ruleset, by rule; none of those that are in missing blocks.
@@ -156,6 +166,7 @@ impl<'a> Compiler<'a> {
 
     fn finish(mut self) -> Ruleset {
         self.words.resize(self.words.len().next_multiple_of(BLOCK_WORDS), 0);
+        self.set_half(COUNT_BLOCKS, (self.words.len() / BLOCK_WORDS) as u32);
         let block = |words: &[u64]| {
             let mut block = Block([0; BLOCK_WORDS]);
             block.0.copy_from_slice(words);
