@@ -3,15 +3,11 @@
 use std::env;
 use std::ffi::OsString;
 use std::process::ExitCode;
-use std::thread;
 
 use anyhow::{Context as _, Result, bail};
 use fwha_tests::root::is_root;
 
 use crate::cargo::{build_bins, cargo};
-
-/// Tests that run at the same time for each processor: most of the time of a scenario is spent waiting for timers.
-const LABS_PER_PROCESSOR: usize = 2;
 
 /// Run all tests; without root those that need it say `skipped: needs root`
 #[derive(clap::Args)]
@@ -27,12 +23,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         bail!("CI=true and no root: the tests in network namespaces would be skipped; run as root");
     }
     let bin_dir = build_bins(&["fwha", "fwha-tests"], false)?;
-    let mut command = cargo();
-    if env::var_os("RUST_TEST_THREADS").is_none() {
-        let processors = thread::available_parallelism().map_or(1, usize::from);
-        command.env("RUST_TEST_THREADS", (processors * LABS_PER_PROCESSOR).to_string());
-    }
-    let status = command
+    let status = cargo()
         .args(["test", "--workspace"])
         .args(&args.cargo_args)
         .env("FWHA_BIN_DIR", bin_dir)

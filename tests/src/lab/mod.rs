@@ -29,7 +29,7 @@ pub(crate) mod wiring;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -220,6 +220,8 @@ pub struct LabOptions {
     pub ipv6: bool,
     /// Whether there is a third node, the least preferred one.
     pub spare: bool,
+    /// Others like it may run at the same time in this process: no time is judged that they could change.
+    pub beside: bool,
     /// Further lines at the end of the config file.
     pub extra_config: String,
     /// Where `fwha`, `fwhactl` and `fwha-traffic` are; see [`binary`] for the default.
@@ -236,31 +238,50 @@ impl Default for LabOptions {
             lease: None,
             ipv6: false,
             spare: false,
+            beside: false,
             extra_config: String::new(),
             bin_dir: None,
         }
     }
 }
 
-/// One lab of a process at a time: two would take each other's processor time, and takeovers are about time.
-static TURN: Mutex<()> = Mutex::new(());
+/// One lab of a process at a time: two would take each other's processor time, and takeovers are about time. Those
+/// that mostly wait (`LabOptions::beside`) may be there at the same time.
+static TURN: RwLock<()> = RwLock::new(());
+
+/// A lab's turn.
+enum Turn {
+    Alone { _guard: RwLockWriteGuard<'static, ()> },
+    Beside { _guard: RwLockReadGuard<'static, ()> },
+}
+
+impl Turn {
+    fn wait(beside: bool) -> Self {
+        if beside {
+            Self::Beside { _guard: TURN.read().unwrap_or_else(PoisonError::into_inner) }
+        } else {
+            Self::Alone { _guard: TURN.write().unwrap_or_else(PoisonError::into_inner) }
+        }
+    }
+}
 
 /// A running lab. See the module.
 pub struct Lab {
     entry: Arc<Entry>,
     options: LabOptions,
-    _turn: MutexGuard<'static, ()>,
+    _turn: Turn,
 }
 
 impl Lab {
-    /// Builds the boxes and the cables; no node is started. Waits while another lab of this process exists.
+    /// Builds the boxes and the cables; no node is started. Waits while another lab of this process exists, unless both may
+    /// be beside others.
     ///
     /// # Errors
     ///
     /// Without root, without `ip` (Debian: iproute2), or when the kernel refuses a namespace or a device.
     pub fn new(options: LabOptions) -> Result<Lab> {
         ensure!(crate::root::is_root(), "the lab needs root: it makes network namespaces");
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = Turn::wait(options.beside);
         ledger::remove_on_termination()?;
         clean_stale()?;
         let entry = ledger::open()?;
