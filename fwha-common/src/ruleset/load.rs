@@ -1,5 +1,7 @@
 //! Putting a ruleset in force.
 
+use std::borrow::BorrowMut;
+
 use aya::maps::{Array, ArrayOfMaps, MapData, MapError};
 
 use super::{
@@ -12,7 +14,7 @@ use crate::rule::Decision;
 unsafe impl aya::Pod for Block {}
 
 /// The map `RULESETS`.
-pub type RulesetMap = ArrayOfMaps<MapData, Array<MapData, Block>>;
+pub type RulesetMap<T = MapData> = ArrayOfMaps<T, Array<MapData, Block>>;
 
 /// Flag of a map that may have more or fewer elements than others in its place (`BPF_F_INNER_MAP`).
 pub const INNER_MAP: u32 = 1 << 12;
@@ -23,7 +25,11 @@ pub const INNER_MAP: u32 = 1 << 12;
 /// # Errors
 ///
 /// Those of the system.
-pub fn load(map: &mut RulesetMap, generation: u32, ruleset: &Ruleset) -> Result<(), MapError> {
+pub fn load<T: BorrowMut<MapData>>(
+    map: &mut RulesetMap<T>,
+    generation: u32,
+    ruleset: &Ruleset,
+) -> Result<(), MapError> {
     let inner = create(ruleset.blocks())?;
     map.set(generation % GENERATIONS, &inner, 0)
 }

@@ -147,7 +147,7 @@ fn fill(bpf: &mut Ebpf) -> Result<()> {
         to: ZONES[Side::Outside as usize],
         ..Rule::all(Decision { action: Action::Accept as u8, ..Decision::default() })
     };
-    let mut rules: RulesetMap = bpf.take_map(name::RULESETS).context(name::RULESETS)?.try_into()?;
+    let mut rules: RulesetMap<_> = bpf.map_mut(name::RULESETS).context(name::RULESETS)?.try_into()?;
     ruleset::load(&mut rules, 1, &Ruleset::compile(&[rule])?)?;
     let mut timeouts: Array<_, Timeouts> =
         Array::try_from(bpf.map_mut(name::TIMEOUTS).context(name::TIMEOUTS)?)?;
