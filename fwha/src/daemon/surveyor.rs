@@ -11,7 +11,7 @@ use fwha_proto::NodeId;
 use fwha_proto::election::reach::{LISTEN, Survey};
 use fwha_proto::heartbeat::MAX_NEIGHBOURS;
 use tokio::sync::{mpsc, watch};
-use tokio::time::MissedTickBehavior;
+use tokio::time::Instant;
 
 use super::election::Command;
 use super::mailbox::Mailbox;
@@ -22,6 +22,9 @@ use crate::netlink::{Addresses, monitor};
 
 /// Between two looks at the kernel's neighbours.
 const LOOK: Duration = Duration::from_secs(10);
+
+/// The same while none is known in a zone: after a start there are soon some.
+const FIRST_LOOK: Duration = Duration::from_secs(1);
 
 /// A round of questions.
 pub struct Request {
@@ -59,15 +62,18 @@ impl Surveyor {
 
     /// Takes requests, one after the other, until nobody can send any.
     pub async fn run(mut self, mut requests: mpsc::UnboundedReceiver<Request>) {
-        let mut looks = tokio::time::interval(LOOK);
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut next_look = Instant::now();
         loop {
             tokio::select! {
                 request = requests.recv() => match request {
                     Some(request) => self.survey(request).await,
                     None => return,
                 },
-                _ = looks.tick() => self.look().await,
+                () = tokio::time::sleep_until(next_look) => {
+                    self.look().await;
+                    let all_known = self.zones.keys().all(|zone| self.known.contains_key(zone));
+                    next_look = Instant::now() + if all_known { LOOK } else { FIRST_LOOK };
+                }
             }
         }
     }
