@@ -79,7 +79,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         streams: if args.streams.is_empty() { vec![1, 8] } else { args.streams.clone() },
     };
     let contenders = Contender::present(&CONTENDERS);
-    let bin_dir = build_bins(&["fwha"], false)?;
+    // The daemon of a debug build takes time from the hosts, too.
+    let bin_dir = build_bins(&["fwha"], !args.quick)?;
     let spinner = spinner("laying the lab");
     let mut lab =
         Lab::new(LabOptions { bin_dir: Some(bin_dir), ..LabOptions::default() }).context("lay the lab")?;
