@@ -232,7 +232,7 @@ const SENT: &str = "vrrp.vrrp_tx.adverts";
 
 fn in_a_lab_beside_keepalived(play: impl FnOnce(&Lab) -> Result<()>) {
     if !is_missing(KEEPALIVED, "keepalived") {
-        in_lab(LabOptions { ipv6: true, beside: true, ..LabOptions::default() }, |lab| {
+        in_lab(LabOptions { ipv6: true, ..LabOptions::beside() }, |lab| {
             // Both speak from it; before that keepalived's first advertisements are invalid arguments to its kernel.
             let settled =
                 ["ip", "-6", "-oneline", "address", "show", "dev", "lan", "scope", "link", "-tentative"];

@@ -51,7 +51,7 @@ fn ctl(node: &NodeProcess, arguments: &[&str]) -> Result<(String, String, i32)> 
 
 #[test]
 fn everything_is_sent_or_asked_for_at_an_operators_word() {
-    with_pair(LabOptions::default(), |lab, pair| {
+    with_pair(LabOptions::beside(), |lab, pair| {
         let active = pair.settle(lab)?;
         let _connections = Connections::open(lab, pair)?;
         let (owner, replica) = (pair.node(active), pair.node(active.peer()));
@@ -127,7 +127,7 @@ fn check_metrics(text: &str) -> Result<()> {
 #[test]
 fn counters_and_lag_are_told_to_people_and_to_prometheus() {
     let extra_config = format!("\n[metrics]\nlisten = \"{METRICS}\"\n");
-    with_pair(LabOptions { extra_config, ..LabOptions::default() }, |lab, pair| {
+    with_pair(LabOptions { extra_config, ..LabOptions::beside() }, |lab, pair| {
         let active = pair.settle(lab)?;
         let _connections = Connections::open(lab, pair)?;
         let status = pair.wait_for_status(lab, active, "nothing at risk, one link used", |status| {
@@ -171,7 +171,7 @@ fn counters_and_lag_are_told_to_people_and_to_prometheus() {
 #[test]
 fn a_port_for_metrics_that_is_taken_is_a_warning_and_no_more() {
     let extra_config = format!("\n[metrics]\nlisten = \"{METRICS}\"\n");
-    in_lab(LabOptions { extra_config, ..LabOptions::default() }, |lab| {
+    in_lab(LabOptions { extra_config, ..LabOptions::beside() }, |lab| {
         let _taken = lab.within(Host::Fw1, || TcpListener::bind(METRICS))??;
         let (pair, _) = Pair::settled(lab)?;
         let status = pair.node(Node::Fw1).ctl(&["status"])?;
@@ -185,7 +185,7 @@ fn a_port_for_metrics_that_is_taken_is_a_warning_and_no_more() {
 
 #[test]
 fn nodes_in_sync_do_not_differ_and_deleted_flows_are_gone_on_both() {
-    with_pair(LabOptions::default(), |lab, pair| {
+    with_pair(LabOptions::beside(), |lab, pair| {
         let active = pair.settle(lab)?;
         let _connections = Connections::open(lab, pair)?;
         let (owner, replica) = (pair.node(active), pair.node(active.peer()));
@@ -234,7 +234,7 @@ fn differs_from_kernel(node: &NodeProcess) -> Result<Vec<(String, u64)>> {
 
 #[test]
 fn what_somebody_changed_in_the_kernels_table_is_named_and_put_right() {
-    with_pair(LabOptions::default(), |lab, pair| {
+    with_pair(LabOptions::beside(), |lab, pair| {
         let active = pair.settle(lab)?;
         let _connections = Connections::open(lab, pair)?;
         for node in [active.peer(), active] {
@@ -295,7 +295,7 @@ fn exchange(lab: &Lab, flows: usize) -> Result<()> {
 
 #[test]
 fn flows_that_do_not_fit_into_the_peers_table_are_shown() {
-    in_lab(LabOptions::default(), |lab| {
+    in_lab(LabOptions::beside(), |lab| {
         const ROOM: usize = 1000;
         const TOO_MANY: usize = 100;
         let small = lab.dir().join("small.toml");

@@ -111,7 +111,7 @@ fn standing(pair: &Pair) -> Result<Vec<(String, u64, u64)>> {
 fn rules_change_at_once_and_what_lives_goes_on_until_it_is_judged_again() {
     // The peer refuses what its rules do not admit, until it has the new ones.
     let extra_config = "[replication]\nstrict = true\n".into();
-    with_pair(LabOptions { extra_config, ..LabOptions::default() }, |lab, pair| {
+    with_pair(LabOptions { extra_config, ..LabOptions::beside() }, |lab, pair| {
         let active = pair.settle(lab)?;
         let before = standing(pair)?;
         let probe = Probe::start(lab)?;
@@ -195,7 +195,7 @@ fn rules_change_at_once_and_what_lives_goes_on_until_it_is_judged_again() {
 fn every_packet_meets_one_ruleset_as_a_whole() {
     const RELOADS: usize = 20;
     const FILLERS: usize = 200;
-    with_pair(LabOptions::default(), |lab, pair| {
+    with_pair(LabOptions::beside(), |lab, pair| {
         let node = pair.settle(lab)?;
         let node = pair.node(node);
         // One ruleset has the rule that admits first, the other behind many that do not match.
@@ -268,7 +268,7 @@ fn announced(socket: &Socket, time: Duration) -> Result<BTreeSet<Ipv4Addr>> {
 
 #[test]
 fn a_new_address_comes_alone_and_a_removed_one_goes_alone() {
-    with_pair(LabOptions::default(), |lab, pair| {
+    with_pair(LabOptions::beside(), |lab, pair| {
         let active = pair.settle(lab)?;
         // What a takeover announces is announced several times, for the last time after five seconds.
         let arp = lab.within(Host::Server, || {
@@ -363,7 +363,7 @@ fn an_address_moves_from_one_group_to_another_and_is_never_nowhere() {
     const MOVED: &str = "192.168.100.13";
     let other = "\n[[group]]\nname = \"other\"\nnodes = [\"fw2\", \"fw1\"]\npreempt = true\n\
                  vips = [{ zone = \"lan\", vrid = 70, addresses = [\"192.168.100.70/24\"] }]\n";
-    in_lab(LabOptions { extra_config: other.into(), ..LabOptions::default() }, |lab| {
+    in_lab(LabOptions { extra_config: other.into(), ..LabOptions::beside() }, |lab| {
         let in_gateway = (format!("\"{LAN_VIP}/24\""), format!("\"{LAN_VIP}/24\", \"{MOVED}/24\""));
         let in_other = ("\"192.168.100.70/24\"".to_owned(), format!("\"192.168.100.70/24\", \"{MOVED}/24\""));
         edit(lab, &in_gateway.0, &in_gateway.1)?;
@@ -449,7 +449,7 @@ fn an_address_moves_from_one_group_to_another_and_is_never_nowhere() {
 
 #[test]
 fn virtual_routers_of_ipv6_come_under_way() {
-    in_lab(LabOptions { ipv6: true, ..LabOptions::default() }, |lab| {
+    in_lab(LabOptions { ipv6: true, ..LabOptions::beside() }, |lab| {
         let whole = fs::read_to_string(lab.config_path())?;
         for vip6 in [INET_VIP6, LAN_VIP6] {
             edit(lab, &format!(", \"{LINK_LOCAL_VIP}/64\", \"{vip6}/64\""), "")?;
@@ -486,7 +486,7 @@ fn virtual_routers_of_ipv6_come_under_way() {
 #[test]
 fn an_interface_comes_into_a_zone_and_goes() {
     const NEW: &str = "lan2";
-    with_pair(LabOptions::default(), |lab, pair| {
+    with_pair(LabOptions::beside(), |lab, pair| {
         let active = pair.settle(lab)?;
         let before = standing(pair)?;
         let probe = Probe::start(lab)?;
@@ -537,7 +537,7 @@ fn an_interface_comes_into_a_zone_and_goes() {
 
 #[test]
 fn timeouts_limits_and_hooks_hold_at_once() {
-    with_pair(LabOptions::default(), |lab, pair| {
+    with_pair(LabOptions::beside(), |lab, pair| {
         let active = pair.settle(lab)?;
         let mut probe = Probe::start(lab)?;
         probe.wait_for_more_answers()?;
@@ -585,7 +585,7 @@ fn timeouts_limits_and_hooks_hold_at_once() {
 
 #[test]
 fn a_mistake_or_a_change_that_needs_a_restart_changes_nothing() {
-    with_pair(LabOptions::default(), |lab, pair| {
+    with_pair(LabOptions::beside(), |lab, pair| {
         let active = pair.settle(lab)?;
         let before = (standing(pair)?, pair.node(active).ctl(&["status"])?["config_hash"].clone());
         let probe = Probe::start(lab)?;

@@ -90,7 +90,7 @@ fn changes(lab: &Lab, node: Node) -> Result<Vec<String>> {
 
 #[test]
 fn resources_follow_their_group_in_order_over_a_switchover_and_a_kill() {
-    in_lab(LabOptions::default(), |lab| {
+    in_lab(LabOptions::beside(), |lab| {
         write(lab, r#"interval = "200ms""#)?;
         let (mut pair, first) = Pair::settled(lab)?;
         let second = first.peer();
@@ -136,7 +136,7 @@ fn a_resource_that_fails_is_restarted_up_to_its_limit_and_then_moves_the_group()
     let settings = r#"interval = "200ms"
 restarts = 2
 on-fail = "fault""#;
-    in_lab(LabOptions::default(), |lab| {
+    in_lab(LabOptions::beside(), |lab| {
         write(lab, settings)?;
         let (pair, first) = Pair::settled(lab)?;
         let second = first.peer();
@@ -191,7 +191,7 @@ const RELEASE_WAIT_MS: f64 = 4000.0;
 
 #[test]
 fn a_stop_that_hangs_holds_up_no_move_for_long_and_no_fault_at_all() {
-    in_lab(LabOptions::default(), |lab| {
+    in_lab(LabOptions::beside(), |lab| {
         let (dir, down) = (lab.dir().display().to_string(), lab.dir().join("down"));
         let hang = format!(
             r#"
@@ -247,7 +247,7 @@ fn an_agent_of_resource_agents_follows_its_group() {
         return;
     }
     const DESTINATION: &str = "198.51.100.0/24";
-    in_lab(LabOptions::default(), |lab| {
+    in_lab(LabOptions::beside(), |lab| {
         let route = format!(
             r#"
 [[resource]]

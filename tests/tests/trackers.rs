@@ -87,7 +87,7 @@ dampening = "0s"
 "#
         )
     };
-    tracked(LabOptions::default(), ping, |lab, pair, first| {
+    tracked(LabOptions::beside(), ping, |lab, pair, first| {
         let second = first.peer();
         cut_answers(lab, first, true)?;
         let cut = Instant::now();
@@ -189,7 +189,7 @@ fn every_kind_of_tracker_fails_when_it_should() {
         .concat()
     };
     // Its data plane is at XDP, the other test's at tc: the answers pass both.
-    let options = LabOptions { attach: Attach::Xdp, ipv6: true, ..LabOptions::default() };
+    let options = LabOptions { attach: Attach::Xdp, ipv6: true, ..LabOptions::beside() };
     in_lab_with_targets(options, trackers, |lab, pair, first| {
         let second = first.peer();
         let moved = |from: Node| -> Result<()> {
@@ -292,7 +292,7 @@ fn maintenance(lab: &Lab, node: Node, more: &str) -> String {
 
 #[test]
 fn trackers_come_change_and_go_by_reloads() {
-    with_pair(LabOptions::default(), |lab, pair| {
+    with_pair(LabOptions::beside(), |lab, pair| {
         let first = pair.settle(lab)?;
         let plain = fs::read_to_string(lab.config_path())?;
         let reload = |pair: &Pair, trackers: &[String], expected: &str| -> Result<()> {

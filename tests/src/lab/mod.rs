@@ -245,6 +245,13 @@ impl Default for LabOptions {
     }
 }
 
+impl LabOptions {
+    /// The default, beside others.
+    pub fn beside() -> Self {
+        Self { beside: true, ..Self::default() }
+    }
+}
+
 /// One lab of a process at a time: two would take each other's processor time, and takeovers are about time. Those
 /// that mostly wait (`LabOptions::beside`) may be there at the same time.
 static TURN: RwLock<()> = RwLock::new(());
