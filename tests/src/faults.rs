@@ -131,7 +131,7 @@ impl Fault {
 
     /// How many new connections may fail when it strikes the Active node: what was answered in its last moment is known to
     /// nobody else if it is cut off without a word. Ten ms of them, where a ms is usual.
-    const fn unheard_of(self) -> u64 {
+    const fn new_lost_with_it(self) -> u64 {
         match self {
             Fault::Power | Fault::PowerOtherClock | Fault::Cables => RATE as u64 / 100,
             _ => 0,
@@ -235,7 +235,7 @@ impl Outcome {
         }
         ensure!(self.held.lost == 0, "{} of {} connections were lost", self.held.lost, self.held.held);
         ensure!(
-            self.dialled.failed <= if active { fault.unheard_of() } else { 0 },
+            self.dialled.failed <= if active { fault.new_lost_with_it() } else { 0 },
             "{} of {} new connections failed",
             self.dialled.failed,
             self.dialled.dialled

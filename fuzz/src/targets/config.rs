@@ -31,7 +31,7 @@ fn parse(text: &str) -> Result<Config, ConfigErrors> {
 
 /// What is accepted, the daemon can start with.
 fn accept(config: &Config) {
-    assert!(config.compiled_rules().len() <= MAX_RULES);
+    assert!(config.dataplane_rules().len() <= MAX_RULES);
     for node in &config.nodes {
         if let Err(errors) = config.check_interfaces(node.id, |_| false) {
             assert!(!errors.to_string().is_empty());

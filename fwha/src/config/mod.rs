@@ -345,7 +345,7 @@ impl Config {
     }
 
     /// The rules as the data plane takes them, first match first.
-    pub fn compiled_rules(&self) -> Vec<rule::Rule> {
+    pub fn dataplane_rules(&self) -> Vec<rule::Rule> {
         self.rules.iter().map(Rule::compile).collect()
     }
 

@@ -626,7 +626,7 @@ fn set_up_dataplane(
         s.node = identity.node;
         s.route_generation = s.route_generation.wrapping_add(1).max(1);
     })?;
-    maps.load_rules(&config.compiled_rules())?;
+    maps.load_rules(&config.dataplane_rules())?;
     Ok(())
 }
 

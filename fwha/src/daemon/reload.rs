@@ -210,7 +210,7 @@ fn load(maps: &Maps, me: NodeId, old: &Config, new: &Config) -> Result<(), Datap
         maps.set_vips(&new.vips(me))?;
     }
     if old.rules != new.rules {
-        maps.load_rules(&new.compiled_rules())?;
+        maps.load_rules(&new.dataplane_rules())?;
     }
     Ok(())
 }

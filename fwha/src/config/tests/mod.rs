@@ -370,7 +370,7 @@ fn a_rule_is_one_whatever_lists_it_has() {
         "to = \"inet\"",
         "to = \"inet\"\nsource = [\"192.168.100.0/24\", \"10.9.9.9\"]\nservices = [\"udp/1000-2000\", \"tcp\"]",
     );
-    let compiled = good(&text).compiled_rules();
+    let compiled = good(&text).dataplane_rules();
     assert_eq!(compiled.len(), 2);
     let [first, admin] = &compiled[..] else { panic!("two rules") };
     let net = |text: &str, len| rule::Network::new(text.parse().unwrap(), len);
@@ -391,7 +391,7 @@ fn a_rule_is_one_whatever_lists_it_has() {
     assert!(src_is_b);
     assert!(first.source[0].contains(&key.addr_b) && !first.source[0].contains(&key.addr_a));
 
-    let open = &good(&with("from = \"lan\"\nto = \"inet\"\n", "")).compiled_rules()[0];
+    let open = &good(&with("from = \"lan\"\nto = \"inet\"\n", "")).dataplane_rules()[0];
     assert_eq!((open.from, open.to, open.services.len()), (ZONE_ANY, ZONE_ANY, 0));
 }
 
@@ -411,7 +411,7 @@ fn rules_know_ipv6_all_protocols_and_the_segment_size() {
         "to = \"inet\"\nsource = [\"2001:db8::/32\"]\nservices = [\"icmpv6\", \"sctp/36412\", \"esp\", \"89\"]\n\
          mss = \"pmtu\"",
     );
-    let compiled = good(&text.replace("action = \"accept\"", "action = \"reject\"")).compiled_rules();
+    let compiled = good(&text.replace("action = \"accept\"", "action = \"reject\"")).dataplane_rules();
     let key = |last: u8| {
         let mut address = [0; 16];
         (address[0], address[1], address[2], address[3], address[15]) = (0x20, 1, 0xd, 0xb8, last);
@@ -425,7 +425,7 @@ fn rules_know_ipv6_all_protocols_and_the_segment_size() {
     assert_eq!((compiled[0].services[1].port_min, compiled[0].services[1].port_max), (36412, 36412));
     let decision = compiled[0].decision;
     assert_eq!((decision.mss, decision.action), (Flow::MSS_PMTU, Action::Reject as u8));
-    let of = |text: &str| good(&with("to = \"inet\"", text)).compiled_rules()[0].decision;
+    let of = |text: &str| good(&with("to = \"inet\"", text)).dataplane_rules()[0].decision;
     assert_eq!(of("to = \"inet\"\nmss = 1_400").mss, 1400);
     assert!(!of("to = \"inet\"").syn_proxy());
     assert!(of("to = \"inet\"\nsyn-proxy = true").syn_proxy());
