@@ -23,6 +23,8 @@ mod sealing;
 pub mod targets;
 
 // The programs in the kernel, as far as they run here. They speak of each other as modules of their crate's root.
+#[path = "../../fwha-ebpf/src/atomic.rs"]
+mod atomic;
 #[path = "../../fwha-ebpf/src/own.rs"]
 mod own;
 #[path = "../../fwha-ebpf/src/packet.rs"]

@@ -2,15 +2,22 @@
 //! compiler's intrinsics. Sequentially consistent without exception: with a weaker order LLVM 22
 //! miscompiles operations whose result is used (llvm issue 210280).
 
+#[cfg(target_arch = "bpf")]
 use core::intrinsics::{AtomicOrdering::SeqCst, atomic_cxchg};
+#[cfg(not(target_arch = "bpf"))]
+use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 /// Writes `new` if `old` is there; otherwise gives what is.
 ///
 /// # Safety
 ///
-/// `at` is aligned and points to a map value.
+/// `at` is aligned and points to a map value, or on the host to anything that lives.
 #[inline(always)]
 pub unsafe fn compare_exchange_u32(at: *mut u32, old: u32, new: u32) -> Result<(), u32> {
+    #[cfg(not(target_arch = "bpf"))]
+    // SAFETY: promised by the caller.
+    return unsafe { AtomicU32::from_ptr(at) }.compare_exchange(old, new, SeqCst, SeqCst).map(drop);
+    #[cfg(target_arch = "bpf")]
     // SAFETY: promised by the caller.
     match unsafe { atomic_cxchg::<u32, { SeqCst }, { SeqCst }>(at, old, new) } {
         (_, true) => Ok(()),
@@ -23,6 +30,7 @@ pub unsafe fn compare_exchange_u32(at: *mut u32, old: u32, new: u32) -> Result<(
 /// # Safety
 ///
 /// `at` is aligned and points to a map value.
+#[cfg(target_arch = "bpf")]
 #[inline(always)]
 pub unsafe fn compare_exchange_u64(at: *mut u64, old: u64, new: u64) -> Result<(), u64> {
     // SAFETY: promised by the caller.

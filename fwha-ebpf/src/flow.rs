@@ -17,12 +17,16 @@
 //!   result of the same lookup for the same generation; where a route changed in between, user space
 //!   raises the generation once more and the next packet looks again. At worst one frame goes the old
 //!   way.
-//! - `end`, `edge`, `maxwin`, `maxack`, `scale`, `flags` of a way (TCP): written by its own packets,
+//! - `end` of a way (TCP): compare-and-exchange, which only moves it forward. Two CPUs in one direction are
+//!   common where NICs are virtual: a sender's process and the acknowledgements that it gets both send.
+//!   Without it the one that read first and wrote last undoes the other's move, and the answer to
+//!   that one acknowledges what was never sent.
+//! - `edge`, `maxwin`, `maxack`, `scale`, `flags` of a way (TCP): written by its own packets,
 //!   read by the other direction. Each is an aligned word, so a reader sees an old or a new one, and
 //!   they only move forward. A reader that sees an old `end` or `edge` judges as if the packet that
-//!   moves it came a moment later: on two CPUs there is no other order. Two CPUs in one direction (a
-//!   NIC that spreads a flow) may undo each other's move; the next packet of that direction makes up
-//!   for it, and the slack of one window covers one packet. The other direction writes them at the
+//!   moves it came a moment later: on two CPUs there is no other order. Two CPUs in one direction
+//!   may undo each other's move; the next packet of that direction makes up for it, and what lies up to a
+//!   window beyond an edge passes. The other direction writes them at the
 //!   handshake, where one packet is under way at a time, when the flow is inherited, and `maxwin` when
 //!   it sent beyond the edge: lost, one more packet passes without moving the windows.
 //! - What is above the shift in `scale` (TCP): written by its own packets, and cleared by the other direction. At worst one
@@ -407,8 +411,9 @@ impl FlowRef {
             }
             Payload::LaterFragment if ip.proto == proto::TCP => {
                 // `seq` is the number behind it.
-                if own.flags & Way::SEEN != 0 && tcp::before(own.end, ip.tcp.seq) {
-                    own.end = ip.tcp.seq;
+                if own.flags & Way::SEEN != 0 {
+                    // SAFETY: see `word`.
+                    unsafe { tcp::raise(&raw mut own.end, ip.tcp.seq) };
                 }
                 Ok(stepped)
             }

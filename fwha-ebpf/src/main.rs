@@ -27,14 +27,13 @@
 
 use fwha_common::drop::{DROP_REASONS, DropReason};
 
+mod atomic;
 mod own;
 mod packet;
 mod parse;
 mod sctp;
 mod tcp;
 
-#[cfg(target_arch = "bpf")]
-mod atomic;
 #[cfg(target_arch = "bpf")]
 mod capture;
 #[cfg(target_arch = "bpf")]

@@ -9,6 +9,7 @@ use fwha_common::{
 };
 
 use crate::{
+    atomic::compare_exchange_u32,
     packet::{bounded, unaligned},
     parse::Tcp,
 };
@@ -339,6 +340,29 @@ pub const fn before(a: u32, b: u32) -> bool {
     (a.wrapping_sub(b) as i32) < 0
 }
 
+/// Moves the end of what was sent on to `to`, if it is behind. Two packets of one direction may do so at the same
+/// time, on two CPUs: the further end stays, or the answer to it would be taken for one to what was never sent.
+///
+/// # Safety
+///
+/// `end` is aligned and points into a flow that is in a map, or that nobody else has.
+#[inline(always)]
+pub unsafe fn raise(end: *mut u32, to: u32) {
+    // SAFETY: promised by the caller; volatile, because others write here.
+    let mut there = unsafe { end.read_volatile() };
+    // Who gets in between has moved it further. After so many it is where others have it.
+    for _ in 0..4 {
+        if !before(there, to) {
+            return;
+        }
+        // SAFETY: promised by the caller.
+        match unsafe { compare_exchange_u32(end, there, to) } {
+            Ok(()) => return,
+            Err(found) => there = found,
+        }
+    }
+}
+
 /// How far behind what was sent an acknowledgement may lie, at least (`MAXACKWINCONST` of the kernel).
 const ACK_WINDOW: u32 = 66_000;
 
@@ -464,11 +488,10 @@ pub fn window(
     if own.maxwin < granted {
         own.maxwin = granted;
     }
-    if before(own.end, end) {
-        own.end = end;
-    }
-    if before(other.end, sack) {
-        other.end = sack;
+    // SAFETY: of the flow that the caller holds.
+    unsafe {
+        raise(&raw mut own.end, end);
+        raise(&raw mut other.end, sack);
     }
     if segment.flags & ACK != 0 {
         if own.flags & Way::ACKED == 0 || before(own.maxack, ack) {
@@ -512,6 +535,11 @@ fn note(own: &mut Way, other: &mut Way, segment: &Tcp, len: u32) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{
+        Barrier,
+        atomic::{AtomicU32, Ordering},
+    };
+
     use super::*;
 
     /// Plays a conversation and gives the states it goes through.
@@ -826,6 +854,31 @@ mod tests {
         assert_eq!(options_with(&bytes, 50).sack, 50, "an acknowledgement above them");
         // Half the space and more below the last block: only step by step is it higher.
         assert_eq!(options_with(&bytes, 35u32.wrapping_sub(1 << 31)).sack, 40);
+    }
+
+    #[test]
+    fn of_two_cpus_that_move_an_end_on_the_further_one_stays() {
+        const MOVES: u32 = 4_000_000;
+        // Past the end of the numbers.
+        let begin = u32::MAX - MOVES;
+        let end = AtomicU32::new(begin);
+        let both = Barrier::new(2);
+        std::thread::scope(|scope| {
+            for cpu in 0..2 {
+                let (end, both) = (&end, &both);
+                scope.spawn(move || {
+                    both.wait();
+                    for moved in (cpu..2 * MOVES).step_by(2) {
+                        let to = begin.wrapping_add(moved);
+                        // SAFETY: an atomic is aligned and may be shared.
+                        unsafe { raise(end.as_ptr(), to) };
+                        let there = end.load(Ordering::Relaxed);
+                        assert!(!before(there, to), "{there} is behind {to}");
+                    }
+                });
+            }
+        });
+        assert_eq!(end.into_inner(), begin.wrapping_add(2 * MOVES - 1));
     }
 
     #[test]
