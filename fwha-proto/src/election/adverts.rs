@@ -375,7 +375,7 @@ impl Election {
             let all = (1u64 << group.machines.len()).wrapping_sub(1) as u32;
             let id = group.config.group;
             // With another cluster file these may be other virtual routers.
-            let same = |node| self.peer(node).is_some_and(|p| p.other_config.is_none());
+            let same = |node| self.peer(node).is_some_and(|p| !p.config_differs(self.config.config_hash));
             let heard: Vec<_> =
                 self.candidates(g).filter(|c| same(c.0)).map(|(node, r)| (node, r.heard)).collect();
             for (node, heard) in heard {

@@ -195,17 +195,21 @@ impl Election {
                 (r.priority, Reverse(group.order(other))) < (group.priority(), Reverse(group.order(me)))
             });
             let untried = self.untried(g);
+            let active = self.peer(node);
+            // With another file the Active may mean other addresses by the group: what moves then comes twice, or nowhere.
+            let other_config = active.is_some_and(|p| p.config_differs(self.config.config_hash));
+            let in_sync = active.is_some_and(|p| p.in_sync);
             if !group.config.preempt
                 || !preferred
                 || !best
                 || untried
+                || other_config
                 || record.moved
                 || record.offered_to.is_some()
             {
                 self.groups[g].preempt_since = None;
                 return Judgement::Stay;
             }
-            let in_sync = self.peer(node).is_some_and(|p| p.in_sync);
             let since = *self.groups[g].preempt_since.get_or_insert(now);
             let delay = self.groups[g].config.preempt_delay;
             let ready = in_sync || now >= since + preempt_wait;

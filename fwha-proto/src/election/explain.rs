@@ -206,6 +206,9 @@ impl Election {
                 None if self.untried(g) => {
                     "this node is preferred, but not all of its trackers have been heard".into()
                 }
+                None if self.peer(active).is_some_and(|p| p.config_differs(self.config.config_hash)) => {
+                    format!("this node is preferred, but {} has another cluster file", name(active))
+                }
                 None if record.moved => {
                     format!("this node is preferred, but an operator moved the group to {}", name(active))
                 }

@@ -102,6 +102,11 @@ impl Peer {
         self.state() == PeerState::Alive
     }
 
+    /// Whether it has another cluster file, as far as is known.
+    pub fn config_differs(&self, hash: u64) -> bool {
+        self.last.as_ref().is_some_and(|h| h.config_hash != hash)
+    }
+
     /// What it last said of a group.
     pub fn group(&self, group: GroupId) -> Option<&GroupRecord> {
         self.last.as_ref()?.groups.iter().find(|g| g.group == group)

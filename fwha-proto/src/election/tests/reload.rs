@@ -65,6 +65,21 @@ fn virtual_routers_come_and_go_and_roles_and_terms_stay() {
 }
 
 #[test]
+fn a_preferred_node_waits_until_both_have_the_same_file() {
+    let mut rig = Rig::pair_with(1, |_, c| c.groups[0].preempt = true);
+    rig.run(ms(2000));
+    reload(&mut rig, 2, 2, |g| g.members = vec![(2, 200), (1, 100)]);
+    rig.run(ms(30_000));
+    assert_eq!(rig.actives(0), [1], "the group may have other addresses there");
+    let now = rig.now;
+    let because = rig.election(2).explain(now)[0].because.join("; ");
+    assert!(because.contains("fw1 has another cluster file"), "{because}");
+    reload(&mut rig, 1, 2, |g| g.members = vec![(2, 200), (1, 100)]);
+    rig.run(ms(1000));
+    assert_eq!(rig.actives(0), [2]);
+}
+
+#[test]
 fn preferences_change_in_place() {
     let mut rig = Rig::pair(1);
     let prefer_2 = |g: &mut GroupConfig| g.members = vec![(2, 200), (1, 100)];
