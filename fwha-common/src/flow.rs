@@ -101,6 +101,22 @@ impl FlowKey {
     /// byte order; `v6` if the addresses are more than mapped IPv4 ones.
     #[inline(always)]
     pub fn of(src: &[u32; 4], dst: &[u32; 4], sport: u16, dport: u16, proto: u8, v6: bool) -> (Self, bool) {
+        let mut key = Self::default();
+        let src_is_b = key.set(src, dst, sport, dport, proto, v6);
+        (key, src_is_b)
+    }
+
+    /// Makes it the key that [`Self::of`] returns; whether the packet's source is end B.
+    #[inline(always)]
+    pub fn set(
+        &mut self,
+        src: &[u32; 4],
+        dst: &[u32; 4],
+        sport: u16,
+        dport: u16,
+        proto: u8,
+        v6: bool,
+    ) -> bool {
         let mut src_is_b = if src[3] == dst[3] {
             u16::from_be(sport) > u16::from_be(dport)
         } else {
@@ -117,16 +133,17 @@ impl FlowKey {
         }
         // GRE's key is of the packet, not of its ends.
         let swap = src_is_b && proto != proto::GRE;
-        let key = Self {
-            addr_a: if src_is_b { *dst } else { *src },
-            addr_b: if src_is_b { *src } else { *dst },
-            port_a: if swap { dport } else { sport },
-            port_b: if swap { sport } else { dport },
-            proto,
-            zero: 0,
-            zeros: 0,
-        };
-        (key, src_is_b)
+        let mut i = 0;
+        while i < 4 {
+            let (from, to) = (src[i], dst[i]);
+            self.addr_a[i] = if src_is_b { to } else { from };
+            self.addr_b[i] = if src_is_b { from } else { to };
+            i += 1;
+        }
+        self.port_a = if swap { dport } else { sport };
+        self.port_b = if swap { sport } else { dport };
+        (self.proto, self.zero, self.zeros) = (proto, 0, 0);
+        src_is_b
     }
 
     /// The key for an IPv4 packet, and whether its source is end B. All in network byte order.

@@ -1,10 +1,11 @@
 //! What user space tells the programs, and where it finds what they tell back.
 
+use crate::BUCKETS;
 use crate::flow::{FLOW_STATES, Flow, TIMEOUT_CLASSES, TimeoutClass, Way, proto};
 
 /// The one element of the array map `SETTINGS`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Key of the bucket hash, from the cluster key: the same on all nodes.
     pub bucket_key: [u64; 2],
@@ -29,6 +30,26 @@ pub struct Settings {
     pub flags: u8,
     /// Always zero.
     pub zero: [u8; 5],
+    /// The group of each bucket.
+    pub bucket_group: [u8; BUCKETS],
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            bucket_key: [0; 2],
+            probe_key: [0; 2],
+            cluster: 0,
+            epoch: 0,
+            route_generation: 0,
+            ruleset_generation: 0,
+            node: 0,
+            vlans: 0,
+            flags: 0,
+            zero: [0; 5],
+            bucket_group: [0; BUCKETS],
+        }
+    }
 }
 
 impl Settings {
@@ -89,6 +110,9 @@ impl Timeouts {
         Self { ns, tcp_max_retrans_ns: 300_000_000_000, tcp_unacknowledged_ns: 300_000_000_000 }
     };
 
+    /// None of the main table's is shorter: 1 s.
+    pub const LEAST_NS: u64 = 1_000_000_000;
+
     /// How long a flow is kept after its last packet; nothing for a state that there is not. The order in which
     /// TCP's are looked at is the kernel's (`nf_conntrack_tcp_packet`).
     #[inline(always)]
@@ -117,7 +141,7 @@ pub const REJECTS_PER_WINDOW: u64 = 100;
 /// The window of [`REJECTS_PER_WINDOW`], in ns: a thousand answers a second, as `net.ipv4.icmp_msgs_per_sec`.
 pub const REJECT_WINDOW_NS: u64 = 100_000_000;
 
-/// Element counts of the per-CPU array map `COUNTERS`, which holds u64s.
+/// What the one element of the per-CPU array map `COUNTERS` counts, a u64 each, in this order.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Counter {
@@ -220,8 +244,6 @@ pub mod name {
     pub const EVENT_LOSS: &str = "EVENT_LOSS";
     /// ARRAY of [`crate::group::Group`], [`crate::MAX_GROUPS`] elements.
     pub const GROUPS: &str = "GROUPS";
-    /// ARRAY of u32: the group of each bucket, [`crate::BUCKETS`] elements.
-    pub const BUCKET_GROUP: &str = "BUCKET_GROUP";
     /// ARRAY of [`crate::group::BucketRange`] by [`crate::group::BucketRange::index`].
     pub const ZONE_BUCKETS: &str = "ZONE_BUCKETS";
     /// HASH of [`crate::group::VipKey`] to [`crate::group::Vip`].
@@ -245,7 +267,7 @@ pub mod name {
     pub const LIMITS: &str = "LIMITS";
     /// LRU_HASH of address, as in a flow key, to [`crate::limit::Source`].
     pub const SOURCES: &str = "SOURCES";
-    /// PERCPU_ARRAY of u64 by [`super::Counter`].
+    /// PERCPU_ARRAY of one array of u64 by [`super::Counter`].
     pub const COUNTERS: &str = "COUNTERS";
     /// PERCPU_ARRAY of u64 by [`crate::drop::DropReason`].
     pub const DROPS: &str = "DROPS";
@@ -273,7 +295,7 @@ mod pod {
     unsafe impl aya::Pod for super::Timeouts {}
 }
 
-const _: () = assert!(size_of::<Settings>() == 56);
+const _: () = assert!(size_of::<Settings>() == 56 + BUCKETS);
 
 #[cfg(test)]
 mod tests {

@@ -88,11 +88,11 @@ struct Header {
 #[inline(always)]
 fn write(header: &Header, load: impl FnOnce(*mut c_void, u32) -> i64) {
     if !share() {
-        maps::add(&maps::COUNTERS, Counter::CaptureSkipped as u32, 1);
+        maps::count(Counter::CaptureSkipped, 1);
         return;
     }
     let Some(mut entry) = maps::DROP_SAMPLES.reserve(0) else {
-        maps::add(&maps::COUNTERS, Counter::CaptureLost as u32, 1);
+        maps::count(Counter::CaptureLost, 1);
         return;
     };
     let sample: *mut DropSample = entry.as_mut_ptr();

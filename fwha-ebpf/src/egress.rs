@@ -13,7 +13,7 @@ use crate::{
     fragment,
     hook::{self, Tc},
     icmp::{self, Related},
-    maps,
+    maps::{self, Room},
     packet::{ETH_LEN, Eth, Packet},
     parse::{self, Ip, Payload, ethertype},
     tcp::Options,
@@ -51,14 +51,14 @@ pub fn egress(packet: &mut Tc) -> Result<(), DropReason> {
     if local {
         vip::arp_leaves(packet)?;
     }
-    let covered = match (settings, maps::ip()) {
+    let covered = match (settings, maps::room().map(Room::ip)) {
         (Some(settings), Some(ip)) => match read(packet, ip) {
             Ok(ip) if local => {
                 vip::leaves(packet, ip)?;
                 own(packet, settings, ip);
                 true
             }
-            Ok(ip) => covered(packet, ip),
+            Ok(ip) => covered(packet, settings, ip),
             Err(_) => false,
         },
         _ => false,
@@ -118,7 +118,7 @@ fn own(packet: &Tc, settings: &Settings, ip: &Ip) {
 /// to the stack can come here rightly, so this repeats no more than that there is a flow, and that
 /// it is owned.
 #[inline(always)]
-fn covered(packet: &Tc, ip: &mut Ip) -> bool {
+fn covered(packet: &Tc, settings: &Settings, ip: &mut Ip) -> bool {
     let now = hook::now_ns();
     if ip.payload == Payload::LaterFragment && fragment::resume(ip, now).is_err() {
         return false;
@@ -137,7 +137,7 @@ fn covered(packet: &Tc, ip: &mut Ip) -> bool {
             }
         }
     };
-    if flow::owner(bucket, now).is_err() {
+    if flow::owner(settings, bucket, now).is_err() {
         return false;
     }
     if ip.first_fragment() {

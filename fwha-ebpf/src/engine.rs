@@ -13,7 +13,9 @@ use crate::{
     flow::{self, FlowRef, Found, NewFlow},
     forward, fragment, hook,
     icmp::{self, Related},
-    limit, maps, own,
+    limit,
+    maps::{self, Room},
+    own,
     packet::{ETH_LEN, Eth, Mac, Packet, RouteKind},
     parse::{self, Ip, Payload, ethertype},
     probe, rules,
@@ -23,24 +25,29 @@ use crate::{
 };
 
 /// Judges a packet that came in.
-#[inline(never)]
-pub fn ingress<P: Packet>(packet: &mut P) -> Outcome {
-    if maps::vlans() || vlan::tagged(packet) {
+#[inline(always)]
+pub fn ingress<P: Packet>(packet: &mut P, room: Room) -> Outcome {
+    let settings = maps::SETTINGS.get(0);
+    if maps::vlans(settings) || vlan::tagged(packet) {
         let outcome = vlan::arrive(packet);
         if outcome.0 != Outcome::JUDGE {
             return outcome;
         }
     }
-    enter(packet).into()
+    enter(packet, room, settings).into()
 }
 
 #[inline(always)]
-fn enter(packet: &mut impl Packet) -> Result<Verdict, DropReason> {
+fn enter(
+    packet: &mut impl Packet,
+    room: Room,
+    settings: Option<&'static Settings>,
+) -> Result<Verdict, DropReason> {
     let mut eth = Eth::read(packet)?;
     if eth.dst.is_virtual() {
         vip::receive(packet, &mut eth)?;
     }
-    let ip = maps::ip().ok_or(DropReason::NoSettings)?;
+    let ip = room.ip();
     match eth.ethertype {
         ethertype::IPV4 => parse::ipv4(packet, ETH_LEN, ip)?,
         ethertype::IPV6 => parse::ipv6(packet, ETH_LEN, ip)?,
@@ -60,8 +67,8 @@ fn enter(packet: &mut impl Packet) -> Result<Verdict, DropReason> {
     if to_group && ip.payload == Payload::Tcp {
         return Err(DropReason::OtherStation);
     }
-    let settings = maps::settings().ok_or(DropReason::NoSettings)?;
-    let now = hook::now_ns();
+    let settings = maps::written(settings).ok_or(DropReason::NoSettings)?;
+    let now = hook::tick(room.clock());
     if ip.payload == Payload::LaterFragment {
         let datagram = fragment::resume(ip, now)?;
         fragment::cover(datagram, ip)?;
@@ -69,7 +76,7 @@ fn enter(packet: &mut impl Packet) -> Result<Verdict, DropReason> {
     let verdict = match ip.payload {
         Payload::IcmpError => icmp_error(packet, settings, &eth, ip, now),
         Payload::IcmpOther => Err(DropReason::Icmp),
-        _ => track(packet, settings, &eth, ip, now),
+        _ => track(packet, room, settings, &eth, ip, now),
     }?;
     if ip.first_fragment() {
         fragment::remember(ip, now);
@@ -91,7 +98,7 @@ fn icmp_error(
         Related::Flow(flow, to_originator) => {
             // It travels as replies to the inner packet do, so it comes from the other end's zone. Its
             // source may be any router on the way.
-            flow::owner(flow.bucket(), now)?;
+            flow::owner(settings, flow.bucket(), now)?;
             let interface = zone::of(packet, settings, eth)?;
             if interface.zone != flow.zone(to_originator) {
                 return Err(DropReason::WrongZone);
@@ -111,15 +118,18 @@ fn icmp_error(
 #[inline(always)]
 fn track(
     packet: &mut impl Packet,
+    room: Room,
     settings: &Settings,
     eth: &Eth,
     ip: &mut Ip,
     now: u64,
 ) -> Result<Verdict, DropReason> {
-    let (key, src_is_b) = ip.key();
+    let key = room.key();
+    let src_is_b = key.set(&ip.src, &ip.dst, ip.sport, ip.dport, ip.proto, ip.v6);
+    let key = &*maps::opaque(key);
     let packets = packet.segments();
     let mut hash = None;
-    let (flow, young) = match flow::find(&key, src_is_b, ip, now) {
+    let (flow, young) = match flow::find(key, src_is_b, ip, now) {
         Found::Main(flow) => (Some(flow), false),
         Found::Embryonic(flow) => (Some(flow), true),
         Found::Node(flow) => {
@@ -137,13 +147,13 @@ fn track(
         Some(flow) => {
             let reply = flow.is_reply(src_is_b);
             let group = admit(packet, settings, eth, ip, flow, reply, now)?;
-            let options = options::of(packet, ip).ok_or(DropReason::NoSettings)?;
+            let options = options::of(packet, room, ip);
             // Windows are in the responder's own numbers.
             let ahead = if reply { 0 } else { flow.delta() };
             ip.tcp.ack = ip.tcp.ack.wrapping_add(ahead);
             let early = if young && flow.delta() != 0 { synproxy::early(ip, reply)? } else { Early::Judge };
             let known = match early {
-                Early::Judge => flow.advance(&key, ip, young, reply, group, now, packets, options)?,
+                Early::Judge => flow.advance(key, ip, young, reply, group, now, packets, options)?,
                 Early::Open => {
                     flow.touch(reply, now, packets, ip.len);
                     opening = true;
@@ -159,8 +169,9 @@ fn track(
     let (flow, reply) = match known {
         Some(known) => known,
         None => {
-            let hash = hash.unwrap_or_else(|| embryonic::hash(&key));
-            match begin(packet, settings, eth, &key, hash, src_is_b, ip, now, flow.is_some() && !young)? {
+            let hash = hash.unwrap_or_else(|| embryonic::hash(key));
+            match begin(packet, room, settings, eth, key, hash, src_is_b, ip, now, flow.is_some() && !young)?
+            {
                 Begun::Flow(flow) => {
                     opening = true;
                     (flow, false)
@@ -169,7 +180,7 @@ fn track(
             }
         }
     };
-    let options = maps::options().ok_or(DropReason::NoSettings)?;
+    let options = &*maps::opaque(room.options());
     let verdict = forward::send(packet, settings, flow, reply, ip, options)?;
     if flow.delta() == 0 {
         return Ok(verdict);
@@ -190,7 +201,7 @@ fn admit(
     reply: bool,
     now: u64,
 ) -> Result<&'static Group, DropReason> {
-    let group = flow::owner(flow.bucket(), now)?;
+    let group = flow::owner(settings, flow.bucket(), now)?;
     let (_, back) = flow.ways(reply);
     // SAFETY: lies in a map element; another CPU may write it: see the module `flow`.
     let known = unsafe { &*back };
@@ -236,6 +247,7 @@ enum Begun {
 #[expect(clippy::too_many_arguments, reason = "inlined once")]
 fn begin(
     packet: &mut impl Packet,
+    room: Room,
     settings: &Settings,
     eth: &Eth,
     key: &FlowKey,
@@ -293,7 +305,7 @@ fn begin(
     let mut bucket = 0;
     if !local {
         bucket = maps::bucket(zones, hash);
-        flow::owner(bucket, now)?;
+        flow::owner(settings, bucket, now)?;
     }
     let judged = rules::judge(settings, ip, zones);
     // What is dropped without a word is so wherever it comes from.
@@ -322,7 +334,7 @@ fn begin(
         // It ends here; the stack says so.
         return Ok(Begun::Done(Verdict::Pass));
     }
-    let options = options::of(packet, ip).ok_or(DropReason::NoSettings)?;
+    let options = options::of(packet, room, ip);
     let mut mss = admitted.mss;
     if proxied {
         let [way, back] = &draft.ways;
@@ -349,7 +361,7 @@ fn begin(
         return Ok(Begun::Done(Verdict::Pass));
     }
     if proxied {
-        maps::add(&maps::COUNTERS, Counter::SynProxied as u32, 1);
+        maps::count(Counter::SynProxied, 1);
     }
     flow::insert_embryonic(draft, key, hash).map(Begun::Flow)
 }
@@ -371,13 +383,13 @@ mod options {
     use aya_ebpf::helpers::generated::bpf_loop;
 
     use crate::{
-        maps,
+        maps::{self, Room},
         packet::{ETH_LEN, Packet, bounded, window},
         parse::{Ip, Payload},
         tcp::{ACK, OPTIONS_LEN, Options, RST, SYN},
     };
 
-    /// NOP, NOP, timestamp of 10 bytes: what nearly every segment of an established connection has.
+    /// NOP, NOP, timestamp of 10 bytes.
     const TIMESTAMP: u32 = u32::from_ne_bytes([1, 1, 8, 10]);
 
     /// Words of options that a SYN of a usual stack begins with an option, timestamps' own not counted.
@@ -385,13 +397,22 @@ mod options {
 
     /// The options of a packet, as far as they count: of a SYN, or of a segment that may have SACK blocks.
     #[inline(always)]
-    pub fn of<P: Packet>(packet: &P, ip: &Ip) -> Option<&'static Options> {
-        let found = maps::options()?;
+    pub fn of<P: Packet>(packet: &P, room: Room, ip: &Ip) -> &'static Options {
+        let found = room.options();
         *found = Options::default();
-        if ip.payload == Payload::Tcp && ip.tcp.header_len > 20 {
+        if ip.payload == Payload::Tcp && ip.tcp.header_len > 20 && !has_timestamp_only(packet, ip) {
             read(packet, ip, found);
         }
-        Some(maps::opaque(found))
+        maps::opaque(found)
+    }
+
+    /// Whether it is a segment whose options are what nearly all segments of an established connection have.
+    #[inline(always)]
+    fn has_timestamp_only<P: Packet>(packet: &P, ip: &Ip) -> bool {
+        ip.tcp.header_len == 32
+            && ip.tcp.flags & (SYN | ACK | RST) == ACK
+            && window::<4>(packet, bounded::<0xfff>(ETH_LEN as u32 + ip.l4 + 20))
+                .is_ok_and(|first| first.u32::<0>() == TIMESTAMP)
     }
 
     /// Not inlined: known flows and new ones come here.
@@ -403,16 +424,8 @@ mod options {
             if read_words(packet, at, len, found) {
                 return;
             }
-        } else {
-            if ip.tcp.flags & (ACK | RST) != ACK {
-                return;
-            }
-            if len == 12
-                && let Ok(first) = window::<4>(packet, bounded::<0xfff>(at))
-                && first.u32::<0>() == TIMESTAMP
-            {
-                return;
-            }
+        } else if ip.tcp.flags & (ACK | RST) != ACK {
+            return;
         }
         scan(packet, at, len, ip.tcp.ack, found);
     }
@@ -420,7 +433,7 @@ mod options {
     /// Reads the options of a SYN word by word; `false` if they are not laid out like that.
     #[inline(always)]
     fn read_words<P: Packet>(packet: &P, at: u32, len: u32, found: &mut Options) -> bool {
-        let Some(scan) = maps::scan() else {
+        let Some(scan) = maps::room().map(Room::scan) else {
             return false;
         };
         // Kept there, where the verifier forgets it: it need not follow each layout.
@@ -447,7 +460,7 @@ mod options {
 
     #[inline(always)]
     fn scan<P: Packet>(packet: &P, at: u32, len: u32, ack: u32, found: &mut Options) {
-        let Some(scan) = maps::scan() else {
+        let Some(scan) = maps::room().map(Room::scan) else {
             return;
         };
         // The helper wants to see the bounds of the length.
@@ -469,7 +482,7 @@ mod options {
 
     /// One option; 1 ends it.
     unsafe extern "C" fn step(_: u32, _: *mut c_void) -> i64 {
-        match maps::scan() {
+        match maps::room().map(Room::scan) {
             Some(scan) => !scan.step() as i64,
             None => 1,
         }

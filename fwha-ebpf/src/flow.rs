@@ -44,12 +44,13 @@ use fwha_common::{
     embryonic::PLACES,
     flow::{Flow, FlowEvent, FlowEventKind, FlowKey, FlowState, Way, proto},
     group::Group,
-    settings::{Counter, Settings},
+    settings::{Counter, Settings, Timeouts},
 };
 
 use crate::{
     atomic::{compare_exchange_u32, compare_exchange_u64},
-    embryonic, hook, limit, maps,
+    embryonic, hook, limit,
+    maps::{self, Room},
     parse::{Ip, Payload},
     sctp::{self, Chunk},
     tcp::{self, Options, Step},
@@ -95,9 +96,10 @@ pub fn find(key: &FlowKey, src_is_b: bool, ip: &Ip, now: u64) -> Found {
         hash = embryonic::hash(key);
         embryonic::fetch(hash);
     }
-    let main = maps::FLOWS.get_ptr_mut(key).map(FlowRef).filter(|flow| {
-        flow.alive(ip.proto, maps::group(flow.bucket()).map_or(0, |group| group.since_ns), now)
-    });
+    let main = maps::FLOWS
+        .get_ptr_mut(key)
+        .map(FlowRef)
+        .filter(|flow| flow.fresh(now) || flow.alive(ip.proto, flow.owned_since_ns(), now));
     if let Some(flow) = main {
         let over = flow.over(ip);
         let answers = match ip.payload {
@@ -143,8 +145,8 @@ pub fn find_node(key: &FlowKey, ip: &Ip, now: u64) -> Option<FlowRef> {
 
 /// The group of a bucket, if this node forwards for it now: it owns it, or has just handed it over.
 #[inline(always)]
-pub fn owner(bucket: u8, now: u64) -> Result<&'static Group, DropReason> {
-    match maps::group(bucket) {
+pub fn owner(settings: &Settings, bucket: u8, now: u64) -> Result<&'static Group, DropReason> {
+    match maps::group(settings, bucket) {
         Some(group) if group.forwards(now) => Ok(group),
         Some(group) if group.role == Group::ACTIVE => Err(DropReason::LeaseExpired),
         _ => Err(DropReason::NotOwner),
@@ -265,11 +267,25 @@ impl FlowRef {
         }
     }
 
+    /// Whether a packet of it was seen within the shortest of all timeouts, so that it is alive.
+    #[inline(always)]
+    fn fresh(self, now: u64) -> bool {
+        // SAFETY: see `word`. A time of the other direction that is just being written is either
+        // the old or the new one.
+        now < unsafe { (*self.0).last_seen_ns() }.saturating_add(Timeouts::LEAST_NS)
+    }
+
+    /// When this node came to own it, or to say so.
+    #[inline(always)]
+    pub fn owned_since_ns(self) -> u64 {
+        let group = maps::settings().and_then(|settings| maps::group(settings, self.bucket()));
+        group.map_or(0, |group| group.since_ns)
+    }
+
     /// Whether it has not expired.
     #[inline(always)]
     fn alive(self, proto: u8, since_ns: u64, now: u64) -> bool {
-        // SAFETY: see `word`. A time of the other direction that is just being written is either
-        // the old or the new one.
+        // SAFETY: see `fresh`.
         let flow = unsafe { &*self.0 };
         let timeout = maps::TIMEOUTS.get(0).and_then(|timeouts| timeouts.of(proto, flow));
         timeout.is_some_and(|timeout| flow.expires_ns(since_ns, timeout) > now)
@@ -443,7 +459,7 @@ impl FlowRef {
     ) -> Result<Option<Self>, DropReason> {
         let answered = young && reply;
         let judged = if answered {
-            let copy = maps::scratch().ok_or(DropReason::TableFull)?;
+            let copy = maps::room().map(Room::flow).ok_or(DropReason::TableFull)?;
             // An answer is judged on a copy, which nobody else writes, and which becomes the flow.
             // SAFETY: see `word`. Should the element be taken for another flow while it is copied, then
             // it was deleted first, and the claim below fails.
@@ -608,7 +624,7 @@ impl FlowRef {
         }
         embryonic::settle(hash, place, false);
         let flow = &*flow;
-        maps::add(&maps::COUNTERS, Counter::FlowsCreated as u32, 1);
+        maps::count(Counter::FlowsCreated, 1);
         limit::promoted(ip);
         publish(FlowEventKind::Created, key, flow, flow.version);
         maps::FLOWS.get_ptr_mut(key).map(Self).ok_or(DropReason::TableFull)
@@ -625,7 +641,7 @@ fn touch(way: &mut Way, now: u64, packets: u32, bytes: u32) {
 /// A flow that is about to be created: all zero, but for the next hops that the caller writes.
 #[inline(always)]
 pub fn draft() -> Option<&'static mut Flow> {
-    let flow = maps::scratch()?;
+    let flow = maps::room().map(Room::flow)?;
     *flow = Flow::default();
     Some(flow)
 }
@@ -690,7 +706,7 @@ pub fn insert_embryonic(flow: &'static mut Flow, key: &FlowKey, hash: u64) -> Re
     if !embryonic::insert(key, hash, flow) {
         return Err(DropReason::TableFull);
     }
-    maps::add(&maps::COUNTERS, Counter::Embryonic as u32, 1);
+    maps::count(Counter::Embryonic, 1);
     Ok(FlowRef(flow))
 }
 
@@ -730,6 +746,6 @@ fn publish(kind: FlowEventKind, key: &FlowKey, flow: *const Flow, version: u64) 
 /// Notes that user space does not know of a change in this bucket.
 #[inline(always)]
 fn lost(bucket: u8) {
-    maps::add(&maps::COUNTERS, Counter::EventsLost as u32, 1);
+    maps::count(Counter::EventsLost, 1);
     maps::add(&maps::EVENT_LOSS, bucket as u32, 1);
 }

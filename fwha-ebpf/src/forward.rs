@@ -10,7 +10,8 @@ use fwha_common::{
 use crate::{
     Verdict,
     flow::FlowRef,
-    hook, maps,
+    hook,
+    maps::{self, Room},
     packet::{ETH_LEN, Eth, Mac, Packet, RouteKind, Window, window},
     parse::Ip,
     tcp,
@@ -27,7 +28,7 @@ pub fn route(
     settings: &Settings,
     ip: &Ip,
 ) -> Result<(RouteKind, u8, &'static NextHop), DropReason> {
-    let hop = maps::hop().ok_or(DropReason::NoRoute)?;
+    let hop = maps::room().map(Room::hop).ok_or(DropReason::NoRoute)?;
     let generation = maps::route_generation(settings);
     // By a plain route the way is the same as a moment ago.
     let plain = plain_way(settings, ip, &ip.dst);
@@ -77,11 +78,11 @@ impl KnownRoute {
 /// What [`recall`] says of a route that is not known: no zone.
 const UNKNOWN: u32 = 0x100;
 
-/// Puts a route that is known to where [`maps::hop`] has room for one, and returns its zone. Not inlined, and a number: the
+/// Puts a route that is known to where [`Room::hop`] has room for one, and returns its zone. Not inlined, and a number: the
 /// verifier looks at what follows once.
 #[inline(never)]
 fn recall(ip: &Ip, device: u32, generation: u32) -> u32 {
-    let (Some(known), Some(hop)) = (maps::known_route(&ip.dst), maps::hop()) else {
+    let (Some(known), Some(hop)) = (maps::known_route(&ip.dst), maps::room().map(Room::hop)) else {
         return UNKNOWN;
     };
     if known.hop.generation != generation
@@ -95,10 +96,10 @@ fn recall(ip: &Ip, device: u32, generation: u32) -> u32 {
     known.zone as u32
 }
 
-/// Remembers the route that [`maps::hop`] has, if its neighbour is known.
+/// Remembers the route that [`Room::hop`] has, if its neighbour is known.
 #[inline(never)]
 fn remember(ip: &Ip, device: u32, zone: u8) {
-    if let Some(hop) = maps::hop()
+    if let Some(hop) = maps::room().map(Room::hop)
         && hop.generation != 0
         && let Some(known) = maps::known_route(&ip.dst)
     {
@@ -139,7 +140,7 @@ pub fn reverse_path(
     ip: &Ip,
     interface: &Interface,
 ) -> Result<&'static NextHop, DropReason> {
-    let hop = maps::hop().ok_or(DropReason::Spoofed)?;
+    let hop = maps::room().map(Room::hop).ok_or(DropReason::Spoofed)?;
     let kind = look_up(packet, settings, ip, true, hop);
     if !matches!(kind, RouteKind::Resolved | RouteKind::Unresolved) || hop.out != packet.device() {
         return Err(DropReason::Spoofed);
@@ -152,7 +153,7 @@ pub fn reverse_path(
 #[inline(always)]
 fn look_up(packet: &impl Packet, settings: &Settings, ip: &Ip, back: bool, hop: &mut NextHop) -> RouteKind {
     *hop = NextHop::default();
-    maps::add(&maps::COUNTERS, Counter::FibLookups as u32, 1);
+    maps::count(Counter::FibLookups, 1);
     let generation = maps::route_generation(settings);
     let kind = packet.route(ip, back, hop);
     if kind == RouteKind::Resolved {

@@ -12,7 +12,11 @@
 use aya_ebpf::bindings::BPF_ANY;
 use fwha_common::{drop::DropReason, flow::proto};
 
-use crate::{maps, parse::Ip, tcp};
+use crate::{
+    maps::{self, Room},
+    parse::Ip,
+    tcp,
+};
 
 /// How long the rest of a datagram may take (`net.ipv4.ipfrag_time`), in ns.
 const TIMEOUT_NS: u64 = 30_000_000_000;
@@ -62,7 +66,7 @@ fn key(ip: &Ip) -> DatagramKey {
 /// are used again soon.
 #[inline(always)]
 pub fn remember(ip: &Ip, now: u64) {
-    let Some(datagram) = maps::datagram() else {
+    let Some(datagram) = maps::room().map(Room::datagram) else {
         return;
     };
     *datagram = Datagram {

@@ -21,7 +21,7 @@ use fwha_common::{
 };
 
 use crate::{
-    maps,
+    maps::{self, Room},
     packet::{Arrival, Packet, RouteKind, Window, bounded, window},
     parse::Ip,
 };
@@ -43,10 +43,13 @@ pub struct Clock {
 /// once in a tick.
 #[inline(always)]
 pub fn now_ns() -> u64 {
-    let Some(clock) = maps::clock() else {
-        // Every lease is over, every flow has expired.
-        return u64::MAX;
-    };
+    // Without a clock every lease is over, every flow has expired.
+    maps::room().map(Room::clock).map_or(u64::MAX, tick)
+}
+
+/// As [`now_ns`].
+#[inline(always)]
+pub fn tick(clock: &mut Clock) -> u64 {
     // SAFETY: takes nothing, returns a number.
     let jiffies = unsafe { bpf_jiffies64() };
     if clock.jiffies != jiffies {
@@ -65,7 +68,7 @@ pub fn unique_ns() -> u64 {
     let now = now_ns() & !0xff;
     // SAFETY: takes nothing, returns a number.
     let cpu = unsafe { bpf_get_smp_processor_id() } as u64 & 0xff;
-    let Some(clock) = maps::clock() else {
+    let Some(clock) = maps::room().map(Room::clock) else {
         return now | cpu;
     };
     let next = (clock.unique & !0xff) + 0x100;
@@ -83,18 +86,16 @@ pub fn exact_ns() -> u64 {
 /// A packet at XDP.
 pub struct Xdp {
     ctx: *mut xdp_md,
-    arrival: &'static mut Arrival,
-    out: u32,
+    room: Room,
 }
 
 impl Xdp {
-    /// The packet, as if it had no tags; `None` cannot be.
+    /// The packet, as if it had no tags.
     #[inline(always)]
-    pub fn new(ctx: *mut xdp_md) -> Option<Self> {
-        let arrival = maps::arrival()?;
+    pub fn new(ctx: *mut xdp_md, room: Room) -> Self {
         // SAFETY: the kernel's context, valid while the program runs.
-        arrival.begin(unsafe { (*ctx).ingress_ifindex });
-        Some(Self { ctx, arrival, out: 0 })
+        room.arrival().begin(unsafe { (*ctx).ingress_ifindex });
+        Self { ctx, room }
     }
 }
 
@@ -128,11 +129,11 @@ impl Packet for Xdp {
     }
     #[inline(always)]
     fn arrival(&mut self) -> &mut Arrival {
-        self.arrival
+        self.room.arrival()
     }
     #[inline(always)]
     fn device(&self) -> u32 {
-        self.arrival.device
+        self.room.arrival().device
     }
     #[inline(always)]
     fn taken_tag(&self) -> Tag {
@@ -172,11 +173,11 @@ impl Packet for Xdp {
     }
     #[inline(always)]
     fn leave_by(&mut self, out: u32) {
-        self.out = out;
+        self.room.arrival().out = out;
     }
     #[inline(always)]
     fn out(&self) -> u32 {
-        self.out
+        self.room.arrival().out
     }
     #[inline(always)]
     fn load(&self, offset: u32, bytes: &mut [u8]) -> bool {
@@ -248,25 +249,23 @@ const HEADERS: u32 = 14 + 8 + 72 + 8 + 72 + 8;
 /// A packet at tc.
 pub struct Tc {
     ctx: *mut __sk_buff,
-    arrival: &'static mut Arrival,
-    out: u32,
+    room: Room,
 }
 
 impl Tc {
-    /// The packet, with its headers where they can be read directly, as if it had no tags; `None` cannot be.
+    /// The packet, with its headers where they can be read directly, as if it had no tags.
     #[inline(always)]
-    pub fn new(ctx: *mut __sk_buff) -> Option<Self> {
-        let arrival = maps::arrival()?;
+    pub fn new(ctx: *mut __sk_buff, room: Room) -> Self {
         // SAFETY: the kernel's context, valid while the program runs.
-        arrival.begin(unsafe { (*ctx).ifindex });
-        let packet = Self { ctx, arrival, out: 0 };
+        room.arrival().begin(unsafe { (*ctx).ifindex });
+        let packet = Self { ctx, room };
         let linear = (packet.end() - packet.start()) as u32;
         let len = packet.len();
         if linear < HEADERS && linear < len {
             // SAFETY: the kernel's context. Should it fail, the parser finds the packet truncated.
             unsafe { bpf_skb_pull_data(ctx, if len < HEADERS { len } else { HEADERS }) };
         }
-        Some(packet)
+        packet
     }
 
     /// Where it entered this machine; 0 for what the machine itself sends.
@@ -325,11 +324,11 @@ impl Packet for Tc {
     }
     #[inline(always)]
     fn arrival(&mut self) -> &mut Arrival {
-        self.arrival
+        self.room.arrival()
     }
     #[inline(always)]
     fn device(&self) -> u32 {
-        self.arrival.device
+        self.room.arrival().device
     }
     #[inline(always)]
     fn taken_tag(&self) -> Tag {
@@ -354,11 +353,11 @@ impl Packet for Tc {
     }
     #[inline(always)]
     fn leave_by(&mut self, out: u32) {
-        self.out = out;
+        self.room.arrival().out = out;
     }
     #[inline(always)]
     fn out(&self) -> u32 {
-        self.out
+        self.room.arrival().out
     }
     #[inline(always)]
     fn load(&self, offset: u32, bytes: &mut [u8]) -> bool {
@@ -421,7 +420,7 @@ const AF_INET6: u8 = 10;
 /// Not inlined: what it needs of the stack it then has only while it runs.
 #[inline(never)]
 fn route(ctx: *mut c_void, ifindex: u32, ip: &Ip, back: bool, hop: &mut NextHop) -> RouteKind {
-    let Some(params) = maps::fib() else {
+    let Some(params) = maps::room().map(Room::fib) else {
         return RouteKind::None;
     };
     // SAFETY: integers and unions of integers only.

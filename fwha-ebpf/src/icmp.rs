@@ -8,7 +8,7 @@ use fwha_common::{
 use crate::{
     embryonic,
     flow::{self, FlowRef, Found},
-    maps,
+    maps::{self, Room},
     packet::{ETH_LEN, Packet},
     parse::{self, Ip, Payload},
     tcp,
@@ -30,7 +30,7 @@ pub enum Related {
 /// none that was sent (RFC 5927, 4). `translated` if the SYN proxy has had the error already.
 #[inline(always)]
 pub fn related(packet: &impl Packet, ip: &Ip, now: u64, translated: bool) -> Result<Related, DropReason> {
-    let inner = maps::inner().ok_or(DropReason::IcmpUnrelated)?;
+    let inner = maps::room().map(Room::inner).ok_or(DropReason::IcmpUnrelated)?;
     parse::embedded(packet, ip, ETH_LEN, inner).map_err(|_| DropReason::IcmpUnrelated)?;
     let tracked = matches!(
         inner.payload,
@@ -68,7 +68,7 @@ fn sent(flow: FlowRef, by_responder: bool, seq: u32) -> bool {
     let (own, other) = flow.ways(by_responder);
     // SAFETY: of a flow that was just found; both directions may write it, see the module `flow`.
     let (own, other): (&Way, &Way) = unsafe { (&*own, &*other) };
-    let since_ns = maps::group(flow.bucket()).map_or(0, |group| group.since_ns);
+    let since_ns = flow.owned_since_ns();
     if own.last_seen_ns < since_ns {
         // Another node may have carried it on meanwhile.
         return true;

@@ -89,7 +89,7 @@ mod entry {
     use crate::{
         Outcome, Verdict, capture, egress, engine,
         hook::{Tc, Xdp},
-        maps,
+        maps::{self, Counters, Room},
         packet::{Eth, Packet},
         parse::ethertype,
         probe, reject, synproxy, vip, vlan,
@@ -101,10 +101,13 @@ mod entry {
     #[unsafe(no_mangle)]
     #[unsafe(link_section = "xdp")]
     fn fwha_xdp(ctx: *mut xdp_md) -> u32 {
-        let Some(mut packet) = Xdp::new(ctx) else {
+        let (Some(room), Some(counters)) = (maps::room(), maps::counters()) else {
             return XDP_DROP;
         };
-        match count(&mut packet, judge) {
+        let mut packet = Xdp::new(ctx, room);
+        enter(&packet, counters);
+        let outcome = judge(&mut packet, room);
+        match leave(&packet, outcome, counters) {
             Ok(Verdict::Forward | Verdict::ProxyForward) => match way_out(&mut packet) {
                 0 => XDP_DROP,
                 ifindex => redirect(ifindex),
@@ -139,10 +142,13 @@ mod entry {
     #[unsafe(no_mangle)]
     #[unsafe(link_section = "classifier")]
     fn fwha_tc(ctx: *mut __sk_buff) -> i32 {
-        let Some(mut packet) = Tc::new(ctx) else {
+        let (Some(room), Some(counters)) = (maps::room(), maps::counters()) else {
             return TCX_DROP;
         };
-        match count(&mut packet, judge) {
+        let mut packet = Tc::new(ctx, room);
+        enter(&packet, counters);
+        let outcome = judge(&mut packet, room);
+        match leave(&packet, outcome, counters) {
             Ok(Verdict::Forward | Verdict::ProxyForward) => match way_out(&mut packet) {
                 0 => TCX_DROP,
                 ifindex => send(&packet, ifindex),
@@ -182,14 +188,17 @@ mod entry {
     #[unsafe(no_mangle)]
     #[unsafe(link_section = "classifier")]
     fn fwha_egress(ctx: *mut __sk_buff) -> i32 {
-        let Some(mut packet) = Tc::new(ctx) else {
+        let Some(room) = maps::room() else {
             return TCX_DROP;
         };
+        let mut packet = Tc::new(ctx, room);
         match egress::egress(&mut packet) {
             Ok(()) => TCX_NEXT,
             Err(reason) => {
                 let reason = reason as u32;
-                count_drop(reason, packet.segments());
+                let n = packet.segments() as u64;
+                maps::count(Counter::Dropped, n);
+                maps::add(&maps::DROPS, reason, n);
                 if capture::wanted(reason) {
                     capture::tc(ctx, DropHook::Egress, reason);
                 }
@@ -202,14 +211,17 @@ mod entry {
     #[unsafe(no_mangle)]
     #[unsafe(link_section = "classifier")]
     fn fwha_sync(ctx: *mut __sk_buff) -> i32 {
-        let Some(mut packet) = Tc::new(ctx) else {
+        let (Some(room), Some(counters)) = (maps::room(), maps::counters()) else {
             return TCX_NEXT;
         };
+        let mut packet = Tc::new(ctx, room);
         match Eth::read(&packet) {
             Ok(eth) if eth.ethertype == ethertype::PROBE => {}
             _ => return TCX_NEXT,
         }
-        match count(&mut packet, |packet| probe::answer(packet, maps::settings()).into()) {
+        enter(&packet, counters);
+        let outcome = probe::answer(&mut packet, maps::settings()).into();
+        match leave(&packet, outcome, counters) {
             Ok(Verdict::Answer) => send(&packet, packet.ifindex()),
             Ok(_) => TCX_NEXT,
             Err(reason) => {
@@ -225,8 +237,8 @@ mod entry {
     #[unsafe(no_mangle)]
     #[unsafe(link_section = "classifier")]
     fn fwha_host(ctx: *mut __sk_buff) -> i32 {
-        if let Some(mut packet) = Tc::new(ctx) {
-            vip::settle(&mut packet);
+        if let Some(room) = maps::room() {
+            vip::settle(&mut Tc::new(ctx, room));
         }
         TCX_NEXT
     }
@@ -256,17 +268,21 @@ mod entry {
 
     /// Judges a packet that came in, and does to it what the SYN proxy has to.
     #[inline(always)]
-    fn judge<P: Packet>(packet: &mut P) -> Outcome {
-        let outcome = engine::ingress(packet);
+    fn judge<P: Packet>(packet: &mut P, room: Room) -> Outcome {
+        let outcome = engine::ingress(packet, room);
         synproxy::finish(packet, outcome)
     }
 
-    /// Has a packet judged, and counts it and its verdict. A drop is the number of its [`DropReason`].
+    /// Counts a packet that came in.
     #[inline(always)]
-    fn count<P: Packet>(packet: &mut P, judge: impl FnOnce(&mut P) -> Outcome) -> Result<Verdict, u32> {
+    fn enter(packet: &impl Packet, counters: &mut Counters) {
+        counters[Counter::PacketsIn as usize] += packet.segments() as u64;
+    }
+
+    /// Counts what became of a packet. A drop is the number of its [`DropReason`].
+    #[inline(always)]
+    fn leave(packet: &impl Packet, outcome: Outcome, counters: &mut Counters) -> Result<Verdict, u32> {
         let n = packet.segments();
-        maps::add(&maps::COUNTERS, Counter::PacketsIn as u32, n as u64);
-        let outcome = judge(packet);
         let (counter, verdict) = match outcome.0 {
             Outcome::FORWARD => (Counter::Forwarded, Verdict::Forward),
             Outcome::PASS => (Counter::Passed, Verdict::Pass),
@@ -274,18 +290,13 @@ mod entry {
             Outcome::SYN_ANSWER => (Counter::SynAnswered, Verdict::SynAnswer),
             Outcome::VIP_ANSWER => (Counter::VipAnswered, Verdict::VipAnswer),
             reason => {
-                count_drop(reason, n);
+                counters[Counter::Dropped as usize] += n as u64;
+                maps::add(&maps::DROPS, reason, n as u64);
                 return Err(reason);
             }
         };
-        maps::add(&maps::COUNTERS, counter as u32, n as u64);
+        counters[counter as usize] += n as u64;
         Ok(verdict)
-    }
-
-    #[inline(always)]
-    fn count_drop(reason: u32, n: u32) {
-        maps::add(&maps::COUNTERS, Counter::Dropped as u32, n as u64);
-        maps::add(&maps::DROPS, reason, n as u64);
     }
 
     #[panic_handler]

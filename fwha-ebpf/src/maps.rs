@@ -19,7 +19,7 @@ use fwha_common::{
     route::{PlainRoutes, TABLES},
     rule::{Interface, InterfaceKey, MAX_INTERFACES},
     ruleset::{Block, GENERATIONS, MAX_RULES},
-    settings::{COUNTERS as COUNTER_COUNT, Settings, Timeouts},
+    settings::{COUNTERS as COUNTER_COUNT, Counter, Settings, Timeouts},
 };
 
 use crate::{
@@ -57,9 +57,6 @@ pub static EVENT_LOSS: PerCpuArray<u64, BUCKETS> = PerCpuArray::new();
 
 #[btf_map]
 pub static GROUPS: Array<Group, MAX_GROUPS> = Array::new();
-
-#[btf_map]
-pub static BUCKET_GROUP: Array<u32, BUCKETS> = Array::new();
 
 #[btf_map]
 pub static ZONE_BUCKETS: Array<BucketRange, ZONE_PAIRS> = Array::new();
@@ -112,7 +109,7 @@ pub static SETTINGS: Array<Settings, 1> = Array::new();
 pub static TIMEOUTS: Array<Timeouts, 1> = Array::new();
 
 #[btf_map]
-pub static COUNTERS: PerCpuArray<u64, COUNTER_COUNT> = PerCpuArray::new();
+static COUNTERS: PerCpuArray<Counters, 1> = PerCpuArray::new();
 
 #[btf_map]
 pub static DROPS: PerCpuArray<u64, DROP_REASONS> = PerCpuArray::new();
@@ -135,23 +132,68 @@ pub static SOURCES: LruHashMap<[u32; 4], Source, 65_536> = LruHashMap::new();
 #[btf_map]
 pub static REJECT_SHARE: PerCpuArray<reject::Share, 1> = PerCpuArray::new();
 
-/// Room for what the stack (512 bytes) does not have. Nobody else reads it.
+macro_rules! scratch {
+    ($($(#[doc = $doc:literal])+ $field:ident: $type:ty,)+) => {
+        struct Scratch {
+            $($(#[doc = $doc])+ $field: $type,)+
+        }
+
+        impl Room {
+            $(
+                $(#[doc = $doc])+
+                #[inline(always)]
+                pub fn $field(self) -> &'static mut $type {
+                    // SAFETY: the element belongs to this CPU, which runs one of our programs at a time, and each of
+                    // those asks for a field in one place at a time.
+                    unsafe { &mut (*self.0).$field }
+                }
+            )+
+        }
+    };
+}
+
+/// Room of this CPU for what the stack (512 bytes) does not have. Nobody else reads it.
 #[btf_map]
 static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 
-struct Scratch {
+/// [`SCRATCH`], looked up.
+#[derive(Clone, Copy)]
+pub struct Room(*mut Scratch);
+
+/// The room of this CPU.
+#[inline(always)]
+pub fn room() -> Option<Room> {
+    SCRATCH.get_ptr_mut(0).map(Room)
+}
+
+scratch! {
+    /// The packet.
     ip: Ip,
+    /// The key of its flow.
+    key: FlowKey,
+    /// Its TCP options.
     options: Options,
+    /// What reads them.
     scan: Scan,
-    rules: Search,
+    /// A search for a rule.
+    search: Search,
+    /// A flow under construction.
     flow: Flow,
+    /// The packet inside an ICMP error.
     inner: Ip,
+    /// A datagram that is about to be remembered.
     datagram: Datagram,
+    /// A next hop.
     hop: NextHop,
+    /// The clock.
     clock: Clock,
+    /// How the packet came in.
     arrival: Arrival,
+    /// What the SYN proxy is to do.
     task: Task,
+    /// The parameters of a route lookup.
     fib: FibLookup,
+    /// See [`forget`].
     number: u32,
 }
 
@@ -174,76 +216,33 @@ pub fn opaque<T>(reference: &'static mut T) -> &'static mut T {
 /// verifier then looks at what follows them once.
 #[inline(always)]
 pub fn forget(number: u32) -> u32 {
-    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+    let Some(kept) = room().map(Room::number) else {
         return number;
     };
-    // SAFETY: the element belongs to this CPU, which runs one of our programs at a time; volatile, so that the
-    // compiler does not remember it either.
+    // SAFETY: a reference; volatile, so that the compiler does not remember it either.
     unsafe {
-        (&raw mut (*scratch).number).write_volatile(number);
-        (&raw const (*scratch).number).read_volatile()
+        (&raw mut *kept).write_volatile(number);
+        (&raw const *kept).read_volatile()
     }
 }
 
-macro_rules! scratch {
-    ($(#[doc = $doc:literal])+ $name:ident, $field:ident, $type:ty) => {
-        $(#[doc = $doc])+
-        #[inline(always)]
-        pub fn $name() -> Option<&'static mut $type> {
-            // SAFETY: the element belongs to this CPU, which runs one of our programs at a time, and each of
-            // those asks for a field in one place at a time.
-            SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut (*scratch).$field })
-        }
-    };
+/// By [`Counter`].
+pub type Counters = [u64; COUNTER_COUNT];
+
+/// The counters of this CPU.
+#[inline(always)]
+pub fn counters() -> Option<&'static mut Counters> {
+    // SAFETY: the element belongs to this CPU, which runs one of our programs at a time, and each of those adds in one
+    // place at a time.
+    COUNTERS.get_ptr_mut(0).map(|counters| unsafe { &mut *counters })
 }
 
-scratch! {
-    /// The room for the packet.
-    ip, ip, Ip
-}
-scratch! {
-    /// The room for its TCP options.
-    options, options, Options
-}
-scratch! {
-    /// The room for reading them.
-    scan, scan, Scan
-}
-scratch! {
-    /// The room for a search for a rule.
-    rule_search, rules, Search
-}
-scratch! {
-    /// The room for a flow under construction.
-    scratch, flow, Flow
-}
-scratch! {
-    /// The room for the packet inside an ICMP error.
-    inner, inner, Ip
-}
-scratch! {
-    /// The clock of this CPU.
-    clock, clock, Clock
-}
-scratch! {
-    /// How the packet came in.
-    arrival, arrival, Arrival
-}
-scratch! {
-    /// The room for what the SYN proxy is to do.
-    task, task, Task
-}
-scratch! {
-    /// The room for the parameters of a route lookup.
-    fib, fib, FibLookup
-}
-scratch! {
-    /// The room for a next hop.
-    hop, hop, NextHop
-}
-scratch! {
-    /// The room for a datagram that is about to be remembered.
-    datagram, datagram, Datagram
+/// Adds to a counter.
+#[inline(always)]
+pub fn count(counter: Counter, n: u64) {
+    if let Some(counters) = counters() {
+        counters[counter as usize] += n;
+    }
 }
 
 /// Adds to an element of a per-CPU array of counters; an index out of range adds nothing.
@@ -258,7 +257,13 @@ pub fn add<const N: usize>(counters: &PerCpuArray<u64, N>, index: u32, n: u64) {
 /// The settings, or nothing while user space has written none.
 #[inline(always)]
 pub fn settings() -> Option<&'static Settings> {
-    match SETTINGS.get(0) {
+    written(SETTINGS.get(0))
+}
+
+/// What [`SETTINGS`] has, if user space has written it.
+#[inline(always)]
+pub fn written(settings: Option<&'static Settings>) -> Option<&'static Settings> {
+    match settings {
         Some(settings) if settings.node != 0 => Some(settings),
         _ => None,
     }
@@ -266,8 +271,8 @@ pub fn settings() -> Option<&'static Settings> {
 
 /// Whether an interface with a program carries VLANs.
 #[inline(always)]
-pub fn vlans() -> bool {
-    SETTINGS.get(0).is_some_and(|settings| settings.vlans != 0)
+pub fn vlans(settings: Option<&Settings>) -> bool {
+    settings.is_some_and(|settings| settings.vlans != 0)
 }
 
 /// The route generation. To be read before a lookup whose result is to be kept: a route that changes
@@ -334,8 +339,8 @@ pub fn known_route(address: &[u32; 4]) -> Option<&'static mut KnownRoute> {
 
 /// The group that has this bucket.
 #[inline(always)]
-pub fn group(bucket: u8) -> Option<&'static Group> {
-    GROUPS.get(*BUCKET_GROUP.get(bucket as u32)?)
+pub fn group(settings: &Settings, bucket: u8) -> Option<&'static Group> {
+    GROUPS.get(settings.bucket_group[bucket as usize] as u32)
 }
 
 /// The bucket of a new flow from one zone to another, by its hash.

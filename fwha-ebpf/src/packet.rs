@@ -66,7 +66,7 @@ pub trait Packet {
     fn route(&self, ip: &Ip, back: bool, hop: &mut NextHop) -> RouteKind;
 }
 
-/// How the present packet came in.
+/// How the present packet came in, and how it leaves.
 pub struct Arrival {
     /// The interface whose zone and routes count for it: the one that it came by, or the VLAN's device.
     pub device: u32,
@@ -74,6 +74,8 @@ pub struct Arrival {
     pub tags: [Tag; 2],
     /// Whether the kernel's stack is to have it without them.
     pub bare: bool,
+    /// See [`Packet::leave_by`].
+    pub out: u32,
 }
 
 impl Arrival {
@@ -82,6 +84,7 @@ impl Arrival {
     pub const fn begin(&mut self, ifindex: u32) {
         self.device = ifindex;
         self.tags[0] = Tag::NONE;
+        self.out = 0;
     }
 }
 

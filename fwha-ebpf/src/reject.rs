@@ -9,7 +9,8 @@ use fwha_common::{
 };
 
 use crate::{
-    hook, maps,
+    hook,
+    maps::{self, Room},
     packet::{ETH_LEN, Eth, Packet, Window, window},
     parse::{Ip, Payload},
     tcp::{ACK, FIN, RST, SYN},
@@ -35,7 +36,7 @@ const QUOTED: usize = 8;
 /// reset itself, stands for a part of something, or the limit is reached.
 #[inline(never)]
 pub fn answer<P: Packet>(packet: &mut P) -> bool {
-    let Some(ip) = maps::ip() else {
+    let Some(ip) = maps::room().map(Room::ip) else {
         return false;
     };
     let Ok(eth) = Eth::read(packet) else {
@@ -61,7 +62,7 @@ pub fn answer<P: Packet>(packet: &mut P) -> bool {
     if done.is_none() {
         return false;
     }
-    maps::add(&maps::COUNTERS, Counter::Rejected as u32, 1);
+    maps::count(Counter::Rejected, 1);
     true
 }
 

@@ -9,7 +9,7 @@ use fwha_common::{
 };
 
 use crate::{
-    maps,
+    maps::{self, Room},
     parse::{Ip, Payload},
 };
 
@@ -37,7 +37,7 @@ pub fn judge(settings: &Settings, ip: &Ip, zones: [u8; 2]) -> Result<Admitted, D
     if generation == 0 {
         return Err(DropReason::NoRuleset);
     }
-    let search = maps::rule_search().ok_or(DropReason::NoRuleset)?;
+    let search = maps::room().map(Room::search).ok_or(DropReason::NoRuleset)?;
     search.generation = generation;
     search.search.query = Query {
         src: ip.src,
@@ -102,7 +102,7 @@ const TREES: u32 = 0x100;
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn fwha_rule_small() -> u32 {
-    let Some(search) = maps::rule_search() else {
+    let Some(search) = maps::room().map(Room::search) else {
         return NO_RULESET;
     };
     let generation = Generation(&search.generation);
@@ -123,7 +123,7 @@ extern "C" fn fwha_rule_small() -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn fwha_rule_small_row(field: u32) -> u32 {
-    let Some(search) = maps::rule_search() else {
+    let Some(search) = maps::room().map(Room::search) else {
         return NO_RULESET;
     };
     let generation = Generation(&search.generation);
@@ -137,7 +137,7 @@ extern "C" fn fwha_rule_small_row(field: u32) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn fwha_rule_small_end() -> u32 {
-    let Some(search) = maps::rule_search() else {
+    let Some(search) = maps::room().map(Room::search) else {
         return NO_RULESET;
     };
     let generation = Generation(&search.generation);
@@ -151,7 +151,7 @@ extern "C" fn fwha_rule_small_end() -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn fwha_rule_begin() -> u32 {
-    let Some(search) = maps::rule_search() else {
+    let Some(search) = maps::room().map(Room::search) else {
         return NO_RULESET;
     };
     search.search.begin(&Generation(&search.generation)).unwrap_or(NO_RULESET)
@@ -161,7 +161,7 @@ extern "C" fn fwha_rule_begin() -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn fwha_rule_row(field: u32) -> u32 {
-    let Some(search) = maps::rule_search() else {
+    let Some(search) = maps::room().map(Room::search) else {
         return NO_RULESET;
     };
     search.search.row(&Generation(&search.generation), field).unwrap_or(NO_RULESET)
@@ -171,7 +171,7 @@ extern "C" fn fwha_rule_row(field: u32) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn fwha_rule_end() -> u32 {
-    let Some(search) = maps::rule_search() else {
+    let Some(search) = maps::room().map(Room::search) else {
         return NO_RULESET;
     };
     let blocks = Generation(&search.generation);

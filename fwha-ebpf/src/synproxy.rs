@@ -32,7 +32,8 @@ use fwha_common::{
 use crate::{
     Outcome, Verdict,
     flow::FlowRef,
-    forward, maps,
+    forward,
+    maps::{self, Room},
     packet::{ETH_LEN, Packet, Window, window},
     parse::{Ip, Payload},
     reject::{self, Sum, V4, V6},
@@ -151,7 +152,7 @@ const MSS_CLASSES: u32 = 4;
 /// valid one.
 #[inline(never)]
 pub fn acknowledged(ip: &Ip) -> u32 {
-    let Some(task) = maps::task() else {
+    let Some(task) = maps::room().map(Room::task) else {
         return 0;
     };
     let v6 = ip.v6;
@@ -188,7 +189,7 @@ const fn mss_default(v6: bool) -> u16 {
 /// Plans the answer to a SYN. `limit` is what the rule clamps to, the MTUs are those of both ways.
 #[inline(always)]
 pub fn answer(ip: &Ip, limit: u16, mtu: u16, mtu_back: u16) -> Result<Verdict, DropReason> {
-    let task = maps::task().ok_or(DropReason::SynCookie)?;
+    let task = maps::room().map(Room::task).ok_or(DropReason::SynCookie)?;
     // What the server would announce is not known: what fits the routes.
     let limit = if limit == 0 { Flow::MSS_PMTU } else { limit };
     let mss = match forward::mss_limit(limit, mtu, mtu_back, ip.v6) {
@@ -269,7 +270,7 @@ pub fn change(
         // The stack answers it, and has to quote what its sender sent.
         return Ok(verdict);
     }
-    let task = maps::task().ok_or(DropReason::SynCookie)?;
+    let task = maps::room().map(Room::task).ok_or(DropReason::SynCookie)?;
     let (way, _) = flow.ways(reply);
     let delta = flow.delta();
     // SAFETY: `way` lies in a map element. Others may write it: see the module `flow`.
@@ -302,8 +303,8 @@ pub fn change(
 /// is not sure to be there, nor looked at.)
 #[inline(always)]
 pub fn change_error(flow: FlowRef, ip: &Ip, verdict: Verdict) -> Result<Verdict, DropReason> {
-    let task = maps::task().ok_or(DropReason::SynCookie)?;
-    let inner = maps::inner().ok_or(DropReason::SynCookie)?;
+    let task = maps::room().map(Room::task).ok_or(DropReason::SynCookie)?;
+    let inner = maps::room().map(Room::inner).ok_or(DropReason::SynCookie)?;
     task.kind = Kind::Translate;
     task.too_long = false;
     task.at = ETH_LEN as u32 + ip.header_len + inner.l4 + 4;
@@ -332,7 +333,7 @@ pub fn finish<P: Packet>(packet: &mut P, outcome: Outcome) -> Outcome {
 
 #[inline(never)]
 fn carry_out<P: Packet>(packet: &mut P) -> bool {
-    let (Some(ip), Some(task)) = (maps::ip(), maps::task()) else {
+    let (Some(ip), Some(task)) = (maps::room().map(Room::ip), maps::room().map(Room::task)) else {
         return false;
     };
     let done = match task.kind {
@@ -356,7 +357,7 @@ fn carry_out<P: Packet>(packet: &mut P) -> bool {
 #[inline(always)]
 fn announced(packet: &impl Packet, ip: &Ip) -> u16 {
     let mut mss = [0; 2];
-    match maps::options() {
+    match maps::room().map(Room::options) {
         Some(options) if options.mss_at != 0 => {
             let at = ETH_LEN as u32 + ip.l4 + options.mss_at as u32;
             if packet.load(at, &mut mss) { u16::from_be_bytes(mss) } else { mss_default(ip.v6) }

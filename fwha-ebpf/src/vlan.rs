@@ -143,7 +143,7 @@ pub fn dress<P: Packet>(packet: &mut P, device: u32) -> u32 {
 /// Tags what the stack sends by an interface whose VLAN it knows nothing of.
 #[inline(always)]
 pub fn dress_bare<P: Packet>(packet: &mut P) {
-    if maps::vlans()
+    if maps::vlans(maps::SETTINGS.get(0))
         && maps::interface(InterfaceKey::untagged(packet.ifindex()))
             .is_some_and(|interface| interface.flags & Interface::BARE != 0)
     {

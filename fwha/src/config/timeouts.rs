@@ -56,7 +56,7 @@ pub(super) fn read(root: &mut Section<'_>, mistakes: &mut Mistakes) -> Timeouts 
     else {
         return timeouts;
     };
-    let range = Duration::from_secs(1)..=Duration::from_secs(365 * 86_400);
+    let range = Duration::from_nanos(Timeouts::LEAST_NS)..=Duration::from_secs(365 * 86_400);
     for (key, class, states) in KEYS {
         if let Some(timeout) = section.duration(key, range.clone(), mistakes) {
             for &state in states {

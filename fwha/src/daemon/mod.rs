@@ -613,12 +613,12 @@ fn set_up_dataplane(
     identity: Identity,
     bucket_group: &[GroupId; BUCKETS],
 ) -> Result<()> {
-    maps.set_bucket_groups(&bucket_group.map(u32::from))?;
     maps.set_zone_buckets(&config.zone_buckets())?;
     maps.set_vips(&config.vips(identity.node))?;
     maps.set_timeouts(&config.timeouts)?;
     maps.set_limits(&config.limits)?;
     maps.update_settings(|s| {
+        s.bucket_group = *bucket_group;
         s.bucket_key = keys.siphash_key("bucket");
         s.probe_key = keys.siphash_key("probe");
         s.cluster = identity.cluster;

@@ -9,7 +9,7 @@ use std::{
 
 use aya::maps::{MapData, MapError};
 use fwha_common::{
-    BUCKETS, MAX_GROUPS,
+    MAX_GROUPS,
     capture::Capture,
     embryonic::EmbryonicSet,
     flow::{Flow, FlowKey},
@@ -51,7 +51,6 @@ pub struct Maps {
     embryonic: EmbryonicMap,
     node_flows: FlowMap,
     groups: Map<u32, Group>,
-    bucket_group: Map<u32, u32>,
     zone_buckets: Map<u32, BucketRange>,
     vips: Map<VipKey, Vip>,
     virtual_macs: Map<VirtualMacKey, VirtualMac>,
@@ -119,7 +118,6 @@ impl Maps {
             embryonic: map(pins, name::EMBRYONIC)?,
             node_flows: map(pins, name::NODE_FLOWS)?,
             groups: map(pins, name::GROUPS)?,
-            bucket_group: map(pins, name::BUCKET_GROUP)?,
             zone_buckets: map(pins, name::ZONE_BUCKETS)?,
             vips: map(pins, name::VIPS)?,
             virtual_macs: map(pins, name::VIRTUAL_MACS)?,
@@ -188,16 +186,6 @@ impl Maps {
     pub fn group(&self, group: u32) -> Result<Group, DataplaneError> {
         debug_assert!((group as usize) < MAX_GROUPS);
         Ok(self.groups.lookup(&group).map_err(map_error(name::GROUPS))?.unwrap_or_default())
-    }
-
-    /// Says which group has which bucket.
-    ///
-    /// # Errors
-    ///
-    /// Those of the update.
-    pub fn set_bucket_groups(&self, groups: &[u32; BUCKETS]) -> Result<(), DataplaneError> {
-        let keys: Vec<u32> = (0..BUCKETS as u32).collect();
-        self.bucket_group.update_batch(&keys, groups).map(drop).map_err(map_error(name::BUCKET_GROUP))
     }
 
     /// Says which buckets new flows from zone to zone fall into.

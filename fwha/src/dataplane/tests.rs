@@ -203,7 +203,6 @@ fn settings_rules_groups_and_counters_go_where_they_belong() {
         assert_eq!((maps.group(7).unwrap(), maps.group(8).unwrap()), (group, Group::default()));
         assert!(maps.write_group(MAX_GROUPS as u32, &group).is_err());
 
-        maps.set_bucket_groups(&[1; BUCKETS]).unwrap();
         maps.set_timeouts(&Timeouts::KERNEL).unwrap();
         assert_eq!(maps.timeouts().unwrap(), Timeouts::KERNEL);
 

@@ -368,50 +368,56 @@ impl<K: Pod, V: Pod> Walk<K, V> {
 pub struct PerCpuCounters {
     fd: OwnedFd,
     len: usize,
+    /// Counters in an element.
+    width: usize,
     cpus: usize,
 }
 
 impl PerCpuCounters {
-    /// A handle of its own on a per-CPU array of u64.
+    /// A handle of its own on a per-CPU array whose elements are u64s, one or several.
     ///
     /// # Errors
     ///
     /// `InvalidInput` if the map is something else; errors of the system.
     pub fn new(map: BorrowedFd<'_>) -> io::Result<Self> {
         let shape = map_shape(map)?;
-        if shape.map_type != MapType::BPF_MAP_TYPE_PERCPU_ARRAY as u32 || shape.value_size != 8 {
+        if shape.map_type != MapType::BPF_MAP_TYPE_PERCPU_ARRAY as u32
+            || shape.value_size == 0
+            || !shape.value_size.is_multiple_of(8)
+        {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 "not a per-CPU array of 64-bit counters",
             ));
         }
         let cpus = aya::util::nr_cpus().map_err(|(_, e)| e)?;
-        Ok(Self { fd: map.try_clone_to_owned()?, len: shape.max_entries as usize, cpus })
+        let (len, width) = (shape.max_entries as usize, shape.value_size as usize / 8);
+        Ok(Self { fd: map.try_clone_to_owned()?, len, width, cpus })
     }
 
-    /// Sets a counter to zero, on every CPU.
+    /// Sets the counters of an element to zero, on every CPU.
     ///
     /// # Errors
     ///
-    /// Those of `BPF_MAP_UPDATE_ELEM`; `E2BIG` if there is no such counter.
-    pub fn reset(&self, counter: u32) -> io::Result<()> {
-        let zeros = vec![0u64; self.cpus];
+    /// Those of `BPF_MAP_UPDATE_ELEM`; `E2BIG` if there is no such element.
+    pub fn reset(&self, element: u32) -> io::Result<()> {
+        let zeros = vec![0u64; self.width * self.cpus];
         let mut attr = zeroed_attr();
         attr.__bindgen_anon_2.map_fd = fd_number(&self.fd);
-        attr.__bindgen_anon_2.key = address(&raw const counter);
+        attr.__bindgen_anon_2.key = address(&raw const element);
         attr.__bindgen_anon_2.__bindgen_anon_1.value = address(zeros.as_ptr());
-        // SAFETY: the kernel reads a key of 4 bytes and a value of 8 bytes for each possible CPU.
+        // SAFETY: the kernel reads a key of 4 bytes and a value of `width` u64s for each possible CPU.
         unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr).map(drop) }
     }
 
-    /// All counters, each summed over the CPUs.
+    /// All counters, element after element, each summed over the CPUs.
     ///
     /// # Errors
     ///
     /// Those of `BPF_MAP_LOOKUP_BATCH`.
     pub fn sums(&self) -> io::Result<Vec<u64>> {
         let mut keys = vec![0u32; self.len];
-        let mut values = vec![0u64; self.len * self.cpus];
+        let mut values = vec![0u64; self.len * self.cpus * self.width];
         let mut token = 0u32;
         let mut attr = zeroed_attr();
         attr.batch.map_fd = fd_number(&self.fd);
@@ -419,14 +425,18 @@ impl PerCpuCounters {
         attr.batch.keys = address(keys.as_mut_ptr());
         attr.batch.values = address(values.as_mut_ptr());
         attr.batch.count = self.len as u32;
-        // SAFETY: the kernel writes at most `count` keys of 4 bytes and `count` values of 8 bytes for
+        // SAFETY: the kernel writes at most `count` keys of 4 bytes and `count` values of `width` u64s for
         // each possible CPU, which is what the buffers hold (shape checked in `new`).
         match unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) } {
             Ok(_) => {}
             Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {}
             Err(e) => return Err(e),
         }
-        Ok(values.chunks_exact(self.cpus).map(|c| c.iter().fold(0u64, |a, b| a.wrapping_add(*b))).collect())
+        let sum = |of_cpus: &[u64], n: usize| {
+            of_cpus.iter().skip(n).step_by(self.width).fold(0u64, |sum, counter| sum.wrapping_add(*counter))
+        };
+        let elements = values.chunks_exact(self.cpus * self.width);
+        Ok(elements.flat_map(|of_cpus| (0..self.width).map(move |n| sum(of_cpus, n))).collect())
     }
 }
 

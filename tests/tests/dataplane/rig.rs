@@ -22,6 +22,7 @@ use aya::programs::{
     Program, ProgramError, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, Xdp, XdpMode,
 };
 use aya::{Ebpf, EbpfLoader, Pod};
+use fwha_common::BUCKETS;
 use fwha_common::capture::{Capture, DropSample};
 use fwha_common::drop::DropReason;
 use fwha_common::embryonic::{EmbryonicSet, Site};
@@ -31,7 +32,7 @@ use fwha_common::limit::{Limits, Source};
 use fwha_common::route::{PlainRoutes, Prefix};
 use fwha_common::rule::{Action, Decision, Interface, InterfaceKey, Rule, Service, Tag, name_hash};
 use fwha_common::ruleset::{self, Ruleset, RulesetMap};
-use fwha_common::settings::{Counter, Settings, Timeouts, name};
+use fwha_common::settings::{COUNTERS, Counter, Settings, Timeouts, name};
 use fwha_tests::sys::{Feature, Received, ask_for_tags, packet_socket, receive, set_feature};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
@@ -70,6 +71,7 @@ pub const SETTINGS: Settings = Settings {
     vlans: 0,
     flags: 0,
     zero: [0; 5],
+    bucket_group: [0; BUCKETS],
 };
 
 /// Bytes by which an answer may be longer than what it answers.
@@ -307,7 +309,7 @@ pub struct Rig {
     reload_maps: [u32; 2],
     settings: Array<MapData, Settings>,
     timeouts: Array<MapData, Timeouts>,
-    counters: PerCpuArray<MapData, u64>,
+    counters: PerCpuArray<MapData, [u64; COUNTERS]>,
     drops: PerCpuArray<MapData, u64>,
     limits: Array<MapData, Limits>,
     pub sources: HashMap<MapData, [u32; 4], Source>,
@@ -770,7 +772,8 @@ impl Rig {
 
     /// A counter, over all CPUs.
     pub fn counter(&self, counter: Counter) -> u64 {
-        sum(&self.counters, counter as u32)
+        let of_cpus = self.counters.get(&0, 0).expect("the counters");
+        of_cpus.iter().map(|counters| counters[counter as usize]).sum()
     }
 
     /// Drops for a reason, over all CPUs.

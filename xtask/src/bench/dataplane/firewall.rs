@@ -15,7 +15,7 @@ use fwha_common::group::Group;
 use fwha_common::route::PlainRoutes;
 use fwha_common::rule::{Action, Decision, Interface, InterfaceKey, Rule};
 use fwha_common::ruleset::{self, Ruleset, RulesetMap};
-use fwha_common::settings::{Counter, Settings, Timeouts, name};
+use fwha_common::settings::{COUNTERS, Counter, Settings, Timeouts, name};
 
 use super::report::{Memory, Size};
 use super::rig::{LAN_MAC, WAN_MAC, plain_routes};
@@ -35,7 +35,7 @@ pub struct Firewall {
     bpf: Ebpf,
     events: Option<RingBuf<MapData>>,
     embryonic: Array<MapData, EmbryonicSet>,
-    counters: PerCpuArray<MapData, u64>,
+    counters: PerCpuArray<MapData, [u64; COUNTERS]>,
     drops: PerCpuArray<MapData, u64>,
     /// How long the verifier and the compiler of the kernel took.
     load: [(&'static str, Duration); 2],
@@ -171,7 +171,7 @@ impl Firewall {
     }
 
     fn counter(&self, counter: Counter) -> Result<u64> {
-        Ok(self.counters.get(&(counter as u32), 0)?.iter().sum())
+        Ok(self.counters.get(&0, 0)?.iter().map(|counters| counters[counter as usize]).sum())
     }
 }
 
