@@ -15,6 +15,7 @@
 //! | `POST /v1/switchover` [`SwitchoverRequest`] | [`SwitchoverReply`] |
 //! | `POST /v1/standby` [`StandbyRequest`] | [`StandbyReply`] |
 //! | `GET /v1/explain/role` | [`RoleExplanation`]s, a list |
+//! | `GET /v1/explain/packet?`[`PacketQuery`] | [`PacketExplanation`] |
 //! | `POST /v1/bulk` [`TransferRequest`] | a [`Transfer`] a line |
 //! | `POST /v1/resync` [`TransferRequest`] | a [`Transfer`] a line |
 //! | `POST /v1/reload` [`ReloadRequest`] | [`ReloadReply`] |
@@ -52,6 +53,8 @@ pub mod path {
     pub const STANDBY: &str = "/v1/standby";
     /// [`super::RoleExplanation`]s.
     pub const EXPLAIN_ROLE: &str = "/v1/explain/role";
+    /// [`super::PacketExplanation`].
+    pub const EXPLAIN_PACKET: &str = "/v1/explain/packet";
     /// [`super::Transfer`]s to peers.
     pub const BULK: &str = "/v1/bulk";
     /// [`super::Transfer`]s from peers.
@@ -958,6 +961,81 @@ pub struct MemberStanding {
     pub priority: u8,
     /// In words.
     pub standing: String,
+}
+
+/// What `GET /v1/explain/packet` takes: a packet that nobody sends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PacketQuery {
+    /// Protocol, by name or number, as in [`FlowRow::proto`].
+    pub proto: String,
+    /// Its source.
+    pub src: IpAddr,
+    /// Its source port, 49152 if left out; an echo's identifier, 0 if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sport: Option<u16>,
+    /// Its destination.
+    pub dst: IpAddr,
+    /// Its destination port, for protocols that have one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dport: Option<u16>,
+    /// The interface that it comes in by, or its zone; where answers to its source leave, if left out.
+    #[serde(default, rename = "in", skip_serializing_if = "Option::is_none")]
+    pub interface: Option<String>,
+    /// TCP flags, of `fin`, `syn`, `rst`, `psh`, `ack`, `urg`, with commas between them; what would come next, if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tcp_flags: Option<String>,
+}
+
+/// What would become of a packet, as the programs say it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PacketExplanation {
+    /// The node that was asked.
+    pub node: String,
+    /// The packet in words.
+    pub packet: String,
+    /// The interface that it comes in by.
+    pub interface_in: String,
+    /// The zone of that.
+    pub zone_in: String,
+    /// The steps of its way, in their order, up to the one that decides.
+    pub steps: Vec<PacketStep>,
+    /// What was taken for granted, a sentence each.
+    pub assumed: Vec<String>,
+    /// `forwarded`, `passed` (to the node itself, or to its stack), `answered` (by the SYN proxy), `rejected` or `dropped`.
+    pub verdict: String,
+    /// Why it is dropped or rejected, by the names in [`Stats::drops`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The rule that decides, or that has admitted the flow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
+    /// The known flow that it belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flow: Option<FlowRow>,
+    /// The group that owns it, unless it is for the node itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// The interface that it leaves by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interface_out: Option<String>,
+    /// The zone that it goes to; `node` for the node itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone_out: Option<String>,
+    /// The router that it is handed to; absent where the destination is a neighbour.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_hop: Option<IpAddr>,
+}
+
+/// A step of a packet's way.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PacketStep {
+    /// `arrival`, `flow`, `source`, `route`, `owner`, `rules`, `reverse_path`, `syn_proxy`, `limits`, `state`, `forward`.
+    pub step: String,
+    /// `pass`, or what becomes of the packet there: `drop`, `reject`, `answer`.
+    pub result: String,
+    /// In words.
+    pub text: String,
 }
 
 /// What `GET /v1/capture` takes. The capture ends when the client goes away; there is one at a time.

@@ -321,6 +321,31 @@ pub struct ExplainArgs {
 pub enum ExplainVerb {
     /// Why this node has its role in each group, and what the others could have.
     Role,
+    /// What would become of a packet that comes in at this node, by which rule, and step by step why.
+    ///
+    /// The packet is not sent. The node's own packet program judges it, with tables of its own: nothing is counted, and no
+    /// flow begins.
+    Packet(PacketArgs),
+}
+
+/// `fwhactl explain packet`.
+#[derive(Debug, Args)]
+pub struct PacketArgs {
+    /// Protocol: tcp, udp, icmp (an echo), sctp and so on, or a number.
+    #[arg(value_name = "PROTOCOL")]
+    pub proto: String,
+    /// Where it comes from: ADDRESS or ADDRESS:PORT, an IPv6 address with a port in brackets. Of an echo the port is its
+    /// identifier.
+    pub source: String,
+    /// Where it goes: as the source, and with its port if the protocol has one.
+    pub destination: String,
+    /// The interface that it comes in by, or the zone; where answers to its source leave, if left out.
+    #[arg(long = "in", value_name = "INTERFACE")]
+    pub interface: Option<String>,
+    /// Flags of a TCP segment, of fin, syn, rst, psh, ack, urg, with commas between them; what would come next from its
+    /// sender, if left out: a SYN, or the next segment of a known connection.
+    #[arg(long, value_name = "FLAGS")]
+    pub flags: Option<String>,
 }
 
 /// `fwhactl standby`.

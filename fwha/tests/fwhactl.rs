@@ -22,9 +22,10 @@ use fwha::api::{
     ApiError, Attachment, BulkStatus, CaptureLine, CaptureMissed, CaptureQuery, ConfigChange, DiffEnd,
     DiffLine, DiffQuery, Direction, DroppedPacket, Event, EventsQuery, FlowCounts, FlowDifference,
     FlowFilter, FlowRow, FlowSide, FlowsDeleted, GroupStatus, LinkStatus, MemberStanding, MovedGroup, NDJSON,
-    Origin, PeerStatus, ReloadReply, ReloadRequest, ResourceStatus, Role, RoleExplanation, StandbyReply,
-    StandbyRequest, Stat, Stats, Status, Step, SwitchoverReply, SwitchoverRequest, SyncStatus, TrackerStatus,
-    Transfer, TransferRequest, TransferState, WARNING_HEADER, WitnessStatus, ZoneInterfaceStatus, path,
+    Origin, PacketExplanation, PacketQuery, PacketStep, PeerStatus, ReloadReply, ReloadRequest,
+    ResourceStatus, Role, RoleExplanation, StandbyReply, StandbyRequest, Stat, Stats, Status, Step,
+    SwitchoverReply, SwitchoverRequest, SyncStatus, TrackerStatus, Transfer, TransferRequest, TransferState,
+    WARNING_HEADER, WitnessStatus, ZoneInterfaceStatus, path,
 };
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -286,6 +287,26 @@ impl Drop for FakeDaemon {
     }
 }
 
+fn packet_explanation(query: &PacketQuery) -> PacketExplanation {
+    let PacketQuery { proto, src, sport, dst, dport, interface, tcp_flags } = query;
+    let step = |step: &str, result: &str, text: &str| PacketStep {
+        step: step.into(),
+        result: result.into(),
+        text: text.into(),
+    };
+    PacketExplanation {
+        node: "fw1".into(),
+        packet: format!("{proto} {src} {sport:?} > {dst} {dport:?} {tcp_flags:?}"),
+        interface_in: interface.clone().unwrap_or_default(),
+        zone_in: "lan".into(),
+        steps: vec![step("arrival", "pass", "by lan\x1b[2J"), step("rules", "drop", "from lan to inet")],
+        assumed: vec!["a small packet".into()],
+        verdict: "dropped".into(),
+        reason: Some("no_rule".into()),
+        ..PacketExplanation::default()
+    }
+}
+
 fn explanation() -> RoleExplanation {
     let member = |node: &str, priority, standing: &str| MemberStanding {
         node: node.into(),
@@ -408,6 +429,7 @@ impl FakeDaemon {
             .route(path::STANDBY, post(standby))
             .route(path::RELOAD, post(reload))
             .route(path::EXPLAIN_ROLE, get(|| async { Json([explanation()]) }))
+            .route(path::EXPLAIN_PACKET, get(|Query(query)| async move { Json(packet_explanation(&query)) }))
             .layer(map_response(move |mut response: Response| async move {
                 if on_standby {
                     let text = HeaderValue::from_static("fw1 is on standby");
@@ -774,6 +796,31 @@ gateway: fw1 is active (nobody was active)
     assert_eq!(daemon.ctl(&["explain", "role"]).await.stdout, expected);
     let run = daemon.ctl(&["-o", "json", "explain", "role"]).await;
     assert_eq!(serde_json::from_str::<RoleExplanation>(&run.stdout).unwrap(), explanation());
+}
+
+#[tokio::test]
+async fn a_packet_is_explained_step_by_step_or_as_an_object() {
+    let daemon = FakeDaemon::start(status(), 0);
+    let ends = ["192.0.2.1:40000", "198.51.100.7:22"];
+    let words = [&["explain", "packet", "--in", "lan", "--flags", "syn", "tcp"][..], &ends].concat();
+    let expected = "\
+tcp 192.0.2.1 Some(40000) > 198.51.100.7 Some(22) Some(\"syn\")
+  assumed: a small packet
+  STEP     RESULT  BECAUSE
+  arrival  pass    by lan?[2J
+  rules    drop    from lan to inet
+verdict: dropped (no_rule), by default: no rule matches
+";
+    assert_eq!(daemon.ctl(&words).await.stdout, expected);
+    let run = daemon.ctl(&["-o", "json", "explain", "packet", "esp", "2001:db8::1", "[2001:db8::7]"]).await;
+    let steps = r#"[{"step":"arrival","result":"pass","text":"by lan\u001b[2J"},{"step":"rules","result":"drop","text":"from lan to inet"}]"#;
+    let expected = format!(
+        r#"{{"node":"fw1","packet":"esp 2001:db8::1 None > 2001:db8::7 None None","interface_in":"","zone_in":"lan","steps":{steps},"assumed":["a small packet"],"verdict":"dropped","reason":"no_rule"}}"#
+    );
+    assert_eq!(run.stdout, expected + "\n");
+    let run = daemon.ctl(&["explain", "packet", "tcp", "host", "192.0.2.1:1"]).await;
+    assert_eq!(run.code, 1);
+    assert!(run.stderr.starts_with("fwhactl: \"host\" is not like 192.0.2.1,"), "{}", run.stderr);
 }
 
 #[tokio::test]

@@ -5,7 +5,8 @@ use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 use fwha_tests::lab::{
-    Attach, Host, INET_VIP, LAN_VIP, LAN_VIP6, LINK_LOCAL_VIP, Lab, LabOptions, Node, PING6, SERVER, SERVER6,
+    Attach, CLIENT, CLIENT6, Host, INET_VIP, LAN_VIP, LAN_VIP6, LINK_LOCAL_VIP, Lab, LabOptions, Node, PING6,
+    SERVER, SERVER6,
 };
 use fwha_tests::pair::{PATIENCE, Pair};
 use fwha_tests::scenario::in_lab;
@@ -104,6 +105,11 @@ fn addresses_that_are_not_accepted(attach: Attach) {
         }
         // Also from a zone that is not that of the address.
         for vip in [LAN_VIP, LAN_VIP6, &link_local, INET_VIP] {
+            let (address, client) =
+                (vip.trim_end_matches("%eth0"), if vip.contains(':') { CLIENT6 } else { CLIENT });
+            let explained =
+                pair.node(active).ctl(&["explain", "packet", "--in", "lan", "icmp", client, address])?;
+            ensure!(explained["reason"] == "vip_not_accepted", "{explained:#}");
             let before = pair.node(active).count("drops.vip_not_accepted")?;
             ensure!(!ping(vip, "-W1")?, "{vip} answers");
             pair.wait_for_count(lab, active, "drops.vip_not_accepted", before)?;

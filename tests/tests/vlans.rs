@@ -148,10 +148,27 @@ fn a_flow_survives_its_node(lab: &Lab) -> Result<()> {
         _ => None,
     };
     let gateway = client.wait_for("answer for the VIP", owner)?;
+    // What would become of its datagram is told with the tag, and without any that is sent.
+    let place = format!("lan.{VLAN}");
+    let (from, to) = (format!("{CLIENT}:{CLIENT_PORT}"), format!("{SERVER}:{PORT}"));
+    let explain = |more: &[&str]| {
+        let explained =
+            pair.node(active).ctl(&[&["explain", "packet"], more, &["udp", &from, &to]].concat())?;
+        ensure!(
+            explained["interface_in"] == place.as_str() && explained["verdict"] == "forwarded",
+            "{explained:#}"
+        );
+        ensure!(explained["steps"][0]["text"].to_string().contains("tagged 100 on lan"), "{explained:#}");
+        Ok(explained)
+    };
+    for more in [&[][..], &["--in", &place], &["--in", "lan"]] {
+        ensure!(explain(more)?["flow"].is_null());
+    }
     // The answer that carries the flow into the main table, and one that finds it there.
     for data in [&b"one"[..], b"two"] {
         ensure!(exchange(&client, &server, gateway, data)? == gateway);
     }
+    ensure!(explain(&[])?["flow"]["zone_out"] == "inet");
     lab.wait_for("the flow on the backup", PATIENCE, || {
         let flows = pair.node(active.peer()).ctl_lines(&["flows", "proto=udp", &format!("dport={PORT}")])?;
         Ok((!flows.is_empty()).then_some(()))

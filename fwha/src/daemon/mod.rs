@@ -31,7 +31,7 @@
 //! | `plain` | plain routes, for the programs |
 //! | [`ports`] | this node's interfaces and the sockets on them |
 //! | [`state`] | what survives a reboot |
-//! | [`server`], `flows`, `moves`, `transfer`, `warnings` | control API |
+//! | [`server`], `flows`, `moves`, `explain`, `transfer`, `warnings` | control API |
 //! | [`reload`] | another config file under way |
 //! | `metrics` | the same for Prometheus |
 //! | [`events`] | event log |
@@ -44,6 +44,7 @@ pub mod announcements;
 mod capture;
 pub mod election;
 pub mod events;
+mod explain;
 mod flows;
 pub mod hooks;
 mod kernel_diff;
@@ -480,6 +481,7 @@ impl Running {
             state: kept.state,
             names: Arc::clone(&names),
             maps: Arc::clone(&maps),
+            rehearsal: dataplane.rehearsal(),
             clock,
             started: now,
             bucket_group,

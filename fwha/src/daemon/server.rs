@@ -38,6 +38,7 @@ use tokio::sync::{broadcast, mpsc};
 use super::capture;
 use super::election;
 use super::events::{self, EventLog};
+use super::explain;
 use super::flows;
 use super::mailbox::Mailbox;
 use super::metrics;
@@ -52,7 +53,7 @@ use super::transfer;
 use crate::api::{self, ApiError, path};
 use crate::config::Config;
 use crate::dataplane::maps::{EmbryonicWalk, FlowWalk};
-use crate::dataplane::{AttachKind, AttachedInterface, DataplaneError, Maps};
+use crate::dataplane::{AttachKind, AttachedInterface, DataplaneError, Maps, Rehearsal};
 use crate::socket::Refused;
 use crate::sys::clock::KernelClock;
 
@@ -89,6 +90,8 @@ pub struct Server {
     pub names: Arc<Names>,
     /// The data plane.
     pub maps: Arc<Maps>,
+    /// Judges packets that nobody sent, as it does.
+    pub rehearsal: Rehearsal,
     /// Its clock.
     pub clock: KernelClock,
     /// When the daemon started.
@@ -165,6 +168,7 @@ pub fn routes(server: Arc<Server>) -> Router {
         .route(path::EVENTS, get(event_stream))
         .route(path::SWITCHOVER, post(moves::switchover))
         .route(path::EXPLAIN_ROLE, get(moves::explain_role))
+        .route(path::EXPLAIN_PACKET, get(explain::packet))
         .route(path::STANDBY, post(moves::standby))
         .route(path::RESOURCE_CLEANUP, post(resource_cleanup))
         .route(path::RELOAD, post(reload::reload))

@@ -11,7 +11,7 @@ use aya::maps::{MapData, MapError};
 use fwha_common::{
     MAX_GROUPS,
     capture::Capture,
-    embryonic::EmbryonicSet,
+    embryonic::{EmbryonicSet, Site},
     flow::{Flow, FlowKey},
     group::{BucketRange, Group, Vip, VipKey, VirtualMac, VirtualMacKey, ZONE_PAIRS},
     limit::{Limits, Source},
@@ -198,6 +198,17 @@ impl Maps {
         self.zone_buckets.update_batch(&keys, ranges).map(drop).map_err(map_error(name::ZONE_BUCKETS))
     }
 
+    /// The bucket of a new flow from one zone to another, by its hash.
+    ///
+    /// # Errors
+    ///
+    /// Those of the lookup.
+    pub fn bucket(&self, zones: [u8; 2], hash: u64) -> Result<u8, DataplaneError> {
+        let index = BucketRange::index(zones[0], zones[1]);
+        let range = self.zone_buckets.lookup(&index).map_err(map_error(name::ZONE_BUCKETS))?;
+        Ok(range.unwrap_or_default().bucket(hash))
+    }
+
     /// The settings in force; all zero before the first [`update_settings`](Self::update_settings).
     ///
     /// # Errors
@@ -283,8 +294,16 @@ impl Maps {
     ///
     /// Those of the lookup.
     pub fn source_flows(&self, address: &[u32; 4]) -> Result<u32, DataplaneError> {
-        let source = self.sources.lookup(address).map_err(map_error(name::SOURCES))?;
-        Ok(source.map_or(0, |source| source.flows))
+        Ok(self.source(address)?.map_or(0, |source| source.flows))
+    }
+
+    /// What the programs know of a source.
+    ///
+    /// # Errors
+    ///
+    /// Those of the lookup.
+    pub fn source(&self, address: &[u32; 4]) -> Result<Option<Source>, DataplaneError> {
+        self.sources.lookup(address).map_err(map_error(name::SOURCES))
     }
 
     /// Tells the programs how many flows each source has in the main table; those not named have none.
@@ -436,9 +455,29 @@ impl Maps {
     /// Those of the lookups.
     pub fn rule_hits(&self) -> Result<HashMap<u32, u64>, DataplaneError> {
         let hits = self.rule_hits.sums().map_err(map_error(name::RULE_HITS))?;
-        let rulesets = self.lock_rulesets();
-        let rules = decisions_of(&rulesets, self.settings()?.ruleset_generation)?.into_iter();
+        let rules = self.decisions()?.into_iter();
         Ok(rules.map(|r| (r.name_hash, hits.get(r.index as usize).copied().unwrap_or(0))).collect())
+    }
+
+    /// What the rules in force say, in their order.
+    ///
+    /// # Errors
+    ///
+    /// Those of the lookups.
+    pub fn decisions(&self) -> Result<Vec<Decision>, DataplaneError> {
+        let rulesets = self.lock_rulesets();
+        decisions_of(&rulesets, self.settings()?.ruleset_generation)
+    }
+
+    /// The flow of this key that nobody has answered yet, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// Those of the lookup.
+    pub fn embryonic_flow(&self, key: &FlowKey) -> Result<Option<Flow>, DataplaneError> {
+        let site = Site::new(key.hash(&self.settings()?.bucket_key), self.embryonic.max_entries() - 1);
+        let set = self.embryonic.lookup(&site.set).map_err(map_error(name::EMBRYONIC))?;
+        Ok(set.and_then(|set| set.flows().find_map(|(known, flow)| (known == key).then_some(*flow))))
     }
 
     /// Events lost because the ring was full, by bucket, summed over the CPUs. Whoever sees a count

@@ -18,6 +18,7 @@
 //! | [`maps`] | typed access to the maps |
 //! | [`events`] | reads flow events |
 //! | [`capture`] | captures dropped packets |
+//! | [`rehearsal`] | judges packets that nobody sent |
 //! | `object` | loads the programs |
 //! | `pins` | the pin directory |
 //! | `plan` | which interface gets which program; VLANs |
@@ -47,6 +48,7 @@ pub mod maps;
 mod object;
 mod pins;
 mod plan;
+pub mod rehearsal;
 mod sysctl;
 #[cfg(test)]
 mod tests;
@@ -54,6 +56,7 @@ mod tests;
 pub use attach::{Attach, AttachKind, AttachedInterface};
 pub use events::Events;
 pub use maps::{FlowMap, FlowWalk, Maps};
+pub use rehearsal::Rehearsal;
 
 use attach::{Hook, Links, Place};
 use object::Programs;
@@ -216,6 +219,9 @@ pub enum DataplaneError {
     /// There is one capture at a time.
     #[error("another capture of dropped packets is running on this node: end it first")]
     CaptureRuns,
+    /// The kernel does not run a program with a frame that nobody sent.
+    #[error("the kernel does not run a program on trial: {0}")]
+    TestRun(#[source] io::Error),
     /// Interfaces cannot be listed.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
@@ -383,6 +389,11 @@ impl Dataplane {
     /// The maps, for any thread.
     pub fn maps(&self) -> Arc<Maps> {
         Arc::clone(&self.maps)
+    }
+
+    /// Judges packets that nobody sent, as the programs of this data plane do.
+    pub fn rehearsal(&self) -> Rehearsal {
+        Rehearsal::new(self.pins.maps(), self.maps())
     }
 
     /// Where programs are attached, how, and why so.

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
 };
 
 use aya::{
@@ -143,6 +144,34 @@ pub(super) fn load(
     };
     programs.pin(pins)?;
     Ok((programs, adopted, events(ring)?))
+}
+
+/// Loads the tc ingress program once more, attached to nothing. It has the pinned maps of these names, and all others for itself
+/// alone, as large as `sizes` says.
+pub(super) fn load_apart(
+    maps: &Path,
+    shared: &[&str],
+    sizes: &[(&str, u32)],
+) -> Result<(OwnedFd, Ebpf), DataplaneError> {
+    let mut loader = EbpfLoader::new();
+    for name in shared {
+        let pin = maps.join(name);
+        if !pin.exists() {
+            return Err(pin_error("open", &pin, std::io::ErrorKind::NotFound.into()));
+        }
+        loader.map_pin_path(name, pin);
+    }
+    for (name, size) in sizes {
+        loader.map_max_entries(name, *size);
+    }
+    // One set.
+    let last_set = 0u32;
+    loader
+        .override_global(name::EMBRYONIC_LAST, &last_set, true)
+        .map_max_entries(name::EMBRYONIC, last_set + 1);
+    let mut ebpf = loader.load(OBJECT)?;
+    let program = program(&mut ebpf, name::TC_INGRESS)?;
+    Ok((program, ebpf))
 }
 
 fn events(ring: Map) -> Result<Events, DataplaneError> {

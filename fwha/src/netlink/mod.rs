@@ -6,6 +6,7 @@
 //! | [`links`] | lists interfaces |
 //! | [`addresses`] | adds and removes VIPs, recognises leftovers |
 //! | [`garp`] | announces VIPs |
+//! | [`lookup`] | asks which way a packet goes |
 //! | [`macs`] | further MACs of an interface |
 //! | [`routes`] | adds and removes routes and rules that follow a group, recognises leftovers |
 //! | [`monitor`] | follows changes |
@@ -19,6 +20,7 @@ use rtnetlink::Handle;
 pub mod addresses;
 pub mod garp;
 pub mod links;
+pub mod lookup;
 pub mod macs;
 pub mod monitor;
 pub mod plain;

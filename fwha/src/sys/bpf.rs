@@ -558,6 +558,29 @@ pub fn tcx_links(ifindex: u32, kind: AttachType) -> io::Result<Vec<u32>> {
     Ok(links[..count.min(MAX)].iter().copied().filter(|id| *id != 0).collect())
 }
 
+/// Runs a tc program with a frame that came in by an interface of this network namespace. The frame goes nowhere, whatever
+/// the program says; what it does to maps is done. Returns what it returns.
+///
+/// # Errors
+///
+/// Those of `BPF_PROG_TEST_RUN`: `EINVAL` for a frame without an Ethernet header, `ENODEV` if there is no such interface.
+pub fn test_run(program: BorrowedFd<'_>, frame: &[u8], ifindex: u32) -> io::Result<u32> {
+    // `struct __sk_buff` up to its member `ifindex`, which is behind `ingress_ifindex`. What is not given is zero.
+    let mut context = [0u32; 11];
+    (context[9], context[10]) = (ifindex, ifindex);
+    let mut attr = zeroed_attr();
+    attr.test.prog_fd = fd_number(program);
+    attr.test.data_in = address(frame.as_ptr());
+    attr.test.data_size_in = frame.len() as u32;
+    attr.test.ctx_in = address(context.as_ptr());
+    attr.test.ctx_size_in = size_of_val(&context) as u32;
+    attr.test.repeat = 1;
+    // SAFETY: the kernel reads a frame and a context of the given sizes, and writes neither: there is no room for either.
+    unsafe { bpf(bpf_cmd::BPF_PROG_TEST_RUN, &mut attr)? };
+    // SAFETY: the kernel leaves the program's answer in this field; plain integers.
+    Ok(unsafe { attr.test.retval })
+}
+
 /// Pins a map, program or link to a path on a bpffs.
 ///
 /// # Errors
