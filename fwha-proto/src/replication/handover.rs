@@ -22,7 +22,7 @@ use fwha_common::flow::{Flow, FlowKey};
 
 use super::Output;
 use super::core::{Core, Owner};
-use super::entry::{CREATED_ERROR, Entry};
+use super::entry::Entry;
 use super::status::Counters;
 use crate::NodeId;
 use crate::time::Time;
@@ -136,7 +136,7 @@ impl Core {
             }
             let untouched = !slot.live || Flow::term(old.version) < self.term(entry.bucket);
             let elsewhere = slot.live && old.bucket != entry.bucket;
-            untouched && !elsewhere && entry.created_ns > old.created_ns + CREATED_ERROR
+            untouched && !elsewhere && entry.began_after(old) == Some(true)
         });
         if !former || !newer {
             counters.rejected_owned += 1;

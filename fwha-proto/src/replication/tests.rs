@@ -577,6 +577,24 @@ fn what_a_former_owner_did_before_it_knew_is_not_lost() {
 }
 
 #[test]
+fn a_connection_that_a_former_owner_sees_begin_again_just_after_it_ended_is_not_lost() {
+    let mut rig = settled(|o| o.flush_after = Duration::ZERO);
+    rig.promote(2, Rig::used());
+    rig.create(1, 1);
+    rig.run(MS / 2);
+    assert_eq!(rig.node(2).kernel.len(), 1, "it is on its way when the buckets move");
+    rig.delete(2, 1);
+    rig.run(MS / 2);
+    assert_eq!(rig.node(1).kernel.len(), 0);
+    rig.create(1, 1);
+    rig.run(MS / 2);
+    rig.demote(1, Rig::used());
+    assert_eq!(counters(&rig, 2).stragglers, 2);
+    rig.converge(HEALED_WITHIN);
+    assert_eq!(rig.node(2).kernel.len(), 1);
+}
+
+#[test]
 fn what_a_silent_peer_misses_goes_to_it_as_a_whole() {
     let mut rig = settled(|_| {});
     rig.create(1, 1);
