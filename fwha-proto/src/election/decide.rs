@@ -146,11 +146,12 @@ impl Election {
         let now = self.clock;
         let group = &self.groups[g];
         let mine = (group.term, group.priority(), Reverse(group.order(self.me())));
-        let better = self.actives(g).any(|(node, r)| (r.term, r.priority, Reverse(group.order(node))) > mine);
+        let better = self.actives(g).any(|(node, r)| (r.term, r.priority, Reverse(group.order(node))) > mine)
+            || self.told_actives(g).any(|(_, term)| term >= group.term);
         if better {
-            let planned = self
-                .actives(g)
-                .any(|(node, r)| group.handover.is_some_and(|h| h.to == node) || PLANNED.contains(&r.cause));
+            let offered = |node| group.handover.is_some_and(|h| h.to == node);
+            let planned = self.actives(g).any(|(node, r)| offered(node) || PLANNED.contains(&r.cause))
+                || self.told_actives(g).any(|(node, _)| offered(node));
             return match forbidden {
                 Some((role, cause)) => Judgement::Be(role, cause),
                 None if planned => Judgement::Be(Role::Backup, Cause::HandedOver),
@@ -179,10 +180,7 @@ impl Election {
         let now = self.clock;
         let me = self.me();
         let preempt_wait = self.config.preempt_wait;
-        let top = self
-            .actives(g)
-            .max_by_key(|(node, r)| (r.term, r.priority, Reverse(self.groups[g].order(*node))))
-            .map(|(node, r)| (node, *r));
+        let top = self.top_active(g).map(|(node, r)| (node, *r));
         if let Some((node, record)) = top {
             self.groups[g].vacant_since = None;
             if record.offered_to == Some(me) {
@@ -215,6 +213,10 @@ impl Election {
             return Judgement::Stay;
         }
         self.groups[g].preempt_since = None;
+        if self.told_actives(g).next().is_some() {
+            self.groups[g].vacant_since = None;
+            return Judgement::Stay;
+        }
 
         let group = &self.groups[g];
         let (mut unknown, mut sync_lost, mut alive) = (false, None, false);
@@ -274,6 +276,21 @@ impl Election {
             Standing::Active(record) => Some((node, record)),
             _ => None,
         })
+    }
+
+    /// The one of them with the best claim.
+    pub(super) fn top_active(&self, g: usize) -> Option<(NodeId, &GroupRecord)> {
+        self.actives(g).max_by_key(|(node, r)| (r.term, r.priority, Reverse(self.groups[g].order(*node))))
+    }
+
+    /// Members that are Active and are not heard here, but by another that is: which, and in which term. Whom this
+    /// node hears itself, it knows better.
+    pub(super) fn told_actives(&self, g: usize) -> impl Iterator<Item = (NodeId, u32)> {
+        let group = &self.groups[g];
+        let unheard = |node: NodeId| self.peer(node).is_some_and(|peer| !peer.alive());
+        let alive = group.others().filter_map(|node| self.peer(node)).filter(|peer| peer.alive());
+        let told = alive.filter_map(|peer| peer.group(group.config.group));
+        told.filter_map(|r| Some((r.hears?, r.term))).filter(move |(node, _)| unheard(*node))
     }
 
     /// The other members that could be Active.

@@ -260,3 +260,48 @@ fn an_active_goes_on_above_a_term_that_another_node_has_had_meanwhile() {
     rig.command(1, |e, now| e.past_term(now, 0, 7));
     assert_eq!(rig.node(1).owned[&0].0, 8, "once");
 }
+
+/// Three nodes of which the first two have no way to each other.
+fn apart(rig: &mut Rig) {
+    for via in [SYNC, Via::Zone(1), LAN] {
+        rig.cut(1, 2, via);
+        rig.cut(2, 1, via);
+    }
+}
+
+fn three(seed: u64) -> Rig {
+    let mut rig = Rig::new(3, seed, |_, _| {});
+    (1..=3).for_each(|n| rig.start(n));
+    rig.run(ms(6000));
+    assert_eq!(rig.actives(0), [1]);
+    rig
+}
+
+#[test]
+fn a_node_takes_nothing_from_an_active_that_a_third_one_hears() {
+    let mut rig = three(1);
+    apart(&mut rig);
+    rig.run(ms(10_000));
+    assert_eq!(rig.peer_state(2, 1), PeerState::Dead);
+    assert_eq!((rig.actives(0), rig.node(2).takeovers.len()), (vec![1], 0));
+    let now = rig.now;
+    let because = rig.election(2).explain(now).remove(0).because;
+    assert_eq!(because, ["fw1 is active in term 1: another node hears it"]);
+    assert_eq!(rig.election(2).status(now).groups[0].active, [1]);
+    rig.kill(1);
+    rig.run_until(DEAD_LIMIT, |r| r.actives(0) == [2]).expect("it is told no longer");
+}
+
+#[test]
+fn of_two_actives_that_only_a_third_one_hears_the_higher_term_stays() {
+    let mut rig = three(1);
+    rig.isolate(2);
+    rig.run(ms(5000));
+    assert_eq!(rig.actives(0), [1, 2]);
+    rig.heal();
+    apart(&mut rig);
+    let took = rig.run_until(ms(200), |r| r.actives(0) == [2]).expect("one is told of the other");
+    assert!(took <= ms(100), "{took:?}");
+    rig.run(ms(10_000));
+    assert_eq!((rig.actives(0), rig.node(2).owned[&0].0), (vec![2], 2), "nobody raises a term");
+}
