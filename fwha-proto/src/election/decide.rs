@@ -66,7 +66,7 @@ pub(super) fn standing(peer: &Peer, group: GroupId, now: Time) -> Standing<'_> {
         PeerState::Suspect => Standing::Pending,
         PeerState::Silent if peer.suspicion.lapsed(now) => Standing::Out,
         PeerState::Silent => Standing::Pending,
-        PeerState::SyncLost if was_active && !peer.suspicion.fenced(now) => Standing::Pending,
+        PeerState::SyncLost if was_active && !peer.suspicion.lapsed(now) => Standing::Pending,
         PeerState::SyncLost => Standing::Unheard(Some(peer.suspicion.since())),
         PeerState::Unknown => Standing::Unheard(None),
     }

@@ -305,3 +305,21 @@ fn of_two_actives_that_only_a_third_one_hears_the_higher_term_stays() {
     rig.run(ms(10_000));
     assert_eq!((rig.actives(0), rig.node(2).owned[&0].0), (vec![2], 2), "nobody raises a term");
 }
+
+#[test]
+fn a_backup_that_slept_without_a_sync_link_asks_before_it_takes_over() {
+    for phase in 0..10 {
+        let mut rig = Rig::pair(1);
+        rig.cut_both(SYNC);
+        // It knows of no peer now, and advertises as slowly as ever.
+        rig.kill_daemon(1);
+        rig.run(ms(100));
+        rig.start(1);
+        rig.run(ms(3000 + phase * 100));
+        rig.hang(2);
+        rig.run(ms(2000));
+        rig.resume(2);
+        rig.run(ms(3000));
+        assert_eq!((rig.actives(0), rig.node(2).takeovers.len()), (vec![1], 0), "{phase}");
+    }
+}
