@@ -103,6 +103,19 @@ impl Handover {
     }
 }
 
+/// Whether what the kernel map of an owner holds of a key stays, although its replica has taken `told` of the former
+/// owner: a version of that flow that is no older, or a flow that did not begin before it. Those that began in one life
+/// of a node are numbered in their order; when others began is known by the clock.
+pub fn stays(there: &Flow, told: &Flow) -> bool {
+    if there.id() == told.id() {
+        there.version >= told.version
+    } else if (there.node, there.epoch) == (told.node, told.epoch) {
+        there.number > told.number
+    } else {
+        (there.created_ns(), there.number) >= (told.created_ns(), told.number)
+    }
+}
+
 impl Core {
     /// Whether a slot is to be told although its bucket is not owned any more.
     pub(super) fn is_straggler(&self, i: u32) -> bool {

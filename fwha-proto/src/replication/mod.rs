@@ -68,6 +68,7 @@ pub use self::diff::{Difference, Failure, Found, Kind, Side, Summary};
 use self::entry::Entry;
 use self::filter::Young;
 pub use self::filter::{Filter, Policy};
+pub use self::handover::stays;
 pub use self::lag::{Histogram, Lag};
 use self::peer::Peer;
 pub use self::status::{

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::core::Core;
 use super::entry::Entry;
-use super::handover::LATE;
+use super::handover::{LATE, stays};
 use super::inbox::{Inbox, Place};
 use super::rig::{Faults, Rig, USED};
 use super::wire::{Record, Writer};
@@ -592,6 +592,25 @@ fn a_connection_that_a_former_owner_sees_begin_again_just_after_it_ended_is_not_
     assert_eq!(counters(&rig, 2).stragglers, 2);
     rig.converge(HEALED_WITHIN);
     assert_eq!(rig.node(2).kernel.len(), 1);
+}
+
+#[test]
+fn of_two_flows_of_one_life_the_later_number_is_written_however_late_the_earlier_came() {
+    // The clock of a replica knows of a flow's beginning only what the network left of its age.
+    let flow = |node, number, created_ns| {
+        let mut flow = Flow::of(FlowId { number, epoch: 1, node, zero: [0; 3] });
+        flow.set_created_ns(created_ns);
+        flow
+    };
+    let (earlier, later) = (flow(1, 5, 50 << 20), flow(1, 6, 40 << 20));
+    assert_eq!((stays(&earlier, &later), stays(&later, &earlier)), (false, true));
+    let others = flow(2, 1, 45 << 20);
+    assert_eq!((stays(&earlier, &others), stays(&others, &earlier)), (true, false));
+    let changed = Flow { version: 2, ..earlier };
+    assert_eq!(
+        (stays(&earlier, &changed), stays(&changed, &earlier), stays(&earlier, &earlier)),
+        (false, true, true)
+    );
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use fwha_common::BUCKETS;
 use fwha_common::flow::{Flow, FlowId, FlowKey};
 use fwha_proto::election::GroupId;
-use fwha_proto::replication::Buckets;
+use fwha_proto::replication::{Buckets, stays};
 
 use super::limit::Limit;
 use super::replication::OwnedGroups;
@@ -109,13 +109,7 @@ impl Table {
             Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
             done => return done,
         }
-        let behind = self.maps.flows().lookup(key)?.is_none_or(|there| {
-            if there.id() == flow.id() {
-                there.version < flow.version
-            } else {
-                (there.created_ns(), there.number) < (flow.created_ns(), flow.number)
-            }
-        });
+        let behind = self.maps.flows().lookup(key)?.is_none_or(|there| !stays(&there, flow));
         if behind {
             self.maps.flows().update(key, flow, Write::Any)?;
         } else if self.deferred.len() < DEFERRED_MAX {
