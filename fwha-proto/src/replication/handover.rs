@@ -134,7 +134,14 @@ impl Core {
     }
 
     /// Takes a FLOW of the former owner of an owned bucket, if nothing newer is known.
-    pub(super) fn take_straggler(&mut self, key: &FlowKey, entry: Entry, counters: &mut Counters) {
+    pub(super) fn take_straggler(
+        &mut self,
+        peer: NodeId,
+        term: u32,
+        key: &FlowKey,
+        entry: Entry,
+        counters: &mut Counters,
+    ) {
         if !self.welcome(key, &entry, counters) {
             return;
         }
@@ -169,6 +176,9 @@ impl Core {
             None => self.table.insert(*key, entry),
         };
         let i = self.own(i);
+        // Not the data plane's word: that may be on its way here, and say that the flow has ended.
+        let slot = self.table.at_mut(i);
+        (slot.source, slot.term) = (peer, term);
         self.outputs.push_back(Output::Put(*key, entry.to_flow(key)));
         self.handover.taken.push(i);
     }

@@ -614,6 +614,26 @@ fn of_two_flows_of_one_life_the_later_number_is_written_however_late_the_earlier
 }
 
 #[test]
+fn a_flow_that_ended_before_a_former_owners_word_of_it_was_read_does_not_stay_in_the_kernel() {
+    let mut rig = settled(|_| {});
+    rig.create(1, 1);
+    rig.run(100 * MS);
+    rig.promote(2, Rig::used());
+    // The sweeper's word is on its way to the daemon, which reads the straggler first.
+    let gone = rig.node(2).kernel.remove(&Rig::key(1)).unwrap();
+    rig.update(1, 1);
+    rig.demote(1, Rig::used());
+    rig.run(20 * MS);
+    assert_eq!((counters(&rig, 2).stragglers, rig.node(2).kernel.len()), (1, 1));
+    let now = rig.now;
+    rig.node(2).replication.local_delete(now, &Rig::key(1), &gone.id());
+    rig.drain(2);
+    assert_eq!(rig.node(2).kernel.len(), 0);
+    rig.converge(HEALED_WITHIN);
+    assert_eq!(rig.node(1).kernel.len(), 0);
+}
+
+#[test]
 fn what_a_silent_peer_misses_goes_to_it_as_a_whole() {
     let mut rig = settled(|_| {});
     rig.create(1, 1);
