@@ -682,6 +682,22 @@ fn a_claim_after_which_there_would_be_no_successor_is_refused() {
 }
 
 #[test]
+fn who_refuses_an_owner_in_a_lower_term_says_which_term_has_been() {
+    let mut rig = settled(|_| {});
+    let claim = |rig: &mut Rig, term| {
+        let now = rig.now;
+        rig.node(2).replication.set_ownership(now, Buckets::one(9), Ownership::Owned { term });
+        rig.run(400 * MS);
+        rig.node(1).replication.take_past_terms()
+    };
+    assert_eq!(claim(&mut rig, 5), []);
+    // All but node 1 forget: its election has never heard of that term.
+    rig.revive(2, true);
+    assert_eq!(claim(&mut rig, 2), [(9, 5)]);
+    assert_eq!(claim(&mut rig, 6), []);
+}
+
+#[test]
 fn a_late_word_of_one_of_two_rivals_does_not_win() {
     let mut rig = Rig::new(3, 1, |_| {});
     let core = &mut rig.node(3).replication.core;

@@ -1,7 +1,7 @@
 //! The replication thread: flow events, sync sockets and the kernel's flow table around
 //! [`fwha_proto::replication`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddrV4;
 use std::os::fd::AsFd;
@@ -337,8 +337,9 @@ impl Thread {
                 comparison = Some(Comparison { walk: FlowWalk::new(WALK_CHUNK), buckets });
             }
             let taken = [self.read_events(), self.read_sockets()];
-            for (bucket, term) in self.replication.take_past_terms() {
-                let group = self.bucket_group[usize::from(bucket)];
+            let past = self.replication.take_past_terms().into_iter();
+            let past: BTreeSet<_> = past.map(|(b, term)| (self.bucket_group[usize::from(b)], term)).collect();
+            for (group, term) in past {
                 self.election.send(election::Command::PastTerm { group, term });
             }
             self.letters.acknowledge();

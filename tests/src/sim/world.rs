@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use fwha_common::flow::{Flow, FlowId, FlowKey};
 use fwha_proto::NodeId;
-use fwha_proto::replication::{Options, PeerOptions, PeerStatus, Replication, SyncState};
+use fwha_proto::replication::{Options, PeerOptions, PeerStatus, Replication, SyncState, stays};
 use fwha_proto::seal::{Identity, KeyRing, cluster_id};
 use fwha_proto::time::Time;
 
@@ -669,6 +669,12 @@ impl World {
         let reign = Reign { term: own, node: id, turn: 0 };
         self.ledgers[usize::from(id) - 1].written.insert(flow_id, (reign, flow.version));
         self.stragglers += 1;
+        // What it takes the place of has ended, as if its own data plane had seen the new one begin.
+        let other =
+            self.node(id).kernel.get(n).is_some_and(|there| there.id() != flow_id && !stays(there, &flow));
+        if other {
+            self.ended(group, n, id);
+        }
         self.node(id).write(n, flow);
     }
 
