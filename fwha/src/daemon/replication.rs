@@ -347,6 +347,7 @@ impl Thread {
                 let now = self.now();
                 match command {
                     Command::Owned { group, term } => {
+                        table.changed(now, group, true);
                         let owned = Ownership::Owned { term };
                         let refused = self.replication.set_ownership(now, self.buckets(group), owned);
                         if let Some(term) = refused.iter().map(|b| self.replication.term(b)).max() {
@@ -358,6 +359,7 @@ impl Thread {
                     Command::Disowned { group } => {
                         // What the data plane did while it was the owner goes out as the owner's.
                         while self.read_events() == Taken::Burst {}
+                        table.changed(now, group, false);
                         self.replication.set_ownership(now, self.buckets(group), Ownership::NotOwned);
                         // A new owner may have been heard before this one gave way.
                         for (key, bucket) in table.take_deferred() {
@@ -571,9 +573,10 @@ impl Thread {
                 flows.clear();
             }
         };
+        let now = self.now();
         let delete = |table: &mut Table, flows: &mut Vec<(FlowKey, FlowId)>, least: usize| {
             if flows.len() >= least {
-                table.delete(flows);
+                table.delete(now, flows);
                 flows.clear();
             }
         };

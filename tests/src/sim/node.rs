@@ -322,12 +322,14 @@ impl Node {
         }
     }
 
-    /// Deletes what a peer told to delete; whether it was there.
-    pub fn delete(&mut self, key: &FlowKey, id: FlowId) -> bool {
+    /// Deletes what a peer told to delete; whether it was there. While this node has, or had a moment ago, the group,
+    /// another flow of the same key stays.
+    pub fn delete(&mut self, now: Time, key: &FlowKey, id: FlowId) -> bool {
         let n = number_of(key);
         let Some(there) = self.kernel.get(n) else { return false };
-        let same = there.id() == id;
-        if same || self.kernel.owned[usize::from(group_of(there.bucket))].is_none() {
+        let (same, g) = (there.id() == id, usize::from(group_of(there.bucket)));
+        let lately = self.daemon.as_ref().is_some_and(|d| d.speaks(now)[g].is_some());
+        if same || !(lately || self.kernel.owned[g].is_some()) {
             self.kernel.remove(n);
         }
         same

@@ -682,7 +682,8 @@ impl World {
         let n = number_of(key);
         if origin.is_none() && self.buried.contains_key(&flow) {
             // Its own deletion, once more.
-            self.node(id).delete(key, flow);
+            let now = self.now;
+            self.node(id).delete(now, key, flow);
             return;
         }
         let Some(Reign { term, node: from, .. }) = self.authority(id, origin, flow, super::bucket_of(n))
@@ -694,10 +695,11 @@ impl World {
         if self.buried.get(&flow) == Some(&(term, from)) {
             self.ledgers[usize::from(id) - 1].buried.insert(flow, (term, from));
         }
+        let now = self.now;
         let node = self.node(id);
         let settled =
             node.settled() && node.kernel.owned[usize::from(group_of(super::bucket_of(n)))].is_none();
-        if !node.delete(key, flow) && settled {
+        if !node.delete(now, key, flow) && settled {
             self.violate(format!("fw{id} deletes {}, which it does not have", named(n, flow)));
         }
     }
