@@ -56,6 +56,14 @@ const ONCE_FAILED_ELECTED: &[(u64, &str)] = &[
     ),
     (7022, "a node took over from one that it could not reach, and that the third one heard"),
     (
+        35150,
+        "three nodes: one that was restarted ignored the adverts of an Active that it had never heard by heartbeat",
+    ),
+    (
+        13111,
+        "a term that replication knew and the election did not: the flows of the owner in a lower one were refused",
+    ),
+    (
         7979,
         "a connection that a former owner saw begin again within 2 ms of the one before, which had ended, was lost",
     ),

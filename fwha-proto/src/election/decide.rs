@@ -66,7 +66,9 @@ pub(super) fn standing(peer: &Peer, group: GroupId, now: Time) -> Standing<'_> {
         PeerState::Suspect => Standing::Pending,
         PeerState::Silent if peer.suspicion.lapsed(now) => Standing::Out,
         PeerState::Silent => Standing::Pending,
-        PeerState::SyncLost if was_active && !peer.suspicion.lapsed(now) => Standing::Pending,
+        PeerState::SyncLost if was_active && peer.owns(now) => Standing::Pending,
+        // It may not know yet that it is not heard, and advertise slowly.
+        PeerState::SyncLost if peer.last.is_none() => Standing::Unheard(None),
         PeerState::SyncLost => Standing::Unheard(Some(peer.suspicion.since())),
         PeerState::Unknown => Standing::Unheard(None),
     }
@@ -224,6 +226,10 @@ impl Election {
             alive |= peer.alive();
             match standing(peer, group.config.group, now) {
                 Standing::Pending => return Judgement::Stay,
+                // Which groups it owns is not known, but somebody advertised this one a moment ago.
+                Standing::Unheard(None) if peer.owns(now) && self.advertised_lately(g) => {
+                    return Judgement::Stay;
+                }
                 Standing::Unheard(None) => unknown = true,
                 Standing::Unheard(Some(since)) => sync_lost = sync_lost.max(Some(since)),
                 _ => {}
@@ -263,6 +269,12 @@ impl Election {
             Some(PeerState::Silent) => Cause::LeaseEnded,
             _ => Cause::Vacant,
         })
+    }
+
+    /// Whether the lease of an Active may still run that advertised a group last and hung then.
+    fn advertised_lately(&self, g: usize) -> bool {
+        let until = self.groups[g].machines.iter().filter_map(|m| m.next_expected()).max();
+        until.is_some_and(|expected| self.clock < expected + self.config.lease)
     }
 
     pub(super) fn peer(&self, node: NodeId) -> Option<&Peer> {

@@ -554,7 +554,7 @@ impl Election {
             if now < self.peers[p].suspicion.next() && self.peers[p].state() != PeerState::Alive {
                 continue;
             }
-            let paths = self.peers[p].paths(&self.config.interfaces);
+            let paths = self.peers[p].paths(now, &self.config.interfaces);
             let vias: Vec<Via> = paths.iter().map(|(via, _)| *via).collect();
             let carrier = self.config.interfaces.iter().any(|(v, i)| matches!(v, Via::Sync(_)) && i.carrier);
             let adverts = self.adverts_of(self.peers[p].node);

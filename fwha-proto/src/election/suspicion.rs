@@ -216,14 +216,14 @@ impl Suspicion {
         self.round_due = now;
     }
 
-    /// A sign of life that proves nothing, an advertisement, of a peer that is held for dead: it is asked
-    /// now, not at its next turn. Where the network carries no probes there is nothing to ask by, and
-    /// advertisements must do.
+    /// A sign of life that proves nothing, an advertisement, of a peer that is held for dead or was never heard: it is
+    /// asked now, not at its next turn. Where the network carries no probes there is nothing to ask by, and
+    /// advertisements must do of one that was held for dead.
     pub fn sign(&mut self, now: Time) {
-        if self.state != PeerState::Dead {
+        if !matches!(self.state, PeerState::Dead | PeerState::Unknown) {
             return;
         }
-        if self.zones.is_empty() {
+        if self.zones.is_empty() && self.state == PeerState::Dead {
             self.enter(now, PeerState::SyncLost);
         }
         self.round_due = self.round_due.min(now.max(self.asked + SOONEST));

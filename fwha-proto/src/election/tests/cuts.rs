@@ -323,3 +323,49 @@ fn a_backup_that_slept_without_a_sync_link_asks_before_it_takes_over() {
         assert_eq!((rig.actives(0), rig.node(2).takeovers.len()), (vec![1], 0), "{phase}");
     }
 }
+
+#[test]
+fn a_restarted_active_asks_a_member_that_it_never_heard_when_an_unknown_one_advertises() {
+    let mut rig = three(1);
+    rig.isolate(1);
+    rig.run(ms(5000));
+    assert_eq!(rig.actives(0), [1, 2]);
+    rig.kill_daemon(2);
+    rig.run(ms(100));
+    rig.start(2);
+    rig.run(ms(1000));
+    assert_eq!((rig.actives(0), rig.peer_state(2, 1)), (vec![1, 2], PeerState::Unknown));
+    assert_eq!(rig.peer_state(2, 3), PeerState::Alive);
+    rig.heal();
+    for n in [2, 3] {
+        rig.cut(1, n, SYNC);
+        rig.cut(n, 1, SYNC);
+    }
+    rig.run_until(ms(1500), |r| r.actives(0) == [1]).expect("its data plane lives, so advertisements decide");
+    assert_eq!(rig.peer_state(2, 1), PeerState::SyncLost);
+    rig.run(ms(10_000));
+    assert_eq!(rig.actives(0), [1]);
+}
+
+#[test]
+fn an_active_that_was_never_heard_and_hangs_is_replaced_when_its_lease_has_ended() {
+    let mut rig = three(1);
+    for n in [2, 3] {
+        rig.cut(1, n, SYNC);
+        rig.cut(n, 1, SYNC);
+    }
+    rig.run(ms(1000));
+    rig.kill(2);
+    rig.run(ms(500));
+    rig.start(2);
+    rig.run(ms(3000));
+    assert_eq!((rig.actives(0), rig.peer_state(2, 1)), (vec![1], PeerState::SyncLost));
+    rig.kill(3);
+    rig.run(ms(500));
+    rig.hang(1);
+    let end = rig.now + ms(3000);
+    while rig.step(end) {
+        assert!(rig.actives(0).len() < 2);
+    }
+    assert_eq!(rig.actives(0), [2]);
+}
