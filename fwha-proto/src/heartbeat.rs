@@ -13,7 +13,8 @@
 //!  56  records: type (u8), length (u8), body
 //!
 //!  type 1, group:      0 group  1 role  2 priority  3 flags: 1 warm, 2 moved
-//!                      4 term (u32)  8 age, ms (u32)  12 adverts heard (u32)  16 cause  17 offered to
+//!                      4 term (u32)  8 age, ms (u32)  12 adverts heard (u32)  16 cause
+//!                     17 Active: offered to; else: hears as Active in this term
 //!  type 2, interface:  0 kind: 1 sync, 2 zone  1 number  2 flags: 1 carrier  3 MAC (6)  9 IPv4 address
 //!                     13 link-local IPv6 address, if it has one and there is room
 //!  type 3, trackers:   the hash of the name (u32) of each that is not known to be well; no record if
@@ -239,6 +240,8 @@ pub struct GroupRecord {
     pub cause: Cause,
     /// Active: the node that is to take the group over now.
     pub offered_to: Option<NodeId>,
+    /// Not Active: the node whose heartbeats tell the sender that it is Active, in [`Self::term`].
+    pub hears: Option<NodeId>,
 }
 
 /// How a node is placed in a zone where that is in question.
@@ -317,7 +320,8 @@ impl Heartbeat {
             b.extend_from_slice(&g.term.to_le_bytes());
             b.extend_from_slice(&g.age_ms.to_le_bytes());
             b.extend_from_slice(&g.heard.to_le_bytes());
-            b.extend_from_slice(&[g.cause as u8, g.offered_to.unwrap_or(0)]);
+            let other = if g.role == Role::Active { g.offered_to } else { g.hears };
+            b.extend_from_slice(&[g.cause as u8, other.unwrap_or(0)]);
         }
         let unwell = &self.unwell[..self.unwell.len().min(MAX_TRACKERS)];
         if !unwell.is_empty() {
@@ -441,18 +445,13 @@ impl<'a> Reader<'a> {
         if usize::from(group) >= MAX_GROUPS {
             return Err(Malformed);
         }
-        Ok(GroupRecord {
-            group,
-            role: Role::from_u8(role).ok_or(Malformed)?,
-            priority,
-            warm: flags & 1 != 0,
-            moved: flags & 2 != 0,
-            term: self.u32()?,
-            age_ms: self.u32()?,
-            heard: self.u32()?,
-            cause: Cause::from_u8(self.u8()?).unwrap_or(Cause::Started),
-            offered_to: Some(self.u8()?).filter(|&node| node != 0),
-        })
+        let role = Role::from_u8(role).ok_or(Malformed)?;
+        let (term, age_ms, heard) = (self.u32()?, self.u32()?, self.u32()?);
+        let cause = Cause::from_u8(self.u8()?).unwrap_or(Cause::Started);
+        let other = Some(self.u8()?).filter(|&node| node != 0);
+        let (offered_to, hears) = if role == Role::Active { (other, None) } else { (None, other) };
+        let (warm, moved) = (flags & 1 != 0, flags & 2 != 0);
+        Ok(GroupRecord { group, role, priority, warm, moved, term, age_ms, heard, cause, offered_to, hears })
     }
 
     fn reach(&mut self) -> Result<ZoneReach, Malformed> {
@@ -517,6 +516,7 @@ mod tests {
                 heard: 0b11,
                 cause: Cause::PeerDead,
                 offered_to: Some(2),
+                hears: None,
             }],
             unwell: Vec::new(),
             reaches: Vec::new(),
@@ -593,6 +593,16 @@ mod tests {
         for heartbeat in [sample(), unwell(), comparing()] {
             assert_eq!(Heartbeat::parse(&heartbeat.write()), Ok(heartbeat));
         }
+    }
+
+    #[test]
+    fn whom_the_group_is_offered_to_and_whom_a_node_hears_share_a_byte() {
+        for (role, hears) in [(Role::Backup, Some(3)), (Role::Standby, None)] {
+            let mut heartbeat = sample();
+            heartbeat.groups[0] = GroupRecord { role, offered_to: None, hears, ..heartbeat.groups[0] };
+            assert_eq!(Heartbeat::parse(&heartbeat.write()), Ok(heartbeat));
+        }
+        assert_eq!(sample().write()[HEAD_LEN + 2 + 17], 2, "an Active's is what it was");
     }
 
     #[test]

@@ -312,6 +312,7 @@ impl World {
                 heard: input.u8().into(),
                 cause: Cause::from_u8(cause % 16).expect("a cause"),
                 offered_to: Some(flags >> 4 & 3).filter(|&n| n != 0),
+                hears: Some(flags >> 4 & 3).filter(|&n| n != 0),
             }
         });
         let groups: Vec<_> = groups.collect();

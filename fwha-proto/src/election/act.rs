@@ -60,7 +60,8 @@ impl Election {
         let id = group.config.group;
         let heard = self.peers.iter().filter(|p| p.alive()).filter_map(|p| p.group(id)).map(|r| r.term);
         let known = heard.max().unwrap_or(0).max(group.past_term);
-        if !group.is_active() || known <= group.term || self.actives(g).next().is_some() {
+        let other = self.actives(g).next().is_some() || self.told_actives(g).next().is_some();
+        if !group.is_active() || known <= group.term || other {
             return;
         }
         let group = &mut self.groups[g];
@@ -93,7 +94,8 @@ impl Election {
         let now = self.clock;
         let was_active = self.groups[g].is_active();
         if was_active {
-            let successor = self.actives(g).next().is_some() || self.best_candidate(g).is_some();
+            let active = self.actives(g).next().is_some() || self.told_actives(g).next().is_some();
+            let successor = active || self.best_candidate(g).is_some();
             if !successor && cause != Cause::VrrpOutranked {
                 for instance in 0..self.groups[g].machines.len() {
                     self.advertise(g, instance, Some(PRIORITY_RELEASE));
@@ -140,7 +142,8 @@ impl Election {
     /// The cause, with names.
     pub(super) fn reason(&self, g: usize, cause: Cause) -> String {
         let group = &self.groups[g];
-        let active = self.actives(g).map(|(node, _)| node).next().or(group.last_active);
+        let heard = self.actives(g).map(|(node, _)| node);
+        let active = heard.chain(self.told_actives(g).map(|(node, _)| node)).next().or(group.last_active);
         let name = active.map_or_else(|| "no node".into(), |node| self.config.node_name(node));
         match cause {
             Cause::PeerDead => format!("{name} answers nowhere"),

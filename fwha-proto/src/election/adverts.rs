@@ -174,6 +174,14 @@ impl Election {
         if let Some(peer) = self.peers.iter_mut().find(|p| Some(p.node) == sender) {
             peer.suspicion.sign(now);
         }
+        if sender.is_none() {
+            let members: Vec<NodeId> = self.groups[g].others().collect();
+            let unheard = |p: &&mut Peer| p.last.is_none() && members.contains(&p.node);
+            for peer in self.peers.iter_mut().filter(unheard) {
+                peer.sign = Some(now);
+                peer.suspicion.sign(now);
+            }
+        }
         let active = self.actives(g).map(|(node, _)| node).next();
         let group = &mut self.groups[g];
         if !group.is_active() && authority && active.is_some() && sender != active && sender.is_some() {
@@ -229,12 +237,16 @@ impl Election {
     /// Whether the channel is there to decide about a group, so that an advertisement that seems to
     /// come from `sender` moves nothing: another member is alive on it. It knows nothing of a member
     /// whose data plane proves that it lives, but whose heartbeats do not get here; and one that does not
-    /// get ours decides by advertisements, so we have to do the same.
+    /// get ours decides by advertisements, so we have to do the same. Of one that was never heard the address is not
+    /// known, and what comes from an address that is nobody's may be its own.
     fn has_authority(&self, g: usize, sender: Option<NodeId>) -> bool {
-        let sender = sender.and_then(|node| self.peer(node));
         let one_way = |peer: &Peer| peer.state() == PeerState::SyncLost || (peer.alive() && peer.deaf);
-        !sender.is_some_and(one_way)
-            && self.groups[g].others().filter_map(|node| self.peer(node)).any(Peer::alive)
+        let others = || self.groups[g].others().filter_map(|node| self.peer(node));
+        let from_one_way = match sender {
+            Some(node) => self.peer(node).is_some_and(one_way),
+            None => others().any(|peer| one_way(peer) && peer.last.is_none()),
+        };
+        !from_one_way && others().any(Peer::alive)
     }
 
     /// While a peer that lives cannot hear our heartbeats, advertisements have to be quick.
@@ -263,7 +275,7 @@ impl Election {
         }
         let since = group.others().filter_map(|node| {
             let p = self.peer(node)?;
-            (p.state() == PeerState::SyncLost).then_some(p.suspicion.since())
+            (p.state() == PeerState::SyncLost && p.last.is_some()).then_some(p.suspicion.since())
         });
         let fast = since.max();
         Some(fast.map_or(group.silent_at(None), |from| group.silent_at(Some(from))))

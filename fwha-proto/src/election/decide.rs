@@ -66,7 +66,9 @@ pub(super) fn standing(peer: &Peer, group: GroupId, now: Time) -> Standing<'_> {
         PeerState::Suspect => Standing::Pending,
         PeerState::Silent if peer.suspicion.lapsed(now) => Standing::Out,
         PeerState::Silent => Standing::Pending,
-        PeerState::SyncLost if was_active && !peer.suspicion.fenced(now) => Standing::Pending,
+        PeerState::SyncLost if was_active && peer.owns(now) => Standing::Pending,
+        // It may not know yet that it is not heard, and advertise slowly.
+        PeerState::SyncLost if peer.last.is_none() => Standing::Unheard(None),
         PeerState::SyncLost => Standing::Unheard(Some(peer.suspicion.since())),
         PeerState::Unknown => Standing::Unheard(None),
     }
@@ -146,11 +148,12 @@ impl Election {
         let now = self.clock;
         let group = &self.groups[g];
         let mine = (group.term, group.priority(), Reverse(group.order(self.me())));
-        let better = self.actives(g).any(|(node, r)| (r.term, r.priority, Reverse(group.order(node))) > mine);
+        let better = self.actives(g).any(|(node, r)| (r.term, r.priority, Reverse(group.order(node))) > mine)
+            || self.told_actives(g).any(|(_, term)| term >= group.term);
         if better {
-            let planned = self
-                .actives(g)
-                .any(|(node, r)| group.handover.is_some_and(|h| h.to == node) || PLANNED.contains(&r.cause));
+            let offered = |node| group.handover.is_some_and(|h| h.to == node);
+            let planned = self.actives(g).any(|(node, r)| offered(node) || PLANNED.contains(&r.cause))
+                || self.told_actives(g).any(|(node, _)| offered(node));
             return match forbidden {
                 Some((role, cause)) => Judgement::Be(role, cause),
                 None if planned => Judgement::Be(Role::Backup, Cause::HandedOver),
@@ -179,10 +182,7 @@ impl Election {
         let now = self.clock;
         let me = self.me();
         let preempt_wait = self.config.preempt_wait;
-        let top = self
-            .actives(g)
-            .max_by_key(|(node, r)| (r.term, r.priority, Reverse(self.groups[g].order(*node))))
-            .map(|(node, r)| (node, *r));
+        let top = self.top_active(g).map(|(node, r)| (node, *r));
         if let Some((node, record)) = top {
             self.groups[g].vacant_since = None;
             if record.offered_to == Some(me) {
@@ -219,6 +219,10 @@ impl Election {
             return Judgement::Stay;
         }
         self.groups[g].preempt_since = None;
+        if self.told_actives(g).next().is_some() {
+            self.groups[g].vacant_since = None;
+            return Judgement::Stay;
+        }
 
         let group = &self.groups[g];
         let (mut unknown, mut sync_lost, mut alive) = (false, None, false);
@@ -226,6 +230,10 @@ impl Election {
             alive |= peer.alive();
             match standing(peer, group.config.group, now) {
                 Standing::Pending => return Judgement::Stay,
+                // Which groups it owns is not known, but somebody advertised this one a moment ago.
+                Standing::Unheard(None) if peer.owns(now) && self.advertised_lately(g) => {
+                    return Judgement::Stay;
+                }
                 Standing::Unheard(None) => unknown = true,
                 Standing::Unheard(Some(since)) => sync_lost = sync_lost.max(Some(since)),
                 _ => {}
@@ -267,6 +275,12 @@ impl Election {
         })
     }
 
+    /// Whether the lease of an Active may still run that advertised a group last and hung then.
+    fn advertised_lately(&self, g: usize) -> bool {
+        let until = self.groups[g].machines.iter().filter_map(|m| m.next_expected()).max();
+        until.is_some_and(|expected| self.clock < expected + self.config.lease)
+    }
+
     pub(super) fn peer(&self, node: NodeId) -> Option<&Peer> {
         self.peers.iter().find(|p| p.node == node)
     }
@@ -278,6 +292,21 @@ impl Election {
             Standing::Active(record) => Some((node, record)),
             _ => None,
         })
+    }
+
+    /// The one of them with the best claim.
+    pub(super) fn top_active(&self, g: usize) -> Option<(NodeId, &GroupRecord)> {
+        self.actives(g).max_by_key(|(node, r)| (r.term, r.priority, Reverse(self.groups[g].order(*node))))
+    }
+
+    /// Members that are Active and are not heard here, but by another that is: which, and in which term. Whom this
+    /// node hears itself, it knows better.
+    pub(super) fn told_actives(&self, g: usize) -> impl Iterator<Item = (NodeId, u32)> {
+        let group = &self.groups[g];
+        let unheard = |node: NodeId| self.peer(node).is_some_and(|peer| !peer.alive());
+        let alive = group.others().filter_map(|node| self.peer(node)).filter(|peer| peer.alive());
+        let told = alive.filter_map(|peer| peer.group(group.config.group));
+        told.filter_map(|r| Some((r.hears?, r.term))).filter(move |(node, _)| unheard(*node))
     }
 
     /// The other members that could be Active.

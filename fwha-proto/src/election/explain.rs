@@ -218,6 +218,10 @@ impl Election {
             });
             return;
         }
+        if let Some((active, term)) = self.told_actives(g).next() {
+            because.push(format!("{} is active in term {term}: another node hears it", name(active)));
+            return;
+        }
         because.push("no node is known to be active".into());
         for node in group.others() {
             let Some(peer) = self.peer(node) else { continue };

@@ -353,7 +353,8 @@ impl Election {
     fn check_dispensable(&self) -> Result<(), CommandError> {
         for (g, group) in self.groups.iter().enumerate() {
             let eligible = group.place.is_some() && group.forbidden_by().next().is_none();
-            if eligible && self.actives(g).next().is_none() && self.candidates(g).next().is_none() {
+            let active = self.actives(g).next().is_some() || self.told_actives(g).next().is_some();
+            if eligible && !active && self.candidates(g).next().is_none() {
                 let others = group
                     .others()
                     .map(|node| format!("{} is {}", self.config.node_name(node), self.state_text(g, node)));
@@ -553,7 +554,7 @@ impl Election {
             if now < self.peers[p].suspicion.next() && self.peers[p].state() != PeerState::Alive {
                 continue;
             }
-            let paths = self.peers[p].paths(&self.config.interfaces);
+            let paths = self.peers[p].paths(now, &self.config.interfaces);
             let vias: Vec<Via> = paths.iter().map(|(via, _)| *via).collect();
             let carrier = self.config.interfaces.iter().any(|(v, i)| matches!(v, Via::Sync(_)) && i.carrier);
             let adverts = self.adverts_of(self.peers[p].node);
@@ -621,7 +622,7 @@ impl Election {
             stamp: now.as_nanos(),
             echo: 0,
             echo_held_us: 0,
-            groups: self.groups.iter().filter(|g| g.place.is_some()).map(|g| record(g, now)).collect(),
+            groups: self.records(),
             unwell: self.unwell().collect(),
             reaches: self.zone_reaches(),
             interfaces: self.config.interfaces.clone(),
@@ -637,6 +638,29 @@ impl Election {
                 }
             }
         }
+    }
+
+    /// What this node says of each group of which it is a member.
+    fn records(&self) -> Vec<GroupRecord> {
+        let member = |g: &usize| self.groups[*g].place.is_some();
+        let record = |g: usize| {
+            let group = &self.groups[g];
+            let in_term = self.top_active(g).filter(|(_, r)| r.term == group.term);
+            GroupRecord {
+                group: group.config.group,
+                role: group.role,
+                priority: group.priority(),
+                warm: group.warm,
+                moved: group.handover.map_or(group.moved, |h| h.moved),
+                term: group.term,
+                age_ms: group.age_ms(self.clock),
+                heard: if group.is_active() { 0 } else { group.heard(self.clock) },
+                cause: group.cause,
+                offered_to: group.handover.map(|h| h.to).filter(|_| group.is_active()),
+                hears: in_term.map(|(node, _)| node).filter(|_| !group.is_active()),
+            }
+        };
+        (0..self.groups.len()).filter(member).map(record).collect()
     }
 
     fn say_goodbye(&mut self) {
@@ -656,19 +680,4 @@ fn sync_links(config: &Config) -> impl Iterator<Item = u8> + '_ {
         Via::Sync(link) => Some(link),
         Via::Zone(_) => None,
     })
-}
-
-fn record(group: &Group, now: Time) -> GroupRecord {
-    GroupRecord {
-        group: group.config.group,
-        role: group.role,
-        priority: group.priority(),
-        warm: group.warm,
-        moved: group.handover.map_or(group.moved, |h| h.moved),
-        term: group.term,
-        age_ms: group.age_ms(now),
-        heard: if group.is_active() { 0 } else { group.heard(now) },
-        cause: group.cause,
-        offered_to: group.handover.map(|h| h.to).filter(|_| group.is_active()),
-    }
 }

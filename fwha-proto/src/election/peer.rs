@@ -20,6 +20,8 @@ pub const RENEW_INTERVAL: Duration = Duration::from_secs(1);
 /// Hellos sent in answer to others within one interval: a flood of replayed ones must not be
 /// answered one by one.
 const HELLO_REPLIES: u8 = 8;
+/// For so long after an advertisement from an address that is nobody's, members that were never heard are asked.
+const SIGN_LASTS: Duration = Duration::from_secs(3);
 /// Probes whose answers are awaited.
 const PROBES_MAX: usize = 256;
 
@@ -62,6 +64,8 @@ pub(super) struct Peer {
     pub deaf: bool,
     /// The config hash that was reported as different.
     pub other_config: Option<u64>,
+    /// When an advertisement was heard that may be its own, from an address that is nobody's.
+    pub sign: Option<Time>,
     /// Nonce, interface, round and time of probes whose answers are awaited.
     probes: VecDeque<(u64, Via, u64, Time)>,
 }
@@ -90,6 +94,7 @@ impl Peer {
             lost: None,
             deaf: false,
             other_config: None,
+            sign: None,
             probes: VecDeque::new(),
         }
     }
@@ -105,6 +110,11 @@ impl Peer {
     /// Whether it has another cluster file, as far as is known.
     pub fn config_differs(&self, hash: u64) -> bool {
         self.last.as_ref().is_some_and(|h| h.config_hash != hash)
+    }
+
+    /// Whether its data plane answers that it owns something, although no heartbeat gets here.
+    pub fn owns(&self, now: Time) -> bool {
+        self.state() == PeerState::SyncLost && !self.suspicion.lapsed(now)
     }
 
     /// What it last said of a group.
@@ -188,11 +198,18 @@ impl Peer {
     }
 
     /// The interfaces on which it can be asked, with its MAC addresses there: both ends know one,
-    /// and ours has a carrier.
-    pub fn paths(&self, own: &[(Via, Interface)]) -> Vec<(Via, [u8; 6])> {
+    /// and ours has a carrier. One that was never heard is asked by broadcast in the zones, if something there
+    /// may be its own.
+    pub fn paths(&self, now: Time, own: &[(Via, Interface)]) -> Vec<(Via, [u8; 6])> {
+        let lately = self.sign.is_some_and(|at| now.since(at) < SIGN_LASTS);
+        let by_broadcast = self.last.is_none() && (lately || self.state() != PeerState::Unknown);
+        let mac = |via| match (self.interface(via), via) {
+            (None, Via::Zone(_)) if by_broadcast => Some([0xff; 6]),
+            (interface, _) => interface.map(|i| i.mac),
+        };
         own.iter()
             .filter(|(_, i)| i.carrier)
-            .filter_map(|(via, _)| Some((*via, self.interface(*via)?.mac)))
+            .filter_map(|(via, _)| Some((*via, mac(*via)?)))
             .filter(|(_, mac)| *mac != [0; 6])
             .collect()
     }

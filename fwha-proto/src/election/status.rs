@@ -6,7 +6,7 @@ use super::Election;
 use super::config::GroupId;
 use super::group::Refusal;
 use super::output::Counters;
-use super::peer::Link;
+use super::peer::{Link, Peer};
 use super::reach::ReachStatus;
 use super::witness::WitnessStatus;
 use crate::NodeId;
@@ -186,7 +186,7 @@ impl Election {
         }
     }
 
-    fn peer_status(&self, peer: &super::peer::Peer, now: Time) -> PeerStatus {
+    fn peer_status(&self, peer: &Peer, now: Time) -> PeerStatus {
         let last = peer.last.as_ref();
         let silence = self.config.heartbeat_interval * 5 / 2;
         let link = |l: &Link| LinkStatus {
@@ -212,14 +212,13 @@ impl Election {
         }
     }
 
-    /// Other nodes that said they are Active, and of which nothing else is known since.
+    /// Other nodes that said they are Active, here or to a third one, and of which nothing else is known since.
     fn known_actives(&self, g: usize) -> impl Iterator<Item = NodeId> {
         let group = self.groups[g].config.group;
-        self.peers
-            .iter()
-            .filter(|p| !matches!(p.state(), PeerState::Dead | PeerState::Left | PeerState::Unknown))
-            .filter(move |p| p.group(group).is_some_and(|r| r.role == Role::Active))
-            .map(|p| p.node)
+        let lost = |p: &Peer| matches!(p.state(), PeerState::Dead | PeerState::Left | PeerState::Unknown);
+        let said = move |p: &Peer| p.group(group).is_some_and(|r| r.role == Role::Active) && !lost(p);
+        let told = move |p: &Peer| self.told_actives(g).any(|(node, _)| node == p.node);
+        self.peers.iter().filter(move |p| said(p) || told(p)).map(|p| p.node)
     }
 
     /// The node that is Active for a group as far as known here.

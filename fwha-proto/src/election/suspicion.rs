@@ -144,16 +144,15 @@ impl Suspicion {
         self.zones.iter().any(|&(z, at)| z == zone && now.since(at) > TRUST)
     }
 
-    /// Whether the peer's data plane surely owns nothing any more.
-    pub fn fenced(&self, now: Time) -> bool {
-        now >= self.owned_until
-    }
-
-    /// Whether the lease of a silent peer has ended, and it was asked to the last: a daemon that came back meanwhile has
-    /// renewed it, and one that slept through that has not heard of it.
+    /// Whether the lease of a peer whose data plane answers has ended, and it was asked to the last: its daemon may have
+    /// renewed it since, and who slept through that has not heard of it. Of one that does not answer, what it said last
+    /// counts.
     pub fn lapsed(&self, now: Time) -> bool {
-        let asked_every = self.heartbeat.max(self.patience());
-        self.fenced(now) && self.answered_at + asked_every * ROUNDS as u32 >= self.owned_until
+        let asked_every =
+            if self.state == PeerState::SyncLost { SYNC_LOST } else { self.heartbeat.max(self.patience()) };
+        let to_the_last = self.answered_at + asked_every * ROUNDS as u32 >= self.owned_until;
+        let silent = self.state == PeerState::SyncLost && !self.answers();
+        now >= self.owned_until && (to_the_last || silent)
     }
 
     /// An authenticated heartbeat arrived. Its sender beats every `interval`, holds what it owns for
@@ -217,14 +216,14 @@ impl Suspicion {
         self.round_due = now;
     }
 
-    /// A sign of life that proves nothing, an advertisement, of a peer that is held for dead: it is asked
-    /// now, not at its next turn. Where the network carries no probes there is nothing to ask by, and
-    /// advertisements must do.
+    /// A sign of life that proves nothing, an advertisement, of a peer that is held for dead or was never heard: it is
+    /// asked now, not at its next turn. Where the network carries no probes there is nothing to ask by, and
+    /// advertisements must do of one that was held for dead.
     pub fn sign(&mut self, now: Time) {
-        if self.state != PeerState::Dead {
+        if !matches!(self.state, PeerState::Dead | PeerState::Unknown) {
             return;
         }
-        if self.zones.is_empty() {
+        if self.zones.is_empty() && self.state == PeerState::Dead {
             self.enter(now, PeerState::SyncLost);
         }
         self.round_due = self.round_due.min(now.max(self.asked + SOONEST));

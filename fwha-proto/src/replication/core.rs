@@ -54,7 +54,8 @@ pub(super) struct Core {
     pub(super) superseded: Buckets,
     /// Buckets of which another node has just turned out to be the owner.
     pub(super) moved: Buckets,
-    /// Buckets of which flows of the data plane have just proved an owner in a higher term than was known.
+    /// Buckets of which flows of the data plane have just proved an owner in a higher term than was known, or of which a
+    /// peer has just spoken in a lower one.
     pub(super) past_terms: Buckets,
     /// Buckets that changed their owner a moment ago.
     pub(super) handover: Handover,
@@ -336,6 +337,7 @@ impl Core {
         }
         if term < owner.term {
             counters.rejected_stale += 1;
+            self.past_terms.insert(bucket);
             return None;
         }
         if term == owner.term && peer == owner.node {

@@ -3,7 +3,7 @@
 use fwha_common::flow::{Flow, FlowId, FlowKey, FlowState};
 
 /// When flows of two nodes began is known to a unit of [`Flow::created_ns`], and a millisecond of the wire.
-pub(super) const CREATED_ERROR: u64 = 2 << 20;
+const CREATED_ERROR: u64 = 2 << 20;
 
 /// A flow without what is true on one node only (next hops, generations, ktime of a peer). Times
 /// are this node's `CLOCK_MONOTONIC`; on the wire they are ages.
@@ -85,7 +85,7 @@ impl Entry {
         flow
     }
 
-    /// Whether this entry of the data plane began after `other` of the same key; `None` if that cannot be said. Flows
+    /// Whether this entry of a data plane began after `other` of the same key; `None` if that cannot be said. Flows
     /// that began in one life of a node are numbered in their order. When others began is known to [`CREATED_ERROR`]:
     /// all times that a data plane holds are of one clock, those of inherited flows too.
     pub(super) fn began_after(&self, other: &Self) -> Option<bool> {

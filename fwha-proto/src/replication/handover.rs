@@ -22,7 +22,7 @@ use fwha_common::flow::{Flow, FlowKey};
 
 use super::Output;
 use super::core::{Core, Owner};
-use super::entry::{CREATED_ERROR, Entry};
+use super::entry::Entry;
 use super::status::Counters;
 use crate::NodeId;
 use crate::time::Time;
@@ -103,6 +103,19 @@ impl Handover {
     }
 }
 
+/// Whether what the kernel map of an owner holds of a key stays, although its replica has taken `told` of the former
+/// owner: a version of that flow that is no older, or a flow that did not begin before it. Those that began in one life
+/// of a node are numbered in their order; when others began is known by the clock.
+pub fn stays(there: &Flow, told: &Flow) -> bool {
+    if there.id() == told.id() {
+        there.version >= told.version
+    } else if (there.node, there.epoch) == (told.node, told.epoch) {
+        there.number > told.number
+    } else {
+        (there.created_ns(), there.number) >= (told.created_ns(), told.number)
+    }
+}
+
 impl Core {
     /// Whether a slot is to be told although its bucket is not owned any more.
     pub(super) fn is_straggler(&self, i: u32) -> bool {
@@ -121,7 +134,14 @@ impl Core {
     }
 
     /// Takes a FLOW of the former owner of an owned bucket, if nothing newer is known.
-    pub(super) fn take_straggler(&mut self, key: &FlowKey, entry: Entry, counters: &mut Counters) {
+    pub(super) fn take_straggler(
+        &mut self,
+        peer: NodeId,
+        term: u32,
+        key: &FlowKey,
+        entry: Entry,
+        counters: &mut Counters,
+    ) {
         if !self.welcome(key, &entry, counters) {
             return;
         }
@@ -136,7 +156,7 @@ impl Core {
             }
             let untouched = !slot.live || Flow::term(old.version) < self.term(entry.bucket);
             let elsewhere = slot.live && old.bucket != entry.bucket;
-            untouched && !elsewhere && entry.created_ns > old.created_ns + CREATED_ERROR
+            untouched && !elsewhere && entry.began_after(old) == Some(true)
         });
         if !former || !newer {
             counters.rejected_owned += 1;
@@ -156,6 +176,9 @@ impl Core {
             None => self.table.insert(*key, entry),
         };
         let i = self.own(i);
+        // Not the data plane's word: that may be on its way here, and say that the flow has ended.
+        let slot = self.table.at_mut(i);
+        (slot.source, slot.term) = (peer, term);
         self.outputs.push_back(Output::Put(*key, entry.to_flow(key)));
         self.handover.taken.push(i);
     }

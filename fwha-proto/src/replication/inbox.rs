@@ -166,7 +166,7 @@ impl Inbox {
             && core.handover.listens(core.now, entry.bucket, core.term(entry.bucket), self.peer, place.term)
             && place.seq >= self.counts_from[usize::from(entry.bucket)]
         {
-            core.take_straggler(key, entry, counters);
+            core.take_straggler(self.peer, place.term, key, entry, counters);
         } else if let Some(from) = self.origin(core, place, entry.bucket, counters) {
             if let Some(bulk) = &mut self.bulk {
                 bulk.flows += 1;

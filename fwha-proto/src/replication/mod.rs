@@ -68,6 +68,7 @@ pub use self::diff::{Difference, Failure, Found, Kind, Side, Summary};
 use self::entry::Entry;
 use self::filter::Young;
 pub use self::filter::{Filter, Policy};
+pub use self::handover::stays;
 pub use self::lag::{Histogram, Lag};
 use self::peer::Peer;
 pub use self::status::{
@@ -473,7 +474,8 @@ impl Replication {
     // ---- The network and time ----------------------------------------------------------------
 
     /// The term of each bucket of which flows of the data plane have proved, since this was asked last, that it had an
-    /// owner in a higher term than was known. An owner in a lower one is refused here until it knows.
+    /// owner in a higher term than was known; or of which a peer has spoken in a lower one. An owner in a lower one is
+    /// refused here until it knows: the election is to tell it.
     pub fn take_past_terms(&mut self) -> Vec<(u8, u32)> {
         std::mem::take(&mut self.core.past_terms)
             .iter()

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use fwha_common::flow::{Flow, FlowEvent, FlowEventKind, FlowId, FlowKey, FlowState};
 
-use super::{Buckets, Event, Found, Options, Output, Ownership, PeerOptions, Replication, SyncState};
+use super::{Buckets, Event, Found, Options, Output, Ownership, PeerOptions, Replication, SyncState, stays};
 use crate::NodeId;
 use crate::seal::{ClusterKey, Identity, cluster_id};
 use crate::time::Time;
@@ -370,14 +370,7 @@ impl Rig {
             if Flow::term(flow.version) >= node.term {
                 self.fail(format_args!("node {id} let a peer write to its bucket {}", flow.bucket));
             }
-            let ahead = node.kernel.get(&key).is_some_and(|there| {
-                if there.id() == flow.id() {
-                    there.version >= flow.version
-                } else {
-                    there.created_ns() >= flow.created_ns()
-                }
-            });
-            if ahead {
+            if node.kernel.get(&key).is_some_and(|there| stays(there, &flow)) {
                 return;
             }
             term = Flow::term(flow.version);

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::core::Core;
 use super::entry::Entry;
-use super::handover::LATE;
+use super::handover::{LATE, stays};
 use super::inbox::{Inbox, Place};
 use super::rig::{Faults, Rig, USED};
 use super::wire::{Record, Writer};
@@ -577,6 +577,63 @@ fn what_a_former_owner_did_before_it_knew_is_not_lost() {
 }
 
 #[test]
+fn a_connection_that_a_former_owner_sees_begin_again_just_after_it_ended_is_not_lost() {
+    let mut rig = settled(|o| o.flush_after = Duration::ZERO);
+    rig.promote(2, Rig::used());
+    rig.create(1, 1);
+    rig.run(MS / 2);
+    assert_eq!(rig.node(2).kernel.len(), 1, "it is on its way when the buckets move");
+    rig.delete(2, 1);
+    rig.run(MS / 2);
+    assert_eq!(rig.node(1).kernel.len(), 0);
+    rig.create(1, 1);
+    rig.run(MS / 2);
+    rig.demote(1, Rig::used());
+    assert_eq!(counters(&rig, 2).stragglers, 2);
+    rig.converge(HEALED_WITHIN);
+    assert_eq!(rig.node(2).kernel.len(), 1);
+}
+
+#[test]
+fn of_two_flows_of_one_life_the_later_number_is_written_however_late_the_earlier_came() {
+    // The clock of a replica knows of a flow's beginning only what the network left of its age.
+    let flow = |node, number, created_ns| {
+        let mut flow = Flow::of(FlowId { number, epoch: 1, node, zero: [0; 3] });
+        flow.set_created_ns(created_ns);
+        flow
+    };
+    let (earlier, later) = (flow(1, 5, 50 << 20), flow(1, 6, 40 << 20));
+    assert_eq!((stays(&earlier, &later), stays(&later, &earlier)), (false, true));
+    let others = flow(2, 1, 45 << 20);
+    assert_eq!((stays(&earlier, &others), stays(&others, &earlier)), (true, false));
+    let changed = Flow { version: 2, ..earlier };
+    assert_eq!(
+        (stays(&earlier, &changed), stays(&changed, &earlier), stays(&earlier, &earlier)),
+        (false, true, true)
+    );
+}
+
+#[test]
+fn a_flow_that_ended_before_a_former_owners_word_of_it_was_read_does_not_stay_in_the_kernel() {
+    let mut rig = settled(|_| {});
+    rig.create(1, 1);
+    rig.run(100 * MS);
+    rig.promote(2, Rig::used());
+    // The sweeper's word is on its way to the daemon, which reads the straggler first.
+    let gone = rig.node(2).kernel.remove(&Rig::key(1)).unwrap();
+    rig.update(1, 1);
+    rig.demote(1, Rig::used());
+    rig.run(20 * MS);
+    assert_eq!((counters(&rig, 2).stragglers, rig.node(2).kernel.len()), (1, 1));
+    let now = rig.now;
+    rig.node(2).replication.local_delete(now, &Rig::key(1), &gone.id());
+    rig.drain(2);
+    assert_eq!(rig.node(2).kernel.len(), 0);
+    rig.converge(HEALED_WITHIN);
+    assert_eq!(rig.node(1).kernel.len(), 0);
+}
+
+#[test]
 fn what_a_silent_peer_misses_goes_to_it_as_a_whole() {
     let mut rig = settled(|_| {});
     rig.create(1, 1);
@@ -622,6 +679,22 @@ fn a_claim_after_which_there_would_be_no_successor_is_refused() {
     rig.run(400 * MS);
     assert!(counters(&rig, 1).rejected_term > 0);
     assert_eq!(own(&mut rig, 1, 2), Buckets::EMPTY);
+}
+
+#[test]
+fn who_refuses_an_owner_in_a_lower_term_says_which_term_has_been() {
+    let mut rig = settled(|_| {});
+    let claim = |rig: &mut Rig, term| {
+        let now = rig.now;
+        rig.node(2).replication.set_ownership(now, Buckets::one(9), Ownership::Owned { term });
+        rig.run(400 * MS);
+        rig.node(1).replication.take_past_terms()
+    };
+    assert_eq!(claim(&mut rig, 5), []);
+    // All but node 1 forget: its election has never heard of that term.
+    rig.revive(2, true);
+    assert_eq!(claim(&mut rig, 2), [(9, 5)]);
+    assert_eq!(claim(&mut rig, 6), []);
 }
 
 #[test]

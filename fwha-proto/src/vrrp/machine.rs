@@ -219,6 +219,11 @@ impl Machine {
         !self.active && self.heard.is_some() && now < self.active_down
     }
 
+    /// Backup: when the next advertisement of the Active was to come, if there was one.
+    pub fn next_expected(&self) -> Option<Time> {
+        self.heard.map(|at| at + centiseconds(self.learned_cs))
+    }
+
     /// Backup: when the Active's silence lasts Active_Down_Interval, reckoned with at most
     /// `interval_cs` and from no earlier than `from`. In version 2 the interval is what it is.
     pub fn silent_at(&self, from: Time, interval_cs: u16) -> Time {

@@ -1,7 +1,7 @@
 //! The replication thread: flow events, sync sockets and the kernel's flow table around
 //! [`fwha_proto::replication`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddrV4;
 use std::os::fd::AsFd;
@@ -337,8 +337,9 @@ impl Thread {
                 comparison = Some(Comparison { walk: FlowWalk::new(WALK_CHUNK), buckets });
             }
             let taken = [self.read_events(), self.read_sockets()];
-            for (bucket, term) in self.replication.take_past_terms() {
-                let group = self.bucket_group[usize::from(bucket)];
+            let past = self.replication.take_past_terms().into_iter();
+            let past: BTreeSet<_> = past.map(|(b, term)| (self.bucket_group[usize::from(b)], term)).collect();
+            for (group, term) in past {
                 self.election.send(election::Command::PastTerm { group, term });
             }
             self.letters.acknowledge();
@@ -346,6 +347,7 @@ impl Thread {
                 let now = self.now();
                 match command {
                     Command::Owned { group, term } => {
+                        table.changed(now, group, true);
                         let owned = Ownership::Owned { term };
                         let refused = self.replication.set_ownership(now, self.buckets(group), owned);
                         if let Some(term) = refused.iter().map(|b| self.replication.term(b)).max() {
@@ -357,6 +359,7 @@ impl Thread {
                     Command::Disowned { group } => {
                         // What the data plane did while it was the owner goes out as the owner's.
                         while self.read_events() == Taken::Burst {}
+                        table.changed(now, group, false);
                         self.replication.set_ownership(now, self.buckets(group), Ownership::NotOwned);
                         // A new owner may have been heard before this one gave way.
                         for (key, bucket) in table.take_deferred() {
@@ -570,9 +573,10 @@ impl Thread {
                 flows.clear();
             }
         };
+        let now = self.now();
         let delete = |table: &mut Table, flows: &mut Vec<(FlowKey, FlowId)>, least: usize| {
             if flows.len() >= least {
-                table.delete(flows);
+                table.delete(now, flows);
                 flows.clear();
             }
         };

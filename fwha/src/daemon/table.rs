@@ -3,16 +3,19 @@
 //!
 //! While this node owns a bucket, its data plane and a peer's last words about it meet: around a
 //! takeover, and when two owners find each other. The election does not wait for the replication
-//! thread, so each such flow is looked at here. In all other buckets nobody else writes.
+//! thread, so each such flow is looked at here. The same for a while after it has lost a bucket: its data plane goes on in
+//! a planned move, and what it did is read later than it was done. In all other buckets nobody else writes.
 
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
-use fwha_common::BUCKETS;
 use fwha_common::flow::{Flow, FlowId, FlowKey};
+use fwha_common::{BUCKETS, MAX_GROUPS};
 use fwha_proto::election::GroupId;
-use fwha_proto::replication::Buckets;
+use fwha_proto::replication::{Buckets, stays};
+use fwha_proto::time::Time;
 
 use super::limit::Limit;
 use super::replication::OwnedGroups;
@@ -22,11 +25,17 @@ use crate::sys::bpf::Write;
 /// Flows that wait because the data plane had them in use; those of more are compared as buckets.
 const DEFERRED_MAX: usize = 65_536;
 
+/// For so long after a group was lost its flows may be the data plane's own, and not known here yet: it forwards for half
+/// a second more, and its events are read in the next turn.
+const OWN_FLOWS_FOR: Duration = Duration::from_secs(1);
+
 /// See the module.
 pub struct Table {
     maps: Arc<Maps>,
     bucket_group: [GroupId; BUCKETS],
     owned: Arc<OwnedGroups>,
+    /// Until when the data plane may make flows of each group.
+    own_flows_until: [Time; MAX_GROUPS],
     /// With their buckets.
     deferred: HashMap<FlowKey, u8>,
     astray: Buckets,
@@ -46,6 +55,7 @@ impl Table {
             maps,
             bucket_group,
             owned,
+            own_flows_until: [Time::ZERO; MAX_GROUPS],
             deferred: HashMap::new(),
             astray: Buckets::EMPTY,
             complaints: Limit::default(),
@@ -57,6 +67,13 @@ impl Table {
 
     fn ours(&self, bucket: u8) -> bool {
         self.owned.get(self.bucket_group[usize::from(bucket)])
+    }
+
+    /// A group is this node's, or not any more.
+    pub fn changed(&mut self, now: Time, group: GroupId, owned: bool) {
+        if let Some(until) = self.own_flows_until.get_mut(usize::from(group)) {
+            *until = if owned { Time::NEVER } else { now + OWN_FLOWS_FOR };
+        }
     }
 
     /// Writes flows of peers.
@@ -109,13 +126,7 @@ impl Table {
             Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
             done => return done,
         }
-        let behind = self.maps.flows().lookup(key)?.is_none_or(|there| {
-            if there.id() == flow.id() {
-                there.version < flow.version
-            } else {
-                (there.created_ns(), there.number) < (flow.created_ns(), flow.number)
-            }
-        });
+        let behind = self.maps.flows().lookup(key)?.is_none_or(|there| !stays(&there, flow));
         if behind {
             self.maps.flows().update(key, flow, Write::Any)?;
         } else if self.deferred.len() < DEFERRED_MAX {
@@ -126,12 +137,18 @@ impl Table {
         Ok(())
     }
 
-    /// Deletes flows of peers. In a bucket that is ours, another flow of the same key stays.
-    pub fn delete(&mut self, flows: &[(FlowKey, FlowId)]) {
+    /// Deletes flows of peers. In a bucket that is ours, or was a moment ago, another flow of the same key stays: the data
+    /// plane has begun it since.
+    pub fn delete(&mut self, now: Time, flows: &[(FlowKey, FlowId)]) {
         let kernel = self.maps.flows();
-        let result = if self.owned.any() {
+        let own = |bucket: u8| {
+            let group = self.bucket_group[usize::from(bucket)];
+            self.ours(bucket)
+                || self.own_flows_until.get(usize::from(group)).is_some_and(|&until| now < until)
+        };
+        let result = if self.owned.any() || self.own_flows_until.iter().any(|&until| now < until) {
             flows.iter().try_for_each(|(key, id)| match kernel.lookup(key)? {
-                Some(there) if there.id() != *id && self.ours(there.bucket) => Ok(()),
+                Some(there) if there.id() != *id && own(there.bucket) => Ok(()),
                 Some(_) => kernel.delete(key).map(drop),
                 None => Ok(()),
             })
@@ -207,7 +224,7 @@ mod tests {
             table.put(&[key(1)], &[flow(5, 9)]);
             table.put(&[key(1)], &[flow(4, 2)]);
             assert_eq!(maps.flows().lookup(&key(1)).unwrap(), Some(flow(4, 2)));
-            table.delete(&[(key(1), flow(4, 2).id())]);
+            table.delete(Time::ZERO, &[(key(1), flow(4, 2).id())]);
             assert_eq!(maps.flows().lookup(&key(1)).unwrap(), None);
             assert_eq!((table.written, table.failed), (2, 0));
         });
@@ -227,10 +244,18 @@ mod tests {
             assert_eq!((kernel(1), kernel(2)), (Some(flow(5, 4)), Some(flow(6, 1))));
             // Here the data plane has gone on: another version of the flow, and another flow.
             table.put(&[key(1), key(2)], &[flow(5, 2), flow(5, 9)]);
-            table.delete(&[(key(2), flow(5, 9).id())]);
+            table.delete(Time::ZERO, &[(key(2), flow(5, 9).id())]);
             assert_eq!((kernel(1), kernel(2)), (Some(flow(5, 4)), Some(flow(6, 1))));
-            table.delete(&[(key(3), flow(5, 3).id())]);
+            table.delete(Time::ZERO, &[(key(3), flow(5, 3).id())]);
             assert_eq!(kernel(3), None);
+            // Nor while it may still make flows that were not heard of yet.
+            owned.set(0, false);
+            table.changed(Time::ZERO, 0, false);
+            table.delete(Time::ZERO, &[(key(2), flow(5, 9).id())]);
+            assert_eq!(kernel(2), Some(flow(6, 1)));
+            table.delete(Time::ZERO + OWN_FLOWS_FOR, &[(key(2), flow(5, 9).id())]);
+            assert_eq!(kernel(2), None);
+            owned.set(0, true);
             // What was not written is known, for when the bucket is given up.
             assert_eq!(table.take_deferred(), HashMap::from([(key(1), 0), (key(2), 0)]));
             owned.set(0, false);

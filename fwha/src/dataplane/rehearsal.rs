@@ -35,9 +35,8 @@ use crate::sys::{
 };
 
 /// The maps that the program only reads.
-const SHARED: [&str; 11] = [
+const SHARED: [&str; 10] = [
     name::GROUPS,
-    name::BUCKET_GROUP,
     name::ZONE_BUCKETS,
     name::VIPS,
     name::VIRTUAL_MACS,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use fwha_common::flow::{Flow, FlowId, FlowKey};
 use fwha_proto::NodeId;
-use fwha_proto::replication::{Buckets, Output, Ownership, Replication, SyncState};
+use fwha_proto::replication::{Buckets, Output, Ownership, Replication, SyncState, stays};
 use fwha_proto::time::Time;
 
 use super::kernel::{Kernel, Number, key_of, number_of};
@@ -313,13 +313,7 @@ impl Node {
     pub fn write(&mut self, n: Number, flow: Flow) {
         let bucket = flow.bucket;
         let ours = self.kernel.owned[usize::from(group_of(bucket))].is_some();
-        let ahead = self.kernel.get(n).is_some_and(|there| {
-            if there.id() == flow.id() {
-                there.version >= flow.version
-            } else {
-                there.created_ns() >= flow.created_ns()
-            }
-        });
+        let ahead = self.kernel.get(n).is_some_and(|there| stays(there, &flow));
         let Some(daemon) = &mut self.daemon else { return };
         if ours && ahead {
             daemon.deferred.insert(n);
@@ -328,12 +322,14 @@ impl Node {
         }
     }
 
-    /// Deletes what a peer told to delete; whether it was there.
-    pub fn delete(&mut self, key: &FlowKey, id: FlowId) -> bool {
+    /// Deletes what a peer told to delete; whether it was there. While this node has, or had a moment ago, the group,
+    /// another flow of the same key stays.
+    pub fn delete(&mut self, now: Time, key: &FlowKey, id: FlowId) -> bool {
         let n = number_of(key);
         let Some(there) = self.kernel.get(n) else { return false };
-        let same = there.id() == id;
-        if same || self.kernel.owned[usize::from(group_of(there.bucket))].is_none() {
+        let (same, g) = (there.id() == id, usize::from(group_of(there.bucket)));
+        let lately = self.daemon.as_ref().is_some_and(|d| d.speaks(now)[g].is_some());
+        if same || !(lately || self.kernel.owned[g].is_some()) {
             self.kernel.remove(n);
         }
         same

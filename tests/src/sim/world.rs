@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use fwha_common::flow::{Flow, FlowId, FlowKey};
 use fwha_proto::NodeId;
-use fwha_proto::replication::{Options, PeerOptions, PeerStatus, Replication, SyncState};
+use fwha_proto::replication::{Options, PeerOptions, PeerStatus, Replication, SyncState, stays};
 use fwha_proto::seal::{Identity, KeyRing, cluster_id};
 use fwha_proto::time::Time;
 
@@ -669,6 +669,12 @@ impl World {
         let reign = Reign { term: own, node: id, turn: 0 };
         self.ledgers[usize::from(id) - 1].written.insert(flow_id, (reign, flow.version));
         self.stragglers += 1;
+        // What it takes the place of has ended, as if its own data plane had seen the new one begin.
+        let other =
+            self.node(id).kernel.get(n).is_some_and(|there| there.id() != flow_id && !stays(there, &flow));
+        if other {
+            self.ended(group, n, id);
+        }
         self.node(id).write(n, flow);
     }
 
@@ -676,7 +682,8 @@ impl World {
         let n = number_of(key);
         if origin.is_none() && self.buried.contains_key(&flow) {
             // Its own deletion, once more.
-            self.node(id).delete(key, flow);
+            let now = self.now;
+            self.node(id).delete(now, key, flow);
             return;
         }
         let Some(Reign { term, node: from, .. }) = self.authority(id, origin, flow, super::bucket_of(n))
@@ -688,10 +695,11 @@ impl World {
         if self.buried.get(&flow) == Some(&(term, from)) {
             self.ledgers[usize::from(id) - 1].buried.insert(flow, (term, from));
         }
+        let now = self.now;
         let node = self.node(id);
         let settled =
             node.settled() && node.kernel.owned[usize::from(group_of(super::bucket_of(n)))].is_none();
-        if !node.delete(key, flow) && settled {
+        if !node.delete(now, key, flow) && settled {
             self.violate(format!("fw{id} deletes {}, which it does not have", named(n, flow)));
         }
     }

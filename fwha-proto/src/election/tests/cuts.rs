@@ -260,3 +260,112 @@ fn an_active_goes_on_above_a_term_that_another_node_has_had_meanwhile() {
     rig.command(1, |e, now| e.past_term(now, 0, 7));
     assert_eq!(rig.node(1).owned[&0].0, 8, "once");
 }
+
+/// Three nodes of which the first two have no way to each other.
+fn apart(rig: &mut Rig) {
+    for via in [SYNC, Via::Zone(1), LAN] {
+        rig.cut(1, 2, via);
+        rig.cut(2, 1, via);
+    }
+}
+
+fn three(seed: u64) -> Rig {
+    let mut rig = Rig::new(3, seed, |_, _| {});
+    (1..=3).for_each(|n| rig.start(n));
+    rig.run(ms(6000));
+    assert_eq!(rig.actives(0), [1]);
+    rig
+}
+
+#[test]
+fn a_node_takes_nothing_from_an_active_that_a_third_one_hears() {
+    let mut rig = three(1);
+    apart(&mut rig);
+    rig.run(ms(10_000));
+    assert_eq!(rig.peer_state(2, 1), PeerState::Dead);
+    assert_eq!((rig.actives(0), rig.node(2).takeovers.len()), (vec![1], 0));
+    let now = rig.now;
+    let because = rig.election(2).explain(now).remove(0).because;
+    assert_eq!(because, ["fw1 is active in term 1: another node hears it"]);
+    assert_eq!(rig.election(2).status(now).groups[0].active, [1]);
+    rig.kill(1);
+    rig.run_until(DEAD_LIMIT, |r| r.actives(0) == [2]).expect("it is told no longer");
+}
+
+#[test]
+fn of_two_actives_that_only_a_third_one_hears_the_higher_term_stays() {
+    let mut rig = three(1);
+    rig.isolate(2);
+    rig.run(ms(5000));
+    assert_eq!(rig.actives(0), [1, 2]);
+    rig.heal();
+    apart(&mut rig);
+    let took = rig.run_until(ms(200), |r| r.actives(0) == [2]).expect("one is told of the other");
+    assert!(took <= ms(100), "{took:?}");
+    rig.run(ms(10_000));
+    assert_eq!((rig.actives(0), rig.node(2).owned[&0].0), (vec![2], 2), "nobody raises a term");
+}
+
+#[test]
+fn a_backup_that_slept_without_a_sync_link_asks_before_it_takes_over() {
+    for phase in 0..10 {
+        let mut rig = Rig::pair(1);
+        rig.cut_both(SYNC);
+        // It knows of no peer now, and advertises as slowly as ever.
+        rig.kill_daemon(1);
+        rig.run(ms(100));
+        rig.start(1);
+        rig.run(ms(3000 + phase * 100));
+        rig.hang(2);
+        rig.run(ms(2000));
+        rig.resume(2);
+        rig.run(ms(3000));
+        assert_eq!((rig.actives(0), rig.node(2).takeovers.len()), (vec![1], 0), "{phase}");
+    }
+}
+
+#[test]
+fn a_restarted_active_asks_a_member_that_it_never_heard_when_an_unknown_one_advertises() {
+    let mut rig = three(1);
+    rig.isolate(1);
+    rig.run(ms(5000));
+    assert_eq!(rig.actives(0), [1, 2]);
+    rig.kill_daemon(2);
+    rig.run(ms(100));
+    rig.start(2);
+    rig.run(ms(1000));
+    assert_eq!((rig.actives(0), rig.peer_state(2, 1)), (vec![1, 2], PeerState::Unknown));
+    assert_eq!(rig.peer_state(2, 3), PeerState::Alive);
+    rig.heal();
+    for n in [2, 3] {
+        rig.cut(1, n, SYNC);
+        rig.cut(n, 1, SYNC);
+    }
+    rig.run_until(ms(1500), |r| r.actives(0) == [1]).expect("its data plane lives, so advertisements decide");
+    assert_eq!(rig.peer_state(2, 1), PeerState::SyncLost);
+    rig.run(ms(10_000));
+    assert_eq!(rig.actives(0), [1]);
+}
+
+#[test]
+fn an_active_that_was_never_heard_and_hangs_is_replaced_when_its_lease_has_ended() {
+    let mut rig = three(1);
+    for n in [2, 3] {
+        rig.cut(1, n, SYNC);
+        rig.cut(n, 1, SYNC);
+    }
+    rig.run(ms(1000));
+    rig.kill(2);
+    rig.run(ms(500));
+    rig.start(2);
+    rig.run(ms(3000));
+    assert_eq!((rig.actives(0), rig.peer_state(2, 1)), (vec![1], PeerState::SyncLost));
+    rig.kill(3);
+    rig.run(ms(500));
+    rig.hang(1);
+    let end = rig.now + ms(3000);
+    while rig.step(end) {
+        assert!(rig.actives(0).len() < 2);
+    }
+    assert_eq!(rig.actives(0), [2]);
+}
