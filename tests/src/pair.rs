@@ -7,8 +7,9 @@ use serde_json::Value;
 
 use crate::lab::{Lab, Node, NodeProcess};
 
-/// How long the pair may take to settle, and any program to say what is expected of it.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+/// How long the pair may take to settle, and any program to say what is expected of it. No test waits so long but one that
+/// fails: each daemon that starts has the verifier busy for seconds, on a machine with other work several times as long.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The pair's daemons.
 pub struct Pair {

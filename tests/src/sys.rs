@@ -1,4 +1,5 @@
-//! Everything unsafe of this crate: starting a program in other namespaces, ethtool, packet sockets, `TCP_INFO`, signals.
+//! Everything unsafe of this crate: starting a program in other namespaces, ethtool, packet sockets, `TCP_INFO`, signals,
+//! BPF maps of any shape.
 
 use std::ffi::c_int;
 use std::io;
@@ -9,6 +10,8 @@ use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 use std::sync::atomic::{AtomicI32, Ordering};
 
+use aya::maps::{MapData, MapType};
+use aya_obj::generated::{bpf_attr, bpf_cmd};
 use nix::sched::CloneFlags;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
@@ -275,4 +278,81 @@ pub fn on_termination(clean_up: impl FnOnce() + Send + 'static) -> io::Result<()
         unsafe { sigaction(signal, &action) }?;
     }
     Ok(())
+}
+
+/// Takes everything out of a BPF map: a table or an array of maps has no elements then, those of another array are zeros.
+///
+/// # Errors
+///
+/// When it is of another kind, or the kernel refuses.
+pub fn empty_map(map: &MapData) -> io::Result<()> {
+    let info = map.info().map_err(io::Error::other)?;
+    let per_cpu = match info.map_type().map_err(io::Error::other)? {
+        MapType::Hash | MapType::LruHash | MapType::ArrayOfMaps => return delete_all(map, info.key_size()),
+        MapType::Array => None,
+        MapType::PerCpuArray => Some(aya::util::nr_cpus().map_err(|(_, error)| error)?),
+        other => return Err(io::Error::other(format!("a map of kind {other:?}"))),
+    };
+    let value = info.value_size() as usize;
+    // Of an element per CPU, each value takes whole words.
+    let element = per_cpu.map_or(value, |cpus| value.next_multiple_of(8) * cpus);
+    let indexes: Vec<u32> = (0..info.max_entries()).collect();
+    let zeros = vec![0u64; (element * indexes.len()).div_ceil(8)];
+    let mut attr = zeroed_attr();
+    attr.batch.map_fd = map.fd().as_fd().as_raw_fd() as u32;
+    attr.batch.keys = indexes.as_ptr() as u64;
+    attr.batch.values = zeros.as_ptr() as u64;
+    attr.batch.count = info.max_entries();
+    // SAFETY: as many keys of four bytes, which those of arrays have, and elements of the map's size; the kernel reads them.
+    unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_BATCH, &mut attr) }
+}
+
+/// Deletes all elements of a map.
+fn delete_all(map: &MapData, key_size: u32) -> io::Result<()> {
+    let is_end = |error: &io::Error| error.raw_os_error() == Some(libc::ENOENT);
+    let mut keys: Vec<Vec<u8>> = Vec::new();
+    loop {
+        let mut next = vec![0u8; key_size as usize];
+        let mut attr = zeroed_attr();
+        attr.__bindgen_anon_2.map_fd = map.fd().as_fd().as_raw_fd() as u32;
+        attr.__bindgen_anon_2.key = keys.last().map_or(0, |key| key.as_ptr() as u64);
+        attr.__bindgen_anon_2.__bindgen_anon_1.next_key = next.as_mut_ptr() as u64;
+        // SAFETY: a key of the map's size, or none for the first, and room for another.
+        match unsafe { bpf(bpf_cmd::BPF_MAP_GET_NEXT_KEY, &mut attr) } {
+            Ok(()) => keys.push(next),
+            Err(error) if is_end(&error) => break,
+            Err(error) => return Err(error),
+        }
+    }
+    for key in keys {
+        let mut attr = zeroed_attr();
+        attr.__bindgen_anon_2.map_fd = map.fd().as_fd().as_raw_fd() as u32;
+        attr.__bindgen_anon_2.key = key.as_ptr() as u64;
+        // SAFETY: a key of the map's size.
+        match unsafe { bpf(bpf_cmd::BPF_MAP_DELETE_ELEM, &mut attr) } {
+            // An array of maps has indexes without a map.
+            Err(error) if !is_end(&error) => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn zeroed_attr() -> bpf_attr {
+    // SAFETY: a union of plain integers, for which zero is valid; the kernel demands that unused bytes be zero.
+    unsafe { mem::zeroed() }
+}
+
+/// Calls `bpf(2)`.
+///
+/// # Safety
+///
+/// Addresses and lengths in `attr` must describe memory that the kernel may read or write for `command`.
+unsafe fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<()> {
+    let size = mem::size_of::<bpf_attr>();
+    // SAFETY: `attr` is whole and of that size; the rest is the caller's promise.
+    match unsafe { libc::syscall(libc::SYS_bpf, command as libc::c_long, &raw mut *attr, size) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
 }

@@ -44,7 +44,7 @@ fn active(pair: &Pair, node: Node) -> Result<bool> {
 
 #[test]
 fn five_hundred_addresses_move_with_their_group() {
-    in_lab(LabOptions { extra_config: many(), ..LabOptions::default() }, |lab| {
+    in_lab(LabOptions { extra_config: many(), ..LabOptions::beside() }, |lab| {
         let mut pair = Pair::start(lab)?;
         pair.settle(lab)?;
         let all = 2 * EACH as usize;
@@ -87,7 +87,7 @@ fn addresses_that_are_not_accepted_are_known_and_used_but_do_not_answer_by_xdp()
 
 /// RFC 9568, 6.4.3: Accept_Mode is off.
 fn addresses_that_are_not_accepted(attach: Attach) {
-    let options = LabOptions { attach, ipv6: true, extra_config: PING6.into(), ..LabOptions::default() };
+    let options = LabOptions { attach, ipv6: true, extra_config: PING6.into(), ..LabOptions::beside() };
     in_lab(options, |lab| {
         let whole = fs::read_to_string(lab.config_path())?;
         let group =

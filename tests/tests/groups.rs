@@ -154,7 +154,7 @@ fn owner(node: &NodeProcess, source: &str) -> Result<String> {
 #[test]
 fn two_groups_are_on_two_nodes_and_each_moves_alone_with_its_flows() {
     let extra_config = second_group(r#""fw2", "fw1""#);
-    in_lab(LabOptions { extra_config, ..LabOptions::default() }, |lab| {
+    in_lab(LabOptions { extra_config, ..LabOptions::beside() }, |lab| {
         lay_guests(lab)?;
         let fw1 = lab.start_node(Node::Fw1)?;
         let mut fw2 = lab.start_node(Node::Fw2)?;
@@ -206,7 +206,7 @@ fn two_groups_are_on_two_nodes_and_each_moves_alone_with_its_flows() {
 #[test]
 fn a_spare_takes_both_groups_when_their_nodes_are_lost_one_after_the_other() {
     let extra_config = second_group(r#""fw2", "fw3""#);
-    in_lab(LabOptions { extra_config, spare: true, ..LabOptions::default() }, |lab| {
+    in_lab(LabOptions { extra_config, spare: true, ..LabOptions::beside() }, |lab| {
         lay_guests(lab)?;
         let mut fw1 = lab.start_node(Node::Fw1)?;
         let mut fw2 = lab.start_node(Node::Fw2)?;

@@ -41,7 +41,7 @@ fn hold(lab: &Lab, pair: &Pair, before: &[(String, u64); 2]) -> Result<()> {
 
 #[test]
 fn an_active_whose_frames_do_not_get_out_in_a_zone_gives_way_and_does_not_come_back() {
-    with_pair(LabOptions::default(), |lab, pair| {
+    with_pair(LabOptions::beside(), |lab, pair| {
         let active = pair.settle(lab)?;
         let backup = active.peer();
         make_known(lab)?;
@@ -89,7 +89,7 @@ fn an_active_whose_frames_do_not_get_out_in_a_zone_gives_way_and_does_not_come_b
 
 #[test]
 fn the_same_loss_at_the_backup_or_at_both_moves_nothing() {
-    with_pair(LabOptions::default(), |lab, pair| {
+    with_pair(LabOptions::beside(), |lab, pair| {
         let active = pair.settle(lab)?;
         let backup = active.peer();
         make_known(lab)?;

@@ -46,6 +46,7 @@ fn junk(number: usize) -> Vec<u8> {
 
 #[test]
 fn noise_on_the_sync_link_is_counted_and_moves_nothing() {
+    // Alone: so much noise takes time from every lab.
     with_pair(LabOptions::default(), |lab, pair| {
         const DATAGRAMS: usize = 3000;
         pair.settle(lab)?;
@@ -112,7 +113,7 @@ fn send_vrrp(lab: &Lab, source: Ipv4Addr, ttl: u8, message: &[u8]) -> Result<()>
 
 #[test]
 fn adverts_that_are_broken_or_forged_are_counted_and_move_nothing() {
-    with_pair(LabOptions::default(), |lab, pair| {
+    with_pair(LabOptions::beside(), |lab, pair| {
         let active = pair.settle(lab)?;
         let before = pair.roles()?;
         let client: Ipv4Addr = CLIENT.parse()?;
@@ -169,7 +170,7 @@ fn names_its_peer(lab: &Lab, pair: &Pair, node: Node, reason: &str, counter: &st
 
 #[test]
 fn a_node_with_another_key_or_of_another_cluster_is_refused_and_named() {
-    in_lab(LabOptions::default(), |lab| {
+    in_lab(LabOptions::beside(), |lab| {
         let other = lab.dir().join("other");
         fs::create_dir(&other)?;
         let good = fs::read_to_string(lab.config_path())?;
@@ -215,7 +216,7 @@ fn write_private(path: &std::path::Path, text: &str) -> Result<()> {
 
 #[test]
 fn the_cluster_key_is_replaced_under_traffic_and_nothing_stops() {
-    with_pair(LabOptions::default(), |lab, pair| {
+    with_pair(LabOptions::beside(), |lab, pair| {
         pair.settle(lab)?;
         let (before, sessions) = (pair.roles()?, sessions(pair)?);
         let copy = Copy::start(lab, Plan { size: 16 << 20, rate: 4 << 20, ..Plan::default() })?;

@@ -8,16 +8,19 @@
 //!                                             trunk: nothing, until a test has it carry VLANs
 //! ```
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::io::Write as _;
 use std::mem::offset_of;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf};
+use aya::programs::tc::SchedClassifierLink;
+use aya::programs::xdp::XdpLink;
 use aya::programs::{
     Program, ProgramError, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, Xdp, XdpMode,
 };
@@ -33,7 +36,7 @@ use fwha_common::route::{PlainRoutes, Prefix};
 use fwha_common::rule::{Action, Decision, Interface, InterfaceKey, Rule, Service, Tag, name_hash};
 use fwha_common::ruleset::{self, Ruleset, RulesetMap};
 use fwha_common::settings::{COUNTERS, Counter, Settings, Timeouts, name};
-use fwha_tests::sys::{Feature, Received, ask_for_tags, packet_socket, receive, set_feature};
+use fwha_tests::sys::{Feature, Received, ask_for_tags, empty_map, packet_socket, receive, set_feature};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
 
@@ -295,6 +298,8 @@ impl Table for Embryonic {
 pub struct Rig {
     pub hook: Hook,
     bpf: Ebpf,
+    /// Handles on all maps that the programs write, and on all that are written for them, by name.
+    maps: BTreeMap<String, MapData>,
     pub flows: HashMap<MapData, FlowKey, Flow>,
     pub embryonic: Embryonic,
     pub node_flows: HashMap<MapData, FlowKey, Flow>,
@@ -305,8 +310,6 @@ pub struct Rig {
     pub vips: HashMap<MapData, VipKey, Vip>,
     pub virtual_macs: HashMap<MapData, VirtualMacKey, VirtualMac>,
     rulesets: RulesetMap,
-    /// Ids of the maps that a reload writes: rulesets and settings.
-    reload_maps: [u32; 2],
     settings: Array<MapData, Settings>,
     timeouts: Array<MapData, Timeouts>,
     counters: PerCpuArray<MapData, [u64; COUNTERS]>,
@@ -323,13 +326,21 @@ pub struct Rig {
     ifindexes: [u32; 4],
 }
 
-/// Runs `test` twice, with the programs at XDP and at tc, each time freshly loaded. The thread of each run has a
+/// Rigs of tests that have ended well, as if freshly loaded: the verifier takes a second or more.
+static FREE: Mutex<Vec<Rig>> = Mutex::new(Vec::new());
+
+/// Runs `test` twice, with the programs at XDP and at tc, each time as if freshly loaded. The thread of each run has a
 /// network namespace that ends with it.
 pub fn at_both_hooks(test: impl Fn(&mut Rig) + Copy + Send + 'static) {
     for hook in [Hook::Xdp, Hook::Tc] {
         let run = thread::Builder::new().name(format!("{hook:?}")).spawn(move || {
             unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
-            test(&mut Rig::new(hook));
+            lay_interfaces();
+            let mut rig = Rig::take(hook);
+            rig.set_up();
+            test(&mut rig);
+            rig.empty();
+            FREE.lock().expect("nobody panics with it").push(rig);
         });
         if let Err(panic) = run.expect("a thread").join() {
             std::panic::resume_unwind(panic);
@@ -367,11 +378,15 @@ fn lay_interfaces() {
          route add blackhole 198.51.100.0/24\n"
     );
     ip(&["-batch", "-"], &commands);
-    // Nobody but the tests speaks there.
     for end in ["trunk", "trunk-peer"] {
-        fs::write(format!("/proc/sys/net/ipv6/conf/{end}/disable_ipv6"), "1").expect("no IPv6");
+        silence(end);
         ip(&["link", "set", end, "up"], "");
     }
+}
+
+/// Nobody but the tests speaks at an interface from now on: without IPv6 the kernel says nothing unasked.
+fn silence(interface: &str) {
+    fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6"), "1").expect("no IPv6");
 }
 
 /// Runs the program `ip` in the namespace of the calling thread.
@@ -388,8 +403,15 @@ pub fn ip(arguments: &[&str], input: &str) {
 }
 
 impl Rig {
-    fn new(hook: Hook) -> Self {
-        lay_interfaces();
+    /// A rig for this hook, with nothing in its maps.
+    fn take(hook: Hook) -> Self {
+        let mut free = FREE.lock().expect("nobody panics with it");
+        let found = free.iter().position(|rig| rig.hook == hook).map(|place| free.swap_remove(place));
+        drop(free);
+        found.unwrap_or_else(|| Self::load(hook))
+    }
+
+    fn load(hook: Hook) -> Self {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../fwha-ebpf/object/fwha.bpf.o");
         let object = fs::read(path).expect("the committed object");
         let mut bpf = EbpfLoader::new()
@@ -415,17 +437,31 @@ impl Rig {
             let loaded = (0..5).map(|_| load()).find(|loaded| !interrupted(loaded));
             loaded.expect("the verifier comes to its end").expect("the verifier takes it");
         }
-        let reload_maps = [name::RULESETS, name::SETTINGS].map(|name| match bpf.map(name) {
-            Some(Map::ArrayOfMaps(map) | Map::Array(map)) => map.info().expect("a map").id(),
-            _ => panic!("{name} is a map of another kind"),
+        let maps = bpf.maps().filter_map(|(name, map)| match map {
+            // Emptied by whoever reads it.
+            Map::RingBuf(_) => None,
+            // Constants.
+            Map::Array(_) if name.starts_with(".rodata") => None,
+            Map::Array(map)
+            | Map::ArrayOfMaps(map)
+            | Map::HashMap(map)
+            | Map::LruHashMap(map)
+            | Map::PerCpuArray(map) => {
+                assert!(!name.starts_with('.'), "{name} may begin with other values than zeros");
+                let id = map.info().expect("a map").id();
+                Some((name.to_owned(), MapData::from_id(id).expect("the map")))
+            }
+            other => panic!("{name} is a map of a kind that nobody asked for: {other:?}"),
         });
+        let maps = maps.collect();
         macro_rules! take {
             ($name:expr) => {
                 bpf.take_map($name).expect($name).try_into().expect($name)
             };
         }
-        let mut rig = Self {
+        Self {
             hook,
+            maps,
             flows: take!(name::FLOWS),
             embryonic: Embryonic(take!(name::EMBRYONIC)),
             node_flows: take!(name::NODE_FLOWS),
@@ -435,7 +471,6 @@ impl Rig {
             groups: take!(name::GROUPS),
             vips: take!(name::VIPS),
             virtual_macs: take!(name::VIRTUAL_MACS),
-            reload_maps,
             rulesets: take!(name::RULESETS),
             settings: take!(name::SETTINGS),
             timeouts: take!(name::TIMEOUTS),
@@ -449,22 +484,36 @@ impl Rig {
             capture: take!(name::CAPTURE),
             samples: take!(name::DROP_SAMPLES),
             now: SETTINGS,
-            ifindexes: ["lan", "wan", "sync", "trunk"]
-                .map(|name| nix::net::if_::if_nametoindex(name).expect("the interface")),
+            ifindexes: [0; 4],
             bpf,
-        };
-        rig.set_timeouts(Timeouts::KERNEL);
-        rig.configure(|_| {});
+        }
+    }
+
+    /// Writes what every test begins with, for the interfaces of the present namespace.
+    fn set_up(&mut self) {
+        self.ifindexes = ["lan", "wan", "sync", "trunk"]
+            .map(|name| nix::net::if_::if_nametoindex(name).expect("the interface"));
+        self.now = SETTINGS;
+        self.set_timeouts(Timeouts::KERNEL);
+        self.configure(|_| {});
         for (port, zone, mac) in [
             (Port::Lan, LAN, LAN_MAC),
             (Port::Wan, WAN, WAN_MAC),
             (Port::Sync, Interface::NO_ZONE, [2, 0, 0, 0, 3, 1]),
         ] {
-            rig.set_interface(port, Interface { zone, mac, ..Interface::default() });
+            self.set_interface(port, Interface { zone, mac, ..Interface::default() });
         }
-        rig.set_group(Group { lease_until_ns: u64::MAX, since_ns: 0, role: Group::ACTIVE, term: TERM });
-        rig.load_rules(&[Rule { from: LAN, to: WAN, ..accept("lan-out") }]);
-        rig
+        self.set_group(Group { lease_until_ns: u64::MAX, since_ns: 0, role: Group::ACTIVE, term: TERM });
+        self.load_rules(&[Rule { from: LAN, to: WAN, ..accept("lan-out") }]);
+    }
+
+    /// Takes everything out of the maps.
+    fn empty(&mut self) {
+        for (name, map) in &self.maps {
+            empty_map(map).unwrap_or_else(|error| panic!("{name} cannot be emptied: {error}"));
+        }
+        while self.events.next().is_some() {}
+        while self.samples.next().is_some() {}
     }
 
     /// Sets how long flows are kept.
@@ -497,7 +546,10 @@ impl Rig {
     pub fn while_reloading(&mut self, rulesets: &[Ruleset], times: usize, mut act: impl FnMut(&mut Self)) {
         let first = self.now.ruleset_generation;
         // Of its own: the settings have no other writer meanwhile.
-        let [map, settings] = self.reload_maps.map(|id| MapData::from_id(id).expect("the map"));
+        let [map, settings] = [name::RULESETS, name::SETTINGS].map(|name| {
+            let id = self.maps[name].info().expect("a map").id();
+            MapData::from_id(id).expect("the map")
+        });
         let mut map: RulesetMap = Map::ArrayOfMaps(map).try_into().expect("rulesets");
         let mut settings: Array<_, Settings> = Map::Array(settings).try_into().expect("settings");
         let mut now = self.now;
@@ -644,30 +696,36 @@ impl Rig {
         (code, frame)
     }
 
-    /// Attaches the programs to an interface. Packets then go the way that the kernel has for them.
+    /// Attaches the programs to an interface, as long as the wire is there. Packets then go the way that the kernel has
+    /// for them; those of IPv6 have none.
     pub fn wire(&mut self, port: Port) -> Wire {
         let name = ["lan", "wan", "sync", "trunk"][port as usize];
-        self.attach_tc(name::TC_EGRESS, name, TcAttachType::Egress);
-        match self.hook {
-            Hook::Tc => self.attach_tc(name::TC_INGRESS, name, TcAttachType::Ingress),
+        let peer = format!("{name}-peer");
+        for end in [name, &peer] {
+            silence(end);
+        }
+        let egress = self.attach_tc(name::TC_EGRESS, name, TcAttachType::Egress);
+        let ingress = match self.hook {
+            Hook::Tc => Ingress::Tc { _link: self.attach_tc(name::TC_INGRESS, name, TcAttachType::Ingress) },
             Hook::Xdp => {
                 let program: &mut Xdp =
                     self.bpf.program_mut(name::XDP_INGRESS).expect("program").try_into().expect("XDP");
-                program.attach(name, XdpMode::Driver).expect("native XDP");
+                let link = program.attach(name, XdpMode::Driver).expect("native XDP");
+                Ingress::Xdp { _link: program.take_link(link).expect("a link") }
             }
-        }
-        let peer = format!("{name}-peer");
+        };
         // XDP hands frames over to an end that takes them so.
         set_feature(&peer, Feature::Gro, true).expect("GRO");
         let far = packet_socket(&peer).expect("a packet socket");
         ask_for_tags(far.as_fd()).expect("tags");
-        Wire { far }
+        Wire { far, _ingress: ingress, _egress: egress }
     }
 
-    fn attach_tc(&mut self, program: &str, interface: &str, at: TcAttachType) {
+    fn attach_tc(&mut self, program: &str, interface: &str, at: TcAttachType) -> SchedClassifierLink {
         let program: &mut SchedClassifier =
             self.bpf.program_mut(program).expect("program").try_into().expect("classifier");
-        program.attach(interface, at).expect("TCX");
+        let link = program.attach(interface, at).expect("TCX");
+        program.take_link(link).expect("a link")
     }
 
     /// Sends a frame in by a wire, and waits until it was judged.
@@ -886,6 +944,14 @@ impl Rig {
 /// The other end of an interface that has the programs.
 pub struct Wire {
     far: OwnedFd,
+    _ingress: Ingress,
+    _egress: SchedClassifierLink,
+}
+
+/// The program where packets enter by a wire is attached as long as this is there.
+enum Ingress {
+    Tc { _link: SchedClassifierLink },
+    Xdp { _link: XdpLink },
 }
 
 impl Wire {

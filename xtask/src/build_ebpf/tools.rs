@@ -156,6 +156,9 @@ fn bpf_linker(root: &Path, llvm: &Path) -> Result<PathBuf> {
             .args(["--no-default-features", "--features", &format!("llvm-{LLVM}"), "--root"])
             .arg(&tools)
             .env("LLVM_PREFIX", llvm)
+            // Nearly all of its work is LLVM's; its own profile takes twice as long to build, for a debugger.
+            .env("CARGO_PROFILE_RELEASE_DEBUG", "false")
+            .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1")
             .env("CARGO_TARGET_DIR", root.join("target/bpf-linker")),
     )
     .context("build bpf-linker")?;
