@@ -127,14 +127,13 @@ fn track(
     let key = room.key();
     let src_is_b = key.set(&ip.src, &ip.dst, ip.sport, ip.dport, ip.proto, ip.v6);
     let key = &*maps::opaque(key);
-    let packets = packet.segments();
     let mut hash = None;
     let (flow, young) = match flow::find(key, src_is_b, ip, now) {
         Found::Main(flow) => (Some(flow), false),
         Found::Embryonic(flow) => (Some(flow), true),
         Found::Node(flow) => {
             vip::accept(packet, ip)?;
-            flow.follow(ip, flow.is_reply(src_is_b), now, packets);
+            flow.follow(ip, flow.is_reply(src_is_b), now, packet.segments());
             return Ok(Verdict::Pass);
         }
         Found::Nothing(found) => {
@@ -153,9 +152,9 @@ fn track(
             ip.tcp.ack = ip.tcp.ack.wrapping_add(ahead);
             let early = if young && flow.delta() != 0 { synproxy::early(ip, reply)? } else { Early::Judge };
             let known = match early {
-                Early::Judge => flow.advance(key, ip, young, reply, group, now, packets, options)?,
+                Early::Judge => flow.advance(room, key, ip, young, reply, group, now, packet, options)?,
                 Early::Open => {
-                    flow.touch(reply, now, packets, ip.len);
+                    flow.touch(reply, now, packet.segments(), ip.len);
                     opening = true;
                     Some(flow)
                 }

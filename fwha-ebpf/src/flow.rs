@@ -51,6 +51,7 @@ use crate::{
     atomic::{compare_exchange_u32, compare_exchange_u64},
     embryonic, hook, limit,
     maps::{self, Room},
+    packet::Packet,
     parse::{Ip, Payload},
     sctp::{self, Chunk},
     tcp::{self, Options, Step},
@@ -358,14 +359,13 @@ impl FlowRef {
         }
     }
 
-    /// Holds a packet against the flow, and moves what it moves but for the state.
+    /// Holds a packet against the flow, of which `word` says the state, and moves what it moves but for the state.
     ///
     /// # Errors
     ///
     /// It does not belong there.
     #[inline(always)]
-    fn judge(self, ip: &Ip, reply: bool, now: u64, options: &Options) -> Result<Step, DropReason> {
-        let word = self.word();
+    fn judge(self, word: u32, ip: &Ip, reply: bool, now: u64, options: &Options) -> Result<Step, DropReason> {
         let state = Flow::state_of(word);
         let mut stepped = step(self, ip, state, reply, now)?;
         let (own, other) = self.ways(reply);
@@ -448,18 +448,19 @@ impl FlowRef {
     #[expect(clippy::too_many_arguments, reason = "inlined once")]
     pub fn advance(
         self,
+        room: Room,
         key: &FlowKey,
         ip: &Ip,
         young: bool,
         reply: bool,
         group: &Group,
         now: u64,
-        packets: u32,
+        packet: &impl Packet,
         options: &Options,
     ) -> Result<Option<Self>, DropReason> {
         let answered = young && reply;
         let judged = if answered {
-            let copy = maps::room().map(Room::flow).ok_or(DropReason::TableFull)?;
+            let copy = room.flow();
             // An answer is judged on a copy, which nobody else writes, and which becomes the flow.
             // SAFETY: see `word`. Should the element be taken for another flow while it is copied, then
             // it was deleted first, and the claim below fails.
@@ -471,7 +472,8 @@ impl FlowRef {
             }
             self
         };
-        let stepped = judged.judge(ip, reply, now, options)?;
+        *room.word() = judged.word();
+        let stepped = judged.judge(*maps::opaque(room.word()), ip, reply, now, options)?;
         match stepped {
             Step::Begin => return Ok(None),
             Step::Ignore => {
@@ -487,12 +489,12 @@ impl FlowRef {
             _ => {}
         }
         if !answered {
-            self.touch(reply, now, packets, ip.len);
+            self.touch(reply, now, packet.segments(), ip.len);
             if let Step::To(next) = stepped {
                 if young {
                     self.set_state(next);
                 } else {
-                    self.settle(key, ip, next, reply, group, now);
+                    self.settle(key, ip, *maps::opaque(room.word()), next, reply, group, now);
                 }
             }
             return Ok(Some(self));
@@ -505,30 +507,41 @@ impl FlowRef {
                 if ip.payload == Payload::Tcp
                     && let Some(old) = maps::FLOWS.get_ptr_mut(key).map(Self)
                 {
-                    old.change(key, FlowState::Close, group.term);
+                    old.change(key, old.word(), FlowState::Close, group.term);
                 }
                 Ok(Some(self))
             }
-            Step::To(state) => self.promote(judged, key, ip, state, group, now, packets).map(Some),
+            Step::To(state) => self.promote(judged, key, ip, state, group, now, packet.segments()).map(Some),
             _ if ip.payload == Payload::Sctp => {
-                self.promote(judged, key, ip, FlowState::CookieWait, group, now, packets).map(Some)
+                self.promote(judged, key, ip, FlowState::CookieWait, group, now, packet.segments()).map(Some)
             }
             _ => Ok(Some(self)),
         }
     }
 
-    /// Moves a flow of the main table to the state that a packet leads to, or to where it leads from the
-    /// state that another CPU gives it in between.
+    /// Moves a flow of the main table from the state that `word` says to the one that a packet leads to, or to where it
+    /// leads from the state that another CPU has given it since.
     #[inline(always)]
-    fn settle(self, key: &FlowKey, ip: &Ip, next: FlowState, reply: bool, group: &Group, now: u64) {
-        let mut next = next;
+    #[expect(clippy::too_many_arguments, reason = "inlined once")]
+    fn settle(
+        self,
+        key: &FlowKey,
+        ip: &Ip,
+        word: u32,
+        next: FlowState,
+        reply: bool,
+        group: &Group,
+        now: u64,
+    ) {
+        let (mut word, mut next) = (word, next);
         for _ in 0..SETTLE_ATTEMPTS {
-            if self.change(key, next, group.term) {
+            if self.change(key, word, next, group.term) {
                 return;
             }
+            word = self.word();
             // What closes does so from every state.
             if next as u8 != FlowState::Close as u8 {
-                match step(self, ip, Flow::state_of(self.word()), reply, now) {
+                match step(self, ip, Flow::state_of(word), reply, now) {
                     Ok(Step::To(again)) => next = again,
                     _ => return,
                 }
@@ -536,11 +549,10 @@ impl FlowRef {
         }
     }
 
-    /// Changes the state, takes the next version and tells user space; `false` if another CPU changed
-    /// it in between.
+    /// Changes the state from the one that `word` says, takes the next version and tells user space; `false` if another
+    /// CPU has changed it.
     #[inline(always)]
-    fn change(self, key: &FlowKey, next: FlowState, term: u32) -> bool {
-        let word = self.word();
+    fn change(self, key: &FlowKey, word: u32, next: FlowState, term: u32) -> bool {
         // SAFETY: see `word`; 4-byte aligned.
         if unsafe { compare_exchange_u32(&raw mut (*self.0).word, word, Flow::with_state(word, next)) }
             .is_err()

@@ -171,6 +171,8 @@ scratch! {
     ip: Ip,
     /// The key of its flow.
     key: FlowKey,
+    /// The word of the flow that it was judged by.
+    word: u32,
     /// Its TCP options.
     options: Options,
     /// What reads them.
