@@ -36,7 +36,7 @@ pub(super) struct Tuple {
 /// What lies behind the IP header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Content {
-    /// Its bytes. Their checksum is left out: no firewall looks at it.
+    /// Its bytes. Their checksum is left out: the programs do not look at it.
     pub(super) bytes: Vec<u8>,
     /// What it is; empty if there is no more to say than the protocol.
     pub(super) what: String,
