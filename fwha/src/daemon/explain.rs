@@ -1,6 +1,6 @@
 //! `GET /v1/explain/packet`: what would become of a packet, and by which rule.
 //!
-//! What becomes of it says the ingress program itself ([`crate::dataplane::rehearsal`]). The steps are told from the same tables,
+//! What becomes of it says the ingress program itself ([`crate::dataplane::dry_run`]). The steps are told from the same tables,
 //! in the order in which the program takes them (`fwha-ebpf/src/engine.rs`), up to the one that decided.
 
 mod frame;
@@ -20,7 +20,7 @@ use self::story::Story;
 use super::server::{Problem, Server, protocol};
 use super::sweeper::expiry_ns;
 use crate::api::{self, PacketExplanation};
-use crate::dataplane::rehearsal::Packet;
+use crate::dataplane::dry_run::Packet;
 use crate::netlink::lookup::{self, Question, Way};
 use crate::netlink::{Link, NetlinkError, links};
 
@@ -67,7 +67,7 @@ pub(super) async fn packet(
         source: FlowKey::address(octets(tuple.src)),
     };
     let judging = Arc::clone(&server);
-    let outcome = tokio::task::spawn_blocking(move || judging.rehearsal.judge(&packet)).await??;
+    let outcome = tokio::task::spawn_blocking(move || judging.dry_run.judge(&packet)).await??;
     let way = way(&tuple, place.interface.device).await?;
     let what = if content.what.is_empty() { String::new() } else { format!(" {}", content.what) };
     let text = format!("{}{what} {} > {}", protocol(tuple.proto), tuple.end(true), tuple.end(false));

@@ -481,7 +481,7 @@ impl Running {
             state: kept.state,
             names: Arc::clone(&names),
             maps: Arc::clone(&maps),
-            rehearsal: dataplane.rehearsal(),
+            dry_run: dataplane.dry_run(),
             clock,
             started: now,
             bucket_group,

@@ -53,7 +53,7 @@ use super::transfer;
 use crate::api::{self, ApiError, path};
 use crate::config::Config;
 use crate::dataplane::maps::{EmbryonicWalk, FlowWalk};
-use crate::dataplane::{AttachKind, AttachedInterface, DataplaneError, Maps, Rehearsal};
+use crate::dataplane::{AttachKind, AttachedInterface, DataplaneError, DryRun, Maps};
 use crate::socket::Refused;
 use crate::sys::clock::KernelClock;
 
@@ -91,7 +91,7 @@ pub struct Server {
     /// The data plane.
     pub maps: Arc<Maps>,
     /// Judges packets that nobody sent, as it does.
-    pub rehearsal: Rehearsal,
+    pub dry_run: DryRun,
     /// Its clock.
     pub clock: KernelClock,
     /// When the daemon started.

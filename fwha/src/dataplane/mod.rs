@@ -18,7 +18,7 @@
 //! | [`maps`] | typed access to the maps |
 //! | [`events`] | reads flow events |
 //! | [`capture`] | captures dropped packets |
-//! | [`rehearsal`] | judges packets that nobody sent |
+//! | [`dry_run`] | judges packets that nobody sent |
 //! | `object` | loads the programs |
 //! | `pins` | the pin directory |
 //! | `plan` | which interface gets which program; VLANs |
@@ -43,20 +43,20 @@ use crate::netlink::{Link, NetlinkError, links::links};
 
 mod attach;
 pub mod capture;
+pub mod dry_run;
 pub mod events;
 pub mod maps;
 mod object;
 mod pins;
 mod plan;
-pub mod rehearsal;
 mod sysctl;
 #[cfg(test)]
 mod tests;
 
 pub use attach::{Attach, AttachKind, AttachedInterface};
+pub use dry_run::DryRun;
 pub use events::Events;
 pub use maps::{FlowMap, FlowWalk, Maps};
-pub use rehearsal::Rehearsal;
 
 use attach::{Hook, Links, Place};
 use object::Programs;
@@ -220,7 +220,7 @@ pub enum DataplaneError {
     #[error("another capture of dropped packets is running on this node: end it first")]
     CaptureRuns,
     /// The kernel does not run a program with a frame that nobody sent.
-    #[error("the kernel does not run a program on trial: {0}")]
+    #[error("the kernel refuses a dry run of the program: {0}")]
     TestRun(#[source] io::Error),
     /// Interfaces cannot be listed.
     #[error(transparent)]
@@ -392,8 +392,8 @@ impl Dataplane {
     }
 
     /// Judges packets that nobody sent, as the programs of this data plane do.
-    pub fn rehearsal(&self) -> Rehearsal {
-        Rehearsal::new(self.pins.maps(), self.maps())
+    pub fn dry_run(&self) -> DryRun {
+        DryRun::new(self.pins.maps(), self.maps())
     }
 
     /// Where programs are attached, how, and why so.

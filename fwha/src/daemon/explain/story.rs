@@ -12,7 +12,7 @@ use super::{Known, Place, octets};
 use crate::api::{PacketExplanation, PacketStep};
 use crate::config::Config;
 use crate::daemon::server::{Problem, Server};
-use crate::dataplane::rehearsal::{Exit, Outcome};
+use crate::dataplane::dry_run::{Exit, Outcome};
 use crate::netlink::Link;
 use crate::netlink::lookup::Way;
 use crate::policy::Policy;

@@ -99,14 +99,14 @@ pub struct Outcome {
 
 /// Judges packets that nobody sent.
 #[derive(Debug)]
-pub struct Rehearsal {
+pub struct DryRun {
     /// Where the maps in force are pinned.
     pins: PathBuf,
     maps: Arc<Maps>,
     stage: Mutex<Option<Stage>>,
 }
 
-impl Rehearsal {
+impl DryRun {
     pub(super) fn new(pins: PathBuf, maps: Arc<Maps>) -> Self {
         Self { pins, maps, stage: Mutex::new(None) }
     }
