@@ -58,6 +58,9 @@ pub fn build_executables(mut command: Command) -> Result<Vec<PathBuf>> {
     let output = child.stdout.take().context("standard output of cargo")?;
 
     let spinner = spinner("building");
+    if spinner.is_hidden() {
+        eprintln!("building; the first time takes some minutes");
+    }
     let mut programs = Vec::new();
     for line in BufReader::new(output).lines() {
         let message: Value = serde_json::from_str(&line?).unwrap_or_default();
