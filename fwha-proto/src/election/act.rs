@@ -9,13 +9,19 @@ use super::config::{Announce, GroupId};
 use super::decide::PLANNED;
 use super::group::{Handover, Refusal, Split};
 use super::output::{Event, Output};
+use super::peer::Peer;
 use crate::NodeId;
 use crate::heartbeat::{Cause, GroupRecord, Interface, PeerState, Role, Via};
+use crate::time::Time;
+use crate::vrrp::machine::active_down_interval;
 use crate::vrrp::packet::PRIORITY_RELEASE;
 
 /// How long a data plane forwards what still comes to it after a planned move. The first announcement is repeated
 /// after 100 ms, should it be lost.
 const LINGER: Duration = Duration::from_millis(500);
+
+/// Heartbeats until one that took a role has said so.
+const CLAIM_BEATS: u32 = 5;
 
 impl Election {
     /// Becomes Active: advert, buckets, heartbeat, addresses, announcement.
@@ -52,10 +58,26 @@ impl Election {
         self.groups[g].last_active = None;
     }
 
+    /// When the peer that claimed a group would have been heard, if it were Active: by heartbeat if all others are, else
+    /// by advertisement.
+    pub(super) fn claim_settled(&self, g: usize) -> Option<Time> {
+        let group = &self.groups[g];
+        let at = group.claim?.at;
+        let alive = group.others().all(|node| self.peer(node).is_some_and(Peer::alive));
+        let beats = self.config.heartbeat_interval * CLAIM_BEATS;
+        Some(at + if alive { beats } else { active_down_interval(0, group.config.advert_interval_cs) })
+    }
+
     /// Holds the role in a term above all that are known, if there was an owner in a higher one than ours: one that
     /// is Active no more, and of which we knew nothing when we took the role. In its term nobody would take what we
     /// say of our flows.
     pub(super) fn raise(&mut self, g: usize) {
+        let now = self.clock;
+        let settled = self.claim_settled(g).is_some_and(|at| at <= now);
+        let group = &mut self.groups[g];
+        if let Some(claim) = group.claim.take_if(|_| settled) {
+            group.past_term = group.past_term.max(claim.term);
+        }
         let group = &self.groups[g];
         let id = group.config.group;
         let heard = self.peers.iter().filter(|p| p.alive()).filter_map(|p| p.group(id)).map(|r| r.term);
@@ -118,6 +140,9 @@ impl Election {
         group.handover = None;
         group.moved = false;
         group.vacant_since = None;
+        if let Some(claim) = group.claim.take() {
+            group.term = group.term.max(claim.term);
+        }
         (group.preempt_since, group.held) = (None, None);
         if was_active || role == Role::Backup {
             for (i, machine) in group.machines.iter_mut().enumerate() {
@@ -239,7 +264,9 @@ impl Election {
         let group = &self.groups[g];
         let id = group.config.group;
         if let Some(split) = group.split.clone() {
-            if self.actives(g).any(|(node, _)| node == split.peer) && group.is_active() {
+            let other = self.actives(g).any(|(node, _)| node == split.peer)
+                || self.told_actives(g).any(|(node, _)| node == split.peer);
+            if other && group.is_active() {
                 return;
             }
             let stays = group.is_active();
@@ -266,12 +293,21 @@ impl Election {
         if PLANNED.contains(&group.cause) && now < group.since + self.config.handover_timeout {
             return;
         }
-        let other = self.actives(g).find(|(_, r)| !PLANNED.contains(&r.cause)).map(|(node, r)| (node, *r));
-        if let Some((peer, record)) = other {
+        let heard = self.actives(g).find(|(_, r)| !PLANNED.contains(&r.cause)).map(|(peer, record)| {
             let mine = (group.term, group.priority(), Reverse(group.order(self.me())));
             let theirs = (record.term, record.priority, Reverse(group.order(peer)));
-            let overlap = Duration::from_millis(record.age_ms.min(group.age_ms(now)).into());
-            let winner = if theirs > mine { peer } else { self.me() };
+            (peer, Duration::from_millis(record.age_ms.into()), if theirs > mine { peer } else { self.me() })
+        });
+        // Of another's word only the term is known: that of one that was lost, and took over since. A lower term may be
+        // of a node that has died meanwhile.
+        let told = self.told_actives(g).find(|&(node, term)| {
+            term >= group.term && group.handover.is_none_or(|handover| handover.to != node)
+        });
+        let told = told
+            .and_then(|(node, _)| self.peer(node))
+            .map(|p| (p.node, now.since(p.suspicion.since()), p.node));
+        if let Some((peer, age, winner)) = heard.or(told) {
+            let overlap = age.min(Duration::from_millis(group.age_ms(now).into()));
             let cause = self.split_cause(g, peer);
             self.groups[g].split =
                 Some(Split { peer, since: now, began: now - overlap, cause: cause.clone() });

@@ -56,6 +56,14 @@ pub(super) struct Outranked {
     pub sender: Option<NodeId>,
 }
 
+/// A peer's claim of an ownership in a term that is higher than this node's.
+#[derive(Clone, Copy)]
+pub(super) struct Claim {
+    pub term: u32,
+    /// When this node heard of it.
+    pub at: Time,
+}
+
 pub(super) struct Group {
     pub config: GroupConfig,
     /// This node's place among the members.
@@ -76,6 +84,8 @@ pub(super) struct Group {
     pub lease_until: Time,
     /// The highest term that replication knows of.
     pub past_term: u32,
+    /// Active: a peer told replication that the group is its own.
+    pub claim: Option<Claim>,
     /// When to announce the addresses again, soonest first.
     pub announce: Vec<Time>,
     /// When to announce them whatever happened.
@@ -126,6 +136,7 @@ impl Group {
             tracked: Tracked::default(),
             lease_until: Time::ZERO,
             past_term: 0,
+            claim: None,
             announce: Vec::new(),
             refresh: None,
             handover: None,

@@ -61,7 +61,7 @@ use fwha_common::probe::Probe;
 pub use self::config::{
     Announce, Config, ConfigError, Effect, GroupConfig, GroupId, Instance, NodeConfig, Start, TrackerConfig,
 };
-use self::group::Group;
+use self::group::{Claim, Group};
 pub use self::group::{FAST_ADVERT_CS, Refusal};
 pub use self::output::{CommandError, Counters, Event, Output};
 use self::peer::Peer;
@@ -285,6 +285,19 @@ impl Election {
         }
     }
 
+    /// A peer has claimed the group in `term`, in the eyes of replication, in which this node does not own it any more. If
+    /// this node is Active it will hear from that peer; one that it has not given way to when it should have been heard
+    /// is Active no more, and its term has been ([`Self::past_term`]).
+    pub fn claimed(&mut self, now: Time, group: GroupId, term: u32) {
+        self.advance(now);
+        let Some(g) = self.groups.iter_mut().find(|g| g.config.group == group) else { return };
+        if g.is_active() && term > g.term {
+            g.claim = Some(Claim { term, at: now });
+            return;
+        }
+        self.past_term(now, group, term);
+    }
+
     /// How far the local replica of `peer`'s flows is: complete and proved by digests, and a number
     /// that is carried to the peer.
     pub fn sync_status(&mut self, now: Time, peer: NodeId, in_sync: bool, applied: u64) {
@@ -421,7 +434,8 @@ impl Election {
                 let handover = group.handover.map(|h| h.deadline);
                 let lease = group.is_active().then_some(group.lease_until);
                 let announce = group.announce.first().copied().into_iter().chain(group.refresh);
-                adverts.chain(announce).chain(silence).chain(handover).chain(lease)
+                let claim = self.claim_settled(g);
+                adverts.chain(announce).chain(silence).chain(handover).chain(lease).chain(claim)
             });
         peers.chain(groups).min().unwrap_or(Time::NEVER).min(self.heartbeat_due).min(self.witnesses.next())
     }

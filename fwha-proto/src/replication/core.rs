@@ -52,6 +52,11 @@ pub(super) struct Core {
     pub(super) gains: [u32; BUCKETS],
     /// Buckets that have just been lost in this way.
     pub(super) superseded: Buckets,
+    /// Likewise, and the election has not been told.
+    pub(super) claimed: Buckets,
+    /// Buckets that this node's election holds, and that a peer has in a higher term: whose flows count is not
+    /// decided before the election has answered.
+    pub(super) disputed: Buckets,
     /// Buckets of which another node has just turned out to be the owner.
     pub(super) moved: Buckets,
     /// Buckets of which flows of the data plane have just proved an owner in a higher term than was known, or of which a
@@ -114,6 +119,8 @@ impl Core {
             owned: Buckets::EMPTY,
             gains: [1; BUCKETS],
             superseded: Buckets::EMPTY,
+            claimed: Buckets::EMPTY,
+            disputed: Buckets::EMPTY,
             moved: Buckets::EMPTY,
             past_terms: Buckets::EMPTY,
             handover: Handover::new(),
@@ -352,6 +359,8 @@ impl Core {
         if self.owned.remove(bucket) {
             self.handover.lose(self.now, bucket, before);
             self.superseded.insert(bucket);
+            self.claimed.insert(bucket);
+            self.disputed.insert(bucket);
         }
         Some(Admission::NewTerm)
     }

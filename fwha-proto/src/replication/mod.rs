@@ -372,6 +372,7 @@ impl Replication {
     pub fn set_ownership(&mut self, now: Time, buckets: Buckets, ownership: Ownership) -> Buckets {
         self.core.now = now;
         let mut refused = Buckets::EMPTY;
+        self.core.disputed = self.core.disputed - buckets;
         match ownership {
             Ownership::Owned { term } => {
                 let node = self.core.options.identity.node;
@@ -387,6 +388,7 @@ impl Replication {
                         gained.insert(bucket);
                     }
                 }
+                self.core.disputed = self.core.disputed | refused;
                 for peer in &mut self.peers {
                     peer.gain(&mut self.core, now, gained);
                 }
@@ -481,6 +483,13 @@ impl Replication {
             .iter()
             .map(|bucket| (bucket, self.core.term(bucket)))
             .collect()
+    }
+
+    /// The term of each owned bucket that a peer has claimed in a higher one since this was asked last. It counts as lost
+    /// here; the election is to be told, as it may not hear that peer.
+    pub fn take_claims(&mut self) -> Vec<(u8, u32)> {
+        let claimed = std::mem::take(&mut self.core.claimed);
+        claimed.iter().map(|bucket| (bucket, self.core.term(bucket))).collect()
     }
 
     /// A datagram that came in on sync link `link`. It is decrypted in place.

@@ -460,7 +460,7 @@ impl Peer {
             SyncState::Bulk
         } else if !(inbox.differing | outbox.proof.asked).is_empty() {
             SyncState::Diverged
-        } else if self.digest_match(core) {
+        } else if core.disputed.is_empty() && self.digest_match(core) {
             SyncState::InSync
         } else {
             SyncState::Verifying

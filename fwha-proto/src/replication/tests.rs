@@ -211,6 +211,7 @@ fn only_what_was_chosen_is_replicated_and_both_sides_prove_that() {
     rig.promote(2, Rig::used());
     rig.run(100 * MS);
     assert!(rig.node(1).stale);
+    rig.demote(1, Rig::used());
     rig.reconcile(1);
     rig.run(300 * MS);
     assert_eq!((rig.node(1).kernel.len(), rig.node(2).kernel.len()), (8, 8));
@@ -695,6 +696,28 @@ fn who_refuses_an_owner_in_a_lower_term_says_which_term_has_been() {
     rig.revive(2, true);
     assert_eq!(claim(&mut rig, 2), [(9, 5)]);
     assert_eq!(claim(&mut rig, 6), []);
+}
+
+#[test]
+fn a_bucket_that_two_nodes_hold_is_in_sync_on_neither_until_the_election_has_answered() {
+    let mut rig = settled(|_| {});
+    let own = Rig::used();
+    assert!(rig.in_sync(), "{rig}");
+    rig.promote(2, own);
+    rig.run(400 * MS);
+    let claims = rig.node(1).replication.take_claims();
+    let term = rig.node(2).term;
+    assert_eq!(claims, own.iter().map(|bucket| (bucket, term)).collect::<Vec<_>>());
+    assert_eq!(rig.node(1).replication.take_claims(), [], "once");
+    // Node 1's election still holds them: what its data plane says counts for nobody.
+    rig.create(1, 30);
+    rig.run(400 * MS);
+    assert_eq!(state(&rig, 1), SyncState::Verifying);
+    rig.promote(1, own);
+    rig.demote(2, own);
+    rig.reconcile(1);
+    rig.converge(HEALED_WITHIN);
+    assert_eq!(rig.node(2).kernel.len(), rig.node(1).kernel.len());
 }
 
 #[test]

@@ -117,6 +117,13 @@ pub enum Command {
         /// The term.
         term: u32,
     },
+    /// A peer told replication that a group is its own, in this term.
+    Claimed {
+        /// The group.
+        group: GroupId,
+        /// The term.
+        term: u32,
+    },
     /// How a tracker stands, by its number.
     Tracker {
         /// The tracker.
@@ -457,6 +464,7 @@ impl Thread {
                         let _ = reply.send(done);
                     }
                 }
+                Command::Claimed { group, term } => self.election.claimed(now, group, term),
                 Command::PastTerm { group, term } => self.election.past_term(now, group, term),
                 Command::Tracker { id, report } => self.election.tracker(now, id, report),
                 Command::Surveyed { zone, survey } => self.election.surveyed(now, zone, survey),

@@ -337,10 +337,14 @@ impl Thread {
                 comparison = Some(Comparison { walk: FlowWalk::new(WALK_CHUNK), buckets });
             }
             let taken = [self.read_events(), self.read_sockets()];
-            let past = self.replication.take_past_terms().into_iter();
-            let past: BTreeSet<_> = past.map(|(b, term)| (self.bucket_group[usize::from(b)], term)).collect();
-            for (group, term) in past {
+            let by_group = |terms: Vec<(u8, u32)>| -> BTreeSet<_> {
+                terms.into_iter().map(|(b, term)| (self.bucket_group[usize::from(b)], term)).collect()
+            };
+            for (group, term) in by_group(self.replication.take_past_terms()) {
                 self.election.send(election::Command::PastTerm { group, term });
+            }
+            for (group, term) in by_group(self.replication.take_claims()) {
+                self.election.send(election::Command::Claimed { group, term });
             }
             self.letters.acknowledge();
             while let Some(command) = self.letters.take() {

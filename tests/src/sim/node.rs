@@ -59,6 +59,8 @@ pub struct Daemon {
     left: [Option<(u32, Time)>; GROUPS],
     /// Terms of which replication tells the election that they have been.
     pub past_terms: Vec<(Group, u32)>,
+    /// Terms in which peers told replication that a group is theirs, for the election.
+    pub claims: Vec<(Group, u32)>,
     /// The election, where it is not the storm that says who owns what.
     pub roles: Option<Roles>,
     /// It does nothing before that.
@@ -110,6 +112,7 @@ impl Daemon {
             replication,
             roles,
             past_terms: Vec::new(),
+            claims: Vec::new(),
             told: [None; GROUPS],
             told_at: [Time::ZERO; GROUPS],
             left: [None; GROUPS],
@@ -181,7 +184,7 @@ impl Node {
     pub fn elects(&self, now: Time) -> Time {
         let Some(roles) = self.daemon.as_ref().and_then(|d| d.roles.as_ref()) else { return Time::NEVER };
         let next = roles.election.next_timeout();
-        let news = self.daemon.as_ref().is_some_and(|d| !d.past_terms.is_empty());
+        let news = self.daemon.as_ref().is_some_and(|d| !d.past_terms.is_empty() || !d.claims.is_empty());
         let at = if next == Time::NEVER { next } else { next - self.offset };
         let at = if news { now } else { at };
         at.max(roles.hung).max(now)
@@ -222,6 +225,13 @@ impl Node {
         if let Some(daemon) = &mut self.daemon {
             let proved = daemon.replication.take_past_terms();
             daemon.past_terms.extend(proved.into_iter().map(|(bucket, term)| (group_of(bucket), term)));
+            let claims: BTreeSet<_> = daemon
+                .replication
+                .take_claims()
+                .into_iter()
+                .map(|(bucket, term)| (group_of(bucket), term))
+                .collect();
+            daemon.claims.extend(claims);
             daemon.replication.tick(clock);
             poll(daemon, effects);
         }

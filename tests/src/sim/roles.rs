@@ -252,6 +252,9 @@ impl World {
         for (group, term) in daemon.past_terms.drain(..) {
             roles.election.past_term(clock, group, term);
         }
+        for (group, term) in daemon.claims.drain(..) {
+            roles.election.claimed(clock, group, term);
+        }
         if roles.election.next_timeout() <= clock {
             roles.election.tick(clock);
         }

@@ -261,6 +261,23 @@ fn an_active_goes_on_above_a_term_that_another_node_has_had_meanwhile() {
     assert_eq!(rig.node(1).owned[&0].0, 8, "once");
 }
 
+#[test]
+fn an_active_goes_on_above_a_claim_that_only_replication_heard() {
+    let mut rig = Rig::pair(1);
+    // The one that claims is not Active when adverts would have told: it never was, or is none any more.
+    rig.command(1, |e, now| e.claimed(now, 0, 7));
+    rig.run(ms(30));
+    assert_eq!(rig.node(1).owned[&0].0, 1, "it may be on its way");
+    rig.run(ms(1000));
+    assert_eq!((rig.actives(0), rig.node(1).owned[&0].0), (vec![1], 8));
+    // One that is heard as Active in time has the role, and its term.
+    rig.command(2, |e, now| e.claimed(now, 0, 11));
+    rig.command(1, |e, now| e.claimed(now, 0, 11));
+    rig.kill(1);
+    rig.run(ms(3000));
+    assert_eq!((rig.actives(0), rig.node(2).owned[&0].0), (vec![2], 12));
+}
+
 /// Three nodes of which the first two have no way to each other.
 fn apart(rig: &mut Rig) {
     for via in [SYNC, Via::Zone(1), LAN] {
@@ -300,10 +317,20 @@ fn of_two_actives_that_only_a_third_one_hears_the_higher_term_stays() {
     assert_eq!(rig.actives(0), [1, 2]);
     rig.heal();
     apart(&mut rig);
+    let before = rig.now;
     let took = rig.run_until(ms(200), |r| r.actives(0) == [2]).expect("one is told of the other");
     assert!(took <= ms(100), "{took:?}");
     rig.run(ms(10_000));
     assert_eq!((rig.actives(0), rig.node(2).owned[&0].0), (vec![2], 2), "nobody raises a term");
+    let events = rig.events(1, before);
+    let split = |e: &&Event| matches!(e, Event::SplitBrain { .. } | Event::SplitBrainEnd { .. });
+    let split: Vec<_> = events.iter().copied().filter(split).collect();
+    let [Event::SplitBrain { peer: 2, winner: 2, overlap, .. }, Event::SplitBrainEnd { peer: 2, .. }] =
+        split[..]
+    else {
+        panic!("{split:?}")
+    };
+    assert!((ms(3000)..ms(5200)).contains(overlap), "{overlap:?}");
 }
 
 #[test]
