@@ -84,7 +84,7 @@ reasons! {
     BadProbe = 22, "bad_probe";
     /// The programs could not read their own settings.
     NoSettings = 23, "no_settings";
-    /// A frame for another station, which a bridge flooded; TCP in a frame for many.
+    /// A frame for another station, which a bridge flooded; TCP in a frame for many; a probe for another node.
     OtherStation = 24, "other_station";
     /// A first fragment without its whole L4 header, or one that would overwrite it.
     FragmentTiny = 25, "fragment_tiny";

@@ -20,16 +20,17 @@ const PROBE_LEN: usize = size_of::<Probe>();
 ///
 /// # Errors
 ///
-/// Not a probe of this cluster, wrong tag, or for another node.
+/// Not a probe of this cluster, wrong tag; or for another node.
 #[inline(always)]
 pub fn answer(packet: &mut impl Packet, settings: Option<&Settings>) -> Result<Verdict, DropReason> {
     let settings = settings.ok_or(DropReason::BadProbe)?;
     let mut probe = read(packet)?;
-    if probe.to != settings.node
-        || probe.cluster != settings.cluster.to_le_bytes()
-        || !probe.valid(&settings.probe_key)
-    {
+    if probe.cluster != settings.cluster.to_le_bytes() || !probe.valid(&settings.probe_key) {
         return Err(DropReason::BadProbe);
+    }
+    if probe.to != settings.node {
+        // Whoever does not know a node's MAC asks it by broadcast.
+        return Err(DropReason::OtherStation);
     }
     if probe.kind == ProbeKind::Reply as u8 {
         return Ok(Verdict::Pass);

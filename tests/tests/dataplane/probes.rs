@@ -92,11 +92,15 @@ fn others_get_no_answer() {
         for (description, frame) in [
             ("wrong key", frame(LAN_MAC, &Probe::request(&[0, 0], SETTINGS.cluster, 2, 1, 5))),
             ("another cluster", frame(LAN_MAC, &Probe::request(&KEY, SETTINGS.cluster + 1, 2, 1, 5))),
-            ("another node", frame(LAN_MAC, &Probe::request(&KEY, SETTINGS.cluster, 2, 3, 5))),
             ("unknown kind", frame(LAN_MAC, &unknown)),
             ("cut", short),
         ] {
             assert_eq!(rig.send(Port::Lan, &frame).verdict, Drop(DropReason::BadProbe), "{description}");
+        }
+        let request = Probe::request(&KEY, SETTINGS.cluster, 2, 3, 5);
+        for to in [LAN_MAC, [0xff; 6]] {
+            let sent = rig.send(Port::Lan, &frame(to, &request));
+            assert_eq!(sent.verdict, Drop(DropReason::OtherStation), "for another node, to {to:?}");
         }
         rig.configure(|settings| *settings = Default::default());
         let to_nobody = Probe::request(&[0, 0], 0, 0, 0, 5);
