@@ -79,6 +79,10 @@ const ONCE_FAILED_ELECTED: &[(u64, &str)] = &[
         "a claim in a higher term ended an ownership in replication, and the election, which never heard of it, stayed Active",
     ),
     (31259, "the same, and the claimer gave up at once"),
+    (
+        2173,
+        "a successor whose replication slept deleted a flow that its data plane had gone on with, at the former owner's word",
+    ),
 ];
 
 /// Runs seeds on all processors.

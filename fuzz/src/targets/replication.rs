@@ -188,7 +188,7 @@ impl World {
                     self.kernel.retain(|(k, _)| *k != key);
                     self.kernel.push((key, flow));
                 }
-                Output::Delete(key, id) => self.kernel.retain(|(k, f)| (*k, f.id()) != (key, id)),
+                Output::Delete(key, id, _) => self.kernel.retain(|(k, f)| (*k, f.id()) != (key, id)),
                 Output::Reconcile(_) | Output::Event(_) | Output::Diff { .. } => {}
             }
         }

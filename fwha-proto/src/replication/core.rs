@@ -496,8 +496,8 @@ impl Core {
             // When its owner wrote this it had no flow of this key at all: it may have used the key
             // again and again, and told neither of the end of this one nor of those after it.
             counters.deleted_received += 1;
-            let id = slot.entry.id;
-            self.outputs.push_back(Output::Delete(d.key, id));
+            let (id, version) = (slot.entry.id, slot.entry.version);
+            self.outputs.push_back(Output::Delete(d.key, id, version));
             self.tombstone(i, from)
         } else {
             if !from.hold {
@@ -533,7 +533,7 @@ impl Core {
             if self.handover.settling(self.now, bucket) && self.is_straggler(i) {
                 continue;
             }
-            self.outputs.push_back(Output::Delete(slot.key, slot.entry.id));
+            self.outputs.push_back(Output::Delete(slot.key, slot.entry.id, slot.entry.version));
             self.table.kill(i);
             self.table.release(i);
             swept += 1;

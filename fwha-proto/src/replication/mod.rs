@@ -191,8 +191,10 @@ pub enum Output {
     /// Write a flow into the kernel map, over any other of the same key. If the map refuses it,
     /// the bucket is to be reconciled, so that the replica does not claim what is not there.
     Put(FlowKey, Flow),
-    /// Delete a flow from the kernel map. That it is not there is no error.
-    Delete(FlowKey, FlowId),
+    /// Delete a flow from the kernel map. That it is not there is no error. The replica had it in this version: a data plane
+    /// that owns its bucket by now may have gone on with it, in a higher one; then it stays, and its bucket is to be
+    /// reconciled.
+    Delete(FlowKey, FlowId, u64),
     /// Compare these buckets with the kernel map soon: it may hold flows that were never for the peers.
     Reconcile(Buckets),
     /// Something happened.
@@ -248,7 +250,7 @@ impl Replication {
             return;
         }
         if self.core.told(key, id) {
-            self.core.outputs.push_back(Output::Delete(*key, *id));
+            self.core.outputs.push_back(Output::Delete(*key, *id, u64::MAX));
         }
         self.forget(now, key, id);
     }
@@ -319,7 +321,7 @@ impl Replication {
             self.core.counters.not_chosen += 1;
             if !owned {
                 // Its bucket has another owner, who does not know it and will never end it.
-                self.core.outputs.push_back(Output::Delete(*key, flow.id()));
+                self.core.outputs.push_back(Output::Delete(*key, flow.id(), flow.version));
             }
             return false;
         }
@@ -414,7 +416,7 @@ impl Replication {
         }
         // What the next owner has not been told of is gone on all nodes.
         for (key, id) in self.young.take(lost) {
-            self.core.outputs.push_back(Output::Delete(key, id));
+            self.core.outputs.push_back(Output::Delete(key, id, u64::MAX));
         }
         if self.core.options.filter.policy.is_some() {
             self.core.outputs.push_back(Output::Reconcile(lost));

@@ -353,7 +353,7 @@ impl Rig {
                     (0..self.links).for_each(|link| self.send(id, peer, link, datagram.clone()));
                 }
                 Output::Put(key, flow) => self.put(id, key, flow),
-                Output::Delete(key, flow_id) => self.remove(id, key, flow_id),
+                Output::Delete(key, flow_id, _) => self.remove(id, key, flow_id),
                 Output::Reconcile(_) => self.node(id).stale = true,
                 Output::Event(event) => self.node(id).events.push(event),
                 Output::Diff { found, .. } => self.node(id).found.push(found),

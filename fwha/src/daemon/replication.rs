@@ -30,7 +30,7 @@ use super::events::EventLog;
 use super::kernel_diff::{KernelDiff, Next};
 use super::mailbox::{Letters, Mailbox};
 use super::names::Names;
-use super::table::Table;
+use super::table::{Doomed, Table};
 use crate::dataplane::Maps;
 use crate::dataplane::events::Events;
 use crate::dataplane::maps::FlowWalk;
@@ -569,7 +569,7 @@ impl Thread {
     fn drain(&mut self, table: &mut Table) -> Buckets {
         let mut astray = Buckets::EMPTY;
         let mut puts: (Vec<FlowKey>, Vec<Flow>) = (Vec::new(), Vec::new());
-        let mut deletes: Vec<(FlowKey, FlowId)> = Vec::new();
+        let mut deletes: Vec<Doomed> = Vec::new();
         let put = |table: &mut Table, (keys, flows): &mut (Vec<FlowKey>, Vec<Flow>), least: usize| {
             if keys.len() >= least {
                 table.put(keys, flows);
@@ -578,7 +578,7 @@ impl Thread {
             }
         };
         let now = self.now();
-        let delete = |table: &mut Table, flows: &mut Vec<(FlowKey, FlowId)>, least: usize| {
+        let delete = |table: &mut Table, flows: &mut Vec<Doomed>, least: usize| {
             if flows.len() >= least {
                 table.delete(now, flows);
                 flows.clear();
@@ -592,9 +592,9 @@ impl Thread {
                     puts.1.push(flow);
                     put(table, &mut puts, BATCH);
                 }
-                Output::Delete(key, id) => {
+                Output::Delete(key, id, version) => {
                     put(table, &mut puts, 1);
-                    deletes.push((key, id));
+                    deletes.push(Doomed { key, id, version });
                     delete(table, &mut deletes, BATCH);
                 }
                 Output::Transmit { peer, link, datagram } => self.transmit(peer, link, &datagram),

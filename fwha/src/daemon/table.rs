@@ -29,6 +29,16 @@ const DEFERRED_MAX: usize = 65_536;
 /// a second more, and its events are read in the next turn.
 const OWN_FLOWS_FOR: Duration = Duration::from_secs(1);
 
+/// A flow that a peer told to delete.
+pub struct Doomed {
+    /// Its key.
+    pub key: FlowKey,
+    /// Which of the flows of that key.
+    pub id: FlowId,
+    /// The version in which the replica had it.
+    pub version: u64,
+}
+
 /// See the module.
 pub struct Table {
     maps: Arc<Maps>,
@@ -129,38 +139,49 @@ impl Table {
         let behind = self.maps.flows().lookup(key)?.is_none_or(|there| !stays(&there, flow));
         if behind {
             self.maps.flows().update(key, flow, Write::Any)?;
-        } else if self.deferred.len() < DEFERRED_MAX {
-            self.deferred.insert(*key, flow.bucket);
         } else {
-            self.astray.insert(flow.bucket);
+            self.defer(key, flow.bucket);
         }
         Ok(())
     }
 
-    /// Deletes flows of peers. In a bucket that is ours, or was a moment ago, another flow of the same key stays: the data
-    /// plane has begun it since.
-    pub fn delete(&mut self, now: Time, flows: &[(FlowKey, FlowId)]) {
-        let kernel = self.maps.flows();
-        let own = |bucket: u8| {
-            let group = self.bucket_group[usize::from(bucket)];
-            self.ours(bucket)
-                || self.own_flows_until.get(usize::from(group)).is_some_and(|&until| now < until)
-        };
-        let result = if self.owned.any() || self.own_flows_until.iter().any(|&until| now < until) {
-            flows.iter().try_for_each(|(key, id)| match kernel.lookup(key)? {
-                Some(there) if there.id() != *id && own(there.bucket) => Ok(()),
-                Some(_) => kernel.delete(key).map(drop),
-                None => Ok(()),
-            })
+    fn defer(&mut self, key: &FlowKey, bucket: u8) {
+        if self.deferred.len() < DEFERRED_MAX {
+            self.deferred.insert(*key, bucket);
         } else {
-            let keys: Vec<FlowKey> = flows.iter().map(|(key, _)| *key).collect();
-            kernel.delete_batch(&keys).map(drop)
+            self.astray.insert(bucket);
+        }
+    }
+
+    /// Deletes flows of peers. In a bucket that is ours, or was a moment ago, another flow of the same key stays: the data
+    /// plane has begun it since. In one that is ours one also stays that the data plane has gone on with.
+    pub fn delete(&mut self, now: Time, flows: &[Doomed]) {
+        let result = if self.owned.any() || self.own_flows_until.iter().any(|&until| now < until) {
+            flows.iter().try_for_each(|doomed| self.delete_one(now, doomed))
+        } else {
+            let keys: Vec<FlowKey> = flows.iter().map(|doomed| doomed.key).collect();
+            self.maps.flows().delete_batch(&keys).map(drop)
         };
         if let Err(error) = result {
             // Which buckets they are of, only the elements could tell.
             self.astray = Buckets::ALL;
             self.complain("delete", flows.len(), &error);
         }
+    }
+
+    fn delete_one(&mut self, now: Time, doomed: &Doomed) -> io::Result<()> {
+        let Some(there) = self.maps.flows().lookup(&doomed.key)? else { return Ok(()) };
+        let (ours, group) = (self.ours(there.bucket), self.bucket_group[usize::from(there.bucket)]);
+        let own = ours || self.own_flows_until.get(usize::from(group)).is_some_and(|&until| now < until);
+        if there.id() != doomed.id {
+            if own {
+                return Ok(());
+            }
+        } else if ours && there.version > doomed.version {
+            self.defer(&doomed.key, there.bucket);
+            return Ok(());
+        }
+        self.maps.flows().delete(&doomed.key).map(drop)
     }
 
     /// Flows that a peer spoke of while the data plane had them in use. To be asked for, and written
@@ -197,6 +218,10 @@ mod tests {
         Flow { version, created: number as u32, ..Flow::of(id) }
     }
 
+    fn doomed(n: u16, flow: Flow) -> Doomed {
+        Doomed { key: key(n), id: flow.id(), version: flow.version }
+    }
+
     fn with_table(test: impl FnOnce(&mut Table, &Maps, &OwnedGroups) + Send) {
         if !root() {
             return;
@@ -224,7 +249,7 @@ mod tests {
             table.put(&[key(1)], &[flow(5, 9)]);
             table.put(&[key(1)], &[flow(4, 2)]);
             assert_eq!(maps.flows().lookup(&key(1)).unwrap(), Some(flow(4, 2)));
-            table.delete(Time::ZERO, &[(key(1), flow(4, 2).id())]);
+            table.delete(Time::ZERO, &[doomed(1, flow(4, 2))]);
             assert_eq!(maps.flows().lookup(&key(1)).unwrap(), None);
             assert_eq!((table.written, table.failed), (2, 0));
         });
@@ -244,16 +269,19 @@ mod tests {
             assert_eq!((kernel(1), kernel(2)), (Some(flow(5, 4)), Some(flow(6, 1))));
             // Here the data plane has gone on: another version of the flow, and another flow.
             table.put(&[key(1), key(2)], &[flow(5, 2), flow(5, 9)]);
-            table.delete(Time::ZERO, &[(key(2), flow(5, 9).id())]);
+            table.delete(Time::ZERO, &[doomed(2, flow(5, 9))]);
             assert_eq!((kernel(1), kernel(2)), (Some(flow(5, 4)), Some(flow(6, 1))));
-            table.delete(Time::ZERO, &[(key(3), flow(5, 3).id())]);
+            table.delete(Time::ZERO, &[doomed(3, flow(5, 3))]);
             assert_eq!(kernel(3), None);
+            // One that ended at the peer, and that the data plane has gone on with since.
+            table.delete(Time::ZERO, &[doomed(1, flow(5, 3))]);
+            assert_eq!(kernel(1), Some(flow(5, 4)));
             // Nor while it may still make flows that were not heard of yet.
             owned.set(0, false);
             table.changed(Time::ZERO, 0, false);
-            table.delete(Time::ZERO, &[(key(2), flow(5, 9).id())]);
+            table.delete(Time::ZERO, &[doomed(2, flow(5, 9))]);
             assert_eq!(kernel(2), Some(flow(6, 1)));
-            table.delete(Time::ZERO + OWN_FLOWS_FOR, &[(key(2), flow(5, 9).id())]);
+            table.delete(Time::ZERO + OWN_FLOWS_FOR, &[doomed(2, flow(5, 9))]);
             assert_eq!(kernel(2), None);
             owned.set(0, true);
             // What was not written is known, for when the bucket is given up.

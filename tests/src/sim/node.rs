@@ -80,7 +80,7 @@ pub enum Effect {
     /// A flow to write.
     Put(FlowKey, Flow),
     /// A flow to delete.
-    Delete(FlowKey, FlowId),
+    Delete(FlowKey, FlowId, u64),
     /// Something for the log.
     Note(String),
     /// What must not be.
@@ -333,11 +333,17 @@ impl Node {
     }
 
     /// Deletes what a peer told to delete; whether it was there. While this node has, or had a moment ago, the group,
-    /// another flow of the same key stays.
-    pub fn delete(&mut self, now: Time, key: &FlowKey, id: FlowId) -> bool {
+    /// another flow of the same key stays; while it has it, also one with which the data plane has gone on since `version`.
+    pub fn delete(&mut self, now: Time, key: &FlowKey, id: FlowId, version: u64) -> bool {
         let n = number_of(key);
         let Some(there) = self.kernel.get(n) else { return false };
         let (same, g) = (there.id() == id, usize::from(group_of(there.bucket)));
+        if same && self.kernel.owned[g].is_some() && there.version > version {
+            if let Some(daemon) = &mut self.daemon {
+                daemon.deferred.insert(n);
+            }
+            return true;
+        }
         let lately = self.daemon.as_ref().is_some_and(|d| d.speaks(now)[g].is_some());
         if same || !(lately || self.kernel.owned[g].is_some()) {
             self.kernel.remove(n);
@@ -355,7 +361,7 @@ fn poll(daemon: &mut Daemon, effects: &mut Vec<Effect>) {
             }
             Output::Transmit { peer, link, datagram } => Effect::Transmit(peer, link, datagram),
             Output::Put(key, flow) => Effect::Put(key, flow),
-            Output::Delete(key, id) => Effect::Delete(key, id),
+            Output::Delete(key, id, version) => Effect::Delete(key, id, version),
             Output::Diff { .. } => continue,
             Output::Event(event) => Effect::Note(format!("{event:?}")),
         });

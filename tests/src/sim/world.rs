@@ -541,7 +541,7 @@ impl World {
             match effect {
                 Effect::Transmit(peer, link, bytes) => self.transmit(id, peer, link, bytes),
                 Effect::Put(key, flow) => self.put(id, origin, &key, flow),
-                Effect::Delete(key, flow) => self.delete(id, origin, &key, flow),
+                Effect::Delete(key, flow, version) => self.delete(id, origin, &key, flow, version),
                 Effect::Note(note) => self.trace(Some(id), || note),
                 Effect::Wrong(what) => self.violate(format!("fw{id} {what}")),
                 Effect::Buried(flow, term) => {
@@ -678,12 +678,19 @@ impl World {
         self.node(id).write(n, flow);
     }
 
-    fn delete(&mut self, id: NodeId, origin: Option<(NodeId, Claims)>, key: &FlowKey, flow: FlowId) {
+    fn delete(
+        &mut self,
+        id: NodeId,
+        origin: Option<(NodeId, Claims)>,
+        key: &FlowKey,
+        flow: FlowId,
+        version: u64,
+    ) {
         let n = number_of(key);
         if origin.is_none() && self.buried.contains_key(&flow) {
             // Its own deletion, once more.
             let now = self.now;
-            self.node(id).delete(now, key, flow);
+            self.node(id).delete(now, key, flow, version);
             return;
         }
         let Some(Reign { term, node: from, .. }) = self.authority(id, origin, flow, super::bucket_of(n))
@@ -699,7 +706,7 @@ impl World {
         let node = self.node(id);
         let settled =
             node.settled() && node.kernel.owned[usize::from(group_of(super::bucket_of(n)))].is_none();
-        if !node.delete(now, key, flow) && settled {
+        if !node.delete(now, key, flow, version) && settled {
             self.violate(format!("fw{id} deletes {}, which it does not have", named(n, flow)));
         }
     }
