@@ -97,8 +97,8 @@ impl Suspicion {
             state: PeerState::Unknown,
             since: now,
             heartbeat,
-            // 3 ms at the default of 10 ms.
-            probe: (heartbeat * 3 / 10).clamp(Duration::from_millis(1), Duration::from_millis(10)),
+            // 2 ms at the default of 10 ms.
+            probe: (heartbeat / 5).clamp(Duration::from_millis(1), Duration::from_millis(10)),
             trip: None,
             heard: None,
             cut_off: None,
@@ -247,17 +247,17 @@ impl Suspicion {
         let answered = |class: usize| self.answered[class].is_some_and(|r| self.round - r < ROUNDS);
         let (sync, zone) = (answered(0), answered(1));
         let nowhere = asked && !sync && !zone;
+        // Of one that lives a heartbeat may be on its way, whatever a carrier says.
+        let silent = now >= self.silent_at();
         let answered_lately = |before: Time| {
             self.zones.iter().any(|&(zone, at)| paths.contains(&Via::Zone(zone)) && at + TRUST >= before)
         };
         match self.state {
             PeerState::Suspect if paths.is_empty() => self.enter(now, PeerState::Unknown),
-            PeerState::Suspect if asked && sync => self.enter(now, PeerState::Silent),
-            PeerState::Suspect if asked && zone => self.enter(now, PeerState::SyncLost),
-            PeerState::Suspect if nowhere => {
-                let proved = answered_lately(self.since);
-                self.enter(now, if proved { PeerState::Dead } else { PeerState::SyncLost });
-            }
+            PeerState::Suspect if asked && sync && silent => self.enter(now, PeerState::Silent),
+            PeerState::Suspect if asked && zone && silent => self.enter(now, PeerState::SyncLost),
+            PeerState::Suspect if nowhere && answered_lately(self.since) => self.enter(now, PeerState::Dead),
+            PeerState::Suspect if nowhere && silent => self.enter(now, PeerState::SyncLost),
             PeerState::Silent if nowhere => self.enter(now, PeerState::Dead),
             PeerState::Silent if !sync && zone => self.enter(now, PeerState::SyncLost),
             PeerState::SyncLost if nowhere && adverts == Adverts::Silent => self.enter(now, PeerState::Dead),
