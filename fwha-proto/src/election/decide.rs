@@ -234,6 +234,12 @@ impl Election {
                 Standing::Unheard(None) if peer.owns(now) && self.advertised_lately(g) => {
                     return Judgement::Stay;
                 }
+                // The same if its daemon was heard before, and its data plane answers still.
+                Standing::Unheard(Some(_))
+                    if peer.owns(now) && peer.suspicion.answers() && self.advertised_lately(g) =>
+                {
+                    return Judgement::Stay;
+                }
                 Standing::Unheard(None) => unknown = true,
                 Standing::Unheard(Some(since)) => sync_lost = sync_lost.max(Some(since)),
                 _ => {}

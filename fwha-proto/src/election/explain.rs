@@ -166,7 +166,10 @@ impl Election {
         let names = |nodes: &mut dyn Iterator<Item = NodeId>| {
             nodes.map(|node| self.config.node_name(node)).collect::<Vec<_>>().join(" and ")
         };
-        if group.held.is_some() {
+        if group.held.is_some_and(|held| held.back.is_some()) {
+            let lost = names(&mut self.unreached(g));
+            because.push(format!("a witness answers again: {lost} is given a moment to be heard, too"));
+        } else if group.held.is_some() {
             let lost = names(&mut self.unreached(g));
             because.push(format!(
                 "{lost} cannot be reached, and no witness answers: this node may be the one that is cut off"

@@ -64,6 +64,16 @@ pub(super) struct Claim {
     pub at: Time,
 }
 
+/// A claim that waits for a witness.
+#[derive(Clone, Copy)]
+pub(super) struct Held {
+    pub since: Time,
+    /// It has waited for long, and an event has told so.
+    pub told: bool,
+    /// When a witness answered again.
+    pub back: Option<Time>,
+}
+
 pub(super) struct Group {
     pub config: GroupConfig,
     /// This node's place among the members.
@@ -110,8 +120,8 @@ pub(super) struct Group {
     /// A router outside of the cluster advertised better than this node, no peer being alive.
     pub foreign: bool,
     pub preempt_since: Option<Time>,
-    /// A claim waits for a witness: since when, and whether an event has told.
-    pub held: Option<(Time, bool)>,
+    /// A claim waits for a witness.
+    pub held: Option<Held>,
     /// When this node or a peer last got other virtual routers, by a reload.
     pub reloaded: Time,
     /// By member place: virtual routers whose adverts that member does not hear.

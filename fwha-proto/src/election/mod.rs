@@ -68,7 +68,7 @@ use self::peer::Peer;
 pub use self::peer::{HELLO_INTERVAL, Link, RENEW_INTERVAL};
 use self::reach::Reach;
 use self::status::Stranger;
-use self::witness::Witnesses;
+use self::witness::{BACK, Witnesses};
 use crate::heartbeat::{GroupRecord, Heartbeat, Interface, NodeState, PeerState, Role, Via};
 use crate::seal::{Header, KeyRing, OpenError, Opened};
 use crate::time::Time;
@@ -435,7 +435,9 @@ impl Election {
                 let lease = group.is_active().then_some(group.lease_until);
                 let announce = group.announce.first().copied().into_iter().chain(group.refresh);
                 let claim = self.claim_settled(g);
-                adverts.chain(announce).chain(silence).chain(handover).chain(lease).chain(claim)
+                let held =
+                    group.held.and_then(|held| held.back).map(|at| at + BACK).filter(|&at| at > self.clock);
+                adverts.chain(announce).chain(silence).chain(handover).chain(lease).chain(claim).chain(held)
             });
         peers.chain(groups).min().unwrap_or(Time::NEVER).min(self.heartbeat_due).min(self.witnesses.next())
     }

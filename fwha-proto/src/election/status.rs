@@ -181,7 +181,7 @@ impl Election {
             refusal: group.refusal.clone(),
             split: group.split.is_some(),
             splits: group.splits,
-            held: group.held.is_some_and(|(_, told)| told),
+            held: group.held.is_some_and(|held| held.told),
             hears: group.machines.iter().map(|m| m.hears(now)).collect(),
         }
     }

@@ -226,7 +226,14 @@ impl Suspicion {
         if self.zones.is_empty() && self.state == PeerState::Dead {
             self.enter(now, PeerState::SyncLost);
         }
-        self.round_due = self.round_due.min(now.max(self.asked + SOONEST));
+        self.ask_soon(now);
+    }
+
+    /// One that is held for dead, or was never heard, is asked now, not at its next turn.
+    pub fn ask_soon(&mut self, now: Time) {
+        if matches!(self.state, PeerState::Dead | PeerState::Unknown) {
+            self.round_due = self.round_due.min(now.max(self.asked + SOONEST));
+        }
     }
 
     /// Does what is due. `paths` are the interfaces on which the peer can be asked now,

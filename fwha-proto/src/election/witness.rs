@@ -24,11 +24,13 @@ use std::time::Duration;
 
 use super::Election;
 use super::decide::unreached;
+use super::group::{FAST_ADVERT_CS, Held};
 use super::output::{Event, Output};
 use crate::NodeId;
 use crate::heartbeat::PeerState;
 use crate::time::Time;
 use crate::tracker::State;
+use crate::vrrp::machine::active_down_interval;
 
 /// Witnesses of a cluster at most.
 pub const MAX_WITNESSES: usize = 8;
@@ -43,6 +45,11 @@ const URGENT: Duration = Duration::from_secs(1);
 const PATIENT: Duration = Duration::from_millis(100);
 /// A claim that is held for less, because an answer is under way, is not worth an event; heartbeats.
 const HELD_BEATS: u32 = 5;
+/// No witness is so far away that the first answer takes so long.
+const LATE: Duration = Duration::from_millis(500);
+/// A witness answers again after [`LATE`]: a peer to which the way is back, too, is heard within this, by heartbeat,
+/// by the answer to a probe or by one of three advertisements of an Active without sync link.
+pub(super) const BACK: Duration = active_down_interval(0, FAST_ADVERT_CS);
 /// Requests whose answers are awaited.
 const ASKED_MAX: usize = 64;
 
@@ -156,8 +163,13 @@ impl Election {
             (status.state, status.since) = (State::Up, now);
             self.event(Event::Witness { witness: address, to: State::Up });
         }
-        // A claim may wait for it.
+        // A claim may wait for it; and the way to those that are held for dead may be back, too.
         self.judge_due = true;
+        if self.groups.iter().any(|group| group.held.is_some()) {
+            for peer in &mut self.peers {
+                peer.suspicion.ask_soon(now);
+            }
+        }
     }
 
     /// Asks the witnesses if it is time to: at the end of a tick, when everything is judged.
@@ -219,15 +231,30 @@ impl Election {
 
     /// Whether a claim has to wait for a witness. An event tells of one that waits for long.
     pub(super) fn lacks_witness(&mut self, g: usize) -> bool {
-        if self.witnesses.list.is_empty() || self.unreached(g).next().is_none() || self.witnesses.answered() {
+        let now = self.clock;
+        if self.witnesses.list.is_empty() || self.unreached(g).next().is_none() {
             self.groups[g].held = None;
             return false;
         }
-        let now = self.clock;
+        if self.witnesses.answered() {
+            let late = |held: &&mut Held| held.back.is_some() || now >= held.since + LATE;
+            let Some(held) = self.groups[g].held.as_mut().filter(late) else {
+                self.groups[g].held = None;
+                return false;
+            };
+            // The way to the witness is back; that to the peer may be a moment behind.
+            if now >= *held.back.get_or_insert(now) + BACK {
+                self.groups[g].held = None;
+                return false;
+            }
+            self.witnesses.held = true;
+            return true;
+        }
         self.witnesses.held = true;
-        let (since, told) = *self.groups[g].held.get_or_insert((now, false));
-        if !told && now >= since + self.config.heartbeat_interval * HELD_BEATS {
-            self.groups[g].held = Some((since, true));
+        let held = self.groups[g].held.get_or_insert(Held { since: now, told: false, back: None });
+        held.back = None;
+        if !held.told && now >= held.since + self.config.heartbeat_interval * HELD_BEATS {
+            held.told = true;
             self.counters.count("witness", "claims_held");
             let (group, peers) = (self.groups[g].config.group, self.unreached(g).collect());
             self.event(Event::ClaimHeld { group, peers });

@@ -50,11 +50,30 @@ fn of_two_nodes_that_are_cut_off_the_one_without_a_witness_claims_nothing() {
     assert!(said.contains("fw1 cannot be reached, and no witness answers"), "{said}");
     // It reaches one of them again, and nothing else.
     rig.unwitnessed.clear();
-    let took = rig.run_until(ms(200), |rig| rig.actives(0) == [1, 2]).expect("it claims now");
-    assert!(took <= ms(110), "{took:?}");
+    rig.run(ms(200));
+    let said = because(&mut rig, 2);
+    assert!(said.contains("a witness answers again: fw1 is given a moment"), "{said}");
+    let took = rig.run_until(ms(500), |rig| rig.actives(0) == [1, 2]).expect("it claims now");
+    assert!(took <= ms(310), "{took:?}");
     rig.heal();
     rig.run(ms(1000));
     assert_eq!(rig.actives(0), [2]);
+}
+
+#[test]
+fn a_witness_that_is_back_before_the_peer_gives_no_group() {
+    for seed in 0..100 {
+        let mut rig = pair(seed);
+        rig.isolate(2);
+        rig.unwitnessed = [2].into();
+        let phase = rig.rng.below(1_000_000_000);
+        rig.run(ms(4000) + Duration::from_nanos(phase));
+        rig.unwitnessed.clear();
+        rig.run(ms(seed * 3));
+        rig.heal();
+        rig.run(ms(2000));
+        assert_eq!((rig.actives(0), rig.node(2).takeovers.len()), (vec![1], 0), "seed {seed}");
+    }
 }
 
 #[test]
