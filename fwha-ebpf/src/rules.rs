@@ -13,13 +13,6 @@ use crate::{
     parse::{Ip, Payload},
 };
 
-/// What the rule that admits a flow says of it.
-pub struct Admitted {
-    pub name_hash: u32,
-    pub mss: u16,
-    pub syn_proxy: bool,
-}
-
 /// A search for a rule.
 pub struct Search {
     /// In this generation of the ruleset: it stays what it is until the program ends, also when another is in force.
@@ -29,9 +22,9 @@ pub struct Search {
     decision: Decision,
 }
 
-/// The first rule that matches, if it admits the flow.
+/// What the first rule that matches says, if it admits the flow.
 #[inline(always)]
-pub fn judge(settings: &Settings, ip: &Ip, zones: [u8; 2]) -> Result<Admitted, DropReason> {
+pub fn judge(settings: &Settings, ip: &Ip, zones: [u8; 2]) -> Result<&'static Decision, DropReason> {
     // SAFETY: a reference; volatile, so that it is read once.
     let generation = unsafe { (&raw const settings.ruleset_generation).read_volatile() };
     if generation == 0 {
@@ -73,10 +66,7 @@ pub fn judge(settings: &Settings, ip: &Ip, zones: [u8; 2]) -> Result<Admitted, D
         found = fwha_rule_small_end();
     }
     match found {
-        ACCEPT => {
-            let decision = &maps::opaque(search).decision;
-            Ok(Admitted { name_hash: decision.name_hash, mss: decision.mss, syn_proxy: decision.syn_proxy() })
-        }
+        ACCEPT => Ok(&maps::opaque(search).decision),
         REJECT => Err(DropReason::Reject),
         NO_RULE => Err(DropReason::NoRule),
         NO_RULESET => Err(DropReason::NoRuleset),
