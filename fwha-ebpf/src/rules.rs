@@ -57,13 +57,6 @@ pub fn judge(settings: &Settings, ip: &Ip, zones: [u8; 2]) -> Result<&'static De
             }
         }
         found = fwha_rule_end();
-    } else if found & !0xff == TREES {
-        for field in 1..4 {
-            if found & 1 << field != 0 {
-                search.search.set_row(field, fwha_rule_small_row(field));
-            }
-        }
-        found = fwha_rule_small_end();
     }
     match found {
         ACCEPT => Ok(&maps::opaque(search).decision),
@@ -79,16 +72,11 @@ const REJECT: u32 = Action::Reject as u32;
 const NO_RULE: u32 = u32::MAX;
 const NO_RULESET: u32 = u32::MAX - 1;
 const LARGE: u32 = u32::MAX - 2;
-/// With the fields, a bit for each.
-const TREES: u32 = 0x100;
 
 // The parts of a search are global functions, which the verifier looks at once, and not for each way that leads to
 // them. They are several, and hand on what they have found in the scratch room, because the stack has little left.
 
-// Those for a small ruleset look its block up once each.
-
-/// In a small ruleset, begins a search, and ends it if no rows are yet to be found. Returns as [`fwha_rule_end`]
-/// does, or the fields whose rows are, with [`TREES`]; or [`LARGE`].
+/// All of a search in a small ruleset, whose block is looked up once. Returns as [`fwha_rule_end`] does, or [`LARGE`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn fwha_rule_small() -> u32 {
@@ -102,38 +90,22 @@ extern "C" fn fwha_rule_small() -> u32 {
     let Some(blocks) = Small::of(first) else {
         return LARGE;
     };
-    match search.search.begin(&blocks) {
-        None => NO_RULESET,
-        Some(0) => decide(search.search.rule_of_small(&blocks), &blocks, &mut search.decision),
-        Some(trees) => TREES | trees,
+    let Some(trees) = search.search.begin(&blocks) else {
+        return NO_RULESET;
+    };
+    let mut field = 1;
+    while field < 4 {
+        if trees >> field & 1 != 0 {
+            let Some(row) = search.search.row(&blocks, field) else {
+                return NO_RULESET;
+            };
+            search.search.set_row(field, row);
+        }
+        field += 1;
+        // So that the compiler does not write out the search for each field.
+        // SAFETY: the same number.
+        unsafe { core::arch::asm!("{0} = {0}", inout(reg) field, options(nostack)) };
     }
-}
-
-/// As [`fwha_rule_row`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn fwha_rule_small_row(field: u32) -> u32 {
-    let Some(search) = maps::room().map(Room::search) else {
-        return NO_RULESET;
-    };
-    let generation = Generation(&search.generation);
-    let Some(blocks) = generation.block(0).and_then(Small::of) else {
-        return NO_RULESET;
-    };
-    search.search.row(&blocks, field).unwrap_or(NO_RULESET)
-}
-
-/// As [`fwha_rule_end`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn fwha_rule_small_end() -> u32 {
-    let Some(search) = maps::room().map(Room::search) else {
-        return NO_RULESET;
-    };
-    let generation = Generation(&search.generation);
-    let Some(blocks) = generation.block(0).and_then(Small::of) else {
-        return NO_RULESET;
-    };
     decide(search.search.rule_of_small(&blocks), &blocks, &mut search.decision)
 }
 
