@@ -45,13 +45,9 @@ pub fn judge(settings: &Settings, ip: &Ip, zones: [u8; 2]) -> Result<&'static De
         to: zones[1],
     };
     let mut found = fwha_rule_small();
-    if found == LARGE {
-        let trees = fwha_rule_begin();
-        if trees == NO_RULESET {
-            return Err(DropReason::NoRuleset);
-        }
+    if found & !0xff == TREES {
         for field in 1..4 {
-            if trees & 1 << field != 0 {
+            if found & 1 << field != 0 {
                 // What there is not is in no block, either.
                 search.search.set_row(field, fwha_rule_row(field));
             }
@@ -71,12 +67,14 @@ const ACCEPT: u32 = Action::Accept as u32;
 const REJECT: u32 = Action::Reject as u32;
 const NO_RULE: u32 = u32::MAX;
 const NO_RULESET: u32 = u32::MAX - 1;
-const LARGE: u32 = u32::MAX - 2;
+/// With the fields, a bit for each.
+const TREES: u32 = 0x100;
 
 // The parts of a search are global functions, which the verifier looks at once, and not for each way that leads to
 // them. They are several, and hand on what they have found in the scratch room, because the stack has little left.
 
-/// All of a search in a small ruleset, whose block is looked up once. Returns as [`fwha_rule_end`] does, or [`LARGE`].
+/// All of a search in a small ruleset, whose block is looked up once, and the begin of one in a larger ruleset. Returns as
+/// [`fwha_rule_end`] does, or the fields whose rows are yet to be found, with [`TREES`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn fwha_rule_small() -> u32 {
@@ -87,11 +85,9 @@ extern "C" fn fwha_rule_small() -> u32 {
     let Some(first) = generation.block(0) else {
         return NO_RULESET;
     };
+    let trees = search.search.begin(first);
     let Some(blocks) = Small::of(first) else {
-        return LARGE;
-    };
-    let Some(trees) = search.search.begin(&blocks) else {
-        return NO_RULESET;
+        return TREES | trees;
     };
     let mut field = 1;
     while field < 4 {
@@ -107,16 +103,6 @@ extern "C" fn fwha_rule_small() -> u32 {
         unsafe { core::arch::asm!("{0} = {0}", inout(reg) field, options(nostack)) };
     }
     decide(search.search.rule_of_small(&blocks), &blocks, &mut search.decision)
-}
-
-/// Begins a search. Returns the fields, a bit for each, whose rows are yet to be found; or [`NO_RULESET`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn fwha_rule_begin() -> u32 {
-    let Some(search) = maps::room().map(Room::search) else {
-        return NO_RULESET;
-    };
-    search.search.begin(&Generation(&search.generation)).unwrap_or(NO_RULESET)
 }
 
 /// Returns the row of a field, or [`NO_RULESET`].
