@@ -83,10 +83,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         }
         Ok(())
     })?;
+    let room = stage.lab.options().max_flows;
     stage.remove()?;
     report.tables.push(table);
     report.notes.push(format!(
-        "{} rounds of {packets} packets of {FLOWS} flows, room for {max_flows}. ns: of one CPU, beyond a program that drops \
+        "{} rounds of {packets} packets of {FLOWS} flows, room for {room}. ns: of one CPU, beyond a program that drops \
          without a look.",
         args.options.rounds()
     ));
