@@ -195,10 +195,9 @@ impl Search {
         }
     }
 
-    /// Finds the entries of a flow. Returns the fields, a bit for each, whose rows are yet to be found.
+    /// Finds the entries of a flow, in the first block. Returns the fields, a bit for each, whose rows are yet to be found.
     #[inline(always)]
-    pub fn begin(&mut self, blocks: &impl Blocks) -> Option<u32> {
-        let first = blocks.block(0)?;
+    pub fn begin(&mut self, first: &Block) -> u32 {
         let query = &self.query;
         let is_v4 = |address: &[u32; 4]| address[0] | address[1] == 0 && address[2] == V4_MAPPED;
         self.rows = [
@@ -215,7 +214,7 @@ impl Search {
             trees |= self.rows[field] >> 31 << field;
             field += 1;
         }
-        Some(trees)
+        trees
     }
 
     /// Finds the row of a field whose entry is a tree, for [`Search::set_row`].
@@ -248,11 +247,11 @@ impl Search {
         // Words of a node, and nodes of a block.
         let len = if WIDE { 32 } else { 8 };
         let nodes = BLOCK_WORDS as u32 / len;
+        let first = blocks.block(0)?;
         self.place = 0;
         let mut level = 0;
         while level < MAX_LEVELS {
             self.in_memory();
-            let first = blocks.block(0)?;
             if level >= first.half(tree) {
                 break;
             }
@@ -276,7 +275,7 @@ impl Search {
             self.place = self.place << LEVEL_BITS | less;
             level += 1;
         }
-        let at = blocks.block(0)?.half(tree + 1).wrapping_add(self.place);
+        let at = first.half(tree + 1).wrapping_add(self.place);
         Some(blocks.of_word(at >> 1)?.half(at))
     }
 

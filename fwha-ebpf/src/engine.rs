@@ -278,26 +278,32 @@ fn begin(
             return Err(DropReason::SynCookie);
         }
     }
-    let draft = flow::draft().ok_or(DropReason::TableFull)?;
     let mut zones = [interface.zone, ZONE_NODE];
     // Routers do not forward multicast or broadcast frames (RFC 1812, 5.3.4).
     let mut local = multicast;
+    // By a plain route the zone there is known, and the rules decide before the next hop is looked up.
+    let mut plain = 0;
     if !local {
-        match forward::route(packet, settings, ip)? {
-            (RouteKind::Local, ..) => {
-                vip::accept(packet, ip)?;
-                if ip.opens_tcp()
-                    && let Some(flow) = flow::find_node(key, ip, now)
-                {
-                    flow.follow(ip, flow.is_reply(src_is_b), now, packet.segments());
-                    return Ok(Begun::Done(Verdict::Pass));
-                }
-                local = true;
+        plain = forward::plain_way_there(settings, ip);
+        if plain != 0 {
+            match maps::known_interface(plain, settings) {
+                Some(there) if there.zone != Interface::NO_ZONE => zones[1] = there.zone,
+                _ => plain = 0,
             }
-            (_, zone, hop) => {
-                zones[1] = zone;
-                // SAFETY: the draft is a map element, which nobody else has.
-                unsafe { forward::keep(&raw mut draft.ways[0], hop) };
+        }
+        if plain == 0 {
+            match forward::route(packet, settings, ip, 0)? {
+                (RouteKind::Local, ..) => {
+                    vip::accept(packet, ip)?;
+                    if ip.opens_tcp()
+                        && let Some(flow) = flow::find_node(key, ip, now)
+                    {
+                        flow.follow(ip, flow.is_reply(src_is_b), now, packet.segments());
+                        return Ok(Begun::Done(Verdict::Pass));
+                    }
+                    local = true;
+                }
+                (_, zone, _) => zones[1] = zone,
             }
         }
     }
@@ -308,14 +314,27 @@ fn begin(
     }
     let judged = rules::judge(settings, ip, zones);
     // What is dropped without a word is so wherever it comes from.
-    if let Err(reason) = &judged
-        && *reason != DropReason::Reject
+    if let Err(reason) = judged
+        && reason != DropReason::Reject
     {
-        return Err(*reason);
+        return Err(reason);
+    }
+    if plain != 0 {
+        match forward::route(packet, settings, ip, plain)? {
+            (RouteKind::Resolved | RouteKind::Unresolved, zone, _) if zone == zones[1] => {}
+            // Routes have changed since they were listed; the next packet finds them listed anew.
+            _ => return Err(DropReason::NoRoute),
+        }
+    }
+    let draft = flow::draft().ok_or(DropReason::TableFull)?;
+    if !local {
+        let hop = &*maps::opaque(room.hop());
+        // SAFETY: the draft is a map element, which nobody else has.
+        unsafe { forward::keep(&raw mut draft.ways[0], hop) };
     }
     // A host that has no address yet, or only one of its link, has no way back but the link. Where the interface is
     // all that counts, plain routes say so, and the whole way is looked up when there is an answer.
-    let whole_way = local || judged.as_ref().is_ok_and(|admitted| admitted.mss != 0 || admitted.syn_proxy);
+    let whole_way = local || judged.is_ok_and(|admitted| admitted.mss != 0 || admitted.syn_proxy());
     if interface.flags & Interface::LOOSE == 0
         && !(local && link_local(ip))
         && (whole_way || !forward::passes_plain_reverse_path(packet, settings, ip))
@@ -325,7 +344,7 @@ fn begin(
         unsafe { forward::keep(&raw mut draft.ways[1], hop) };
     }
     let admitted = judged?;
-    let proxied = admitted.syn_proxy && !local && !beside && ip.payload == Payload::Tcp;
+    let proxied = admitted.syn_proxy() && !local && !beside && ip.payload == Payload::Tcp;
     if acknowledges && !proxied {
         return Err(DropReason::NotSyn);
     }

@@ -17,7 +17,8 @@ use crate::{
     tcp,
 };
 
-/// Looks up the next hop to the destination of a packet, and the zone there.
+/// Looks up the next hop to the destination of a packet, and the zone there. The interface that a plain route leads to
+/// is `plain`, as [`plain_way_there`] says.
 ///
 /// # Errors
 ///
@@ -27,13 +28,12 @@ pub fn route(
     packet: &impl Packet,
     settings: &Settings,
     ip: &Ip,
+    plain: u32,
 ) -> Result<(RouteKind, u8, &'static NextHop), DropReason> {
     let hop = maps::room().map(Room::hop).ok_or(DropReason::NoRoute)?;
-    let generation = maps::route_generation(settings);
     // By a plain route the way is the same as a moment ago.
-    let plain = plain_way(settings, ip, &ip.dst);
     if plain != 0 {
-        let zone = recall(ip, packet.device(), generation);
+        let zone = recall(ip, packet.device(), maps::route_generation(settings));
         if zone != UNKNOWN {
             return Ok((RouteKind::Resolved, zone as u8, maps::opaque(hop)));
         }
@@ -116,6 +116,12 @@ fn remember(ip: &Ip, device: u32, zone: u8) {
 #[inline(always)]
 pub fn passes_plain_reverse_path(packet: &impl Packet, settings: &Settings, ip: &Ip) -> bool {
     plain_way(settings, ip, &ip.src) == packet.device()
+}
+
+/// The interface that a plain route to the destination of a packet leads to; 0 if the kernel has to be asked.
+#[inline(always)]
+pub fn plain_way_there(settings: &Settings, ip: &Ip) -> u32 {
+    plain_way(settings, ip, &ip.dst)
 }
 
 /// The interface that a plain route leads to; 0 if the kernel has to be asked, as it has to where the source counts, too:
@@ -207,7 +213,7 @@ pub fn send(
     let (way, back) = flow.ways(reply);
     // SAFETY: `way` lies in a map element. Others may write it: see the module `flow`.
     if unsafe { (&raw const (*way).generation).read_volatile() } != maps::route_generation(settings) {
-        match route(packet, settings, ip)? {
+        match route(packet, settings, ip, plain_way_there(settings, ip))? {
             // The way to the other end now ends here: an address of it moved to this node.
             (RouteKind::Local | RouteKind::None, ..) => return Err(DropReason::NoRoute),
             (_, zone, _) if zone != flow.zone(!reply) => return Err(DropReason::WrongZone),

@@ -293,10 +293,10 @@ pub fn interface(key: InterfaceKey) -> Option<Interface> {
     unsafe { INTERFACES.get(key).copied() }
 }
 
-/// The interface that the present packet came by, if it is one of ours. What a CPU has found out holds for a route
-/// generation: user space raises that when interfaces change, too.
+/// The interface that the present packet came by, or that a plain route leads to, if it is one of ours. What a CPU has
+/// found out holds for a route generation: user space raises that when interfaces change, too.
 #[inline(always)]
-pub fn came_by(ifindex: u32, settings: &Settings) -> Option<&'static Interface> {
+pub fn known_interface(ifindex: u32, settings: &Settings) -> Option<&'static Interface> {
     let generation = route_generation(settings);
     let known = KNOWN_INTERFACES.get_ptr_mut(ifindex % KNOWN_INTERFACES_LEN)?;
     // SAFETY: the element belongs to this CPU, which runs one of our programs at a time.
@@ -306,7 +306,7 @@ pub fn came_by(ifindex: u32, settings: &Settings) -> Option<&'static Interface> 
     }
 }
 
-/// Looks up an interface for [`came_by`]; whether it is one of ours. Not inlined, so that the verifier looks at what
+/// Looks up an interface for [`known_interface`]; whether it is one of ours. Not inlined, so that the verifier looks at what
 /// follows once.
 #[inline(never)]
 fn get_to_know(ifindex: u32, generation: u32) -> bool {

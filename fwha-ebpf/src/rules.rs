@@ -13,13 +13,6 @@ use crate::{
     parse::{Ip, Payload},
 };
 
-/// What the rule that admits a flow says of it.
-pub struct Admitted {
-    pub name_hash: u32,
-    pub mss: u16,
-    pub syn_proxy: bool,
-}
-
 /// A search for a rule.
 pub struct Search {
     /// In this generation of the ruleset: it stays what it is until the program ends, also when another is in force.
@@ -29,9 +22,9 @@ pub struct Search {
     decision: Decision,
 }
 
-/// The first rule that matches, if it admits the flow.
+/// What the first rule that matches says, if it admits the flow.
 #[inline(always)]
-pub fn judge(settings: &Settings, ip: &Ip, zones: [u8; 2]) -> Result<Admitted, DropReason> {
+pub fn judge(settings: &Settings, ip: &Ip, zones: [u8; 2]) -> Result<&'static Decision, DropReason> {
     // SAFETY: a reference; volatile, so that it is read once.
     let generation = unsafe { (&raw const settings.ruleset_generation).read_volatile() };
     if generation == 0 {
@@ -52,31 +45,17 @@ pub fn judge(settings: &Settings, ip: &Ip, zones: [u8; 2]) -> Result<Admitted, D
         to: zones[1],
     };
     let mut found = fwha_rule_small();
-    if found == LARGE {
-        let trees = fwha_rule_begin();
-        if trees == NO_RULESET {
-            return Err(DropReason::NoRuleset);
-        }
+    if found & !0xff == TREES {
         for field in 1..4 {
-            if trees & 1 << field != 0 {
+            if found & 1 << field != 0 {
                 // What there is not is in no block, either.
                 search.search.set_row(field, fwha_rule_row(field));
             }
         }
         found = fwha_rule_end();
-    } else if found & !0xff == TREES {
-        for field in 1..4 {
-            if found & 1 << field != 0 {
-                search.search.set_row(field, fwha_rule_small_row(field));
-            }
-        }
-        found = fwha_rule_small_end();
     }
     match found {
-        ACCEPT => {
-            let decision = &maps::opaque(search).decision;
-            Ok(Admitted { name_hash: decision.name_hash, mss: decision.mss, syn_proxy: decision.syn_proxy() })
-        }
+        ACCEPT => Ok(&maps::opaque(search).decision),
         REJECT => Err(DropReason::Reject),
         NO_RULE => Err(DropReason::NoRule),
         NO_RULESET => Err(DropReason::NoRuleset),
@@ -88,17 +67,14 @@ const ACCEPT: u32 = Action::Accept as u32;
 const REJECT: u32 = Action::Reject as u32;
 const NO_RULE: u32 = u32::MAX;
 const NO_RULESET: u32 = u32::MAX - 1;
-const LARGE: u32 = u32::MAX - 2;
 /// With the fields, a bit for each.
 const TREES: u32 = 0x100;
 
 // The parts of a search are global functions, which the verifier looks at once, and not for each way that leads to
 // them. They are several, and hand on what they have found in the scratch room, because the stack has little left.
 
-// Those for a small ruleset look its block up once each.
-
-/// In a small ruleset, begins a search, and ends it if no rows are yet to be found. Returns as [`fwha_rule_end`]
-/// does, or the fields whose rows are, with [`TREES`]; or [`LARGE`].
+/// All of a search in a small ruleset, whose block is looked up once, and the begin of one in a larger ruleset. Returns as
+/// [`fwha_rule_end`] does, or the fields whose rows are yet to be found, with [`TREES`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn fwha_rule_small() -> u32 {
@@ -109,52 +85,24 @@ extern "C" fn fwha_rule_small() -> u32 {
     let Some(first) = generation.block(0) else {
         return NO_RULESET;
     };
+    let trees = search.search.begin(first);
     let Some(blocks) = Small::of(first) else {
-        return LARGE;
+        return TREES | trees;
     };
-    match search.search.begin(&blocks) {
-        None => NO_RULESET,
-        Some(0) => decide(search.search.rule_of_small(&blocks), &blocks, &mut search.decision),
-        Some(trees) => TREES | trees,
+    let mut field = 1;
+    while field < 4 {
+        if trees >> field & 1 != 0 {
+            let Some(row) = search.search.row(&blocks, field) else {
+                return NO_RULESET;
+            };
+            search.search.set_row(field, row);
+        }
+        field += 1;
+        // So that the compiler does not write out the search for each field.
+        // SAFETY: the same number.
+        unsafe { core::arch::asm!("{0} = {0}", inout(reg) field, options(nostack)) };
     }
-}
-
-/// As [`fwha_rule_row`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn fwha_rule_small_row(field: u32) -> u32 {
-    let Some(search) = maps::room().map(Room::search) else {
-        return NO_RULESET;
-    };
-    let generation = Generation(&search.generation);
-    let Some(blocks) = generation.block(0).and_then(Small::of) else {
-        return NO_RULESET;
-    };
-    search.search.row(&blocks, field).unwrap_or(NO_RULESET)
-}
-
-/// As [`fwha_rule_end`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn fwha_rule_small_end() -> u32 {
-    let Some(search) = maps::room().map(Room::search) else {
-        return NO_RULESET;
-    };
-    let generation = Generation(&search.generation);
-    let Some(blocks) = generation.block(0).and_then(Small::of) else {
-        return NO_RULESET;
-    };
     decide(search.search.rule_of_small(&blocks), &blocks, &mut search.decision)
-}
-
-/// Begins a search. Returns the fields, a bit for each, whose rows are yet to be found; or [`NO_RULESET`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn fwha_rule_begin() -> u32 {
-    let Some(search) = maps::room().map(Room::search) else {
-        return NO_RULESET;
-    };
-    search.search.begin(&Generation(&search.generation)).unwrap_or(NO_RULESET)
 }
 
 /// Returns the row of a field, or [`NO_RULESET`].

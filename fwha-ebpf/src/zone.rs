@@ -16,7 +16,7 @@ use crate::{
 /// has not learned, and each of several firewalls behind it would forward them.
 #[inline(always)]
 pub fn of(packet: &impl Packet, settings: &Settings, eth: &Eth) -> Result<&'static Interface, DropReason> {
-    let interface = maps::came_by(packet.device(), settings).ok_or(DropReason::NoZone)?;
+    let interface = maps::known_interface(packet.device(), settings).ok_or(DropReason::NoZone)?;
     if interface.zone == Interface::NO_ZONE {
         return Err(DropReason::NoZone);
     }

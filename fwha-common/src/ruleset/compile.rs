@@ -95,7 +95,7 @@ impl Ruleset {
 }
 
 fn find_rows(search: &mut Search, blocks: &impl Blocks) -> Option<()> {
-    let trees = search.begin(blocks)?;
+    let trees = search.begin(blocks.block(0)?);
     for field in (0..32).filter(|field| trees >> field & 1 != 0) {
         let row = search.row(blocks, field)?;
         search.set_row(field, row);

@@ -98,6 +98,32 @@ fn plain_routes_hold_for_their_generation() {
 }
 
 #[test]
+fn what_the_rules_drop_is_not_looked_up_by_a_plain_route() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        rig.load_rules(&[]);
+        let syn = tcp(CLIENT, SERVER, "S");
+        assert_eq!(rig.send(Port::Lan, &syn).verdict, Drop(DropReason::NoRule));
+        assert_eq!(rig.counter(Counter::FibLookups), 1, "which zone it goes to");
+        rig.set_plain_routes(&NETWORKS);
+        assert_eq!(rig.send(Port::Lan, &syn).verdict, Drop(DropReason::NoRule));
+        assert_eq!(rig.counter(Counter::FibLookups), 1);
+    });
+}
+
+#[test]
+fn a_flow_goes_to_the_zone_that_it_was_judged_for() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        rig.load_rules(&[Rule { from: LAN, to: LAN, ..accept("inside") }]);
+        // As they were listed; the kernel's lead to the WAN by now.
+        rig.set_plain_routes(&[NETWORKS[0], ("10.0.0.0", 24, Some(Port::Lan))]);
+        let syn = tcp(CLIENT, SERVER, "S");
+        assert_eq!(rig.send(Port::Lan, &syn).verdict, Drop(DropReason::NoRoute));
+    });
+}
+
+#[test]
 fn the_kernel_has_the_last_word_on_a_forged_source() {
     needs_root!();
     at_both_hooks(|rig| {

@@ -303,7 +303,16 @@ impl Running {
 ///
 /// When the kernel has no connection tracking.
 pub fn tracked_max() -> Result<u32> {
-    let file = "/proc/sys/net/netfilter/nf_conntrack_max";
-    let max: u32 = fs::read_to_string(file).with_context(|| format!("read {file}"))?.trim().parse()?;
+    let max = conntrack_max()?;
     Ok(max - max / 8)
+}
+
+/// The most flows that the kernel tracks.
+///
+/// # Errors
+///
+/// When the kernel has no connection tracking.
+pub fn conntrack_max() -> Result<u32> {
+    let file = "/proc/sys/net/netfilter/nf_conntrack_max";
+    Ok(fs::read_to_string(file).with_context(|| format!("read {file}"))?.trim().parse()?)
 }

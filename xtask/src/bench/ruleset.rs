@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
 
-use super::contender::{Contender, Policy};
+use super::contender::{Contender, MAX_FLOWS, Policy, conntrack_max};
 use super::dataplane::traffic::{DENIED, Place};
 use super::live::{Bare, Sent, Size};
 use super::report::{Figure, Report, Table};
@@ -48,7 +48,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if quick {
         contenders.retain(|contender| *contender != Contender::Tc);
     }
-    let mut stage = Stage::lay(&args.options, "ruleset")?;
+    // Whoever remembers flows has room for as many: a larger table costs more, also one that nobody is in.
+    let max_flows = conntrack_max().unwrap_or(MAX_FLOWS);
+    let mut stage = Stage::lay_for(&args.options, "ruleset", max_flows)?;
     let figure = |name, heading, decimals| Figure { name, heading, decimals };
     let mut table = Table {
         name: "denied",
@@ -81,10 +83,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         }
         Ok(())
     })?;
+    let room = stage.lab.options().max_flows;
     stage.remove()?;
     report.tables.push(table);
     report.notes.push(format!(
-        "{} rounds of {packets} packets of {FLOWS} flows. ns: of one CPU, beyond a program that drops without a look.",
+        "{} rounds of {packets} packets of {FLOWS} flows, room for {room}. ns: of one CPU, beyond a program that drops \
+         without a look.",
         args.options.rounds()
     ));
     args.options.publish(&report)?;

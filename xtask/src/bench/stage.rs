@@ -97,12 +97,21 @@ const TOLD_PER_S: u32 = 30_000;
 const ARRIVED_MIN: f64 = 0.99;
 
 impl Stage {
-    /// Lays it.
+    /// Lays it, with nodes that hold as many flows as any suite opens.
     ///
     /// # Errors
     ///
     /// When the machine refuses.
     pub fn lay(options: &Options, suite: &str) -> Result<Self> {
+        Self::lay_for(options, suite, MAX_FLOWS)
+    }
+
+    /// Lays it, with nodes that hold so many flows, if the suite is not a quick one.
+    ///
+    /// # Errors
+    ///
+    /// When the machine refuses.
+    pub fn lay_for(options: &Options, suite: &str, max_flows: u32) -> Result<Self> {
         if !is_root() {
             bail!(
                 "the bench needs root: it makes network namespaces; run `sudo -E cargo xtask bench {suite}`"
@@ -115,7 +124,7 @@ impl Stage {
         let spinner = spinner("laying the lab");
         let lab = Lab::new(LabOptions {
             bin_dir: Some(bin_dir),
-            max_flows: if options.quick { 65_536 } else { MAX_FLOWS },
+            max_flows: if options.quick { 65_536 } else { max_flows },
             ipv6: true,
             ..LabOptions::default()
         })
