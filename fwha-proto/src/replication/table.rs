@@ -21,7 +21,8 @@ pub(super) const NONE: u32 = u32::MAX;
 /// All numbers that an identity can have.
 const NODES: usize = NodeId::MAX as usize + 1;
 
-const CHUNK_BITS: u32 = 10;
+/// A chunk is some huge pages long: an allocator may use them.
+const CHUNK_BITS: u32 = 15;
 const CHUNK: usize = 1 << CHUNK_BITS;
 
 /// A set of peers: bit n - 1 is node n.
