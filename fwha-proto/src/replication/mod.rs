@@ -193,6 +193,9 @@ pub enum Output {
     Put(FlowKey, Flow),
     /// Delete a flow from the kernel map. That it is not there is no error.
     Delete(FlowKey, FlowId),
+    /// A flow of this node's data plane, under whose key another one was deleted at that time: if the kernel map has none of
+    /// this key, it was deleted in its place, and is to be written back.
+    Confirm(FlowKey, Flow),
     /// Compare these buckets with the kernel map soon: it may hold flows that were never for the peers.
     Reconcile(Buckets),
     /// Something happened.
@@ -246,6 +249,9 @@ impl Replication {
         if self.young.forget(key, id) {
             self.core.counters.ended_young += 1;
             return;
+        }
+        if let Some(other) = self.young.get(key) {
+            self.core.outputs.push_back(Output::Confirm(*key, *other));
         }
         if self.core.told(key, id) {
             self.core.outputs.push_back(Output::Delete(*key, *id));
@@ -326,6 +332,9 @@ impl Replication {
         let grown = Time::from_nanos(flow.created_ns()) + filter.min_age;
         let waits = !filter.min_age.is_zero() && now < grown && owned && !self.core.knows(key);
         if waits && self.young.len() < self.core.options.max_flows {
+            if told == Told::Created && self.core.has_deleted(key) {
+                self.core.outputs.push_back(Output::Confirm(*key, *flow));
+            }
             self.young.keep(grown, key, flow);
             return false;
         }

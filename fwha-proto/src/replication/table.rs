@@ -62,6 +62,13 @@ pub(super) struct Slot {
     pub(super) held: bool,
 }
 
+impl Slot {
+    /// It is a flow that this node has deleted a moment ago.
+    pub(super) const fn is_deleted_here(&self) -> bool {
+        !self.live && self.held && self.source == 0
+    }
+}
+
 pub(super) struct Table {
     mix: Mix,
     index: HashTable<u32>,

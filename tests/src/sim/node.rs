@@ -346,7 +346,8 @@ fn poll(daemon: &mut Daemon, effects: &mut Vec<Effect>) {
             Output::Transmit { peer, link, datagram } => Effect::Transmit(peer, link, datagram),
             Output::Put(key, flow) => Effect::Put(key, flow),
             Output::Delete(key, id) => Effect::Delete(key, id),
-            Output::Diff { .. } => continue,
+            // The kernel of the simulator deletes what it means to.
+            Output::Diff { .. } | Output::Confirm(..) => continue,
             Output::Event(event) => Effect::Note(format!("{event:?}")),
         });
     }
