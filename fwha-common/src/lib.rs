@@ -31,6 +31,7 @@ pub mod rule;
 pub mod ruleset;
 pub mod settings;
 pub mod siphash;
+pub mod sweep;
 
 /// Version of every layout in this crate. Pinned maps live below a path that carries it, so that a
 /// daemon never reads a map that another layout wrote. Raise it with each change of a map's key,

@@ -242,6 +242,8 @@ pub mod name {
     pub const EVENTS: &str = "EVENTS";
     /// Events lost by bucket: PERCPU_ARRAY of u64, [`crate::BUCKETS`] elements.
     pub const EVENT_LOSS: &str = "EVENT_LOSS";
+    /// ARRAY of one [`crate::sweep::Sweep`].
+    pub const SWEEP: &str = "SWEEP";
     /// ARRAY of [`crate::group::Group`], [`crate::MAX_GROUPS`] elements.
     pub const GROUPS: &str = "GROUPS";
     /// ARRAY of [`crate::group::BucketRange`] by [`crate::group::BucketRange::index`].
@@ -285,6 +287,8 @@ pub mod name {
     pub const HOST_INGRESS: &str = "fwha_host";
     /// The tc (TCX) ingress program for sync interfaces: answers probes, passes everything else.
     pub const SYNC_INGRESS: &str = "fwha_sync";
+    /// The program that is run to delete the flows in `SWEEP`.
+    pub const SWEEPER: &str = "fwha_sweep";
 }
 
 #[cfg(feature = "user")]

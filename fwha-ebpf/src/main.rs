@@ -18,6 +18,7 @@
 //! | `rules` | the rule that decides on a new flow |
 //! | `zone`, `limit` | where a packet comes from; limits by source |
 //! | `forward`, `reject` | next hop and rewrite; answers to what a rule rejects |
+//! | `sweep` | flows that expired, deleted |
 //! | `synproxy` | cookies in answer to SYNs, and what follows from them |
 //! | `capture` | samples of what is dropped |
 //! | `maps`, `atomic` | the maps; atomic operations |
@@ -63,6 +64,8 @@ mod reject;
 #[cfg(target_arch = "bpf")]
 mod rules;
 #[cfg(target_arch = "bpf")]
+mod sweep;
+#[cfg(target_arch = "bpf")]
 mod synproxy;
 #[cfg(target_arch = "bpf")]
 mod vip;
@@ -92,7 +95,7 @@ mod entry {
         maps::{self, Counters, Room},
         packet::{Eth, Packet},
         parse::ethertype,
-        probe, reject, synproxy, vip, vlan,
+        probe, reject, sweep, synproxy, vip, vlan,
     };
 
     const REJECT: u32 = DropReason::Reject as u32;
@@ -240,6 +243,14 @@ mod entry {
         if let Some(room) = maps::room() {
             vip::settle(&mut Tc::new(ctx, room));
         }
+        TCX_NEXT
+    }
+
+    /// Attached nowhere: user space runs it to have flows that expired deleted.
+    #[unsafe(no_mangle)]
+    #[unsafe(link_section = "classifier")]
+    fn fwha_sweep(_: *mut __sk_buff) -> i32 {
+        sweep::sweep();
         TCX_NEXT
     }
 

@@ -20,6 +20,7 @@ use fwha_common::{
     rule::{Interface, InterfaceKey, MAX_INTERFACES},
     ruleset::{Block, GENERATIONS, MAX_RULES},
     settings::{COUNTERS as COUNTER_COUNT, Counter, Settings, Timeouts},
+    sweep::Sweep,
 };
 
 use crate::{
@@ -54,6 +55,9 @@ pub static EVENTS: RingBuf<FlowEvent, { 4 << 20 }> = RingBuf::new();
 
 #[btf_map]
 pub static EVENT_LOSS: PerCpuArray<u64, BUCKETS> = PerCpuArray::new();
+
+#[btf_map]
+pub static SWEEP: Array<Sweep, 1> = Array::new();
 
 #[btf_map]
 pub static GROUPS: Array<Group, MAX_GROUPS> = Array::new();

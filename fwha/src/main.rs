@@ -8,7 +8,12 @@ use fwha::{
     check, cleanup,
     config::ConfigErrors,
     daemon::{self, RunOptions},
+    sys::memory::HugePages,
 };
+
+/// The replica of a large flow table is looked at here and there.
+#[global_allocator]
+static ALLOCATOR: HugePages = HugePages;
 
 fn main() -> ExitCode {
     let done = match Fwha::parse().verb {

@@ -189,7 +189,7 @@ impl World {
                     self.kernel.push((key, flow));
                 }
                 Output::Delete(key, id, _) => self.kernel.retain(|(k, f)| (*k, f.id()) != (key, id)),
-                Output::Reconcile(_) | Output::Event(_) | Output::Diff { .. } => {}
+                Output::Confirm(..) | Output::Reconcile(_) | Output::Event(_) | Output::Diff { .. } => {}
             }
         }
         hellos.into_iter().for_each(|p| self.hello(p));

@@ -165,6 +165,11 @@ impl Core {
         self.table.find(key).is_some_and(|i| self.table.at(i).live)
     }
 
+    /// Whether this node has deleted a flow of this key a moment ago.
+    pub(super) fn has_deleted(&self, key: &FlowKey) -> bool {
+        self.table.find(key).is_some_and(|i| self.table.at(i).is_deleted_here())
+    }
+
     /// Takes what the data plane says of a flow. The slot, if that is news.
     pub(super) fn learn(&mut self, key: &FlowKey, entry: Entry, told: Told) -> Option<u32> {
         self.counters.events += 1;
@@ -208,10 +213,14 @@ impl Core {
             self.counters.events_old += 1;
             return None;
         }
+        let deleted = told == Told::Created && slot.is_deleted_here();
         if !slot.live && self.full() {
             return None;
         }
         self.table.replace(i, entry);
+        if deleted {
+            self.outputs.push_back(Output::Confirm(*key, entry.to_flow(key)));
+        }
         Some(self.own(i))
     }
 
@@ -243,7 +252,13 @@ impl Core {
     pub(super) fn forget(&mut self, now: Time, key: &FlowKey, id: &FlowId) -> Option<u32> {
         let i = self.table.find(key)?;
         let slot = self.table.at(i);
-        if !slot.live || slot.entry.id != *id {
+        if !slot.live {
+            return None;
+        }
+        if slot.entry.id != *id {
+            if slot.source == 0 {
+                self.outputs.push_back(Output::Confirm(*key, slot.entry.to_flow(key)));
+            }
             return None;
         }
         self.table.kill(i);

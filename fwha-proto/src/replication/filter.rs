@@ -84,6 +84,11 @@ impl Young {
         }
     }
 
+    /// The flow of this key.
+    pub(super) fn get(&self, key: &FlowKey) -> Option<&Flow> {
+        self.flows.get(key)
+    }
+
     /// Whether a flow is here.
     pub(super) fn knows(&self, key: &FlowKey, id: &FlowId) -> bool {
         self.flows.get(key).is_some_and(|flow| flow.id() == *id)

@@ -195,6 +195,9 @@ pub enum Output {
     /// that owns its bucket by now may have gone on with it, in a higher one; then it stays, and its bucket is to be
     /// reconciled.
     Delete(FlowKey, FlowId, u64),
+    /// A flow of this node's data plane, under whose key another one was deleted at that time: if the kernel map has none of
+    /// this key, it was deleted in its place, and is to be written back.
+    Confirm(FlowKey, Flow),
     /// Compare these buckets with the kernel map soon: it may hold flows that were never for the peers.
     Reconcile(Buckets),
     /// Something happened.
@@ -248,6 +251,9 @@ impl Replication {
         if self.young.forget(key, id) {
             self.core.counters.ended_young += 1;
             return;
+        }
+        if let Some(other) = self.young.get(key) {
+            self.core.outputs.push_back(Output::Confirm(*key, *other));
         }
         if self.core.told(key, id) {
             self.core.outputs.push_back(Output::Delete(*key, *id, u64::MAX));
@@ -328,6 +334,9 @@ impl Replication {
         let grown = Time::from_nanos(flow.created_ns()) + filter.min_age;
         let waits = !filter.min_age.is_zero() && now < grown && owned && !self.core.knows(key);
         if waits && self.young.len() < self.core.options.max_flows {
+            if told == Told::Created && self.core.has_deleted(key) {
+                self.core.outputs.push_back(Output::Confirm(*key, *flow));
+            }
             self.young.keep(grown, key, flow);
             return false;
         }

@@ -188,6 +188,12 @@ impl Rig {
 
     /// A new connection of this key on a node that owns its bucket.
     pub(super) fn create(&mut self, id: NodeId, n: u16) {
+        self.create_undrained(id, n);
+        self.drain(id);
+    }
+
+    /// As [`Self::create`], and what follows waits.
+    pub(super) fn create_undrained(&mut self, id: NodeId, n: u16) {
         let now = self.now;
         let node = self.node(id);
         let full = node.kernel.len() >= node.replication.core.options.max_flows
@@ -220,6 +226,7 @@ impl Rig {
         flow.version = Flow::next_version(flow.version, term);
         flow.ways[0].packets += 1;
         self.event(id, FlowEventKind::Updated, n);
+        self.drain(id);
     }
 
     /// A change of which the data plane's event is lost.
@@ -264,7 +271,6 @@ impl Rig {
         let node = self.node(id);
         let event = FlowEvent { kind: kind as u32, cpu: 0, key, flow: node.kernel[&key] };
         node.replication.local(now, &event);
-        self.drain(id);
     }
 
     /// Compares a node's replica with its kernel map.
@@ -354,6 +360,7 @@ impl Rig {
                 }
                 Output::Put(key, flow) => self.put(id, key, flow),
                 Output::Delete(key, flow_id, _) => self.remove(id, key, flow_id),
+                Output::Confirm(key, flow) => _ = self.node(id).kernel.entry(key).or_insert(flow),
                 Output::Reconcile(_) => self.node(id).stale = true,
                 Output::Event(event) => self.node(id).events.push(event),
                 Output::Diff { found, .. } => self.node(id).found.push(found),

@@ -1,7 +1,7 @@
 //! The replica: one slot per flow, found by key, listed by bucket, summed up in a digest per bucket.
 //!
-//! Slots live in chunks that never move, so growing costs the same at a thousand flows and at a
-//! million. The index holds slot numbers only; everything about a flow is in its slot, so a change
+//! Slots live in chunks that never move (but in a table smaller than one), so growing costs the same at a hundred thousand flows
+//! and at a million. The index holds slot numbers only; everything about a flow is in its slot, so a change
 //! costs one probe of the index and one slot.
 //!
 //! A slot is *live*, or *dead*: deleted, but kept as a tombstone while a message that is older than
@@ -21,7 +21,8 @@ pub(super) const NONE: u32 = u32::MAX;
 /// All numbers that an identity can have.
 const NODES: usize = NodeId::MAX as usize + 1;
 
-const CHUNK_BITS: u32 = 10;
+/// A chunk is some huge pages long: an allocator may use them.
+const CHUNK_BITS: u32 = 15;
 const CHUNK: usize = 1 << CHUNK_BITS;
 
 /// A set of peers: bit n - 1 is node n.
@@ -61,10 +62,19 @@ pub(super) struct Slot {
     pub(super) held: bool,
 }
 
+impl Slot {
+    /// It is a flow that this node has deleted a moment ago.
+    pub(super) const fn is_deleted_here(&self) -> bool {
+        !self.live && self.held && self.source == 0
+    }
+}
+
 pub(super) struct Table {
     mix: Mix,
     index: HashTable<u32>,
     chunks: Vec<Vec<Slot>>,
+    /// Slots that a chunk has room for at first: no more than there will be in a small table.
+    chunk_room: usize,
     free: Vec<u32>,
     heads: [u32; BUCKETS],
     digests: [u64; BUCKETS],
@@ -86,6 +96,7 @@ impl Table {
             mix: Mix::new(seeds),
             index: HashTable::with_capacity(capacity),
             chunks: Vec::new(),
+            chunk_room: capacity.min(CHUNK),
             free: Vec::new(),
             heads: [NONE; BUCKETS],
             digests: [0; BUCKETS],
@@ -175,7 +186,7 @@ impl Table {
             i
         } else {
             if self.chunks.last().is_none_or(|c| c.len() == CHUNK) {
-                self.chunks.push(Vec::with_capacity(CHUNK));
+                self.chunks.push(Vec::with_capacity(self.chunk_room));
             }
             let number = self.chunks.len() - 1;
             self.chunks[number].push(slot);

@@ -893,6 +893,44 @@ fn lost_events_are_made_good_by_reconciliation() {
     assert_eq!((local.reconciled, local.vanished), (10, 10));
 }
 
+/// The sweeper finds that flow 1 has expired; then its key is used again, and the deletion takes the new flow. Node 1 hears of
+/// the new flow and of the deletion in either order.
+#[test]
+fn a_flow_that_was_deleted_in_place_of_the_one_before_is_written_back() {
+    let orders = [true, false].into_iter();
+    for (event_first, min_age_ms) in orders.flat_map(|first| [(first, 0), (first, 50)]) {
+        let mut rig = match min_age_ms {
+            0 => settled(|_| {}),
+            _ => settled(|options| options.filter.min_age = Duration::from_millis(50)),
+        };
+        rig.create(1, 1);
+        rig.run(100 * MS);
+        let (now, key) = (rig.now, Rig::key(1));
+        let old = rig.node(1).kernel.remove(&key).unwrap();
+        let tell = |rig: &mut Rig| rig.node(1).replication.local_delete(now, &key, &old.id());
+        if !event_first {
+            tell(&mut rig);
+        }
+        // Of the event: it is handled only after the deletion.
+        rig.create_undrained(1, 1);
+        let new = rig.node(1).kernel.remove(&key).unwrap();
+        if event_first {
+            tell(&mut rig);
+        }
+        rig.drain(1);
+        assert_eq!(rig.node(1).kernel.get(&key).map(Flow::id), Some(new.id()), "{event_first} {min_age_ms}");
+        rig.run(200 * MS);
+        rig.converge(HEALED_WITHIN);
+        assert_eq!(rig.node(2).kernel.get(&key).map(Flow::id), Some(new.id()));
+        // One that is there stays as it is.
+        rig.update(1, 1);
+        let there = rig.node(1).kernel[&key];
+        rig.node(1).replication.local_delete(now, &key, &old.id());
+        rig.drain(1);
+        assert_eq!(rig.node(1).kernel[&key], there);
+    }
+}
+
 #[test]
 fn a_replica_writes_again_what_the_kernel_map_has_missed() {
     let mut rig = settled(|_| {});

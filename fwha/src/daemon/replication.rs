@@ -597,6 +597,11 @@ impl Thread {
                     deletes.push(Doomed { key, id, version });
                     delete(table, &mut deletes, BATCH);
                 }
+                Output::Confirm(key, flow) => {
+                    delete(table, &mut deletes, 1);
+                    put(table, &mut puts, 1);
+                    table.confirm(&key, &flow);
+                }
                 Output::Transmit { peer, link, datagram } => self.transmit(peer, link, &datagram),
                 Output::Reconcile(buckets) => astray = astray | buckets,
                 Output::Event(event) => self.record(&event),
@@ -670,6 +675,7 @@ impl Thread {
             ("applied", table.written),
             ("apply_full", table.full),
             ("apply_failed", table.failed),
+            ("restored", table.restored),
             ("events_malformed", self.flow_events.malformed()),
             ("unsent", self.unsent),
             ("refused_ttl", self.sockets.iter().map(|s| s.refused().ttl).sum()),

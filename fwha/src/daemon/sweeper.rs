@@ -14,6 +14,7 @@ use fwha_common::BUCKETS;
 use fwha_common::flow::{Flow, FlowId, FlowKey};
 use fwha_common::group::Group;
 use fwha_common::settings::{Counter, Timeouts};
+use fwha_common::sweep::Doomed;
 use fwha_proto::election::GroupId;
 use fwha_proto::replication::Buckets;
 
@@ -22,7 +23,6 @@ use super::mailbox::Mailbox;
 use super::replication::{self, OwnedGroups};
 use crate::dataplane::Maps;
 use crate::dataplane::maps::FlowWalk;
-use crate::sys::bpf::Write;
 use crate::sys::clock::KernelClock;
 
 /// Between two looks.
@@ -36,6 +36,9 @@ const TURN_INTERVAL: Duration = Duration::from_millis(10);
 const CHUNK: usize = 2048;
 /// Flows expired in one turn: with more than these, the next turn does not wait as long.
 const MANY: usize = CHUNK / 16;
+/// A flow goes so long after it expired, in ns: the programs' clock is behind by a tick of the kernel at most, and none of them
+/// takes it for alive any more.
+const SETTLED_NS: u64 = 20_000_000;
 
 /// Everything that the thread works with.
 pub struct Thread {
@@ -117,57 +120,40 @@ impl Thread {
             groups.push(owned.filter(|g| g.owned(now_ns)));
         }
         let Some((keys, flows)) = walk.next_chunk(self.maps.flows())? else { return Ok(None) };
+        let mut doomed: Vec<Doomed> = Vec::new();
         let mut expired: Vec<(FlowKey, FlowId)> = Vec::new();
-        let (mut astray, mut failure) = (Buckets::EMPTY, None);
+        let mut buckets = Buckets::EMPTY;
         for (key, flow) in keys.iter().zip(flows) {
             let Some(group) = groups[usize::from(self.bucket_group[usize::from(flow.bucket)])] else {
                 continue;
             };
-            if expiry_ns(key, flow, group.since_ns, &timeouts) > now_ns {
+            if expiry_ns(key, flow, group.since_ns, &timeouts).saturating_add(SETTLED_NS) > now_ns {
                 sources.count(key, flow);
                 continue;
             }
-            match self.take(key, flow, group.since_ns, now_ns, &timeouts) {
-                Ok(true) => expired.push((*key, flow.id())),
-                Ok(false) => {}
-                Err(error) => {
-                    // Whether it is still there is not known now, and nobody else would ever look.
-                    astray.insert(flow.bucket);
-                    failure = Some(error);
-                }
-            }
+            doomed.push(Doomed::new(*key, flow));
+            expired.push((*key, flow.id()));
+            buckets.insert(flow.bucket);
         }
+        if doomed.is_empty() {
+            return Ok(Some(0));
+        }
+        let gone = match self.maps.sweep(&doomed) {
+            Ok(gone) => gone,
+            Err(error) => {
+                // Which of them are still there is not known now, and what is gone must be told, or the peers keep it for
+                // ever.
+                self.replication.send(replication::Command::Reconcile(buckets));
+                return Err(error.into());
+            }
+        };
+        let mut gone = gone.into_iter();
+        expired.retain(|_| gone.next() == Some(true));
         let count = expired.len();
-        // Whatever failed: what is gone from the table must be told, or the peers keep it for ever.
-        if !expired.is_empty() {
+        if count > 0 {
             self.replication.send(replication::Command::Expired(expired));
         }
-        if !astray.is_empty() {
-            self.replication.send(replication::Command::Reconcile(astray));
-        }
-        failure.map_or(Ok(Some(count)), Err)
-    }
-
-    /// Takes an expired flow out of the table. Whether it was still that flow, and still expired:
-    /// a packet may have begun it anew since it was looked at, and then it is put back.
-    fn take(
-        &self,
-        key: &FlowKey,
-        seen: &Flow,
-        since_ns: u64,
-        now_ns: u64,
-        timeouts: &Timeouts,
-    ) -> Result<bool> {
-        let Some(flow) = self.maps.flows().take(key)? else { return Ok(false) };
-        if flow.id() == seen.id() && expiry_ns(key, &flow, since_ns, timeouts) <= now_ns {
-            return Ok(true);
-        }
-        // Between the two calls a third packet can have begun a flow of its own; it wins.
-        match self.maps.flows().update(key, &flow, Write::New) {
-            Ok(()) => Ok(false),
-            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
-            Err(error) => Err(error.into()),
-        }
+        Ok(Some(count))
     }
 
     fn watch_losses(&self, before: &mut Vec<u64>, complaints: &mut Limit) {
@@ -233,6 +219,7 @@ mod tests {
     use super::*;
     use crate::daemon::mailbox::mailbox;
     use crate::dataplane::{Dataplane, Options, pin_dir};
+    use crate::sys::bpf::Write;
     use crate::testing::{Net, root};
 
     const SECOND: u64 = 1_000_000_000;
@@ -283,7 +270,9 @@ mod tests {
             for (n, seen) in [(1, 879), (2, 881), (3, 999)] {
                 maps.flows().update(&key(n), &flow(n.into(), seen), Write::Any).unwrap();
             }
-            let left = || (1..=3).filter(|n| maps.flows().lookup(&key(*n)).unwrap().is_some()).collect();
+            let left = || -> Vec<u16> {
+                (1..=3).filter(|n| maps.flows().lookup(&key(*n)).unwrap().is_some()).collect()
+            };
             let own = |role, since: u64, until: u64| {
                 let (since_ns, lease_until_ns) = (since * SECOND, until * SECOND);
                 maps.write_group(0, &Group { lease_until_ns, since_ns, role, term: 1 }).unwrap();
@@ -314,10 +303,20 @@ mod tests {
             assert_eq!(pass(), (vec![(key(1), flow(1, 0).id())], vec![2, 3]));
             assert_eq!(maps.source_flows(&source).unwrap(), 2, "those that are left");
 
-            // A flow that began between look and deletion is put back as it is.
-            maps.flows().update(&key(3), &flow(33, 999), Write::Any).unwrap();
-            assert!(!sweeper.take(&key(3), &flow(3, 0), 0, now_ns, &Timeouts::KERNEL).unwrap());
-            assert_eq!(maps.flows().lookup(&key(3)).unwrap(), Some(flow(33, 999)));
+            // One that is not as it was seen stays: it has been seen again, or is another one.
+            maps.flows().update(&key(4), &flow(44, 5), Write::Any).unwrap();
+            let doomed = [(2, flow(2, 880)), (3, flow(33, 999)), (4, flow(44, 5)), (5, flow(5, 5))];
+            let doomed = doomed.map(|(n, flow)| Doomed::new(key(n), &flow));
+            assert_eq!(maps.sweep(&doomed).unwrap(), [false, false, true, false]);
+            assert_eq!(left(), [2, 3]);
+            assert_eq!(maps.flows().lookup(&key(4)).unwrap(), None);
+            // Many of them are many orders, each with its own answer.
+            let many: Vec<u16> = (100..150).collect();
+            many.iter().for_each(|&n| maps.flows().update(&key(n), &flow(n.into(), 5), Write::Any).unwrap());
+            let doomed: Vec<Doomed> = (0..600).map(|n| Doomed::new(key(n), &flow(n.into(), 5))).collect();
+            let gone = maps.sweep(&doomed).unwrap();
+            let gone: Vec<u16> = (0..600).filter(|&n| gone[usize::from(n)]).collect();
+            assert_eq!((gone, left()), (many, vec![2, 3]));
             drop((sweeper, maps));
             dataplane.close().unwrap();
         });

@@ -54,6 +54,8 @@ pub struct Table {
     pub written: u64,
     /// Flows for which the table had no room.
     pub full: u64,
+    /// Flows of this node that were deleted in place of others, and written back.
+    pub restored: u64,
     /// Flows that could not be written or deleted.
     pub failed: u64,
 }
@@ -71,6 +73,7 @@ impl Table {
             complaints: Limit::default(),
             written: 0,
             full: 0,
+            restored: 0,
             failed: 0,
         }
     }
@@ -143,6 +146,18 @@ impl Table {
             self.defer(key, flow.bucket);
         }
         Ok(())
+    }
+
+    /// Writes a flow of this node back if there is none of its key any more.
+    pub fn confirm(&mut self, key: &FlowKey, flow: &Flow) {
+        match self.maps.flows().update(key, flow, Write::New) {
+            Ok(()) => self.restored += 1,
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
+            Err(error) => {
+                self.astray.insert(flow.bucket);
+                self.complain("write", 1, &error);
+            }
+        }
     }
 
     fn defer(&mut self, key: &FlowKey, bucket: u8) {
@@ -289,6 +304,17 @@ mod tests {
             owned.set(0, false);
             table.put(&[key(1)], &[flow(5, 2)]);
             assert_eq!(kernel(1), Some(flow(5, 2)));
+        });
+    }
+
+    #[test]
+    fn a_flow_that_was_deleted_in_place_of_another_is_written_back() {
+        with_table(|table, maps, _| {
+            table.confirm(&key(1), &flow(5, 1));
+            assert_eq!(maps.flows().lookup(&key(1)).unwrap(), Some(flow(5, 1)));
+            table.confirm(&key(1), &flow(4, 9));
+            assert_eq!(maps.flows().lookup(&key(1)).unwrap(), Some(flow(5, 1)), "there is one");
+            assert_eq!((table.restored, table.failed), (1, 0));
         });
     }
 

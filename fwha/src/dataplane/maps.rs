@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
 };
 
@@ -19,6 +19,7 @@ use fwha_common::{
     rule::{Decision, Interface, InterfaceKey, Rule},
     ruleset::{self, MAX_RULES, Ruleset, RulesetMap},
     settings::{Settings, Timeouts, name},
+    sweep::{Doomed, SWEEP_MAX, Sweep},
 };
 use tracing::warn;
 
@@ -28,6 +29,12 @@ use crate::sys::{
     bpf::{self, Map, PerCpuCounters, Walk, Write},
     zeroed,
 };
+
+/// The least that `BPF_PROG_TEST_RUN` takes, in bytes.
+const FRAME_LEN: usize = 64;
+
+/// The loopback interface of every network namespace (`LOOPBACK_IFINDEX` in include/net/flow.h).
+const LOOPBACK: u32 = 1;
 
 /// A table of flows.
 pub type FlowMap = Map<FlowKey, Flow>;
@@ -65,6 +72,9 @@ pub struct Maps {
     counters: PerCpuCounters,
     drops: PerCpuCounters,
     event_loss: PerCpuCounters,
+    /// Orders to the program beside, one at a time.
+    sweep: Mutex<Map<u32, Sweep>>,
+    sweeper: OwnedFd,
     pub(super) capture: Map<u32, Capture>,
     pub(super) drop_samples: OwnedFd,
     /// Whether there is a capture, of which there is one at a time.
@@ -104,7 +114,7 @@ fn ruleset_error(error: MapError) -> DataplaneError {
 }
 
 impl Maps {
-    pub(super) fn open(pins: &PinDir) -> Result<Self, DataplaneError> {
+    pub(super) fn open(pins: &PinDir, sweeper: BorrowedFd<'_>) -> Result<Self, DataplaneError> {
         fn map<K: Pod, V: Pod>(pins: &PinDir, name: &'static str) -> Result<Map<K, V>, DataplaneError> {
             bpf::open_pinned(&pins.map(name)).and_then(|fd| Map::new(fd.as_fd())).map_err(map_error(name))
         }
@@ -132,6 +142,8 @@ impl Maps {
             counters: counters(name::COUNTERS)?,
             drops: counters(name::DROPS)?,
             event_loss: counters(name::EVENT_LOSS)?,
+            sweep: Mutex::new(map(pins, name::SWEEP)?),
+            sweeper: sweeper.try_clone_to_owned().map_err(map_error(name::SWEEP))?,
             capture: map(pins, name::CAPTURE)?,
             drop_samples: bpf::open_pinned(&pins.map(name::DROP_SAMPLES))
                 .map_err(map_error(name::DROP_SAMPLES))?,
@@ -143,6 +155,33 @@ impl Maps {
     /// The main table: lookups, batches, walks.
     pub fn flows(&self) -> &FlowMap {
         &self.flows
+    }
+
+    /// Deletes flows from the main table, each if it still is as it was: cheaper than one by one. Says of each whether this
+    /// deleted it.
+    ///
+    /// Between the look at a flow and its deletion another one may come under its key, and is deleted in its place. The
+    /// event that tells of that one is written before, or some nanoseconds later.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system calls. What was deleted until then is not known.
+    pub fn sweep(&self, flows: &[Doomed]) -> Result<Vec<bool>, DataplaneError> {
+        let map = self.sweep.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut gone = Vec::with_capacity(flows.len());
+        let mut sweep: Box<Sweep> = Box::new(zeroed());
+        for flows in flows.chunks(SWEEP_MAX) {
+            sweep.count = flows.len() as u32;
+            sweep.flows[..flows.len()].copy_from_slice(flows);
+            map.update(&0, &sweep, Write::Any).map_err(map_error(name::SWEEP))?;
+            // A frame and an interface there must be; the program looks at neither.
+            bpf::test_run(self.sweeper.as_fd(), &[0; FRAME_LEN], LOOPBACK)
+                .map_err(DataplaneError::TestRun)?;
+            if let Some(answer) = map.lookup(&0).map_err(map_error(name::SWEEP))? {
+                gone.extend(answer.flows[..flows.len()].iter().map(|doomed| doomed.gone != 0));
+            }
+        }
+        Ok(gone)
     }
 
     /// Flows that nobody has answered yet. One that is just being written may be seen with a part of that which was

@@ -263,7 +263,7 @@ impl Dataplane {
 
     fn open_in(options: Options, pins: PinDir) -> Result<(Self, Events), DataplaneError> {
         let (programs, adopted, events) = object::load(&pins, options.max_flows, options.max_embryonic)?;
-        let maps = Arc::new(Maps::open(&pins)?);
+        let maps = Arc::new(Maps::open(&pins, programs.sweeper())?);
         // The reader of an earlier run's capture is gone.
         maps.set_capture(&Capture::default())?;
         let links = Links::new(pins.clone());

@@ -33,6 +33,7 @@ pub(super) struct Programs {
     egress: OwnedFd,
     sync: OwnedFd,
     host: OwnedFd,
+    sweeper: OwnedFd,
 }
 
 impl Programs {
@@ -46,6 +47,7 @@ impl Programs {
             egress: open(name::TC_EGRESS)?,
             sync: open(name::SYNC_INGRESS)?,
             host: open(name::HOST_INGRESS)?,
+            sweeper: open(name::SWEEPER)?,
         })
     }
 
@@ -60,11 +62,17 @@ impl Programs {
             (name::TC_EGRESS, &self.egress),
             (name::SYNC_INGRESS, &self.sync),
             (name::HOST_INGRESS, &self.host),
+            (name::SWEEPER, &self.sweeper),
         ] {
             let path = dir.join(name);
             bpf::pin(program.as_fd(), &path).map_err(|e| pin_error("make", &path, e))?;
         }
         Ok(())
+    }
+
+    /// The program that deletes flows that expired.
+    pub fn sweeper(&self) -> BorrowedFd<'_> {
+        self.sweeper.as_fd()
     }
 
     /// The program for a hook.
@@ -141,6 +149,7 @@ pub(super) fn load(
         egress: program(&mut ebpf, name::TC_EGRESS)?,
         sync: program(&mut ebpf, name::SYNC_INGRESS)?,
         host: program(&mut ebpf, name::HOST_INGRESS)?,
+        sweeper: program(&mut ebpf, name::SWEEPER)?,
     };
     programs.pin(pins)?;
     Ok((programs, adopted, events(ring)?))

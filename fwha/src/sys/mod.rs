@@ -1,13 +1,14 @@
 //! The kernel's interfaces that no crate wraps.
 //!
 //! This is the only place in the crate with `unsafe`: raw `bpf(2)`, sockets with ancillary data,
-//! scheduling, ethtool, the runtime's view of descriptors, and views of plain data as bytes. What it exports is safe.
+//! scheduling, memory, ethtool, the runtime's view of descriptors, and views of plain data as bytes. What it exports is safe.
 //!
 //! | module | holds |
 //! |---|---|
 //! | [`bpf`] | typed maps with batch operations, links, pins |
 //! | [`clock`] | the monotonic clock that BPF programs see |
 //! | [`interface`] | driver of a network interface |
+//! | [`memory`] | large allocations on huge pages |
 //! | [`mount`] | bpffs |
 //! | [`random`] | random numbers from the kernel |
 //! | [`sched`] | real-time scheduling, locked memory, limits |
@@ -21,6 +22,7 @@ pub use aya::Pod;
 pub mod bpf;
 pub mod clock;
 pub mod interface;
+pub mod memory;
 pub mod mount;
 pub mod random;
 pub mod sched;

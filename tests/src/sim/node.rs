@@ -362,7 +362,8 @@ fn poll(daemon: &mut Daemon, effects: &mut Vec<Effect>) {
             Output::Transmit { peer, link, datagram } => Effect::Transmit(peer, link, datagram),
             Output::Put(key, flow) => Effect::Put(key, flow),
             Output::Delete(key, id, version) => Effect::Delete(key, id, version),
-            Output::Diff { .. } => continue,
+            // The kernel of the simulator deletes what it means to.
+            Output::Diff { .. } | Output::Confirm(..) => continue,
             Output::Event(event) => Effect::Note(format!("{event:?}")),
         });
     }

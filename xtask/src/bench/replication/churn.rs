@@ -43,7 +43,7 @@ const RST: u64 = 0x04;
 const ACK: u64 = 0x10;
 
 /// What is measured, for each rate.
-const FIGURES: [(&str, &str, usize); 13] = [
+const FIGURES: [(&str, &str, usize); 14] = [
     ("per_s", "connections a second that were had", 0),
     ("lag_p50_ms", "lag, median, ms", 1),
     ("lag_p99_ms", "lag, 99 %, ms", 1),
@@ -54,6 +54,7 @@ const FIGURES: [(&str, &str, usize); 13] = [
     ("retransmitted", "flows sent again", 0),
     ("settled_s", "until both are equal and empty, s", 1),
     ("active_us", "CPU of the daemon for each, active, µs", 2),
+    ("sweeper_us", "of which its sweeper, µs", 2),
     ("backup_us", "CPU of the daemon for each, backup, µs", 2),
     ("active_mb", "memory of the active daemon afterwards, MB", 0),
     ("backup_mb", "memory of the backup daemon afterwards, MB", 0),
@@ -152,6 +153,8 @@ fn measure(
     let settled = settling.elapsed().as_secs_f64();
     let rise: Vec<f64> = counters(fwha)?.iter().zip(before).map(|(now, then)| (now - then) as f64).collect();
     let us = |i: usize| used[i].since(&cpu_before[i]).total() as f64 / f64::from(flows) / 1e3;
+    let active = used[0].since(&cpu_before[0]);
+    let sweeper: u64 = active.threads().filter(|(name, _)| *name == "fwha-sweeper").map(|(_, ns)| ns).sum();
     Ok([
         f64::from(flows) / took.as_secs_f64(),
         lag.quantile(0.5),
@@ -163,6 +166,7 @@ fn measure(
         rise[4],
         settled,
         us(0),
+        sweeper as f64 / f64::from(flows) / 1e3,
         us(1),
         resident(fwha.pid(Node::Fw1))? as f64 / 1e6,
         resident(fwha.pid(Node::Fw2))? as f64 / 1e6,
