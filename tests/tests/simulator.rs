@@ -80,6 +80,10 @@ const ONCE_FAILED_ELECTED: &[(u64, &str)] = &[
     ),
     (31259, "the same, and the claimer gave up at once"),
     (
+        13515,
+        "an Active that hung, its sync link lost, was replaced for the silence of its adverts while its data plane answered",
+    ),
+    (
         2173,
         "a successor whose replication slept deleted a flow that its data plane had gone on with, at the former owner's word",
     ),

@@ -377,6 +377,8 @@ impl World {
         if !matches!(cause, Some(Cause::PeerDead | Cause::LeaseEnded | Cause::VrrpSilence | Cause::Vacant)) {
             return;
         }
+        // One whose lease has just ended owns nothing.
+        self.fence();
         let now = self.now;
         let clock = self.nodes[usize::from(id) - 1].clock(now);
         // Of whom it has never heard by heartbeat, it does not know whom to ask: then VRRP alone decides.
