@@ -71,7 +71,7 @@ impl Surveyor {
                 },
                 () = tokio::time::sleep_until(next_look) => {
                     self.look().await;
-                    let all_known = self.zones.keys().all(|zone| self.known.contains_key(zone));
+                    let all_known = self.zones.keys().all(|zone| self.known.get(zone).is_some_and(|known| !known.is_empty()));
                     next_look = Instant::now() + if all_known { LOOK } else { FIRST_LOOK };
                 }
             }
@@ -85,17 +85,31 @@ impl Surveyor {
 
     async fn look(&mut self) {
         for zone in self.zones.keys().copied().collect::<Vec<_>>() {
-            let Some(ifindex) = self.ifindex(zone) else { continue };
-            match monitor::neighbours(ifindex).await {
-                Ok(found) if found.is_empty() => {}
-                Ok(found) => drop(self.known.insert(zone, found.into_iter().collect())),
-                Err(error) => tracing::debug!(zone, "{error}"),
+            let found = self.found(zone).await;
+            if !found.is_empty() {
+                self.known.insert(zone, found);
+            }
+        }
+    }
+
+    /// The neighbours in a zone that the kernel knows.
+    async fn found(&self, zone: u8) -> BTreeSet<Ipv4Addr> {
+        let Some(ifindex) = self.ifindex(zone) else { return BTreeSet::new() };
+        match monitor::neighbours(ifindex).await {
+            Ok(found) => found.into_iter().collect(),
+            Err(error) => {
+                tracing::debug!(zone, "{error}");
+                BTreeSet::new()
             }
         }
     }
 
     async fn survey(&mut self, request: Request) {
         let Request { zone, ask, own, peers } = request;
+        // The last look may have been before there were any, and the kernel does not forget one that does not answer before
+        // some seconds have passed.
+        let found = self.found(zone).await;
+        self.known.entry(zone).or_default().extend(found);
         let known = self.known.get(&zone).into_iter().flatten();
         let neighbours: Vec<Ipv4Addr> =
             known.copied().filter(|a| !own.contains(a)).take(MAX_NEIGHBOURS).collect();
