@@ -30,7 +30,7 @@ use super::events::EventLog;
 use super::kernel_diff::{KernelDiff, Next};
 use super::mailbox::{Letters, Mailbox};
 use super::names::Names;
-use super::table::{Doomed, Table};
+use super::table::{Deletion, Table};
 use crate::dataplane::Maps;
 use crate::dataplane::events::Events;
 use crate::dataplane::maps::FlowWalk;
@@ -569,7 +569,7 @@ impl Thread {
     fn drain(&mut self, table: &mut Table) -> Buckets {
         let mut astray = Buckets::EMPTY;
         let mut puts: (Vec<FlowKey>, Vec<Flow>) = (Vec::new(), Vec::new());
-        let mut deletes: Vec<Doomed> = Vec::new();
+        let mut deletes: Vec<Deletion> = Vec::new();
         let put = |table: &mut Table, (keys, flows): &mut (Vec<FlowKey>, Vec<Flow>), least: usize| {
             if keys.len() >= least {
                 table.put(keys, flows);
@@ -578,7 +578,7 @@ impl Thread {
             }
         };
         let now = self.now();
-        let delete = |table: &mut Table, flows: &mut Vec<Doomed>, least: usize| {
+        let delete = |table: &mut Table, flows: &mut Vec<Deletion>, least: usize| {
             if flows.len() >= least {
                 table.delete(now, flows);
                 flows.clear();
@@ -594,7 +594,7 @@ impl Thread {
                 }
                 Output::Delete(key, id, version) => {
                     put(table, &mut puts, 1);
-                    deletes.push(Doomed { key, id, version });
+                    deletes.push(Deletion { key, id, version });
                     delete(table, &mut deletes, BATCH);
                 }
                 Output::Confirm(key, flow) => {

@@ -71,7 +71,7 @@ impl Surveyor {
                 },
                 () = tokio::time::sleep_until(next_look) => {
                     self.look().await;
-                    let all_known = self.zones.keys().all(|zone| self.known.get(zone).is_some_and(|known| !known.is_empty()));
+                    let all_known = self.zones.keys().all(|zone| self.known.contains_key(zone));
                     next_look = Instant::now() + if all_known { LOOK } else { FIRST_LOOK };
                 }
             }
@@ -109,7 +109,9 @@ impl Surveyor {
         // The last look may have been before there were any, and the kernel does not forget one that does not answer before
         // some seconds have passed.
         let found = self.found(zone).await;
-        self.known.entry(zone).or_default().extend(found);
+        if !found.is_empty() {
+            self.known.entry(zone).or_default().extend(found);
+        }
         let known = self.known.get(&zone).into_iter().flatten();
         let neighbours: Vec<Ipv4Addr> =
             known.copied().filter(|a| !own.contains(a)).take(MAX_NEIGHBOURS).collect();

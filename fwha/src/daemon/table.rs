@@ -30,7 +30,7 @@ const DEFERRED_MAX: usize = 65_536;
 const OWN_FLOWS_FOR: Duration = Duration::from_secs(1);
 
 /// A flow that a peer told to delete.
-pub struct Doomed {
+pub struct Deletion {
     /// Its key.
     pub key: FlowKey,
     /// Which of the flows of that key.
@@ -170,11 +170,11 @@ impl Table {
 
     /// Deletes flows of peers. In a bucket that is ours, or was a moment ago, another flow of the same key stays: the data
     /// plane has begun it since. In one that is ours one also stays that the data plane has gone on with.
-    pub fn delete(&mut self, now: Time, flows: &[Doomed]) {
+    pub fn delete(&mut self, now: Time, flows: &[Deletion]) {
         let result = if self.owned.any() || self.own_flows_until.iter().any(|&until| now < until) {
-            flows.iter().try_for_each(|doomed| self.delete_one(now, doomed))
+            flows.iter().try_for_each(|deletion| self.delete_one(now, deletion))
         } else {
-            let keys: Vec<FlowKey> = flows.iter().map(|doomed| doomed.key).collect();
+            let keys: Vec<FlowKey> = flows.iter().map(|deletion| deletion.key).collect();
             self.maps.flows().delete_batch(&keys).map(drop)
         };
         if let Err(error) = result {
@@ -184,19 +184,19 @@ impl Table {
         }
     }
 
-    fn delete_one(&mut self, now: Time, doomed: &Doomed) -> io::Result<()> {
-        let Some(there) = self.maps.flows().lookup(&doomed.key)? else { return Ok(()) };
+    fn delete_one(&mut self, now: Time, deletion: &Deletion) -> io::Result<()> {
+        let Some(there) = self.maps.flows().lookup(&deletion.key)? else { return Ok(()) };
         let (ours, group) = (self.ours(there.bucket), self.bucket_group[usize::from(there.bucket)]);
         let own = ours || self.own_flows_until.get(usize::from(group)).is_some_and(|&until| now < until);
-        if there.id() != doomed.id {
+        if there.id() != deletion.id {
             if own {
                 return Ok(());
             }
-        } else if ours && there.version > doomed.version {
-            self.defer(&doomed.key, there.bucket);
+        } else if ours && there.version > deletion.version {
+            self.defer(&deletion.key, there.bucket);
             return Ok(());
         }
-        self.maps.flows().delete(&doomed.key).map(drop)
+        self.maps.flows().delete(&deletion.key).map(drop)
     }
 
     /// Flows that a peer spoke of while the data plane had them in use. To be asked for, and written
@@ -233,8 +233,8 @@ mod tests {
         Flow { version, created: number as u32, ..Flow::of(id) }
     }
 
-    fn doomed(n: u16, flow: Flow) -> Doomed {
-        Doomed { key: key(n), id: flow.id(), version: flow.version }
+    fn deletion(n: u16, flow: Flow) -> Deletion {
+        Deletion { key: key(n), id: flow.id(), version: flow.version }
     }
 
     fn with_table(test: impl FnOnce(&mut Table, &Maps, &OwnedGroups) + Send) {
@@ -264,7 +264,7 @@ mod tests {
             table.put(&[key(1)], &[flow(5, 9)]);
             table.put(&[key(1)], &[flow(4, 2)]);
             assert_eq!(maps.flows().lookup(&key(1)).unwrap(), Some(flow(4, 2)));
-            table.delete(Time::ZERO, &[doomed(1, flow(4, 2))]);
+            table.delete(Time::ZERO, &[deletion(1, flow(4, 2))]);
             assert_eq!(maps.flows().lookup(&key(1)).unwrap(), None);
             assert_eq!((table.written, table.failed), (2, 0));
         });
@@ -284,19 +284,19 @@ mod tests {
             assert_eq!((kernel(1), kernel(2)), (Some(flow(5, 4)), Some(flow(6, 1))));
             // Here the data plane has gone on: another version of the flow, and another flow.
             table.put(&[key(1), key(2)], &[flow(5, 2), flow(5, 9)]);
-            table.delete(Time::ZERO, &[doomed(2, flow(5, 9))]);
+            table.delete(Time::ZERO, &[deletion(2, flow(5, 9))]);
             assert_eq!((kernel(1), kernel(2)), (Some(flow(5, 4)), Some(flow(6, 1))));
-            table.delete(Time::ZERO, &[doomed(3, flow(5, 3))]);
+            table.delete(Time::ZERO, &[deletion(3, flow(5, 3))]);
             assert_eq!(kernel(3), None);
             // One that ended at the peer, and that the data plane has gone on with since.
-            table.delete(Time::ZERO, &[doomed(1, flow(5, 3))]);
+            table.delete(Time::ZERO, &[deletion(1, flow(5, 3))]);
             assert_eq!(kernel(1), Some(flow(5, 4)));
             // Nor while it may still make flows that were not heard of yet.
             owned.set(0, false);
             table.changed(Time::ZERO, 0, false);
-            table.delete(Time::ZERO, &[doomed(2, flow(5, 9))]);
+            table.delete(Time::ZERO, &[deletion(2, flow(5, 9))]);
             assert_eq!(kernel(2), Some(flow(6, 1)));
-            table.delete(Time::ZERO + OWN_FLOWS_FOR, &[doomed(2, flow(5, 9))]);
+            table.delete(Time::ZERO + OWN_FLOWS_FOR, &[deletion(2, flow(5, 9))]);
             assert_eq!(kernel(2), None);
             owned.set(0, true);
             // What was not written is known, for when the bucket is given up.
