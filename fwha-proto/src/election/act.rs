@@ -30,7 +30,7 @@ impl Election {
         let moved = cause == Cause::Offered
             && self.actives(g).any(|(_, r)| r.offered_to == Some(self.me()) && r.moved);
         let id = self.groups[g].config.group;
-        let known = self.peers.iter().filter_map(|p| p.group(id)).map(|r| r.term).max().unwrap_or(0);
+        let known = self.told_term(g);
         let group = &mut self.groups[g];
         let since = match (cause, group.config.start.owned_since.take()) {
             (Cause::Resumed, Some(since)) => since,
@@ -56,6 +56,12 @@ impl Election {
         self.out.push_back(Output::AddVips { group: id });
         self.announce(g);
         self.groups[g].last_active = None;
+    }
+
+    /// The highest term in which a peer last said that this group is.
+    fn told_term(&self, g: usize) -> u32 {
+        let id = self.groups[g].config.group;
+        self.peers.iter().filter_map(|p| p.group(id)).map(|r| r.term).max().unwrap_or(0)
     }
 
     /// When the peer that claimed a group would have been heard, if it were Active: by heartbeat if all others are, else
@@ -131,9 +137,12 @@ impl Election {
             let forward_until = handed_over.then(|| self.groups[g].lease_until.min(now + LINGER));
             self.out.push_back(Output::Disown { group, forward_until });
         }
+        let told = self.told_term(g);
         let group = &mut self.groups[g];
         if was_active {
             group.released = Some(now);
+            // An Active kept its own term; from here on the group's is the successor's.
+            group.term = group.term.max(told);
         }
         group.announce.clear();
         group.refresh = None;

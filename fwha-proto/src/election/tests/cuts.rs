@@ -161,6 +161,9 @@ fn a_healed_partition_leaves_the_higher_term_and_its_announcements() {
     assert!(took < ms(100), "{took:?}");
     rig.run(ms(5));
     assert_eq!(rig.role(1, 0), Some(Role::Backup));
+    let yielded = |e: &&Event| matches!(e, Event::Role { from: Role::Active, to: Role::Backup, term: 2, .. });
+    let told = rig.events(1, then);
+    assert!(told.into_iter().any(|e| yielded(&e)), "in the term to which it yields, from the first moment");
     let events = rig.events(2, then);
     assert!(
         events
