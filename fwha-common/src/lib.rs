@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`flow`] | flow key, flow value, identity, states, flow events |
 //! | [`embryonic`] | the table of flows that nobody has answered |
+//! | [`bloom`] | the filter that says which flows there may be |
 //! | [`group`] | ownership of buckets: roles, lease |
 //! | [`limit`] | limits by source address |
 //! | [`rule`] | rules and zones |
@@ -19,6 +20,7 @@
 #![cfg_attr(not(feature = "user"), no_std)]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
+pub mod bloom;
 pub mod capture;
 pub mod drop;
 pub mod embryonic;
@@ -36,7 +38,7 @@ pub mod sweep;
 /// Version of every layout in this crate. Pinned maps live below a path that carries it, so that a
 /// daemon never reads a map that another layout wrote. Raise it with each change of a map's key,
 /// value or meaning.
-pub const ABI_VERSION: u32 = 7;
+pub const ABI_VERSION: u32 = 8;
 
 /// Hash classes of flows. A bucket is the unit of ownership, of digests and of healing.
 pub const BUCKETS: usize = 256;

@@ -234,6 +234,10 @@ pub mod name {
     pub const EMBRYONIC: &str = "EMBRYONIC";
     /// Global u32: the number of the last of these sets, a power of two less 1.
     pub const EMBRYONIC_LAST: &str = "EMBRYONIC_LAST";
+    /// Which TCP flows there may be in these two: ARRAY of [`crate::bloom::Word`], which the daemon maps into its memory.
+    pub const BLOOM: &str = "BLOOM";
+    /// Global u32: the number of the last word of that, a power of two less 1.
+    pub const BLOOM_LAST: &str = "BLOOM_LAST";
     /// Flows that begin or end at this node: LRU_HASH, same types, never replicated.
     pub const NODE_FLOWS: &str = "NODE_FLOWS";
     /// Datagrams in fragments: LRU_HASH, kept by the programs for themselves.

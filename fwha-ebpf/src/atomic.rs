@@ -3,7 +3,7 @@
 //! miscompiles operations whose result is used (llvm issue 210280).
 
 #[cfg(target_arch = "bpf")]
-use core::intrinsics::{AtomicOrdering::SeqCst, atomic_cxchg};
+use core::intrinsics::{AtomicOrdering::SeqCst, atomic_cxchg, atomic_or};
 #[cfg(not(target_arch = "bpf"))]
 use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
@@ -38,4 +38,16 @@ pub unsafe fn compare_exchange_u64(at: *mut u64, old: u64, new: u64) -> Result<(
         (_, true) => Ok(()),
         (found, false) => Err(found),
     }
+}
+
+/// Sets bits.
+///
+/// # Safety
+///
+/// `at` is aligned and points to a map value.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+pub unsafe fn or_u64(at: *mut u64, bits: u64) {
+    // SAFETY: promised by the caller.
+    unsafe { atomic_or::<u64, u64, { SeqCst }>(at, bits) };
 }

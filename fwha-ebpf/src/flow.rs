@@ -49,7 +49,7 @@ use fwha_common::{
 
 use crate::{
     atomic::{compare_exchange_u32, compare_exchange_u64},
-    embryonic, hook, limit,
+    bloom, embryonic, hook, limit,
     maps::{self, Room},
     packet::Packet,
     parse::{Ip, Payload},
@@ -95,6 +95,9 @@ pub fn find(key: &FlowKey, src_is_b: bool, ip: &Ip, now: u64) -> Found {
     let mut hash = 0;
     if begins {
         hash = embryonic::hash(key);
+        if !bloom::may_hold(hash) {
+            return Found::Nothing(hash);
+        }
         embryonic::fetch(hash);
     }
     let main = maps::FLOWS
@@ -634,6 +637,9 @@ impl FlowRef {
             embryonic::settle(hash, place, true);
             return Err(DropReason::TableFull);
         }
+        if ip.payload == Payload::Tcp {
+            bloom::mark(hash);
+        }
         embryonic::settle(hash, place, false);
         let flow = &*flow;
         maps::count(Counter::FlowsCreated, 1);
@@ -715,8 +721,15 @@ impl NewFlow {
 /// Other CPUs are in the way all the time.
 #[inline(always)]
 pub fn insert_embryonic(flow: &'static mut Flow, key: &FlowKey, hash: u64) -> Result<FlowRef, DropReason> {
+    let tcp = key.proto == proto::TCP;
+    if tcp {
+        bloom::mark(hash);
+    }
     if !embryonic::insert(key, hash, flow) {
         return Err(DropReason::TableFull);
+    }
+    if tcp {
+        bloom::mark(hash);
     }
     maps::count(Counter::Embryonic, 1);
     Ok(FlowRef(flow))

@@ -8,6 +8,7 @@ use aya_ebpf::{
 };
 use fwha_common::{
     BUCKETS, MAX_GROUPS,
+    bloom::{WORDS, Word},
     capture::{Capture, DropSample},
     drop::DROP_REASONS,
     embryonic::{CAPACITY, EmbryonicSet, PLACES},
@@ -43,6 +44,9 @@ pub static FLOWS: HashMap<FlowKey, Flow, 65_536> = HashMap::new();
 #[btf_map]
 pub static EMBRYONIC: Array<EmbryonicSet, { (CAPACITY / PLACES) as usize }, { BPF_F_MMAPABLE as usize }> =
     Array::new();
+
+#[btf_map]
+pub static BLOOM: Array<Word, { WORDS as usize }, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 #[btf_map]
 pub static NODE_FLOWS: LruHashMap<FlowKey, Flow, 4_096> = LruHashMap::new();

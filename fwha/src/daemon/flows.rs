@@ -258,7 +258,7 @@ impl Server {
         if flow.id() == seen.id() {
             return Ok(true);
         }
-        match self.maps.flows().update(key, &flow, Write::New) {
+        match self.maps.put_flow(key, &flow, Write::New) {
             Err(error) if error.raw_os_error() != Some(libc::EEXIST) => Err(error),
             _ => Ok(false),
         }

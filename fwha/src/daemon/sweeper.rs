@@ -1,4 +1,4 @@
-//! The sweeper: deletes flows that expired, and notices events that were lost.
+//! The sweeper: deletes flows that expired, renews the filter of flows that there may be, and notices events that were lost.
 //!
 //! Only the owner of a flow expires it. The data plane treats an expired flow as absent at once;
 //! the sweeper only takes its element away, so it has time: a whole pass over the table takes some
@@ -22,6 +22,7 @@ use super::limit::Limit;
 use super::mailbox::Mailbox;
 use super::replication::{self, OwnedGroups};
 use crate::dataplane::Maps;
+use crate::dataplane::bloom::Renewal;
 use crate::dataplane::maps::FlowWalk;
 use crate::sys::clock::KernelClock;
 
@@ -71,8 +72,7 @@ impl Thread {
     }
 
     fn run(mut self) {
-        let mut walk: Option<FlowWalk> = None;
-        let mut sources = Sources::default();
+        let mut pass: Option<Pass> = None;
         let mut pass_due = 0;
         let mut complaints = Limit::default();
         let mut lost = std::mem::take(&mut self.lost);
@@ -81,21 +81,19 @@ impl Thread {
             pause = INTERVAL;
             self.watch_losses(&mut lost, &mut complaints);
             let now_ns = self.clock.now_ns();
-            if walk.is_none() && now_ns >= pass_due && self.owned.any() {
-                walk = Some(FlowWalk::new(CHUNK));
-                sources = Sources::wanted(&self.maps);
+            if pass.is_none() && now_ns >= pass_due && self.owned.any() {
+                pass = Some(Pass::begin(&self.maps, CHUNK));
                 pass_due = now_ns + PASS_INTERVAL.as_nanos() as u64;
             }
-            let Some(w) = &mut walk else { continue };
+            let Some(present) = &mut pass else { continue };
             pause = TURN_INTERVAL;
             let began = Instant::now();
-            match self.sweep(now_ns, w, &mut sources) {
+            match self.sweep(now_ns, present) {
                 // Where so much ends, more than a small share of a CPU is needed: half of one.
                 Ok(Some(expired)) if expired >= MANY => pause = began.elapsed().min(TURN_INTERVAL),
                 Ok(Some(_)) => {}
                 Ok(None) => {
-                    walk = None;
-                    if let Err(error) = std::mem::take(&mut sources).tell(&self.maps)
+                    if let Some(Err(error)) = pass.take().map(|pass| pass.end(&self.maps))
                         && let Some(held) = complaints.pass()
                     {
                         tracing::warn!(held, "cannot count the flows of sources: {error:#}");
@@ -105,21 +103,22 @@ impl Thread {
                     if let Some(held) = complaints.pass() {
                         tracing::warn!(held, "cannot sweep expired flows: {error:#}");
                     }
-                    walk = None;
+                    pass = None;
                 }
             }
         }
     }
 
     /// One turn of a pass: how many flows had expired. `None` if the pass is over.
-    fn sweep(&self, now_ns: u64, walk: &mut FlowWalk, sources: &mut Sources) -> Result<Option<usize>> {
+    fn sweep(&self, now_ns: u64, pass: &mut Pass) -> Result<Option<usize>> {
         let timeouts = self.maps.timeouts()?;
         let mut groups: Vec<Option<Group>> = Vec::new();
         for group in 0..=self.bucket_group.iter().copied().max().unwrap_or(0) {
             let owned = self.owned.get(group).then(|| self.maps.group(u32::from(group))).transpose()?;
             groups.push(owned.filter(|g| g.owned(now_ns)));
         }
-        let Some((keys, flows)) = walk.next_chunk(self.maps.flows())? else { return Ok(None) };
+        let Some((keys, flows)) = pass.walk.next_chunk(self.maps.flows())? else { return Ok(None) };
+        keys.iter().for_each(|key| pass.renewal.keep(key));
         let mut doomed: Vec<Doomed> = Vec::new();
         let mut expired: Vec<(FlowKey, FlowId)> = Vec::new();
         let mut buckets = Buckets::EMPTY;
@@ -128,7 +127,7 @@ impl Thread {
                 continue;
             };
             if expiry_ns(key, flow, group.since_ns, &timeouts).saturating_add(SETTLED_NS) > now_ns {
-                sources.count(key, flow);
+                pass.sources.count(key, flow);
                 continue;
             }
             doomed.push(Doomed::new(*key, flow));
@@ -175,8 +174,27 @@ impl Thread {
     }
 }
 
+/// A pass over the table, and what is found out in it.
+struct Pass {
+    walk: FlowWalk,
+    sources: Sources,
+    renewal: Renewal,
+}
+
+impl Pass {
+    fn begin(maps: &Maps, chunk: usize) -> Self {
+        // First, so that the walk sees what is put in until then.
+        let renewal = maps.bloom().renew();
+        Self { walk: FlowWalk::new(chunk), sources: Sources::wanted(maps), renewal }
+    }
+
+    fn end(self, maps: &Maps) -> Result<()> {
+        maps.bloom().finish(self.renewal);
+        self.sources.tell(maps)
+    }
+}
+
 /// How many flows each source has, counted in a pass. Nothing is counted while nobody limits it.
-#[derive(Default)]
 struct Sources(Option<HashMap<[u32; 4], u32>>);
 
 impl Sources {
@@ -278,10 +296,9 @@ mod tests {
                 maps.write_group(0, &Group { lease_until_ns, since_ns, role, term: 1 }).unwrap();
             };
             let pass = || {
-                let mut walk = FlowWalk::new(64);
-                let mut sources = Sources::wanted(&maps);
-                while sweeper.sweep(now_ns, &mut walk, &mut sources).unwrap().is_some() {}
-                sources.tell(&maps).unwrap();
+                let mut pass = Pass::begin(&maps, 64);
+                while sweeper.sweep(now_ns, &mut pass).unwrap().is_some() {}
+                pass.end(&maps).unwrap();
                 let mut expired = Vec::new();
                 while let Some(replication::Command::Expired(flows)) = told.take() {
                     expired.extend(flows);
@@ -302,6 +319,22 @@ mod tests {
             own(Group::ACTIVE, 0, 1001);
             assert_eq!(pass(), (vec![(key(1), flow(1, 0).id())], vec![2, 3]));
             assert_eq!(maps.source_flows(&source).unwrap(), 2, "those that are left");
+            let may_hold = || [1, 2, 3].map(|n| maps.bloom().may_hold(&key(n)));
+            assert_eq!(may_hold(), [true; 3], "as the pass found them");
+            pass();
+            assert_eq!(may_hold(), [false, true, true]);
+            // In the middle of a pass: what comes stays known, whether the walk has seen it or not.
+            let renewal = maps.bloom().renew();
+            maps.put_flow(&key(3), &flow(3, 999), Write::Any).unwrap();
+            maps.bloom().finish(renewal);
+            assert_eq!(may_hold(), [false, false, true]);
+            pass();
+            assert_eq!(may_hold(), [false, true, true], "and what was lost is found again");
+            // By another key nothing is known until the next pass.
+            maps.update_settings(|s| s.bucket_key = [7, 8]).unwrap();
+            assert_eq!(may_hold(), [true; 3]);
+            pass();
+            assert_eq!(may_hold(), [false, true, true]);
 
             // One that is not as it was seen stays: it has been seen again, or is another one.
             maps.flows().update(&key(4), &flow(44, 5), Write::Any).unwrap();

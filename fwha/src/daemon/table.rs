@@ -97,7 +97,7 @@ impl Table {
             }
             return;
         }
-        match self.maps.flows().update_batch(keys, flows) {
+        match self.maps.put_flows(keys, flows) {
             Ok(written) => {
                 self.written += written.done as u64;
                 self.full += written.refused.len() as u64;
@@ -118,7 +118,7 @@ impl Table {
         let result = if self.ours(flow.bucket) {
             self.put_behind(key, flow)
         } else {
-            self.maps.flows().update(key, flow, Write::Any)
+            self.maps.put_flow(key, flow, Write::Any)
         };
         let Err(error) = result else {
             self.written += 1;
@@ -135,13 +135,13 @@ impl Table {
     /// Writes a flow unless the data plane knows better. It may change the flow between the look
     /// and the write; that is one packet's step, which the flow's next packets take again.
     fn put_behind(&mut self, key: &FlowKey, flow: &Flow) -> io::Result<()> {
-        match self.maps.flows().update(key, flow, Write::New) {
+        match self.maps.put_flow(key, flow, Write::New) {
             Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
             done => return done,
         }
         let behind = self.maps.flows().lookup(key)?.is_none_or(|there| !stays(&there, flow));
         if behind {
-            self.maps.flows().update(key, flow, Write::Any)?;
+            self.maps.put_flow(key, flow, Write::Any)?;
         } else {
             self.defer(key, flow.bucket);
         }
@@ -150,7 +150,7 @@ impl Table {
 
     /// Writes a flow of this node back if there is none of its key any more.
     pub fn confirm(&mut self, key: &FlowKey, flow: &Flow) {
-        match self.maps.flows().update(key, flow, Write::New) {
+        match self.maps.put_flow(key, flow, Write::New) {
             Ok(()) => self.restored += 1,
             Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
             Err(error) => {

@@ -17,6 +17,7 @@ use std::{
 
 use aya::{Ebpf, maps};
 use fwha_common::{
+    bloom::Word,
     drop::DropReason,
     embryonic::{EmbryonicPlace, EmbryonicSet, Site},
     flow::{Flow, FlowKey},
@@ -144,6 +145,8 @@ struct Stage {
 impl Stage {
     fn load(pins: &Path) -> Result<Self, DataplaneError> {
         let (program, ebpf) = object::load_apart(pins, &SHARED, &SIZES)?;
+        // The tables are asked about every packet.
+        table(&ebpf, name::BLOOM)?.update(&0u32, &Word::ALL, Write::Any).map_err(map_error(name::BLOOM))?;
         Ok(Self {
             program,
             flows: table(&ebpf, name::FLOWS)?,

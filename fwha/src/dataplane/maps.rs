@@ -23,10 +23,10 @@ use fwha_common::{
 };
 use tracing::warn;
 
-use super::{DataplaneError, pins::PinDir};
+use super::{Bloom, DataplaneError, pins::PinDir};
 use crate::sys::{
     Pod,
-    bpf::{self, Map, PerCpuCounters, Walk, Write},
+    bpf::{self, Map, PerCpuCounters, Walk, Write, Written},
     zeroed,
 };
 
@@ -55,6 +55,7 @@ type SourceMap = Map<[u32; 4], Source>;
 #[derive(Debug)]
 pub struct Maps {
     flows: FlowMap,
+    bloom: Bloom,
     embryonic: EmbryonicMap,
     node_flows: FlowMap,
     groups: Map<u32, Group>,
@@ -123,8 +124,11 @@ impl Maps {
                 .and_then(|fd| PerCpuCounters::new(fd.as_fd()))
                 .map_err(map_error(name))
         };
+        let settings: Map<u32, Settings> = map(pins, name::SETTINGS)?;
+        let in_force = settings.lookup(&0).map_err(map_error(name::SETTINGS))?.unwrap_or_default();
         Ok(Self {
             flows: map(pins, name::FLOWS)?,
+            bloom: Bloom::open(pins, in_force.bucket_key)?,
             embryonic: map(pins, name::EMBRYONIC)?,
             node_flows: map(pins, name::NODE_FLOWS)?,
             groups: map(pins, name::GROUPS)?,
@@ -134,7 +138,7 @@ impl Maps {
             rulesets: Mutex::new(rulesets(pins).map_err(ruleset_error)?),
             interfaces: map(pins, name::INTERFACES)?,
             plain_routes: map(pins, name::PLAIN_ROUTES)?,
-            settings: map(pins, name::SETTINGS)?,
+            settings,
             timeouts: map(pins, name::TIMEOUTS)?,
             limits: map(pins, name::LIMITS)?,
             sources: map(pins, name::SOURCES)?,
@@ -152,9 +156,32 @@ impl Maps {
         })
     }
 
-    /// The main table: lookups, batches, walks.
+    /// The main table: lookups, walks, deletions. Flows come into it by [`Self::put_flow`] and [`Self::put_flows`].
     pub fn flows(&self) -> &FlowMap {
         &self.flows
+    }
+
+    /// Which TCP flows there may be in the main table and among the embryonic ones.
+    pub fn bloom(&self) -> &Bloom {
+        &self.bloom
+    }
+
+    /// Puts a flow into the main table.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Map::update`]: `E2BIG` if there is no room.
+    pub fn put_flow(&self, key: &FlowKey, flow: &Flow, write: Write) -> io::Result<()> {
+        self.bloom.around([key], || self.flows.update(key, flow, write))
+    }
+
+    /// Puts flows into the main table, in place of others of their keys.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Map::update_batch`].
+    pub fn put_flows(&self, keys: &[FlowKey], flows: &[Flow]) -> io::Result<Written> {
+        self.bloom.around(keys, || self.flows.update_batch(keys, flows))
     }
 
     /// Deletes flows from the main table, each if it still is as it was: cheaper than one by one. Says of each whether this
@@ -545,6 +572,7 @@ impl Maps {
     ) -> Result<(), DataplaneError> {
         let mut settings = self.settings()?;
         change(&mut settings);
+        self.bloom.set_key(settings.bucket_key);
         self.settings.update(&0, &settings, Write::Any).map_err(map_error(name::SETTINGS))
     }
 }

@@ -6,7 +6,7 @@
 //! [`Dataplane::close`] takes it away.
 //!
 //! ```text
-//! <pin dir>/abi7/<MAP>               maps; the version is that of their layouts
+//! <pin dir>/abi8/<MAP>               maps; the version is that of their layouts
 //! <pin dir>/programs/<build>/<NAME>  programs; a daemon of the same build need not load them again
 //! <pin dir>/links/<interface>:<hook> links; they outlive a change of layouts
 //! <pin dir>/restore/<interface>:<sysctl>:<value>
@@ -16,6 +16,7 @@
 //! | module | does |
 //! |---|---|
 //! | [`maps`] | typed access to the maps |
+//! | [`bloom`] | renews the filter that says which flows there may be |
 //! | [`events`] | reads flow events |
 //! | [`capture`] | captures dropped packets |
 //! | [`dry_run`] | judges packets that nobody sent |
@@ -42,6 +43,7 @@ use tracing::{info, warn};
 use crate::netlink::{Link, NetlinkError, links::links};
 
 mod attach;
+pub mod bloom;
 pub mod capture;
 pub mod dry_run;
 pub mod events;
@@ -54,6 +56,7 @@ mod sysctl;
 mod tests;
 
 pub use attach::{Attach, AttachKind, AttachedInterface};
+pub use bloom::Bloom;
 pub use dry_run::DryRun;
 pub use events::Events;
 pub use maps::{FlowMap, FlowWalk, Maps};

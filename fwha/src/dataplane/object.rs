@@ -12,7 +12,7 @@ use aya::{
     programs::{Program, ProgramError},
 };
 use aya_obj::{EbpfSectionKind, Object};
-use fwha_common::{embryonic, settings::name};
+use fwha_common::{bloom, embryonic, settings::name};
 use sha2::{Digest as _, Sha256};
 use tracing::warn;
 
@@ -101,9 +101,13 @@ pub(super) fn load(
     max_flows: u32,
     max_embryonic: u32,
 ) -> Result<(Programs, bool, Events), DataplaneError> {
-    let last_set = embryonic::last_set(max_embryonic);
-    let sizes =
-        [(name::FLOWS, max_flows), (name::EVENTS, ring_len(max_flows)), (name::EMBRYONIC, last_set + 1)];
+    let (last_set, last_word) = (embryonic::last_set(max_embryonic), bloom::last_word(max_flows));
+    let sizes = [
+        (name::FLOWS, max_flows),
+        (name::EVENTS, ring_len(max_flows)),
+        (name::EMBRYONIC, last_set + 1),
+        (name::BLOOM, last_word + 1),
+    ];
     let object = Object::parse(OBJECT).map_err(aya::EbpfError::from)?;
     // Maps by name; not the sections of global data, which belong to one set of programs.
     let expected: BTreeMap<&str, bpf::MapShape> = object
@@ -141,6 +145,7 @@ pub(super) fn load(
         loader.map_max_entries(name, size);
     }
     loader.override_global(name::EMBRYONIC_LAST, &last_set, true);
+    loader.override_global(name::BLOOM_LAST, &last_word, true);
     let mut ebpf = loader.load(OBJECT)?;
     let ring = ebpf.take_map(name::EVENTS).ok_or_else(|| DataplaneError::Object(name::EVENTS.into()))?;
     let programs = Programs {
@@ -173,11 +178,10 @@ pub(super) fn load_apart(
     for (name, size) in sizes {
         loader.map_max_entries(name, *size);
     }
-    // One set.
-    let last_set = 0u32;
-    loader
-        .override_global(name::EMBRYONIC_LAST, &last_set, true)
-        .map_max_entries(name::EMBRYONIC, last_set + 1);
+    // One set, one word.
+    for (map, last) in [(name::EMBRYONIC, name::EMBRYONIC_LAST), (name::BLOOM, name::BLOOM_LAST)] {
+        loader.override_global(last, &0u32, true).map_max_entries(map, 1);
+    }
     let mut ebpf = loader.load(OBJECT)?;
     let program = program(&mut ebpf, name::TC_INGRESS)?;
     Ok((program, ebpf))

@@ -9,11 +9,15 @@ use std::{
     io,
     marker::PhantomData,
     mem,
+    ops::Deref,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
     path::Path,
+    ptr::{self, NonNull},
+    slice,
+    sync::atomic::AtomicU64,
 };
 
 use aya_obj::generated::{
@@ -556,6 +560,65 @@ pub fn tcx_links(ifindex: u32, kind: AttachType) -> io::Result<Vec<u32>> {
     // SAFETY: the kernel leaves the number of programs in this field; plain integers.
     let count = unsafe { attr.query.__bindgen_anon_2.count } as usize;
     Ok(links[..count.min(MAX)].iter().copied().filter(|id| *id != 0).collect())
+}
+
+/// The elements of an array map (`BPF_F_MMAPABLE`) in this process's memory, as words that programs may change at any time.
+#[derive(Debug)]
+pub struct Words {
+    at: NonNull<AtomicU64>,
+    len: usize,
+}
+
+// SAFETY: what it points to belongs to it until it is dropped, and is atomics, which any thread may use.
+unsafe impl Send for Words {}
+// SAFETY: as above.
+unsafe impl Sync for Words {}
+
+impl Words {
+    /// Maps a map whose elements are of type `V`.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` if the map's elements have another size than `V`, or one that is not whole words; those of `mmap`.
+    pub fn new<V: Pod>(map: BorrowedFd<'_>) -> io::Result<Self> {
+        let shape = map_shape(map)?;
+        let word = size_of::<AtomicU64>();
+        if shape.value_size as usize != size_of::<V>() || !size_of::<V>().is_multiple_of(word) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let len = shape.max_entries as usize * size_of::<V>() / word;
+        // SAFETY: a new mapping, of no less than the map has; the kernel rounds it up to pages, as it does the map.
+        let at = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                len * word,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                map.as_raw_fd(),
+                0,
+            )
+        };
+        match NonNull::new(at.cast::<AtomicU64>()) {
+            Some(words) if at != libc::MAP_FAILED => Ok(Self { at: words, len }),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+impl Deref for Words {
+    type Target = [AtomicU64];
+
+    fn deref(&self) -> &[AtomicU64] {
+        // SAFETY: as many words are mapped, at the beginning of a page, until `self` is dropped.
+        unsafe { slice::from_raw_parts(self.at.as_ptr(), self.len) }
+    }
+}
+
+impl Drop for Words {
+    fn drop(&mut self) {
+        // SAFETY: the mapping of `new`, to which nothing refers any more.
+        unsafe { libc::munmap(self.at.as_ptr().cast(), self.len * size_of::<AtomicU64>()) };
+    }
 }
 
 /// Runs a tc program with a frame that came in by an interface of this network namespace. The frame goes nowhere, whatever

@@ -132,3 +132,29 @@ fn two_cpus_put_a_flow_into_a_set_at_once() {
         assert!(rig.counter(Counter::Passed) - passed >= begun);
     });
 }
+
+#[test]
+fn a_syn_finds_the_flows_that_the_filter_knows() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        let flow = key(CLIENT, SERVER, proto::TCP);
+        let began = |rig: &Rig| rig.counter(Counter::Embryonic);
+        begin(rig, CLIENT.port);
+        assert_eq!(rig.noted(&key(CLIENT, SERVER, proto::UDP)), [false; 2], "only TCP begins with a SYN");
+        // Known from the first SYN on, and from the answer on, whatever was forgotten in between.
+        assert_eq!(rig.send(Port::Lan, &tcp(CLIENT, SERVER, "S")).verdict, Forward);
+        assert_eq!(rig.noted(&flow), [true; 2]);
+        let before = began(rig);
+        assert_eq!(rig.send(Port::Lan, &tcp(CLIENT, SERVER, "S")).verdict, Forward);
+        assert_eq!(began(rig), before, "the same flow");
+        rig.clear_bloom();
+        assert_eq!(rig.send(Port::Wan, &tcp(SERVER, CLIENT, "S.")).verdict, Forward);
+        assert_eq!(rig.noted(&flow), [true; 2]);
+        // A SYN of one that the filter does not know is of none.
+        assert_eq!(rig.send(Port::Lan, &tcp(CLIENT, SERVER, "S")).verdict, Forward);
+        assert_eq!(began(rig), before);
+        rig.clear_bloom();
+        assert_eq!(rig.send(Port::Lan, &tcp(CLIENT, SERVER, "S")).verdict, Forward);
+        assert_eq!(began(rig), before + 1);
+    });
+}

@@ -26,10 +26,11 @@ use aya::programs::{
 };
 use aya::{Ebpf, EbpfLoader, Pod};
 use fwha_common::BUCKETS;
+use fwha_common::bloom::{Bit, Word};
 use fwha_common::capture::{Capture, DropSample};
 use fwha_common::drop::DropReason;
 use fwha_common::embryonic::{EmbryonicSet, Site};
-use fwha_common::flow::{Flow, FlowEvent, FlowKey, FlowState};
+use fwha_common::flow::{Flow, FlowEvent, FlowKey, FlowState, proto};
 use fwha_common::group::{Group, Vip, VipKey, VirtualMac, VirtualMacKey};
 use fwha_common::limit::{Limits, Source};
 use fwha_common::route::{PlainRoutes, Prefix};
@@ -221,6 +222,9 @@ type Datagram = [u8; 56];
 /// The number of the last set of embryonic flows: enough that no set is full.
 pub const LAST_SET: u32 = 127;
 
+/// The number of the last word of the filter of flows that there may be.
+pub const LAST_WORD: u32 = 63;
+
 /// The table of embryonic flows.
 pub struct Embryonic(Array<MapData, EmbryonicSet>);
 
@@ -302,6 +306,7 @@ pub struct Rig {
     maps: BTreeMap<String, MapData>,
     pub flows: HashMap<MapData, FlowKey, Flow>,
     pub embryonic: Embryonic,
+    bloom: Array<MapData, Word>,
     pub node_flows: HashMap<MapData, FlowKey, Flow>,
     fragments: HashMap<MapData, DatagramKey, Datagram>,
     interfaces: HashMap<MapData, InterfaceKey, Interface>,
@@ -339,6 +344,7 @@ pub fn at_both_hooks(test: impl Fn(&mut Rig) + Copy + Send + 'static) {
             let mut rig = Rig::take(hook);
             rig.set_up();
             test(&mut rig);
+            rig.check_bloom();
             rig.empty();
             FREE.lock().expect("nobody panics with it").push(rig);
         });
@@ -418,6 +424,8 @@ impl Rig {
             .map_max_entries(name::FLOWS, MAX_FLOWS)
             .map_max_entries(name::EMBRYONIC, LAST_SET + 1)
             .override_global(name::EMBRYONIC_LAST, &LAST_SET, true)
+            .map_max_entries(name::BLOOM, LAST_WORD + 1)
+            .override_global(name::BLOOM_LAST, &LAST_WORD, true)
             .map_max_entries(name::EVENTS, 1 << 16)
             .map_max_entries(name::DROP_SAMPLES, SAMPLES_LEN)
             .load(&object)
@@ -464,6 +472,7 @@ impl Rig {
             maps,
             flows: take!(name::FLOWS),
             embryonic: Embryonic(take!(name::EMBRYONIC)),
+            bloom: take!(name::BLOOM),
             node_flows: take!(name::NODE_FLOWS),
             fragments: take!(name::FRAGMENTS),
             interfaces: take!(name::INTERFACES),
@@ -914,6 +923,25 @@ impl Rig {
             });
         }
         samples
+    }
+
+    /// What the filter says of the flow of a key: there may be one, and it was noted since the last renewal.
+    pub fn noted(&self, key: &FlowKey) -> [bool; 2] {
+        let bit = Bit::new(key.hash(&self.now.bucket_key), LAST_WORD);
+        let word = self.bloom.get(&bit.word, 0).expect("a word");
+        [word.known, word.recent].map(|bits| bits & bit.mask != 0)
+    }
+
+    /// Forgets what the filter knows.
+    pub fn clear_bloom(&mut self) {
+        (0..=LAST_WORD).for_each(|n| self.bloom.set(n, Word::default(), 0).expect("a word"));
+    }
+
+    /// Holds the filter of flows that there may be against those that there are.
+    fn check_bloom(&self) {
+        for (key, _) in self.flows.flows().into_iter().chain(self.embryonic.flows()) {
+            assert!(key.proto != proto::TCP || self.noted(&key)[0], "a SYN would not find {key:?}");
+        }
     }
 
     /// Changes a flow of the main table from user space.

@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf};
 use aya::programs::{ProgramFd, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
+use fwha_common::bloom;
 use fwha_common::drop::DropReason;
 use fwha_common::embryonic::EmbryonicSet;
 use fwha_common::flow::{FLOW_STATES, TIMEOUT_CLASSES};
@@ -44,8 +45,12 @@ pub struct Firewall {
 impl Firewall {
     /// Loads the programs, with room for so many flows, a zone on each interface, and a rule that lets clients out.
     pub fn new(object: &[u8], flows: u32, lan: u32, wan: u32) -> Result<Self> {
+        let last_word = bloom::last_word(flows);
         let mut bpf = EbpfLoader::new()
             .map_max_entries(name::FLOWS, flows)
+            // An older build, to compare with, has no filter.
+            .map_max_entries(name::BLOOM, last_word + 1)
+            .override_global(name::BLOOM_LAST, &last_word, false)
             .load(object)
             .context("load the firewall's object")?;
         let start = Instant::now();
