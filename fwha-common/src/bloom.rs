@@ -1,12 +1,13 @@
 //! Which flows there may be: a Bloom filter with one hash function.
 //!
-//! Most SYNs are of no flow that is there, those of a flood above all. The tables say so only after two waits for memory
-//! that is far away. The filter is near, as it has few bits for each flow, and says of most SYNs that no flow is theirs.
-//! Where it does not say so, the tables are asked.
+//! Most SYNs are of no flow that is there, those of a flood above all. The table says so only after a wait for memory that
+//! is far away. The filter is near, as it has few bits for each flow, and says of most SYNs that no flow of the main table is
+//! theirs. Where it does not say so, the table is asked.
 //!
-//! A bit that is set stays so when its flow ends. So the sweeper renews the filter in each of its passes over the tables
+//! A bit that is set stays so when its flow ends. So the sweeper renews the filter in each of its passes over the table
 //! (`fwha/src/dataplane/bloom.rs`): a bit stays that a flow of the pass has, or that was set since the pass began.
 //! Whoever puts in a TCP flow sets its bit before, and once more after: the renewal may have begun, or ended, in between.
+//! Embryonic flows have no bits: a flood would set them all.
 
 /// A word of the filter: 64 bits, and which of them were set since the renewal began.
 ///
@@ -54,14 +55,7 @@ impl Bit {
     /// In a filter of `last_word` + 1 words, by the hash of a flow's key.
     #[inline(always)]
     pub const fn new(hash: u64, last_word: u32) -> Self {
-        Self::of_tag((hash >> 32) as u32, last_word)
-    }
-
-    /// By what the flow's place among the embryonic flows is marked with ([`crate::embryonic::Site::tag`]): its lowest bit
-    /// says nothing.
-    #[inline(always)]
-    pub const fn of_tag(tag: u32, last_word: u32) -> Self {
-        Self { word: tag >> 7 & last_word, mask: 1 << (tag >> 1 & 63) }
+        Self { word: (hash >> 38) as u32 & last_word, mask: 1 << (hash >> 32 & 63) }
     }
 }
 
@@ -76,23 +70,14 @@ const _: () = assert!(size_of::<Word>() == 16);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::embryonic::Site;
 
     #[test]
     fn a_filter_has_a_power_of_two_of_words_and_two_bits_or_more_for_each_flow() {
         assert_eq!([1, 32, 33, 64, 65, 1_000_000].map(last_word), [0, 0, 1, 1, 3, 32_767]);
         for flows in [1, 1000, 65_536, 100_000_000] {
-            assert!(64 * (u64::from(last_word(flows)) + 1) >= 2 * u64::from(flows));
-        }
-    }
-
-    #[test]
-    fn hash_and_tag_say_the_same_bit() {
-        for hash in [0, 1 << 32, u64::MAX, 0x0123_4567_89ab_cdef] {
-            for last in [0, 7, 32_767] {
-                assert_eq!(Bit::of_tag(Site::new(hash, 8191).tag, last), Bit::new(hash, last));
-                assert!(Bit::new(hash, last).word <= last && Bit::new(hash, last).mask.count_ones() == 1);
-            }
+            let last = last_word(flows);
+            assert!(64 * (u64::from(last) + 1) >= 2 * u64::from(flows));
+            assert_eq!(Bit::new(u64::MAX, last), Bit { word: last & ((1 << 26) - 1), mask: 1 << 63 });
         }
     }
 }

@@ -2,9 +2,11 @@
 //!
 //! A new flow is what a flood consists of, so it must be cheap to put one in and to push one out. The table is made
 //! of sets of [`PLACES`] places; the keyed hash of a flow says which set it is in. In a full set the new flow takes
-//! the place of the one that was not used for the longest time. Finding and replacing one touches the first cache line of
-//! the set and the place, which lie in one page; an LRU hash of the kernel touches seven pages or so, at four times the
-//! price.
+//! the place of the one that was not used for the longest time.
+//!
+//! What is known of the places of a set is a cache line in a map of its own, which is small enough to be near: 512 KiB for
+//! [`CAPACITY`] flows, of which the flows themselves take 16 MiB. So it is soon known that a flow is not there, and a new one is written to
+//! its place without a wait for what was in it. An LRU hash of the kernel touches seven pages or so, at four times the price.
 
 use crate::flow::{Flow, FlowKey};
 
@@ -14,21 +16,19 @@ pub const PLACES: u32 = 8;
 /// Flows in the table, unless the loader says otherwise. A power of two.
 pub const CAPACITY: u32 = 65_536;
 
-/// A set of the table: a cache line that says what is known of its places, and the places.
+/// What is known of a set, a cache line.
 ///
 /// ```text
-///  0      32     48     52     54    64                         1728   2048
-///  +------+------+------+------+-----+--------+--------+--------+------+
-///  | tags | used | lock |clock |  0  |place 0 | place 1| …      |  0   |
-///  +------+------+------+------+-----+--------+--------+--------+------+
+///  0      32     48     52     54    64
+///  +------+------+------+------+-----+
+///  | tags | used | lock |clock |  0  |
+///  +------+------+------+------+-----+
 /// ```
-///
-/// Half a page, so that none lies in two: the processor has to translate one address for all of it.
 ///
 /// Programs on several CPUs change it: [`Self::lock`] keeps apart who puts flows in. Who looks for one takes no lock.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct EmbryonicSet {
+pub struct EmbryonicTags {
     /// For each place, 0 if it is free, 2 while one CPU has it for itself, or a part of the hash of the flow in it, which
     /// is odd.
     pub tags: [u32; PLACES as usize],
@@ -40,10 +40,14 @@ pub struct EmbryonicSet {
     pub clock: u16,
     /// Always zero.
     pub zero: [u16; 5],
+}
+
+/// The places of a set, half a page: the processor has to translate one address for all of it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EmbryonicSet {
     /// The places.
     pub places: [EmbryonicPlace; PLACES as usize],
-    /// Always zero.
-    pub zeros: [[u64; 8]; 5],
 }
 
 impl EmbryonicSet {
@@ -53,7 +57,14 @@ impl EmbryonicSet {
     }
 }
 
-/// A place: free if [`Flow::word`] is 0, which no flow has.
+/// A place, of four cache lines: free if [`Flow::word`] is 0, which no flow has.
+///
+/// ```text
+///  0     40     208    256
+///  +-----+------+------+
+///  | key | flow |  0   |
+///  +-----+------+------+
+/// ```
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EmbryonicPlace {
@@ -61,6 +72,8 @@ pub struct EmbryonicPlace {
     pub key: FlowKey,
     /// The flow.
     pub flow: Flow,
+    /// Always zero.
+    pub zeros: [u64; 6],
 }
 
 impl EmbryonicPlace {
@@ -96,12 +109,14 @@ pub const fn last_set(flows: u32) -> u32 {
 mod pod {
     // SAFETY: `repr(C)`, integers, keys and flows only, no padding (asserted below), valid for any bits.
     unsafe impl aya::Pod for super::EmbryonicSet {}
+    // SAFETY: as above, integers only.
+    unsafe impl aya::Pod for super::EmbryonicTags {}
 }
 
 const _: () = {
     assert!(size_of::<EmbryonicSet>() == 2048);
-    assert!(core::mem::offset_of!(EmbryonicSet, places) == 64);
-    assert!(size_of::<EmbryonicPlace>() == size_of::<FlowKey>() + size_of::<Flow>());
+    assert!(size_of::<EmbryonicTags>() == 64);
+    assert!(size_of::<EmbryonicPlace>() == 256);
     assert!(CAPACITY.is_power_of_two());
 };
 

@@ -232,9 +232,11 @@ pub mod name {
     pub const FLOWS: &str = "FLOWS";
     /// New flows without an answer: ARRAY of [`crate::embryonic::EmbryonicSet`], not replicated.
     pub const EMBRYONIC: &str = "EMBRYONIC";
+    /// What is known of these sets: ARRAY of [`crate::embryonic::EmbryonicTags`].
+    pub const EMBRYONIC_TAGS: &str = "EMBRYONIC_TAGS";
     /// Global u32: the number of the last of these sets, a power of two less 1.
     pub const EMBRYONIC_LAST: &str = "EMBRYONIC_LAST";
-    /// Which TCP flows there may be in these two: ARRAY of [`crate::bloom::Word`], which the daemon maps into its memory.
+    /// Which TCP flows there may be in the main table: ARRAY of [`crate::bloom::Word`], which the daemon maps into its memory.
     pub const BLOOM: &str = "BLOOM";
     /// Global u32: the number of the last word of that, a power of two less 1.
     pub const BLOOM_LAST: &str = "BLOOM_LAST";

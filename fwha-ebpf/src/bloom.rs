@@ -18,14 +18,14 @@ fn find(hash: u64) -> Option<(*mut Word, u64)> {
     Some((maps::BLOOM.get_ptr_mut(bit.word)?, bit.mask))
 }
 
-/// Whether there may be a TCP flow whose key has this hash.
+/// Whether the main table may have a TCP flow whose key has this hash.
 #[inline(always)]
 pub fn may_hold(hash: u64) -> bool {
     // SAFETY: a map element; volatile, because others write it.
     find(hash).is_none_or(|(word, mask)| unsafe { (&raw const (*word).known).read_volatile() } & mask != 0)
 }
 
-/// Notes a TCP flow: before it is put into a table, and once more after.
+/// Notes a TCP flow: before it is put into the main table, and once more after.
 #[inline(always)]
 pub fn mark(hash: u64) {
     let Some((word, mask)) = find(hash) else {

@@ -12,7 +12,7 @@
 //!   that were used in the same moment.
 
 use fwha_common::{
-    embryonic::{CAPACITY, EmbryonicPlace, EmbryonicSet, PLACES, Site, last_set},
+    embryonic::{CAPACITY, EmbryonicPlace, EmbryonicTags, PLACES, Site, last_set},
     flow::{Flow, FlowKey},
 };
 
@@ -31,7 +31,7 @@ static EMBRYONIC_LAST: u32 = last_set(CAPACITY);
 /// The set that a flow belongs to, and what its place is marked with.
 struct Place {
     site: Site,
-    set: *mut EmbryonicSet,
+    set: *mut EmbryonicTags,
 }
 
 impl Place {
@@ -40,7 +40,7 @@ impl Place {
         // SAFETY: a reference; volatile, because the loader may have changed it.
         let last = unsafe { (&raw const EMBRYONIC_LAST).read_volatile() };
         let site = Site::new(hash, last);
-        Some(Self { site, set: maps::EMBRYONIC.get_ptr_mut(site.set)? })
+        Some(Self { site, set: maps::EMBRYONIC_TAGS.get_ptr_mut(site.set)? })
     }
 
     /// Where the tag of a place is.
@@ -110,9 +110,10 @@ impl Place {
     }
 
     #[inline(always)]
-    fn element(&self, n: u32) -> *mut EmbryonicPlace {
+    fn element(&self, n: u32) -> Option<*mut EmbryonicPlace> {
+        let set = maps::EMBRYONIC.get_ptr_mut(self.site.set)?;
         // SAFETY: in bounds.
-        unsafe { (&raw mut (*self.set).places).cast::<EmbryonicPlace>().add(bounded::<{ PLACES - 1 }>(n)) }
+        Some(unsafe { (&raw mut (*set).places).cast::<EmbryonicPlace>().add(bounded::<{ PLACES - 1 }>(n)) })
     }
 
     #[inline(always)]
@@ -147,7 +148,7 @@ pub fn hash(key: &FlowKey) -> u64 {
     maps::settings().map_or(0, |settings| key.hash(&settings.bucket_key))
 }
 
-/// Has the processor fetch the set of a flow, which is needed soon: a load whose value nobody waits for.
+/// Has the processor fetch what is known of the set of a flow, which is needed soon: a load whose value nobody waits for.
 #[inline(always)]
 pub fn fetch(hash: u64) {
     if let Some(place) = Place::of(hash) {
@@ -164,7 +165,7 @@ pub fn find(key: &FlowKey, hash: u64) -> Option<*mut Flow> {
     if n == PLACES {
         return None;
     }
-    let element = place.element(n);
+    let element = place.element(n)?;
     // SAFETY: a map element.
     if unsafe { (*element).key != *key } {
         return None;
@@ -186,11 +187,11 @@ pub fn insert(key: &FlowKey, hash: u64, flow: &mut Flow) -> bool {
     let n = maps::forget(place.choose());
     // SAFETY: a map element, in bounds.
     let tag = unsafe { place.tag_at(n).read_volatile() };
-    if n == PLACES || tag == CLAIMED || !place.take(n, tag) {
+    let Some(element) = place.element(n).filter(|_| n != PLACES && tag != CLAIMED && place.take(n, tag))
+    else {
         place.unlock();
         return false;
-    }
-    let element = place.element(n);
+    };
     let word = flow.word;
     // SAFETY: map elements.
     unsafe {
@@ -216,8 +217,9 @@ pub fn claim(key: &FlowKey, hash: u64) -> u32 {
     if let Some(place) = Place::of(hash)
         && let n = maps::forget(place.search())
         && n != PLACES
+        && let Some(element) = place.element(n)
         // SAFETY: a map element.
-        && unsafe { (*place.element(n)).key == *key }
+        && unsafe { (*element).key == *key }
         && place.take(n, place.site.tag)
     {
         n
@@ -232,9 +234,9 @@ pub fn settle(hash: u64, n: u32, stays: bool) {
     let Some(place) = Place::of(hash) else {
         return;
     };
-    if !stays {
+    if !stays && let Some(element) = place.element(n) {
         // SAFETY: a map element.
-        unsafe { (&raw mut (*place.element(n)).flow.word).write_volatile(0) }
+        unsafe { (&raw mut (*element).flow.word).write_volatile(0) }
     }
     ordered();
     // SAFETY: as above.

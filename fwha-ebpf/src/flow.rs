@@ -93,17 +93,18 @@ pub fn find(key: &FlowKey, src_is_b: bool, ip: &Ip, now: u64) -> Found {
     // A SYN is mostly in none of them. What it then needs is fetched while the main one is looked at.
     let begins = ip.opens_tcp();
     let mut hash = 0;
+    let mut main = None;
+    let mut asked = true;
     if begins {
         hash = embryonic::hash(key);
-        if !bloom::may_hold(hash) {
-            return Found::Nothing(hash);
-        }
         embryonic::fetch(hash);
+        asked = bloom::may_hold(hash);
     }
-    let main = maps::FLOWS
-        .get_ptr_mut(key)
-        .map(FlowRef)
-        .filter(|flow| flow.fresh(now) || flow.alive(ip.proto, flow.owned_since_ns(), now));
+    if asked {
+        main = maps::FLOWS.get_ptr_mut(key);
+    }
+    let main =
+        main.map(FlowRef).filter(|flow| flow.fresh(now) || flow.alive(ip.proto, flow.owned_since_ns(), now));
     if let Some(flow) = main {
         let over = flow.over(ip);
         let answers = match ip.payload {
@@ -632,13 +633,18 @@ impl FlowRef {
         touch(&mut flow.ways[1], now, packets, ip.len);
         // What lies under this key, if anything, is over, has expired, or is replaced by this one: its
         // responder answered a new SYN.
-        if maps::FLOWS.insert(key, &*flow, BPF_ANY as u64).is_err() {
+        let tcp = key.proto == proto::TCP;
+        if tcp {
+            bloom::mark(hash);
+        }
+        let full = maps::FLOWS.insert(key, &*flow, BPF_ANY as u64).is_err();
+        if tcp {
+            bloom::mark(hash);
+        }
+        if full {
             // It stays as it was, for an answer that comes when there is room.
             embryonic::settle(hash, place, true);
             return Err(DropReason::TableFull);
-        }
-        if ip.payload == Payload::Tcp {
-            bloom::mark(hash);
         }
         embryonic::settle(hash, place, false);
         let flow = &*flow;
@@ -721,15 +727,8 @@ impl NewFlow {
 /// Other CPUs are in the way all the time.
 #[inline(always)]
 pub fn insert_embryonic(flow: &'static mut Flow, key: &FlowKey, hash: u64) -> Result<FlowRef, DropReason> {
-    let tcp = key.proto == proto::TCP;
-    if tcp {
-        bloom::mark(hash);
-    }
     if !embryonic::insert(key, hash, flow) {
         return Err(DropReason::TableFull);
-    }
-    if tcp {
-        bloom::mark(hash);
     }
     maps::count(Counter::Embryonic, 1);
     Ok(FlowRef(flow))

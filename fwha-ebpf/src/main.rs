@@ -13,7 +13,7 @@
 //! | `fragment` | fragments, held to what the first of them said |
 //! | `probe` | probes, answered here |
 //! | `embryonic` | the table of flows that nobody has answered |
-//! | `bloom` | which TCP flows there may be: a SYN of none needs no look at the tables |
+//! | `bloom` | which TCP flows there may be: a SYN of none needs no look at the main table |
 //! | `flow`, `tcp`, `sctp`, `icmp` | flows, their states and windows, errors about them |
 //! | `vip` | virtual addresses: who answers for one, and with which MAC |
 //! | `rules` | the rule that decides on a new flow |

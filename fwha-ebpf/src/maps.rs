@@ -11,7 +11,7 @@ use fwha_common::{
     bloom::{WORDS, Word},
     capture::{Capture, DropSample},
     drop::DROP_REASONS,
-    embryonic::{CAPACITY, EmbryonicSet, PLACES},
+    embryonic::{CAPACITY, EmbryonicSet, EmbryonicTags, PLACES},
     flow::{Flow, FlowEvent, FlowKey, NextHop},
     group::{
         BucketRange, Group, MAX_VIPS, MAX_VIRTUAL_MACS, Vip, VipKey, VirtualMac, VirtualMacKey, ZONE_PAIRS,
@@ -39,6 +39,14 @@ use crate::{
 
 #[btf_map]
 pub static FLOWS: HashMap<FlowKey, Flow, 65_536> = HashMap::new();
+
+/// Its elements begin at a cache line.
+#[btf_map]
+pub static EMBRYONIC_TAGS: Array<
+    EmbryonicTags,
+    { (CAPACITY / PLACES) as usize },
+    { BPF_F_MMAPABLE as usize },
+> = Array::new();
 
 /// Its elements begin at a page, so that a set lies in one.
 #[btf_map]

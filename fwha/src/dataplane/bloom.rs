@@ -7,7 +7,6 @@ use std::{
 
 use fwha_common::{
     bloom::{Bit, Word},
-    embryonic::{EmbryonicSet, PLACES},
     flow::{FlowKey, proto},
     settings::name,
 };
@@ -18,14 +17,10 @@ use crate::sys::bpf::{self, Words};
 /// Words that a [`Word`] of the filter is: known and recent bits.
 const FIELDS: usize = size_of::<Word>() / size_of::<u64>();
 
-/// Words that a set of embryonic flows is; its tags, two in each, come first.
-const SET_WORDS: usize = size_of::<EmbryonicSet>() / size_of::<u64>();
-
 /// The filter. Programs on all CPUs set bits in it at the same time.
 #[derive(Debug)]
 pub struct Bloom {
     words: Words,
-    embryonic: Words,
     /// That of the hash.
     key: [AtomicU64; 2],
 }
@@ -41,28 +36,16 @@ impl Renewal {
     /// Keeps the bit of a flow, if it needs one.
     pub fn keep(&mut self, key: &FlowKey) {
         if key.proto == proto::TCP {
-            self.set(Bit::new(key.hash(&self.key), self.last_word()));
+            let bit = Bit::new(key.hash(&self.key), self.known.len() as u32 - 1);
+            self.known[bit.word as usize] |= bit.mask;
         }
-    }
-
-    fn last_word(&self) -> u32 {
-        self.known.len() as u32 - 1
-    }
-
-    fn set(&mut self, bit: Bit) {
-        self.known[bit.word as usize] |= bit.mask;
     }
 }
 
 impl Bloom {
     pub(super) fn open(pins: &PinDir, key: [u64; 2]) -> Result<Self, DataplaneError> {
-        let open = |name| bpf::open_pinned(&pins.map(name)).map_err(map_error(name));
-        Ok(Self {
-            words: Words::new::<Word>(open(name::BLOOM)?.as_fd()).map_err(map_error(name::BLOOM))?,
-            embryonic: Words::new::<EmbryonicSet>(open(name::EMBRYONIC)?.as_fd())
-                .map_err(map_error(name::EMBRYONIC))?,
-            key: key.map(AtomicU64::new),
-        })
+        let words = bpf::open_pinned(&pins.map(name::BLOOM)).and_then(|map| Words::new::<Word>(map.as_fd()));
+        Ok(Self { words: words.map_err(map_error(name::BLOOM))?, key: key.map(AtomicU64::new) })
     }
 
     /// Hashes are by this key from here on. If it is another one, every flow may be there until the filter is renewed.
@@ -114,19 +97,10 @@ impl Bloom {
         Renewal { key: self.key(), known: vec![0; self.words.len() / FIELDS] }
     }
 
-    /// Leaves in it what was kept, and what was set since the renewal began. Embryonic flows are kept without being named.
-    pub fn finish(&self, mut renewal: Renewal) {
+    /// Leaves in it what was kept, and what was set since the renewal began.
+    pub fn finish(&self, renewal: Renewal) {
         if renewal.key != self.key() {
             return;
-        }
-        let last_word = self.last_word();
-        for set in self.embryonic.chunks(SET_WORDS) {
-            for tags in &set[..PLACES as usize / 2] {
-                let tags = tags.load(SeqCst);
-                for tag in [tags as u32, (tags >> 32) as u32].into_iter().filter(|tag| tag & 1 != 0) {
-                    renewal.set(Bit::of_tag(tag, last_word));
-                }
-            }
         }
         for (word, kept) in self.words.chunks(FIELDS).zip(renewal.known) {
             let [known, recent] = word else { continue };

@@ -19,7 +19,7 @@ use aya::{Ebpf, maps};
 use fwha_common::{
     bloom::Word,
     drop::DropReason,
-    embryonic::{EmbryonicPlace, EmbryonicSet, Site},
+    embryonic::{EmbryonicPlace, EmbryonicSet, EmbryonicTags, Site},
     flow::{Flow, FlowKey},
     limit::Source,
     settings::{Counter, name},
@@ -135,6 +135,7 @@ struct Stage {
     program: OwnedFd,
     flows: FlowMap,
     embryonic: EmbryonicMap,
+    embryonic_tags: Map<u32, EmbryonicTags>,
     node_flows: FlowMap,
     sources: Map<[u32; 4], Source>,
     rule_hits: PerCpuCounters,
@@ -145,12 +146,13 @@ struct Stage {
 impl Stage {
     fn load(pins: &Path) -> Result<Self, DataplaneError> {
         let (program, ebpf) = object::load_apart(pins, &SHARED, &SIZES)?;
-        // The tables are asked about every packet.
+        // The main table is asked about every packet.
         table(&ebpf, name::BLOOM)?.update(&0u32, &Word::ALL, Write::Any).map_err(map_error(name::BLOOM))?;
         Ok(Self {
             program,
             flows: table(&ebpf, name::FLOWS)?,
             embryonic: table(&ebpf, name::EMBRYONIC)?,
+            embryonic_tags: table(&ebpf, name::EMBRYONIC_TAGS)?,
             node_flows: table(&ebpf, name::NODE_FLOWS)?,
             sources: table(&ebpf, name::SOURCES)?,
             rule_hits: counters(&ebpf, name::RULE_HITS)?,
@@ -166,12 +168,13 @@ impl Stage {
         let node_flow = live.node_flows().lookup(key).map_err(map_error(name::NODE_FLOWS))?;
         copy(&self.node_flows, key, node_flow, name::NODE_FLOWS)?;
         copy(&self.sources, source, live.source(source)?, name::SOURCES)?;
-        let mut set = EmbryonicSet::default();
+        let (mut tags, mut set) = (EmbryonicTags::default(), EmbryonicSet::default());
         if let Some(flow) = live.embryonic_flow(key)? {
             let site = Site::new(key.hash(&live.settings()?.bucket_key), self.embryonic.max_entries() - 1);
-            set.tags[0] = site.tag;
-            set.places[0] = EmbryonicPlace { key: *key, flow };
+            tags.tags[0] = site.tag;
+            set.places[0] = EmbryonicPlace { key: *key, flow, ..EmbryonicPlace::default() };
         }
+        copy(&self.embryonic_tags, &0, Some(tags), name::EMBRYONIC_TAGS)?;
         copy(&self.embryonic, &0, Some(set), name::EMBRYONIC)
     }
 

@@ -161,7 +161,7 @@ impl Maps {
         &self.flows
     }
 
-    /// Which TCP flows there may be in the main table and among the embryonic ones.
+    /// Which TCP flows there may be in the main table.
     pub fn bloom(&self) -> &Bloom {
         &self.bloom
     }

@@ -106,6 +106,7 @@ pub(super) fn load(
         (name::FLOWS, max_flows),
         (name::EVENTS, ring_len(max_flows)),
         (name::EMBRYONIC, last_set + 1),
+        (name::EMBRYONIC_TAGS, last_set + 1),
         (name::BLOOM, last_word + 1),
     ];
     let object = Object::parse(OBJECT).map_err(aya::EbpfError::from)?;
@@ -179,8 +180,11 @@ pub(super) fn load_apart(
         loader.map_max_entries(name, *size);
     }
     // One set, one word.
-    for (map, last) in [(name::EMBRYONIC, name::EMBRYONIC_LAST), (name::BLOOM, name::BLOOM_LAST)] {
-        loader.override_global(last, &0u32, true).map_max_entries(map, 1);
+    for map in [name::EMBRYONIC, name::EMBRYONIC_TAGS, name::BLOOM] {
+        loader.map_max_entries(map, 1);
+    }
+    for last in [name::EMBRYONIC_LAST, name::BLOOM_LAST] {
+        loader.override_global(last, &0u32, true);
     }
     let mut ebpf = loader.load(OBJECT)?;
     let program = program(&mut ebpf, name::TC_INGRESS)?;

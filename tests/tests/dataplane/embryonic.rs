@@ -2,6 +2,7 @@
 
 use std::thread;
 
+use fwha_common::bloom::Word;
 use fwha_common::drop::DropReason;
 use fwha_common::embryonic::{PLACES, Site};
 use fwha_common::flow::{FLOW_STATES, TIMEOUT_CLASSES, proto};
@@ -134,27 +135,31 @@ fn two_cpus_put_a_flow_into_a_set_at_once() {
 }
 
 #[test]
-fn a_syn_finds_the_flows_that_the_filter_knows() {
+fn a_syn_finds_the_established_flows_that_the_filter_knows() {
     needs_root!();
     at_both_hooks(|rig| {
         let flow = key(CLIENT, SERVER, proto::TCP);
         let began = |rig: &Rig| rig.counter(Counter::Embryonic);
         begin(rig, CLIENT.port);
+        assert_eq!(rig.send(Port::Wan, &udp(SERVER, CLIENT, b"")).verdict, Forward);
         assert_eq!(rig.noted(&key(CLIENT, SERVER, proto::UDP)), [false; 2], "only TCP begins with a SYN");
-        // Known from the first SYN on, and from the answer on, whatever was forgotten in between.
-        assert_eq!(rig.send(Port::Lan, &tcp(CLIENT, SERVER, "S")).verdict, Forward);
-        assert_eq!(rig.noted(&flow), [true; 2]);
+        // A flow is found by its SYN before there is an answer, and known to the filter from then on.
+        for again in [false, true] {
+            let before = began(rig);
+            assert_eq!(rig.send(Port::Lan, &tcp(CLIENT, SERVER, "S")).verdict, Forward);
+            assert_eq!(began(rig), before + u64::from(!again));
+        }
+        assert_eq!(rig.noted(&flow), [false; 2]);
         let before = began(rig);
-        assert_eq!(rig.send(Port::Lan, &tcp(CLIENT, SERVER, "S")).verdict, Forward);
-        assert_eq!(began(rig), before, "the same flow");
-        rig.clear_bloom();
         assert_eq!(rig.send(Port::Wan, &tcp(SERVER, CLIENT, "S.")).verdict, Forward);
         assert_eq!(rig.noted(&flow), [true; 2]);
-        // A SYN of one that the filter does not know is of none.
         assert_eq!(rig.send(Port::Lan, &tcp(CLIENT, SERVER, "S")).verdict, Forward);
         assert_eq!(began(rig), before);
-        rig.clear_bloom();
+        // A SYN of one that the filter does not know is of none.
+        rig.set_bloom(Word::default());
         assert_eq!(rig.send(Port::Lan, &tcp(CLIENT, SERVER, "S")).verdict, Forward);
         assert_eq!(began(rig), before + 1);
+        // As a renewal finds it.
+        rig.set_bloom(Word { known: u64::MAX, recent: 0 });
     });
 }

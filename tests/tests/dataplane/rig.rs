@@ -29,7 +29,7 @@ use fwha_common::BUCKETS;
 use fwha_common::bloom::{Bit, Word};
 use fwha_common::capture::{Capture, DropSample};
 use fwha_common::drop::DropReason;
-use fwha_common::embryonic::{EmbryonicSet, Site};
+use fwha_common::embryonic::{EmbryonicSet, EmbryonicTags, Site};
 use fwha_common::flow::{Flow, FlowEvent, FlowKey, FlowState, proto};
 use fwha_common::group::{Group, Vip, VipKey, VirtualMac, VirtualMacKey};
 use fwha_common::limit::{Limits, Source};
@@ -226,7 +226,7 @@ pub const LAST_SET: u32 = 127;
 pub const LAST_WORD: u32 = 63;
 
 /// The table of embryonic flows.
-pub struct Embryonic(Array<MapData, EmbryonicSet>);
+pub struct Embryonic(Array<MapData, EmbryonicSet>, Array<MapData, EmbryonicTags>);
 
 impl Embryonic {
     fn sets(&self) -> impl Iterator<Item = (u32, EmbryonicSet)> {
@@ -237,8 +237,10 @@ impl Embryonic {
     pub fn check(&self) {
         let mut keys = HashSet::new();
         for (n, set) in self.sets() {
-            assert_eq!((set.lock, set.zero, set.zeros), Default::default());
-            for (tag, place) in set.tags.into_iter().zip(set.places) {
+            let tags = self.1.get(&n, 0).expect("what is known of it");
+            assert_eq!((tags.lock, tags.zero), Default::default());
+            for (tag, place) in tags.tags.into_iter().zip(set.places) {
+                assert_eq!(place.zeros, [0; 6]);
                 assert_eq!(tag != 0, place.get().is_some(), "{:?} is marked as {tag:x}", place.key);
                 if tag != 0 {
                     let site = Site::new(place.key.hash(&SETTINGS.bucket_key), LAST_SET);
@@ -253,6 +255,7 @@ impl Embryonic {
         let used: Vec<_> = self.sets().filter(|(_, set)| *set != EmbryonicSet::default()).collect();
         for (n, _) in used {
             self.0.set(n, EmbryonicSet::default(), 0).expect("a set");
+            self.1.set(n, EmbryonicTags::default(), 0).expect("what is known of it");
         }
     }
 }
@@ -423,6 +426,7 @@ impl Rig {
         let mut bpf = EbpfLoader::new()
             .map_max_entries(name::FLOWS, MAX_FLOWS)
             .map_max_entries(name::EMBRYONIC, LAST_SET + 1)
+            .map_max_entries(name::EMBRYONIC_TAGS, LAST_SET + 1)
             .override_global(name::EMBRYONIC_LAST, &LAST_SET, true)
             .map_max_entries(name::BLOOM, LAST_WORD + 1)
             .override_global(name::BLOOM_LAST, &LAST_WORD, true)
@@ -471,7 +475,7 @@ impl Rig {
             hook,
             maps,
             flows: take!(name::FLOWS),
-            embryonic: Embryonic(take!(name::EMBRYONIC)),
+            embryonic: Embryonic(take!(name::EMBRYONIC), take!(name::EMBRYONIC_TAGS)),
             bloom: take!(name::BLOOM),
             node_flows: take!(name::NODE_FLOWS),
             fragments: take!(name::FRAGMENTS),
@@ -932,14 +936,14 @@ impl Rig {
         [word.known, word.recent].map(|bits| bits & bit.mask != 0)
     }
 
-    /// Forgets what the filter knows.
-    pub fn clear_bloom(&mut self) {
-        (0..=LAST_WORD).for_each(|n| self.bloom.set(n, Word::default(), 0).expect("a word"));
+    /// Makes every word of the filter this.
+    pub fn set_bloom(&mut self, word: Word) {
+        (0..=LAST_WORD).for_each(|n| self.bloom.set(n, word, 0).expect("a word"));
     }
 
     /// Holds the filter of flows that there may be against those that there are.
     fn check_bloom(&self) {
-        for (key, _) in self.flows.flows().into_iter().chain(self.embryonic.flows()) {
+        for (key, _) in self.flows.flows() {
             assert!(key.proto != proto::TCP || self.noted(&key)[0], "a SYN would not find {key:?}");
         }
     }

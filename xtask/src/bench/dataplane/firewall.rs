@@ -10,7 +10,7 @@ use aya::programs::{ProgramFd, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use fwha_common::bloom;
 use fwha_common::drop::DropReason;
-use fwha_common::embryonic::EmbryonicSet;
+use fwha_common::embryonic::{EmbryonicSet, EmbryonicTags};
 use fwha_common::flow::{FLOW_STATES, TIMEOUT_CLASSES};
 use fwha_common::group::Group;
 use fwha_common::route::PlainRoutes;
@@ -36,6 +36,8 @@ pub struct Firewall {
     bpf: Ebpf,
     events: Option<RingBuf<MapData>>,
     embryonic: Array<MapData, EmbryonicSet>,
+    /// An older build, to compare with, has them among the sets.
+    embryonic_tags: Option<Array<MapData, EmbryonicTags>>,
     counters: PerCpuArray<MapData, [u64; COUNTERS]>,
     drops: PerCpuArray<MapData, u64>,
     /// How long the verifier and the compiler of the kernel took.
@@ -102,6 +104,7 @@ impl Firewall {
         Ok(Self {
             events: RingBuf::try_from(map(&mut bpf, name::EVENTS)?).ok(),
             embryonic: map(&mut bpf, name::EMBRYONIC)?.try_into()?,
+            embryonic_tags: bpf.take_map(name::EMBRYONIC_TAGS).map(TryInto::try_into).transpose()?,
             counters: map(&mut bpf, name::COUNTERS)?.try_into()?,
             drops: map(&mut bpf, name::DROPS)?.try_into()?,
             load: [(name::XDP_INGRESS, xdp_time), (name::TC_INGRESS, tc_time)],
@@ -135,9 +138,13 @@ impl Firewall {
 
     /// Forgets all flows that nobody has answered.
     pub fn clear_embryonic(&mut self) -> Result<()> {
-        (0..self.embryonic.len())
-            .try_for_each(|set| self.embryonic.set(set, EmbryonicSet::default(), 0))
-            .context("forget new flows")
+        for set in 0..self.embryonic.len() {
+            if let Some(tags) = &mut self.embryonic_tags {
+                tags.set(set, EmbryonicTags::default(), 0)?;
+            }
+            self.embryonic.set(set, EmbryonicSet::default(), 0).context("forget new flows")?;
+        }
+        Ok(())
     }
 
     /// Memory of the table of established flows.
