@@ -52,6 +52,7 @@ pub fn run(stage: &mut Stage, args: &Args, report: &mut Report) -> Result<()> {
     let others = (0..cpus).filter(|cpu| *cpu != stage.live.cpu()).map(|cpu| cpu.to_string());
     let others = others.collect::<Vec<_>>().join(",");
     let pinned = ["taskset", "--cpu-list", others.as_str()];
+    stage.set_queues(cpus)?;
     stage.rounds(&contenders, args.options.rounds(), |stage, contender, round| {
         let mut running = stage.start(contender, Policy::default())?;
         let Stage { lab, live, .. } = stage;
@@ -79,6 +80,7 @@ pub fn run(stage: &mut Stage, args: &Args, report: &mut Report) -> Result<()> {
         table.push(&[], contender.name(), &figures);
         running.stop(&stage.lab)
     })?;
+    stage.set_queues(1)?;
     report.tables.push(table);
     report.notes.push(
         "Flood: new flows that the rules admit, flat out on one CPU; the streams have all others, with and without it."
