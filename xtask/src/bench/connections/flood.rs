@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use fwha_tests::traffic::Connections;
 
 use super::super::dataplane::traffic::{NEW, Place};
@@ -72,12 +72,14 @@ pub fn run(stage: &mut Stage, args: &Args, report: &mut Report) -> Result<()> {
             Ok((streams.join().ok().context("the streams panicked")??, sent, took))
         })?;
         let lost = held.end()?.0.lost;
+        let at_home = sent.at_home as f64 / sent.arrived as f64;
+        ensure!(at_home > 0.9, "of the flood only {:.0} % stayed on its CPU", at_home * 1e2);
         let figures = [
             goodput / quiet * 1e2,
             quiet,
             sent.packets as f64 / took / 1e6,
             sent.busy.as_secs_f64() / took / cpus as f64 * 1e2,
-            sent.at_home as f64 / sent.arrived as f64 * 1e2,
+            at_home * 1e2,
             lost as f64,
         ];
         table.push(&[], contender.name(), &figures);
@@ -86,7 +88,8 @@ pub fn run(stage: &mut Stage, args: &Args, report: &mut Report) -> Result<()> {
     stage.set_queues(1)?;
     report.tables.push(table);
     report.notes.push(
-        "Flood: new flows that the rules admit, flat out on one CPU; the streams have all others, with and without it."
+        "Flood: new flows that the rules admit, flat out on one CPU, and handled there; the streams have all others, with \
+         and without it."
             .to_owned(),
     );
     Ok(())
