@@ -94,7 +94,31 @@ pub fn set_vlan_offload(interface: &str, on: bool) -> io::Result<()> {
     ethtool(interface, EthtoolValue { cmd: SFLAGS, data: if on { VLAN_FLAGS } else { 0 } })
 }
 
-fn ethtool(interface: &str, mut value: EthtoolValue) -> io::Result<()> {
+/// `struct ethtool_channels`: command, then maxima and numbers of queues that receive, send, do other things, do both.
+#[repr(C)]
+struct EthtoolChannels {
+    cmd: u32,
+    max: [u32; 4],
+    rx: u32,
+    tx: u32,
+    other: u32,
+    combined: u32,
+}
+
+/// Gives an interface in the network namespace of the calling thread so many queues in each direction.
+///
+/// # Errors
+///
+/// As [`set_feature`].
+pub fn set_queues(interface: &str, queues: u32) -> io::Result<()> {
+    /// `ETHTOOL_SCHANNELS`.
+    const SCHANNELS: u32 = 0x3d;
+    let (max, other, combined) = ([0; 4], 0, 0);
+    ethtool(interface, EthtoolChannels { cmd: SCHANNELS, max, rx: queues, tx: queues, other, combined })
+}
+
+/// `value` is the structure that belongs to the command in its first field.
+fn ethtool<T>(interface: &str, mut value: T) -> io::Result<()> {
     let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
     // SAFETY: all-zero bytes are a valid ifreq.
     let mut request: libc::ifreq = unsafe { mem::zeroed() };
@@ -108,8 +132,8 @@ fn ethtool(interface: &str, mut value: EthtoolValue) -> io::Result<()> {
         *to = from as libc::c_char;
     }
     request.ifr_ifru.ifru_data = (&raw mut value).cast();
-    // SAFETY: `request` is a whole ifreq whose data pointer leads to a live ethtool_value, as SIOCETHTOOL asks for
-    // with these commands; both outlive the call.
+    // SAFETY: `request` is a whole ifreq whose data pointer leads to the live structure that SIOCETHTOOL asks for with
+    // this command; both outlive the call.
     let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

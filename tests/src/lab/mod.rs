@@ -484,6 +484,18 @@ impl Lab {
         wiring::route6_by(&self.entry, LAN_VIP6, INET_VIP6)
     }
 
+    /// Gives a node's cables to the hosts so many queues, or one as at first. With as many as there are CPUs each CPU polls
+    /// what it has sent and no other does, as with a network card that has interrupts of its own for each.
+    ///
+    /// An XDP program that is there misses the new queues; it must be attached again.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn set_queues(&self, node: Node, queues: usize) -> Result<()> {
+        wiring::queue(&self.entry, node, queues)
+    }
+
     /// Pulls a cable: the node's interface loses its carrier. All cables of [`Cable::All`] go in one command.
     ///
     /// # Errors

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::ledger::Entry;
 use super::{Attach, CLIENT, CLIENT6, Cable, Host, INET_VIP, LAN_VIP, LabOptions, Node, SERVER, SERVER6};
-use crate::sys::{Feature, set_feature};
+use crate::sys::{Feature, set_feature, set_queues};
 
 /// A cable from the switch to a box.
 struct Line {
@@ -109,6 +109,24 @@ pub fn fit_to(lab: &Entry, attach: Attach, spare: bool) -> Result<()> {
     for host in [Host::Client, Host::Server] {
         lab.within(host, || set_feature("eth0", Feature::TxChecksum, checksums))?
             .with_context(|| format!("set transmit offload on {}", host.name()))?;
+    }
+    Ok(())
+}
+
+/// Gives both ends of a node's cables to the hosts so many queues. A CPU sends to the queue of its number.
+pub fn queue(lab: &Entry, node: Node, queues: usize) -> Result<()> {
+    let line = |line: &&Line| line.host == node.host() && line.bridge != "sync";
+    let ends = |line: &Line| [(Host::Switch, line.port), (line.host, line.interface)];
+    for (host, interface) in LINES.iter().filter(line).flat_map(ends) {
+        lab.within(host, || set_queues(interface, queues as u32))?
+            .with_context(|| format!("give {interface} {queues} queues"))?;
+        // Of an only queue there is nothing to choose.
+        let choose = |queue| {
+            let mask = format!("{:x}{}", 1 << (queue % 32), ",00000000".repeat(queue / 32));
+            format!("echo {mask} > /sys/class/net/{interface}/queues/tx-{queue}/xps_cpus\n")
+        };
+        let choices: String = (0..queues).filter(|_| queues > 1).map(choose).collect();
+        ip(&["netns", "exec", &lab.namespace(host), "sh", "-e"], &choices)?;
     }
     Ok(())
 }

@@ -86,6 +86,8 @@ pub struct Sent {
     pub packets: u64,
     /// Of them, arrived at the sink.
     pub arrived: u64,
+    /// Of these, on the generator's CPU.
+    pub at_home: u64,
     /// CPU time, of the generator and of all that the packets met.
     pub busy: Duration,
 }
@@ -106,6 +108,7 @@ impl Sent {
         Self {
             packets: self.packets + other.packets,
             arrived: self.arrived + other.arrived,
+            at_home: self.at_home + other.at_home,
             busy: self.busy + other.busy,
         }
     }
@@ -313,9 +316,8 @@ impl Live {
         let packets = flows.len() as u64 * opening.len() as u64;
         // The last block may have room for more flows.
         let made = (flows.len() as u64).next_multiple_of(order.block) * opening.len() as u64;
-        let (arrived, busy) =
-            self.play(lab, &order, Size::Shortest.bytes(traffic).0, made as u32, BATCH, 1)?;
-        Ok(Sent { packets, arrived, busy })
+        let sent = self.play(lab, &order, Size::Shortest.bytes(traffic).0, made as u32, BATCH, 1)?;
+        Ok(Sent { packets, ..sent })
     }
 
     fn run(
@@ -365,11 +367,10 @@ impl Live {
         let one = random == 0 || pace.is_some() || packets < RUNS * RUN_MIN;
         let runs = if one { 1 } else { RUNS };
         let packets = packets / runs * runs;
-        let (arrived, busy) = self.play(lab, &order, length, packets, batch, runs)?;
-        Ok(Sent { packets: packets.into(), arrived, busy })
+        self.play(lab, &order, length, packets, batch, runs)
     }
 
-    /// Has the generator carry out an order. Returns what has arrived, and the CPU time.
+    /// Has the generator carry out an order.
     fn play(
         &mut self,
         lab: &Lab,
@@ -378,7 +379,7 @@ impl Live {
         packets: u32,
         batch: u32,
         runs: u32,
-    ) -> Result<(u64, Duration)> {
+    ) -> Result<Sent> {
         self.order.set(0, order.words(), 0)?;
         let mut frame = vec![0; length];
         frame[12..14].copy_from_slice(if order.family == 4 { &[8, 0] } else { &[0x86, 0xdd] });
@@ -404,12 +405,14 @@ impl Live {
             }
             Ok(Duration::from_secs_f64(times.median() * f64::from(runs)))
         })??;
-        Ok((self.arrived()? - before, busy))
+        let arrived: Vec<_> = self.arrived()?.iter().zip(&before).map(|(now, then)| now - then).collect();
+        let at_home = arrived.get(cpu).copied().unwrap_or(0);
+        Ok(Sent { packets: packets.into(), arrived: arrived.iter().sum(), at_home, busy })
     }
 
-    /// Packets that have arrived so far.
-    fn arrived(&self) -> Result<u64> {
-        Ok(self.arrived.get(&0, 0)?.iter().map(|[packets, _]| packets).sum())
+    /// Packets that have arrived so far, by CPU.
+    fn arrived(&self) -> Result<Vec<u64>> {
+        Ok(self.arrived.get(&0, 0)?.iter().map(|[packets, _]| *packets).collect())
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use fwha_tests::lab::{CLIENT, CLIENT6, Host, Lab, LabOptions, SERVER, SERVER6};
+use fwha_tests::lab::{CLIENT, CLIENT6, Host, Lab, LabOptions, Node, SERVER, SERVER6};
 use fwha_tests::root::is_root;
 use indicatif::ProgressBar;
 
@@ -197,6 +197,18 @@ impl Stage {
         let running = contender.start(&mut self.lab, policy)?;
         self.live.put(&self.lab, contender.bare())?;
         Ok(running)
+    }
+
+    /// Gives the node's cables so many queues; see [`Lab::set_queues`]. No contender is there.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn set_queues(&mut self, queues: usize) -> Result<()> {
+        self.live.put(&self.lab, None)?;
+        self.live.set_sink(&self.lab, false)?;
+        self.lab.set_queues(Node::Fw1, queues)?;
+        self.live.set_sink(&self.lab, true)
     }
 
     /// Measures with nothing on the node but such a program: what the bench itself costs.

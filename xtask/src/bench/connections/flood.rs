@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use fwha_tests::traffic::Connections;
 
 use super::super::dataplane::traffic::{NEW, Place};
@@ -43,6 +43,7 @@ pub fn run(stage: &mut Stage, args: &Args, report: &mut Report) -> Result<()> {
             Figure { name: "quiet_gbits_per_s", heading: "quiet, Gbit/s", decimals: 2 },
             Figure { name: "flood_mpps", heading: "flood, Mpps", decimals: 2 },
             Figure { name: "box_percent", heading: "flood, % of the box", decimals: 0 },
+            Figure { name: "at_home_percent", heading: "of it on its CPU, %", decimals: 0 },
             Figure { name: "lost", heading: "connections lost", decimals: 0 },
         ],
         rivals: vec![Contender::Nftables.name()],
@@ -52,6 +53,8 @@ pub fn run(stage: &mut Stage, args: &Args, report: &mut Report) -> Result<()> {
     let others = (0..cpus).filter(|cpu| *cpu != stage.live.cpu()).map(|cpu| cpu.to_string());
     let others = others.collect::<Vec<_>>().join(",");
     let pinned = ["taskset", "--cpu-list", others.as_str()];
+    // With one queue for all, whoever sends to it first polls the flood and the streams.
+    stage.set_queues(cpus)?;
     stage.rounds(&contenders, args.options.rounds(), |stage, contender, round| {
         let mut running = stage.start(contender, Policy::default())?;
         let Stage { lab, live, .. } = stage;
@@ -69,19 +72,24 @@ pub fn run(stage: &mut Stage, args: &Args, report: &mut Report) -> Result<()> {
             Ok((streams.join().ok().context("the streams panicked")??, sent, took))
         })?;
         let lost = held.end()?.0.lost;
+        let at_home = sent.at_home as f64 / sent.arrived as f64;
+        ensure!(at_home > 0.9, "of the flood only {:.0} % stayed on its CPU", at_home * 1e2);
         let figures = [
             goodput / quiet * 1e2,
             quiet,
             sent.packets as f64 / took / 1e6,
             sent.busy.as_secs_f64() / took / cpus as f64 * 1e2,
+            at_home * 1e2,
             lost as f64,
         ];
         table.push(&[], contender.name(), &figures);
         running.stop(&stage.lab)
     })?;
+    stage.set_queues(1)?;
     report.tables.push(table);
     report.notes.push(
-        "Flood: new flows that the rules admit, flat out on one CPU; the streams have all others, with and without it."
+        "Flood: new flows that the rules admit, flat out on one CPU, and handled there; the streams have all others, with \
+         and without it."
             .to_owned(),
     );
     Ok(())
