@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use super::contender::{Contender, Policy, tracked_max};
+use super::contender::{Contender, MAX_FLOWS, Policy, conntrack_max, tracked_max};
 use super::dataplane::traffic::Kind;
 use super::live::{Bare, Size};
 use super::report::{Figure, Report, Table};
@@ -66,58 +66,70 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         // `bench replication` has both.
         contenders.retain(|contender| !contender.replicates());
     }
-    let mut stage = Stage::lay(&args.options, "forward")?;
     let mut growth =
         table("growth", "Established TCP over IPv4, shortest packets, by the number of flows", vec!["flows"]);
     let mut kinds = table("kinds", &format!("Other packets, {FEW} flows"), vec!["packets", "bytes"]);
     let mut notes = Vec::new();
-    stage.rounds(&contenders, args.options.rounds(), |stage, contender, round| {
-        let mut bases = Vec::new();
-        stage.base(Bare::Sink, |stage| {
-            for &flows in &numbers {
-                bases.push(stage.both_ways(Kind::Tcp4, Size::Shortest, flows, packets, round)?.ns());
-            }
-            for (kind, size) in OTHERS {
-                bases.push(stage.both_ways(kind, size, FEW, packets, round)?.ns());
-            }
-            Ok(())
-        })?;
-        let mut bases = bases.into_iter();
-        let mut running = stage.start(contender, Policy::default())?;
-        let mut measure =
-            |stage: &mut Stage, table: &mut Table, keys: &[String], kind, size, flows| -> Result<()> {
-                // The first packets find nothing in the caches.
-                stage.both_ways(kind, size, flows, packets / 10, round)?;
-                let sent = stage.both_ways(kind, size, flows, packets, round)?;
-                let base = bases.next().unwrap_or(f64::NAN);
-                let figures = [sent.ns() - base, sent.part() * 1e3 / sent.ns(), base, sent.part() * 1e2];
-                table.push(keys, contender.name(), &figures);
+    // Whoever remembers flows has room for as many, as far as the kernel tracks them: a larger table costs more, also one that
+    // few are in.
+    let tracked = tracked_max().unwrap_or(u32::MAX);
+    let (few, many): (Vec<u32>, Vec<u32>) = numbers.into_iter().partition(|&flows| flows <= tracked);
+    let turns = [(few, &OTHERS[..], conntrack_max().unwrap_or(MAX_FLOWS)), (many, &[], MAX_FLOWS)];
+    for (numbers, others, room) in turns.into_iter().filter(|(numbers, ..)| !numbers.is_empty()) {
+        let mut stage = Stage::lay_for(&args.options, "forward", room)?;
+        stage.rounds(&contenders, args.options.rounds(), |stage, contender, round| {
+            let mut bases = Vec::new();
+            stage.base(Bare::Sink, |stage| {
+                for &flows in &numbers {
+                    bases.push(stage.both_ways(Kind::Tcp4, Size::Shortest, flows, packets, round)?.ns());
+                }
+                for &(kind, size) in others {
+                    bases.push(stage.both_ways(kind, size, FEW, packets, round)?.ns());
+                }
                 Ok(())
-            };
-        let mut opened = 0;
-        for &asked in &numbers {
-            let flows = if contender.is_conntrack() { asked.min(tracked_max()?) } else { asked };
-            if flows < asked && round == 0 {
-                notes.push(format!(
-                    "{}: {flows} flows instead of {asked}; nf_conntrack_max admits no more",
-                    contender.name()
-                ));
+            })?;
+            let mut bases = bases.into_iter();
+            let mut running = stage.start(contender, Policy::default())?;
+            let mut measure =
+                |stage: &mut Stage, table: &mut Table, keys: &[String], kind, size, flows| -> Result<()> {
+                    // The first packets find nothing in the caches.
+                    stage.both_ways(kind, size, flows, packets / 10, round)?;
+                    let sent = stage.both_ways(kind, size, flows, packets, round)?;
+                    let base = bases.next().unwrap_or(f64::NAN);
+                    let figures = [sent.ns() - base, sent.part() * 1e3 / sent.ns(), base, sent.part() * 1e2];
+                    table.push(keys, contender.name(), &figures);
+                    Ok(())
+                };
+            let mut opened = 0;
+            for &asked in &numbers {
+                let flows = if contender.is_conntrack() { asked.min(tracked) } else { asked };
+                if flows < asked && round == 0 {
+                    notes.push(format!(
+                        "{}: {flows} flows instead of {asked}; nf_conntrack_max admits no more",
+                        contender.name()
+                    ));
+                }
+                stage.open(contender, Kind::Tcp4, opened..flows)?;
+                opened = flows;
+                measure(stage, &mut growth, &[asked.to_string()], Kind::Tcp4, Size::Shortest, flows)?;
             }
-            stage.open(contender, Kind::Tcp4, opened..flows)?;
-            opened = flows;
-            measure(stage, &mut growth, &[asked.to_string()], Kind::Tcp4, Size::Shortest, flows)?;
-        }
-        stage.open(contender, Kind::Tcp4, opened..opened.max(FEW))?;
-        for kind in [Kind::Udp4, Kind::Tcp6] {
-            stage.open(contender, kind, 0..FEW)?;
-        }
-        for (kind, size) in OTHERS {
-            let keys = [kind.name().to_owned(), size.name()];
-            measure(stage, &mut kinds, &keys, kind, size, FEW)?;
-        }
-        running.stop(&stage.lab)
-    })?;
-    stage.remove()?;
+            if !others.is_empty() {
+                stage.open(contender, Kind::Tcp4, opened..opened.max(FEW))?;
+                for kind in [Kind::Udp4, Kind::Tcp6] {
+                    stage.open(contender, kind, 0..FEW)?;
+                }
+            }
+            for &(kind, size) in others {
+                let keys = [kind.name().to_owned(), size.name()];
+                measure(stage, &mut kinds, &keys, kind, size, FEW)?;
+            }
+            running.stop(&stage.lab)
+        })?;
+        let with: Vec<String> = numbers.iter().map(u32::to_string).collect();
+        let room = stage.lab.options().max_flows;
+        notes.push(format!("with {} flows fwha has room for {room}", with.join(", ")));
+        stage.remove()?;
+    }
     let mut report = Report::new("forward");
     report.tables = vec![growth, kinds];
     report.notes = notes;
