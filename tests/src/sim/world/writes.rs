@@ -127,8 +127,7 @@ impl World {
             self.node(id).delete(now, key, flow, version);
             return;
         }
-        let Some(Reign { term, node: from, .. }) = self.authority(id, origin, flow, bucket_of(n))
-        else {
+        let Some(Reign { term, node: from, .. }) = self.authority(id, origin, flow, bucket_of(n)) else {
             return;
         };
         self.trace(Some(id), || format!("deletes {}, from fw{from} in term {term}", named(n, flow)));
@@ -138,8 +137,7 @@ impl World {
         }
         let now = self.now;
         let node = self.node(id);
-        let settled =
-            node.settled() && node.kernel.owned[usize::from(group_of(bucket_of(n)))].is_none();
+        let settled = node.settled() && node.kernel.owned[usize::from(group_of(bucket_of(n)))].is_none();
         if !node.delete(now, key, flow, version) && settled {
             self.violate(format!("fw{id} deletes {}, which it does not have", named(n, flow)));
         }
