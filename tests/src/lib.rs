@@ -12,7 +12,7 @@
 //! * [`sim`]: whole clusters of `fwha-proto` in virtual time, under faults.
 //! * [`root`]: how a test says that it needs root.
 //!
-//! The scenarios themselves are in `tests/tests/`, named by behaviour.
+//! The scenarios themselves are in `tests/tests/scenarios/`, named by behaviour.
 
 pub mod conformance;
 pub mod faults;

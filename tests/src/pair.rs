@@ -62,8 +62,8 @@ impl Pair {
         Ok(())
     }
 
-    /// Waits until one node is Active and the other Backup, both agree on which, and, with replication, both are in
-    /// sync. Returns the Active one.
+    /// Waits until one node is Active and the other Backup, both agree on which and on the term, and, with replication,
+    /// both are in sync. Returns the Active one.
     ///
     /// # Errors
     ///
@@ -136,7 +136,7 @@ impl Pair {
     }
 }
 
-/// The node that both call Active while the other is Backup, from the `status` of fw1 and fw2.
+/// The node that both call Active, in the same term, while the other is Backup; from the `status` of fw1 and fw2.
 fn agreed_active(status: &[Value; 2]) -> Option<Node> {
     let active = match [role(&status[0])?, role(&status[1])?] {
         ["active", "backup"] => Node::Fw1,
@@ -145,7 +145,7 @@ fn agreed_active(status: &[Value; 2]) -> Option<Node> {
     };
     let alone = |status: &Value| status.pointer("/groups/0/also_active").is_none();
     let agreed = status.iter().all(|status| active_node(status) == Some(active.name()) && alone(status));
-    agreed.then_some(active)
+    (agreed && term(&status[0]) == term(&status[1])).then_some(active)
 }
 
 /// A node's role in the lab's one group, from its `status`.

@@ -3,6 +3,7 @@
 use std::env;
 use std::ffi::OsString;
 use std::process::ExitCode;
+use std::thread;
 
 use anyhow::{Context as _, Result, bail};
 use fwha_tests::root::is_root;
@@ -17,16 +18,25 @@ pub struct Args {
     cargo_args: Vec<OsString>,
 }
 
+/// Tests at a time for each processor: those in labs wait most of the time.
+const TESTS_PER_CPU: usize = 2;
+
+/// How many tests a test program runs at a time, see `cargo test -- --help`.
+const TEST_THREADS: &str = "RUST_TEST_THREADS";
+
 /// Runs the verb.
 pub fn run(args: &Args) -> Result<ExitCode> {
     if !is_root() && env::var("CI").as_deref() == Ok("true") {
         bail!("CI=true and no root: the tests in network namespaces would be skipped; run as root");
     }
     let bin_dir = build_bins(&["fwha", "fwha-tests"], false)?;
+    let cpus = thread::available_parallelism().context("count the processors")?.get();
+    let threads = env::var_os(TEST_THREADS).unwrap_or_else(|| (TESTS_PER_CPU * cpus).to_string().into());
     let status = cargo()
         .args(["test", "--workspace"])
         .args(&args.cargo_args)
         .env("FWHA_BIN_DIR", bin_dir)
+        .env(TEST_THREADS, threads)
         .status()
         .context("start cargo")?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

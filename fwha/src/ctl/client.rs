@@ -19,10 +19,13 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, time::timeout};
 
 use super::term;
-use crate::api::{ApiError, WARNING_HEADER};
+use crate::api::{ApiError, WARNING_HEADER, path};
 
 /// A daemon that has not begun to answer after this hangs.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same if it may have to load programs first: the verifier takes a second or two, where others want the processors
+/// many times as long.
+const VERIFIER_TIMEOUT: Duration = Duration::from_secs(60);
 /// The longest answer that is one object, and the longest line of one that is many.
 const ANSWER_LEN_MAX: usize = 16 << 20;
 
@@ -111,7 +114,9 @@ impl Client {
         if !body.is_empty() {
             request = request.header("content-type", "application/json");
         }
-        let response = timeout(ANSWER_TIMEOUT, sender.send_request(request.body(Full::new(body))?))
+        let loads = [path::EXPLAIN_PACKET, path::RELOAD].iter().any(|path| target.starts_with(path));
+        let patience = if loads { VERIFIER_TIMEOUT } else { ANSWER_TIMEOUT };
+        let response = timeout(patience, sender.send_request(request.body(Full::new(body))?))
             .await
             .with_context(|| self.silent())?
             .with_context(|| self.broken())?;

@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use fwha_common::settings::name;
 use tracing::{debug, info, warn};
 
 use super::{
@@ -108,6 +109,17 @@ impl Hook {
         }
     }
 
+    /// The program that belongs there.
+    pub const fn program(self) -> &'static str {
+        match self {
+            Self::Xdp => name::XDP_INGRESS,
+            Self::Ingress => name::TC_INGRESS,
+            Self::Egress => name::TC_EGRESS,
+            Self::Sync => name::SYNC_INGRESS,
+            Self::Host => name::HOST_INGRESS,
+        }
+    }
+
     const fn attach_type(self) -> AttachType {
         match self {
             Self::Xdp => AttachType::BPF_XDP,
@@ -115,6 +127,21 @@ impl Hook {
             Self::Egress => AttachType::BPF_TCX_EGRESS,
         }
     }
+}
+
+/// Where programs may be hooked in at an interface.
+pub(super) fn hooks(interface: &str, zone: Option<&ZoneInterface>) -> Vec<Hook> {
+    let Some(zone) = zone else { return vec![Hook::Sync] };
+    let is_virtual = || driver(interface).map_or(true, |driver| VIRTUAL.contains(&driver.as_str()));
+    let ingress = match zone.attach {
+        Attach::Tc => vec![Hook::Ingress],
+        Attach::Auto if is_virtual() => vec![Hook::Ingress],
+        // The driver may refuse.
+        Attach::Auto => vec![Hook::Ingress, Hook::Xdp],
+        Attach::Xdp => vec![Hook::Xdp],
+    };
+    let host = (zone.virtual_macs && ingress.contains(&Hook::Xdp)).then_some(Hook::Host);
+    ingress.into_iter().chain([Hook::Egress]).chain(host).collect()
 }
 
 /// The links of a data plane.
@@ -143,7 +170,7 @@ impl Links {
         link: &Link,
         zone: Option<&ZoneInterface>,
         place: Place<'_>,
-        programs: &Programs,
+        programs: &mut Programs,
     ) -> Result<(), DataplaneError> {
         let attached = match zone {
             None => {
@@ -199,7 +226,7 @@ impl Links {
         &mut self,
         trunk: &Link,
         own: bool,
-        programs: &Programs,
+        programs: &mut Programs,
     ) -> Result<(), DataplaneError> {
         self.refuse_foreign_xdp(trunk)?;
         shows_tags(&trunk.name)?;
@@ -228,7 +255,7 @@ impl Links {
         link: &Link,
         attach: Attach,
         tagged: bool,
-        programs: &Programs,
+        programs: &mut Programs,
     ) -> Result<(AttachKind, String), DataplaneError> {
         self.refuse_foreign_xdp(link)?;
         let reason = match attach {
@@ -288,8 +315,8 @@ impl Links {
         self.pins.links().join(pin_name(interface, hook))
     }
 
-    fn hook(&mut self, link: &Link, hook: Hook, programs: &Programs) -> Result<(), DataplaneError> {
-        let program = programs.get(hook);
+    fn hook(&mut self, link: &Link, hook: Hook, programs: &mut Programs) -> Result<(), DataplaneError> {
+        let program = programs.get(hook)?;
         let path = self.path(&link.name, hook);
         let attach_error = |source: io::Error| DataplaneError::Attach {
             interface: link.name.clone(),

@@ -20,7 +20,7 @@
 //! | [`events`] | reads flow events |
 //! | [`capture`] | captures dropped packets |
 //! | [`dry_run`] | judges packets that nobody sent |
-//! | `object` | loads the programs |
+//! | `object` | loads the programs that are needed |
 //! | `pins` | the pin directory |
 //! | `plan` | which interface gets which program; VLANs |
 //! | `attach` | puts programs onto interfaces |
@@ -265,8 +265,8 @@ impl Dataplane {
     }
 
     fn open_in(options: Options, pins: PinDir) -> Result<(Self, Events), DataplaneError> {
-        let (programs, adopted, events) = object::load(&pins, options.max_flows, options.max_embryonic)?;
-        let maps = Arc::new(Maps::open(&pins, programs.sweeper())?);
+        let (mut programs, adopted, events) = object::open(&pins, options.max_flows, options.max_embryonic)?;
+        let maps = Arc::new(Maps::open(&pins, programs.sweeper()?)?);
         // The reader of an earlier run's capture is gone.
         maps.set_capture(&Capture::default())?;
         let links = Links::new(pins.clone());
@@ -337,6 +337,8 @@ impl Dataplane {
         let here: Vec<(&Link, Option<&ZoneInterface>)> =
             wanted.iter().filter_map(|(name, zone)| Some((find(name)?, *zone))).collect();
         let plan = plan::plan(&here, &present)?;
+        // The verifier takes its time: before anything changes.
+        self.programs.load(here.iter().flat_map(|(link, zone)| attach::hooks(&link.name, *zone)))?;
         // The programs must know an interface before its first packet.
         let known: Vec<(InterfaceKey, Interface)> = plan.elements.iter().map(|(k, i)| (*k, *i)).collect();
         self.maps.set_interfaces(&known)?;
@@ -349,7 +351,7 @@ impl Dataplane {
         let trunks = present.iter().filter(|l| plan.trunks.contains(&l.index));
         for trunk in trunks.clone() {
             let own = here.iter().any(|(link, _)| link.index == trunk.index);
-            if let Err(e) = self.links.attach_trunk(trunk, own, &self.programs) {
+            if let Err(e) = self.links.attach_trunk(trunk, own, &mut self.programs) {
                 if all {
                     return Err(e);
                 }
@@ -367,7 +369,7 @@ impl Dataplane {
             };
             let result = self
                 .links
-                .attach(link, *zone, place, &self.programs)
+                .attach(link, *zone, place, &mut self.programs)
                 .and_then(|()| if zone.is_some() { sysctl::prepare(&self.pins, &link.name) } else { Ok(()) });
             if let Err(e) = result {
                 if all {

@@ -1,4 +1,4 @@
-//! Loading the programs, with new maps or with pinned ones.
+//! Loading the programs that are needed, with new maps or with pinned ones.
 
 use std::{
     collections::BTreeMap,
@@ -25,65 +25,86 @@ use crate::sys::bpf;
 /// The programs, as built by `cargo xtask build-ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("FWHA_BPF_OBJECT"));
 
-/// The loaded programs.
+/// The programs of a data plane: those that it needs are loaded, or taken over from an earlier run. The others are not: the
+/// verifier takes a second or more of a busy machine for each of the large ones.
 #[derive(Debug)]
 pub(super) struct Programs {
-    xdp: OwnedFd,
-    tc: OwnedFd,
-    egress: OwnedFd,
-    sync: OwnedFd,
-    host: OwnedFd,
-    sweeper: OwnedFd,
+    pins: PinDir,
+    sizes: Sizes,
+    loaded: BTreeMap<&'static str, OwnedFd>,
+}
+
+/// What the object is told of the data plane when it is loaded.
+#[derive(Clone, Copy, Debug)]
+struct Sizes {
+    /// Elements of maps, or bytes of a ring.
+    maps: [(&'static str, u32); 5],
+    /// The last set of the table of embryonic flows.
+    last_set: u32,
+    /// The last word of the filter of flows that there may be.
+    last_word: u32,
 }
 
 impl Programs {
-    /// Those that an earlier run pinned, if they are of this very object, and all there.
-    fn pinned(pins: &PinDir) -> Option<Self> {
-        let dir = pins.programs(&object_id());
-        let open = |name| bpf::open_pinned(&dir.join(name)).ok();
-        Some(Self {
-            xdp: open(name::XDP_INGRESS)?,
-            tc: open(name::TC_INGRESS)?,
-            egress: open(name::TC_EGRESS)?,
-            sync: open(name::SYNC_INGRESS)?,
-            host: open(name::HOST_INGRESS)?,
-            sweeper: open(name::SWEEPER)?,
-        })
+    /// Has the programs for these hooks in the kernel, and pinned for the next run.
+    pub fn load(&mut self, hooks: impl IntoIterator<Item = Hook>) -> Result<(), DataplaneError> {
+        self.load_by_name(hooks.into_iter().map(Hook::program))
     }
 
-    /// Pins them for the next run, in place of others.
-    fn pin(&self, pins: &PinDir) -> Result<(), DataplaneError> {
-        pins.clear_programs()?;
-        let dir = pins.programs(&object_id());
-        make_dir(&dir)?;
-        for (name, program) in [
-            (name::XDP_INGRESS, &self.xdp),
-            (name::TC_INGRESS, &self.tc),
-            (name::TC_EGRESS, &self.egress),
-            (name::SYNC_INGRESS, &self.sync),
-            (name::HOST_INGRESS, &self.host),
-            (name::SWEEPER, &self.sweeper),
-        ] {
+    fn load_by_name(&mut self, names: impl IntoIterator<Item = &'static str>) -> Result<(), DataplaneError> {
+        let dir = self.pins.programs(&object_id());
+        let mut object = None;
+        for name in names {
+            if self.loaded.contains_key(name) {
+                continue;
+            }
             let path = dir.join(name);
-            bpf::pin(program.as_fd(), &path).map_err(|e| pin_error("make", &path, e))?;
+            let program = match bpf::open_pinned(&path) {
+                Ok(program) => program,
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                    let object = match &mut object {
+                        Some(object) => object,
+                        none => none.insert(self.object()?),
+                    };
+                    let program = program(object, name)?;
+                    bpf::pin(program.as_fd(), &path).map_err(|e| pin_error("make", &path, e))?;
+                    program
+                }
+                Err(e) => return Err(pin_error("open", &path, e)),
+            };
+            self.loaded.insert(name, program);
         }
         Ok(())
     }
 
+    /// The object with the pinned maps, which are made if they are not there; none of its programs is loaded yet.
+    fn object(&self) -> Result<Ebpf, DataplaneError> {
+        let object = parse()?;
+        let mut loader = EbpfLoader::new();
+        for name in maps_of(&object).keys() {
+            loader.map_pin_path(name, self.pins.map(name));
+        }
+        for (name, size) in self.sizes.maps {
+            loader.map_max_entries(name, size);
+        }
+        loader.override_global(name::EMBRYONIC_LAST, &self.sizes.last_set, true);
+        loader.override_global(name::BLOOM_LAST, &self.sizes.last_word, true);
+        Ok(loader.load(OBJECT)?)
+    }
+
     /// The program that deletes flows that expired.
-    pub fn sweeper(&self) -> BorrowedFd<'_> {
-        self.sweeper.as_fd()
+    pub fn sweeper(&mut self) -> Result<BorrowedFd<'_>, DataplaneError> {
+        self.by_name(name::SWEEPER)
     }
 
     /// The program for a hook.
-    pub fn get(&self, hook: Hook) -> BorrowedFd<'_> {
-        match hook {
-            Hook::Xdp => self.xdp.as_fd(),
-            Hook::Ingress => self.tc.as_fd(),
-            Hook::Egress => self.egress.as_fd(),
-            Hook::Sync => self.sync.as_fd(),
-            Hook::Host => self.host.as_fd(),
-        }
+    pub fn get(&mut self, hook: Hook) -> Result<BorrowedFd<'_>, DataplaneError> {
+        self.by_name(hook.program())
+    }
+
+    fn by_name(&mut self, name: &'static str) -> Result<BorrowedFd<'_>, DataplaneError> {
+        self.load_by_name([name])?;
+        self.loaded.get(name).map(OwnedFd::as_fd).ok_or_else(|| DataplaneError::Object(name.into()))
     }
 }
 
@@ -93,72 +114,62 @@ fn object_id() -> String {
     digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Loads the programs, or opens those that are pinned: the verifier takes a second or more of a busy
-/// machine, and the lease of a daemon that is restarted has no longer. Returns them, whether they run
-/// on maps that were pinned already, and the reader of flow events.
-pub(super) fn load(
+fn parse() -> Result<Object, DataplaneError> {
+    Ok(Object::parse(OBJECT).map_err(aya::EbpfError::from)?)
+}
+
+/// Maps of the object by name; not the sections of global data, which belong to one set of programs.
+fn maps_of(object: &Object) -> BTreeMap<&str, &aya_obj::Map> {
+    let is_map = |kind| matches!(kind, EbpfSectionKind::Maps | EbpfSectionKind::BtfMaps);
+    let maps = object.maps.iter().filter(|(_, map)| is_map(map.section_kind()));
+    maps.map(|(name, map)| (name.as_str(), map)).collect()
+}
+
+/// Makes the maps, or adopts those that are pinned, with the programs that run on them: the lease of a daemon that is
+/// restarted is shorter than the verifier takes. Returns the programs, whether the maps were pinned already, and the reader of
+/// flow events.
+pub(super) fn open(
     pins: &PinDir,
     max_flows: u32,
     max_embryonic: u32,
 ) -> Result<(Programs, bool, Events), DataplaneError> {
     let (last_set, last_word) = (embryonic::last_set(max_embryonic), bloom::last_word(max_flows));
-    let sizes = [
-        (name::FLOWS, max_flows),
-        (name::EVENTS, ring_len(max_flows)),
-        (name::EMBRYONIC, last_set + 1),
-        (name::EMBRYONIC_TAGS, last_set + 1),
-        (name::BLOOM, last_word + 1),
-    ];
-    let object = Object::parse(OBJECT).map_err(aya::EbpfError::from)?;
-    // Maps by name; not the sections of global data, which belong to one set of programs.
-    let expected: BTreeMap<&str, bpf::MapShape> = object
-        .maps
-        .iter()
-        .filter(|(_, map)| matches!(map.section_kind(), EbpfSectionKind::Maps | EbpfSectionKind::BtfMaps))
-        .map(|(name, map)| {
-            let size = sizes.iter().find(|(n, _)| n == name).map_or(map.max_entries(), |(_, size)| *size);
-            let shape = bpf::MapShape {
-                map_type: map.map_type(),
-                key_size: map.key_size(),
-                value_size: map.value_size(),
-                max_entries: size,
-                flags: map.map_flags(),
-            };
-            (name.as_str(), shape)
-        })
-        .collect();
+    let sizes = Sizes {
+        maps: [
+            (name::FLOWS, max_flows),
+            (name::EVENTS, ring_len(max_flows)),
+            (name::EMBRYONIC, last_set + 1),
+            (name::EMBRYONIC_TAGS, last_set + 1),
+            (name::BLOOM, last_word + 1),
+        ],
+        last_set,
+        last_word,
+    };
+    let object = parse()?;
+    let shape = |name: &str, map: &aya_obj::Map| bpf::MapShape {
+        map_type: map.map_type(),
+        key_size: map.key_size(),
+        value_size: map.value_size(),
+        max_entries: sizes.maps.iter().find(|(n, _)| *n == name).map_or(map.max_entries(), |(_, size)| *size),
+        flags: map.map_flags(),
+    };
+    let expected = maps_of(&object).into_iter().map(|(name, map)| (name, shape(name, map))).collect();
     let adopted = usable(pins, &expected)?;
+    let dir = pins.programs(&object_id());
     if !adopted {
         // Programs hold on to the maps that they were loaded with.
         pins.clear_programs()?;
         pins.clear_maps()?;
+    } else if !dir.exists() {
+        // Those of another build.
+        pins.clear_programs()?;
     }
-    if let Some(programs) = Programs::pinned(pins) {
-        let ring = MapData::from_pin(pins.map(name::EVENTS)).map_err(aya::EbpfError::from)?;
-        return Ok((programs, adopted, events(Map::RingBuf(ring))?));
-    }
-
-    let mut loader = EbpfLoader::new();
-    for name in expected.keys() {
-        loader.map_pin_path(name, pins.map(name));
-    }
-    for (name, size) in sizes {
-        loader.map_max_entries(name, size);
-    }
-    loader.override_global(name::EMBRYONIC_LAST, &last_set, true);
-    loader.override_global(name::BLOOM_LAST, &last_word, true);
-    let mut ebpf = loader.load(OBJECT)?;
-    let ring = ebpf.take_map(name::EVENTS).ok_or_else(|| DataplaneError::Object(name::EVENTS.into()))?;
-    let programs = Programs {
-        xdp: program(&mut ebpf, name::XDP_INGRESS)?,
-        tc: program(&mut ebpf, name::TC_INGRESS)?,
-        egress: program(&mut ebpf, name::TC_EGRESS)?,
-        sync: program(&mut ebpf, name::SYNC_INGRESS)?,
-        host: program(&mut ebpf, name::HOST_INGRESS)?,
-        sweeper: program(&mut ebpf, name::SWEEPER)?,
-    };
-    programs.pin(pins)?;
-    Ok((programs, adopted, events(ring)?))
+    make_dir(&dir)?;
+    let mut programs = Programs { pins: pins.clone(), sizes, loaded: BTreeMap::new() };
+    programs.load_by_name([name::SWEEPER])?;
+    let ring = MapData::from_pin(pins.map(name::EVENTS)).map_err(aya::EbpfError::from)?;
+    let events = Events::new(RingBuf::try_from(Map::RingBuf(ring)).map_err(aya::EbpfError::from)?);
+    Ok((programs, adopted, events))
 }
 
 /// Loads the tc ingress program once more, attached to nothing. It has the pinned maps of these names, and all others for itself
@@ -189,10 +200,6 @@ pub(super) fn load_apart(
     let mut ebpf = loader.load(OBJECT)?;
     let program = program(&mut ebpf, name::TC_INGRESS)?;
     Ok((program, ebpf))
-}
-
-fn events(ring: Map) -> Result<Events, DataplaneError> {
-    Ok(Events::new(RingBuf::try_from(ring).map_err(aya::EbpfError::from)?))
 }
 
 /// Bytes of the ring buffer of flow events, a power of two. With a million flows some 70,000 events find room: those of a

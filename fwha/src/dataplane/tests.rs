@@ -246,7 +246,7 @@ fn a_restarted_daemon_adopts_its_data_plane() {
 }
 
 #[test]
-fn programs_are_loaded_once_for_each_build() {
+fn programs_are_loaded_when_needed_and_once_for_each_build() {
     if !root() {
         return;
     }
@@ -271,9 +271,20 @@ fn programs_are_loaded_once_for_each_build() {
         assert!(second.is_some() && second != first);
         assert_eq!(builds(), this);
 
-        fs::remove_file(programs.join(&this[0]).join("fwha_tc")).unwrap();
-        let (dataplane, _events) = open(wanted);
+        let pinned = || {
+            let pins = fs::read_dir(programs.join(&this[0])).unwrap();
+            let mut names: Vec<_> = pins.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(pinned(), ["fwha_egress", "fwha_sweep", "fwha_xdp"]);
+        fs::remove_file(programs.join(&this[0]).join("fwha_xdp")).unwrap();
+        let (mut dataplane, _events) = open(wanted);
         assert_ne!(hooks(NODE).2, second);
+        dataplane.set_interfaces(options(&[(NODE, Attach::Tc)]).interfaces).unwrap();
+        let (ingress, _, xdp) = hooks(NODE);
+        assert_eq!((ingress.len(), xdp), (1, None), "by another program from now on");
+        assert_eq!(pinned(), ["fwha_egress", "fwha_sweep", "fwha_tc", "fwha_xdp"]);
         dataplane.close().unwrap();
         assert!(!programs.exists());
     });

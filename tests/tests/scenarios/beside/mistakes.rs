@@ -175,7 +175,7 @@ fn without_a_daemon_every_verb_says_so_in_a_line() -> Result<()> {
 
 #[test]
 fn a_start_that_cannot_be_harms_nothing_and_a_stale_socket_is_replaced() {
-    with_pair(LabOptions::default(), |lab, pair| {
+    with_pair(LabOptions::beside(), |lab, pair| {
         let active = pair.settle(lab)?;
         let host = active.host();
         let before = (pair.roles()?, lab.pins()?);

@@ -117,7 +117,7 @@ fn contains(bytes: &[u8], text: &str) -> bool {
 
 #[test]
 fn a_denied_packet_can_be_looked_at_at_tc() {
-    with_pair(LabOptions { attach: Attach::Tc, ..LabOptions::default() }, |lab, pair| {
+    with_pair(LabOptions { attach: Attach::Tc, ..LabOptions::beside() }, |lab, pair| {
         let active = pair.settle(lab)?;
         a_file_has_the_knocks(lab, pair, active, "ingress")?;
         whoever_goes_away_ends_it(lab, pair, active, "ingress")?;
@@ -128,7 +128,7 @@ fn a_denied_packet_can_be_looked_at_at_tc() {
 
 #[test]
 fn a_denied_packet_can_be_looked_at_at_xdp() {
-    with_pair(LabOptions { attach: Attach::Xdp, ..LabOptions::default() }, |lab, pair| {
+    with_pair(LabOptions { attach: Attach::Xdp, ..LabOptions::beside() }, |lab, pair| {
         let active = pair.settle(lab)?;
         a_file_has_the_knocks(lab, pair, active, "xdp")?;
         whoever_goes_away_ends_it(lab, pair, active, "xdp")?;
@@ -260,7 +260,7 @@ fn number_before(said: &str, word: &str) -> Result<u64> {
 
 #[test]
 fn a_capture_that_is_not_read_loses_packets_and_says_how_many() {
-    with_pair(LabOptions::default(), |lab, pair| {
+    with_pair(LabOptions::beside(), |lab, pair| {
         let active = pair.settle(lab)?;
         let before = pair.roles()?;
         let file = lab.dir().join("drops.pcapng");

@@ -183,7 +183,7 @@ fn namespaces() -> String {
 #[test]
 fn a_signal_to_the_owner_removes_the_lab() {
     needs_root!();
-    let (mut owner, id) = owner_of_a_lab("a_signal_to_the_owner_removes_the_lab");
+    let (mut owner, id) = owner_of_a_lab("alone::lab::a_signal_to_the_owner_removes_the_lab");
 
     kill(Pid::from_raw(owner.id().cast_signed()), Signal::SIGTERM).expect("SIGTERM");
 
@@ -194,7 +194,8 @@ fn a_signal_to_the_owner_removes_the_lab() {
 #[test]
 fn a_lab_whose_owner_was_killed_goes_before_the_next_is_laid() {
     needs_root!();
-    let (mut owner, id) = owner_of_a_lab("a_lab_whose_owner_was_killed_goes_before_the_next_is_laid");
+    let (mut owner, id) =
+        owner_of_a_lab("alone::lab::a_lab_whose_owner_was_killed_goes_before_the_next_is_laid");
     owner.kill().and_then(|()| owner.wait()).expect("its end");
 
     let lab = Lab::new(LabOptions::default()).expect("another lab");

@@ -48,7 +48,7 @@ fn ipv6_vips_move_when_the_active_is_killed_and_the_neighbours_know_by_xdp() {
 
 fn ipv6_vips_move_by(attach: Attach) {
     let extra_config = PING6.into();
-    let options = LabOptions { attach, ipv6: true, extra_config, ..LabOptions::default() };
+    let options = LabOptions { attach, ipv6: true, extra_config, ..LabOptions::beside() };
     with_pair(options, |lab, pair| {
         let active = pair.settle(lab)?;
         let backup = active.peer();

@@ -111,7 +111,7 @@ dampening = "0s"
         ensure!(warnings.contains("tracker uplink fails"), "{warnings}");
 
         cut_answers(lab, first, false)?;
-        pair.wait_for_role(lab, first, "backup")?;
+        ensure!(pair.settle(lab)? == second);
         let before = pair.roles()?;
         for node in Node::ALL {
             cut_answers(lab, node, true)?;

@@ -42,7 +42,7 @@ fn wait_for_told(lab: &Lab, node: Node, last: &str) -> Result<()> {
 
 #[test]
 fn hooks_are_told_the_role_when_the_addresses_are_there_or_gone() {
-    in_lab(LabOptions::default(), |lab| {
+    in_lab(LabOptions::beside(), |lab| {
         let config = fs::read_to_string(lab.config_path())?;
         fs::write(lab.config_path(), config + &hooks(lab.dir()))?;
         let (mut pair, first) = Pair::settled(lab)?;

@@ -188,7 +188,7 @@ fn a_flow_survives_its_node(lab: &Lab) -> Result<()> {
 
 #[test]
 fn a_flow_of_a_vlan_survives_its_node_through_tc() {
-    in_lab(LabOptions { attach: Attach::Tc, ..LabOptions::default() }, |lab| {
+    in_lab(LabOptions { attach: Attach::Tc, ..LabOptions::beside() }, |lab| {
         configure(lab)?;
         a_flow_survives_its_node(lab)
     });
@@ -196,7 +196,7 @@ fn a_flow_of_a_vlan_survives_its_node_through_tc() {
 
 #[test]
 fn a_flow_of_a_vlan_survives_its_node_through_xdp_once_tags_are_left_on_frames() {
-    in_lab(LabOptions { attach: Attach::Xdp, ..LabOptions::default() }, |lab| {
+    in_lab(LabOptions { attach: Attach::Xdp, ..LabOptions::beside() }, |lab| {
         configure(lab)?;
         let mut refused = lab.start_node(Node::Fw1)?;
         ensure!(!refused.wait(PATIENCE)?.success());

@@ -1,8 +1,6 @@
 //! Programs that people use, through the running cluster and to its nodes, at both hooks and in both families.
 
-#[path = "programs/rig.rs"]
 mod rig;
-#[path = "programs/servers.rs"]
 mod servers;
 
 use std::fs;

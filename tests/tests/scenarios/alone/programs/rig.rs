@@ -13,7 +13,7 @@ use fwha_tests::scenario::in_lab;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::servers;
+use super::servers;
 
 /// The port that the rules reject, TCP and UDP alike.
 pub const REJECTED: u16 = 81;

@@ -56,7 +56,7 @@ fn wait_for_routes(lab: &Lab, node: Node, wanted: &[String]) -> Result<()> {
 
 #[test]
 fn routes_follow_their_group() {
-    in_lab(LabOptions { ipv6: true, ..LabOptions::default() }, |lab| {
+    in_lab(LabOptions { ipv6: true, ..LabOptions::beside() }, |lab| {
         write(
             lab,
             &format!(

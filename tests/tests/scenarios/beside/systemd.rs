@@ -174,7 +174,7 @@ fn the_unit_keeps_the_role_over_a_kill_reloads_and_hands_over_at_its_stop() {
     if is_missing(SYSTEMD, "systemd") {
         return;
     }
-    in_lab(LabOptions::default(), |lab| {
+    in_lab(LabOptions::beside(), |lab| {
         let config = fs::read_to_string(lab.config_path())?;
         let resource = "\n[[resource]]\nname = \"web\"\ngroup = \"gateway\"\nsystemd = \"web.service\"\ninterval = \"200ms\"\n";
         fs::write(lab.config_path(), config + resource)?;

@@ -69,7 +69,7 @@ fn an_active_whose_frames_do_not_get_out_in_a_zone_gives_way_and_does_not_come_b
         let before = pair.roles()?;
         hold(lab, pair, &before)?;
         mute(lab, &[])?;
-        pair.wait_for_role(lab, active, "backup")?;
+        ensure!(pair.settle(lab)? == backup);
         hold(lab, pair, &pair.roles()?)?;
         let status = pair.node(active).ctl(&["status"])?;
         ensure!(status.get("reaches").is_none() && role(&status) == Some("backup"), "{status}");

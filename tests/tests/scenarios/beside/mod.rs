@@ -1,0 +1,19 @@
+//! Scenarios whose labs may be there at the same time.
+
+mod addresses;
+mod capture;
+mod explain;
+mod groups;
+mod hooks;
+mod ipv6;
+mod keepalived;
+mod mistakes;
+mod operator;
+mod reach;
+mod reload;
+mod resources;
+mod routes;
+mod strangers;
+mod systemd;
+mod trackers;
+mod vlans;
