@@ -18,8 +18,9 @@ pub struct Args {
     cargo_args: Vec<OsString>,
 }
 
-/// Tests at a time for each processor: those in labs wait most of the time.
-const TESTS_PER_CPU: usize = 2;
+/// Tests at a time beyond one for each processor: those in labs wait most of the time. With more of them, what moves addresses
+/// waits for others: the kernel changes the networks of all namespaces under one lock (`rtnl_mutex`).
+const WAITING: usize = 1;
 
 /// How many tests a test program runs at a time, see `cargo test -- --help`.
 const TEST_THREADS: &str = "RUST_TEST_THREADS";
@@ -31,7 +32,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     let bin_dir = build_bins(&["fwha", "fwha-tests"], false)?;
     let cpus = thread::available_parallelism().context("count the processors")?.get();
-    let threads = env::var_os(TEST_THREADS).unwrap_or_else(|| (TESTS_PER_CPU * cpus).to_string().into());
+    let threads = env::var_os(TEST_THREADS).unwrap_or_else(|| (cpus + WAITING).to_string().into());
     let status = cargo()
         .args(["test", "--workspace"])
         .args(&args.cargo_args)

@@ -430,6 +430,18 @@ impl Lab {
         Ok(self.spawn(host, &mut command)?.wait_with_output()?)
     }
 
+    /// Pings until there is an answer: what is sent before the neighbours are told of a move goes astray.
+    ///
+    /// # Errors
+    ///
+    /// When there is none for a minute.
+    pub fn wait_for_answer(&self, host: Host, of: &str) -> Result<()> {
+        self.wait_for(&format!("an answer of {of}"), Duration::from_secs(60), || {
+            let answered = self.try_exec(host, &["ping", "-c1", "-W1", of])?.status.success();
+            Ok(answered.then_some(()))
+        })
+    }
+
     /// Runs `fwha cleanup` on a node to its end, well or not.
     ///
     /// # Errors

@@ -71,7 +71,7 @@ fn ipv6_vips_move_by(attach: Attach) {
         pair.wait_for_role(lab, backup, "active")?;
         wait_for_entries(lab, backup)?;
         assert!(has_vips(lab, backup)?);
-        lab.exec(Host::Client, &["ping", "-c1", "-W5", SERVER6])?;
+        lab.wait_for_answer(Host::Client, SERVER6)?;
         // What the killed daemon left goes by itself.
         lab.wait_for("the killed node to lose the addresses", PATIENCE, || {
             Ok((!has_vips(lab, active)?).then_some(()))

@@ -477,7 +477,7 @@ fn virtual_routers_of_ipv6_come_under_way() {
         // The Backup takes them over as if they had always been there.
         pair.node_mut(active).kill()?;
         pair.wait_for_role(lab, active.peer(), "active")?;
-        ensure!(ping(SERVER6, "-W5")?.status.success(), "the other has them");
+        lab.wait_for_answer(Host::Client, SERVER6)?;
         drop(probe);
         Ok(())
     });
