@@ -66,22 +66,23 @@ impl Bloom {
         (self.words.len() / FIELDS) as u32 - 1
     }
 
-    /// Does what puts flows of these keys into a table.
+    /// Does what puts flows of these keys into the main table.
     pub(super) fn around<'a, T>(
         &self,
-        keys: impl IntoIterator<Item = &'a FlowKey> + Clone,
+        keys: impl IntoIterator<Item = &'a FlowKey>,
         put: impl FnOnce() -> T,
     ) -> T {
-        self.mark(keys.clone());
+        let (siphash_key, last_word) = (self.key(), self.last_word());
+        let tcp = keys.into_iter().filter(|key| key.proto == proto::TCP);
+        let bits: Vec<Bit> = tcp.map(|key| Bit::new(key.hash(&siphash_key), last_word)).collect();
+        self.mark(&bits);
         let done = put();
-        self.mark(keys);
+        self.mark(&bits);
         done
     }
 
-    fn mark<'a>(&self, keys: impl IntoIterator<Item = &'a FlowKey>) {
-        let (siphash_key, last_word) = (self.key(), self.last_word());
-        for key in keys.into_iter().filter(|key| key.proto == proto::TCP) {
-            let bit = Bit::new(key.hash(&siphash_key), last_word);
+    fn mark(&self, bits: &[Bit]) {
+        for bit in bits {
             let at = bit.word as usize * FIELDS;
             for word in [&self.words[at + 1], &self.words[at]] {
                 if word.load(SeqCst) & bit.mask == 0 {
