@@ -4,9 +4,10 @@
 //! of sets of [`PLACES`] places; the keyed hash of a flow says which set it is in. In a full set the new flow takes
 //! the place of the one that was not used for the longest time.
 //!
-//! What is known of the places of a set is a cache line in a map of its own, which is small enough to be near: 512 KiB for
-//! [`CAPACITY`] flows, of which the flows themselves take 16 MiB. So it is soon known that a flow is not there, and a new one is written to
-//! its place without a wait for what was in it. An LRU hash of the kernel touches seven pages or so, at four times the price.
+//! What is known of the places of a set lies in maps of their own, the smaller the more often they are asked: 64 KiB of
+//! fingerprints for [`CAPACITY`] flows, which say of most flows that they are not there; 512 KiB of tags, by which a flow is
+//! found, and a new one gets a place without a wait for what was in it; and 16 MiB of flows. An LRU hash of the kernel touches
+//! seven pages or so, at four times the price.
 
 use crate::flow::{Flow, FlowKey};
 
@@ -15,6 +16,10 @@ pub const PLACES: u32 = 8;
 
 /// Flows in the table, unless the loader says otherwise. A power of two.
 pub const CAPACITY: u32 = 65_536;
+
+/// The fingerprints of a set: a byte for each place, the first one the lowest. 0 if the place is free, or a part of the hash of
+/// the flow in it, [`Site::fingerprint`].
+pub type Fingerprints = u64;
 
 /// What is known of a set, a cache line.
 ///
@@ -90,13 +95,29 @@ pub struct Site {
     pub set: u32,
     /// What its place is marked with.
     pub tag: u32,
+    /// The same in short, not 0.
+    pub fingerprint: u8,
 }
 
 impl Site {
     /// In a table of `last_set` + 1 sets, a power of two. (The bucket is the lowest byte of the hash.)
     #[inline(always)]
     pub const fn new(hash: u64, last_set: u32) -> Self {
-        Self { set: (hash >> 8) as u32 & last_set, tag: (hash >> 32) as u32 | 1 }
+        let short = (hash >> 24) as u8;
+        Self {
+            set: (hash >> 8) as u32 & last_set,
+            tag: (hash >> 32) as u32 | 1,
+            fingerprint: short + (short == 0) as u8,
+        }
+    }
+
+    /// Whether the flow may be in a set of these fingerprints: one of their bytes is its own. (The test for a byte of zero
+    /// is that of A. Mycroft: only subtracting 1 from such a one borrows from its highest bit, if that was not set before.)
+    #[inline(always)]
+    pub const fn may_be_among(&self, fingerprints: Fingerprints) -> bool {
+        const ONES: u64 = 0x0101_0101_0101_0101;
+        let others = fingerprints ^ self.fingerprint as u64 * ONES;
+        others.wrapping_sub(ONES) & !others & ONES << 7 != 0
     }
 }
 
@@ -117,6 +138,7 @@ const _: () = {
     assert!(size_of::<EmbryonicSet>() == 2048);
     assert!(size_of::<EmbryonicTags>() == 64);
     assert!(size_of::<EmbryonicPlace>() == 256);
+    assert!(size_of::<Fingerprints>() == PLACES as usize);
     assert!(CAPACITY.is_power_of_two());
 };
 
@@ -132,6 +154,30 @@ mod tests {
     #[test]
     fn no_flow_is_marked_as_free() {
         assert_ne!(Site::new(0, 8191).tag, 0);
-        assert_eq!(Site::new(!0, 8191), Site { set: 8191, tag: u32::MAX });
+        assert_eq!(Site::new(!0, 8191), Site { set: 8191, tag: u32::MAX, fingerprint: 255 });
+        assert_eq!([0, 1, 2].map(|short| Site::new(short << 24, 8191).fingerprint), [1, 1, 2]);
+    }
+
+    #[test]
+    fn a_flow_may_be_in_a_set_that_has_its_fingerprint() {
+        for fingerprint in [1, 2, 0x7f, 0x80, 0x81, 255] {
+            let site = Site { fingerprint, ..Site::new(0, 0) };
+            assert!(!site.may_be_among(0));
+            for other in (0..=255u8).filter(|other| *other != fingerprint) {
+                let others = [other; PLACES as usize];
+                assert!(
+                    !site.may_be_among(Fingerprints::from_le_bytes(others)),
+                    "{fingerprint} among {other}"
+                );
+                for place in 0..others.len() {
+                    let mut with = others;
+                    with[place] = fingerprint;
+                    assert!(
+                        site.may_be_among(Fingerprints::from_le_bytes(with)),
+                        "{fingerprint} in {with:?}"
+                    );
+                }
+            }
+        }
     }
 }

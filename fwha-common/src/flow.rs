@@ -1,6 +1,6 @@
 //! Flows: the key by which both directions of a connection find one map element, and the element.
 
-use crate::siphash::siphash24;
+use crate::siphash::siphash13;
 
 /// IP protocol numbers that the engine tells apart.
 pub mod proto {
@@ -175,24 +175,18 @@ impl FlowKey {
         }
     }
 
-    /// The key as ten native words, as hashed.
-    #[inline(always)]
-    fn halves(&self) -> [u64; 5] {
-        let w = |hi: u32, lo: u32| ((hi as u64) << 32) | lo as u64;
-        [
-            w(self.addr_a[1], self.addr_a[0]),
-            w(self.addr_a[3], self.addr_a[2]),
-            w(self.addr_b[1], self.addr_b[0]),
-            w(self.addr_b[3], self.addr_b[2]),
-            self.port_a as u64 | (self.port_b as u64) << 16 | (self.proto as u64) << 32,
-        ]
-    }
-
-    /// The hash that chooses the bucket, under the cluster's secret key: keyed, so that nobody outside
-    /// can aim flows at one bucket.
+    /// The hash that chooses the bucket, and the place in the tables, under the cluster's secret key: keyed, so that nobody
+    /// outside can aim flows at one of them. SipHash-1-3 of both addresses, 16 bytes each, and of a word of ports and
+    /// protocol; of IPv4 addresses 4 bytes each are taken, as every new flow waits for this.
     #[inline(always)]
     pub fn hash(&self, key: &[u64; 2]) -> u64 {
-        siphash24(key, &self.halves())
+        let word = |low: u32, high: u32| low as u64 | (high as u64) << 32;
+        let [a, b] = [&self.addr_a, &self.addr_b];
+        let rest = self.port_a as u64 | (self.port_b as u64) << 16 | (self.proto as u64) << 32;
+        if (a[0] | a[1] | b[0] | b[1]) == 0 && a[2] == V4_MAPPED && b[2] == V4_MAPPED {
+            return siphash13(key, &[word(a[3], b[3]), rest]);
+        }
+        siphash13(key, &[word(a[0], a[1]), word(a[2], a[3]), word(b[0], b[1]), word(b[2], b[3]), rest])
     }
 }
 

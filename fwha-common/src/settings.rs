@@ -234,6 +234,8 @@ pub mod name {
     pub const EMBRYONIC: &str = "EMBRYONIC";
     /// What is known of these sets: ARRAY of [`crate::embryonic::EmbryonicTags`].
     pub const EMBRYONIC_TAGS: &str = "EMBRYONIC_TAGS";
+    /// Their fingerprints: ARRAY of [`crate::embryonic::Fingerprints`].
+    pub const FINGERPRINTS: &str = "FINGERPRINTS";
     /// Global u32: the number of the last of these sets, a power of two less 1.
     pub const EMBRYONIC_LAST: &str = "EMBRYONIC_LAST";
     /// Which TCP flows there may be in the main table: ARRAY of [`crate::bloom::Word`], which the daemon maps into its memory.

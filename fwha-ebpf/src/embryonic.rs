@@ -4,7 +4,8 @@
 //!
 //! - Putting in: under the lock, which is held for some ten ns, so that no flow is there twice. Who does not get
 //!   it in [`ATTEMPTS`] gives up: its packet is dropped, and sent again by its sender.
-//! - Writing a place, or taking its flow out: by who changed its tag to [`CLAIMED`] with compare-and-exchange.
+//! - Writing a place, its fingerprint too, or taking its flow out: by who changed its tag to [`CLAIMED`] with
+//!   compare-and-exchange.
 //! - Looking for a flow takes no lock. A place that is written anew has no tag meanwhile; who found the tag
 //!   just before sees another key, no state, or the old flow. Who holds a flow while its place gets another
 //!   one may count a packet in that, as with an element of any map that is deleted under way.
@@ -98,6 +99,16 @@ impl Place {
         unsafe { compare_exchange_u32(self.tag_at(n), tag, CLAIMED) }.is_ok()
     }
 
+    /// Writes the fingerprint of a place that this CPU has claimed.
+    #[inline(always)]
+    fn mark(&self, n: u32, fingerprint: u8) {
+        let Some(fingerprints) = maps::FINGERPRINTS.get_ptr_mut(self.site.set) else {
+            return;
+        };
+        // SAFETY: a map element, in bounds; volatile, because others read it.
+        unsafe { fingerprints.cast::<u8>().add(bounded::<{ PLACES - 1 }>(n)).write_volatile(fingerprint) }
+    }
+
     /// Notes that the flow of a place is used.
     #[inline(always)]
     fn touch(&self, n: u32) {
@@ -158,8 +169,23 @@ pub fn fetch(hash: u64) {
 }
 
 /// The flow with this key and hash.
-#[inline(never)]
+#[inline(always)]
 pub fn find(key: &FlowKey, hash: u64) -> Option<*mut Flow> {
+    if may_hold(hash) { look_up(key, hash) } else { None }
+}
+
+/// Whether there may be a flow with this hash: of a full table, one in 30 that are not there.
+#[inline(always)]
+fn may_hold(hash: u64) -> bool {
+    // SAFETY: a reference; volatile, because the loader may have changed it.
+    let last = unsafe { (&raw const EMBRYONIC_LAST).read_volatile() };
+    let site = Site::new(hash, last);
+    // SAFETY: a map element; volatile, because others write it.
+    maps::FINGERPRINTS.get_ptr(site.set).is_some_and(|at| site.may_be_among(unsafe { at.read_volatile() }))
+}
+
+#[inline(never)]
+fn look_up(key: &FlowKey, hash: u64) -> Option<*mut Flow> {
     let place = Place::of(hash)?;
     let n = maps::forget(place.search());
     if n == PLACES {
@@ -203,6 +229,7 @@ pub fn insert(key: &FlowKey, hash: u64, flow: &mut Flow) -> bool {
         flow.word = word;
         ordered();
         (&raw mut (*element).flow.word).write_volatile(word);
+        place.mark(n, place.site.fingerprint);
         place.tag_at(n).write_volatile(place.site.tag);
     }
     place.touch(n);
@@ -237,6 +264,7 @@ pub fn settle(hash: u64, n: u32, stays: bool) {
     if !stays && let Some(element) = place.element(n) {
         // SAFETY: a map element.
         unsafe { (&raw mut (*element).flow.word).write_volatile(0) }
+        place.mark(n, 0);
     }
     ordered();
     // SAFETY: as above.

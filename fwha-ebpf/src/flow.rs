@@ -90,14 +90,13 @@ pub enum Found {
 /// all packets if the old one is over.
 #[inline(always)]
 pub fn find(key: &FlowKey, src_is_b: bool, ip: &Ip, now: u64) -> Found {
-    // A SYN is mostly in none of them. What it then needs is fetched while the main one is looked at.
+    // A SYN is mostly in none of them.
     let begins = ip.opens_tcp();
     let mut hash = 0;
     let mut main = None;
     let mut asked = true;
     if begins {
         hash = embryonic::hash(key);
-        embryonic::fetch(hash);
         asked = bloom::may_hold(hash);
     }
     if asked {

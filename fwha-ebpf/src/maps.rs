@@ -11,7 +11,7 @@ use fwha_common::{
     bloom::{WORDS, Word},
     capture::{Capture, DropSample},
     drop::DROP_REASONS,
-    embryonic::{CAPACITY, EmbryonicSet, EmbryonicTags, PLACES},
+    embryonic::{CAPACITY, EmbryonicSet, EmbryonicTags, Fingerprints, PLACES},
     flow::{Flow, FlowEvent, FlowKey, NextHop},
     group::{
         BucketRange, Group, MAX_VIPS, MAX_VIRTUAL_MACS, Vip, VipKey, VirtualMac, VirtualMacKey, ZONE_PAIRS,
@@ -39,6 +39,10 @@ use crate::{
 
 #[btf_map]
 pub static FLOWS: HashMap<FlowKey, Flow, 65_536> = HashMap::new();
+
+#[btf_map]
+pub static FINGERPRINTS: Array<Fingerprints, { (CAPACITY / PLACES) as usize }, { BPF_F_MMAPABLE as usize }> =
+    Array::new();
 
 /// Its elements begin at a cache line.
 #[btf_map]

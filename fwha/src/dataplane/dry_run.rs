@@ -19,7 +19,7 @@ use aya::{Ebpf, maps};
 use fwha_common::{
     bloom::Word,
     drop::DropReason,
-    embryonic::{EmbryonicPlace, EmbryonicSet, EmbryonicTags, Site},
+    embryonic::{EmbryonicPlace, EmbryonicSet, EmbryonicTags, Fingerprints, Site},
     flow::{Flow, FlowKey},
     limit::Source,
     settings::{Counter, name},
@@ -136,6 +136,7 @@ struct Stage {
     flows: FlowMap,
     embryonic: EmbryonicMap,
     embryonic_tags: Map<u32, EmbryonicTags>,
+    fingerprints: Map<u32, Fingerprints>,
     node_flows: FlowMap,
     sources: Map<[u32; 4], Source>,
     rule_hits: PerCpuCounters,
@@ -153,6 +154,7 @@ impl Stage {
             flows: table(&ebpf, name::FLOWS)?,
             embryonic: table(&ebpf, name::EMBRYONIC)?,
             embryonic_tags: table(&ebpf, name::EMBRYONIC_TAGS)?,
+            fingerprints: table(&ebpf, name::FINGERPRINTS)?,
             node_flows: table(&ebpf, name::NODE_FLOWS)?,
             sources: table(&ebpf, name::SOURCES)?,
             rule_hits: counters(&ebpf, name::RULE_HITS)?,
@@ -169,11 +171,14 @@ impl Stage {
         copy(&self.node_flows, key, node_flow, name::NODE_FLOWS)?;
         copy(&self.sources, source, live.source(source)?, name::SOURCES)?;
         let (mut tags, mut set) = (EmbryonicTags::default(), EmbryonicSet::default());
+        let mut fingerprints = 0;
         if let Some(flow) = live.embryonic_flow(key)? {
             let site = Site::new(key.hash(&live.settings()?.bucket_key), self.embryonic.max_entries() - 1);
+            fingerprints = Fingerprints::from(site.fingerprint);
             tags.tags[0] = site.tag;
             set.places[0] = EmbryonicPlace { key: *key, flow, ..EmbryonicPlace::default() };
         }
+        copy(&self.fingerprints, &0, Some(fingerprints), name::FINGERPRINTS)?;
         copy(&self.embryonic_tags, &0, Some(tags), name::EMBRYONIC_TAGS)?;
         copy(&self.embryonic, &0, Some(set), name::EMBRYONIC)
     }

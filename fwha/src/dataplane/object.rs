@@ -38,7 +38,7 @@ pub(super) struct Programs {
 #[derive(Clone, Copy, Debug)]
 struct Sizes {
     /// Elements of maps, or bytes of a ring.
-    maps: [(&'static str, u32); 5],
+    maps: [(&'static str, u32); 6],
     /// The last set of the table of embryonic flows.
     last_set: u32,
     /// The last word of the filter of flows that there may be.
@@ -140,6 +140,7 @@ pub(super) fn open(
             (name::EVENTS, ring_len(max_flows)),
             (name::EMBRYONIC, last_set + 1),
             (name::EMBRYONIC_TAGS, last_set + 1),
+            (name::FINGERPRINTS, last_set + 1),
             (name::BLOOM, last_word + 1),
         ],
         last_set,
@@ -191,7 +192,7 @@ pub(super) fn load_apart(
         loader.map_max_entries(name, *size);
     }
     // One set, one word.
-    for map in [name::EMBRYONIC, name::EMBRYONIC_TAGS, name::BLOOM] {
+    for map in [name::EMBRYONIC, name::EMBRYONIC_TAGS, name::FINGERPRINTS, name::BLOOM] {
         loader.map_max_entries(map, 1);
     }
     for last in [name::EMBRYONIC_LAST, name::BLOOM_LAST] {

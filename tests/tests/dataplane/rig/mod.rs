@@ -34,7 +34,7 @@ use fwha_common::BUCKETS;
 use fwha_common::bloom::{Bit, Word};
 use fwha_common::capture::{Capture, DropSample};
 use fwha_common::drop::DropReason;
-use fwha_common::embryonic::{EmbryonicSet, EmbryonicTags, Site};
+use fwha_common::embryonic::{EmbryonicSet, EmbryonicTags, Fingerprints, Site};
 use fwha_common::flow::{Flow, FlowEvent, FlowKey, FlowState, proto};
 use fwha_common::group::{Group, Vip, VipKey, VirtualMac, VirtualMacKey};
 use fwha_common::limit::{Limits, Source};
@@ -266,6 +266,7 @@ impl Rig {
             .map_max_entries(name::FLOWS, MAX_FLOWS)
             .map_max_entries(name::EMBRYONIC, LAST_SET + 1)
             .map_max_entries(name::EMBRYONIC_TAGS, LAST_SET + 1)
+            .map_max_entries(name::FINGERPRINTS, LAST_SET + 1)
             .override_global(name::EMBRYONIC_LAST, &LAST_SET, true)
             .map_max_entries(name::BLOOM, LAST_WORD + 1)
             .override_global(name::BLOOM_LAST, &LAST_WORD, true)
@@ -314,7 +315,11 @@ impl Rig {
             hook,
             maps,
             flows: take!(name::FLOWS),
-            embryonic: Embryonic(take!(name::EMBRYONIC), take!(name::EMBRYONIC_TAGS)),
+            embryonic: Embryonic {
+                sets: take!(name::EMBRYONIC),
+                tags: take!(name::EMBRYONIC_TAGS),
+                fingerprints: take!(name::FINGERPRINTS),
+            },
             bloom: take!(name::BLOOM),
             node_flows: take!(name::NODE_FLOWS),
             fragments: take!(name::FRAGMENTS),

@@ -39,25 +39,31 @@ impl Event {
 }
 
 /// The table of embryonic flows.
-pub struct Embryonic(pub(super) Array<MapData, EmbryonicSet>, pub(super) Array<MapData, EmbryonicTags>);
+pub struct Embryonic {
+    pub(super) sets: Array<MapData, EmbryonicSet>,
+    pub(super) tags: Array<MapData, EmbryonicTags>,
+    pub(super) fingerprints: Array<MapData, Fingerprints>,
+}
 
 impl Embryonic {
     fn sets(&self) -> impl Iterator<Item = (u32, EmbryonicSet)> {
-        (0..self.0.len()).map(|n| (n, self.0.get(&n, 0).expect("a set")))
+        (0..self.sets.len()).map(|n| (n, self.sets.get(&n, 0).expect("a set")))
     }
 
     /// Holds what is known of the places against what is in them.
     pub fn check(&self) {
         let mut keys = HashSet::new();
         for (n, set) in self.sets() {
-            let tags = self.1.get(&n, 0).expect("what is known of it");
+            let tags = self.tags.get(&n, 0).expect("what is known of it");
+            let fingerprints = self.fingerprints.get(&n, 0).expect("what is known of it").to_le_bytes();
             assert_eq!((tags.lock, tags.zero), Default::default());
-            for (tag, place) in tags.tags.into_iter().zip(set.places) {
+            for ((tag, fingerprint), place) in tags.tags.into_iter().zip(fingerprints).zip(set.places) {
                 assert_eq!(place.zeros, [0; 6]);
                 assert_eq!(tag != 0, place.get().is_some(), "{:?} is marked as {tag:x}", place.key);
+                assert_eq!(fingerprint != 0, tag != 0);
                 if tag != 0 {
                     let site = Site::new(place.key.hash(&SETTINGS.bucket_key), LAST_SET);
-                    assert_eq!((site.set, site.tag), (n, tag));
+                    assert_eq!((site.set, site.tag, site.fingerprint), (n, tag, fingerprint));
                     assert!(keys.insert(place.key), "{:?} is there twice", place.key);
                 }
             }
@@ -67,8 +73,9 @@ impl Embryonic {
     fn clear(&mut self) {
         let used: Vec<_> = self.sets().filter(|(_, set)| *set != EmbryonicSet::default()).collect();
         for (n, _) in used {
-            self.0.set(n, EmbryonicSet::default(), 0).expect("a set");
-            self.1.set(n, EmbryonicTags::default(), 0).expect("what is known of it");
+            self.sets.set(n, EmbryonicSet::default(), 0).expect("a set");
+            self.tags.set(n, EmbryonicTags::default(), 0).expect("what is known of it");
+            self.fingerprints.set(n, 0, 0).expect("what is known of it");
         }
     }
 }
@@ -107,7 +114,7 @@ impl Table for Embryonic {
                 set.places.iter_mut().find(|place| place.get().is_some() && place.key == *key)
             {
                 place.flow = flow;
-                return self.0.set(n, set, 0).expect("a set");
+                return self.sets.set(n, set, 0).expect("a set");
             }
         }
         panic!("no such flow");

@@ -10,7 +10,7 @@ use aya::programs::{ProgramFd, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use fwha_common::bloom;
 use fwha_common::drop::DropReason;
-use fwha_common::embryonic::{EmbryonicSet, EmbryonicTags};
+use fwha_common::embryonic::{EmbryonicSet, EmbryonicTags, Fingerprints};
 use fwha_common::flow::{FLOW_STATES, TIMEOUT_CLASSES};
 use fwha_common::group::Group;
 use fwha_common::route::PlainRoutes;
@@ -38,6 +38,7 @@ pub struct Firewall {
     embryonic: Array<MapData, EmbryonicSet>,
     /// An older build, to compare with, has them among the sets.
     embryonic_tags: Option<Array<MapData, EmbryonicTags>>,
+    fingerprints: Option<Array<MapData, Fingerprints>>,
     counters: PerCpuArray<MapData, [u64; COUNTERS]>,
     drops: PerCpuArray<MapData, u64>,
     /// How long the verifier and the compiler of the kernel took.
@@ -105,6 +106,7 @@ impl Firewall {
             events: RingBuf::try_from(map(&mut bpf, name::EVENTS)?).ok(),
             embryonic: map(&mut bpf, name::EMBRYONIC)?.try_into()?,
             embryonic_tags: bpf.take_map(name::EMBRYONIC_TAGS).map(TryInto::try_into).transpose()?,
+            fingerprints: bpf.take_map(name::FINGERPRINTS).map(TryInto::try_into).transpose()?,
             counters: map(&mut bpf, name::COUNTERS)?.try_into()?,
             drops: map(&mut bpf, name::DROPS)?.try_into()?,
             load: [(name::XDP_INGRESS, xdp_time), (name::TC_INGRESS, tc_time)],
@@ -139,6 +141,9 @@ impl Firewall {
     /// Forgets all flows that nobody has answered.
     pub fn clear_embryonic(&mut self) -> Result<()> {
         for set in 0..self.embryonic.len() {
+            if let Some(fingerprints) = &mut self.fingerprints {
+                fingerprints.set(set, 0, 0)?;
+            }
             if let Some(tags) = &mut self.embryonic_tags {
                 tags.set(set, EmbryonicTags::default(), 0)?;
             }
