@@ -116,8 +116,8 @@ impl Site {
     #[inline(always)]
     pub const fn may_be_among(&self, fingerprints: Fingerprints) -> bool {
         const ONES: u64 = 0x0101_0101_0101_0101;
-        let others = fingerprints ^ self.fingerprint as u64 * ONES;
-        others.wrapping_sub(ONES) & !others & ONES << 7 != 0
+        let others = fingerprints ^ (self.fingerprint as u64 * ONES);
+        others.wrapping_sub(ONES) & !others & (ONES << 7) != 0
     }
 }
 
