@@ -8,28 +8,9 @@
 //! (`fwha/src/dataplane/bloom.rs`): a bit stays that a flow of the pass has, or that was set since the pass began.
 //! Whoever puts in a TCP flow sets its bit before, and once more after: the renewal may have begun, or ended, in between.
 //! Embryonic flows have no bits: a flood would set them all.
-
-/// A word of the filter: 64 bits, and which of them were set since the renewal began.
-///
-/// ```text
-///  0        8        16
-///  +--------+--------+
-///  | known  | recent |
-///  +--------+--------+
-/// ```
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Word {
-    /// The bits.
-    pub known: u64,
-    /// Of these, the ones that were set since the renewal began.
-    pub recent: u64,
-}
-
-impl Word {
-    /// Of a filter that says of every flow that it may be there.
-    pub const ALL: Self = Self { known: u64::MAX, recent: u64::MAX };
-}
+//!
+//! The filter is a map of words of 64 bits (`BLOOM`). A second one (`BLOOM_RECENT`), of the same shape, has the bits that were set since the
+//! renewal began; whoever only asks does not look there.
 
 /// Words in the filter, unless the loader says otherwise. A power of two.
 pub const WORDS: u32 = 1 + last_word(65_536);
@@ -58,14 +39,6 @@ impl Bit {
         Self { word: (hash >> 38) as u32 & last_word, mask: 1 << (hash >> 32 & 63) }
     }
 }
-
-#[cfg(feature = "user")]
-mod pod {
-    // SAFETY: `repr(C)`, integers only, no padding, valid for any bits.
-    unsafe impl aya::Pod for super::Word {}
-}
-
-const _: () = assert!(size_of::<Word>() == 16);
 
 #[cfg(test)]
 mod tests {

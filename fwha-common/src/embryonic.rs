@@ -4,9 +4,9 @@
 //! of sets of [`PLACES`] places; the keyed hash of a flow says which set it is in. In a full set the new flow takes
 //! the place of the one that was not used for the longest time.
 //!
-//! What is known of the places of a set lies in maps of their own, the smaller the more often they are asked: 64 KiB of
-//! fingerprints for [`CAPACITY`] flows, which say of most flows that they are not there; 512 KiB of tags, by which a flow is
-//! found, and a new one gets a place without a wait for what was in it; and 16 MiB of flows. An LRU hash of the kernel touches
+//! What is known of the places of a set lies in maps of their own, which are small enough to be near: 64 KiB of fingerprints for
+//! [`CAPACITY`] flows say of most flows that they are not there, and 128 KiB say which flow of a set is to go. The flows
+//! themselves take 16 MiB; a new one is written to its place without a wait for what was in it. An LRU hash of the kernel touches
 //! seven pages or so, at four times the price.
 
 use crate::flow::{Flow, FlowKey};
@@ -17,34 +17,51 @@ pub const PLACES: u32 = 8;
 /// Flows in the table, unless the loader says otherwise. A power of two.
 pub const CAPACITY: u32 = 65_536;
 
-/// The fingerprints of a set: a byte for each place, the first one the lowest. 0 if the place is free, or a part of the hash of
-/// the flow in it, [`Site::fingerprint`].
+/// The fingerprints of a set: a byte for each place, the first one the lowest. 0 if the place is free, [`CLAIMED`] or
+/// [`FILLED`] while one CPU has it for itself, or a part of the hash of the flow in it, [`Site::fingerprint`]: where it is
+/// the right one, the flow's key is to be looked at.
 pub type Fingerprints = u64;
 
-/// What is known of a set, a cache line.
+/// The fingerprint of a place whose flow one CPU takes out.
+pub const CLAIMED: u8 = 1;
+
+/// The fingerprint of a place that one CPU puts a flow into. There is one such place in a set at a time.
+pub const FILLED: u8 = 2;
+
+/// The places that have this fingerprint: the highest bit of the byte of each.
+#[inline(always)]
+pub const fn places_of(fingerprints: Fingerprints, fingerprint: u8) -> u64 {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const LOW: u64 = 0x7f * ONES;
+    let others = fingerprints ^ (fingerprint as u64 * ONES);
+    // In a byte that is not zero the sum reaches the highest bit, or that is there already; no sum goes beyond its byte.
+    !(((others & LOW) + LOW) | others | LOW)
+}
+
+/// The first of these places, which [`places_of`] gave; there is one.
+#[inline(always)]
+pub const fn first_of(places: u64) -> u32 {
+    // Bit 0 of its byte moves byte 7 less its number of the factor to the top.
+    (((places & places.wrapping_neg()) >> 7).wrapping_mul(0x0001_0203_0405_0607) >> 56) as u32
+}
+
+/// Which flow of a set was used when.
 ///
 /// ```text
-///  0      32     48     52     54    64
-///  +------+------+------+------+-----+
-///  | tags | used | lock |clock |  0  |
-///  +------+------+------+------+-----+
+///  0      8     9     16
+///  +------+-----+-----+
+///  | used |clock|  0  |
+///  +------+-----+-----+
 /// ```
-///
-/// Programs on several CPUs change it: [`Self::lock`] keeps apart who puts flows in. Who looks for one takes no lock.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct EmbryonicTags {
-    /// For each place, 0 if it is free, 2 while one CPU has it for itself, or a part of the hash of the flow in it, which
-    /// is odd.
-    pub tags: [u32; PLACES as usize],
+pub struct EmbryonicUses {
     /// For each place, what [`Self::clock`] was when its flow was last used.
-    pub used: [u16; PLACES as usize],
-    /// 1 while a CPU puts in a flow.
-    pub lock: u32,
-    /// Counts uses.
-    pub clock: u16,
+    pub used: [u8; PLACES as usize],
+    /// Counts uses of another flow than the last one.
+    pub clock: u8,
     /// Always zero.
-    pub zero: [u16; 5],
+    pub zero: [u8; 7],
 }
 
 /// The places of a set, half a page: the processor has to translate one address for all of it.
@@ -93,9 +110,7 @@ impl EmbryonicPlace {
 pub struct Site {
     /// The number of the set.
     pub set: u32,
-    /// What its place is marked with.
-    pub tag: u32,
-    /// The same in short, not 0.
+    /// What its place is marked with; not 0, [`CLAIMED`] or [`FILLED`].
     pub fingerprint: u8,
 }
 
@@ -103,21 +118,12 @@ impl Site {
     /// In a table of `last_set` + 1 sets, a power of two. (The bucket is the lowest byte of the hash.)
     #[inline(always)]
     pub const fn new(hash: u64, last_set: u32) -> Self {
-        let short = (hash >> 24) as u8;
+        let byte = (hash >> 24) as u8;
+        let others = FILLED + 1;
         Self {
             set: (hash >> 8) as u32 & last_set,
-            tag: (hash >> 32) as u32 | 1,
-            fingerprint: short + (short == 0) as u8,
+            fingerprint: byte + if byte < others { others } else { 0 },
         }
-    }
-
-    /// Whether the flow may be in a set of these fingerprints: one of their bytes is its own. (The test for a byte of zero
-    /// is that of A. Mycroft: only subtracting 1 from such a one borrows from its highest bit, if that was not set before.)
-    #[inline(always)]
-    pub const fn may_be_among(&self, fingerprints: Fingerprints) -> bool {
-        const ONES: u64 = 0x0101_0101_0101_0101;
-        let others = fingerprints ^ (self.fingerprint as u64 * ONES);
-        others.wrapping_sub(ONES) & !others & (ONES << 7) != 0
     }
 }
 
@@ -131,12 +137,12 @@ mod pod {
     // SAFETY: `repr(C)`, integers, keys and flows only, no padding (asserted below), valid for any bits.
     unsafe impl aya::Pod for super::EmbryonicSet {}
     // SAFETY: as above, integers only.
-    unsafe impl aya::Pod for super::EmbryonicTags {}
+    unsafe impl aya::Pod for super::EmbryonicUses {}
 }
 
 const _: () = {
     assert!(size_of::<EmbryonicSet>() == 2048);
-    assert!(size_of::<EmbryonicTags>() == 64);
+    assert!(size_of::<EmbryonicUses>() == 16);
     assert!(size_of::<EmbryonicPlace>() == 256);
     assert!(size_of::<Fingerprints>() == PLACES as usize);
     assert!(CAPACITY.is_power_of_two());
@@ -152,30 +158,25 @@ mod tests {
     }
 
     #[test]
-    fn no_flow_is_marked_as_free() {
-        assert_ne!(Site::new(0, 8191).tag, 0);
-        assert_eq!(Site::new(!0, 8191), Site { set: 8191, tag: u32::MAX, fingerprint: 255 });
-        assert_eq!([0, 1, 2].map(|short| Site::new(short << 24, 8191).fingerprint), [1, 1, 2]);
+    fn no_flow_is_marked_as_free_or_claimed() {
+        let fingerprint = |byte: u64| Site::new(byte << 24, 8191).fingerprint;
+        assert_eq!([0, 1, 2, 3, 255].map(fingerprint), [3, 4, 5, 3, 255]);
+        assert_eq!(Site::new(!0, 8191), Site { set: 8191, fingerprint: 255 });
     }
 
     #[test]
-    fn a_flow_may_be_in_a_set_that_has_its_fingerprint() {
-        for fingerprint in [1, 2, 0x7f, 0x80, 0x81, 255] {
-            let site = Site { fingerprint, ..Site::new(0, 0) };
-            assert!(!site.may_be_among(0));
+    fn places_are_found_by_their_fingerprints() {
+        for fingerprint in [0, 1, 2, 0x7f, 0x80, 0x81, 255] {
             for other in (0..=255u8).filter(|other| *other != fingerprint) {
-                let others = [other; PLACES as usize];
-                assert!(
-                    !site.may_be_among(Fingerprints::from_le_bytes(others)),
-                    "{fingerprint} among {other}"
-                );
-                for place in 0..others.len() {
-                    let mut with = others;
-                    with[place] = fingerprint;
-                    assert!(
-                        site.may_be_among(Fingerprints::from_le_bytes(with)),
-                        "{fingerprint} in {with:?}"
-                    );
+                for chosen in 0..=255u8 {
+                    let is = |n: u32| chosen >> n & 1 != 0;
+                    let set = core::array::from_fn(|n| if is(n as u32) { fingerprint } else { other });
+                    let mut places = places_of(Fingerprints::from_le_bytes(set), fingerprint);
+                    for n in (0..PLACES).filter(|n| is(*n)) {
+                        assert_eq!(first_of(places), n, "{fingerprint} in {set:?}");
+                        places &= places - 1;
+                    }
+                    assert_eq!(places, 0, "{fingerprint} in {set:?}");
                 }
             }
         }

@@ -232,15 +232,17 @@ pub mod name {
     pub const FLOWS: &str = "FLOWS";
     /// New flows without an answer: ARRAY of [`crate::embryonic::EmbryonicSet`], not replicated.
     pub const EMBRYONIC: &str = "EMBRYONIC";
-    /// What is known of these sets: ARRAY of [`crate::embryonic::EmbryonicTags`].
-    pub const EMBRYONIC_TAGS: &str = "EMBRYONIC_TAGS";
+    /// When their places were used: ARRAY of [`crate::embryonic::EmbryonicUses`].
+    pub const EMBRYONIC_USES: &str = "EMBRYONIC_USES";
     /// Their fingerprints: ARRAY of [`crate::embryonic::Fingerprints`].
     pub const FINGERPRINTS: &str = "FINGERPRINTS";
     /// Global u32: the number of the last of these sets, a power of two less 1.
     pub const EMBRYONIC_LAST: &str = "EMBRYONIC_LAST";
-    /// Which TCP flows there may be in the main table: ARRAY of [`crate::bloom::Word`], which the daemon maps into its memory.
+    /// Which TCP flows there may be in the main table, see [`crate::bloom`]: ARRAY of u64, which the daemon maps into its memory.
     pub const BLOOM: &str = "BLOOM";
-    /// Global u32: the number of the last word of that, a power of two less 1.
+    /// What was set there since its renewal began: the same.
+    pub const BLOOM_RECENT: &str = "BLOOM_RECENT";
+    /// Global u32: the number of the last word of these, a power of two less 1.
     pub const BLOOM_LAST: &str = "BLOOM_LAST";
     /// Flows that begin or end at this node: LRU_HASH, same types, never replicated.
     pub const NODE_FLOWS: &str = "NODE_FLOWS";

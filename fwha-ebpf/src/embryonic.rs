@@ -2,122 +2,62 @@
 //!
 //! # What two CPUs may do to one set at once
 //!
-//! - Putting in: under the lock, which is held for some ten ns, so that no flow is there twice. Who does not get
-//!   it in [`ATTEMPTS`] gives up: its packet is dropped, and sent again by its sender.
-//! - Writing a place, its fingerprint too, or taking its flow out: by who changed its tag to [`CLAIMED`] with
-//!   compare-and-exchange.
-//! - Looking for a flow takes no lock. A place that is written anew has no tag meanwhile; who found the tag
+//! - Putting in: one at a time, which marks its place as [`FILLED`] with compare-and-exchange over all fingerprints of the
+//!   set, so that no flow is there twice. Others wait for it, some ten ns; who does not come to it gives up: its packet is
+//!   dropped, and sent again by its sender.
+//! - Taking out: by who marked the place as [`CLAIMED`] in the same way.
+//! - Looking for a flow waits for nobody. A place that is written anew has no fingerprint meanwhile; who found the fingerprint
 //!   just before sees another key, no state, or the old flow. Who holds a flow while its place gets another
-//!   one may count a packet in that, as with an element of any map that is deleted under way.
-//! - `clock` and `used` are written without the lock as well. At worst a set forgets the wrong one of two flows
-//!   that were used in the same moment.
+//!   one may count a packet in that, as with an element of any map that is deleted under way. Who claims a place that just
+//!   got another flow of the same fingerprint has that one forgotten.
+//! - `clock` and `used` are written by all. At worst a set forgets the wrong one of two flows that were used in the same moment.
+
+use core::mem;
 
 use fwha_common::{
-    embryonic::{CAPACITY, EmbryonicPlace, EmbryonicTags, PLACES, Site, last_set},
+    embryonic::{
+        CAPACITY, CLAIMED, EmbryonicPlace, EmbryonicUses, FILLED, Fingerprints, PLACES, Site, first_of,
+        last_set, places_of,
+    },
     flow::{Flow, FlowKey},
 };
 
-use crate::{atomic::compare_exchange_u32, maps, packet::bounded};
+use crate::{atomic::compare_exchange_u64, maps, packet::bounded};
 
-/// Attempts at the lock of a set.
-const ATTEMPTS: u32 = 64;
+/// Attempts at the fingerprints of a set. Each failure means that another CPU got on.
+const ATTEMPTS: u32 = 4;
 
-/// The tag of a place that one CPU has for itself. Those of flows are odd.
-const CLAIMED: u32 = 2;
+/// Flows of one fingerprint that a set may have.
+const TWINS: u32 = 2;
+
+/// How often they are looked at for the CPU that puts in another flow to be done.
+const LOOKS: u32 = 64;
 
 /// The number of the last set; the loader overwrites it when it makes the table smaller.
 #[unsafe(no_mangle)]
 static EMBRYONIC_LAST: u32 = last_set(CAPACITY);
 
-/// The set that a flow belongs to, and what its place is marked with.
-struct Place {
+/// A flow from its version on.
+type Rest = [u64; (size_of::<Flow>() - mem::offset_of!(Flow, version)) / size_of::<u64>()];
+
+/// The set that a flow belongs to.
+struct Set {
     site: Site,
-    set: *mut EmbryonicTags,
+    fingerprints: *mut Fingerprints,
 }
 
-impl Place {
+impl Set {
     #[inline(always)]
     fn of(hash: u64) -> Option<Self> {
         // SAFETY: a reference; volatile, because the loader may have changed it.
         let last = unsafe { (&raw const EMBRYONIC_LAST).read_volatile() };
         let site = Site::new(hash, last);
-        Some(Self { site, set: maps::EMBRYONIC_TAGS.get_ptr_mut(site.set)? })
+        Some(Self { site, fingerprints: maps::FINGERPRINTS.get_ptr_mut(site.set)? })
     }
 
-    /// Where the tag of a place is.
     #[inline(always)]
-    fn tag_at(&self, n: u32) -> *mut u32 {
-        // SAFETY: in bounds.
-        unsafe { (&raw mut (*self.set).tags).cast::<u32>().add(bounded::<{ PLACES - 1 }>(n)) }
-    }
-
-    /// The place with the flow's tag; [`PLACES`] if there is none.
-    #[inline(always)]
-    fn search(&self) -> u32 {
-        let mut found = PLACES;
-        let mut n = 0;
-        while n < PLACES {
-            // SAFETY: a map element; volatile, because others write it.
-            if unsafe { self.tag_at(n).read_volatile() } == self.site.tag {
-                found = n;
-            }
-            n += 1;
-        }
-        found
-    }
-
-    /// The place to put the flow: the one that it has, a free one, or that of the flow which was used longest ago;
-    /// [`PLACES`] if all are claimed.
-    #[inline(always)]
-    fn choose(&self) -> u32 {
-        // SAFETY: a map element.
-        let set = unsafe { &*self.set };
-        let (mut chosen, mut most) = (PLACES, 0);
-        let mut n = 0;
-        while n < PLACES {
-            let age = match set.tags[n as usize] {
-                tag if tag == self.site.tag => u32::MAX,
-                0 => u32::MAX - 1,
-                CLAIMED => {
-                    n += 1;
-                    continue;
-                }
-                _ => set.clock.wrapping_sub(set.used[n as usize]) as u32,
-            };
-            if age >= most {
-                (chosen, most) = (n, age);
-            }
-            n += 1;
-        }
-        chosen
-    }
-
-    /// Claims a place that has this tag.
-    #[inline(always)]
-    fn take(&self, n: u32, tag: u32) -> bool {
-        // SAFETY: a map element, in bounds, 4-byte aligned.
-        unsafe { compare_exchange_u32(self.tag_at(n), tag, CLAIMED) }.is_ok()
-    }
-
-    /// Writes the fingerprint of a place that this CPU has claimed.
-    #[inline(always)]
-    fn mark(&self, n: u32, fingerprint: u8) {
-        let Some(fingerprints) = maps::FINGERPRINTS.get_ptr_mut(self.site.set) else {
-            return;
-        };
-        // SAFETY: a map element, in bounds; volatile, because others read it.
-        unsafe { fingerprints.cast::<u8>().add(bounded::<{ PLACES - 1 }>(n)).write_volatile(fingerprint) }
-    }
-
-    /// Notes that the flow of a place is used.
-    #[inline(always)]
-    fn touch(&self, n: u32) {
-        // SAFETY: a map element, in bounds; what races do is said above.
-        unsafe {
-            let clock = (*self.set).clock.wrapping_add(1);
-            (*self.set).clock = clock;
-            *(&raw mut (*self.set).used).cast::<u16>().add(bounded::<{ PLACES - 1 }>(n)) = clock;
-        }
+    fn uses(&self) -> Option<*mut EmbryonicUses> {
+        maps::EMBRYONIC_USES.get_ptr_mut(self.site.set)
     }
 
     #[inline(always)]
@@ -127,22 +67,79 @@ impl Place {
         Some(unsafe { (&raw mut (*set).places).cast::<EmbryonicPlace>().add(bounded::<{ PLACES - 1 }>(n)) })
     }
 
+    /// Those of its places now.
     #[inline(always)]
-    fn lock(&self) -> bool {
-        for _ in 0..ATTEMPTS {
-            // SAFETY: a map element, 4-byte aligned.
-            if unsafe { compare_exchange_u32(&raw mut (*self.set).lock, 0, 1) }.is_ok() {
-                return true;
-            }
-        }
-        false
+    fn fingerprints(&self) -> Fingerprints {
+        // SAFETY: a map element; volatile, because others write it.
+        unsafe { self.fingerprints.read_volatile() }
     }
 
+    /// The place for a new flow in a set of these fingerprints: a free one, or that of the flow which was used longest ago;
+    /// [`PLACES`] if all are claimed. There are no more than [`TWINS`] flows of a fingerprint: the new one replaces one of
+    /// them.
     #[inline(always)]
-    fn unlock(&self) {
-        ordered();
-        // SAFETY: a map element; held by this CPU.
-        unsafe { (&raw mut (*self.set).lock).write_volatile(0) }
+    fn choose(&self, fingerprints: Fingerprints) -> u32 {
+        let twins = places_of(fingerprints, self.site.fingerprint);
+        if twins & twins.wrapping_sub(1) != 0 {
+            return first_of(twins);
+        }
+        let free = places_of(fingerprints, 0);
+        if free != 0 {
+            return first_of(free);
+        }
+        let Some(uses) = self.uses() else {
+            return PLACES;
+        };
+        let (mut chosen, mut most) = (PLACES, 0);
+        let mut n = 0;
+        while n < PLACES {
+            if !matches!((fingerprints >> (8 * n)) as u8, CLAIMED | FILLED) {
+                // SAFETY: a map element; what races do is said above.
+                let age = unsafe { (*uses).clock.wrapping_sub((*uses).used[n as usize]) };
+                if age >= most {
+                    (chosen, most) = (n, age);
+                }
+            }
+            n += 1;
+        }
+        chosen
+    }
+
+    /// Marks a place as this CPU's, if the fingerprints of the set are still `old`.
+    #[inline(always)]
+    fn take(&self, n: u32, old: Fingerprints, mark: u8) -> bool {
+        let shift = 8 * bounded::<{ PLACES - 1 }>(n);
+        let new = old & !(0xff << shift) | u64::from(mark) << shift;
+        // SAFETY: a map element, 8-byte aligned.
+        unsafe { compare_exchange_u64(self.fingerprints, old, new) }.is_ok()
+    }
+
+    /// Gives a place that is this CPU's a fingerprint, or frees it.
+    #[inline(always)]
+    fn mark(&self, n: u32, fingerprint: u8) {
+        // SAFETY: a map element, in bounds.
+        unsafe {
+            let at = self.fingerprints.cast::<u8>().add(bounded::<{ PLACES - 1 }>(n));
+            at.write_volatile(fingerprint);
+        }
+    }
+}
+
+/// Notes that the flow of a place, which may be `new`, is used.
+///
+/// # Safety
+///
+/// `uses` is a map element.
+#[inline(always)]
+unsafe fn touch(uses: *mut EmbryonicUses, n: u32, new: bool) {
+    // SAFETY: promised by the caller; in bounds; what races do is said above.
+    unsafe {
+        let used = (&raw mut (*uses).used).cast::<u8>().add(bounded::<{ PLACES - 1 }>(n));
+        let clock = (*uses).clock;
+        if new || *used != clock {
+            (*uses).clock = clock.wrapping_add(1);
+            *used = clock.wrapping_add(1);
+        }
     }
 }
 
@@ -159,114 +156,165 @@ pub fn hash(key: &FlowKey) -> u64 {
     maps::settings().map_or(0, |settings| key.hash(&settings.bucket_key))
 }
 
-/// Has the processor fetch what is known of the set of a flow, which is needed soon: a load whose value nobody waits for.
-#[inline(always)]
-pub fn fetch(hash: u64) {
-    if let Some(place) = Place::of(hash) {
-        // SAFETY: a map element; volatile, because nobody reads the value.
-        unsafe { (&raw const (*place.set).tags[0]).read_volatile() };
-    }
-}
-
 /// The flow with this key and hash.
 #[inline(always)]
 pub fn find(key: &FlowKey, hash: u64) -> Option<*mut Flow> {
-    if may_hold(hash) { look_up(key, hash) } else { None }
-}
-
-/// Whether there may be a flow with this hash: of a full table, one in 30 that are not there.
-#[inline(always)]
-fn may_hold(hash: u64) -> bool {
-    // SAFETY: a reference; volatile, because the loader may have changed it.
-    let last = unsafe { (&raw const EMBRYONIC_LAST).read_volatile() };
-    let site = Site::new(hash, last);
-    // SAFETY: a map element; volatile, because others write it.
-    maps::FINGERPRINTS.get_ptr(site.set).is_some_and(|at| site.may_be_among(unsafe { at.read_volatile() }))
+    let set = Set::of(hash)?;
+    let places = places_of(set.fingerprints(), set.site.fingerprint);
+    if places == 0 { None } else { look_up(key, hash) }
 }
 
 #[inline(never)]
 fn look_up(key: &FlowKey, hash: u64) -> Option<*mut Flow> {
-    let place = Place::of(hash)?;
-    let n = maps::forget(place.search());
+    let set = Set::of(hash)?;
+    let n = search(key, hash, set.fingerprints());
     if n == PLACES {
         return None;
     }
-    let element = place.element(n)?;
     // SAFETY: a map element.
-    if unsafe { (*element).key != *key } {
-        return None;
-    }
-    place.touch(n);
+    unsafe { touch(set.uses()?, n, false) };
+    let element = set.element(n)?;
     // SAFETY: as above.
     Some(unsafe { &raw mut (*element).flow })
 }
 
-/// Puts a flow into the table; `false` if other CPUs do so all the time.
+/// The place of the flow with this key in its set, which has these fingerprints; [`PLACES`] if it has none. Of a full set, one
+/// in 30 flows that are not there has a fingerprint that is.
 #[inline(never)]
-pub fn insert(key: &FlowKey, hash: u64, flow: &mut Flow) -> bool {
-    let Some(place) = Place::of(hash) else {
-        return false;
+fn search(key: &FlowKey, hash: u64, fingerprints: Fingerprints) -> u32 {
+    let Some(set) = Set::of(hash) else {
+        return PLACES;
     };
-    if !place.lock() {
-        return false;
+    let mut places = places_of(fingerprints, set.site.fingerprint);
+    for _ in 0..TWINS {
+        if places == 0 {
+            break;
+        }
+        let n = maps::forget(first_of(places));
+        // SAFETY: a map element.
+        if set.element(n).is_some_and(|element| same(unsafe { &(*element).key }, key)) {
+            return n;
+        }
+        places &= places - 1;
     }
-    let n = maps::forget(place.choose());
-    // SAFETY: a map element, in bounds.
-    let tag = unsafe { place.tag_at(n).read_volatile() };
-    let Some(element) = place.element(n).filter(|_| n != PLACES && tag != CLAIMED && place.take(n, tag))
-    else {
-        place.unlock();
+    PLACES
+}
+
+/// Whether two keys are the same, in one comparison: each further one is a way more for the verifier to follow.
+#[inline(always)]
+fn same(a: &FlowKey, b: &FlowKey) -> bool {
+    const WORDS: usize = size_of::<FlowKey>() / size_of::<u64>();
+    let (a, b) = ((&raw const *a).cast::<u64>(), (&raw const *b).cast::<u64>());
+    let mut differs = 0;
+    let mut n = 0;
+    while n < WORDS {
+        // SAFETY: in bounds; both lie in map elements, where they are 8-byte aligned. Volatile, because others write them.
+        differs |= unsafe { a.add(n).read_volatile() ^ b.add(n).read_volatile() };
+        n += 1;
+    }
+    differs == 0
+}
+
+/// Puts a flow into the table; `false` if other CPUs do so all the time.
+#[inline(always)]
+pub fn insert(key: &FlowKey, hash: u64, flow: &Flow) -> bool {
+    let n = reserve(key, hash);
+    n != PLACES && fill(key, hash, flow, n)
+}
+
+/// Takes a place for a flow: the one that it has, or another; [`PLACES`] if that does not succeed.
+#[inline(never)]
+fn reserve(key: &FlowKey, hash: u64) -> u32 {
+    let Some(set) = Set::of(hash) else {
+        return PLACES;
+    };
+    for _ in 0..LOOKS {
+        if places_of(set.fingerprints(), FILLED) == 0 {
+            break;
+        }
+    }
+    for _ in 0..ATTEMPTS {
+        let old = set.fingerprints();
+        let mut n = search(key, hash, old);
+        if n == PLACES {
+            n = set.choose(old);
+        }
+        let n = maps::forget(n);
+        if n != PLACES && places_of(old, FILLED) == 0 && set.take(n, old, FILLED) {
+            return n;
+        }
+    }
+    PLACES
+}
+
+/// Fills a place that was reserved.
+#[inline(never)]
+fn fill(key: &FlowKey, hash: u64, flow: &Flow, n: u32) -> bool {
+    let Some(set) = Set::of(hash) else {
         return false;
     };
-    let word = flow.word;
-    // SAFETY: map elements.
+    let (Some(element), Some(uses)) = (set.element(n), set.uses()) else {
+        return false;
+    };
+    // SAFETY: map elements; the place is this CPU's.
+    unsafe {
+        write(element, key, flow);
+        set.mark(n, set.site.fingerprint);
+        touch(uses, n, true);
+    }
+    true
+}
+
+/// Writes a place: its state last, and nothing is read of what was just written, for that would wait until all of it has
+/// arrived.
+///
+/// # Safety
+///
+/// `element` is a map element, and this CPU's.
+#[inline(always)]
+unsafe fn write(element: *mut EmbryonicPlace, key: &FlowKey, flow: &Flow) {
+    // SAFETY: promised by the caller; `Rest` is what a flow is from there on.
     unsafe {
         (&raw mut (*element).flow.word).write_volatile(0);
         ordered();
-        flow.word = 0;
         (*element).key = *key;
-        (*element).flow = *flow;
-        flow.word = word;
+        (*element).flow.rule_hash = flow.rule_hash;
+        let rest = mem::offset_of!(Flow, version);
+        let from = (&raw const *flow).cast::<u8>().add(rest).cast::<Rest>();
+        *(&raw mut (*element).flow).cast::<u8>().add(rest).cast::<Rest>() = *from;
         ordered();
-        (&raw mut (*element).flow.word).write_volatile(word);
-        place.mark(n, place.site.fingerprint);
-        place.tag_at(n).write_volatile(place.site.tag);
+        (&raw mut (*element).flow.word).write_volatile(flow.word);
+        ordered();
     }
-    place.touch(n);
-    place.unlock();
-    true
 }
 
 /// Claims a flow that is to leave the table: until [`settle`], nobody else finds it, or takes its place. Of several CPUs
 /// one gets it. Returns its place in the set, or [`PLACES`] if it is not there.
 #[inline(never)]
 pub fn claim(key: &FlowKey, hash: u64) -> u32 {
-    if let Some(place) = Place::of(hash)
-        && let n = maps::forget(place.search())
-        && n != PLACES
-        && let Some(element) = place.element(n)
-        // SAFETY: a map element.
-        && unsafe { (*element).key == *key }
-        && place.take(n, place.site.tag)
-    {
-        n
-    } else {
-        PLACES
+    let Some(set) = Set::of(hash) else {
+        return PLACES;
+    };
+    for _ in 0..ATTEMPTS {
+        let old = set.fingerprints();
+        let n = search(key, hash, old);
+        if n == PLACES || set.take(n, old, CLAIMED) {
+            return n;
+        }
     }
+    PLACES
 }
 
 /// Ends a claim: the flow stays as it is, or is gone.
 #[inline(never)]
 pub fn settle(hash: u64, n: u32, stays: bool) {
-    let Some(place) = Place::of(hash) else {
+    let Some(set) = Set::of(hash) else {
         return;
     };
-    if !stays && let Some(element) = place.element(n) {
+    if !stays && let Some(element) = set.element(n) {
         // SAFETY: a map element.
         unsafe { (&raw mut (*element).flow.word).write_volatile(0) }
-        place.mark(n, 0);
     }
     ordered();
-    // SAFETY: as above.
-    unsafe { place.tag_at(n).write_volatile(if stays { place.site.tag } else { 0 }) }
+    set.mark(n, if stays { set.site.fingerprint } else { 0 });
 }

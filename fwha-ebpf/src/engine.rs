@@ -319,8 +319,6 @@ fn begin(
     {
         return Err(reason);
     }
-    // Needed soon.
-    embryonic::fetch(hash);
     if plain != 0 {
         match forward::route(packet, settings, ip, plain)? {
             (RouteKind::Resolved | RouteKind::Unresolved, zone, _) if zone == zones[1] => {}

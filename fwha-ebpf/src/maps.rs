@@ -8,10 +8,10 @@ use aya_ebpf::{
 };
 use fwha_common::{
     BUCKETS, MAX_GROUPS,
-    bloom::{WORDS, Word},
+    bloom::WORDS,
     capture::{Capture, DropSample},
     drop::DROP_REASONS,
-    embryonic::{CAPACITY, EmbryonicSet, EmbryonicTags, Fingerprints, PLACES},
+    embryonic::{CAPACITY, EmbryonicSet, EmbryonicUses, Fingerprints, PLACES},
     flow::{Flow, FlowEvent, FlowKey, NextHop},
     group::{
         BucketRange, Group, MAX_VIPS, MAX_VIRTUAL_MACS, Vip, VipKey, VirtualMac, VirtualMacKey, ZONE_PAIRS,
@@ -44,10 +44,9 @@ pub static FLOWS: HashMap<FlowKey, Flow, 65_536> = HashMap::new();
 pub static FINGERPRINTS: Array<Fingerprints, { (CAPACITY / PLACES) as usize }, { BPF_F_MMAPABLE as usize }> =
     Array::new();
 
-/// Its elements begin at a cache line.
 #[btf_map]
-pub static EMBRYONIC_TAGS: Array<
-    EmbryonicTags,
+pub static EMBRYONIC_USES: Array<
+    EmbryonicUses,
     { (CAPACITY / PLACES) as usize },
     { BPF_F_MMAPABLE as usize },
 > = Array::new();
@@ -58,7 +57,10 @@ pub static EMBRYONIC: Array<EmbryonicSet, { (CAPACITY / PLACES) as usize }, { BP
     Array::new();
 
 #[btf_map]
-pub static BLOOM: Array<Word, { WORDS as usize }, { BPF_F_MMAPABLE as usize }> = Array::new();
+pub static BLOOM: Array<u64, { WORDS as usize }, { BPF_F_MMAPABLE as usize }> = Array::new();
+
+#[btf_map]
+pub static BLOOM_RECENT: Array<u64, { WORDS as usize }, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 #[btf_map]
 pub static NODE_FLOWS: LruHashMap<FlowKey, Flow, 4_096> = LruHashMap::new();

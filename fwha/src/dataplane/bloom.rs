@@ -1,12 +1,13 @@
 //! The filter that says which flows there may be, as the daemon uses it; see [`fwha_common::bloom`].
 
 use std::{
+    io,
     os::fd::AsFd as _,
     sync::atomic::{AtomicU64, Ordering::SeqCst},
 };
 
 use fwha_common::{
-    bloom::{Bit, Word},
+    bloom::Bit,
     flow::{FlowKey, proto},
     settings::name,
 };
@@ -14,13 +15,12 @@ use fwha_common::{
 use super::{DataplaneError, maps::map_error, pins::PinDir};
 use crate::sys::bpf::{self, Words};
 
-/// Words that a [`Word`] of the filter is: known and recent bits.
-const FIELDS: usize = size_of::<Word>() / size_of::<u64>();
-
 /// The filter. Programs on all CPUs set bits in it at the same time.
 #[derive(Debug)]
 pub struct Bloom {
-    words: Words,
+    known: Words,
+    /// The bits that were set since the renewal began.
+    recent: Words,
     /// That of the hash.
     key: [AtomicU64; 2],
 }
@@ -44,8 +44,15 @@ impl Renewal {
 
 impl Bloom {
     pub(super) fn open(pins: &PinDir, key: [u64; 2]) -> Result<Self, DataplaneError> {
-        let words = bpf::open_pinned(&pins.map(name::BLOOM)).and_then(|map| Words::new::<Word>(map.as_fd()));
-        Ok(Self { words: words.map_err(map_error(name::BLOOM))?, key: key.map(AtomicU64::new) })
+        let words = |name| {
+            let map = bpf::open_pinned(&pins.map(name)).map_err(map_error(name))?;
+            Words::new(map.as_fd()).map_err(map_error(name))
+        };
+        let (known, recent) = (words(name::BLOOM)?, words(name::BLOOM_RECENT)?);
+        if known.len() != recent.len() {
+            return Err(map_error(name::BLOOM_RECENT)(io::ErrorKind::InvalidInput.into()));
+        }
+        Ok(Self { known, recent, key: key.map(AtomicU64::new) })
     }
 
     /// Hashes are by this key from here on. If it is another one, every flow may be there until the filter is renewed.
@@ -54,7 +61,7 @@ impl Bloom {
             for (word, key) in self.key.iter().zip(key) {
                 word.store(key, SeqCst);
             }
-            self.words.iter().for_each(|word| word.store(u64::MAX, SeqCst));
+            self.recent.iter().chain(self.known.iter()).for_each(|word| word.store(u64::MAX, SeqCst));
         }
     }
 
@@ -63,7 +70,7 @@ impl Bloom {
     }
 
     fn last_word(&self) -> u32 {
-        (self.words.len() / FIELDS) as u32 - 1
+        self.known.len() as u32 - 1
     }
 
     /// Does what puts flows of these keys into the main table.
@@ -83,8 +90,7 @@ impl Bloom {
 
     fn mark(&self, bits: &[Bit]) {
         for bit in bits {
-            let at = bit.word as usize * FIELDS;
-            for word in [&self.words[at + 1], &self.words[at]] {
+            for word in [&self.recent, &self.known].map(|words| &words[bit.word as usize]) {
                 if word.load(SeqCst) & bit.mask == 0 {
                     word.fetch_or(bit.mask, SeqCst);
                 }
@@ -94,8 +100,8 @@ impl Bloom {
 
     /// Begins to renew it. After this, and before [`Self::finish`], every flow of the main table is to be kept.
     pub fn renew(&self) -> Renewal {
-        self.words.iter().skip(1).step_by(FIELDS).for_each(|recent| recent.store(0, SeqCst));
-        Renewal { key: self.key(), known: vec![0; self.words.len() / FIELDS] }
+        self.recent.iter().for_each(|recent| recent.store(0, SeqCst));
+        Renewal { key: self.key(), known: vec![0; self.known.len()] }
     }
 
     /// Leaves in it what was kept, and what was set since the renewal began.
@@ -103,8 +109,7 @@ impl Bloom {
         if renewal.key != self.key() {
             return;
         }
-        for (word, kept) in self.words.chunks(FIELDS).zip(renewal.known) {
-            let [known, recent] = word else { continue };
+        for ((known, recent), kept) in self.known.iter().zip(self.recent.iter()).zip(renewal.known) {
             if known.load(SeqCst) != kept {
                 known.fetch_and(kept | recent.load(SeqCst), SeqCst);
                 // With those that were set in between.
@@ -117,6 +122,6 @@ impl Bloom {
     #[cfg(test)]
     pub fn may_hold(&self, key: &FlowKey) -> bool {
         let bit = Bit::new(key.hash(&self.key()), self.last_word());
-        self.words[bit.word as usize * FIELDS].load(SeqCst) & bit.mask != 0
+        self.known[bit.word as usize].load(SeqCst) & bit.mask != 0
     }
 }

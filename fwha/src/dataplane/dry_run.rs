@@ -17,9 +17,8 @@ use std::{
 
 use aya::{Ebpf, maps};
 use fwha_common::{
-    bloom::Word,
     drop::DropReason,
-    embryonic::{EmbryonicPlace, EmbryonicSet, EmbryonicTags, Fingerprints, Site},
+    embryonic::{EmbryonicPlace, EmbryonicSet, Fingerprints, Site},
     flow::{Flow, FlowKey},
     limit::Source,
     settings::{Counter, name},
@@ -135,7 +134,6 @@ struct Stage {
     program: OwnedFd,
     flows: FlowMap,
     embryonic: EmbryonicMap,
-    embryonic_tags: Map<u32, EmbryonicTags>,
     fingerprints: Map<u32, Fingerprints>,
     node_flows: FlowMap,
     sources: Map<[u32; 4], Source>,
@@ -148,12 +146,11 @@ impl Stage {
     fn load(pins: &Path) -> Result<Self, DataplaneError> {
         let (program, ebpf) = object::load_apart(pins, &SHARED, &SIZES)?;
         // The main table is asked about every packet.
-        table(&ebpf, name::BLOOM)?.update(&0u32, &Word::ALL, Write::Any).map_err(map_error(name::BLOOM))?;
+        table(&ebpf, name::BLOOM)?.update(&0u32, &u64::MAX, Write::Any).map_err(map_error(name::BLOOM))?;
         Ok(Self {
             program,
             flows: table(&ebpf, name::FLOWS)?,
             embryonic: table(&ebpf, name::EMBRYONIC)?,
-            embryonic_tags: table(&ebpf, name::EMBRYONIC_TAGS)?,
             fingerprints: table(&ebpf, name::FINGERPRINTS)?,
             node_flows: table(&ebpf, name::NODE_FLOWS)?,
             sources: table(&ebpf, name::SOURCES)?,
@@ -170,16 +167,13 @@ impl Stage {
         let node_flow = live.node_flows().lookup(key).map_err(map_error(name::NODE_FLOWS))?;
         copy(&self.node_flows, key, node_flow, name::NODE_FLOWS)?;
         copy(&self.sources, source, live.source(source)?, name::SOURCES)?;
-        let (mut tags, mut set) = (EmbryonicTags::default(), EmbryonicSet::default());
-        let mut fingerprints = 0;
+        let (mut fingerprints, mut set) = (0, EmbryonicSet::default());
         if let Some(flow) = live.embryonic_flow(key)? {
             let site = Site::new(key.hash(&live.settings()?.bucket_key), self.embryonic.max_entries() - 1);
             fingerprints = Fingerprints::from(site.fingerprint);
-            tags.tags[0] = site.tag;
             set.places[0] = EmbryonicPlace { key: *key, flow, ..EmbryonicPlace::default() };
         }
         copy(&self.fingerprints, &0, Some(fingerprints), name::FINGERPRINTS)?;
-        copy(&self.embryonic_tags, &0, Some(tags), name::EMBRYONIC_TAGS)?;
         copy(&self.embryonic, &0, Some(set), name::EMBRYONIC)
     }
 

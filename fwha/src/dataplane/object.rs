@@ -38,7 +38,7 @@ pub(super) struct Programs {
 #[derive(Clone, Copy, Debug)]
 struct Sizes {
     /// Elements of maps, or bytes of a ring.
-    maps: [(&'static str, u32); 6],
+    maps: [(&'static str, u32); 7],
     /// The last set of the table of embryonic flows.
     last_set: u32,
     /// The last word of the filter of flows that there may be.
@@ -139,9 +139,10 @@ pub(super) fn open(
             (name::FLOWS, max_flows),
             (name::EVENTS, ring_len(max_flows)),
             (name::EMBRYONIC, last_set + 1),
-            (name::EMBRYONIC_TAGS, last_set + 1),
+            (name::EMBRYONIC_USES, last_set + 1),
             (name::FINGERPRINTS, last_set + 1),
             (name::BLOOM, last_word + 1),
+            (name::BLOOM_RECENT, last_word + 1),
         ],
         last_set,
         last_word,
@@ -192,7 +193,7 @@ pub(super) fn load_apart(
         loader.map_max_entries(name, *size);
     }
     // One set, one word.
-    for map in [name::EMBRYONIC, name::EMBRYONIC_TAGS, name::FINGERPRINTS, name::BLOOM] {
+    for map in [name::EMBRYONIC, name::EMBRYONIC_USES, name::FINGERPRINTS, name::BLOOM, name::BLOOM_RECENT] {
         loader.map_max_entries(map, 1);
     }
     for last in [name::EMBRYONIC_LAST, name::BLOOM_LAST] {

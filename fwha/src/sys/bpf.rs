@@ -562,7 +562,7 @@ pub fn tcx_links(ifindex: u32, kind: AttachType) -> io::Result<Vec<u32>> {
     Ok(links[..count.min(MAX)].iter().copied().filter(|id| *id != 0).collect())
 }
 
-/// The elements of an array map (`BPF_F_MMAPABLE`) in this process's memory, as words that programs may change at any time.
+/// The elements of an array map of u64 (`BPF_F_MMAPABLE`) in this process's memory, which programs may change at any time.
 #[derive(Debug)]
 pub struct Words {
     at: NonNull<AtomicU64>,
@@ -575,18 +575,18 @@ unsafe impl Send for Words {}
 unsafe impl Sync for Words {}
 
 impl Words {
-    /// Maps a map whose elements are of type `V`.
+    /// Maps a map.
     ///
     /// # Errors
     ///
-    /// `InvalidInput` if the map's elements have another size than `V`, or one that is not whole words; those of `mmap`.
-    pub fn new<V: Pod>(map: BorrowedFd<'_>) -> io::Result<Self> {
+    /// `InvalidInput` if the map's elements have another size; those of `mmap`.
+    pub fn new(map: BorrowedFd<'_>) -> io::Result<Self> {
         let shape = map_shape(map)?;
         let word = size_of::<AtomicU64>();
-        if shape.value_size as usize != size_of::<V>() || !size_of::<V>().is_multiple_of(word) {
+        if shape.value_size as usize != word {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let len = shape.max_entries as usize * size_of::<V>() / word;
+        let len = shape.max_entries as usize;
         // SAFETY: a new mapping, of no less than the map has; the kernel rounds it up to pages, as it does the map.
         let at = unsafe {
             libc::mmap(

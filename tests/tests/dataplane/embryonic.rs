@@ -1,8 +1,8 @@
 //! The table of flows that nobody has answered yet.
 
+use std::collections::HashMap;
 use std::thread;
 
-use fwha_common::bloom::Word;
 use fwha_common::drop::DropReason;
 use fwha_common::embryonic::{PLACES, Site};
 use fwha_common::flow::{FLOW_STATES, TIMEOUT_CLASSES, proto};
@@ -32,11 +32,26 @@ fn waits(rig: &Rig, port: u16) -> bool {
     rig.embryonic.flow(&key(client(port), SERVER, proto::UDP)).is_some()
 }
 
+/// Where the flow from a port of the client belongs.
+fn site(port: u16) -> Site {
+    Site::new(key(client(port), SERVER, proto::UDP).hash(&SETTINGS.bucket_key), LAST_SET)
+}
+
 /// Ports of the client whose flows belong into one set.
 fn same_set(n: usize) -> Vec<u16> {
-    let set =
-        |port| Site::new(key(client(port), SERVER, proto::UDP).hash(&SETTINGS.bucket_key), LAST_SET).set;
-    (1..).filter(|port| set(*port) == set(1)).take(n).collect()
+    (1..).filter(|port| site(*port).set == site(1).set).take(n).collect()
+}
+
+/// Ports of the client whose flows have one fingerprint in one set.
+fn same_fingerprint(n: usize) -> Vec<u16> {
+    let mut known: HashMap<_, Vec<u16>> = HashMap::new();
+    let mut full = (1..=u16::MAX).filter_map(|port| {
+        let Site { set, fingerprint } = site(port);
+        let ports = known.entry((set, fingerprint)).or_default();
+        ports.push(port);
+        (ports.len() == n).then(|| ports.clone())
+    });
+    full.next().expect("so many of 65,535")
 }
 
 #[test]
@@ -69,6 +84,34 @@ fn in_a_full_set_goes_the_flow_that_was_not_used_for_the_longest_time() {
         begin(rig, ports[9]);
         let waiting: Vec<bool> = ports.iter().map(|port| waits(rig, *port)).collect();
         assert_eq!(waiting, [true, false, false, true, true, true, true, true, true, true]);
+    });
+}
+
+#[test]
+fn flows_of_one_fingerprint_are_told_apart() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        let ports = same_fingerprint(4);
+        let answer = |port: u16| udp(SERVER, client(port), b"");
+        begin(rig, ports[0]);
+        // The first one is not its own.
+        assert_eq!(rig.send(Port::Wan, &answer(ports[1])).verdict, Verdict::Drop(DropReason::NoRule));
+        begin(rig, ports[1]);
+        let created = rig.counter(Counter::Embryonic);
+        for port in &ports[..2] {
+            begin(rig, *port);
+        }
+        assert_eq!(rig.counter(Counter::Embryonic), created, "both are found");
+        // There is room for two; a third one takes the place of the first.
+        begin(rig, ports[2]);
+        assert_eq!([0, 1, 2].map(|n| waits(rig, ports[n])), [false, true, true]);
+        rig.embryonic.check();
+        for port in &ports[1..3] {
+            assert_eq!(rig.send(Port::Wan, &answer(*port)).verdict, Forward);
+        }
+        assert_eq!(rig.embryonic.flows().len(), 0);
+        begin(rig, ports[3]);
+        assert!(waits(rig, ports[3]));
     });
 }
 
@@ -109,8 +152,8 @@ fn two_cpus_take_flows_out_of_a_set_at_once() {
     });
 }
 
-/// Without the lock (`insert` in `fwha-ebpf/src/embryonic.rs`, its `place.lock()` left out) one CPU finds the place claimed
-/// that the other one is putting the flow into, and takes another: the flow is there twice, at each of a few runs.
+/// Without the one place at a time (`reserve` in `fwha-ebpf/src/embryonic.rs`, its look for `FILLED` left out) one CPU takes
+/// another place than that which the other one is putting the flow into: the flow is there twice, at each of a few runs.
 #[test]
 fn two_cpus_put_a_flow_into_a_set_at_once() {
     needs_root!();
@@ -156,10 +199,10 @@ fn a_syn_finds_the_established_flows_that_the_filter_knows() {
         assert_eq!(rig.send(Port::Lan, &tcp(CLIENT, SERVER, "S")).verdict, Forward);
         assert_eq!(began(rig), before);
         // A SYN of one that the filter does not know is of none.
-        rig.set_bloom(Word::default());
+        rig.set_bloom(false);
         assert_eq!(rig.send(Port::Lan, &tcp(CLIENT, SERVER, "S")).verdict, Forward);
         assert_eq!(began(rig), before + 1);
         // As a renewal finds it.
-        rig.set_bloom(Word { known: u64::MAX, recent: 0 });
+        rig.set_bloom(true);
     });
 }

@@ -31,10 +31,10 @@ use aya::programs::{
 };
 use aya::{Ebpf, EbpfLoader, Pod};
 use fwha_common::BUCKETS;
-use fwha_common::bloom::{Bit, Word};
+use fwha_common::bloom::Bit;
 use fwha_common::capture::{Capture, DropSample};
 use fwha_common::drop::DropReason;
-use fwha_common::embryonic::{EmbryonicSet, EmbryonicTags, Fingerprints, Site};
+use fwha_common::embryonic::{EmbryonicSet, EmbryonicUses, Fingerprints, Site};
 use fwha_common::flow::{Flow, FlowEvent, FlowKey, FlowState, proto};
 use fwha_common::group::{Group, Vip, VipKey, VirtualMac, VirtualMacKey};
 use fwha_common::limit::{Limits, Source};
@@ -148,7 +148,8 @@ pub struct Rig {
     maps: BTreeMap<String, MapData>,
     pub flows: HashMap<MapData, FlowKey, Flow>,
     pub embryonic: Embryonic,
-    bloom: Array<MapData, Word>,
+    /// Known and recent bits.
+    bloom: [Array<MapData, u64>; 2],
     pub node_flows: HashMap<MapData, FlowKey, Flow>,
     fragments: HashMap<MapData, DatagramKey, Datagram>,
     interfaces: HashMap<MapData, InterfaceKey, Interface>,
@@ -265,10 +266,11 @@ impl Rig {
         let mut bpf = EbpfLoader::new()
             .map_max_entries(name::FLOWS, MAX_FLOWS)
             .map_max_entries(name::EMBRYONIC, LAST_SET + 1)
-            .map_max_entries(name::EMBRYONIC_TAGS, LAST_SET + 1)
+            .map_max_entries(name::EMBRYONIC_USES, LAST_SET + 1)
             .map_max_entries(name::FINGERPRINTS, LAST_SET + 1)
             .override_global(name::EMBRYONIC_LAST, &LAST_SET, true)
             .map_max_entries(name::BLOOM, LAST_WORD + 1)
+            .map_max_entries(name::BLOOM_RECENT, LAST_WORD + 1)
             .override_global(name::BLOOM_LAST, &LAST_WORD, true)
             .map_max_entries(name::EVENTS, 1 << 16)
             .map_max_entries(name::DROP_SAMPLES, SAMPLES_LEN)
@@ -317,10 +319,10 @@ impl Rig {
             flows: take!(name::FLOWS),
             embryonic: Embryonic {
                 sets: take!(name::EMBRYONIC),
-                tags: take!(name::EMBRYONIC_TAGS),
+                uses: take!(name::EMBRYONIC_USES),
                 fingerprints: take!(name::FINGERPRINTS),
             },
-            bloom: take!(name::BLOOM),
+            bloom: [take!(name::BLOOM), take!(name::BLOOM_RECENT)],
             node_flows: take!(name::NODE_FLOWS),
             fragments: take!(name::FRAGMENTS),
             interfaces: take!(name::INTERFACES),

@@ -41,7 +41,7 @@ impl Event {
 /// The table of embryonic flows.
 pub struct Embryonic {
     pub(super) sets: Array<MapData, EmbryonicSet>,
-    pub(super) tags: Array<MapData, EmbryonicTags>,
+    pub(super) uses: Array<MapData, EmbryonicUses>,
     pub(super) fingerprints: Array<MapData, Fingerprints>,
 }
 
@@ -54,16 +54,20 @@ impl Embryonic {
     pub fn check(&self) {
         let mut keys = HashSet::new();
         for (n, set) in self.sets() {
-            let tags = self.tags.get(&n, 0).expect("what is known of it");
+            let uses = self.uses.get(&n, 0).expect("what is known of it");
             let fingerprints = self.fingerprints.get(&n, 0).expect("what is known of it").to_le_bytes();
-            assert_eq!((tags.lock, tags.zero), Default::default());
-            for ((tag, fingerprint), place) in tags.tags.into_iter().zip(fingerprints).zip(set.places) {
+            assert_eq!(uses.zero, [0; 7]);
+            for (fingerprint, place) in fingerprints.into_iter().zip(set.places) {
                 assert_eq!(place.zeros, [0; 6]);
-                assert_eq!(tag != 0, place.get().is_some(), "{:?} is marked as {tag:x}", place.key);
-                assert_eq!(fingerprint != 0, tag != 0);
-                if tag != 0 {
+                assert_eq!(
+                    fingerprint != 0,
+                    place.get().is_some(),
+                    "{:?} is marked as {fingerprint:x}",
+                    place.key
+                );
+                if fingerprint != 0 {
                     let site = Site::new(place.key.hash(&SETTINGS.bucket_key), LAST_SET);
-                    assert_eq!((site.set, site.tag, site.fingerprint), (n, tag, fingerprint));
+                    assert_eq!((site.set, site.fingerprint), (n, fingerprint));
                     assert!(keys.insert(place.key), "{:?} is there twice", place.key);
                 }
             }
@@ -74,7 +78,7 @@ impl Embryonic {
         let used: Vec<_> = self.sets().filter(|(_, set)| *set != EmbryonicSet::default()).collect();
         for (n, _) in used {
             self.sets.set(n, EmbryonicSet::default(), 0).expect("a set");
-            self.tags.set(n, EmbryonicTags::default(), 0).expect("what is known of it");
+            self.uses.set(n, EmbryonicUses::default(), 0).expect("what is known of it");
             self.fingerprints.set(n, 0, 0).expect("what is known of it");
         }
     }
@@ -183,13 +187,14 @@ impl Rig {
     /// What the filter says of the flow of a key: there may be one, and it was noted since the last renewal.
     pub fn noted(&self, key: &FlowKey) -> [bool; 2] {
         let bit = Bit::new(key.hash(&self.now.bucket_key), LAST_WORD);
-        let word = self.bloom.get(&bit.word, 0).expect("a word");
-        [word.known, word.recent].map(|bits| bits & bit.mask != 0)
+        self.bloom.each_ref().map(|words| words.get(&bit.word, 0).expect("a word") & bit.mask != 0)
     }
 
-    /// Makes every word of the filter this.
-    pub fn set_bloom(&mut self, word: Word) {
-        (0..=LAST_WORD).for_each(|n| self.bloom.set(n, word, 0).expect("a word"));
+    /// Sets all bits of the filter, or none; of those that were set since the renewal began, none.
+    pub fn set_bloom(&mut self, all: bool) {
+        for (words, bits) in self.bloom.iter_mut().zip([if all { u64::MAX } else { 0 }, 0]) {
+            (0..=LAST_WORD).for_each(|n| words.set(n, bits, 0).expect("a word"));
+        }
     }
 
     /// Holds the filter of flows that there may be against those that there are.

@@ -10,7 +10,7 @@ use aya::programs::{ProgramFd, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use fwha_common::bloom;
 use fwha_common::drop::DropReason;
-use fwha_common::embryonic::{EmbryonicSet, EmbryonicTags, Fingerprints};
+use fwha_common::embryonic::{EmbryonicSet, Fingerprints};
 use fwha_common::flow::{FLOW_STATES, TIMEOUT_CLASSES};
 use fwha_common::group::Group;
 use fwha_common::route::PlainRoutes;
@@ -37,7 +37,6 @@ pub struct Firewall {
     events: Option<RingBuf<MapData>>,
     embryonic: Array<MapData, EmbryonicSet>,
     /// An older build, to compare with, has them among the sets.
-    embryonic_tags: Option<Array<MapData, EmbryonicTags>>,
     fingerprints: Option<Array<MapData, Fingerprints>>,
     counters: PerCpuArray<MapData, [u64; COUNTERS]>,
     drops: PerCpuArray<MapData, u64>,
@@ -53,6 +52,7 @@ impl Firewall {
             .map_max_entries(name::FLOWS, flows)
             // An older build, to compare with, has no filter.
             .map_max_entries(name::BLOOM, last_word + 1)
+            .map_max_entries(name::BLOOM_RECENT, last_word + 1)
             .override_global(name::BLOOM_LAST, &last_word, false)
             .load(object)
             .context("load the firewall's object")?;
@@ -105,7 +105,6 @@ impl Firewall {
         Ok(Self {
             events: RingBuf::try_from(map(&mut bpf, name::EVENTS)?).ok(),
             embryonic: map(&mut bpf, name::EMBRYONIC)?.try_into()?,
-            embryonic_tags: bpf.take_map(name::EMBRYONIC_TAGS).map(TryInto::try_into).transpose()?,
             fingerprints: bpf.take_map(name::FINGERPRINTS).map(TryInto::try_into).transpose()?,
             counters: map(&mut bpf, name::COUNTERS)?.try_into()?,
             drops: map(&mut bpf, name::DROPS)?.try_into()?,
@@ -143,9 +142,6 @@ impl Firewall {
         for set in 0..self.embryonic.len() {
             if let Some(fingerprints) = &mut self.fingerprints {
                 fingerprints.set(set, 0, 0)?;
-            }
-            if let Some(tags) = &mut self.embryonic_tags {
-                tags.set(set, EmbryonicTags::default(), 0)?;
             }
             self.embryonic.set(set, EmbryonicSet::default(), 0).context("forget new flows")?;
         }
