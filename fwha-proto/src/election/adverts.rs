@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::Election;
 use super::config::Instance;
-use super::group::{FAST_ADVERT_CS, Outranked};
+use super::group::{FAST_ADVERT_CS, Outranked, Unheard};
 use super::output::{Event, Output};
 use super::peer::Peer;
 use super::suspicion::Adverts;
@@ -23,6 +23,9 @@ use crate::vrrp::packet::{
 
 /// Between two answers to losing advertisements.
 const LOSING_ANSWER: Duration = Duration::from_millis(10);
+
+/// Between two advertisements where a Backup hears none: so soon after its cable is whole again this is known.
+const UNHEARD: Duration = Duration::from_millis(50);
 
 /// When the addresses are announced after another router advertised them: it may have announced them, too.
 const WIN_BACK: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
@@ -371,7 +374,8 @@ impl Election {
         }
     }
 
-    /// Compares whose advertisements which Backup hears.
+    /// Compares whose advertisements which Backup hears. Where one hears them again, two parts of a network are one
+    /// again: neighbours there may have believed another node meanwhile, which gave way by what it heard elsewhere.
     pub(super) fn watch_adverts(&mut self, now: Time) {
         for g in 0..self.groups.len() {
             let group = &self.groups[g];
@@ -381,25 +385,34 @@ impl Election {
             }
             // Give the Backups the time to miss some.
             let interval = centiseconds(group.config.advert_interval_cs);
-            if now < group.since.max(group.reloaded) + interval * 4 {
-                continue;
-            }
-            let all = (1u64 << group.machines.len()).wrapping_sub(1) as u32;
+            let late = now >= group.since.max(group.reloaded) + interval * 4;
             let id = group.config.group;
             // With another cluster file these may be other virtual routers.
             let same = |node| self.peer(node).is_some_and(|p| !p.config_differs(self.config.config_hash));
             let heard: Vec<_> =
                 self.candidates(g).filter(|c| same(c.0)).map(|(node, r)| (node, r.heard)).collect();
+            let mut again = false;
             for (node, heard) in heard {
-                let unheard = all & !heard;
-                let was = self.groups[g].unheard.insert(node, unheard).unwrap_or(0);
                 for i in 0..self.groups[g].machines.len() {
-                    if (was ^ unheard) & 1 << i != 0 {
+                    let group = &mut self.groups[g];
+                    let told = if heard & 1 << i != 0 {
+                        let unheard = group.unheard.remove(&(node, i));
+                        again |= unheard.is_some_and(|u| now >= u.since + UNHEARD * 3);
+                        unheard.is_some_and(|u| u.told).then_some(false)
+                    } else {
+                        group.machines[i].hasten(now, UNHEARD);
+                        let unheard =
+                            group.unheard.entry((node, i)).or_insert(Unheard { since: now, told: false });
+                        (late && !std::mem::replace(&mut unheard.told, late)).then_some(true)
+                    };
+                    if let Some(lost) = told {
                         let zone = self.groups[g].config.instances[i].zone;
-                        let lost = unheard & 1 << i != 0;
                         self.event(Event::AdvertsUnheard { group: id, zone, by: node, lost });
                     }
                 }
+            }
+            if again {
+                self.announce(g);
             }
         }
     }

@@ -124,8 +124,16 @@ pub(super) struct Group {
     pub held: Option<Held>,
     /// When this node or a peer last got other virtual routers, by a reload.
     pub reloaded: Time,
-    /// By member place: virtual routers whose adverts that member does not hear.
-    pub unheard: BTreeMap<NodeId, u32>,
+    /// By member and place of the virtual router: adverts that this member does not hear.
+    pub unheard: BTreeMap<(NodeId, usize), Unheard>,
+}
+
+/// Adverts that a Backup does not hear.
+#[derive(Clone, Copy, Debug)]
+pub struct Unheard {
+    pub since: Time,
+    /// For longer than it may take: it was told.
+    pub told: bool,
 }
 
 impl Group {

@@ -210,7 +210,7 @@ impl Election {
             let here = |p: &&Peer| p.alive() || p.suspicion.heard().is_some_and(lately);
             let others = || group.others().filter_map(|node| self.peer(node)).filter(here);
             for (i, instance) in group.config.instances.iter().enumerate() {
-                let unheard = |node| group.unheard.get(&node).is_some_and(|bits| bits & 1 << i != 0);
+                let unheard = |node| group.unheard.get(&(node, i)).is_some_and(|unheard| unheard.told);
                 if others().any(|p| unheard(p.node) || p.suspicion.is_quiet(now, instance.zone)) {
                     zones.insert(instance.zone);
                 }

@@ -182,6 +182,24 @@ fn a_healed_partition_leaves_the_higher_term_and_its_announcements() {
 }
 
 #[test]
+fn a_zone_that_is_whole_again_last_is_told_where_the_addresses_are() {
+    let mut rig = Rig::pair(1);
+    rig.isolate(1);
+    rig.run(ms(5000));
+    assert_eq!(rig.actives(0), [1, 2]);
+    rig.heal();
+    rig.cut_both(LAN);
+    rig.run(ms(20_000));
+    assert_eq!(rig.actives(0), [2]);
+    // Neighbours that were with node 1 have heard of nothing, and all announcements are over.
+    let then = rig.now;
+    assert!(rig.node(2).announced.iter().all(|(at, _)| then.since(*at) > ms(10_000)));
+    rig.heal();
+    rig.run(ms(100));
+    assert!(rig.node(2).announced.iter().any(|(at, _)| *at > then), "{:?}", rig.node(2).announced);
+}
+
+#[test]
 fn a_partition_that_heals_on_the_zones_only_is_settled_by_vrrp() {
     let mut rig = Rig::pair(1);
     rig.isolate(1);

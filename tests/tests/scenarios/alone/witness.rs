@@ -4,7 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use fwha_tests::lab::{Host, Lab, LabOptions, Node, SERVER};
+use fwha_tests::lab::{Host, LAN_VIP, Lab, LabOptions, Node, SERVER};
 use fwha_tests::pair::{Pair, active_node, peer_state, role};
 use fwha_tests::scenario::in_lab;
 use serde_json::Value;
@@ -39,10 +39,37 @@ fn wait_for_witness(lab: &Lab, pair: &Pair, node: Node, state: &str) -> Result<V
     })
 }
 
+/// Takes the client and a node's LAN port to a switch of their own, which [`join`] connects.
+fn strand(lab: &Lab, node: Node) -> Result<()> {
+    let script = format!(
+        "ip link add away type bridge stp_state 0 forward_delay 0 mcast_snooping 0\nip link set away up\n\
+         ip link set client master away\nip link set {node}-lan master away\n\
+         ip link add trunk-away type veth peer name trunk-lan\nip link set trunk-away master away up\n\
+         ip link set trunk-lan up\n"
+    );
+    lab.exec(Host::Switch, &["sh", "-ec", &script]).map(drop)
+}
+
+fn join(lab: &Lab) -> Result<()> {
+    lab.exec(Host::Switch, &["ip", "link", "set", "trunk-lan", "master", "lan"]).map(drop)
+}
+
+/// The MAC that the client takes for that of the LAN's virtual address.
+fn known_mac(lab: &Lab) -> Result<Option<String>> {
+    let shown = lab.exec(Host::Client, &["ip", "-o", "neigh", "show", LAN_VIP])?;
+    let mut words = shown.split_whitespace().skip_while(|word| *word != "lladdr");
+    Ok(words.nth(1).map(str::to_owned))
+}
+
+fn own_mac(lab: &Lab, node: Node) -> Result<Option<String>> {
+    let link = lab.exec(node.host(), &["ip", "-br", "link", "show", "lan"])?;
+    Ok(link.split_whitespace().nth(2).map(str::to_owned))
+}
+
 /// Takes a node's ports out of their bridges at the switch, or puts them back. Every carrier stays.
-fn cut_off(lab: &Lab, node: Node, cut: bool) -> Result<()> {
+fn cut_off(lab: &Lab, node: Node, cables: &[(&str, &str)], cut: bool) -> Result<()> {
     let mut script = String::new();
-    for (port, bridge) in CABLES {
+    for (port, bridge) in cables {
         let to = if cut { "nomaster".to_owned() } else { format!("master {bridge}") };
         script.push_str(&format!("ip link set {node}-{port} {to}\n"));
     }
@@ -54,7 +81,7 @@ fn of_two_nodes_that_are_cut_off_the_one_without_a_witness_does_not_claim_the_gr
     witnessed(|lab, pair, active| {
         let backup = active.peer();
         let before = pair.roles()?;
-        cut_off(lab, backup, true)?;
+        cut_off(lab, backup, &CABLES, true)?;
         let cut = Instant::now();
         for node in Node::ALL {
             pair.wait_for_status(lab, node, "the peer to be dead", |s| peer_state(s) == Some("dead"))?;
@@ -88,7 +115,7 @@ fn of_two_nodes_that_are_cut_off_the_one_without_a_witness_does_not_claim_the_gr
         let told = events.iter().filter(|e| e["kind"] == "witness" && e["group"] == "gateway");
         ensure!(told.count() == 1, "{events:?}");
 
-        cut_off(lab, backup, false)?;
+        cut_off(lab, backup, &CABLES, false)?;
         ensure!(pair.settle(lab)? == active);
         ensure!(pair.roles()? == before, "{:?} was {before:?}", pair.roles()?);
         Ok(())
@@ -99,7 +126,8 @@ fn of_two_nodes_that_are_cut_off_the_one_without_a_witness_does_not_claim_the_gr
 fn a_node_that_reaches_the_witness_replaces_one_that_it_cannot_reach_without_a_wait() {
     witnessed(|lab, pair, active| {
         let backup = active.peer();
-        cut_off(lab, active, true)?;
+        cut_off(lab, active, &CABLES, true)?;
+        strand(lab, active)?;
         let status = pair.wait_for_role(lab, backup, "active")?;
         ensure!(active_node(&status) == Some(backup.name()), "{status}");
         // The other one keeps what it had, for those that reach it.
@@ -118,8 +146,19 @@ fn a_node_that_reaches_the_witness_replaces_one_that_it_cannot_reach_without_a_w
         println!("from the verdict on the peer to the role: {waited:.3} ms");
         ensure!(waited < 1.0, "{waited} ms");
 
-        cut_off(lab, active, false)?;
+        // The client has only the one that will give way, and is the last to be with the others again.
+        lab.wait_for_answer(Host::Client, LAN_VIP)?;
+        ensure!(known_mac(lab)? == own_mac(lab, active)?, "{:?}", known_mac(lab)?);
+        let [sync, _, wan] = CABLES;
+        cut_off(lab, active, &[sync, wan], false)?;
         ensure!(pair.settle(lab)? == backup);
+        let healing = Instant::now();
+        join(lab)?;
+        let winner = own_mac(lab, backup)?;
+        lab.wait_for("the client to know where the address is", LONG, || {
+            Ok((known_mac(lab)? == winner).then_some(()))
+        })?;
+        println!("the client knew of the new owner {:.1?} after its LAN was whole again", healing.elapsed());
         let events = pair.node(backup).ctl_lines(&["events"])?;
         for kind in ["split-brain", "split-brain-end"] {
             let event =
