@@ -1,6 +1,5 @@
 //! The cluster simulator: thousands of clusters under faults, in virtual time. See `fwha_tests::sim`.
 
-use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
@@ -28,16 +27,6 @@ const ONCE_FAILED: &[(u64, &str)] = &[
         7187,
         "a flow that began within a millisecond of an inherited one of its key that had just ended was not learned",
     ),
-];
-
-/// Seeds that fail where nodes elect who owns what, and of what. Nothing here may be called done.
-const STILL_FAILING_ELECTED: &[(u64, &str)] = &[
-    (
-        17610,
-        "a former owner sees a connection begin within 2 ms of one that its successor saw begin and end: whose came later, no clock tells",
-    ),
-    (20173, "the same"),
-    (26881, "the same"),
 ];
 
 /// The same where nodes elect who owns what.
@@ -84,6 +73,17 @@ const ONCE_FAILED_ELECTED: &[(u64, &str)] = &[
         "an Active that hung, its sync link lost, was replaced for the silence of its adverts while its data plane answered",
     ),
     (
+        17610,
+        "a former owner saw a connection begin within 2 ms of one that its successor saw begin and end: no client that knows the new owner does that",
+    ),
+    (20173, "the same"),
+    (26881, "the same"),
+    (1538, "the same"),
+    (
+        9286,
+        "an Active that hung claimed its groups when it woke up, before it had asked one that it held for dead since before",
+    ),
+    (
         2173,
         "a successor whose replication slept deleted a flow that its data plane had gone on with, at the former owner's word",
     ),
@@ -118,20 +118,7 @@ fn clusters_survive_every_storm() {
 
 #[test]
 fn clusters_that_elect_their_owners_survive_every_storm() {
-    all_survive(Roles::Elected, but(0..ELECTED_SEEDS, STILL_FAILING_ELECTED));
-}
-
-fn but(seeds: Range<u64>, known: &[(u64, &str)]) -> impl Iterator<Item = u64> {
-    seeds.filter(|seed| known.iter().all(|(k, _)| k != seed))
-}
-
-/// What is known and not mended. Who mends it takes it off the list.
-#[test]
-fn what_is_known_to_fail_still_does() {
-    for (seed, why) in STILL_FAILING_ELECTED {
-        let outcome = sim::run(*seed, Roles::Elected, Wish::default());
-        assert!(outcome.is_err(), "seed {seed} is well now: {why}");
-    }
+    all_survive(Roles::Elected, 0..ELECTED_SEEDS);
 }
 
 /// Who finds nothing proves nothing.

@@ -79,6 +79,8 @@ use crate::{NodeId, TERM_LEAP_MAX};
 const REFUSED_EVENT_INTERVAL: Duration = Duration::from_secs(10);
 /// Heartbeats that say goodbye, so that one lost datagram does not make a dead node of a leaving one.
 const FAREWELLS: u8 = 3;
+/// This node slept if it did nothing for so many heartbeats.
+const SLEPT_BEATS: u32 = 5;
 
 /// See the module.
 pub struct Election {
@@ -92,6 +94,8 @@ pub struct Election {
     counters: Counters,
     sequence: u64,
     heartbeat_due: Time,
+    /// When what is due was done last.
+    ticked: Option<Time>,
     /// A heartbeat goes out at the end of this tick, whatever its time.
     beat_due: bool,
     /// Something was learned that the next tick must judge.
@@ -131,6 +135,7 @@ impl Election {
             counters: Counters::default(),
             sequence: 0,
             heartbeat_due: now,
+            ticked: None,
             beat_due: false,
             judge_due: true,
             nonce: config.identity.epoch,
@@ -396,7 +401,9 @@ impl Election {
         }
         let now = self.clock;
         self.judge_due = false;
-        self.watch_peers(now);
+        let slept = self.ticked.is_some_and(|at| now >= at + self.config.heartbeat_interval * SLEPT_BEATS);
+        self.ticked = Some(now);
+        self.watch_peers(now, slept);
         self.survey_zones(now);
         self.judge_trackers(now);
         self.reconcile();
@@ -552,6 +559,9 @@ impl Election {
                 let reason = match to {
                     PeerState::Unknown => format!("no way left to ask {name}"),
                     PeerState::Alive => format!("heartbeats of {name} arrive"),
+                    PeerState::Suspect if from == PeerState::Dead => {
+                        format!("this node did not run for a while: {name} is asked again")
+                    }
                     PeerState::Suspect => format!("heartbeats of {name} stopped, probing"),
                     PeerState::Silent => format!("the daemon of {name} is silent, its data plane answers"),
                     PeerState::SyncLost => format!("{name} lives, but no heartbeat gets here"),
@@ -564,14 +574,18 @@ impl Election {
     }
 
     /// Runs every peer's suspicion, and sends the probes that it asks for.
-    fn watch_peers(&mut self, now: Time) {
+    fn watch_peers(&mut self, now: Time, slept: bool) {
         let before = self.states();
         for p in 0..self.peers.len() {
-            if now < self.peers[p].suspicion.next() && self.peers[p].state() != PeerState::Alive {
+            let due = now >= self.peers[p].suspicion.next() || self.peers[p].state() == PeerState::Alive;
+            if !due && !slept {
                 continue;
             }
             let paths = self.peers[p].paths(now, &self.config.interfaces);
             let vias: Vec<Via> = paths.iter().map(|(via, _)| *via).collect();
+            if slept && !vias.is_empty() {
+                self.peers[p].suspicion.doubt(now);
+            }
             let carrier = self.config.interfaces.iter().any(|(v, i)| matches!(v, Via::Sync(_)) && i.carrier);
             let adverts = self.adverts_of(self.peers[p].node);
             if !self.peers[p].suspicion.tick(now, &vias, carrier, adverts) {

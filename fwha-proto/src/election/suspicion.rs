@@ -14,6 +14,9 @@
 //! Silence of probes proves death only if a zone interface that answered a moment ago is silent
 //! now: in peace each interface is probed once a second to know. In a network that does not carry
 //! probes, losing the sync link makes a peer SyncLost, not Dead, and VRRP's silence must confirm it.
+//!
+//! Who slept asks a dead one by a burst again before it believes what it knew: meanwhile that one may have come back, and
+//! taken over.
 
 use std::time::Duration;
 
@@ -82,6 +85,8 @@ pub struct Suspicion {
     round_due: Time,
     /// When the last round went out.
     asked: Time,
+    /// The burst asks one that was dead.
+    was_dead: bool,
     /// The first round of the burst.
     burst: u64,
     /// The last rounds that were answered on a sync link and on a zone interface.
@@ -108,6 +113,7 @@ impl Suspicion {
             round: 0,
             round_due: Time::ZERO,
             asked: Time::ZERO,
+            was_dead: false,
             burst: 0,
             answered: [None; 2],
             zones: Vec::new(),
@@ -210,6 +216,7 @@ impl Suspicion {
 
     /// The burst begins: nothing was heard for too long, or nothing can be heard any more.
     fn suspect(&mut self, now: Time) {
+        self.was_dead = self.state == PeerState::Dead;
         self.enter(now, PeerState::Suspect);
         self.burst = self.round + 1;
         self.answered = [None; 2];
@@ -233,6 +240,13 @@ impl Suspicion {
     pub fn ask_soon(&mut self, now: Time) {
         if matches!(self.state, PeerState::Dead | PeerState::Unknown) {
             self.round_due = self.round_due.min(now.max(self.asked + SOONEST));
+        }
+    }
+
+    /// This node slept: one that is held for dead is asked by a burst again.
+    pub fn doubt(&mut self, now: Time) {
+        if self.state == PeerState::Dead {
+            self.suspect(now);
         }
     }
 
@@ -263,7 +277,9 @@ impl Suspicion {
             PeerState::Suspect if paths.is_empty() => self.enter(now, PeerState::Unknown),
             PeerState::Suspect if asked && sync && silent => self.enter(now, PeerState::Silent),
             PeerState::Suspect if asked && zone && silent => self.enter(now, PeerState::SyncLost),
-            PeerState::Suspect if nowhere && answered_lately(self.since) => self.enter(now, PeerState::Dead),
+            PeerState::Suspect if nowhere && (self.was_dead || answered_lately(self.since)) => {
+                self.enter(now, PeerState::Dead);
+            }
             PeerState::Suspect if nowhere && silent => self.enter(now, PeerState::SyncLost),
             PeerState::Silent if nowhere => self.enter(now, PeerState::Dead),
             PeerState::Silent if !sync && zone => self.enter(now, PeerState::SyncLost),

@@ -463,7 +463,14 @@ fn path(world: &mut World, n: Number) -> Vec<NodeId> {
 }
 
 fn create(world: &mut World, n: Number) {
+    let group = usize::from(super::group_of(super::bucket_of(n)));
     for id in path(world, n) {
+        // A neighbour that has learned who the owner is does not forget it.
+        if world.node(id).kernel.owned[group].is_some() {
+            world.learned.insert(n, world.moved[group]);
+        } else if world.learned.get(&n) == Some(&world.moved[group]) {
+            continue;
+        }
         let clock = world.nodes[usize::from(id) - 1].clock(world.now);
         // An owner and its successor may see different flows of one key: not where none may be lost.
         if world.planned_only && world.nodes.iter().any(|node| node.kernel.get(n).is_some()) {

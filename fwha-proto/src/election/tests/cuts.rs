@@ -417,3 +417,22 @@ fn an_active_that_was_never_heard_and_hangs_is_replaced_when_its_lease_has_ended
     }
     assert_eq!(rig.actives(0), [2]);
 }
+
+#[test]
+fn who_slept_asks_one_that_it_held_for_dead_before_it_claims_anything() {
+    let mut rig = Rig::pair(1);
+    rig.isolate(1);
+    rig.run(ms(5000));
+    assert_eq!(rig.actives(0), [1, 2]);
+    let takeovers = rig.node(1).takeovers.len();
+    rig.hang(1);
+    rig.run(ms(3000));
+    assert_eq!(rig.role(2, 0), Some(Role::Active));
+    // The network is whole again in the moment in which it wakes up: nothing has arrived yet.
+    let then = rig.now;
+    rig.heal();
+    rig.resume(1);
+    rig.run(ms(1000));
+    assert_eq!(rig.actives(0), [2]);
+    assert_eq!(rig.node(1).takeovers.len(), takeovers, "{:?}", rig.events(1, then));
+}

@@ -115,6 +115,8 @@ pub struct World {
     pub alive: BTreeMap<Number, FlowId>,
     /// When each group was taken last.
     pub moved: [Time; GROUPS],
+    /// Keys whose client has sent to the owner since the group was taken then: it knows where that is.
+    pub learned: BTreeMap<Number, Time>,
     /// Flows of each group that are in sync, by the peer that has them.
     pub promised: [BTreeMap<NodeId, Promised>; GROUPS],
     /// Since when two nodes own a group although they hear each other: on a sync link, or on the zones.
@@ -165,6 +167,7 @@ impl World {
             inherited: 0,
             planned_only: false,
             moved: [Time::ZERO; GROUPS],
+            learned: BTreeMap::new(),
             alive: BTreeMap::new(),
             promised: Default::default(),
             overlaps: BTreeMap::new(),
