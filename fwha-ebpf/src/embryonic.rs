@@ -27,11 +27,11 @@ use crate::{atomic::compare_exchange_u64, maps, packet::bounded};
 /// Attempts at the fingerprints of a set. Each failure means that another CPU got on.
 const ATTEMPTS: u32 = 4;
 
-/// Flows of one fingerprint that a set may have.
-const TWINS: u32 = 2;
-
 /// How often they are looked at for the CPU that puts in another flow to be done.
 const LOOKS: u32 = 64;
+
+/// Flows of one fingerprint that a set may have.
+const TWINS: u32 = 2;
 
 /// The number of the last set; the loader overwrites it when it makes the table smaller.
 #[unsafe(no_mangle)]
