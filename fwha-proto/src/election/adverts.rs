@@ -21,6 +21,9 @@ use crate::vrrp::packet::{
     self, Advert, Auth, Checksum, Discard, Envelope, PRIORITY_OWNER, PRIORITY_RELEASE, Version,
 };
 
+/// Heartbeats in which the channel to a peer opens, and decides instead of an advertisement.
+const OPENING_BEATS: u32 = 5;
+
 /// Between two answers to losing advertisements.
 const LOSING_ANSWER: Duration = Duration::from_millis(10);
 
@@ -230,7 +233,7 @@ impl Election {
         if self.has_authority(g, sender) {
             self.groups[g].outranked = None;
             self.counters.count("vrrp_rx", "ignored");
-        } else if group.config.members.len() == 1 || now >= since + self.config.heartbeat_interval * 5 {
+        } else if group.config.members.len() == 1 || now >= since + self.config.heartbeat_interval * OPENING_BEATS {
             self.groups[g].outranked = None;
             self.groups[g].foreign = true;
             self.be_after(g, Role::Backup, Cause::VrrpOutranked, Some((instance, interval_cs)));
