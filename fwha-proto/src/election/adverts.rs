@@ -233,7 +233,9 @@ impl Election {
         if self.has_authority(g, sender) {
             self.groups[g].outranked = None;
             self.counters.count("vrrp_rx", "ignored");
-        } else if group.config.members.len() == 1 || now >= since + self.config.heartbeat_interval * OPENING_BEATS {
+        } else if group.config.members.len() == 1
+            || now >= since + self.config.heartbeat_interval * OPENING_BEATS
+        {
             self.groups[g].outranked = None;
             self.groups[g].foreign = true;
             self.be_after(g, Role::Backup, Cause::VrrpOutranked, Some((instance, interval_cs)));
