@@ -408,7 +408,9 @@ impl Election {
                         group.machines[i].hasten(now, UNHEARD);
                         let unheard =
                             group.unheard.entry((node, i)).or_insert(Unheard { since: now, told: false });
-                        (late && !std::mem::replace(&mut unheard.told, late)).then_some(true)
+                        let tell = late && !unheard.told;
+                        unheard.told |= tell;
+                        tell.then_some(true)
                     };
                     if let Some(lost) = told {
                         let zone = self.groups[g].config.instances[i].zone;

@@ -430,6 +430,27 @@ impl Lab {
         Ok(self.spawn(host, &mut command)?.wait_with_output()?)
     }
 
+    /// A node's MAC on the LAN.
+    ///
+    /// # Errors
+    ///
+    /// When `ip` fails, or says none.
+    pub fn lan_mac(&self, node: Node) -> Result<String> {
+        let shown = self.exec(node.host(), &["ip", "-brief", "link", "show", "lan"])?;
+        Ok(shown.split_whitespace().nth(2).context("a MAC")?.to_owned())
+    }
+
+    /// The MAC in the client's neighbour entry of an address.
+    ///
+    /// # Errors
+    ///
+    /// When `ip` fails.
+    pub fn neighbour_mac(&self, address: &str) -> Result<Option<String>> {
+        let shown = self.exec(Host::Client, &["ip", "neighbour", "show", "to", address, "dev", "eth0"])?;
+        let mut words = shown.split_whitespace().skip_while(|word| *word != "lladdr");
+        Ok(words.nth(1).map(str::to_owned))
+    }
+
     /// Pings until there is an answer: what is sent before the neighbours are told of a move goes astray.
     ///
     /// # Errors

@@ -18,13 +18,6 @@ const LEASE_MS: f64 = 1000.0;
 /// A lease is renewed with each heartbeat, so when the daemon stops it is younger than a few of them, late ones included.
 const YOUNGER_MS: f64 = 200.0;
 
-/// A node's MAC on the LAN.
-fn mac(lab: &Lab, node: Node) -> Result<String> {
-    let link = lab.exec(node.host(), &["ip", "-oneline", "link", "show", "dev", "lan"])?;
-    let mac = link.split_whitespace().skip_while(|word| *word != "link/ether").nth(1);
-    Ok(mac.context("a MAC address")?.to_owned())
-}
-
 /// Asks on the LAN for an address, ten times: the MACs of all who answer.
 fn who_has(lab: &Lab, address: Ipv4Addr) -> Result<BTreeSet<String>> {
     let client = lab.exec(Host::Client, &["cat", "/sys/class/net/eth0/address"])?;
@@ -56,7 +49,7 @@ fn who_has(lab: &Lab, address: Ipv4Addr) -> Result<BTreeSet<String>> {
 
 /// Makes the client send to one node whatever gratuitous ARP says, as a client behind a slow switch would.
 fn nail_gateway(lab: &Lab, node: Node) -> Result<()> {
-    let mac = mac(lab, node)?;
+    let mac = lab.lan_mac(node)?;
     let permanent =
         ["ip", "neighbour", "replace", LAN_VIP, "lladdr", &mac, "dev", "eth0", "nud", "permanent"];
     lab.exec(Host::Client, &permanent)?;
@@ -100,7 +93,7 @@ fn a_daemon_that_hangs_is_fenced_before_its_peer_takes_over_and_gives_way_when_i
         let addresses = lab.exec(hung.host(), &["ip", "-oneline", "address"])?;
         assert!(addresses.contains(LAN_VIP), "{addresses}");
         let answers = who_has(lab, LAN_VIP.parse()?)?;
-        assert_eq!(answers, BTreeSet::from([mac(lab, peer)?]));
+        assert_eq!(answers, BTreeSet::from([lab.lan_mac(peer)?]));
 
         pair.node(hung).cont()?;
         assert_eq!(pair.settle(lab)?, peer, "the one that slept gives way");

@@ -127,17 +127,10 @@ fn configure(lab: &Lab) -> Result<()> {
     Ok(fs::write(lab.config_path(), with)?)
 }
 
-/// The MAC in the client's neighbour entry of an address.
-fn entry(lab: &Lab, address: &str) -> Result<Option<String>> {
-    let shown = lab.exec(Host::Client, &["ip", "neighbour", "show", "to", address, "dev", "eth0"])?;
-    let mut words = shown.split_whitespace().skip_while(|word| *word != "lladdr");
-    Ok(words.nth(1).map(str::to_owned))
-}
-
 /// Checks that the client knows the group's addresses by their virtual MACs.
 fn check_entries(lab: &Lab) -> Result<()> {
     for (vip, mac) in [(LAN_VIP, MAC), (LAN_VIP6, MAC6), (LINK_LOCAL_VIP, MAC6)] {
-        let known = entry(lab, vip)?;
+        let known = lab.neighbour_mac(vip)?;
         ensure!(known == Some(text(mac)), "{vip} is at {known:?}");
     }
     Ok(())
@@ -283,8 +276,7 @@ fn virtual_macs_come_and_go_with_a_reload() {
     in_lab(LabOptions { attach: Attach::Xdp, ..LabOptions::default() }, |lab| {
         let without = fs::read_to_string(lab.config_path())?;
         let (mut pair, active) = Pair::settled(lab)?;
-        let link = lab.exec(active.host(), &["ip", "-brief", "link", "show", "lan"])?;
-        let own = link.split_whitespace().nth(2).context("a MAC")?;
+        let own = lab.lan_mac(active)?;
         let mut probe = Probe::start(lab)?;
         let reload = || -> Result<()> {
             for node in Node::ALL {
@@ -296,17 +288,17 @@ fn virtual_macs_come_and_go_with_a_reload() {
         let known = |mac: &str| {
             // Nobody asks: the node says so.
             lab.wait_for("the client to know another MAC", PATIENCE, || {
-                Ok((entry(lab, LAN_VIP)?.as_deref() == Some(mac)).then_some(()))
+                Ok((lab.neighbour_mac(LAN_VIP)?.as_deref() == Some(mac)).then_some(()))
             })?;
             lab.exec(Host::Client, &["ping", "-c1", "-W5", LAN_VIP])
         };
-        known(own)?;
+        known(&own)?;
         configure(lab)?;
         reload()?;
         known(&text(MAC))?;
         fs::write(lab.config_path(), without)?;
         reload()?;
-        known(own)?;
+        known(&own)?;
         probe.wait_for_more_answers()?;
         let report = probe.end()?;
         println!("two reloads: {report:?}");

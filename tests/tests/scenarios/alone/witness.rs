@@ -54,18 +54,6 @@ fn join(lab: &Lab) -> Result<()> {
     lab.exec(Host::Switch, &["ip", "link", "set", "trunk-lan", "master", "lan"]).map(drop)
 }
 
-/// The MAC that the client takes for that of the LAN's virtual address.
-fn known_mac(lab: &Lab) -> Result<Option<String>> {
-    let shown = lab.exec(Host::Client, &["ip", "-o", "neigh", "show", LAN_VIP])?;
-    let mut words = shown.split_whitespace().skip_while(|word| *word != "lladdr");
-    Ok(words.nth(1).map(str::to_owned))
-}
-
-fn own_mac(lab: &Lab, node: Node) -> Result<Option<String>> {
-    let link = lab.exec(node.host(), &["ip", "-br", "link", "show", "lan"])?;
-    Ok(link.split_whitespace().nth(2).map(str::to_owned))
-}
-
 /// Takes a node's ports out of their bridges at the switch, or puts them back. Every carrier stays.
 fn cut_off(lab: &Lab, node: Node, cables: &[(&str, &str)], cut: bool) -> Result<()> {
     let mut script = String::new();
@@ -148,15 +136,16 @@ fn a_node_that_reaches_the_witness_replaces_one_that_it_cannot_reach_without_a_w
 
         // The client has only the one that will give way, and is the last to be with the others again.
         lab.wait_for_answer(Host::Client, LAN_VIP)?;
-        ensure!(known_mac(lab)? == own_mac(lab, active)?, "{:?}", known_mac(lab)?);
+        let known = lab.neighbour_mac(LAN_VIP)?;
+        ensure!(known == Some(lab.lan_mac(active)?), "{known:?}");
         let [sync, _, wan] = CABLES;
         cut_off(lab, active, &[sync, wan], false)?;
         ensure!(pair.settle(lab)? == backup);
         let healing = Instant::now();
         join(lab)?;
-        let winner = own_mac(lab, backup)?;
+        let winner = Some(lab.lan_mac(backup)?);
         lab.wait_for("the client to know where the address is", LONG, || {
-            Ok((known_mac(lab)? == winner).then_some(()))
+            Ok((lab.neighbour_mac(LAN_VIP)? == winner).then_some(()))
         })?;
         println!("the client knew of the new owner {:.1?} after its LAN was whole again", healing.elapsed());
         let events = pair.node(backup).ctl_lines(&["events"])?;

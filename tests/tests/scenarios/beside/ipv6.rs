@@ -1,21 +1,15 @@
 //! The group's IPv6 addresses: they move as those of IPv4 do.
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use fwha_tests::lab::{
     Attach, Host, LAN_VIP, LAN_VIP6, LINK_LOCAL_VIP, Lab, LabOptions, Node, PING6, SERVER6,
 };
 use fwha_tests::pair::PATIENCE;
 use fwha_tests::scenario::with_pair;
 
-/// A node's MAC on the LAN.
-fn mac(lab: &Lab, node: Node) -> Result<String> {
-    let shown = lab.exec(node.host(), &["ip", "-brief", "link", "show", "lan"])?;
-    Ok(shown.split_whitespace().nth(2).context("a MAC")?.to_owned())
-}
-
 /// Waits until the client's neighbour entries of the group's addresses have the MAC of `node`; it asks for none.
 fn wait_for_entries(lab: &Lab, node: Node) -> Result<()> {
-    let mac = mac(lab, node)?;
+    let mac = lab.lan_mac(node)?;
     lab.wait_for("the client to know the new MAC", PATIENCE, || {
         let shown = lab.exec(Host::Client, &["ip", "neighbour", "show", "dev", "eth0"])?;
         let known = |vip: &&str| {

@@ -386,10 +386,7 @@ fn an_address_moves_from_one_group_to_another_and_is_never_nowhere() {
             move |said: &str| lines.iter().all(|line| said.contains(line)) && said.lines().count() == 2
         };
         let known = |node: Node| -> Result<Option<()>> {
-            let link = lab.exec(node.host(), &["ip", "-brief", "link", "show", "lan"])?;
-            let mac = link.split_whitespace().nth(2).context("a MAC")?;
-            let entry = lab.exec(Host::Client, &["ip", "neigh", "show", "to", MOVED, "dev", "eth0"])?;
-            Ok(entry.contains(mac).then_some(()))
+            Ok((lab.neighbour_mac(MOVED)? == Some(lab.lan_mac(node)?)).then_some(()))
         };
         let ping = || lab.exec(Host::Client, &["ping", "-c1", "-W5", MOVED]);
         ping()?;

@@ -36,7 +36,7 @@ pub struct Firewall {
     bpf: Ebpf,
     events: Option<RingBuf<MapData>>,
     embryonic: Array<MapData, EmbryonicSet>,
-    /// An older build, to compare with, has them among the sets.
+    /// An older build, to compare with, has none.
     fingerprints: Option<Array<MapData, Fingerprints>>,
     counters: PerCpuArray<MapData, [u64; COUNTERS]>,
     drops: PerCpuArray<MapData, u64>,
