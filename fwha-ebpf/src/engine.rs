@@ -481,12 +481,15 @@ mod options {
         let Some(scan) = maps::room().map(Room::scan) else {
             return;
         };
-        // The helper wants to see the bounds of the length.
-        let len = bounded::<{ OPTIONS_LEN as u32 - 1 }>(len);
+        if len == 0 {
+            return;
+        }
+        // The helper wants to see both bounds of the length, and Linux 6.12 does not learn the lower one from the test above.
+        let len = bounded::<{ OPTIONS_LEN as u32 - 1 }>(len - 1) + 1;
         let Some(bytes) = scan.bytes.get_mut(..len) else {
             return;
         };
-        if len == 0 || !packet.load(at, bytes) {
+        if !packet.load(at, bytes) {
             return;
         }
         scan.len = len as u32;
