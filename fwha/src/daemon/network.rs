@@ -90,9 +90,18 @@ impl Network {
         if self.ports.iter().any(renamed) {
             self.forget(link);
         }
-        // The programs first: what a port is told about must be guarded already.
+        let port = self.ports.iter().position(|p| p.name == link.name);
+        // What is lost is told at once: all that follows asks the kernel, and waits for whoever changes its networks
+        // (`rtnl_mutex`), as who takes an interface away does.
+        if let Some(n) = port
+            && !link.running()
+        {
+            self.ports[n].link = Some(link.clone());
+            self.tell(n);
+        }
+        // The programs before what is there: it must be guarded already.
         self.reconcile(dataplane);
-        let Some(n) = self.ports.iter().position(|p| p.name == link.name) else { return };
+        let Some(n) = port else { return };
         self.ports[n].link = Some(link.clone());
         self.ports[n].own = own_addresses(link.index).await.unwrap_or(self.ports[n].own);
         if matches!(self.ports[n].via, Via::Sync(_)) && link.mtu < u32::from(self.mtu) {

@@ -4,6 +4,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Command;
 
+use futures_util::FutureExt as _;
 use fwha_proto::seal::ClusterKey;
 use tokio::sync::mpsc::error::TryRecvError;
 
@@ -128,6 +129,13 @@ fn an_interface_that_is_replaced_gets_new_sockets() {
         let Some(election::Command::Interface(Via::Zone(1), now)) = told.take() else { panic!() };
         assert!(now.carrier && now.address.octets() == [10, 9, 0, 1]);
         assert!(told.take().is_none());
+
+        // What is lost is told before the kernel is asked for anything.
+        let down = Link { up: false, carrier: false, ..before.0.clone() };
+        let asking = network.handle(&mut dataplane, NetworkEvent::LinkChanged(down)).now_or_never();
+        assert!(asking.is_none());
+        let Some(election::Command::Interface(Via::Zone(1), lost)) = told.take() else { panic!() };
+        assert!(!lost.carrier);
 
         a.ip("link del near");
         network.handle(&mut dataplane, NetworkEvent::LinkRemoved(before.0.clone())).await;
