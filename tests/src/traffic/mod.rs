@@ -1,16 +1,18 @@
 //! Traffic whose loss can be told exactly: a paced copy over one TCP connection, a UDP probe, and TCP connections that are
-//! held or opened anew.
+//! held or opened anew. And one TCP connection at a time, word by word, for tests that ask whether it is still there.
 //!
-//! All are parts of the program `fwha-traffic`, which runs inside a box of the lab and prints one JSON object a line.
+//! All but the last are parts of the program `fwha-traffic`, which runs inside a box of the lab and prints one JSON object a line.
 //! All stamps are milliseconds of `CLOCK_MONOTONIC`, which every namespace of a machine shares, so they can be laid
 //! beside a node's events.
 
 pub mod connections;
+pub mod conversation;
 pub mod copy;
 pub mod probe;
 mod running;
 
 pub use self::connections::{ConnectionEvent, DialledReport, HeldReport};
+pub use self::conversation::Conversation;
 pub use self::copy::{CopyEvent, CopyReport};
 pub use self::probe::{ProbeEvent, ProbeReport};
 pub use self::running::{Connections, Copy, Plan, Probe};

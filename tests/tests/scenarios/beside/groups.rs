@@ -1,15 +1,13 @@
 //! Two groups on two nodes: each node Active for one, each takes the other's over, and flows belong to the group
 //! through whose addresses they go.
 
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddrV4, TcpListener, TcpStream};
-use std::os::fd::AsRawFd as _;
+use std::net::TcpListener;
 
 use anyhow::{Context as _, Result, ensure};
 use fwha_tests::lab::{CLIENT, Host, Lab, LabOptions, Node, NodeProcess, SERVER};
 use fwha_tests::pair::PATIENCE;
 use fwha_tests::scenario::in_lab;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, socket};
+use fwha_tests::traffic::Conversation;
 use serde_json::Value;
 
 const PORT: u16 = 5000;
@@ -65,43 +63,6 @@ fn lay_guests(lab: &Lab) -> Result<()> {
     ip(Host::Client, &format!("rule add from {GUEST} lookup 200"))?;
     ip(Host::Server, "route add 192.168.200.0/24 via 10.0.0.13")?;
     Ok(())
-}
-
-/// A TCP connection through the firewalls, held by both of its ends.
-struct Connection {
-    client: TcpStream,
-    server: TcpStream,
-}
-
-impl Connection {
-    fn open(lab: &Lab, listener: &TcpListener, from: &str) -> Result<Connection> {
-        let to: SocketAddrV4 = format!("{SERVER}:{PORT}").parse()?;
-        let from: SocketAddrV4 = format!("{from}:0").parse()?;
-        let client = lab.within(Host::Client, || -> nix::Result<TcpStream> {
-            let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-            bind(fd.as_raw_fd(), &SockaddrIn::from(from))?;
-            connect(fd.as_raw_fd(), &SockaddrIn::from(to))?;
-            Ok(TcpStream::from(fd))
-        })?;
-        let client = client.with_context(|| format!("connect from {from}"))?;
-        let (server, _) = listener.accept()?;
-        for end in [&client, &server] {
-            end.set_read_timeout(Some(PATIENCE))?;
-            end.set_nodelay(true)?;
-        }
-        Ok(Connection { client, server })
-    }
-
-    /// A word there and a word back.
-    fn talk(&mut self) -> Result<()> {
-        let mut word = [0; 4];
-        self.client.write_all(b"ping")?;
-        self.server.read_exact(&mut word)?;
-        self.server.write_all(b"pong")?;
-        self.client.read_exact(&mut word)?;
-        ensure!(&word == b"pong");
-        Ok(())
-    }
 }
 
 /// Role and term in a group, by a node's `status`.
@@ -164,8 +125,8 @@ fn two_groups_are_on_two_nodes_and_each_moves_alone_with_its_flows() {
         wait_for_sync(lab, &[&fw1, &fw2])?;
 
         let listener = lab.within(Host::Server, || TcpListener::bind((SERVER, PORT)))??;
-        let mut through_gateway = Connection::open(lab, &listener, CLIENT)?;
-        let mut through_guests = Connection::open(lab, &listener, GUEST)?;
+        let mut through_gateway = Conversation::open(lab, Host::Client, CLIENT.parse()?, &listener)?;
+        let mut through_guests = Conversation::open(lab, Host::Client, GUEST.parse()?, &listener)?;
         through_gateway.talk()?;
         through_guests.talk()?;
         // Each flow is on the node that has its group's addresses, and known to the other.
@@ -221,8 +182,8 @@ fn a_spare_takes_both_groups_when_their_nodes_are_lost_one_after_the_other() {
         wait_for_sync(lab, &[&fw1, &fw2, &fw3])?;
 
         let listener = lab.within(Host::Server, || TcpListener::bind((SERVER, PORT)))??;
-        let mut through_gateway = Connection::open(lab, &listener, CLIENT)?;
-        let mut through_guests = Connection::open(lab, &listener, GUEST)?;
+        let mut through_gateway = Conversation::open(lab, Host::Client, CLIENT.parse()?, &listener)?;
+        let mut through_guests = Conversation::open(lab, Host::Client, GUEST.parse()?, &listener)?;
         through_gateway.talk()?;
         through_guests.talk()?;
         wait_for_sync(lab, &[&fw1, &fw2, &fw3])?;

@@ -16,4 +16,5 @@ mod routes;
 mod strangers;
 mod systemd;
 mod trackers;
+mod vlan_devices;
 mod vlans;
