@@ -17,8 +17,9 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, Result, ensure};
 
 use crate::cargo::{cargo, root, spinner};
+use crate::command::output;
 pub use sources::OBJECT;
-use tools::{Tools, output};
+use tools::Tools;
 
 /// Build the kernel programs into the object that the daemon carries
 #[derive(clap::Args)]

@@ -3,10 +3,12 @@
 mod bench;
 mod build_ebpf;
 mod cargo;
+mod command;
 mod conformance;
 mod demo;
 mod faults;
 mod fuzz;
+mod kernels;
 mod sim;
 mod test;
 
@@ -23,6 +25,7 @@ enum Command {
     Demo(demo::Args),
     Faults(faults::Args),
     Fuzz(fuzz::Args),
+    Kernels(kernels::Args),
     Sim(sim::Args),
     Test(test::Args),
 }
@@ -35,6 +38,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Faults(args) => faults::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
+        Command::Kernels(args) => kernels::run(&args),
         Command::Sim(args) => sim::run(&args),
         Command::Test(args) => test::run(&args),
     };

@@ -450,7 +450,7 @@ fn hint(hook: Hook, error: &io::Error) -> &'static str {
             "; the driver may have no native XDP: say attach = \"tc\" or \"auto\""
         }
         (Hook::Ingress | Hook::Egress | Hook::Sync | Hook::Host, Some(libc::EINVAL)) => {
-            "; fwha needs Linux 6.6 or newer (TCX)"
+            "; fwha needs Linux 6.12 or newer"
         }
         (_, Some(libc::EPERM)) => "; fwha needs root, or CAP_BPF and CAP_NET_ADMIN",
         _ => "",

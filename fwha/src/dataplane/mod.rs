@@ -41,6 +41,7 @@ use fwha_common::{
 use tracing::{info, warn};
 
 use crate::netlink::{Link, NetlinkError, links::links};
+use crate::sys::kernel;
 
 mod attach;
 pub mod bloom;
@@ -120,6 +121,11 @@ pub struct ZoneInterface {
 /// A failure of the data plane.
 #[derive(Debug, thiserror::Error)]
 pub enum DataplaneError {
+    /// What the programs keep by CPU would not be safe.
+    #[error(
+        "this kernel is PREEMPT_RT, on which a packet's judgement could be mixed with another's: start one that is not"
+    )]
+    Realtime,
     /// There is no BPF file system and none can be mounted.
     #[error("cannot mount a BPF file system on {BPFFS}: {0}; fwha needs root, or CAP_SYS_ADMIN and CAP_BPF")]
     Mount(#[source] io::Error),
@@ -253,6 +259,14 @@ impl Dataplane {
     /// As [`DataplaneError`] says. Whatever this call attached is detached again; links that it
     /// found pinned stay as they are.
     pub fn open(options: Options) -> Result<(Self, Events), DataplaneError> {
+        if kernel::is_realtime() {
+            return Err(DataplaneError::Realtime);
+        }
+        let release = kernel::release();
+        if kernel::is_older(&release) {
+            let (major, minor) = kernel::OLDEST;
+            warn!("this is Linux {release}: fwha is tested with Linux {major}.{minor} and later");
+        }
         let pins = PinDir::create(&options.pin_dir)?;
         let result = Self::open_in(options, pins.clone());
         if result.is_err() && !pins.has_links() {

@@ -8,6 +8,7 @@
 //! | [`bpf`] | typed maps with batch operations, links, pins |
 //! | [`clock`] | the monotonic clock that BPF programs see |
 //! | [`interface`] | driver of a network interface |
+//! | [`kernel`] | which one runs |
 //! | [`memory`] | large allocations on huge pages |
 //! | [`mount`] | bpffs |
 //! | [`random`] | random numbers from the kernel |
@@ -22,6 +23,7 @@ pub use aya::Pod;
 pub mod bpf;
 pub mod clock;
 pub mod interface;
+pub mod kernel;
 pub mod memory;
 pub mod mount;
 pub mod random;

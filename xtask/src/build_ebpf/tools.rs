@@ -8,6 +8,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::cargo::{cargo, spinner};
+use crate::command::output;
 
 const BPF_LINKER: &str = "0.13.0";
 /// Must not be older than the LLVM in rustc.
@@ -48,23 +49,6 @@ pub fn cargo_home() -> Result<PathBuf> {
                 .join(".cargo"))
         }
     }
-}
-
-/// Runs a command and returns what it printed.
-///
-/// # Errors
-///
-/// It cannot be started, or fails; the message holds what it said.
-pub fn output(command: &mut Command) -> Result<String> {
-    let name = command.get_program().display().to_string();
-    let output = command.output().with_context(|| format!("start {name}"))?;
-    ensure!(
-        output.status.success(),
-        "{name} failed: {}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 /// The sources of `core`: those of the toolchain, else `FWHA_RUST_SRC` (a directory, or an archive
