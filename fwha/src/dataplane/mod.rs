@@ -192,6 +192,12 @@ pub enum DataplaneError {
         "interface {0} takes VLAN tags off what it receives (rx-vlan-offload), which hides them from XDP: `ethtool -K {0} rxvlan off`, or say attach = \"tc\""
     )]
     TagsHidden(String),
+    /// The kernel runs a bond's XDP program on the cables, by whose index no route leads (`bond_xdp_set` of its
+    /// drivers/net/bonding/bond_main.c).
+    #[error(
+        "interface {0} is a bond, whose frames XDP sees by the cables that they come by: say attach = \"tc\" or \"auto\""
+    )]
+    XdpOnBond(String),
     /// XDP for the VLANs on an interface, tc for itself.
     #[error(
         "interface {0} is attached by tc, and a VLAN on it by xdp, which has to be attached to {0}: say the same `attach` for both zones"

@@ -430,14 +430,23 @@ impl Lab {
         Ok(self.spawn(host, &mut command)?.wait_with_output()?)
     }
 
-    /// A node's MAC on the LAN.
+    /// The MAC of a box's interface.
     ///
     /// # Errors
     ///
     /// When `ip` fails, or says none.
-    pub fn lan_mac(&self, node: Node) -> Result<String> {
-        let shown = self.exec(node.host(), &["ip", "-brief", "link", "show", "lan"])?;
+    pub fn mac(&self, host: Host, interface: &str) -> Result<String> {
+        let shown = self.exec(host, &["ip", "-brief", "link", "show", interface])?;
         Ok(shown.split_whitespace().nth(2).context("a MAC")?.to_owned())
+    }
+
+    /// A node's MAC on the LAN.
+    ///
+    /// # Errors
+    ///
+    /// As [`Lab::mac`].
+    pub fn lan_mac(&self, node: Node) -> Result<String> {
+        self.mac(node.host(), "lan")
     }
 
     /// The MAC in the client's neighbour entry of an address.

@@ -20,9 +20,9 @@ const YOUNGER_MS: f64 = 200.0;
 
 /// Asks on the LAN for an address, ten times: the MACs of all who answer.
 fn who_has(lab: &Lab, address: Ipv4Addr) -> Result<BTreeSet<String>> {
-    let client = lab.exec(Host::Client, &["cat", "/sys/class/net/eth0/address"])?;
+    let client = lab.mac(Host::Client, "eth0")?;
     let client: Vec<u8> =
-        client.trim().split(':').map(|byte| u8::from_str_radix(byte, 16)).collect::<Result<_, _>>()?;
+        client.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect::<Result<_, _>>()?;
     let socket = lab.within(Host::Client, || packet_socket("eth0"))??;
     let mut request = [&[0xff; 6], &client[..], &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1], &client[..]].concat();
     request.extend(CLIENT.parse::<Ipv4Addr>()?.octets());

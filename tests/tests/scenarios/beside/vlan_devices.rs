@@ -1,12 +1,12 @@
 //! A trunk with two VLANs, each with a device of the kernel's and a zone of its own. The firewalls are routers on a stick
-//! between them; a third zone is on a cable of its own.
+//! between them; a third zone is on a cable of its own. The trunk is a cable, or a bond of two.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use fwha_tests::lab::{Attach, CLIENT, Host, LAN_VIP, Lab, LabOptions, Node, SERVER};
+use fwha_tests::lab::{Attach, CLIENT, Cable, Host, LAN_VIP, Lab, LabOptions, Node, SERVER};
 use fwha_tests::pair::{PATIENCE, Pair};
 use fwha_tests::root::skip_for_kernel;
 use fwha_tests::scenario::in_lab;
@@ -38,15 +38,50 @@ fn vlans_of(node: Node) -> [(u16, String); 2] {
     [(100, format!("192.168.100.{last}")), (200, format!("192.168.200.{last}"))]
 }
 
+/// The interface of a node that its VLANs are on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Trunk {
+    /// Its cable to the LAN.
+    Cable,
+    /// A bond of that one and another, of which the one carries what the other could.
+    Bond,
+}
+
+impl Trunk {
+    fn name(self) -> &'static str {
+        match self {
+            Trunk::Cable => "lan",
+            Trunk::Bond => "bond0",
+        }
+    }
+
+    /// Lays a second cable and makes both of them one.
+    fn bond(lab: &Lab, node: Node) -> Result<()> {
+        let (port, namespace) = (format!("{node}-lan2"), lab.namespace(node.host()));
+        ip(lab, Host::Switch, &format!("link add {port} type veth peer name lan2 netns {namespace}"))?;
+        ip(lab, Host::Switch, &format!("link set {port} master lan up"))?;
+        ip(lab, node.host(), "link add bond0 type bond mode active-backup miimon 20")?;
+        for cable in ["lan", "lan2"] {
+            ip(lab, node.host(), &format!("link set {cable} down"))?;
+            ip(lab, node.host(), &format!("link set {cable} master bond0"))?;
+        }
+        ip(lab, node.host(), "link set bond0 up")?;
+        Ok(())
+    }
+}
+
 /// Makes the LAN a trunk: what was on it without a tag is in VLAN 100 now, and VLAN 200 has a host of its own.
-fn lay_vlans(lab: &Lab) -> Result<()> {
+fn lay_vlans(lab: &Lab, trunk: Trunk) -> Result<()> {
     ip(lab, Host::Client, "addr flush dev eth0")?;
     add_vlan(lab, Host::Client, "eth0", 100, CLIENT)?;
     ip(lab, Host::Client, &format!("route add default via {LAN_VIP}"))?;
     for node in Node::ALL {
         ip(lab, node.host(), "addr flush dev lan")?;
+        if trunk == Trunk::Bond {
+            Trunk::bond(lab, node)?;
+        }
         for (vlan, address) in vlans_of(node) {
-            add_vlan(lab, node.host(), "lan", vlan, &address)?;
+            add_vlan(lab, node.host(), trunk.name(), vlan, &address)?;
         }
     }
     let namespace = lab.namespace(DMZ);
@@ -58,17 +93,31 @@ fn lay_vlans(lab: &Lab) -> Result<()> {
     ip(lab, Host::Server, "route add 192.168.200.0/24 via 10.0.0.12")?;
     if lab.options().attach == Attach::Xdp {
         lab.within(DMZ, || set_feature("eth0", Feature::TxChecksum, false))??;
-        for node in Node::ALL {
-            lab.within(node.host(), || set_vlan_offload("lan", false))??;
-            // A veth hands tags over beside the frame, as a NIC does that takes them off.
-            lab.within(Host::Switch, || set_vlan_offload(&format!("{node}-lan"), false))??;
-        }
+    }
+    Ok(())
+}
+
+/// Starts a node that is to say this and end.
+fn refuses(lab: &Lab, said: &str) -> Result<()> {
+    let mut refused = lab.start_node(Node::Fw1)?;
+    ensure!(!refused.wait(PATIENCE)?.success());
+    ensure!(refused.log()?.contains(said), "{}", refused.log()?);
+    Ok(())
+}
+
+/// Has the trunk leave tags on frames: as long as it takes them off, XDP could not see them.
+fn leave_tags_on(lab: &Lab) -> Result<()> {
+    refuses(lab, "ethtool -K lan rxvlan off")?;
+    for node in Node::ALL {
+        lab.within(node.host(), || set_vlan_offload("lan", false))??;
+        // A veth hands tags over beside the frame, as a NIC does that takes them off.
+        lab.within(Host::Switch, || set_vlan_offload(&format!("{node}-lan"), false))??;
     }
     Ok(())
 }
 
 /// Zones and group with the VLANs.
-fn configure(lab: &Lab) -> Result<()> {
+fn configure(lab: &Lab, trunk: &str) -> Result<()> {
     let text = fs::read_to_string(lab.config_path())?;
     let attach = match lab.options().attach {
         Attach::Auto => String::new(),
@@ -77,14 +126,14 @@ fn configure(lab: &Lab) -> Result<()> {
     let group = format!("{{ zone = \"lan\",  vrid = 62, addresses = [\"{LAN_VIP}/24\"] }},\n");
     let dmz = format!("  {{ zone = \"dmz\", vrid = 63, addresses = [\"{DMZ_VIP}/24\"] }},\n");
     let tagged = text
-        .replace("interfaces = [\"lan\"]", "interfaces = [\"lan.100\"]")
+        .replace("interfaces = [\"lan\"]", &format!("interfaces = [\"{trunk}.100\"]"))
         .replace(&group, &format!("{group}{dmz}"));
-    ensure!(tagged.matches("lan.100").count() == 1 && tagged.contains(&dmz), "{tagged}");
+    ensure!(tagged.contains(".100\"]") && tagged.contains(&dmz), "{tagged}");
     let more = format!(
         r#"
 [[zone]]
 name = "dmz"
-interfaces = ["lan.200"]
+interfaces = ["{trunk}.200"]
 {attach}
 [[rule]]
 name = "lan-to-dmz"
@@ -103,23 +152,36 @@ fn answers(lab: &Lab, from: Host, to: &str) -> Result<bool> {
     Ok(!tried.is_err_and(|error| error.kind() == std::io::ErrorKind::TimedOut))
 }
 
-fn zones_of_a_trunk_are_apart_and_their_flows_survive(lab: &Lab) -> Result<()> {
+/// Whether the kernel has VLAN devices; says so if not.
+fn has_vlan_devices(lab: &Lab) -> Result<bool> {
     let probe = lab.try_exec(
         Host::Client,
         &["ip", "link", "add", "link", "eth0", "name", "eth0.9", "type", "vlan", "id", "9"],
     )?;
     if !probe.status.success() {
         skip_for_kernel("VLAN devices (module 8021q)");
-        return Ok(());
+        return Ok(false);
     }
     ip(lab, Host::Client, "link del eth0.9")?;
-    lay_vlans(lab)?;
-    configure(lab)?;
+    Ok(true)
+}
+
+fn zones_of_a_trunk_are_apart_and_their_flows_survive(lab: &Lab, trunk: Trunk) -> Result<()> {
+    if !has_vlan_devices(lab)? {
+        return Ok(());
+    }
+    lay_vlans(lab, trunk)?;
+    configure(lab, trunk.name())?;
+    if lab.options().attach == Attach::Xdp {
+        leave_tags_on(lab)?;
+    }
     let (mut pair, active) = Pair::settled(lab)?;
     let has = |node: Node, device: &str, vip: &str| -> Result<bool> {
         Ok(ip(lab, node.host(), &format!("-4 addr show dev {device}"))?.contains(&format!("inet {vip}/")))
     };
-    for (device, vip) in [("lan.100", LAN_VIP), ("lan.200", DMZ_VIP)] {
+    let devices = [100, 200].map(|vlan| format!("{}.{vlan}", trunk.name()));
+    let vips = || devices.iter().zip([LAN_VIP, DMZ_VIP]);
+    for (device, vip) in vips() {
         ensure!(has(active, device, vip)? && !has(active.peer(), device, vip)?, "{vip} on {device}");
     }
 
@@ -145,6 +207,16 @@ fn zones_of_a_trunk_are_apart_and_their_flows_survive(lab: &Lab) -> Result<()> {
         Ok((zones.contains(&"dmz") && zones.contains(&"inet")).then_some(()))
     })?;
 
+    if trunk == Trunk::Bond {
+        // The other cable takes over, and no node.
+        lab.cut(active, Cable::Lan)?;
+        for conversation in &mut conversations {
+            conversation.talk()?;
+        }
+        lab.heal(active, Cable::Lan)?;
+        ensure!(pair.settle(lab)? == active);
+    }
+
     pair.node_mut(active).kill()?;
     pair.wait_for_role(lab, active.peer(), "active")?;
     for conversation in &mut conversations {
@@ -155,7 +227,7 @@ fn zones_of_a_trunk_are_apart_and_their_flows_survive(lab: &Lab) -> Result<()> {
 
     // A device that goes takes its zone along; the node is Backup until it has it again, and the group goes where all are.
     let (loser, vlan) = (active.peer(), vlans_of(active.peer())[1].clone());
-    ip(lab, loser.host(), "link del lan.200")?;
+    ip(lab, loser.host(), &format!("link del {}", devices[1]))?;
     pair.wait_for_role(lab, active, "active")?;
     let reasons: Vec<String> =
         pair.node(loser).ctl_lines(&["events"])?.iter().map(ToString::to_string).collect();
@@ -163,10 +235,10 @@ fn zones_of_a_trunk_are_apart_and_their_flows_survive(lab: &Lab) -> Result<()> {
     for conversation in &mut conversations {
         conversation.talk()?;
     }
-    add_vlan(lab, loser.host(), "lan", vlan.0, &vlan.1)?;
+    add_vlan(lab, loser.host(), trunk.name(), vlan.0, &vlan.1)?;
     pair.wait_for_role(lab, loser, "backup")?;
     pair.node(active).ctl(&["switchover", "--to", loser.name(), "--wait"])?;
-    for (device, vip) in [("lan.100", LAN_VIP), ("lan.200", DMZ_VIP)] {
+    for (device, vip) in vips() {
         ensure!(has(loser, device, vip)?, "{vip} on {device}");
     }
     for conversation in &mut conversations {
@@ -175,18 +247,35 @@ fn zones_of_a_trunk_are_apart_and_their_flows_survive(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
+/// Kernels that have the devices are emulated (`cargo xtask kernels`), and stall now and then.
+fn options(attach: Attach) -> LabOptions {
+    let (heartbeat, lease) = (Some(Duration::from_millis(50)), Some(Duration::from_secs(5)));
+    LabOptions { attach, heartbeat, lease, ..LabOptions::beside() }
+}
+
 #[test]
 fn zones_of_a_trunk_are_apart_and_their_flows_survive_through_tc() {
-    in_lab(
-        LabOptions { attach: Attach::Tc, ..LabOptions::beside() },
-        zones_of_a_trunk_are_apart_and_their_flows_survive,
-    );
+    in_lab(options(Attach::Tc), |lab| zones_of_a_trunk_are_apart_and_their_flows_survive(lab, Trunk::Cable));
 }
 
 #[test]
 fn zones_of_a_trunk_are_apart_and_their_flows_survive_through_xdp() {
-    in_lab(
-        LabOptions { attach: Attach::Xdp, ..LabOptions::beside() },
-        zones_of_a_trunk_are_apart_and_their_flows_survive,
-    );
+    in_lab(options(Attach::Xdp), |lab| zones_of_a_trunk_are_apart_and_their_flows_survive(lab, Trunk::Cable));
+}
+
+#[test]
+fn zones_of_a_bond_are_apart_and_their_flows_survive_through_tc() {
+    in_lab(options(Attach::Tc), |lab| zones_of_a_trunk_are_apart_and_their_flows_survive(lab, Trunk::Bond));
+}
+
+#[test]
+fn xdp_is_refused_on_a_bond() {
+    in_lab(options(Attach::Xdp), |lab| {
+        if !has_vlan_devices(lab)? {
+            return Ok(());
+        }
+        lay_vlans(lab, Trunk::Bond)?;
+        configure(lab, "bond0")?;
+        refuses(lab, "interface bond0 is a bond")
+    });
 }

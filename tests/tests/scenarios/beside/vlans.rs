@@ -1,4 +1,4 @@
-//! A zone that is a VLAN of a trunk. No host of the lab has VLAN devices, so its client speaks in tagged frames itself.
+//! A zone that is a VLAN of a trunk without a VLAN device. Nor has any host of the lab one: its client speaks in tagged frames itself.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
@@ -33,9 +33,9 @@ enum Frame {
 
 impl Client {
     fn open(lab: &Lab) -> Result<Client> {
-        let mac = lab.exec(Host::Client, &["cat", "/sys/class/net/eth0/address"])?;
+        let mac = lab.mac(Host::Client, "eth0")?;
         let bytes: Vec<u8> =
-            mac.trim().split(':').map(|byte| u8::from_str_radix(byte, 16)).collect::<Result<_, _>>()?;
+            mac.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect::<Result<_, _>>()?;
         let socket = lab.within(Host::Client, || packet_socket("eth0"))??;
         ask_for_tags(socket.as_fd())?;
         Ok(Client { socket, mac: bytes[..].try_into()?, address: CLIENT.parse()? })
