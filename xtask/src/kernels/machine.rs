@@ -134,7 +134,7 @@ impl<'a> Machine<'a> {
             bins = programs.display(),
             tests = crate::cargo::root().join("tests").display(),
             program = program.display(),
-            filters = filters.join(" "),
+            filters = filters.iter().map(|filter| format!("'{filter}'")).collect::<Vec<_>>().join(" "),
         );
         fs::File::create(self.out.join("run"))
             .and_then(|mut run| run.write_all(script.as_bytes()))
