@@ -38,9 +38,11 @@ $b mount -t 9p -o $share,cache=loose,ro modules $modules
 $b mount -t proc proc /root/proc
 $b mount -t sysfs sys /root/sys
 $b mount -t devtmpfs dev /root/dev
-for place in tmp run mnt; do $b mount -t tmpfs $place /root/$place; done
-$b mount -t 9p -o $share out /root/mnt
-exec $b switch_root /root /bin/bash /mnt/run
+# Of this system's directories, only the one that describes what runs on it.
+$b mount -t tmpfs run /root/run
+$b mkdir /root/run/out
+$b mount -t 9p -o $share out /root/run/out
+exec $b switch_root /root /bin/bash /run/out/run
 "#;
 
 /// Says which Debian packages are missing.
@@ -129,7 +131,7 @@ impl<'a> Machine<'a> {
              export FWHA_BIN_DIR='{bins}' RUST_TEST_THREADS=2\n\
              mount --make-rshared /; mount -t bpf bpf /sys/fs/bpf; mount -t cgroup2 cgroup /sys/fs/cgroup\n\
              ip link set lo up; cd '{tests}'\n\
-             '{program}' {filters} > /mnt/said 2>&1; echo $? > /mnt/code\n\
+             '{program}' {filters} > /run/out/said 2>&1; echo $? > /run/out/code\n\
              sync; poweroff -f\n",
             bins = programs.display(),
             tests = crate::cargo::root().join("tests").display(),
