@@ -430,13 +430,23 @@ impl Lab {
         Ok(self.spawn(host, &mut command)?.wait_with_output()?)
     }
 
+    /// Runs `ip` on a box, with the words of a line.
+    ///
+    /// # Errors
+    ///
+    /// As [`Lab::exec`].
+    pub fn ip(&self, host: Host, line: &str) -> Result<String> {
+        let words: Vec<&str> = ["ip"].into_iter().chain(line.split_whitespace()).collect();
+        self.exec(host, &words)
+    }
+
     /// The MAC of a box's interface.
     ///
     /// # Errors
     ///
     /// When `ip` fails, or says none.
     pub fn mac(&self, host: Host, interface: &str) -> Result<String> {
-        let shown = self.exec(host, &["ip", "-brief", "link", "show", interface])?;
+        let shown = self.ip(host, &format!("-brief link show {interface}"))?;
         Ok(shown.split_whitespace().nth(2).context("a MAC")?.to_owned())
     }
 

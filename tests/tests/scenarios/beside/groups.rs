@@ -41,12 +41,8 @@ action = "accept"
 
 /// Lays the guests' network: another bridge, another interface of nodes and client, and routes by the second group.
 fn lay_guests(lab: &Lab) -> Result<()> {
-    let ip = |host, line: &str| {
-        let words: Vec<&str> = ["ip"].into_iter().chain(line.split_whitespace()).collect();
-        lab.exec(host, &words)
-    };
-    ip(Host::Switch, "link add guests type bridge stp_state 0 forward_delay 0 mcast_snooping 0")?;
-    ip(Host::Switch, "link set guests up")?;
+    lab.ip(Host::Switch, "link add guests type bridge stp_state 0 forward_delay 0 mcast_snooping 0")?;
+    lab.ip(Host::Switch, "link set guests up")?;
     for (host, interface, address) in [
         (Host::Fw1, "guests", "192.168.200.1/24"),
         (Host::Fw2, "guests", "192.168.200.2/24"),
@@ -54,14 +50,14 @@ fn lay_guests(lab: &Lab) -> Result<()> {
         (Host::Client, "eth1", "192.168.200.100/24"),
     ] {
         let (port, namespace) = (format!("{}-guests", host.name()), lab.namespace(host));
-        ip(Host::Switch, &format!("link add {port} type veth peer name {interface} netns {namespace}"))?;
-        ip(Host::Switch, &format!("link set {port} master guests up"))?;
-        ip(host, &format!("addr add {address} dev {interface}"))?;
-        ip(host, &format!("link set {interface} up"))?;
+        lab.ip(Host::Switch, &format!("link add {port} type veth peer name {interface} netns {namespace}"))?;
+        lab.ip(Host::Switch, &format!("link set {port} master guests up"))?;
+        lab.ip(host, &format!("addr add {address} dev {interface}"))?;
+        lab.ip(host, &format!("link set {interface} up"))?;
     }
-    ip(Host::Client, "route add default via 192.168.200.12 table 200")?;
-    ip(Host::Client, &format!("rule add from {GUEST} lookup 200"))?;
-    ip(Host::Server, "route add 192.168.200.0/24 via 10.0.0.13")?;
+    lab.ip(Host::Client, "route add default via 192.168.200.12 table 200")?;
+    lab.ip(Host::Client, &format!("rule add from {GUEST} lookup 200"))?;
+    lab.ip(Host::Server, "route add 192.168.200.0/24 via 10.0.0.13")?;
     Ok(())
 }
 

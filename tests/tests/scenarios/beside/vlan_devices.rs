@@ -19,16 +19,11 @@ const DMZ: Host = Host::Fw3;
 const DMZ_ADDRESS: &str = "192.168.200.100";
 const DMZ_VIP: &str = "192.168.200.12";
 
-fn ip(lab: &Lab, host: Host, line: &str) -> Result<String> {
-    let words: Vec<&str> = ["ip"].into_iter().chain(line.split_whitespace()).collect();
-    lab.exec(host, &words)
-}
-
 /// A VLAN device with its address.
 fn add_vlan(lab: &Lab, host: Host, trunk: &str, vlan: u16, address: &str) -> Result<()> {
-    ip(lab, host, &format!("link add link {trunk} name {trunk}.{vlan} type vlan id {vlan}"))?;
-    ip(lab, host, &format!("addr add {address}/24 dev {trunk}.{vlan}"))?;
-    ip(lab, host, &format!("link set {trunk}.{vlan} up"))?;
+    lab.ip(host, &format!("link add link {trunk} name {trunk}.{vlan} type vlan id {vlan}"))?;
+    lab.ip(host, &format!("addr add {address}/24 dev {trunk}.{vlan}"))?;
+    lab.ip(host, &format!("link set {trunk}.{vlan} up"))?;
     Ok(())
 }
 
@@ -58,25 +53,25 @@ impl Trunk {
     /// Lays a second cable and makes both of them one.
     fn bond(lab: &Lab, node: Node) -> Result<()> {
         let (port, namespace) = (format!("{node}-lan2"), lab.namespace(node.host()));
-        ip(lab, Host::Switch, &format!("link add {port} type veth peer name lan2 netns {namespace}"))?;
-        ip(lab, Host::Switch, &format!("link set {port} master lan up"))?;
-        ip(lab, node.host(), "link add bond0 type bond mode active-backup miimon 20")?;
+        lab.ip(Host::Switch, &format!("link add {port} type veth peer name lan2 netns {namespace}"))?;
+        lab.ip(Host::Switch, &format!("link set {port} master lan up"))?;
+        lab.ip(node.host(), "link add bond0 type bond mode active-backup miimon 20")?;
         for cable in ["lan", "lan2"] {
-            ip(lab, node.host(), &format!("link set {cable} down"))?;
-            ip(lab, node.host(), &format!("link set {cable} master bond0"))?;
+            lab.ip(node.host(), &format!("link set {cable} down"))?;
+            lab.ip(node.host(), &format!("link set {cable} master bond0"))?;
         }
-        ip(lab, node.host(), "link set bond0 up")?;
+        lab.ip(node.host(), "link set bond0 up")?;
         Ok(())
     }
 }
 
 /// Makes the LAN a trunk: what was on it without a tag is in VLAN 100 now, and VLAN 200 has a host of its own.
 fn lay_vlans(lab: &Lab, trunk: Trunk) -> Result<()> {
-    ip(lab, Host::Client, "addr flush dev eth0")?;
+    lab.ip(Host::Client, "addr flush dev eth0")?;
     add_vlan(lab, Host::Client, "eth0", 100, CLIENT)?;
-    ip(lab, Host::Client, &format!("route add default via {LAN_VIP}"))?;
+    lab.ip(Host::Client, &format!("route add default via {LAN_VIP}"))?;
     for node in Node::ALL {
-        ip(lab, node.host(), "addr flush dev lan")?;
+        lab.ip(node.host(), "addr flush dev lan")?;
         if trunk == Trunk::Bond {
             Trunk::bond(lab, node)?;
         }
@@ -85,12 +80,12 @@ fn lay_vlans(lab: &Lab, trunk: Trunk) -> Result<()> {
         }
     }
     let namespace = lab.namespace(DMZ);
-    ip(lab, Host::Switch, &format!("link add dmz type veth peer name eth0 netns {namespace}"))?;
-    ip(lab, Host::Switch, "link set dmz master lan up")?;
-    ip(lab, DMZ, "link set eth0 up")?;
+    lab.ip(Host::Switch, &format!("link add dmz type veth peer name eth0 netns {namespace}"))?;
+    lab.ip(Host::Switch, "link set dmz master lan up")?;
+    lab.ip(DMZ, "link set eth0 up")?;
     add_vlan(lab, DMZ, "eth0", 200, DMZ_ADDRESS)?;
-    ip(lab, DMZ, &format!("route add default via {DMZ_VIP}"))?;
-    ip(lab, Host::Server, "route add 192.168.200.0/24 via 10.0.0.12")?;
+    lab.ip(DMZ, &format!("route add default via {DMZ_VIP}"))?;
+    lab.ip(Host::Server, "route add 192.168.200.0/24 via 10.0.0.12")?;
     if lab.options().attach == Attach::Xdp {
         lab.within(DMZ, || set_feature("eth0", Feature::TxChecksum, false))??;
     }
@@ -162,7 +157,7 @@ fn has_vlan_devices(lab: &Lab) -> Result<bool> {
         skip_for_kernel("VLAN devices (module 8021q)");
         return Ok(false);
     }
-    ip(lab, Host::Client, "link del eth0.9")?;
+    lab.ip(Host::Client, "link del eth0.9")?;
     Ok(true)
 }
 
@@ -177,7 +172,7 @@ fn zones_of_a_trunk_are_apart_and_their_flows_survive(lab: &Lab, trunk: Trunk) -
     }
     let (mut pair, active) = Pair::settled(lab)?;
     let has = |node: Node, device: &str, vip: &str| -> Result<bool> {
-        Ok(ip(lab, node.host(), &format!("-4 addr show dev {device}"))?.contains(&format!("inet {vip}/")))
+        Ok(lab.ip(node.host(), &format!("-4 addr show dev {device}"))?.contains(&format!("inet {vip}/")))
     };
     let devices = [100, 200].map(|vlan| format!("{}.{vlan}", trunk.name()));
     let vips = || devices.iter().zip([LAN_VIP, DMZ_VIP]);
@@ -227,7 +222,7 @@ fn zones_of_a_trunk_are_apart_and_their_flows_survive(lab: &Lab, trunk: Trunk) -
 
     // A device that goes takes its zone along; the node is Backup until it has it again, and the group goes where all are.
     let (loser, vlan) = (active.peer(), vlans_of(active.peer())[1].clone());
-    ip(lab, loser.host(), &format!("link del {}", devices[1]))?;
+    lab.ip(loser.host(), &format!("link del {}", devices[1]))?;
     pair.wait_for_role(lab, active, "active")?;
     let reasons: Vec<String> =
         pair.node(loser).ctl_lines(&["events"])?.iter().map(ToString::to_string).collect();
