@@ -56,6 +56,7 @@ pub fn check_tools() -> Result<()> {
         (there(QEMU), "qemu-system-x86"),
         (Path::new(BUSYBOX).is_file(), "busybox-static"),
         (there("depmod"), "kmod"),
+        (there("xz"), "xz-utils"),
         (there("apt-get"), "apt"),
     ];
     let missing: Vec<&str> = wanted.iter().filter(|(there, _)| !there).map(|(_, package)| *package).collect();
@@ -86,7 +87,7 @@ impl<'a> Machine<'a> {
     ///
     /// When a file cannot be written or the kernel lacks a module.
     pub fn new(kernel: &'a Kernel) -> Result<Self> {
-        let dir = kernel.modules.join("../../../../machine").components().collect::<PathBuf>();
+        let dir = kernel.dir.join("machine");
         let (tree, out, initrd) = (dir.join("initrd"), dir.join("out"), dir.join("initrd.cpio"));
         empty(&tree)?;
         for sub in ["bin", "modules", "proc", "sys", "dev", "host", "layer", "root"] {

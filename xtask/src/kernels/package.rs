@@ -17,6 +17,8 @@ const NEWEST: &str = "linux-image-amd64";
 pub struct Kernel {
     /// As `uname -r` says.
     pub release: String,
+    /// Where it is unpacked.
+    pub dir: PathBuf,
     /// What the boot loader loads.
     pub image: PathBuf,
     /// The directory of its modules.
@@ -31,12 +33,12 @@ impl Kernel {
     /// When apt, dpkg-deb or depmod is missing or fails: no network, no such suite.
     pub fn newest_of(suite: &str, dir: &Path) -> Result<Kernel> {
         let apt = Apt::new(suite, &dir.join("apt").join(suite))?;
-        let image = apt
+        let release = apt
             .depends(NEWEST)?
-            .into_iter()
-            .find(|package| package.starts_with("linux-image-"))
+            .iter()
+            .find_map(|package| package.strip_prefix("linux-image-").map(str::to_owned))
             .with_context(|| format!("{NEWEST} of {suite} depends on no kernel"))?;
-        let release = image.trim_start_matches("linux-image-").to_owned();
+        let image = format!("linux-image-{release}");
         let root = dir.join(&release);
         if !root.join("done").exists() {
             let spinner = spinner(&format!("fetching Linux {release}"));
@@ -44,7 +46,7 @@ impl Kernel {
             let parts = ["linux-binary-", "linux-modules-"].map(|part| format!("{part}{release}"));
             let parts = apt.depends(&image)?.into_iter().filter(|package| parts.contains(package));
             empty(&root)?;
-            apt.unpack(parts.chain([image.clone()]), &root)?;
+            apt.unpack(parts.chain([image]), &root)?;
             // Under both names: depmod's own, and where the packages have them.
             std::os::unix::fs::symlink("usr/lib", root.join("lib")).context("name the modules' directory")?;
             output(Command::new("depmod").arg("-b").arg(&root).arg(&release))?;
@@ -54,7 +56,7 @@ impl Kernel {
         let modules = root.join("usr/lib/modules").join(&release);
         let image =
             file(root.join(format!("boot/vmlinuz-{release}"))).or_else(|_| file(modules.join("vmlinuz")))?;
-        Ok(Kernel { release, image, modules })
+        Ok(Kernel { release, dir: root, image, modules })
     }
 }
 
@@ -127,11 +129,15 @@ impl Apt {
 
 /// The mirror of Debian that apt uses on this machine.
 fn mirror() -> Result<String> {
-    let targets =
-        output(Command::new("apt-get").args(["indextargets", "--format", "$(ORIGIN) $(LABEL) $(REPO_URI)"]))?;
-    targets
-        .lines()
-        .find_map(|line| line.strip_prefix("Debian Debian "))
-        .map(str::to_owned)
-        .context("apt knows no mirror of Debian; run this on Debian, after `apt-get update`")
+    let known = || -> Result<Option<String>> {
+        let targets = ["indextargets", "--format", "$(ORIGIN) $(LABEL) $(REPO_URI)"];
+        let targets = output(Command::new("apt-get").args(targets))?;
+        Ok(targets.lines().find_map(|line| line.strip_prefix("Debian Debian ")).map(str::to_owned))
+    };
+    if let Some(mirror) = known()? {
+        return Ok(mirror);
+    }
+    // It has not looked yet.
+    output(Command::new("apt-get").args(["-qq", "update"]))?;
+    known()?.context("apt knows no mirror of Debian: run this on Debian")
 }
