@@ -391,12 +391,14 @@ impl NextHop {
     /// Interface indices from here on do not fit beside what else [`Self::out`] says.
     pub const IFINDEX_LIMIT: u32 = 1 << 20;
     const TAGGED: u32 = Self::IFINDEX_LIMIT;
+    const NO_XMIT: u32 = Self::IFINDEX_LIMIT << 1;
 
-    /// An interface (index below [`Self::IFINDEX_LIMIT`]) as the kernel's routes name it, and whether it is
-    /// a VLAN: then `INTERFACES` knows by which other one frames leave, and with which tags.
+    /// An interface (index below [`Self::IFINDEX_LIMIT`]) as the kernel's routes name it; whether it is
+    /// a VLAN: then `INTERFACES` knows by which other one frames leave, and with which tags; and whether it does not send
+    /// what XDP redirects, as `Interface::NO_XMIT` says.
     #[inline(always)]
-    pub const fn out(ifindex: u32, tagged: bool) -> u32 {
-        if tagged { ifindex | Self::TAGGED } else { ifindex }
+    pub const fn out(ifindex: u32, tagged: bool, no_xmit: bool) -> u32 {
+        ifindex | if tagged { Self::TAGGED } else { 0 } | if no_xmit { Self::NO_XMIT } else { 0 }
     }
 
     /// The interface of [`Self::out`].
@@ -409,6 +411,12 @@ impl NextHop {
     #[inline(always)]
     pub const fn tagged(out: u32) -> bool {
         out & Self::TAGGED != 0
+    }
+
+    /// Whether the interface of [`Self::out`] does not send what XDP redirects.
+    #[inline(always)]
+    pub const fn no_xmit(out: u32) -> bool {
+        out & Self::NO_XMIT != 0
     }
 }
 
@@ -830,10 +838,11 @@ mod tests {
     }
 
     #[test]
-    fn a_way_out_says_whether_it_is_a_vlan() {
-        for tagged in [false, true] {
-            let out = NextHop::out(NextHop::IFINDEX_LIMIT - 1, tagged);
-            assert_eq!((NextHop::ifindex(out), NextHop::tagged(out)), (NextHop::IFINDEX_LIMIT - 1, tagged));
+    fn a_way_out_says_what_its_interface_is() {
+        for (tagged, no_xmit) in [(false, false), (false, true), (true, false), (true, true)] {
+            let out = NextHop::out(NextHop::IFINDEX_LIMIT - 1, tagged, no_xmit);
+            assert_eq!(NextHop::ifindex(out), NextHop::IFINDEX_LIMIT - 1);
+            assert_eq!((NextHop::tagged(out), NextHop::no_xmit(out)), (tagged, no_xmit));
         }
     }
 

@@ -199,7 +199,7 @@ impl Tag {
 pub struct Interface {
     /// The zone; [`Interface::NO_ZONE`] on a sync interface, where only probes are looked at.
     pub zone: u8,
-    /// Bits: [`Interface::LOOSE`], [`Interface::ALONE`], [`Interface::BARE`].
+    /// Bits: [`Interface::LOOSE`], [`Interface::ALONE`], [`Interface::BARE`], [`Interface::NO_XMIT`].
     pub flags: u8,
     /// Its MAC: new flows in frames to another station (a bridge floods them) are not taken, and
     /// probes are answered from it. All zero on an interface that has none: nothing is compared.
@@ -228,6 +228,9 @@ impl Interface {
     /// Flag: a VLAN for which the kernel has no device. Its stack has these frames without their tags, as
     /// the trunk's own, and what it sends by the trunk is tagged.
     pub const BARE: u8 = 4;
+    /// Flag: its driver does not send frames that XDP redirects to it (`ndo_xdp_xmit`). What comes by XDP leaves by it
+    /// through the kernel's stack.
+    pub const NO_XMIT: u8 = 8;
 }
 
 /// Rules as user space has them: what the ruleset is compiled from.

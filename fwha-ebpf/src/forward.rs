@@ -171,7 +171,8 @@ fn look_up(packet: &impl Packet, settings: &Settings, ip: &Ip, back: bool, hop: 
 /// Says what is known of the interface that a next hop leads to.
 #[inline(always)]
 fn leave_by(hop: &mut NextHop, interface: &Interface) {
-    hop.out = NextHop::out(interface.device, interface.tags[0] != Tag::NONE);
+    let no_xmit = interface.flags & Interface::NO_XMIT != 0;
+    hop.out = NextHop::out(interface.device, interface.tags[0] != Tag::NONE, no_xmit);
     if interface.mtu != 0 && interface.mtu < hop.mtu {
         hop.mtu = interface.mtu;
     }
@@ -196,7 +197,7 @@ pub unsafe fn keep(way: *mut Way, hop: &NextHop) {
 
 /// Sends a packet of `flow` on. What needs more than a new MAC and a lower TTL is passed to the
 /// stack, which answers it (TTL, MTU), resolves the neighbour or reads the options; its way out
-/// leads through the egress guard.
+/// leads through the egress guard. So does what comes by XDP and leaves by an interface that sends none of it.
 ///
 /// # Errors
 ///
@@ -228,7 +229,7 @@ pub fn send(
         // SAFETY: as above.
         clamp_mss(packet, ip, options, flow.mss(), way.mtu, unsafe { (*back).mtu })?;
     }
-    if ip.ttl <= 1 || ip.slow {
+    if ip.ttl <= 1 || ip.slow || !packet.can_leave_by(way.out) {
         return Ok(Verdict::Pass);
     }
     if too_long(ip, packet.segment_size(), way.mtu) {

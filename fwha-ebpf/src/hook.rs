@@ -172,6 +172,10 @@ impl Packet for Xdp {
         true
     }
     #[inline(always)]
+    fn can_leave_by(&self, out: u32) -> bool {
+        !NextHop::no_xmit(out)
+    }
+    #[inline(always)]
     fn leave_by(&mut self, out: u32) {
         self.room.arrival().out = out;
     }
@@ -350,6 +354,10 @@ impl Packet for Tc {
     fn push_tag(&mut self, tag: Tag) -> bool {
         // SAFETY: the kernel's context.
         unsafe { bpf_skb_vlan_push(self.ctx, tag.ethertype(), tag.tci()) == 0 }
+    }
+    #[inline(always)]
+    fn can_leave_by(&self, _: u32) -> bool {
+        true
     }
     #[inline(always)]
     fn leave_by(&mut self, out: u32) {

@@ -33,6 +33,8 @@ pub trait Packet {
     fn pop_tag(&mut self) -> bool;
     /// Puts a tag in front of those that are there. Windows into the frame end; whether it could.
     fn push_tag(&mut self, tag: Tag) -> bool;
+    /// Whether it can be sent to where [`NextHop::out`] says by the hook that it is at.
+    fn can_leave_by(&self, out: u32) -> bool;
     /// Notes where to leave ([`NextHop::out`]), for [`crate::Verdict::Forward`]. (Not part of the verdict:
     /// where a verdict has no interface the compiler leaves there what it finds, and the verifier refuses
     /// to see a pointer there.)
@@ -378,6 +380,9 @@ impl Packet for Frame {
     }
     fn push_tag(&mut self, _: Tag) -> bool {
         false
+    }
+    fn can_leave_by(&self, _: u32) -> bool {
+        true
     }
     fn leave_by(&mut self, _: u32) {}
     fn out(&self) -> u32 {

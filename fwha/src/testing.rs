@@ -15,6 +15,8 @@ use nix::{
     unistd::geteuid,
 };
 
+use crate::sys::interface::coalesce;
+
 /// Whether tests that need root can run. Says so if not; where `CI=true` that is a failure.
 pub(crate) fn root() -> bool {
     let root = geteuid().is_root();
@@ -48,12 +50,13 @@ impl Net {
         (a, b)
     }
 
-    /// A veth pair from here to another namespace, up.
+    /// A veth pair from here to another namespace, up. The other end polls, so that this one can have XDP.
     pub fn cable(&self, here: &str, there: &str, other: &Self) {
         let fd = format!("/proc/{}/fd/{}", std::process::id(), other.0.as_raw_fd());
         self.ip(&format!("link add {here} type veth peer name {there} netns {fd}"));
         self.ip(&format!("link set {here} up"));
         other.ip(&format!("link set {there} up"));
+        other.within(|| coalesce(there, true)).unwrap();
     }
 
     /// Runs in the namespace, in a thread of its own.

@@ -90,6 +90,9 @@ impl Packet for Frame {
     fn push_tag(&mut self, _: Tag) -> bool {
         false
     }
+    fn can_leave_by(&self, _: u32) -> bool {
+        true
+    }
     fn leave_by(&mut self, _: u32) {}
     fn out(&self) -> u32 {
         0

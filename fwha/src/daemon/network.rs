@@ -77,10 +77,10 @@ impl Network {
     /// Programs and interfaces are brought together whichever interface it is: a zone has more than
     /// the one that the election knows.
     fn reconcile(&self, dataplane: &mut Dataplane) {
-        match dataplane.reconcile() {
-            Ok(_) => self.attached.store(Arc::new(dataplane.attached().to_vec())),
-            Err(error) => tracing::error!("{error}"),
+        if let Err(error) = dataplane.reconcile() {
+            tracing::error!("{error}");
         }
+        self.attached.store(Arc::new(dataplane.attached().to_vec()));
     }
 
     async fn link_changed(&mut self, dataplane: &mut Dataplane, link: &Link) {

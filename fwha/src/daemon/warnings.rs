@@ -14,6 +14,7 @@ use super::election;
 use super::moves;
 use super::replication::Snapshot;
 use super::server::Server;
+use crate::dataplane::AttachKind;
 use crate::sys::interface::takes_tags_off;
 
 /// A thread that has not shown anything for this long hangs.
@@ -142,6 +143,15 @@ impl Server {
                 "interface {trunk} takes VLAN tags off what it receives, and XDP judges it as if it had none: \
                  `ethtool -K {trunk} rxvlan off`"
             ));
+        }
+        if attached.iter().any(|a| a.kind == AttachKind::Xdp) {
+            for detour in attached.iter().filter(|a| a.zone.is_some() && !a.xmit) {
+                warnings.push(format!(
+                    "what comes by XDP leaves by {} through the kernel's stack, for that sends nothing of XDP: \
+                     attach = \"tc\" on all zones spares the detour",
+                    detour.name
+                ));
+            }
         }
         let count = |name| replication.counters.iter().find(|(n, _)| *n == name).map_or(0, |(_, n)| *n);
         let (full, failed) = (count("apply_full"), count("apply_failed"));

@@ -16,7 +16,7 @@ use super::{
     pins::{PinDir, entries, escape, file_name, pin_error, remove_file, unescape},
 };
 use crate::{
-    netlink::Link,
+    netlink::{Link, XdpFeatures, xdp_features},
     sys::{
         bpf::{self, AttachType},
         interface::{driver, takes_tags_off},
@@ -69,6 +69,8 @@ pub struct AttachedInterface {
     pub reason: String,
     /// The interface whose driver must leave tags on frames for XDP, if there is one.
     pub trunk: Option<String>,
+    /// Whether what comes by another interface's XDP leaves by it without a detour through the kernel's stack.
+    pub xmit: bool,
 }
 
 /// Where frames of an interface meet the program of its zone, and whether they have tags there.
@@ -164,6 +166,13 @@ impl Links {
         &self.attached
     }
 
+    /// Says which interfaces send what XDP redirects to them.
+    pub fn set_xmit(&mut self, sends: impl Fn(u32) -> bool) {
+        for attached in &mut self.attached {
+            attached.xmit = sends(attached.ifindex);
+        }
+    }
+
     /// Attaches what an interface needs, or puts the present programs into the links it has.
     pub fn attach(
         &mut self,
@@ -229,8 +238,7 @@ impl Links {
         programs: &mut Programs,
     ) -> Result<(), DataplaneError> {
         self.refuse_foreign_xdp(trunk)?;
-        fit_for_xdp(&trunk.name, true)?;
-        self.hook(trunk, Hook::Xdp, programs)?;
+        self.xdp(trunk, true, programs)?;
         if !own {
             for other in [Hook::Ingress, Hook::Egress, Hook::Sync, Hook::Host] {
                 self.unpin(&self.path(&trunk.name, other))?;
@@ -247,7 +255,8 @@ impl Links {
         reason: String,
         trunk: Option<String>,
     ) -> AttachedInterface {
-        AttachedInterface { name: link.name.clone(), ifindex: link.index, zone, kind, reason, trunk }
+        let xmit = self.attached.iter().any(|known| known.name == link.name && known.xmit);
+        AttachedInterface { name: link.name.clone(), ifindex: link.index, zone, kind, reason, trunk, xmit }
     }
 
     fn ingress(
@@ -261,8 +270,7 @@ impl Links {
         let reason = match attach {
             Attach::Tc => "the configuration says so".into(),
             Attach::Xdp => {
-                fit_for_xdp(&link.name, tagged)?;
-                self.hook(link, Hook::Xdp, programs)?;
+                self.xdp(link, tagged, programs)?;
                 return Ok((AttachKind::Xdp, "the configuration says so".into()));
             }
             // Not again: a driver may reset the interface even for an attempt that fails.
@@ -274,11 +282,17 @@ impl Links {
                         "driver {driver} is virtual, and hands over packets larger than the link's in tc only"
                     )
                 }
-                Ok(_) if fit_for_xdp(&link.name, tagged).is_err() => {
-                    "it takes VLAN tags off what it receives, which hides them from XDP".into()
-                }
-                Ok(driver) => match self.hook(link, Hook::Xdp, programs) {
+                Ok(driver) => match self.xdp(link, tagged, programs) {
                     Ok(()) => return Ok((AttachKind::Xdp, format!("driver {driver} has native XDP"))),
+                    Err(DataplaneError::TagsHidden(_)) => {
+                        "it takes VLAN tags off what it receives, which hides them from XDP".into()
+                    }
+                    Err(DataplaneError::NoRedirect(_)) => {
+                        format!("driver {driver} has no native XDP that redirects")
+                    }
+                    Err(DataplaneError::NoXmit(_)) => {
+                        format!("driver {driver} does not send what XDP redirects")
+                    }
                     Err(DataplaneError::Attach { source, .. }) => {
                         format!("driver {driver} refuses native XDP ({source})")
                     }
@@ -288,6 +302,26 @@ impl Links {
         };
         self.hook(link, Hook::Ingress, programs)?;
         Ok((AttachKind::Tc, reason))
+    }
+
+    /// Attaches XDP to an interface that can be all that fwha needs of it.
+    fn xdp(&mut self, link: &Link, tagged: bool, programs: &mut Programs) -> Result<(), DataplaneError> {
+        if driver(&link.name).is_ok_and(|driver| driver == BOND) {
+            return Err(DataplaneError::XdpOnBond(link.name.clone()));
+        }
+        // Where the driver does not tell, none takes tags off.
+        if tagged && takes_tags_off(&link.name).unwrap_or(false) {
+            return Err(DataplaneError::TagsHidden(link.name.clone()));
+        }
+        if !features(link)?.redirects() {
+            return Err(DataplaneError::NoRedirect(link.name.clone()));
+        }
+        self.hook(link, Hook::Xdp, programs)?;
+        // Most can with a program only, and some only while they are up.
+        if link.running() && !features(link)?.takes_frames() {
+            return Err(DataplaneError::NoXmit(link.name.clone()));
+        }
+        Ok(())
     }
 
     /// Why tc was chosen for this interface before.
@@ -417,16 +451,9 @@ impl Links {
     }
 }
 
-/// Whether XDP sees frames as the config means them, with their tags if they are `tagged`. (Where the driver does not tell, none
-/// takes tags off.)
-fn fit_for_xdp(interface: &str, tagged: bool) -> Result<(), DataplaneError> {
-    if driver(interface).is_ok_and(|driver| driver == BOND) {
-        return Err(DataplaneError::XdpOnBond(interface.to_owned()));
-    }
-    match takes_tags_off(interface) {
-        Ok(true) if tagged => Err(DataplaneError::TagsHidden(interface.to_owned())),
-        _ => Ok(()),
-    }
+/// What an interface can do with XDP now.
+fn features(link: &Link) -> Result<XdpFeatures, DataplaneError> {
+    Ok(xdp_features(&[link.index].into())?.remove(&link.index).unwrap_or_default())
 }
 
 fn pin_name(interface: &str, hook: Hook) -> String {

@@ -27,6 +27,7 @@
 //! | `sysctl` | what forwarding needs of the kernel |
 
 use std::{
+    collections::BTreeSet,
     io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -40,7 +41,7 @@ use fwha_common::{
 };
 use tracing::{info, warn};
 
-use crate::netlink::{Link, NetlinkError, links::links};
+use crate::netlink::{Link, NetlinkError, links::links, xdp_features};
 use crate::sys::kernel;
 
 mod attach;
@@ -65,6 +66,7 @@ pub use maps::{FlowMap, FlowWalk, Maps};
 use attach::{Hook, Links, Place};
 use object::Programs;
 use pins::PinDir;
+use plan::Plan;
 
 /// Where the BPF file system is mounted.
 const BPFFS: &str = "/sys/fs/bpf";
@@ -198,6 +200,16 @@ pub enum DataplaneError {
         "interface {0} is a bond, whose frames XDP sees by the cables that they come by: say attach = \"tc\" or \"auto\""
     )]
     XdpOnBond(String),
+    /// XDP would judge packets, and what is forwarded would be lost.
+    #[error(
+        "the driver of interface {0} does not redirect by XDP, without which nothing is forwarded: say attach = \"tc\" or \"auto\""
+    )]
+    NoRedirect(String),
+    /// Answers of XDP would be lost, and what others forward to it.
+    #[error(
+        "interface {0} does not send what XDP redirects to it: say attach = \"tc\" or \"auto\" (a veth does while its other end polls: `ethtool -K PEER gro on`)"
+    )]
+    NoXmit(String),
     /// XDP for the VLANs on an interface, tc for itself.
     #[error(
         "interface {0} is attached by tc, and a VLAN on it by xdp, which has to be attached to {0}: say the same `attach` for both zones"
@@ -360,8 +372,7 @@ impl Dataplane {
         // The verifier takes its time: before anything changes.
         self.programs.load(here.iter().flat_map(|(link, zone)| attach::hooks(&link.name, *zone)))?;
         // The programs must know an interface before its first packet.
-        let known: Vec<(InterfaceKey, Interface)> = plan.elements.iter().map(|(k, i)| (*k, *i)).collect();
-        self.maps.set_interfaces(&known)?;
+        self.tell_interfaces(&plan)?;
         let look_first = u8::from(plan.look_first);
         if self.maps.settings()?.vlans != look_first {
             self.maps.update_settings(|s| s.vlans = look_first)?;
@@ -405,10 +416,30 @@ impl Dataplane {
             .map(String::as_str)
             .collect();
         self.links.retain(&names)?;
+        // Most drivers send what XDP redirects to them only now that they have a program.
+        let xmit = self.tell_interfaces(&plan)?;
+        self.links.set_xmit(|ifindex| xmit.contains(&ifindex));
         match failure {
             Some(e) => Err(e),
             None => Ok(missing),
         }
+    }
+
+    /// Tells the programs of the interfaces. Returns those that send what XDP redirects to them, by index.
+    fn tell_interfaces(&self, plan: &Plan) -> Result<BTreeSet<u32>, DataplaneError> {
+        let features = xdp_features(&plan.elements.values().map(|interface| interface.trunk).collect())?;
+        let mut elements: Vec<(InterfaceKey, Interface)> =
+            plan.elements.iter().map(|(k, i)| (*k, *i)).collect();
+        let mut xmit = BTreeSet::new();
+        for (_, interface) in &mut elements {
+            if features.get(&interface.trunk).is_some_and(|trunk| trunk.takes_frames()) {
+                xmit.insert(interface.device);
+            } else {
+                interface.flags |= Interface::NO_XMIT;
+            }
+        }
+        self.maps.set_interfaces(&elements)?;
+        Ok(xmit)
     }
 
     /// The maps, for any thread.

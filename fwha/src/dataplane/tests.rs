@@ -1,7 +1,7 @@
 //! The data plane in a namespace of its own, with a BPF file system of its own.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     fs,
     net::UdpSocket,
     path::Path,
@@ -27,6 +27,7 @@ use crate::{
     sys::{
         bpf::{AttachType, Write, tcx_links},
         clock::KernelClock,
+        interface::coalesce,
     },
     testing::{Net, await_readable, root},
 };
@@ -424,6 +425,40 @@ fn a_change_of_configuration_moves_programs() {
 }
 
 #[test]
+fn xdp_is_refused_where_it_could_not_forward() {
+    if !root() {
+        return;
+    }
+    let (a, b) = Net::pair();
+    a.ip("link add bridge type bridge");
+    a.with_bpffs(|| {
+        let error = Dataplane::open(options(&[("near", Attach::Tc), ("bridge", Attach::Xdp)])).unwrap_err();
+        assert!(matches!(&error, DataplaneError::NoRedirect(name) if name == "bridge"), "{error}");
+        b.within(|| coalesce("far", false)).unwrap();
+        let error = Dataplane::open(options(&[("near", Attach::Xdp)])).unwrap_err();
+        assert!(matches!(&error, DataplaneError::NoXmit(name) if name == "near"), "{error}");
+        assert_eq!(hooks("near"), (vec![], vec![], None));
+
+        b.within(|| coalesce("far", true)).unwrap();
+        let (mut dataplane, _events) = open(options(&[("near", Attach::Xdp), ("bridge", Attach::Auto)]));
+        let link = |name| links().unwrap().into_iter().find(|l| l.name == name).unwrap();
+        let no_xmit = |dataplane: &Dataplane, name| {
+            let known: BTreeMap<_, _> = dataplane.maps().interfaces().unwrap().into_iter().collect();
+            known[&InterfaceKey::untagged(link(name).index)].flags & Interface::NO_XMIT != 0
+        };
+        assert_eq!((no_xmit(&dataplane, "near"), no_xmit(&dataplane, "bridge")), (false, true));
+        let xmit: Vec<bool> = dataplane.attached().iter().map(|attached| attached.xmit).collect();
+        assert_eq!(xmit, [true, false]);
+        // The other end stops polling: what there is stays, and others go the kernel's way.
+        b.within(|| coalesce("far", false)).unwrap();
+        let error = dataplane.reconcile().unwrap_err();
+        assert!(matches!(&error, DataplaneError::NoXmit(name) if name == "near"), "{error}");
+        assert!(hooks("near").2.is_some() && no_xmit(&dataplane, "near"));
+        dataplane.close().unwrap();
+    });
+}
+
+#[test]
 fn a_foreign_xdp_program_is_refused_and_nothing_stays_behind() {
     if !root() {
         return;
@@ -529,6 +564,8 @@ fn an_interface_of_another_namespace_with_the_same_index_is_another() {
     for net in [&a, &b] {
         net.ip("link add near index 77 type veth peer name far");
         net.ip("link set near up");
+        net.ip("link set far up");
+        net.within(|| coalesce("far", true)).unwrap();
     }
     a.with_bpffs(|| {
         for attach in [Attach::Tc, Attach::Xdp] {

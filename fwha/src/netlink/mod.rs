@@ -1,4 +1,4 @@
-//! The network as the kernel tells it by rtnetlink: interfaces, addresses, routes, neighbours; and
+//! The network as the kernel tells it by netlink: interfaces, addresses, routes, neighbours; and
 //! gratuitous ARP, which tells the neighbours in turn.
 //!
 //! | module | does |
@@ -10,6 +10,7 @@
 //! | [`macs`] | further MACs of an interface |
 //! | [`routes`] | adds and removes routes and rules that follow a group, recognises leftovers |
 //! | [`monitor`] | follows changes |
+//! | [`xdp`] | asks what interfaces can do with XDP |
 //!
 //! The netlink crates change with every release; no other module uses them.
 
@@ -27,6 +28,7 @@ pub mod plain;
 pub mod routes;
 #[cfg(test)]
 mod tests;
+pub mod xdp;
 
 pub use addresses::{Address, Addresses, OwnAddresses};
 pub use garp::Garp;
@@ -34,6 +36,7 @@ pub use links::{Link, Vlan};
 pub use macs::Macs;
 pub use monitor::{Monitor, NetworkEvent};
 pub use routes::{Route, Routes, Routing, Rule};
+pub use xdp::{XdpFeatures, xdp_features};
 
 /// A failure to talk with the kernel.
 #[derive(Debug, thiserror::Error)]
@@ -78,10 +81,15 @@ fn connect_strict() -> Result<Handle, NetlinkError> {
     Ok(handle)
 }
 
-/// Runs a few requests to their end, wherever the caller is: inside a runtime or without one.
+/// Runs a few requests of rtnetlink to their end, as [`run`] does.
 fn blocking<T: Send>(
     requests: impl AsyncFnOnce(Handle) -> Result<T, NetlinkError> + Send,
 ) -> Result<T, NetlinkError> {
+    run(async || requests(connect()?).await)
+}
+
+/// Runs a few requests to their end, wherever the caller is: inside a runtime or without one.
+fn run<T: Send>(requests: impl AsyncFnOnce() -> Result<T, NetlinkError> + Send) -> Result<T, NetlinkError> {
     // A thread of its own, because a runtime cannot be started within a runtime. It inherits the
     // network namespace of the calling thread.
     thread::scope(|scope| {
@@ -90,7 +98,7 @@ fn blocking<T: Send>(
                 .enable_io()
                 .build()
                 .map_err(NetlinkError::Socket)?
-                .block_on(async { requests(connect()?).await })
+                .block_on(requests())
         });
         worker.join().unwrap_or_else(|_| Err(NetlinkError::Socket(io::Error::other("worker panicked"))))
     })

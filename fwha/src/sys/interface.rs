@@ -16,6 +16,10 @@ const ETHTOOL_GFLAGS: u32 = 0x25;
 /// `ETH_FLAG_RXVLAN` of include/uapi/linux/ethtool.h.
 const ETH_FLAG_RXVLAN: u32 = 1 << 8;
 
+/// `ETHTOOL_SGRO` of include/uapi/linux/ethtool.h.
+#[cfg(test)]
+const ETHTOOL_SGRO: u32 = 0x2c;
+
 /// `struct ethtool_value` of include/uapi/linux/ethtool.h.
 #[repr(C)]
 struct Value {
@@ -50,7 +54,7 @@ unsafe trait Command {}
 
 // SAFETY: made for `ETHTOOL_GDRVINFO` only.
 unsafe impl Command for DriverInfo {}
-// SAFETY: made for `ETHTOOL_GFLAGS` only.
+// SAFETY: made for `ETHTOOL_GFLAGS` and `ETHTOOL_SGRO` only.
 unsafe impl Command for Value {}
 
 /// Runs an ethtool command on an interface of this network namespace.
@@ -86,4 +90,11 @@ pub fn driver(name: &str) -> io::Result<String> {
 /// `ENODEV` if there is no such interface; `EOPNOTSUPP` if its driver does not tell.
 pub fn takes_tags_off(name: &str) -> io::Result<bool> {
     Ok(ethtool(name, Value { command: ETHTOOL_GFLAGS, data: 0 })?.data & ETH_FLAG_RXVLAN != 0)
+}
+
+/// Has an interface of this network namespace coalesce what it receives (`ethtool -K DEV gro on`), or not. A veth polls while it
+/// does, without which its other end cannot send what XDP redirects.
+#[cfg(test)]
+pub fn coalesce(name: &str, on: bool) -> io::Result<()> {
+    ethtool(name, Value { command: ETHTOOL_SGRO, data: on.into() }).map(drop)
 }

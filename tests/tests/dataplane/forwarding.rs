@@ -1,13 +1,13 @@
 //! Forwarding: next hops, and what the kernel's stack has to do.
 
 use fwha_common::drop::DropReason;
-use fwha_common::flow::proto;
-use fwha_common::rule::{Rule, ZONE_NODE};
+use fwha_common::flow::{FlowState, proto};
+use fwha_common::rule::{Interface, Rule, ZONE_NODE};
 use fwha_common::settings::Counter;
 use fwha_tests::needs_root;
 
 use crate::packets::{CLIENT, End, NODE, SERVER, edit_ip, key, tcp, udp};
-use crate::rig::{Hook, LAN, Port, Rig, Table, Verdict, WAN_MTU, accept, at_both_hooks, ip};
+use crate::rig::{Hook, LAN, Port, Rig, Table, Verdict, WAN, WAN_MAC, WAN_MTU, accept, at_both_hooks, ip};
 
 use Verdict::{Drop, Forward, Pass};
 
@@ -199,6 +199,33 @@ fn the_stack_gets_what_it_must_answer() {
                 .flow(&key(CLIENT, End { address: [203, 0, 113, 1], ..SERVER }, proto::UDP))
                 .is_some()
         );
+    });
+}
+
+#[test]
+fn xdp_leaves_to_the_stack_what_goes_where_nothing_of_it_is_sent() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        let wan = Interface { zone: WAN, mac: WAN_MAC, ..Interface::default() };
+        rig.set_interface(Port::Wan, Interface { flags: Interface::NO_XMIT, ..wan });
+        let (there, back) = match rig.hook {
+            Hook::Xdp => (Pass, Forward),
+            Hook::Tc => (Forward, Forward),
+        };
+        for (port, packet, verdict) in [
+            (Port::Lan, tcp(CLIENT, SERVER, "S"), there),
+            (Port::Wan, tcp(SERVER, CLIENT, "S."), back),
+            (Port::Lan, tcp(CLIENT, SERVER, "."), there),
+        ] {
+            let sent = rig.send(port, &packet);
+            assert_eq!(sent.verdict, verdict);
+            assert!(verdict == Forward || sent.frame == packet, "left as it is");
+        }
+        let flow = rig.flows.get(&key(CLIENT, SERVER, proto::TCP), 0).expect("the flow");
+        assert_eq!((flow.state(), flow.packets()), (FlowState::Established, [2, 1]));
+        // It has a program now, say.
+        rig.set_interface(Port::Wan, wan);
+        assert_eq!(rig.send(Port::Lan, &tcp(CLIENT, SERVER, ".")).verdict, Forward);
     });
 }
 

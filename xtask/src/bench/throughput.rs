@@ -32,6 +32,9 @@ pub struct Args {
     /// Numbers of connections at a time
     #[arg(long, value_name = "N,N", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=128))]
     streams: Vec<u32>,
+    /// Only who has one of these in its name
+    #[arg(long, value_name = "TEXT,TEXT", value_delimiter = ',')]
+    only: Vec<String>,
     /// Write the figures to a file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -78,7 +81,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         warm: !args.quick,
         streams: if args.streams.is_empty() { vec![1, 8] } else { args.streams.clone() },
     };
-    let contenders = Contender::present(&CONTENDERS);
+    let mut contenders = Contender::present(&CONTENDERS);
+    contenders.retain(|contender| {
+        args.only.is_empty() || args.only.iter().any(|text| contender.name().contains(text.as_str()))
+    });
+    ensure!(!contenders.is_empty(), "nobody who can be measured is called {}", args.only.join(" or "));
     // The daemon of a debug build takes time from the hosts, too.
     let bin_dir = build_bins(&["fwha"], !args.quick)?;
     let spinner = spinner("laying the lab");

@@ -18,3 +18,4 @@ mod systemd;
 mod trackers;
 mod vlan_devices;
 mod vlans;
+mod xdp_and_tc;
