@@ -26,6 +26,10 @@ pub struct Args {
     /// A Debian suite to take the kernel of; can be repeated
     #[arg(long = "suite", value_name = "SUITE", default_values_t = ["trixie".to_owned(), "trixie-backports".to_owned()])]
     suites: Vec<String>,
+    /// Give the nodes of the scenarios' lab network cards of this model of qemu's (virtio-net-pci, vmxnet3, e1000e) instead of
+    /// veths
+    #[arg(long, value_name = "MODEL")]
+    nic: Option<String>,
     /// Only tests whose name contains one of these, of the programs, of all scenarios and of the comparison with nf_conntrack
     filters: Vec<String>,
 }
@@ -48,7 +52,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let mut failed = false;
     for suite in &args.suites {
         let kernel = Kernel::newest_of(suite, &dir)?;
-        let machine = Machine::new(&kernel)?;
+        let machine = Machine::new(&kernel, args.nic.as_deref())?;
         let mut ran = 0;
         for (program, default) in PROGRAMS {
             let mut filters: Vec<&str> = args.filters.iter().map(String::as_str).collect();

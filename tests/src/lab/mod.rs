@@ -41,7 +41,7 @@ pub use self::config::{KEY_FILE, PING6, text as config_text};
 pub use self::ledger::{clean_kept, clean_stale, wait_if_terminating};
 pub use self::node::NodeProcess;
 pub use self::process::{LineProcess, binary};
-pub use self::wiring::Cut;
+pub use self::wiring::{CARDS, Cut};
 
 use self::ledger::Entry;
 

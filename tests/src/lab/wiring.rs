@@ -1,14 +1,25 @@
 //! Lays the lab's boxes and cables with iproute2, and pulls and plugs cables.
 
 use std::fmt::Write as _;
+use std::fs;
 use std::io::Write as _;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use super::ledger::Entry;
 use super::{Attach, CLIENT, CLIENT6, Cable, Host, INET_VIP, LAN_VIP, LabOptions, Node, SERVER, SERVER6};
 use crate::sys::{Feature, set_feature, set_queues};
+
+/// Names the variable with network cards that the lab's nodes have instead of veths (`cargo xtask kernels --nic`): MACs, two for
+/// each cable of fw1 and fw2 to the hosts, in the order of [`LINES`]; the first is at the switch.
+pub const CARDS: &str = "FWHA_LAB_CARDS";
+
+/// How long network cards are waited for when the lab before is gone.
+const RETURN: Duration = Duration::from_secs(60);
 
 /// A cable from the switch to a box.
 struct Line {
@@ -66,9 +77,15 @@ pub fn lay(lab: &Entry, options: &LabOptions) -> Result<()> {
         writeln!(switch, "link add {bridge} type bridge stp_state 0 forward_delay 0 mcast_snooping 0")?;
         writeln!(switch, "link set {bridge} up")?;
     }
-    for Line { bridge, port, host, interface, .. } in lines(spare) {
+    let cards = Cards::of_environment();
+    for line @ Line { bridge, port, host, interface, .. } in lines(spare) {
         let namespace = lab.namespace(*host);
-        writeln!(switch, "link add {port} type veth peer name {interface} netns {namespace}")?;
+        if let Some([here, there]) = cards.of(line) {
+            insert(here, &lab.namespace(Host::Switch), port)?;
+            insert(there, &namespace, interface)?;
+        } else {
+            writeln!(switch, "link add {port} type veth peer name {interface} netns {namespace}")?;
+        }
         writeln!(switch, "link set {port} master {bridge} up")?;
     }
     batch(lab, Host::Switch, &switch)?;
@@ -91,13 +108,50 @@ pub fn lay(lab: &Entry, options: &LabOptions) -> Result<()> {
     fit_to(lab, attach, spare)
 }
 
+/// Network cards for the cables of the nodes, by their MACs.
+struct Cards(Vec<String>);
+
+impl Cards {
+    fn of_environment() -> Self {
+        let named = std::env::var(CARDS).unwrap_or_default();
+        Self(named.split_whitespace().map(str::to_owned).collect())
+    }
+
+    /// Those at the two ends of a cable, if it has some.
+    fn of(&self, line: &Line) -> Option<[&str; 2]> {
+        let of_nodes = |line: &&Line| matches!(line.host, Host::Fw1 | Host::Fw2) && line.bridge != "sync";
+        let place = LINES.iter().filter(of_nodes).position(|other| other.port == line.port)?;
+        let [here, there] = self.0.get(2 * place..2 * place + 2)? else { return None };
+        Some([here, there])
+    }
+}
+
+/// Puts a network card into a namespace, under a name. It comes back to this one when that ends, some time after.
+fn insert(mac: &str, namespace: &str, name: &str) -> Result<()> {
+    let deadline = Instant::now() + RETURN;
+    loop {
+        let all = fs::read_dir("/sys/class/net").context("list interfaces")?.filter_map(Result::ok);
+        let has_mac = |path: &PathBuf| {
+            fs::read_to_string(path.join("address")).is_ok_and(|address| address.trim() == mac)
+        };
+        if let Some(found) = all.map(|entry| entry.path()).find(has_mac) {
+            let found = found.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            return ip(&["link", "set", &found, "netns", namespace, "name", name], "");
+        }
+        ensure!(Instant::now() < deadline, "no network card here has the MAC {mac}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// Makes the hosts and the switch fit for how the nodes' data planes are attached.
 pub fn fit_to(lab: &Entry, attach: Attach, spare: bool) -> Result<()> {
     // Who sends to a node that redirects by XDP must finish checksums itself, for the redirected packet says nothing of
     // an unfinished one: the hosts, and the switch, which leaves them open when it cuts a coalesced packet to pieces.
     let checksums = attach != Attach::Xdp;
     lab.within(Host::Switch, || {
-        for line in lines(spare).filter(|line| matches!(line.host, Host::Fw1 | Host::Fw2 | Host::Fw3)) {
+        let cards = Cards::of_environment();
+        let nodes = |line: &&Line| matches!(line.host, Host::Fw1 | Host::Fw2 | Host::Fw3);
+        for line in lines(spare).filter(nodes).filter(|line| cards.of(line).is_none()) {
             // An XDP program at the other end can redirect into a veth only while this end polls: receive coalescing
             // does.
             set_feature(line.port, Feature::Gro, true)?;

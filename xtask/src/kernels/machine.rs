@@ -12,6 +12,7 @@ use super::package::Kernel;
 use super::{empty, file};
 use crate::cargo::spinner;
 use crate::command::output;
+use fwha_tests::lab::CARDS;
 
 const QEMU: &str = "qemu-system-x86_64";
 const BUSYBOX: &str = "/bin/busybox";
@@ -64,12 +65,22 @@ pub fn check_tools() -> Result<()> {
     Ok(())
 }
 
+/// Network cards of a lab: two ends of four cables.
+const MACS: usize = 8;
+
+/// Their addresses.
+fn macs() -> impl Iterator<Item = String> {
+    (0..=u8::MAX).map(|n| format!("52:54:00:fa:00:{n:02x}"))
+}
+
 /// The machine.
 pub struct Machine<'a> {
     kernel: &'a Kernel,
     initrd: PathBuf,
     /// Shared with the machine: what it is to run, and what came of it.
     out: PathBuf,
+    /// The model of the network cards that the lab's nodes have instead of veths.
+    nic: Option<&'a str>,
 }
 
 /// What became of a test program.
@@ -86,7 +97,7 @@ impl<'a> Machine<'a> {
     /// # Errors
     ///
     /// When a file cannot be written or the kernel lacks a module.
-    pub fn new(kernel: &'a Kernel) -> Result<Self> {
+    pub fn new(kernel: &'a Kernel, nic: Option<&'a str>) -> Result<Self> {
         let dir = kernel.dir.join("machine");
         let (tree, out, initrd) = (dir.join("initrd"), dir.join("out"), dir.join("initrd.cpio"));
         empty(&tree)?;
@@ -114,7 +125,7 @@ impl<'a> Machine<'a> {
             String::from_utf8_lossy(&packed.stderr)
         );
         fs::write(&initrd, packed.stdout).with_context(|| format!("write {}", initrd.display()))?;
-        Ok(Self { kernel, initrd, out })
+        Ok(Self { kernel, initrd, out, nic })
     }
 
     /// Starts the machine, runs a test program in it and waits for its end.
@@ -129,12 +140,16 @@ impl<'a> Machine<'a> {
         // What systemd does at the start of every machine, as far as the tests need it.
         let script = format!(
             "export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root CI=true\n\
-             export FWHA_BIN_DIR='{bins}' RUST_TEST_THREADS=2\n\
+             export FWHA_BIN_DIR='{bins}' RUST_TEST_THREADS={threads} {CARDS}='{cards}'\n\
+             cat /sys/bus/pci/devices/*/modalias /sys/bus/virtio/devices/*/modalias | xargs modprobe -qa\n\
              mount --make-rshared /; mount -t bpf bpf /sys/fs/bpf; mount -t cgroup2 cgroup /sys/fs/cgroup\n\
              ip link set lo up; cd '{tests}'\n\
              '{program}' {filters} > /run/out/said 2>&1; echo $? > /run/out/code\n\
              sync; poweroff -f\n",
             bins = programs.display(),
+            // There is one set of cards.
+            threads = if self.nic.is_some() { 1 } else { 2 },
+            cards = macs().take(if self.nic.is_some() { MACS } else { 0 }).collect::<Vec<_>>().join(" "),
             tests = crate::cargo::root().join("tests").display(),
             program = program.display(),
             filters = filters.iter().map(|filter| format!("'{filter}'")).collect::<Vec<_>>().join(" "),
@@ -144,7 +159,11 @@ impl<'a> Machine<'a> {
             .context("write what the machine is to run")?;
         let spinner = spinner(&format!("Linux {}: {name}", self.kernel.release));
         let console = fs::File::create(self.out.join("console")).context("create the console's log")?;
-        let status = self.qemu().stdin(Stdio::null()).stdout(console).status().context("start qemu")?;
+        // Of its own it says that hubs lead nowhere else, as they should.
+        let own = console.try_clone().context("share the console's log")?;
+        let mut qemu = self.qemu();
+        qemu.stdin(Stdio::null()).stdout(console).stderr(own);
+        let status = qemu.status().context("start qemu")?;
         spinner.finish_and_clear();
         let read = |name| fs::read_to_string(self.out.join(name)).unwrap_or_default();
         let (said, code) = (read("said"), read("code").trim().parse().ok());
@@ -170,6 +189,12 @@ impl<'a> Machine<'a> {
             .args(["-virtfs", &share(Path::new("/"), "host", ",readonly=on")])
             .args(["-virtfs", &share(&self.kernel.modules, "modules", ",readonly=on")])
             .args(["-virtfs", &share(&self.out, "out", "")]);
+        let Some(model) = self.nic else { return command };
+        for (n, mac) in macs().take(MACS).enumerate() {
+            command
+                .args(["-netdev", &format!("hubport,id=end{n},hubid={}", n / 2)])
+                .args(["-device", &format!("{model},netdev=end{n},mac={mac},romfile=")]);
+        }
         command
     }
 }
