@@ -15,7 +15,7 @@ use super::moves;
 use super::replication::Snapshot;
 use super::server::Server;
 use crate::dataplane::AttachKind;
-use crate::sys::interface::takes_tags_off;
+use crate::sys::interface::{filters_tags, takes_tags_off};
 
 /// A thread that has not shown anything for this long hangs.
 const HANG: Duration = Duration::from_secs(1);
@@ -142,6 +142,13 @@ impl Server {
             warnings.push(format!(
                 "interface {trunk} takes VLAN tags off what it receives, and XDP judges it as if it had none: \
                  `ethtool -K {trunk} rxvlan off`"
+            ));
+        }
+        for trunk in attached.iter().filter(|a| a.bare && filters_tags(&a.name).unwrap_or(false)) {
+            let name = &trunk.name;
+            warnings.push(format!(
+                "interface {name} drops VLAN tags that the kernel has no device for, and the zone's may be one: \
+                 `ethtool -K {name} rx-vlan-filter off`, or where that is fixed `ip link set {name} promisc on`"
             ));
         }
         if attached.iter().any(|a| a.kind == AttachKind::Xdp) {

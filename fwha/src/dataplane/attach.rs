@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use fwha_common::settings::name;
+use fwha_common::{rule::Tag, settings::name};
 use tracing::{debug, info, warn};
 
 use super::{
@@ -69,6 +69,8 @@ pub struct AttachedInterface {
     pub reason: String,
     /// The interface whose driver must leave tags on frames for XDP, if there is one.
     pub trunk: Option<String>,
+    /// Whether its zone has a VLAN on it by tag, without a device of the kernel's.
+    pub bare: bool,
     /// Whether what comes by another interface's XDP leaves by it without a detour through the kernel's stack.
     pub xmit: bool,
 }
@@ -212,7 +214,7 @@ impl Links {
                 } else {
                     self.unpin(&self.path(&link.name, Hook::Host))?;
                 }
-                self.status(link, Some(zone.zone), kind, reason, trunk)
+                self.status(link, Some(zone), kind, reason, trunk)
             }
         };
         match self.attached.iter_mut().find(|a| a.name == link.name) {
@@ -250,13 +252,22 @@ impl Links {
     fn status(
         &self,
         link: &Link,
-        zone: Option<u8>,
+        zone: Option<&ZoneInterface>,
         kind: AttachKind,
         reason: String,
         trunk: Option<String>,
     ) -> AttachedInterface {
         let xmit = self.attached.iter().any(|known| known.name == link.name && known.xmit);
-        AttachedInterface { name: link.name.clone(), ifindex: link.index, zone, kind, reason, trunk, xmit }
+        AttachedInterface {
+            name: link.name.clone(),
+            ifindex: link.index,
+            zone: zone.map(|zone| zone.zone),
+            kind,
+            reason,
+            trunk,
+            bare: zone.is_some_and(|zone| zone.tags[0] != Tag::NONE),
+            xmit,
+        }
     }
 
     fn ingress(

@@ -2,7 +2,11 @@
 
 use std::{io, os::fd::AsRawFd};
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use nix::{
+    ifaddrs::{InterfaceAddress, getifaddrs},
+    net::if_::InterfaceFlags,
+    sys::socket::{AddressFamily, SockFlag, SockType, socket},
+};
 
 use super::check;
 
@@ -20,6 +24,15 @@ const ETH_FLAG_RXVLAN: u32 = 1 << 8;
 #[cfg(test)]
 const ETHTOOL_SGRO: u32 = 0x2c;
 
+/// `ETHTOOL_GSSET_INFO`, `ETHTOOL_GSTRINGS` and `ETHTOOL_GFEATURES` of include/uapi/linux/ethtool.h.
+const ETHTOOL_GSSET_INFO: u32 = 0x37;
+const ETHTOOL_GSTRINGS: u32 = 0x1b;
+const ETHTOOL_GFEATURES: u32 = 0x3a;
+/// `ETH_SS_FEATURES` of include/uapi/linux/ethtool.h.
+const ETH_SS_FEATURES: u32 = 4;
+/// More features than any kernel has: 64 in Linux 6.18.
+const FEATURES: usize = 256;
+
 /// `struct ethtool_value` of include/uapi/linux/ethtool.h.
 #[repr(C)]
 struct Value {
@@ -33,6 +46,34 @@ struct DriverInfo {
     command: u32,
     driver: [u8; 32],
     rest: [u8; 160],
+}
+
+/// `struct ethtool_sset_info` of include/uapi/linux/ethtool.h, for one set.
+#[repr(C)]
+struct SetInfo {
+    command: u32,
+    reserved: u32,
+    sets: u64,
+    count: u32,
+    padding: u32,
+}
+
+/// `struct ethtool_gstrings` of include/uapi/linux/ethtool.h.
+#[repr(C)]
+struct Names {
+    command: u32,
+    set: u32,
+    count: u32,
+    names: [[u8; 32]; FEATURES],
+}
+
+/// `struct ethtool_gfeatures` of include/uapi/linux/ethtool.h. Of 32 features each: available, requested, active, never
+/// changed.
+#[repr(C)]
+struct Features {
+    command: u32,
+    size: u32,
+    words: [[u32; 4]; FEATURES / 32],
 }
 
 /// `struct ifreq` (netdevice(7)) with the pointer member of its union.
@@ -56,6 +97,13 @@ unsafe trait Command {}
 unsafe impl Command for DriverInfo {}
 // SAFETY: made for `ETHTOOL_GFLAGS` and `ETHTOOL_SGRO` only.
 unsafe impl Command for Value {}
+
+// SAFETY: made for `ETHTOOL_GSSET_INFO` with one set only.
+unsafe impl Command for SetInfo {}
+// SAFETY: made for `ETHTOOL_GSTRINGS` only, of a set of no more than `FEATURES`.
+unsafe impl Command for Names {}
+// SAFETY: made for `ETHTOOL_GFEATURES` only, which fills no more than `size` words.
+unsafe impl Command for Features {}
 
 /// Runs an ethtool command on an interface of this network namespace.
 fn ethtool<T: Command>(name: &str, mut command: T) -> io::Result<T> {
@@ -90,6 +138,39 @@ pub fn driver(name: &str) -> io::Result<String> {
 /// `ENODEV` if there is no such interface; `EOPNOTSUPP` if its driver does not tell.
 pub fn takes_tags_off(name: &str) -> io::Result<bool> {
     Ok(ethtool(name, Value { command: ETHTOOL_GFLAGS, data: 0 })?.data & ETH_FLAG_RXVLAN != 0)
+}
+
+/// Whether an interface of this network namespace drops frames with tags of VLANs that no device of the kernel has
+/// (`rx-vlan-filter` of `ethtool -k`), as it does while it is not promiscuous.
+///
+/// # Errors
+///
+/// As of [`driver`].
+pub fn filters_tags(name: &str) -> io::Result<bool> {
+    let info = SetInfo {
+        command: ETHTOOL_GSSET_INFO,
+        reserved: 0,
+        sets: 1 << ETH_SS_FEATURES,
+        count: 0,
+        padding: 0,
+    };
+    if ethtool(name, info)?.count as usize > FEATURES {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    let names =
+        Names { command: ETHTOOL_GSTRINGS, set: ETH_SS_FEATURES, count: 0, names: [[0; 32]; FEATURES] };
+    let names = ethtool(name, names)?.names;
+    let words = FEATURES / 32;
+    let features =
+        Features { command: ETHTOOL_GFEATURES, size: words as u32, words: [[0; 4]; FEATURES / 32] };
+    let features = ethtool(name, features)?.words;
+    let is_it = |name: &[u8; 32]| name.starts_with(b"rx-vlan-filter\0");
+    if names.iter().position(is_it).is_none_or(|n| features[n / 32][2] & 1 << (n % 32) == 0) {
+        return Ok(false);
+    }
+    let promiscuous =
+        |i: InterfaceAddress| i.interface_name == name && i.flags.contains(InterfaceFlags::IFF_PROMISC);
+    Ok(!getifaddrs()?.any(promiscuous))
 }
 
 /// Has an interface of this network namespace coalesce what it receives (`ethtool -K DEV gro on`), or not. A veth polls while it
