@@ -8,12 +8,13 @@ mod package;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use fwha_tests::root::is_root;
 
 use crate::cargo::{build_executables, cargo, root};
+use crate::command::output;
 use machine::Machine;
 use package::Kernel;
 
@@ -60,7 +61,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
                 let Some(default) = default else { continue };
                 filters.push(default);
             }
-            let outcome = machine.run(&tests.program(program)?, &filters)?;
+            let path = tests.program(program)?;
+            let list = output(Command::new(&path).arg("--list").args(&filters))?;
+            if !list.lines().any(|line| line.ends_with(": test")) {
+                continue;
+            }
+            let outcome = machine.run(&path, &filters)?;
             match outcome.passed() {
                 Ok(0) => {}
                 Ok(passed) => println!("Linux {}: {program}: {passed} passed", kernel.release),

@@ -318,6 +318,11 @@ impl Lab {
         self.entry.namespace(host)
     }
 
+    /// Whether the nodes have network cards instead of veths, as [`CARDS`] says. Their carrier stays when the switch goes down.
+    pub fn has_cards(&self) -> bool {
+        std::env::var_os(CARDS).is_some_and(|cards| !cards.is_empty())
+    }
+
     /// What this lab was made with.
     pub fn options(&self) -> &LabOptions {
         &self.options
