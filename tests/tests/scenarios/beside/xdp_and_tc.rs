@@ -29,20 +29,21 @@ fn bridge_wan(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// The LAN as the lab has it, by XDP; the inet side by the driver.
-fn configure(lab: &Lab) -> Result<()> {
+/// The LAN as the lab has it, by XDP; the inet side by the driver. What `rule` says is added to the one from LAN to inet.
+fn configure(lab: &Lab, rule: &str) -> Result<()> {
     let text = fs::read_to_string(lab.config_path())?;
+    let text = text.replace("name = \"lan-out\"\n", &format!("name = \"lan-out\"\n{rule}"));
+    ensure!(text.contains(rule), "{text}");
     let inet = "interfaces = [\"wan\"]\nattach = \"xdp\"\n";
     ensure!(text.contains(inet), "{text}");
     fs::write(lab.config_path(), text.replace(inet, "interfaces = [\"wan\"]\n"))
         .context("write the config file")
 }
 
-#[test]
-fn what_comes_by_xdp_leaves_by_an_interface_that_takes_none_of_it() {
+fn a_conversation_survives_its_node(rule: &str) {
     in_lab(LabOptions { attach: Attach::Xdp, ..LabOptions::beside() }, |lab| {
         bridge_wan(lab)?;
-        configure(lab)?;
+        configure(lab, rule)?;
         let (mut pair, active) = Pair::settled(lab)?;
         let client: Ipv4Addr = CLIENT.parse()?;
         let listener = lab.within(Host::Server, || TcpListener::bind((SERVER, PORT)))??;
@@ -58,4 +59,14 @@ fn what_comes_by_xdp_leaves_by_an_interface_that_takes_none_of_it() {
         pair.wait_for_role(lab, active.peer(), "active")?;
         conversation.talk()
     });
+}
+
+#[test]
+fn what_comes_by_xdp_leaves_by_an_interface_that_takes_none_of_it() {
+    a_conversation_survives_its_node("");
+}
+
+#[test]
+fn so_does_what_the_syn_proxy_has_changed() {
+    a_conversation_survives_its_node("syn-proxy = true\n");
 }
