@@ -7,11 +7,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use fwha_common::{rule::Tag, settings::name};
+use fwha_common::{
+    rule::{Interface, InterfaceKey, Tag},
+    settings::name,
+};
 use tracing::{debug, info, warn};
 
 use super::{
     DataplaneError, ZoneInterface,
+    maps::Maps,
     object::Programs,
     pins::{PinDir, entries, escape, file_name, pin_error, remove_file, unescape},
 };
@@ -155,24 +159,44 @@ pub(super) struct Links {
     /// Descriptors beside the pins: should somebody remove a pin, the program stays where it is.
     open: BTreeMap<PathBuf, OwnedFd>,
     attached: Vec<AttachedInterface>,
+    /// What interfaces could do with XDP when that was last asked for, by index.
+    features: BTreeMap<u32, XdpFeatures>,
     /// Pins made since the last [`Links::keep`].
     new: Vec<PathBuf>,
 }
 
 impl Links {
     pub fn new(pins: PinDir) -> Self {
-        Self { pins, open: BTreeMap::new(), attached: Vec::new(), new: Vec::new() }
+        Self { pins, open: BTreeMap::new(), attached: Vec::new(), features: BTreeMap::new(), new: Vec::new() }
     }
 
     pub fn attached(&self) -> &[AttachedInterface] {
         &self.attached
     }
 
-    /// Says which interfaces send what XDP redirects to them.
-    pub fn set_xmit(&mut self, sends: impl Fn(u32) -> bool) {
-        for attached in &mut self.attached {
-            attached.xmit = sends(attached.ifindex);
+    /// Tells the programs of the interfaces, with what those can do with XDP now.
+    pub fn tell(
+        &mut self,
+        elements: &BTreeMap<InterfaceKey, Interface>,
+        maps: &Maps,
+    ) -> Result<(), DataplaneError> {
+        self.features = xdp_features(&elements.values().map(|interface| interface.trunk).collect())?;
+        let mut elements: Vec<(InterfaceKey, Interface)> = elements.iter().map(|(k, i)| (*k, *i)).collect();
+        for (_, interface) in &mut elements {
+            let xmit = self.features(interface.trunk).takes_frames();
+            if !xmit {
+                interface.flags |= Interface::NO_XMIT;
+            }
+            for attached in self.attached.iter_mut().filter(|a| a.ifindex == interface.device) {
+                attached.xmit = xmit;
+            }
         }
+        maps.set_interfaces(&elements)
+    }
+
+    /// What an interface could do with XDP when that was last asked for.
+    fn features(&self, ifindex: u32) -> XdpFeatures {
+        self.features.get(&ifindex).copied().unwrap_or_default()
     }
 
     /// Attaches what an interface needs, or puts the present programs into the links it has.
@@ -324,15 +348,17 @@ impl Links {
         if tagged && takes_tags_off(&link.name).unwrap_or(false) {
             return Err(DataplaneError::TagsHidden(link.name.clone()));
         }
-        if !features(link)?.redirects() {
+        let before = self.features(link.index);
+        if !before.redirects() {
             return Err(DataplaneError::NoRedirect(link.name.clone()));
         }
         self.hook(link, Hook::Xdp, programs)?;
         // Most can with a program only, and some only while they are up.
-        if link.running() && !features(link)?.takes_frames() {
-            return Err(DataplaneError::NoXmit(link.name.clone()));
+        if before.takes_frames() || !link.running() {
+            return Ok(());
         }
-        Ok(())
+        let now = xdp_features(&[link.index].into())?.remove(&link.index).unwrap_or_default();
+        if now.takes_frames() { Ok(()) } else { Err(DataplaneError::NoXmit(link.name.clone())) }
     }
 
     /// Why tc was chosen for this interface before.
@@ -460,11 +486,6 @@ impl Links {
         }
         result
     }
-}
-
-/// What an interface can do with XDP now.
-fn features(link: &Link) -> Result<XdpFeatures, DataplaneError> {
-    Ok(xdp_features(&[link.index].into())?.remove(&link.index).unwrap_or_default())
 }
 
 fn pin_name(interface: &str, hook: Hook) -> String {

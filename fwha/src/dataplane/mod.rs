@@ -27,21 +27,15 @@
 //! | `sysctl` | what forwarding needs of the kernel |
 
 use std::{
-    collections::BTreeSet,
     io,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use fwha_common::{
-    capture::Capture,
-    flow::NextHop,
-    rule::{Interface, InterfaceKey, Tag},
-    ruleset::TooLarge,
-};
+use fwha_common::{capture::Capture, flow::NextHop, rule::Tag, ruleset::TooLarge};
 use tracing::{info, warn};
 
-use crate::netlink::{Link, NetlinkError, links::links, xdp_features};
+use crate::netlink::{Link, NetlinkError, links::links};
 use crate::sys::kernel;
 
 mod attach;
@@ -66,7 +60,6 @@ pub use maps::{FlowMap, FlowWalk, Maps};
 use attach::{Hook, Links, Place};
 use object::Programs;
 use pins::PinDir;
-use plan::Plan;
 
 /// Where the BPF file system is mounted.
 const BPFFS: &str = "/sys/fs/bpf";
@@ -372,7 +365,7 @@ impl Dataplane {
         // The verifier takes its time: before anything changes.
         self.programs.load(here.iter().flat_map(|(link, zone)| attach::hooks(&link.name, *zone)))?;
         // The programs must know an interface before its first packet.
-        self.tell_interfaces(&plan)?;
+        self.links.tell(&plan.elements, &self.maps)?;
         let look_first = u8::from(plan.look_first);
         if self.maps.settings()?.vlans != look_first {
             self.maps.update_settings(|s| s.vlans = look_first)?;
@@ -417,29 +410,11 @@ impl Dataplane {
             .collect();
         self.links.retain(&names)?;
         // Most drivers send what XDP redirects to them only now that they have a program.
-        let xmit = self.tell_interfaces(&plan)?;
-        self.links.set_xmit(|ifindex| xmit.contains(&ifindex));
+        self.links.tell(&plan.elements, &self.maps)?;
         match failure {
             Some(e) => Err(e),
             None => Ok(missing),
         }
-    }
-
-    /// Tells the programs of the interfaces. Returns those that send what XDP redirects to them, by index.
-    fn tell_interfaces(&self, plan: &Plan) -> Result<BTreeSet<u32>, DataplaneError> {
-        let features = xdp_features(&plan.elements.values().map(|interface| interface.trunk).collect())?;
-        let mut elements: Vec<(InterfaceKey, Interface)> =
-            plan.elements.iter().map(|(k, i)| (*k, *i)).collect();
-        let mut xmit = BTreeSet::new();
-        for (_, interface) in &mut elements {
-            if features.get(&interface.trunk).is_some_and(|trunk| trunk.takes_frames()) {
-                xmit.insert(interface.device);
-            } else {
-                interface.flags |= Interface::NO_XMIT;
-            }
-        }
-        self.maps.set_interfaces(&elements)?;
-        Ok(xmit)
     }
 
     /// The maps, for any thread.

@@ -5,6 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Debug,
     io,
+    sync::OnceLock,
 };
 
 use futures_util::StreamExt;
@@ -66,8 +67,12 @@ pub fn xdp_features(of: &BTreeSet<u32>) -> Result<BTreeMap<u32, XdpFeatures>, Ne
     })
 }
 
-/// The number that the kernel has given the family.
+/// The number that the kernel has given the family, which it keeps.
 async fn family() -> Result<u16, NetlinkError> {
+    static FAMILY: OnceLock<u16> = OnceLock::new();
+    if let Some(known) = FAMILY.get() {
+        return Ok(*known);
+    }
     let name = Device::family_name().to_owned();
     let request = GenlCtrl { cmd: GenlCtrlCmd::GetFamily, nlas: vec![GenlCtrlAttrs::FamilyName(name)] };
     let answers = ask([GenlMessage::from_payload(request)]).await?;
@@ -76,7 +81,8 @@ async fn family() -> Result<u16, NetlinkError> {
         _ => None,
     };
     let found = answers.iter().flat_map(|answer| &answer.nlas).find_map(id);
-    found.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))
+    let found = found.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+    Ok(*FAMILY.get_or_init(|| found))
 }
 
 /// What the kernel answers to these requests; nothing to those about interfaces that are gone.

@@ -66,12 +66,7 @@ pub fn check_tools() -> Result<()> {
 }
 
 /// Network cards of a lab: two ends of four cables.
-const MACS: usize = 8;
-
-/// Their addresses.
-fn macs() -> impl Iterator<Item = String> {
-    (0..=u8::MAX).map(|n| format!("52:54:00:fa:00:{n:02x}"))
-}
+const CARDS_OF_LAB: u8 = 8;
 
 /// The machine.
 pub struct Machine<'a> {
@@ -149,7 +144,7 @@ impl<'a> Machine<'a> {
             bins = programs.display(),
             // There is one set of cards.
             threads = if self.nic.is_some() { 1 } else { 2 },
-            cards = macs().take(if self.nic.is_some() { MACS } else { 0 }).collect::<Vec<_>>().join(" "),
+            cards = self.macs().join(" "),
             tests = crate::cargo::root().join("tests").display(),
             program = program.display(),
             filters = filters.iter().map(|filter| format!("'{filter}'")).collect::<Vec<_>>().join(" "),
@@ -189,13 +184,19 @@ impl<'a> Machine<'a> {
             .args(["-virtfs", &share(Path::new("/"), "host", ",readonly=on")])
             .args(["-virtfs", &share(&self.kernel.modules, "modules", ",readonly=on")])
             .args(["-virtfs", &share(&self.out, "out", "")]);
-        let Some(model) = self.nic else { return command };
-        for (n, mac) in macs().take(MACS).enumerate() {
+        let model = self.nic.unwrap_or_default();
+        for (n, mac) in self.macs().into_iter().enumerate() {
             command
                 .args(["-netdev", &format!("hubport,id=end{n},hubid={}", n / 2)])
                 .args(["-device", &format!("{model},netdev=end{n},mac={mac},romfile=")]);
         }
         command
+    }
+
+    /// The addresses of its network cards for a lab.
+    fn macs(&self) -> Vec<String> {
+        let count = if self.nic.is_some() { CARDS_OF_LAB } else { 0 };
+        (0..count).map(|n| format!("52:54:00:fa:00:{n:02x}")).collect()
     }
 }
 
