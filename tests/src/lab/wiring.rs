@@ -15,7 +15,7 @@ use super::{Attach, CLIENT, CLIENT6, Cable, Host, INET_VIP, LAN_VIP, LabOptions,
 use crate::sys::{Feature, set_feature, set_queues};
 
 /// Names the variable with network cards that the lab's nodes have instead of veths (`cargo xtask kernels --nic`): MACs, two for
-/// each cable of fw1 and fw2 to the hosts, in the order of [`LINES`]; the first is at the switch.
+/// each cable of fw1 and fw2 to the hosts, fw1 and its LAN first; the first of two is at the switch.
 pub const CARDS: &str = "FWHA_LAB_CARDS";
 
 /// How long network cards are waited for when the lab before is gone.
