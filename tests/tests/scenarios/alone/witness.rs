@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use fwha_tests::lab::{Host, LAN_VIP, Lab, LabOptions, Node, SERVER};
-use fwha_tests::pair::{Pair, active_node, peer_state, role};
+use fwha_tests::pair::{PATIENCE, Pair, active_node, peer_state, role};
 use fwha_tests::scenario::in_lab;
 use serde_json::Value;
 
@@ -88,13 +88,16 @@ fn of_two_nodes_that_are_cut_off_the_one_without_a_witness_does_not_claim_the_gr
             explained.contains(&format!("{active} cannot be reached, and no witness answers")),
             "{explained}"
         );
-        let metrics = pair.node(backup).ctl_output(&["stats", "--prometheus"])?;
-        let metrics = String::from_utf8_lossy(&metrics.stdout).into_owned();
+        // A claim counts as held once it has been so for some heartbeats.
         for line in [
             format!("fwha_witness_state{{witness=\"{SERVER}\",state=\"down\"}} 1"),
             "fwha_group_claim_held{group=\"gateway\"} 1".to_owned(),
         ] {
-            ensure!(metrics.lines().any(|l| l == line), "{line} is not in\n{metrics}");
+            lab.wait_for(&format!("{line} in the metrics"), PATIENCE, || {
+                let metrics = pair.node(backup).ctl_output(&["stats", "--prometheus"])?;
+                let metrics = String::from_utf8_lossy(&metrics.stdout).into_owned();
+                Ok(metrics.lines().any(|l| l == line).then_some(()))
+            })?;
         }
         // Whatever was to happen has happened.
         lab.wait_for("time to pass", LONG * 2, || Ok((cut.elapsed() > LONG).then_some(())))?;
