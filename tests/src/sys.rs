@@ -78,7 +78,7 @@ struct EthtoolValue {
 ///
 /// That of the socket or of the `SIOCETHTOOL` call; a name of 16 bytes or more is `InvalidInput`.
 pub fn set_feature(interface: &str, feature: Feature, on: bool) -> io::Result<()> {
-    ethtool(interface, EthtoolValue { cmd: feature as u32, data: on.into() }).map(drop)
+    ethtool(interface, EthtoolValue { cmd: feature as u32, data: on.into() })
 }
 
 /// Has a network interface in the network namespace of the calling thread put VLAN tags on frames and take them off
@@ -91,19 +91,7 @@ pub fn set_vlan_offload(interface: &str, on: bool) -> io::Result<()> {
     /// `ETHTOOL_SFLAGS`, and its `ETH_FLAG_TXVLAN` and `ETH_FLAG_RXVLAN`.
     const SFLAGS: u32 = 0x26;
     const VLAN_FLAGS: u32 = 1 << 7 | 1 << 8;
-    ethtool(interface, EthtoolValue { cmd: SFLAGS, data: if on { VLAN_FLAGS } else { 0 } }).map(drop)
-}
-
-/// Whether a network interface in the network namespace of the calling thread takes tags off what it receives.
-///
-/// # Errors
-///
-/// As [`set_feature`].
-pub fn takes_tags_off(interface: &str) -> io::Result<bool> {
-    /// `ETHTOOL_GFLAGS`, and its `ETH_FLAG_RXVLAN`.
-    const GFLAGS: u32 = 0x25;
-    const RXVLAN: u32 = 1 << 8;
-    Ok(ethtool(interface, EthtoolValue { cmd: GFLAGS, data: 0 })?.data & RXVLAN != 0)
+    ethtool(interface, EthtoolValue { cmd: SFLAGS, data: if on { VLAN_FLAGS } else { 0 } })
 }
 
 /// `struct ethtool_channels`: command, then maxima and numbers of queues that receive, send, do other things, do both.
@@ -127,11 +115,10 @@ pub fn set_queues(interface: &str, queues: u32) -> io::Result<()> {
     const SCHANNELS: u32 = 0x3d;
     let (max, other, combined) = ([0; 4], 0, 0);
     ethtool(interface, EthtoolChannels { cmd: SCHANNELS, max, rx: queues, tx: queues, other, combined })
-        .map(drop)
 }
 
-/// `value` is the structure that belongs to the command in its first field; returns what it then is.
-fn ethtool<T>(interface: &str, mut value: T) -> io::Result<T> {
+/// `value` is the structure that belongs to the command in its first field.
+fn ethtool<T>(interface: &str, mut value: T) -> io::Result<()> {
     let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
     // SAFETY: all-zero bytes are a valid ifreq.
     let mut request: libc::ifreq = unsafe { mem::zeroed() };
@@ -148,7 +135,7 @@ fn ethtool<T>(interface: &str, mut value: T) -> io::Result<T> {
     // SAFETY: `request` is a whole ifreq whose data pointer leads to the live structure that SIOCETHTOOL asks for with
     // this command; both outlive the call.
     let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) };
-    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// A packet socket that sends and receives whole frames at an interface, in the network namespace of the calling thread. It

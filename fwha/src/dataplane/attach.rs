@@ -183,7 +183,7 @@ impl Links {
         self.features = xdp_features(&elements.values().map(|interface| interface.trunk).collect())?;
         let mut elements: Vec<(InterfaceKey, Interface)> = elements.iter().map(|(k, i)| (*k, *i)).collect();
         for (_, interface) in &mut elements {
-            let xmit = self.features(interface.trunk).takes_frames();
+            let xmit = self.features(interface.trunk).transmits();
             if !xmit {
                 interface.flags |= Interface::NO_XMIT;
             }
@@ -354,11 +354,11 @@ impl Links {
         }
         self.hook(link, Hook::Xdp, programs)?;
         // Most can with a program only, and some only while they are up.
-        if before.takes_frames() || !link.running() {
+        if before.transmits() || !link.running() {
             return Ok(());
         }
         let now = xdp_features(&[link.index].into())?.remove(&link.index).unwrap_or_default();
-        if now.takes_frames() { Ok(()) } else { Err(DataplaneError::NoXmit(link.name.clone())) }
+        if now.transmits() { Ok(()) } else { Err(DataplaneError::NoXmit(link.name.clone())) }
     }
 
     /// Why tc was chosen for this interface before.

@@ -41,7 +41,7 @@ impl XdpFeatures {
     }
 
     /// [`Self::NDO_XMIT`].
-    pub fn takes_frames(self) -> bool {
+    pub fn transmits(self) -> bool {
         self.0 & Self::NDO_XMIT != 0
     }
 }

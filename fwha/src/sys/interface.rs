@@ -30,8 +30,10 @@ const ETHTOOL_GSTRINGS: u32 = 0x1b;
 const ETHTOOL_GFEATURES: u32 = 0x3a;
 /// `ETH_SS_FEATURES` of include/uapi/linux/ethtool.h.
 const ETH_SS_FEATURES: u32 = 4;
-/// More features than any kernel has: 64 in Linux 6.18.
+/// More features than any kernel has: `netdev_features_t` of Linux 6.18 has 64 bits (include/linux/netdev_features.h).
 const FEATURES: usize = 256;
+/// Words of 32 features each.
+const WORDS: usize = FEATURES / 32;
 
 /// `struct ethtool_value` of include/uapi/linux/ethtool.h.
 #[repr(C)]
@@ -73,7 +75,7 @@ struct Names {
 struct Features {
     command: u32,
     size: u32,
-    words: [[u32; 4]; FEATURES / 32],
+    words: [[u32; 4]; WORDS],
 }
 
 /// `struct ifreq` (netdevice(7)) with the pointer member of its union.
@@ -160,9 +162,7 @@ pub fn filters_tags(name: &str) -> io::Result<bool> {
     let names =
         Names { command: ETHTOOL_GSTRINGS, set: ETH_SS_FEATURES, count: 0, names: [[0; 32]; FEATURES] };
     let names = ethtool(name, names)?.names;
-    let words = FEATURES / 32;
-    let features =
-        Features { command: ETHTOOL_GFEATURES, size: words as u32, words: [[0; 4]; FEATURES / 32] };
+    let features = Features { command: ETHTOOL_GFEATURES, size: WORDS as u32, words: [[0; 4]; WORDS] };
     let features = ethtool(name, features)?.words;
     let is_it = |name: &[u8; 32]| name.starts_with(b"rx-vlan-filter\0");
     if names.iter().position(is_it).is_none_or(|n| features[n / 32][2] & 1 << (n % 32) == 0) {

@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use fwha_tests::lab::CARDS;
 
 use super::package::Kernel;
 use super::{empty, file};
 use crate::cargo::spinner;
 use crate::command::output;
-use fwha_tests::lab::CARDS;
 
 const QEMU: &str = "qemu-system-x86_64";
 const BUSYBOX: &str = "/bin/busybox";

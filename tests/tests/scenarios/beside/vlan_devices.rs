@@ -6,11 +6,12 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use fwha::sys::interface::takes_tags_off;
 use fwha_tests::lab::{Attach, CLIENT, Cable, Host, LAN_VIP, Lab, LabOptions, Node, SERVER};
 use fwha_tests::pair::{PATIENCE, Pair};
 use fwha_tests::root::skip_for_kernel;
 use fwha_tests::scenario::in_lab;
-use fwha_tests::sys::{Feature, set_feature, set_vlan_offload, takes_tags_off};
+use fwha_tests::sys::{Feature, set_feature, set_vlan_offload};
 use fwha_tests::traffic::Conversation;
 
 const PORT: u16 = 5000;
@@ -100,8 +101,9 @@ fn refuses(lab: &Lab, said: &str) -> Result<()> {
     Ok(())
 }
 
-/// Has the trunk leave tags on frames: as long as it takes them off, XDP could not see them.
-fn leave_tags_on(lab: &Lab) -> Result<()> {
+/// Has the trunk leave tags on frames: as long as it takes them off, XDP could not see them. (A network card of
+/// `cargo xtask kernels --nic` may leave them on by itself.)
+pub fn leave_tags_on(lab: &Lab) -> Result<()> {
     if lab.within(Host::Fw1, || takes_tags_off("lan"))?? {
         refuses(lab, "ethtool -K lan rxvlan off")?;
     }

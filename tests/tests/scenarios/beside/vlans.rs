@@ -9,8 +9,10 @@ use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use fwha_tests::lab::{Attach, CLIENT, Host, LAN_VIP, Lab, LabOptions, Node, SERVER};
 use fwha_tests::pair::{PATIENCE, Pair};
 use fwha_tests::scenario::in_lab;
-use fwha_tests::sys::{ask_for_tags, packet_socket, receive, set_vlan_offload, takes_tags_off};
+use fwha_tests::sys::{ask_for_tags, packet_socket, receive};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::vlan_devices::leave_tags_on;
 
 const VLAN: u16 = 100;
 const PORT: u16 = 5000;
@@ -213,17 +215,7 @@ fn a_flow_of_a_vlan_survives_its_node_through_tc() {
 fn a_flow_of_a_vlan_survives_its_node_through_xdp_once_tags_are_left_on_frames() {
     in_lab(LabOptions { attach: Attach::Xdp, ..LabOptions::beside() }, |lab| {
         configure(lab)?;
-        // A network card (`cargo xtask kernels --nic`) may leave them on by itself.
-        if lab.within(Host::Fw1, || takes_tags_off("lan"))?? {
-            let mut refused = lab.start_node(Node::Fw1)?;
-            ensure!(!refused.wait(PATIENCE)?.success());
-            ensure!(refused.log()?.contains("ethtool -K lan rxvlan off"), "{}", refused.log()?);
-        }
-        for node in Node::ALL {
-            lab.within(node.host(), || set_vlan_offload("lan", false))??;
-            // A veth hands tags over beside the frame, as a NIC does that takes them off.
-            lab.within(Host::Switch, || set_vlan_offload(&format!("{node}-lan"), false))??;
-        }
+        leave_tags_on(lab)?;
         a_flow_survives_its_node(lab)
     });
 }
