@@ -6,6 +6,7 @@
 //! | [`links`] | lists interfaces |
 //! | [`addresses`] | adds and removes VIPs, recognises leftovers |
 //! | [`garp`] | announces VIPs |
+//! | `bell` | rings when routes change |
 //! | [`lookup`] | asks which way a packet goes |
 //! | [`macs`] | further MACs of an interface |
 //! | [`routes`] | adds and removes routes and rules that follow a group, recognises leftovers |
@@ -19,6 +20,7 @@ use std::{io, thread};
 use rtnetlink::Handle;
 
 pub mod addresses;
+mod bell;
 pub mod garp;
 pub mod links;
 pub mod lookup;
@@ -73,12 +75,24 @@ fn connect() -> Result<Handle, NetlinkError> {
     Ok(handle)
 }
 
-/// The same, and lists are what was asked for only: the kernel filters them (`NETLINK_GET_STRICT_CHK`).
+/// The same, and lists are what was asked for only: the kernel filters them (`NETLINK_GET_STRICT_CHK`). One that may be long
+/// is to be read to its end: nothing else stops the kernel from sending it, see [`talk`].
 fn connect_strict() -> Result<Handle, NetlinkError> {
     let (connection, handle, _) =
         rtnetlink::new_connection_with_strict_check().map_err(NetlinkError::Socket)?;
     tokio::spawn(connection);
     Ok(handle)
+}
+
+/// Talks over a connection of its own, as [`connect_strict`] has it, which ends with the talk: what the kernel would have said
+/// beyond that is neither sent nor read.
+async fn talk<T>(talk: impl AsyncFnOnce(Handle) -> Result<T, NetlinkError>) -> Result<T, NetlinkError> {
+    let (connection, handle, _messages) =
+        rtnetlink::new_connection_with_strict_check().map_err(NetlinkError::Socket)?;
+    tokio::select! {
+        said = talk(handle) => said,
+        () = connection => Err(NetlinkError::Socket(io::ErrorKind::UnexpectedEof.into())),
+    }
 }
 
 /// Runs a few requests of rtnetlink to their end, as [`run`] does.

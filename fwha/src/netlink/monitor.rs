@@ -19,10 +19,11 @@ use rtnetlink::{
 use super::{
     Link, NetlinkError,
     addresses::{Address, address_of, is_ours},
+    bell::Bell,
     links, request_error,
 };
 
-/// Messages taken in before their common result is handed out: a burst of thousands of routes
+/// Messages taken in before their common result is handed out: a burst of thousands of neighbours
 /// becomes a few events.
 const BATCH: usize = 1024;
 
@@ -55,6 +56,7 @@ pub enum NetworkEvent {
 pub struct Monitor {
     handle: Handle,
     messages: Messages,
+    routes: Bell,
     table: Table,
     pending: Pending,
     /// Messages were lost: everything must be listed anew.
@@ -75,8 +77,9 @@ impl Monitor {
     /// Outside of a tokio runtime.
     pub async fn start() -> Result<(Self, Vec<Link>), NetlinkError> {
         let (handle, messages) = subscribe()?;
-        let mut monitor =
-            Self { handle, messages, table: Table::default(), pending: Pending::default(), stale: false };
+        let routes = Bell::new().map_err(NetlinkError::Socket)?;
+        let (table, pending) = (Table::default(), Pending::default());
+        let mut monitor = Self { handle, messages, routes, table, pending, stale: false };
         monitor.list().await?;
         monitor.pending = Pending::default();
         let mut links: Vec<Link> = monitor.table.links.values().cloned().collect();
@@ -100,7 +103,16 @@ impl Monitor {
             if let Some(event) = self.pending.pop() {
                 return Ok(event);
             }
-            let Some(first) = self.messages.next().await else {
+            let first = tokio::select! {
+                message = self.messages.next() => message,
+                rung = self.routes.rung() => {
+                    if rung.is_err() {
+                        self.routes = Bell::new().map_err(NetlinkError::Socket)?;
+                    }
+                    return Ok(NetworkEvent::RouteChanged);
+                }
+            };
+            let Some(first) = first else {
                 (self.handle, self.messages) = subscribe()?;
                 self.stale = true;
                 continue;
@@ -118,9 +130,6 @@ impl Monitor {
         use RouteNetlinkMessage as M;
         match message.payload {
             NetlinkPayload::Overrun(_) => self.stale = true,
-            NetlinkPayload::InnerMessage(M::NewRoute(_) | M::DelRoute(_) | M::NewRule(_) | M::DelRule(_)) => {
-                self.pending.route_changed = true;
-            }
             // Messages of AF_BRIDGE tell about ports of bridges, not about interfaces.
             NetlinkPayload::InnerMessage(M::NewLink(m))
                 if m.header.interface_family == AddressFamily::Unspec =>
@@ -197,16 +206,8 @@ pub async fn neighbours(ifindex: u32) -> Result<Vec<Ipv4Addr>, NetlinkError> {
 }
 
 fn subscribe() -> Result<(Handle, Messages), NetlinkError> {
-    let groups = [
-        MulticastGroup::Link,
-        MulticastGroup::Neigh,
-        MulticastGroup::Ipv4Ifaddr,
-        MulticastGroup::Ipv4Route,
-        MulticastGroup::Ipv4Rule,
-        MulticastGroup::Ipv6Ifaddr,
-        MulticastGroup::Ipv6Route,
-        MulticastGroup::Ipv6Rule,
-    ];
+    let groups =
+        [MulticastGroup::Link, MulticastGroup::Neigh, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
     let (mut connection, handle, messages) =
         new_multicast_connection(&groups).map_err(NetlinkError::Socket)?;
     connection.socket_mut().socket_mut().set_rx_buf_sz(BUFFER).map_err(NetlinkError::Socket)?;

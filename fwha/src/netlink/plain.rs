@@ -19,7 +19,7 @@ use rtnetlink::{
     },
 };
 
-use super::{NetlinkError, connect_strict, request_error};
+use super::{NetlinkError, request_error, talk};
 
 /// Routes of a family that are looked at; a table with more is left to the kernel as a whole.
 const MAX_ROUTES: usize = 4 * MAX_PREFIXES;
@@ -45,12 +45,14 @@ const LINK_LOCAL: (u8, IpAddr) = (10, IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 
 ///
 /// Outside of a tokio runtime.
 pub async fn plain_routes() -> Result<[Vec<Prefix>; 2], NetlinkError> {
-    Ok([family(IpVersion::V4).await?, family(IpVersion::V6).await?])
+    // A conversation each: a list that is not read to its end ends with it.
+    Ok([
+        talk(async |handle| family(&handle, IpVersion::V4).await).await?,
+        talk(async |handle| family(&handle, IpVersion::V6).await).await?,
+    ])
 }
 
-async fn family(version: IpVersion) -> Result<Vec<Prefix>, NetlinkError> {
-    // A connection of its own: a list that is not read to its end goes with it.
-    let handle = connect_strict()?;
+async fn family(handle: &Handle, version: IpVersion) -> Result<Vec<Prefix>, NetlinkError> {
     let v6 = matches!(version, IpVersion::V6);
     let rules: Vec<RuleMessage> = handle
         .rule()
@@ -62,7 +64,7 @@ async fn family(version: IpVersion) -> Result<Vec<Prefix>, NetlinkError> {
     if !only_default(&rules) {
         return Ok(Vec::new());
     }
-    Ok(routes(&handle, v6).await?.map_or_else(Vec::new, |routes| prefixes(v6, &routes)))
+    Ok(routes(handle, v6).await?.map_or_else(Vec::new, |routes| prefixes(v6, &routes)))
 }
 
 /// All routes of a family, unless there are too many.

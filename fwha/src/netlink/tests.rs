@@ -356,6 +356,74 @@ fn lost_events_are_told_and_the_state_is_read_anew() {
     });
 }
 
+/// So many routes, by `ip -batch`, as a routing daemon adds them.
+fn add_routes(net: &Net, count: u32) {
+    let routes: String = (0..count)
+        .map(|n| format!("route add {}/32 via 10.9.0.2\n", Ipv4Addr::from(0x1400_0000 + n)))
+        .collect();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), routes).unwrap();
+    net.ip(&format!("-batch {}", file.path().display()));
+}
+
+/// A pair of which the first has routes of its own only when the test says so: with IPv6 the kernel adds some later.
+fn pair_without_ipv6() -> (Net, Net) {
+    let (a, b) = Net::pair();
+    a.within(|| std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1").unwrap());
+    (a, b)
+}
+
+#[test]
+fn many_routes_ring_once_and_push_out_nothing_else() {
+    if !root() {
+        return;
+    }
+    let (a, _b) = pair_without_ipv6();
+    a.ip("link add idle type veth peer name idle-peer");
+    a.within(|| {
+        block_on(async {
+            let (mut monitor, _) = Monitor::start().await.unwrap();
+            // Nothing is read meanwhile, as above.
+            add_routes(&a, 20_000);
+            until(&mut monitor, |e| *e == NetworkEvent::RouteChanged).await;
+            // It goes on after more than there was room for.
+            a.ip("route del 20.0.0.0/32");
+            until(&mut monitor, |e| *e == NetworkEvent::RouteChanged).await;
+
+            a.ip("route flush root 20.0.0.0/8");
+            a.ip("link del idle");
+            let mut rung = 0;
+            loop {
+                match next(&mut monitor).await {
+                    NetworkEvent::RouteChanged => rung += 1,
+                    NetworkEvent::LinkRemoved(link) if link.name == "idle" => break,
+                    NetworkEvent::EventsLost => panic!("routes have pushed out what else there was"),
+                    _ => {}
+                }
+            }
+            assert!(rung <= 2, "{rung} times");
+        });
+    });
+}
+
+#[test]
+fn a_next_hop_that_is_deleted_changes_routes() {
+    if !root() {
+        return;
+    }
+    let (a, _b) = pair_without_ipv6();
+    a.ip("nexthop add id 7 via 10.9.0.2 dev near");
+    a.ip("route add 10.77.5.0/24 nhid 7");
+    a.within(|| {
+        block_on(async {
+            let (mut monitor, _) = Monitor::start().await.unwrap();
+            a.ip("nexthop del id 7");
+            assert_eq!(a.ip("route show 10.77.5.0/24"), "");
+            until(&mut monitor, |e| *e == NetworkEvent::RouteChanged).await;
+        });
+    });
+}
+
 #[test]
 fn a_port_that_leaves_its_bridge_is_not_gone() {
     if !root() {
@@ -418,6 +486,16 @@ async fn left_to_the_kernel(to: &str) {
         }
     };
     timeout(Duration::from_secs(20), asked).await.expect("the kernel is asked");
+}
+
+/// How many netlink sockets this network namespace has for routes and interfaces, without the kernel's own.
+fn open_conversations() -> usize {
+    let sockets = std::fs::read_to_string("/proc/thread-self/net/netlink").unwrap();
+    let ours = |line: &&str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        fields[1] == "0" && fields[2] != "0"
+    };
+    sockets.lines().skip(1).filter(ours).count()
 }
 
 #[test]
@@ -493,6 +571,12 @@ fn only_what_follows_from_the_destination_is_plain() {
             }
             assert!(plain_routes().await.unwrap()[0].is_empty(), "too many");
             a.ip("route flush root 10.80.0.0/16");
+
+            // A full table is not read to its end, neither here nor by what is left of the conversation.
+            add_routes(&a, 20_000);
+            assert!(plain_routes().await.unwrap()[0].is_empty(), "too many");
+            assert_eq!(open_conversations(), 0);
+            a.ip("route flush root 20.0.0.0/8");
 
             b.ip("link set far down");
             left_to_the_kernel("10.9.0.2").await;
