@@ -246,12 +246,10 @@ async fn run_node(config: &Arc<Config>, node: &Node, run_dir: &RunDir, state: St
     let mut plain = plain::PlainRoutes::new();
     loop {
         tokio::select! {
-            event = Network::next(&mut monitor) => {
-                if let Some(event) = event {
-                    running.trackers.follow(&event);
-                    running.network.handle(&mut dataplane, event).await;
-                    plain.changed();
-                }
+            events = Network::next(&mut monitor) => {
+                events.iter().for_each(|event| running.trackers.follow(event));
+                running.network.handle(&mut dataplane, events).await;
+                plain.changed();
             }
             () = plain.due() => plain.tell(&dataplane.maps()).await,
             _ = hangup.recv() => {

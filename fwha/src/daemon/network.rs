@@ -40,30 +40,42 @@ pub struct Network {
 }
 
 impl Network {
-    /// Handles one change.
-    pub async fn handle(&mut self, dataplane: &mut Dataplane, event: NetworkEvent) {
-        match event {
-            NetworkEvent::RouteChanged => {
-                if let Err(error) = dataplane.maps().next_route_generation() {
-                    tracing::error!("cached next hops may be out of date: {error}");
+    /// Handles changes, in the order of [`Monitor::next`].
+    pub async fn handle(&mut self, dataplane: &mut Dataplane, events: Vec<NetworkEvent>) {
+        // What is lost is told at once: all that follows asks the kernel, and waits for whoever changes its networks
+        // (`rtnl_mutex`), as who takes an interface away does.
+        let mut concerned = false;
+        for event in &events {
+            if let NetworkEvent::LinkChanged(link) | NetworkEvent::LinkRemoved(link) = event {
+                concerned |= dataplane.concerns(link);
+                self.lose(link, matches!(event, NetworkEvent::LinkRemoved(_)));
+            }
+        }
+        // The programs before what is there: it must be guarded already.
+        if concerned {
+            self.reconcile(dataplane);
+        }
+        for event in events {
+            match event {
+                NetworkEvent::RouteChanged => {
+                    if let Err(error) = dataplane.maps().next_route_generation() {
+                        tracing::error!("cached next hops may be out of date: {error}");
+                    }
                 }
-            }
-            NetworkEvent::LinkChanged(link) => self.link_changed(dataplane, &link).await,
-            NetworkEvent::LinkRemoved(link) => {
-                self.forget(&link);
-                self.reconcile(dataplane);
-            }
-            NetworkEvent::AddressAdded(address) => self.address_changed(address.ifindex).await,
-            NetworkEvent::AddressRemoved(address) => {
-                self.check_addresses();
-                self.address_changed(address.ifindex).await;
-            }
-            NetworkEvent::EventsLost => {
-                self.check_addresses();
-                let indices: Vec<u32> =
-                    self.ports.iter().filter_map(|p| p.link.as_ref().map(|l| l.index)).collect();
-                for ifindex in indices {
-                    self.address_changed(ifindex).await;
+                NetworkEvent::LinkChanged(link) => self.link_changed(dataplane, &link).await,
+                NetworkEvent::LinkRemoved(_) => {}
+                NetworkEvent::AddressAdded(address) => self.address_changed(address.ifindex).await,
+                NetworkEvent::AddressRemoved(address) => {
+                    self.check_addresses();
+                    self.address_changed(address.ifindex).await;
+                }
+                NetworkEvent::EventsLost => {
+                    self.check_addresses();
+                    let indices: Vec<u32> =
+                        self.ports.iter().filter_map(|p| p.link.as_ref().map(|l| l.index)).collect();
+                    for ifindex in indices {
+                        self.address_changed(ifindex).await;
+                    }
                 }
             }
         }
@@ -83,25 +95,25 @@ impl Network {
         self.attached.store(Arc::new(dataplane.attached().to_vec()));
     }
 
-    async fn link_changed(&mut self, dataplane: &mut Dataplane, link: &Link) {
+    /// Tells what an interface cannot do any more.
+    fn lose(&mut self, link: &Link, removed: bool) {
         // It may have been called otherwise until now.
         let renamed =
             |p: &Port| p.name != link.name && p.link.as_ref().is_some_and(|l| l.index == link.index);
-        if self.ports.iter().any(renamed) {
+        if removed || self.ports.iter().any(renamed) {
             self.forget(link);
         }
-        let port = self.ports.iter().position(|p| p.name == link.name);
-        // What is lost is told at once: all that follows asks the kernel, and waits for whoever changes its networks
-        // (`rtnl_mutex`), as who takes an interface away does.
-        if let Some(n) = port
+        if !removed
             && !link.running()
+            && let Some(n) = self.ports.iter().position(|p| p.name == link.name)
         {
             self.ports[n].link = Some(link.clone());
             self.tell(n);
         }
-        // The programs before what is there: it must be guarded already.
-        self.reconcile(dataplane);
-        let Some(n) = port else { return };
+    }
+
+    async fn link_changed(&mut self, dataplane: &Dataplane, link: &Link) {
+        let Some(n) = self.ports.iter().position(|p| p.name == link.name) else { return };
         self.ports[n].link = Some(link.clone());
         self.ports[n].own = own_addresses(link.index).await.unwrap_or(self.ports[n].own);
         if matches!(self.ports[n].via, Via::Sync(_)) && link.mtu < u32::from(self.mtu) {
@@ -244,15 +256,15 @@ impl Network {
         Ok(())
     }
 
-    /// Waits for the next change.
-    pub async fn next(monitor: &mut Monitor) -> Option<NetworkEvent> {
+    /// Waits for the next changes.
+    pub async fn next(monitor: &mut Monitor) -> Vec<NetworkEvent> {
         match monitor.next().await {
-            Ok(event) => Some(event),
+            Ok(events) => events,
             Err(error) => {
                 tracing::error!("cannot follow the network: {error}");
                 // The next call opens a new connection; not in a tight loop.
                 tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-                None
+                Vec::new()
             }
         }
     }

@@ -125,26 +125,27 @@ fn an_interface_that_is_replaced_gets_new_sockets() {
         let before = (link("near"), link("sync"));
 
         // A change that leaves the interface what it is opens nothing.
-        network.handle(&mut dataplane, NetworkEvent::LinkChanged(before.0.clone())).await;
+        network.handle(&mut dataplane, vec![NetworkEvent::LinkChanged(before.0.clone())]).await;
         let Some(election::Command::Interface(Via::Zone(1), now)) = told.take() else { panic!() };
         assert!(now.carrier && now.address.octets() == [10, 9, 0, 1]);
         assert!(told.take().is_none());
 
-        // What is lost is told before the kernel is asked for anything.
+        // What is lost is told before the kernel is asked for anything, whatever else has changed before.
         let down = Link { up: false, carrier: false, ..before.0.clone() };
-        let asking = network.handle(&mut dataplane, NetworkEvent::LinkChanged(down)).now_or_never();
+        let events = [before.1.clone(), down].map(NetworkEvent::LinkChanged).to_vec();
+        let asking = network.handle(&mut dataplane, events).now_or_never();
         assert!(asking.is_none());
         let Some(election::Command::Interface(Via::Zone(1), lost)) = told.take() else { panic!() };
         assert!(!lost.carrier);
 
         a.ip("link del near");
-        network.handle(&mut dataplane, NetworkEvent::LinkRemoved(before.0.clone())).await;
+        network.handle(&mut dataplane, vec![NetworkEvent::LinkRemoved(before.0.clone())]).await;
         let Some(election::Command::Interface(Via::Zone(1), gone)) = told.take() else { panic!() };
         assert!(!gone.carrier);
 
         a.cable("near", "far", &b);
         a.ip("address add 10.9.0.7/24 dev near");
-        network.handle(&mut dataplane, NetworkEvent::LinkChanged(link("near"))).await;
+        network.handle(&mut dataplane, vec![NetworkEvent::LinkChanged(link("near"))]).await;
         let Some(election::Command::Interface(Via::Zone(1), now)) = told.take() else { panic!() };
         assert!(now.carrier && now.address.octets() == [10, 9, 0, 7]);
         assert!(matches!(told.take(), Some(election::Command::Opened(Via::Zone(1), Some(_)))));
@@ -155,9 +156,9 @@ fn an_interface_that_is_replaced_gets_new_sockets() {
 
         // A sync link waits for its address.
         a.ip("link del sync");
-        network.handle(&mut dataplane, NetworkEvent::LinkRemoved(before.1)).await;
+        network.handle(&mut dataplane, vec![NetworkEvent::LinkRemoved(before.1)]).await;
         a.cable("sync", "sync", &b);
-        network.handle(&mut dataplane, NetworkEvent::LinkChanged(link("sync"))).await;
+        network.handle(&mut dataplane, vec![NetworkEvent::LinkChanged(link("sync"))]).await;
         // Carriers come and go as the kernel finds the time.
         let opened = || {
             std::iter::from_fn(|| replicates.take())
@@ -167,7 +168,7 @@ fn an_interface_that_is_replaced_gets_new_sockets() {
         a.ip("address add 172.16.0.1/24 dev sync");
         let ifindex = link("sync").index;
         let address = crate::netlink::Address { ifindex, address: [172, 16, 0, 1].into(), prefix_len: 24 };
-        network.handle(&mut dataplane, NetworkEvent::AddressAdded(address)).await;
+        network.handle(&mut dataplane, vec![NetworkEvent::AddressAdded(address)]).await;
         assert!(matches!(opened(), Some(replication::Command::Opened(0, _))));
         let told: Vec<_> = std::iter::from_fn(|| told.take()).collect();
         assert!(told.iter().any(|c| matches!(c, election::Command::Heartbeats(0, _))));

@@ -27,6 +27,7 @@
 //! | `sysctl` | what forwarding needs of the kernel |
 
 use std::{
+    collections::BTreeSet,
     io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -255,6 +256,8 @@ pub struct Dataplane {
     programs: Programs,
     maps: Arc<Maps>,
     links: Links,
+    /// Indices of the interfaces that programs are on, or that frames of theirs come by.
+    interfaces: BTreeSet<u32>,
     adopted: bool,
 }
 
@@ -295,7 +298,8 @@ impl Dataplane {
         // The reader of an earlier run's capture is gone.
         maps.set_capture(&Capture::default())?;
         let links = Links::new(pins.clone());
-        let mut dataplane = Self { options, pins, programs, maps, links, adopted };
+        let interfaces = BTreeSet::new();
+        let mut dataplane = Self { options, pins, programs, maps, links, interfaces, adopted };
         if let Err(e) = dataplane.attach(true) {
             dataplane.links.undo();
             return Err(e);
@@ -306,6 +310,14 @@ impl Dataplane {
             info!("adopted the data plane of an earlier run");
         }
         Ok((dataplane, events))
+    }
+
+    /// Whether [`Self::reconcile`] may have to do something now that this interface has changed, come or gone. Others may
+    /// come and go by the thousand, with users' tunnels or containers.
+    pub fn concerns(&self, link: &Link) -> bool {
+        link.vlan.is_some()
+            || self.interfaces.contains(&link.index)
+            || self.options.wanted().iter().any(|(name, _)| *name == link.name)
     }
 
     /// Brings interfaces and programs together again: after an interface was renamed, recreated,
@@ -362,6 +374,7 @@ impl Dataplane {
         let here: Vec<(&Link, Option<&ZoneInterface>)> =
             wanted.iter().filter_map(|(name, zone)| Some((find(name)?, *zone))).collect();
         let plan = plan::plan(&here, &present)?;
+        self.interfaces = plan.elements.values().flat_map(|i| [i.device, i.trunk]).collect();
         // The verifier takes its time: before anything changes.
         self.programs.load(here.iter().flat_map(|(link, zone)| attach::hooks(&link.name, *zone)))?;
         // The programs must know an interface before its first packet.

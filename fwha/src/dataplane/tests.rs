@@ -23,7 +23,7 @@ use super::{
     pin_dir,
 };
 use crate::{
-    netlink::links::links,
+    netlink::{Link, Vlan, links::links},
     sys::{
         bpf::{AttachType, Write, tcx_links},
         clock::KernelClock,
@@ -526,6 +526,17 @@ fn what_is_torn_off_is_put_back() {
         let before = hooks("near");
         assert_eq!(dataplane.reconcile().unwrap(), Vec::<String>::new());
         assert_eq!(hooks("near"), before, "nothing to do");
+
+        // Interfaces of no zone do not matter, by whatever name they come; those that are wanted do, by name and by index.
+        let near = links().unwrap().into_iter().find(|l| l.name == "near").unwrap();
+        let stranger = Link { index: near.index + 100, name: "ppp7".into(), ..near.clone() };
+        let vlan = Some(Vlan { parent: near.index, tag: Tag::new(Tag::CUSTOMER, 7) });
+        let renamed = Link { name: "ppp7".into(), ..near.clone() };
+        let new = Link { index: near.index + 100, ..near.clone() };
+        assert!(!dataplane.concerns(&stranger));
+        for link in [near, renamed, new, Link { vlan, ..stranger }] {
+            assert!(dataplane.concerns(&link), "{link:?}");
+        }
 
         // Somebody removes a pin: the program stays, and the pin comes back.
         fs::remove_file(pins.join("links/near:egress")).unwrap();

@@ -1,7 +1,7 @@
 //! Following the network: what changes cached next hops, carriers and VIPs.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     net::{IpAddr, Ipv4Addr},
 };
 
@@ -87,12 +87,13 @@ impl Monitor {
         Ok((monitor, links))
     }
 
-    /// The next change. The future may be dropped while it waits: nothing is lost.
+    /// The next changes, all that there are: first whether some were lost, then interfaces, each as it is by now, then
+    /// addresses, then routes. The future may be dropped while it waits: nothing is lost.
     ///
     /// # Errors
     ///
     /// The connection broke and another cannot be opened; calling again tries again.
-    pub async fn next(&mut self) -> Result<NetworkEvent, NetlinkError> {
+    pub async fn next(&mut self) -> Result<Vec<NetworkEvent>, NetlinkError> {
         loop {
             if self.stale {
                 self.list().await?;
@@ -100,8 +101,9 @@ impl Monitor {
                 self.pending.route_changed = true;
                 self.stale = false;
             }
-            if let Some(event) = self.pending.pop() {
-                return Ok(event);
+            let events = std::mem::take(&mut self.pending).into_events();
+            if !events.is_empty() {
+                return Ok(events);
             }
             let first = tokio::select! {
                 message = self.messages.next() => message,
@@ -109,7 +111,7 @@ impl Monitor {
                     if rung.is_err() {
                         self.routes = Bell::new().map_err(NetlinkError::Socket)?;
                     }
-                    return Ok(NetworkEvent::RouteChanged);
+                    return Ok(vec![NetworkEvent::RouteChanged]);
                 }
             };
             let Some(first) = first else {
@@ -283,8 +285,8 @@ impl Table {
 struct Pending {
     lost: bool,
     route_changed: bool,
-    links: VecDeque<NetworkEvent>,
-    addresses: VecDeque<NetworkEvent>,
+    links: Vec<NetworkEvent>,
+    addresses: Vec<NetworkEvent>,
 }
 
 impl Pending {
@@ -293,20 +295,13 @@ impl Pending {
         if let Some(index) = event.link_index() {
             self.links.retain(|e| e.link_index() != Some(index));
         }
-        self.links.push_back(event);
+        self.links.push(event);
     }
 
-    fn pop(&mut self) -> Option<NetworkEvent> {
-        if std::mem::take(&mut self.lost) {
-            return Some(NetworkEvent::EventsLost);
-        }
-        if let Some(event) = self.links.pop_front() {
-            return Some(event);
-        }
-        if let Some(event) = self.addresses.pop_front() {
-            return Some(event);
-        }
-        std::mem::take(&mut self.route_changed).then_some(NetworkEvent::RouteChanged)
+    fn into_events(self) -> Vec<NetworkEvent> {
+        let lost = self.lost.then_some(NetworkEvent::EventsLost);
+        let routes = self.route_changed.then_some(NetworkEvent::RouteChanged);
+        lost.into_iter().chain(self.links).chain(self.addresses).chain(routes).collect()
     }
 }
 

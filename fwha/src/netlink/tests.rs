@@ -1,6 +1,7 @@
 //! Addresses, announcements and changes, in namespaces of their own.
 
 use std::{
+    collections::VecDeque,
     future::Future,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::Duration,
@@ -9,7 +10,7 @@ use std::{
 use fwha_common::route::{MAX_PREFIXES, PlainRoutes, Prefix};
 use tokio::time::timeout;
 
-use super::{Address, Addresses, Garp, Monitor, NetworkEvent, links::links, plain::plain_routes};
+use super::{Address, Addresses, Garp, Link, Monitor, NetworkEvent, links::links, plain::plain_routes};
 use crate::{
     sys::socket::{packet_socket, receive},
     testing::{Net, await_readable, root},
@@ -92,7 +93,7 @@ fn a_vip_that_nobody_renews_goes_by_itself() {
     let ifindex = a.ifindex("near");
     a.within(|| {
         block_on(async {
-            let (mut monitor, _) = Monitor::start().await.unwrap();
+            let (mut monitor, _) = Follower::start().await;
             let addresses = Addresses::new().unwrap();
             let (renewed, left) = (vip(ifindex, 1), vip(ifindex, 2));
             addresses.add(&[renewed, left], Duration::from_secs(1)).await.unwrap();
@@ -117,7 +118,7 @@ fn vips_of_ipv6_are_usable_at_once_go_by_themselves_and_leave_the_route_alone() 
     a.ip("address add fd00::1/64 dev near nodad");
     a.within(|| {
         block_on(async {
-            let (mut monitor, _) = Monitor::start().await.unwrap();
+            let (mut monitor, _) = Follower::start().await;
             let addresses = Addresses::new().unwrap();
             let (renewed, left) = (vip6(ifindex, 1), vip6(ifindex, 2));
             let link_local = Address {
@@ -166,7 +167,7 @@ fn a_link_local_address_is_spoken_from_when_it_is_known_to_be_the_only_one() {
             a.ip("address flush dev near scope link");
             let addresses = Addresses::new().unwrap();
             assert_eq!(addresses.own(ifindex).await.unwrap().link_local, Ipv6Addr::UNSPECIFIED);
-            let (mut monitor, _) = Monitor::start().await.unwrap();
+            let (mut monitor, _) = Follower::start().await;
             a.ip("address add fe80::77/64 dev near");
             // The kernel tells of it at once, and again when duplicate address detection has ended.
             let wanted = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0x77);
@@ -188,7 +189,7 @@ fn routes_and_rules_of_ipv6_are_followed() {
         let (a, _b) = Net::pair();
         a.within(|| {
             block_on(async {
-                let (mut monitor, _) = Monitor::start().await.unwrap();
+                let (mut monitor, _) = Follower::start().await;
                 a.ip(&format!("-6 {change}"));
                 until(&mut monitor, |e| *e == NetworkEvent::RouteChanged).await;
             });
@@ -207,7 +208,7 @@ fn an_unsolicited_advertisement_corrects_the_peers_neighbour_entry() {
     b.ip("neighbour add fd00::1:1 lladdr 02:00:00:00:00:77 nud reachable dev far");
     b.within(|| {
         block_on(async {
-            let (mut monitor, _) = Monitor::start().await.unwrap();
+            let (mut monitor, _) = Follower::start().await;
             let garp = a.within(|| Garp::open(ia, mac).unwrap());
             assert_eq!(garp.announce([vip6(ia, 1).address]).unwrap(), 1);
             until(&mut monitor, |e| *e == NetworkEvent::RouteChanged).await;
@@ -250,14 +251,32 @@ fn gratuitous_arp_reaches_the_peer() {
     assert_eq!(seen, vips);
 }
 
+/// A [`Monitor`], change by change.
+struct Follower {
+    monitor: Monitor,
+    events: VecDeque<NetworkEvent>,
+}
+
+impl Follower {
+    /// Also returns the interfaces as they are.
+    async fn start() -> (Self, Vec<Link>) {
+        let (monitor, links) = Monitor::start().await.unwrap();
+        (Self { monitor, events: VecDeque::new() }, links)
+    }
+}
+
 /// The next event; only a failing test waits that long.
-async fn next(monitor: &mut Monitor) -> NetworkEvent {
-    timeout(Duration::from_secs(20), monitor.next()).await.expect("no event came").unwrap()
+async fn next(follower: &mut Follower) -> NetworkEvent {
+    if follower.events.is_empty() {
+        let events = timeout(Duration::from_secs(20), follower.monitor.next()).await;
+        follower.events.extend(events.expect("no event came").unwrap());
+    }
+    follower.events.pop_front().expect("no list of events is empty")
 }
 
 /// Makes sure that nothing is pending: an interface that is down is renamed, which is a change of its
 /// own that says nothing about routes, and no other event may come before it or with it.
-async fn expect_silence(net: &Net, monitor: &mut Monitor, from: &str, to: &str) {
+async fn expect_silence(net: &Net, monitor: &mut Follower, from: &str, to: &str) {
     for (from, to) in [(from, to), (to, from)] {
         net.ip(&format!("link set {from} name {to}"));
         match next(monitor).await {
@@ -268,7 +287,7 @@ async fn expect_silence(net: &Net, monitor: &mut Monitor, from: &str, to: &str) 
 }
 
 /// Takes events until one satisfies the condition.
-async fn until(monitor: &mut Monitor, condition: impl Fn(&NetworkEvent) -> bool) {
+async fn until(monitor: &mut Follower, condition: impl Fn(&NetworkEvent) -> bool) {
     while !condition(&next(monitor).await) {}
 }
 
@@ -282,7 +301,7 @@ fn changes_are_seen_and_noise_is_not() {
     a.ip("neigh replace 10.9.0.77 lladdr 02:00:00:00:00:77 dev near nud reachable");
     a.within(|| {
         block_on(async {
-            let (mut monitor, interfaces) = Monitor::start().await.unwrap();
+            let (mut monitor, interfaces) = Follower::start().await;
             assert!(interfaces.iter().any(|l| l.name == "near" && l.running() && l.mtu == 1500));
             assert!(interfaces.iter().any(|l| l.name == "idle" && !l.up));
             // The cable's other messages (IPv6, queueing) are over when its state has settled.
@@ -338,7 +357,7 @@ fn lost_events_are_told_and_the_state_is_read_anew() {
     std::fs::write(file.path(), flood).unwrap();
     a.within(|| {
         block_on(async {
-            let (mut monitor, _) = Monitor::start().await.unwrap();
+            let (mut monitor, _) = Follower::start().await;
             // Nothing is read meanwhile: this runtime has one thread, and it waits for `ip`.
             a.ip(&format!("-batch {}", file.path().display()));
             a.ip("link del idle");
@@ -382,7 +401,7 @@ fn many_routes_ring_once_and_push_out_nothing_else() {
     a.ip("link add idle type veth peer name idle-peer");
     a.within(|| {
         block_on(async {
-            let (mut monitor, _) = Monitor::start().await.unwrap();
+            let (mut monitor, _) = Follower::start().await;
             // Nothing is read meanwhile, as above.
             add_routes(&a, 20_000);
             until(&mut monitor, |e| *e == NetworkEvent::RouteChanged).await;
@@ -416,7 +435,7 @@ fn a_next_hop_that_is_deleted_changes_routes() {
     a.ip("route add 10.77.5.0/24 nhid 7");
     a.within(|| {
         block_on(async {
-            let (mut monitor, _) = Monitor::start().await.unwrap();
+            let (mut monitor, _) = Follower::start().await;
             a.ip("nexthop del id 7");
             assert_eq!(a.ip("route show 10.77.5.0/24"), "");
             until(&mut monitor, |e| *e == NetworkEvent::RouteChanged).await;
@@ -436,7 +455,7 @@ fn a_port_that_leaves_its_bridge_is_not_gone() {
     a.ip("link set port master bridge");
     a.within(|| {
         block_on(async {
-            let (mut monitor, _) = Monitor::start().await.unwrap();
+            let (mut monitor, _) = Follower::start().await;
             a.ip("link set port nomaster");
             a.ip("link set idle name renamed");
             loop {
