@@ -9,7 +9,7 @@
 //! - Of [`FALL`] rounds without any answer a node concludes that it reaches nobody; of [`RISE`] with one
 //!   that it is well. After having been unwell it takes [`RETURN`], and twice as many after each relapse.
 //! - That counts as a fault, as a shared tracker's does (see [`super::trackers`]): only while another member is
-//!   *known* to be well there, and for a grace. If neither reaches anybody, or both do, nothing moves. A node that
+//!   *known* to be well there, and for a grace, and if the last round found nobody, either. If neither reaches anybody, or both do, nothing moves. A node that
 //!   does not tell, because it is of an earlier version, is not known to be well.
 //!
 //! Neighbours are those that a node's kernel knows, IPv4 alone: a Backup knows few, so each tells the others of
@@ -310,6 +310,11 @@ impl Election {
     pub(super) fn unreached_zones(&self, g: usize) -> impl Iterator<Item = u8> {
         let down = |zone: &u8| self.reaches.get(zone).is_some_and(|r| r.state == State::Down);
         self.zones_of(g).filter(down)
+    }
+
+    /// Whether the last round in a zone found somebody.
+    pub(super) fn is_answered(&self, zone: u8) -> bool {
+        self.reaches.get(&zone).is_some_and(|reach| reach.row.0)
     }
 
     /// The zones of a group, each once.

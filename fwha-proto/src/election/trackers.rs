@@ -118,7 +118,8 @@ impl Election {
     fn judge_group_trackers(&mut self, g: usize, now: Time) {
         let mut tracked = std::mem::take(&mut self.groups[g].tracked);
         let before = (tracked.lowered, std::mem::take(&mut tracked.counting));
-        (tracked.lowered, tracked.lowered_by, tracked.faults) = Default::default();
+        let faults = std::mem::take(&mut tracked.faults);
+        (tracked.lowered, tracked.lowered_by) = Default::default();
         for t in self.of_group(g) {
             let tracker = &self.config.trackers[t];
             if !self.is_worse(g, t) {
@@ -139,7 +140,7 @@ impl Election {
                 }
             }
         }
-        self.judge_reach(g, now, &mut tracked);
+        self.judge_reach(g, now, &mut tracked, &faults);
         if before.0 == 0 && tracked.lowered > 0 {
             tracked.lowered_since = now;
         }
@@ -166,8 +167,10 @@ impl Election {
         }
     }
 
-    /// A zone in which this node reaches nobody is a fault where another node is known to do better.
-    fn judge_reach(&self, g: usize, now: Time, tracked: &mut Tracked) {
+    /// A zone in which this node reaches nobody is a fault where another node is known to do better. It is none yet while
+    /// somebody answers again: neighbours that nobody reached are back, or the other node knows some that this one did not,
+    /// and one that was well is well after fewer rounds.
+    fn judge_reach(&self, g: usize, now: Time, tracked: &mut Tracked, before: &BTreeMap<String, String>) {
         let others = self.groups[g].config.members.len() > 1;
         let better = || {
             let mine = self.own_troubles(g);
@@ -178,8 +181,10 @@ impl Election {
         // The other one may find out one round later that it reaches nobody either.
         let grace = ROUND * 2 + self.config.heartbeat_interval * 3;
         for zone in zones {
-            if now >= *tracked.unreached_since.entry(zone).or_insert(now) + grace {
-                tracked.faults.insert(self.zone_name(zone), self.reach_text(zone));
+            let late = now >= *tracked.unreached_since.entry(zone).or_insert(now) + grace;
+            let name = self.zone_name(zone);
+            if late && (before.contains_key(&name) || !self.is_answered(zone)) {
+                tracked.faults.insert(name, self.reach_text(zone));
             }
         }
     }

@@ -18,7 +18,7 @@ use super::mailbox::Mailbox;
 use super::reach::{self, Asker};
 use super::trackers::Links;
 use crate::config::{Config, Node};
-use crate::netlink::{Addresses, monitor};
+use crate::netlink::{Addresses, neighbours};
 
 /// Between two looks at the kernel's neighbours.
 const LOOK: Duration = Duration::from_secs(10);
@@ -43,8 +43,8 @@ pub struct Surveyor {
     zones: BTreeMap<u8, String>,
     links: watch::Receiver<Links>,
     election: Mailbox<Command>,
-    /// By zone: those that were there at the last look at which any was.
-    known: BTreeMap<u8, BTreeSet<Ipv4Addr>>,
+    /// By zone: those that were there at the last look at which any was, the likeliest to answer first.
+    known: BTreeMap<u8, Vec<Ipv4Addr>>,
 }
 
 impl Surveyor {
@@ -93,13 +93,13 @@ impl Surveyor {
     }
 
     /// The neighbours in a zone that the kernel knows.
-    async fn found(&self, zone: u8) -> BTreeSet<Ipv4Addr> {
-        let Some(ifindex) = self.ifindex(zone) else { return BTreeSet::new() };
-        match monitor::neighbours(ifindex).await {
-            Ok(found) => found.into_iter().collect(),
+    async fn found(&self, zone: u8) -> Vec<Ipv4Addr> {
+        let Some(ifindex) = self.ifindex(zone) else { return Vec::new() };
+        match neighbours(ifindex).await {
+            Ok(found) => found,
             Err(error) => {
                 tracing::debug!(zone, "{error}");
-                BTreeSet::new()
+                Vec::new()
             }
         }
     }
@@ -108,13 +108,13 @@ impl Surveyor {
         let Request { zone, ask, own, peers } = request;
         // The last look may have been before there were any, and the kernel does not forget one that does not answer before
         // some seconds have passed.
-        let found = self.found(zone).await;
-        if !found.is_empty() {
-            self.known.entry(zone).or_default().extend(found);
-        }
-        let known = self.known.get(&zone).into_iter().flatten();
+        let mut found = self.found(zone).await;
+        let known = self.known.entry(zone).or_default();
+        known.retain(|address| !found.contains(address));
+        found.append(known);
+        *known = found;
         let neighbours: Vec<Ipv4Addr> =
-            known.copied().filter(|a| !own.contains(a)).take(MAX_NEIGHBOURS).collect();
+            known.iter().copied().filter(|a| !own.contains(a)).take(MAX_NEIGHBOURS).collect();
         let asked: BTreeSet<Ipv4Addr> = neighbours.iter().chain(&ask).copied().collect();
         let asked: Vec<Ipv4Addr> = asked.into_iter().collect();
         let macs: Vec<[u8; 6]> = peers.iter().map(|(_, mac)| *mac).collect();

@@ -11,6 +11,7 @@
 //! | [`macs`] | further MACs of an interface |
 //! | [`routes`] | adds and removes routes and rules that follow a group, recognises leftovers |
 //! | [`monitor`] | follows changes |
+//! | [`neighbours`] | whom the kernel knows on a link |
 //! | [`xdp`] | asks what interfaces can do with XDP |
 //!
 //! The netlink crates change with every release; no other module uses them.
@@ -26,6 +27,7 @@ pub mod links;
 pub mod lookup;
 pub mod macs;
 pub mod monitor;
+pub mod neighbours;
 pub mod plain;
 pub mod routes;
 #[cfg(test)]
@@ -37,6 +39,7 @@ pub use garp::Garp;
 pub use links::{Link, Vlan};
 pub use macs::Macs;
 pub use monitor::{Monitor, NetworkEvent};
+pub use neighbours::neighbours;
 pub use routes::{Route, Routes, Routing, Rule};
 pub use xdp::{XdpFeatures, xdp_features};
 

@@ -1,18 +1,12 @@
 //! Following the network: what changes cached next hops, carriers and VIPs.
 
-use std::{
-    collections::HashMap,
-    net::{IpAddr, Ipv4Addr},
-};
+use std::collections::HashMap;
 
 use futures_util::{FutureExt, Stream, StreamExt, TryStreamExt};
 use rtnetlink::{
     Handle, MulticastGroup, new_multicast_connection,
     packet_core::{NetlinkMessage, NetlinkPayload},
-    packet_route::{
-        AddressFamily, RouteNetlinkMessage,
-        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
-    },
+    packet_route::{AddressFamily, RouteNetlinkMessage, neighbour::NeighbourMessage},
     sys::AsyncSocket,
 };
 
@@ -20,7 +14,9 @@ use super::{
     Link, NetlinkError,
     addresses::{Address, address_of, is_ours},
     bell::Bell,
-    links, request_error,
+    links,
+    neighbours::{NeighbourKey, neighbour},
+    request_error,
 };
 
 /// Messages taken in before their common result is handed out: a burst of thousands of neighbours
@@ -188,25 +184,6 @@ impl Monitor {
     }
 }
 
-/// The IPv4 neighbours that the kernel knows on an interface.
-///
-/// # Errors
-///
-/// The kernel does not tell.
-pub async fn neighbours(ifindex: u32) -> Result<Vec<Ipv4Addr>, NetlinkError> {
-    // The connection lives no longer than its last handle, whatever is under way.
-    let handle = super::connect()?;
-    let all = handle.neighbours().get().execute().try_collect().await;
-    let all: Vec<NeighbourMessage> = all.map_err(|e| request_error("list neighbours", e))?;
-    let known = all.iter().filter_map(neighbour).filter_map(|(key, mac)| mac.map(|_| key));
-    Ok(known
-        .filter_map(|(index, address)| match address {
-            IpAddr::V4(address) if index == ifindex => Some(address),
-            _ => None,
-        })
-        .collect())
-}
-
 fn subscribe() -> Result<(Handle, Messages), NetlinkError> {
     let groups =
         [MulticastGroup::Link, MulticastGroup::Neigh, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
@@ -215,29 +192,6 @@ fn subscribe() -> Result<(Handle, Messages), NetlinkError> {
     connection.socket_mut().socket_mut().set_rx_buf_sz(BUFFER).map_err(NetlinkError::Socket)?;
     tokio::spawn(connection);
     Ok((handle, Box::new(messages.map(|(message, _)| message))))
-}
-
-/// Interface and address of a neighbour.
-type NeighbourKey = (u32, IpAddr);
-
-/// An IP neighbour and its MAC, as long as that may be used (`NUD_VALID` of the kernel's
-/// include/net/neighbour.h).
-fn neighbour(message: &NeighbourMessage) -> Option<(NeighbourKey, Option<Vec<u8>>)> {
-    let mut address = None;
-    let mut mac = None;
-    for attribute in &message.attributes {
-        match attribute {
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(a)) => address = Some(IpAddr::V4(*a)),
-            NeighbourAttribute::Destination(NeighbourAddress::Inet6(a)) => address = Some(IpAddr::V6(*a)),
-            NeighbourAttribute::LinkLayerAddress(m) => mac = Some(m.clone()),
-            _ => {}
-        }
-    }
-    let valid = !matches!(
-        message.header.state,
-        NeighbourState::None | NeighbourState::Incomplete | NeighbourState::Failed
-    );
-    Some(((message.header.ifindex, address?), mac.filter(|_| valid)))
 }
 
 /// What is known, to tell change from noise.

@@ -10,7 +10,9 @@ use std::{
 use fwha_common::route::{MAX_PREFIXES, PlainRoutes, Prefix};
 use tokio::time::timeout;
 
-use super::{Address, Addresses, Garp, Link, Monitor, NetworkEvent, links::links, plain::plain_routes};
+use super::{
+    Address, Addresses, Garp, Link, Monitor, NetworkEvent, links::links, neighbours, plain::plain_routes,
+};
 use crate::{
     sys::socket::{packet_socket, receive},
     testing::{Net, await_readable, root},
@@ -390,6 +392,29 @@ fn pair_without_ipv6() -> (Net, Net) {
     let (a, b) = Net::pair();
     a.within(|| std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1").unwrap());
     (a, b)
+}
+
+#[test]
+fn neighbours_are_those_that_arp_has_found_the_last_one_first() {
+    if !root() {
+        return;
+    }
+    let (a, b) = Net::pair();
+    a.cable("second", "other", &b);
+    for neighbour in [
+        "10.9.0.7 lladdr 02:00:00:00:00:07 dev near nud stale",
+        "10.9.0.8 lladdr 02:00:00:00:00:08 dev near nud reachable",
+        "10.9.0.9 dev near nud failed",
+        "10.9.0.10 lladdr 02:00:00:00:00:10 dev second nud reachable",
+        "224.0.0.18 lladdr 01:00:5e:00:00:12 dev near nud noarp",
+        "fd00::7 lladdr 02:00:00:00:00:07 dev near nud reachable",
+    ] {
+        a.ip(&format!("neighbour add {neighbour}"));
+    }
+    a.within(|| {
+        let found = block_on(neighbours(a.ifindex("near"))).unwrap();
+        assert_eq!(found, [Ipv4Addr::new(10, 9, 0, 8), Ipv4Addr::new(10, 9, 0, 7)]);
+    });
 }
 
 #[test]

@@ -93,6 +93,28 @@ fn loss_at_both_ends_moves_nothing_and_neither_do_neighbours_that_are_gone() {
 }
 
 #[test]
+fn an_active_whose_neighbours_come_back_with_the_backups_cable_stays() {
+    for at_once in [true, false] {
+        let mut rig = Rig::pair(1);
+        let before = takeovers(&rig);
+        rig.carrier(2, LAN, false);
+        rig.deserted = [2].into();
+        rig.run(LONG);
+        let now = rig.now;
+        let (asked, answered) = rig.election(1).status(now).reaches[0].neighbours;
+        assert_eq!((asked, answered), (1, 0), "it finds nobody, and that moves nothing");
+        rig.carrier(2, LAN, true);
+        rig.run(if at_once { Duration::ZERO } else { ms(2000) });
+        rig.deserted.clear();
+        rig.run(LONG);
+        assert_eq!((rig.actives(0), takeovers(&rig)), (vec![1], before), "{at_once}");
+        // Who then is not heard gives way all the same.
+        rig.mute = [(1, 2)].into();
+        assert!(rig.run_until(BOUND, |rig| rig.actives(0) == [2]).is_some());
+    }
+}
+
+#[test]
 fn a_path_that_is_lost_between_two_that_both_reach_neighbours_moves_nothing() {
     let mut rig = Rig::pair(1);
     let (then, before) = (rig.now, takeovers(&rig));

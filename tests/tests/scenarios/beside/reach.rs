@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use fwha_tests::lab::{CLIENT, Lab, LabOptions, Node};
+use fwha_tests::lab::{CLIENT, Cable, Lab, LabOptions, Node};
 use fwha_tests::pair::{Pair, role};
 use fwha_tests::scenario::with_pair;
 use serde_json::Value;
@@ -104,6 +104,29 @@ fn the_same_loss_at_the_backup_or_at_both_moves_nothing() {
         mute(lab, &[])?;
         ensure!(pair.settle(lab)? == active);
         ensure!(term_and_active(pair, active)? == before);
+        Ok(())
+    });
+}
+
+/// The Active has no neighbours beyond those that the kernel lists for multicast, which answer nobody.
+#[test]
+fn a_backup_whose_cable_comes_back_takes_nothing() {
+    with_pair(LabOptions::beside(), |lab, pair| {
+        let active = pair.settle(lab)?;
+        let backup = active.peer();
+        let before = term_and_active(pair, active)?;
+        lab.cut(backup, Cable::Lan)?;
+        pair.wait_for_role(lab, backup, "fault")?;
+        pair.wait_for_status(lab, active, "the loss to be named", |s| path(s, backup) == Some("cut"))?;
+        let began = Instant::now();
+        lab.wait_for("rounds that find nobody", LONG * 2, || Ok((began.elapsed() > LONG / 2).then_some(())))?;
+        lab.heal(backup, Cable::Lan)?;
+        // What it asks makes the client known to it at once, and to the Active by its word.
+        lab.exec(backup.host(), &["ping", "-c", "1", "-W", "2", CLIENT]).context("ping")?;
+        ensure!(pair.settle(lab)? == active);
+        let began = Instant::now();
+        lab.wait_for("time to pass", LONG * 2, || Ok((began.elapsed() > LONG).then_some(())))?;
+        ensure!(term_and_active(pair, active)? == before, "{:?} was {before:?}", pair.roles()?);
         Ok(())
     });
 }
