@@ -256,8 +256,8 @@ impl World {
             9 => {
                 let kind = input.u8();
                 if kind & 1 == 0 {
-                    let fault = (kind & 2 == 0).then(|| "a fault".to_owned());
-                    self.election.fault(now, kind >> 2 & 3, "tracker", fault);
+                    let via = VIAS[usize::from(kind >> 2) % VIAS.len()];
+                    self.election.carrier(now, via, kind & 2 != 0);
                 } else {
                     let state = State::ALL[usize::from(kind >> 1 & 3).min(2)];
                     let report = Report { state, since: now, ..Report::default() };

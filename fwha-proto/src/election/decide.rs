@@ -163,7 +163,9 @@ impl Election {
         match (forbidden, group.handover) {
             // Its own link is gone, so nothing is lost by giving up at once. What only a tracker says
             // leaves the time to hand over.
-            (Some((Role::Fault, cause)), _) if !group.faults.is_empty() => Judgement::Be(Role::Fault, cause),
+            (Some((Role::Fault, cause)), _) if !group.tracked.cut.is_empty() => {
+                Judgement::Be(Role::Fault, cause)
+            }
             (Some((role, cause)), Some(h)) if now >= h.deadline => Judgement::Be(role, cause),
             // Who is to have it may be about to answer: that is worth a moment.
             (Some((Role::Fault, _)), _) if self.pending(g) => Judgement::Stay,

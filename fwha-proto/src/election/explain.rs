@@ -105,6 +105,12 @@ impl Election {
                 because.push("it gives the group up".into());
             }
         }
+        for zone in self.spared_zones(g) {
+            because.push(format!(
+                "{} has no carrier, which counts for nothing: no other node is known to be better off",
+                self.zone_name(zone)
+            ));
+        }
         if let Some(text) = group.tracked.lowered_by() {
             because.push(format!("its priority is lowered to {}: {text}", group.priority()));
         }

@@ -87,9 +87,7 @@ pub(super) struct Group {
     pub machines: Vec<Machine>,
     /// Numbers of signed advertisements, by zone, VRID and family.
     pub signed: BTreeMap<(u8, u8, bool), hmac::State>,
-    /// What forbids the role, by source.
-    pub faults: BTreeMap<String, String>,
-    /// What the trackers make of it.
+    /// What trackers and cables make of it.
     pub tracked: Tracked,
     pub lease_until: Time,
     /// The highest term that replication knows of.
@@ -150,7 +148,6 @@ impl Group {
             term: group.start.term,
             signed: BTreeMap::new(),
             machines: group.instances.iter().map(|_| machine()).collect(),
-            faults: BTreeMap::new(),
             tracked: Tracked::default(),
             lease_until: Time::ZERO,
             past_term: 0,
@@ -226,7 +223,7 @@ impl Group {
 
     /// What forbids the role: source and text.
     pub fn forbidden_by(&self) -> impl Iterator<Item = (&String, &String)> {
-        self.faults.iter().chain(&self.tracked.faults)
+        self.tracked.cut.iter().chain(&self.tracked.faults)
     }
 
     /// The same in one line.

@@ -149,9 +149,7 @@ impl Election {
             wall: (now, Duration::ZERO),
             config,
         };
-        for (via, interface) in election.config.interfaces.clone() {
-            election.judge_carrier(via, interface.carrier);
-        }
+        election.judge_trackers(now);
         for g in 0..election.groups.len() {
             if election.groups[g].config.start.owned_since.is_some() && election.groups[g].place.is_some() {
                 election.resume(g);
@@ -231,15 +229,27 @@ impl Election {
         self.judge_due = true;
     }
 
-    /// An interface of this node changed: carrier, MAC or primary address. Groups with virtual
-    /// addresses in a zone without carrier are in fault.
+    /// An interface of this node changed: carrier, MAC or primary address.
     pub fn interface(&mut self, now: Time, via: Via, interface: Interface) {
         self.advance(now);
         let Some((_, known)) = self.config.interfaces.iter_mut().find(|(v, _)| *v == via) else {
             return;
         };
-        *known = interface;
-        self.judge_carrier(via, interface.carrier);
+        let before = std::mem::replace(known, interface).carrier;
+        self.judge_due = true;
+        if before == interface.carrier {
+            return;
+        }
+        // The peers compare: they hear of it at once.
+        self.beat_due = true;
+        if let (Via::Zone(zone), true) = (via, interface.carrier) {
+            // What is behind the cable may have forgotten the addresses, or never heard of them.
+            for g in (0..self.groups.len()).filter(|&g| self.groups[g].is_active()).collect::<Vec<_>>() {
+                if self.zones_of(g).any(|z| z == zone) {
+                    self.announce(g);
+                }
+            }
+        }
     }
 
     /// The carrier of an interface came or went.
@@ -248,33 +258,6 @@ impl Election {
         if let Some(interface) = known {
             self.interface(now, via, Interface { carrier: up, ..interface });
         }
-    }
-
-    fn judge_carrier(&mut self, via: Via, up: bool) {
-        let source = self.config.via_name(via);
-        let now = self.clock;
-        if let Via::Zone(zone) = via {
-            for group in 0..self.groups.len() {
-                let config = &self.groups[group].config;
-                if config.instances.iter().any(|i| i.zone == zone) {
-                    let id = config.group;
-                    self.fault(now, id, &source, (!up).then(|| format!("{source} has no carrier")));
-                }
-            }
-        }
-        self.judge_due = true;
-    }
-
-    /// What forbids this node a group, by whoever says so: a text, or `None` for nothing.
-    pub fn fault(&mut self, now: Time, group: GroupId, source: &str, fault: Option<String>) {
-        self.advance(now);
-        if let Some(g) = self.groups.iter_mut().find(|g| g.config.group == group) {
-            match fault {
-                Some(text) => g.faults.insert(source.into(), text),
-                None => g.faults.remove(source),
-            };
-        }
-        self.judge_due = true;
     }
 
     /// Replication knows of an owner of the group in `term`. If this node is Active in a lower one, it goes on in a

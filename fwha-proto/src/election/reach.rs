@@ -306,10 +306,14 @@ impl Election {
         self.reaches.iter().filter(|(_, r)| r.surveys).map(one).collect()
     }
 
-    /// The zones of a group in which this node reaches nobody.
+    /// The zones of a group in which this node reaches nobody, although it has a carrier.
     pub(super) fn unreached_zones(&self, g: usize) -> impl Iterator<Item = u8> {
-        let down = |zone: &u8| self.reaches.get(zone).is_some_and(|r| r.state == State::Down);
-        self.zones_of(g).filter(down)
+        self.zones_of(g).filter(|zone| self.is_unreached(*zone))
+    }
+
+    fn is_unreached(&self, zone: u8) -> bool {
+        let down = self.reaches.get(&zone).is_some_and(|r| r.state == State::Down);
+        down && !self.is_cut(self.me(), zone)
     }
 
     /// Whether the last round in a zone found somebody.
@@ -318,23 +322,19 @@ impl Election {
     }
 
     /// The zones of a group, each once.
-    fn zones_of(&self, g: usize) -> impl Iterator<Item = u8> {
+    pub(super) fn zones_of(&self, g: usize) -> impl Iterator<Item = u8> {
         let instances = &self.groups[g].config.instances;
         let first = |&(i, zone): &(usize, u8)| instances[..i].iter().all(|before| before.zone != zone);
         instances.iter().map(|i| i.zone).enumerate().filter(first).map(|(_, zone)| zone)
     }
 
-    /// In how many zones of a group another node is not known to be better placed than this one.
-    pub(super) fn badly_placed(&self, g: usize, node: NodeId) -> usize {
-        let bad = |zone: &u8| {
-            let here = self.reaches.get(zone).is_some_and(|r| r.state == State::Down);
-            match self.told_of(node, *zone).map(|r| r.state) {
-                Some(State::Down) => true,
-                Some(State::Up) => false,
-                _ => here,
-            }
-        };
-        self.zones_of(g).filter(bad).count()
+    /// Whether a node reaches nobody in a zone, or is another one that is not known to be better placed than this one.
+    pub(super) fn is_badly_placed(&self, node: NodeId, zone: u8) -> bool {
+        match self.told_of(node, zone).map(|r| r.state) {
+            Some(State::Down) => true,
+            Some(State::Up) => false,
+            _ => self.is_unreached(zone),
+        }
     }
 
     /// What is to be said of a zone in which this node reaches nobody.

@@ -4,7 +4,6 @@ use std::net::IpAddr;
 
 use super::Election;
 use super::config::{Config, ConfigError, GroupConfig, Instance, TrackerConfig};
-use crate::heartbeat::Via;
 use crate::time::Time;
 use crate::vrrp::machine::Machine;
 use crate::vrrp::packet::PRIORITY_RELEASE;
@@ -35,9 +34,6 @@ impl Election {
         self.set_trackers(config.trackers.clone());
         self.witnesses.set(self.clock, &config.witnesses);
         self.config = config;
-        for (via, interface) in self.config.interfaces.clone() {
-            self.judge_carrier(via, interface.carrier);
-        }
         (self.beat_due, self.judge_due) = (true, true);
         Ok(())
     }
@@ -77,14 +73,6 @@ impl Election {
         group.outranked = None;
         group.unheard.clear();
         group.reloaded = now;
-        let zones: Vec<u8> = new.instances.iter().map(|i| i.zone).collect();
-        for (via, _) in &self.config.interfaces {
-            if let Via::Zone(zone) = *via
-                && !zones.contains(&zone)
-            {
-                self.groups[g].faults.remove(&self.config.via_name(*via));
-            }
-        }
         for i in (0..new.instances.len()).filter(|_| active) {
             let instance = &new.instances[i];
             let unchanged = |o: &Instance| same(o, instance) && o.addresses == instance.addresses;

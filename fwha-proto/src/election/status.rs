@@ -68,6 +68,8 @@ pub struct GroupStatus {
     pub priority: u8,
     /// What forbids the role: source and text.
     pub faults: Vec<(String, String)>,
+    /// Zones without carrier here that forbid nothing, as no other node is known to be better off.
+    pub spared: Vec<u8>,
     /// The trackers that matter for it, in the order of the config.
     pub trackers: Vec<TrackerStatus>,
     /// This node holds the flows of the last Active.
@@ -174,6 +176,7 @@ impl Election {
             term: group.term,
             priority: group.priority(),
             faults: group.forbidden_by().map(|(source, text)| (source.clone(), text.clone())).collect(),
+            spared: self.spared_zones(g).collect(),
             trackers: self.trackers(g, now),
             warm: group.warm,
             moved: group.moved,

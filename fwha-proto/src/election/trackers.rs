@@ -11,6 +11,12 @@
 //!   [`Config::preempt_wait`](super::Config::preempt_wait). A group that an operator moved here stays.
 //!   When the tracker is well again, nothing moves back but by `preempt`.
 //!
+//! # Carriers
+//!
+//! A zone of a group without carrier is a fault as well, and no tracker needs to say so. It counts at once, unless every other
+//! member is known to be no better off: a switch that is dead for both nodes takes its own zone away, not the others. Where
+//! another member cannot be asked it counts, and where no zone of the group is left.
+//!
 //! # Shared verdicts
 //!
 //! What lies outside of the node may be dead for everybody, and then no node is better than another.
@@ -40,6 +46,7 @@ use super::reach::ROUND;
 use super::status::TrackerStatus;
 use super::{Election, Report, State};
 use crate::NodeId;
+use crate::heartbeat::{PeerState, Via};
 use crate::time::Time;
 
 /// What the trackers make of a group. Trackers are known by their id.
@@ -47,6 +54,10 @@ use crate::time::Time;
 pub(super) struct Tracked {
     /// Faults that count, by the tracker's name.
     pub faults: BTreeMap<String, String>,
+    /// Zones without carrier here, if that counts and leaves no time to hand over.
+    pub cut: BTreeMap<String, String>,
+    /// Since some zone lost its carrier, no other node was known to be better off, or is.
+    spared: bool,
     /// How much lower the priority is.
     pub lowered: u8,
     lowered_by: Vec<String>,
@@ -120,6 +131,7 @@ impl Election {
         let before = (tracked.lowered, std::mem::take(&mut tracked.counting));
         let faults = std::mem::take(&mut tracked.faults);
         (tracked.lowered, tracked.lowered_by) = Default::default();
+        self.judge_carriers(g, &mut tracked);
         for t in self.of_group(g) {
             let tracker = &self.config.trackers[t];
             if !self.is_worse(g, t) {
@@ -167,6 +179,55 @@ impl Election {
         }
     }
 
+    /// A zone without carrier is a fault, unless every other member is known to be no better off.
+    fn judge_carriers(&self, g: usize, tracked: &mut Tracked) {
+        tracked.cut.clear();
+        let cut: Vec<u8> = self.zones_of(g).filter(|zone| self.is_cut(self.me(), *zone)).collect();
+        let counts = !cut.is_empty() && self.is_worse_off(g, &cut);
+        tracked.spared = !cut.is_empty() && (tracked.spared || !counts);
+        // Of a node that has just lost a zone, or has none, nothing is lost by giving up at once. What another one has back can
+        // wait for the group to be handed over.
+        let late = tracked.spared && cut.len() < self.zones_of(g).count();
+        let faults = if late { &mut tracked.faults } else { &mut tracked.cut };
+        for zone in cut.into_iter().filter(|_| counts) {
+            let name = self.zone_name(zone);
+            faults.insert(name.clone(), format!("{name} has no carrier"));
+        }
+    }
+
+    /// The zones of a group that have no carrier here, where that does not count.
+    pub(super) fn spared_zones(&self, g: usize) -> impl Iterator<Item = u8> {
+        let group = &self.groups[g];
+        let cut = self.zones_of(g).filter(|zone| self.is_cut(self.me(), *zone));
+        cut.filter(|zone| group.forbidden_by().all(|(source, _)| *source != self.zone_name(*zone)))
+    }
+
+    /// Whether another member is better off than this node, to which these zones are cut, or may be.
+    fn is_worse_off(&self, g: usize, cut: &[u8]) -> bool {
+        let (group, now) = (&self.groups[g], self.clock);
+        let all = cut.len() == self.zones_of(g).count();
+        if all || group.config.members.len() == 1 || group.foreign {
+            return true;
+        }
+        let better = |node| self.troubles(g, node) < self.own_troubles(g);
+        group.others().any(|node| {
+            let Some(peer) = self.peer(node) else { return true };
+            match standing(peer, group.config.group, now) {
+                Standing::Active(_) | Standing::Candidate(_) | Standing::Pending => better(node),
+                // Which of the two is cut off? Not the Active, nor one that had lost no more than the other.
+                Standing::Out => peer.state() == PeerState::Dead && !group.is_active() && better(node),
+                Standing::Unheard(_) => true,
+            }
+        })
+    }
+
+    /// Whether a zone is known to have no carrier at a node.
+    pub(super) fn is_cut(&self, node: NodeId, zone: u8) -> bool {
+        let own = || self.config.interfaces.iter().find(|(via, _)| *via == Via::Zone(zone)).map(|(_, i)| i);
+        let interface = self.peer(node).map_or_else(own, |peer| peer.interface(Via::Zone(zone)));
+        interface.is_some_and(|interface| !interface.carrier)
+    }
+
     /// A zone in which this node reaches nobody is a fault where another node is known to do better. It is none yet while
     /// somebody answers again: neighbours that nobody reached are back, or the other node knows some that this one did not,
     /// and one that was well is well after fewer rounds.
@@ -189,10 +250,16 @@ impl Election {
         }
     }
 
-    /// By how many shared faults this node fails, and in how many zones it reaches nobody.
+    /// By how many shared faults this node fails, and in how many zones it has no carrier or reaches nobody.
     fn own_troubles(&self, g: usize) -> usize {
         self.shared_faults(g).filter(|&t| self.reports[t].state == State::Down).count()
-            + self.unreached_zones(g).count()
+            + self.bad_zones(g, self.me())
+    }
+
+    /// In how many zones of a group a node has no carrier, or is not known to reach anybody as this node does.
+    fn bad_zones(&self, g: usize, node: NodeId) -> usize {
+        let bad = |zone: &u8| self.is_cut(node, *zone) || self.is_badly_placed(node, *zone);
+        self.zones_of(g).filter(bad).count()
     }
 
     /// The trackers that matter for a group.
@@ -241,11 +308,10 @@ impl Election {
         self.of_group(g).filter(move |&t| shared(&self.config.trackers[t]))
     }
 
-    /// By how many shared faults of a group a node is unwell, and in how many zones it is not known to reach anybody.
+    /// By how many shared faults of a group a node is unwell, and in how many zones it is badly off.
     pub(super) fn troubles(&self, g: usize, node: NodeId) -> usize {
-        let placed =
-            if node == self.me() { self.unreached_zones(g).count() } else { self.badly_placed(g, node) };
-        self.shared_faults(g).filter(|&t| self.is_unwell(node, self.config.trackers[t].id)).count() + placed
+        let unwell = |&t: &usize| self.is_unwell(node, self.config.trackers[t].id);
+        self.shared_faults(g).filter(unwell).count() + self.bad_zones(g, node)
     }
 
     /// Whether a tracker of a group has no verdict yet: too early to take the group from another node.

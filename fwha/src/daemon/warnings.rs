@@ -61,6 +61,13 @@ impl Server {
             }
         }
         for group in &election.status.groups {
+            for zone in &group.spared {
+                warnings.push(format!(
+                    "group {}: zone {} has no carrier, and no other node is known to be better off",
+                    self.names.group(group.group),
+                    self.names.zone(*zone)
+                ));
+            }
             for tracker in group.trackers.iter().filter(|t| t.report.state == tracker::State::Down) {
                 warnings.push(format!(
                     "tracker {} fails: {}; effect on group {}: {}",

@@ -137,6 +137,114 @@ fn an_active_that_loses_a_zones_carrier_gives_way_at_once() {
     assert_eq!(rig.role(1, 0), Some(Role::Backup));
 }
 
+/// No node has a carrier in the LAN, the one a little earlier than the other.
+fn dead_switch(rig: &mut Rig, first: NodeId, between: Duration) {
+    rig.carrier(first, LAN, false);
+    rig.run(between);
+    rig.carrier(3 - first, LAN, false);
+}
+
+#[test]
+fn a_switch_that_is_dead_for_both_leaves_one_of_them_active() {
+    for (first, between) in [(1, ms(0)), (1, ms(3)), (1, ms(200)), (2, ms(0)), (2, ms(3)), (2, ms(200))] {
+        let mut rig = Rig::pair(1);
+        dead_switch(&mut rig, first, between);
+        rig.run(ms(100));
+        let actives = rig.actives(0);
+        assert_eq!(actives.len(), 1, "{first} {between:?}");
+        if first == 2 {
+            assert_eq!(actives, [1], "the Backup's loss is none of the Active's");
+        }
+        rig.run(ms(30_000));
+        assert_eq!(rig.actives(0), actives, "{first} {between:?}");
+        let because = because(&mut rig, actives[0]);
+        assert!(because.contains("zone lan has no carrier, which counts for nothing"), "{because}");
+        // It comes back.
+        let then = rig.now;
+        (1..=2).for_each(|n| rig.carrier(n, LAN, true));
+        rig.run(ms(10_000));
+        assert_eq!(rig.actives(0), actives);
+        let announced = &rig.node(actives[0]).announced;
+        assert!(announced.iter().any(|(at, _)| *at >= then && at.since(then) < ms(5)), "{announced:?}");
+    }
+}
+
+#[test]
+fn a_switch_that_is_back_for_the_other_node_first_moves_the_group_without_a_gap() {
+    let mut rig = Rig::pair(1);
+    dead_switch(&mut rig, 2, ms(50));
+    rig.run(ms(5000));
+    assert_eq!((rig.actives(0), rig.role(2, 0)), (vec![1], Some(Role::Backup)));
+    rig.carrier(2, LAN, true);
+    let took = rig.run_until(ms(100), |r| r.actives(0) == [2]).expect("it has the LAN");
+    assert!(took < ms(15), "{took:?}");
+    let handed = |e: &&Event| matches!(e, Event::Role { to: Role::Active, reason, .. } if reason == "handed over by fw1");
+    let then = Time::ZERO;
+    assert!(rig.events(2, then).iter().any(handed), "{:?}", rig.events(2, then));
+    rig.run(ms(20));
+    assert_eq!(rig.role(1, 0), Some(Role::Fault));
+    rig.carrier(1, LAN, true);
+    rig.run(ms(10_000));
+    assert_eq!((rig.actives(0), rig.role(1, 0)), (vec![2], Some(Role::Backup)));
+}
+
+#[test]
+fn a_group_of_which_no_zone_is_left_has_no_active() {
+    let mut rig = Rig::pair(1);
+    dead_switch(&mut rig, 1, ms(3));
+    rig.run(ms(5000));
+    for n in [1, 2] {
+        rig.carrier(n, Via::Zone(1), false);
+        rig.run(ms(100));
+    }
+    assert_eq!((rig.actives(0), rig.role(1, 0)), (vec![], Some(Role::Fault)));
+    rig.carrier(2, LAN, true);
+    assert!(rig.run_until(ms(200), |r| r.actives(0) == [2]).is_some(), "one zone is better than none");
+}
+
+#[test]
+fn the_last_node_keeps_the_group_when_a_zone_is_dead() {
+    // The other one has left in order, stands by, has died, or dies while both have lost the zone.
+    let away: [fn(&mut Rig); 3] = [
+        |rig| rig.command(1, |e, now| e.shutdown(now)),
+        |rig| rig.command(1, |e, now| e.standby(now, true, true)).unwrap(),
+        |rig| rig.kill(1),
+    ];
+    for goes in away {
+        let mut rig = Rig::pair(1);
+        goes(&mut rig);
+        rig.run(ms(3000));
+        assert_eq!(rig.actives(0), [2]);
+        rig.carrier(2, LAN, false);
+        rig.run(ms(20_000));
+        assert_eq!(rig.actives(0), [2]);
+    }
+    let mut rig = Rig::pair(1);
+    dead_switch(&mut rig, 2, ms(50));
+    rig.run(ms(1000));
+    rig.kill(1);
+    assert!(rig.run_until(DEAD_LIMIT, |r| r.actives(0) == [2]).is_some());
+}
+
+#[test]
+fn a_zone_that_is_cut_counts_where_the_other_node_cannot_be_asked() {
+    // It may have the zone.
+    let mut rig = Rig::pair(1);
+    rig.cut_both(SYNC);
+    rig.run(ms(2000));
+    assert_eq!(rig.actives(0), [1]);
+    rig.carrier(1, LAN, false);
+    let took = rig.run_until(ms(2000), |r| r.actives(0) == [2]).expect("by VRRP");
+    println!("{took:?}");
+    // A node that has lost a zone, and all that the other one says, does not take its group.
+    let mut rig = Rig::pair(1);
+    rig.carrier(2, LAN, false);
+    rig.run(ms(100));
+    rig.isolate(2);
+    rig.run(ms(20_000));
+    assert_eq!((rig.actives(0), rig.role(2, 0)), (vec![1], Some(Role::Fault)));
+}
+
 #[test]
 fn a_backup_that_lost_all_its_carriers_does_not_become_active() {
     let mut rig = Rig::pair(1);
@@ -259,6 +367,7 @@ fn an_active_goes_on_above_a_term_that_another_node_has_had_meanwhile() {
     rig.run(ms(5000));
     assert_eq!(rig.actives(0), [1, 2]);
     rig.carrier(2, LAN, false);
+    rig.carrier(2, Via::Zone(1), false);
     assert_eq!((rig.actives(0), rig.node(1).owned[&0].0), (vec![1], 1));
     let before = rig.now;
 

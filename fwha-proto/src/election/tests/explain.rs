@@ -2,11 +2,6 @@
 
 use super::*;
 
-fn because(rig: &mut Rig, node: NodeId) -> String {
-    let now = rig.now;
-    rig.election(node).explain(now)[0].because.join("; ")
-}
-
 fn standings(rig: &mut Rig, node: NodeId) -> Vec<String> {
     let now = rig.now;
     rig.election(node).explain(now).remove(0).members.into_iter().map(|m| m.standing).collect()

@@ -34,3 +34,9 @@ fn role_causes(rig: &Rig, n: NodeId, since: Time) -> Vec<(Role, Cause)> {
         .filter_map(|e| if let Event::Role { to, cause, .. } = e { Some((*to, *cause)) } else { None })
         .collect()
 }
+
+/// What holds a node in its role in group 0.
+fn because(rig: &mut Rig, node: NodeId) -> String {
+    let now = rig.now;
+    rig.election(node).explain(now)[0].because.join("; ")
+}

@@ -9,11 +9,6 @@ fn pair(seed: u64) -> Rig {
     Rig::pair_with(seed, |_, c| c.witnesses = vec![WITNESS, OTHER])
 }
 
-fn because(rig: &mut Rig, node: NodeId) -> String {
-    let now = rig.now;
-    rig.election(node).explain(now)[0].because.join("; ")
-}
-
 fn states(rig: &Rig, node: NodeId) -> Vec<State> {
     let status = rig.node(node).election.as_ref().expect("runs").status(rig.now);
     status.witnesses.iter().map(|w| w.state).collect()

@@ -1,7 +1,7 @@
 //! Cables that are pulled one at a time.
 
-use anyhow::Result;
-use fwha_tests::lab::{Cable, Lab, LabOptions, Node};
+use anyhow::{Context as _, Result};
+use fwha_tests::lab::{Cable, Host, INET_VIP, Lab, LabOptions, Node};
 use fwha_tests::pair::{Pair, active_node, peer_state, role};
 use fwha_tests::scenario::with_pair;
 use fwha_tests::takeover;
@@ -71,9 +71,53 @@ fn a_node_that_loses_a_data_cable_is_in_fault_and_its_peer_has_the_group() {
             report.outage_ms, report.lost
         );
 
-        // Nobody is left: `status` says so by its exit code, on both nodes.
-        lab.cut(peer, Cable::Wan)?;
-        pair.wait_for_role(lab, peer, "fault")?;
+        lab.heal(cut, Cable::Lan)?;
+        assert_eq!(pair.settle(lab)?, peer);
+        Ok(())
+    });
+}
+
+/// Lets the inet side ping the nodes.
+const PING: &str = r#"
+[[rule]]
+name = "ping-from-inet"
+from = "inet"
+to = "node"
+services = ["icmp"]
+action = "accept"
+"#;
+
+/// Whether the server reaches the virtual router.
+fn ping(lab: &Lab) -> Result<()> {
+    lab.exec(Host::Server, &["ping", "-c", "3", "-i", "0.2", "-W", "2", INET_VIP]).context("ping").map(drop)
+}
+
+#[test]
+fn a_switch_that_is_dead_for_both_nodes_takes_no_other_zone_with_it() {
+    with_pair(LabOptions { extra_config: PING.into(), ..LabOptions::default() }, |lab, pair| {
+        let active = pair.settle(lab)?;
+        let other = active.peer();
+        lab.cut(other, Cable::Lan)?;
+        pair.wait_for_role(lab, other, "fault")?;
+        lab.cut(active, Cable::Lan)?;
+        pair.wait_for_role(lab, other, "backup")?;
+        let spared = "zone lan has no carrier, and no other node is known to be better off";
+        for node in Node::ALL {
+            pair.wait_for_status(lab, node, "the loss to be named, which counts for nothing", |status| {
+                active_node(status) == Some(active.name()) && status["warnings"].to_string().contains(spared)
+            })?;
+        }
+        ping(lab)?;
+
+        // Which of them has more, counts.
+        lab.cut(active, Cable::Wan)?;
+        pair.wait_for_role(lab, other, "active")?;
+        pair.wait_for_role(lab, active, "fault")?;
+        ping(lab)?;
+
+        // Nothing is left: `status` says so by its exit code, on both nodes.
+        lab.cut(other, Cable::Wan)?;
+        pair.wait_for_role(lab, other, "fault")?;
         for node in Node::ALL {
             pair.wait_for_status(lab, node, "nobody to be active", |status| active_node(status).is_none())?;
             let output = pair.node(node).ctl_output(&["status"])?;
@@ -82,13 +126,15 @@ fn a_node_that_loses_a_data_cable_is_in_fault_and_its_peer_has_the_group() {
             assert!(said.contains("warning: group gateway: no node is active"), "{said}");
         }
 
-        lab.heal(cut, Cable::Lan)?;
-        pair.wait_for_role(lab, cut, "active")?;
-        lab.heal(peer, Cable::Wan)?;
-        assert_eq!(pair.settle(lab)?, cut);
-        let status = pair.node(peer).ctl(&["status"])?;
+        lab.heal(other, Cable::Lan)?;
+        pair.wait_for_role(lab, other, "active")?;
+        lab.heal(other, Cable::Wan)?;
+        lab.heal(active, Cable::All)?;
+        assert_eq!(pair.settle(lab)?, other);
+        let status = pair.node(active).ctl(&["status"])?;
         assert_eq!(role(&status), Some("backup"));
-        assert_eq!(pair.node(cut).ctl_output(&["status"])?.status.code(), Some(0));
+        assert_eq!(pair.node(other).ctl_output(&["status"])?.status.code(), Some(0));
+        ping(lab)?;
         Ok(())
     });
 }
