@@ -197,6 +197,7 @@ impl Election {
                 (r.priority, Reverse(group.order(other))) < (group.priority(), Reverse(group.order(me)))
             });
             let untried = self.untried(g);
+            let unconnected = self.unconnected(g, node);
             let active = self.peer(node);
             // With another file the Active may mean other addresses by the group: what moves then comes twice, or nowhere.
             let other_config = active.is_some_and(|p| p.config_differs(self.config.config_hash));
@@ -206,6 +207,7 @@ impl Election {
                 || !best
                 || untried
                 || other_config
+                || unconnected.is_some()
                 || record.moved
                 || record.offered_to.is_some()
             {
@@ -281,6 +283,17 @@ impl Election {
             Some(PeerState::Silent) => Cause::LeaseEnded,
             _ => Cause::Vacant,
         })
+    }
+
+    /// A zone that both this node and an Active have, and of which this one does not know that its frames get there: no
+    /// advertisement of the Active arrives, and no neighbour is known to answer. A switch that has just had its cable
+    /// plugged in may forward nothing for half a minute (IEEE 802.1D, forward delay).
+    pub(super) fn unconnected(&self, g: usize, active: NodeId) -> Option<u8> {
+        let group = &self.groups[g];
+        let deaf = |i: usize| !group.machines[i].hears(self.clock);
+        let zones = group.config.instances.iter().enumerate().filter(|(i, _)| deaf(*i)).map(|(_, i)| i.zone);
+        let cut = |zone| self.is_cut(self.me(), zone) || self.is_cut(active, zone);
+        zones.into_iter().find(|&zone| !cut(zone) && !self.is_well_placed(zone))
     }
 
     /// Whether the lease of an Active may still run that advertised a group last and hung then.

@@ -218,6 +218,11 @@ impl Election {
                 None if self.peer(active).is_some_and(|p| p.config_differs(self.config.config_hash)) => {
                     format!("this node is preferred, but {} has another cluster file", name(active))
                 }
+                None if let Some(zone) = self.unconnected(g, active) => format!(
+                    "this node is preferred, but hears no advert of {} in {}: its frames may not get there",
+                    name(active),
+                    self.zone_name(zone)
+                ),
                 None if record.moved => {
                     format!("this node is preferred, but an operator moved the group to {}", name(active))
                 }

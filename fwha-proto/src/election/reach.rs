@@ -328,6 +328,11 @@ impl Election {
         instances.iter().map(|i| i.zone).enumerate().filter(first).map(|(_, zone)| zone)
     }
 
+    /// Whether this node is known to reach somebody in a zone.
+    pub(super) fn is_well_placed(&self, zone: u8) -> bool {
+        self.reaches.get(&zone).is_some_and(|r| r.state == State::Up)
+    }
+
     /// Whether a node reaches nobody in a zone, or is another one that is not known to be better placed than this one.
     pub(super) fn is_badly_placed(&self, node: NodeId, zone: u8) -> bool {
         match self.told_of(node, zone).map(|r| r.state) {

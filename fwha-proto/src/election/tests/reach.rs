@@ -155,3 +155,36 @@ fn with_a_peer_of_an_earlier_version_nothing_moves() {
     rig.run(LONG);
     assert_eq!((rig.actives(0), takeovers(&rig)), (vec![1], before));
 }
+
+#[test]
+fn a_preferred_node_waits_until_its_frames_get_through() {
+    let mut rig = Rig::new(2, 1, |_, c| c.groups[0].preempt = true);
+    rig.start(2);
+    rig.run(ms(5000));
+    // The switch has its port blocked at first, as spanning tree does.
+    rig.start(1);
+    rig.mute = [(1, 2)].into();
+    rig.cut(2, 1, LAN);
+    for _ in 0..60 {
+        rig.run(ms(500));
+        assert_eq!(rig.actives(0), [2]);
+    }
+    rig.heal();
+    let took = rig.run_until(ms(40_000), |r| r.actives(0) == [1]).expect("it is connected");
+    println!("{took:?}");
+    // Before its reach was compared.
+    let mut rig = Rig::new(2, 1, |_, c| c.groups[0].preempt = true);
+    rig.start(2);
+    rig.run(ms(5000));
+    rig.start(1);
+    rig.mute = [(1, 2)].into();
+    rig.cut(2, 1, LAN);
+    rig.run(ms(600));
+    assert_eq!(rig.actives(0), [2]);
+    let because = because(&mut rig, 1);
+    assert!(because.contains("hears no advert of fw2 in zone lan"), "{because}");
+    // Adverts alone are filtered: neighbours answer.
+    rig.heal();
+    rig.cut_both(LAN);
+    assert!(rig.run_until(ms(15_000), |r| r.actives(0) == [1]).is_some());
+}
