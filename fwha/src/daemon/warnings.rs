@@ -15,6 +15,7 @@ use super::moves;
 use super::replication::Snapshot;
 use super::server::Server;
 use crate::dataplane::AttachKind;
+use crate::netlink::ipsec;
 use crate::sys::interface::{filters_tags, takes_tags_off};
 
 /// A thread that has not shown anything for this long hangs.
@@ -166,6 +167,11 @@ impl Server {
                     detour.name
                 ));
             }
+        }
+        if let Ok(policies @ 1..) = ipsec::policies() {
+            warnings.push(format!(
+                "{policies} IPsec policies: what the programs forward does not meet them, and would leave in the clear"
+            ));
         }
         let count = |name| replication.counters.iter().find(|(n, _)| *n == name).map_or(0, |(_, n)| *n);
         let (full, failed) = (count("apply_full"), count("apply_failed"));

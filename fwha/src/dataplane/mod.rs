@@ -172,6 +172,11 @@ pub enum DataplaneError {
     /// A configured interface does not exist.
     #[error("there is no interface {0}; see `ip link`")]
     NoInterface(String),
+    /// An interface's packets begin with their IP header.
+    #[error(
+        "interface {0} has no Ethernet header, which the programs need: a tunnel, PPP or WireGuard can be in no zone"
+    )]
+    NoEthernet(String),
     /// Somebody else's XDP program is on an interface.
     #[error(
         "interface {interface} has another XDP program attached (id {program}); \
@@ -371,8 +376,15 @@ impl Dataplane {
             return Err(DataplaneError::Index(link.name.clone(), link.index));
         }
 
-        let here: Vec<(&Link, Option<&ZoneInterface>)> =
-            wanted.iter().filter_map(|(name, zone)| Some((find(name)?, *zone))).collect();
+        let bare = wanted.iter().find_map(|(name, _)| find(name).filter(|l| !l.ethernet));
+        let mut failure = bare.map(|link| DataplaneError::NoEthernet(link.name.clone()));
+        if let Some(error) = failure.take_if(|_| all) {
+            return Err(error);
+        }
+        let here: Vec<(&Link, Option<&ZoneInterface>)> = wanted
+            .iter()
+            .filter_map(|(name, zone)| Some((find(name).filter(|l| l.ethernet)?, *zone)))
+            .collect();
         let plan = plan::plan(&here, &present)?;
         self.interfaces = plan.elements.values().flat_map(|i| [i.device, i.trunk]).collect();
         // The verifier takes its time: before anything changes.
@@ -384,7 +396,6 @@ impl Dataplane {
             self.maps.update_settings(|s| s.vlans = look_first)?;
         }
 
-        let mut failure = None;
         let trunks = present.iter().filter(|l| plan.trunks.contains(&l.index));
         for trunk in trunks.clone() {
             let own = here.iter().any(|(link, _)| link.index == trunk.index);

@@ -160,6 +160,7 @@ mod tests {
         Link {
             index,
             name: name.into(),
+            ethernet: true,
             mac: Some([2, 0, 0, 0, 0, index as u8]),
             mtu: 1500,
             up: true,

@@ -459,6 +459,35 @@ fn xdp_is_refused_where_it_could_not_forward() {
 }
 
 #[test]
+fn an_interface_without_ethernet_is_in_no_zone() {
+    if !root() {
+        return;
+    }
+    let (a, b) = Net::pair();
+    a.cable("second", "other", &b);
+    a.with_bpffs(|| {
+        let refused =
+            |error: &DataplaneError| matches!(error, DataplaneError::NoEthernet(name) if name == "second");
+        let wanted = || options(&[("near", Attach::Tc), ("second", Attach::Auto)]);
+        let (mut dataplane, _events) = open(wanted());
+        // One comes under the name of another. The others are what they were.
+        a.ip("link del second");
+        a.ip("tuntap add second mode tun");
+        let error = dataplane.reconcile().unwrap_err();
+        assert!(refused(&error), "{error}");
+        let here: Vec<&str> = dataplane.attached().iter().map(|a| a.name.as_str()).collect();
+        assert_eq!((here, hooks("second")), (vec!["near"], (vec![], vec![], None)));
+        assert_eq!(hooks("near").0.len(), 1);
+        dataplane.close().unwrap();
+
+        let error = Dataplane::open(wanted()).unwrap_err();
+        assert!(refused(&error), "{error}");
+        assert_eq!(hooks("near"), (vec![], vec![], None));
+        a.ip("link del second");
+    });
+}
+
+#[test]
 fn a_foreign_xdp_program_is_refused_and_nothing_stays_behind() {
     if !root() {
         return;

@@ -5,7 +5,8 @@ use fwha_common::rule::Tag;
 use rtnetlink::{
     Handle,
     packet_route::link::{
-        InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp, VlanProtocol,
+        InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
+        VlanProtocol,
     },
 };
 
@@ -18,6 +19,8 @@ pub struct Link {
     pub index: u32,
     /// Its name.
     pub name: String,
+    /// Whether its frames begin with an Ethernet header (`ARPHRD_ETHER`): those of tunnels, PPP and WireGuard do not.
+    pub ethernet: bool,
     /// Its MAC, if it has one.
     pub mac: Option<[u8; 6]>,
     /// Its MTU, in bytes.
@@ -52,6 +55,7 @@ impl Link {
         let mut link = Self {
             index: message.header.index,
             name: String::new(),
+            ethernet: message.header.link_layer_type == LinkLayerType::Ether,
             mac: None,
             mtu: 0,
             up: flags.contains(LinkFlags::Up),

@@ -4,6 +4,7 @@
 //! | module | does |
 //! |---|---|
 //! | [`links`] | lists interfaces |
+//! | [`ipsec`] | counts IPsec policies |
 //! | [`addresses`] | adds and removes VIPs, recognises leftovers |
 //! | [`garp`] | announces VIPs |
 //! | `bell` | rings when routes change |
@@ -23,6 +24,7 @@ use rtnetlink::Handle;
 pub mod addresses;
 mod bell;
 pub mod garp;
+pub mod ipsec;
 pub mod links;
 pub mod lookup;
 pub mod macs;

@@ -11,7 +11,8 @@ use fwha_common::route::{MAX_PREFIXES, PlainRoutes, Prefix};
 use tokio::time::timeout;
 
 use super::{
-    Address, Addresses, Garp, Link, Monitor, NetworkEvent, links::links, neighbours, plain::plain_routes,
+    Address, Addresses, Garp, Link, Monitor, NetworkEvent, ipsec, links::links, neighbours,
+    plain::plain_routes,
 };
 use crate::{
     sys::socket::{packet_socket, receive},
@@ -415,6 +416,22 @@ fn neighbours_are_those_that_arp_has_found_the_last_one_first() {
         let found = block_on(neighbours(a.ifindex("near"))).unwrap();
         assert_eq!(found, [Ipv4Addr::new(10, 9, 0, 8), Ipv4Addr::new(10, 9, 0, 7)]);
     });
+}
+
+#[test]
+fn ipsec_policies_are_counted() {
+    if !root() {
+        return;
+    }
+    let (a, _b) = Net::pair();
+    let count = || a.within(|| ipsec::policies().unwrap());
+    assert_eq!(count(), 0);
+    for direction in ["out", "fwd", "in"] {
+        a.ip(&format!("xfrm policy add src 10.1.0.0/16 dst 10.2.0.0/16 dir {direction}"));
+    }
+    assert_eq!(count(), 2, "what comes in is not asked for");
+    a.ip("xfrm policy flush");
+    assert_eq!(count(), 0);
 }
 
 #[test]
