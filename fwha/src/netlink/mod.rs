@@ -12,7 +12,7 @@
 //! | [`macs`] | further MACs of an interface |
 //! | [`routes`] | adds and removes routes and rules that follow a group, recognises leftovers |
 //! | [`monitor`] | follows changes |
-//! | [`neighbours`] | whom the kernel knows on a link |
+//! | [`mod@neighbours`] | whom the kernel knows on a link |
 //! | [`xdp`] | asks what interfaces can do with XDP |
 //!
 //! The netlink crates change with every release; no other module uses them.
