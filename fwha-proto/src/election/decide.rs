@@ -290,10 +290,10 @@ impl Election {
     /// plugged in may forward nothing for half a minute (IEEE 802.1D, forward delay).
     pub(super) fn unconnected(&self, g: usize, active: NodeId) -> Option<u8> {
         let group = &self.groups[g];
-        let deaf = |i: usize| !group.machines[i].hears(self.clock);
-        let zones = group.config.instances.iter().enumerate().filter(|(i, _)| deaf(*i)).map(|(_, i)| i.zone);
         let cut = |zone| self.is_cut(self.me(), zone) || self.is_cut(active, zone);
-        zones.into_iter().find(|&zone| !cut(zone) && !self.is_well_placed(zone))
+        let routers = group.config.instances.iter().zip(&group.machines);
+        let mut deaf = routers.filter(|(_, machine)| !machine.hears(self.clock)).map(|(i, _)| i.zone);
+        deaf.find(|&zone| !cut(zone) && !self.is_well_placed(zone))
     }
 
     /// Whether the lease of an Active may still run that advertised a group last and hung then.

@@ -9,8 +9,8 @@
 //! - Of [`FALL`] rounds without any answer a node concludes that it reaches nobody; of [`RISE`] with one
 //!   that it is well. After having been unwell it takes [`RETURN`], and twice as many after each relapse.
 //! - That counts as a fault, as a shared tracker's does (see [`super::trackers`]): only while another member is
-//!   *known* to be well there, and for a grace, and if the last round found nobody, either. If neither reaches anybody, or both do, nothing moves. A node that
-//!   does not tell, because it is of an earlier version, is not known to be well.
+//!   *known* to be well there, for a grace, and if the last round found nobody, either. If neither reaches anybody, or
+//!   both do, nothing moves. A node that does not tell, because it is of an earlier version, is not known to be well.
 //!
 //! Neighbours are those that a node's kernel knows, IPv4 alone: a Backup knows few, so each tells the others of
 //! some. Where nobody is known nothing is concluded.

@@ -71,7 +71,8 @@ impl Surveyor {
                 },
                 () = tokio::time::sleep_until(next_look) => {
                     self.look().await;
-                    let all_known = self.zones.keys().all(|zone| self.known.contains_key(zone));
+                    let is_known = |zone| self.known.get(zone).is_some_and(|known| !known.is_empty());
+                    let all_known = self.zones.keys().all(is_known);
                     next_look = Instant::now() + if all_known { LOOK } else { FIRST_LOOK };
                 }
             }
