@@ -132,7 +132,11 @@ impl Cluster {
     /// When one fails.
     pub fn stop(&mut self, lab: &Lab) -> Result<()> {
         match self {
-            Self::Fwha(fwha) => fwha.stop(),
+            Self::Fwha(fwha) => {
+                // The node that died has just been started again, and a signal would end it before it knows what that means.
+                fwha.settle(lab)?;
+                fwha.stop()
+            }
             Self::Keepalived(keepalived) => keepalived.stop(lab),
         }
     }
