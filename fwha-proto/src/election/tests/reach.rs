@@ -156,15 +156,20 @@ fn with_a_peer_of_an_earlier_version_nothing_moves() {
     assert_eq!((rig.actives(0), takeovers(&rig)), (vec![1], before));
 }
 
-#[test]
-fn a_preferred_node_waits_until_its_frames_get_through() {
+/// The preferred node has just started, and the switch has its port blocked yet, as spanning tree does.
+fn behind_a_blocked_port() -> Rig {
     let mut rig = Rig::new(2, 1, |_, c| c.groups[0].preempt = true);
     rig.start(2);
     rig.run(ms(5000));
-    // The switch has its port blocked at first, as spanning tree does.
     rig.start(1);
     rig.mute = [(1, 2)].into();
     rig.cut(2, 1, LAN);
+    rig
+}
+
+#[test]
+fn a_preferred_node_waits_until_its_frames_get_through() {
+    let mut rig = behind_a_blocked_port();
     for _ in 0..60 {
         rig.run(ms(500));
         assert_eq!(rig.actives(0), [2]);
@@ -173,12 +178,7 @@ fn a_preferred_node_waits_until_its_frames_get_through() {
     let took = rig.run_until(ms(40_000), |r| r.actives(0) == [1]).expect("it is connected");
     println!("{took:?}");
     // Before its reach was compared.
-    let mut rig = Rig::new(2, 1, |_, c| c.groups[0].preempt = true);
-    rig.start(2);
-    rig.run(ms(5000));
-    rig.start(1);
-    rig.mute = [(1, 2)].into();
-    rig.cut(2, 1, LAN);
+    let mut rig = behind_a_blocked_port();
     rig.run(ms(600));
     assert_eq!(rig.actives(0), [2]);
     let because = because(&mut rig, 1);
