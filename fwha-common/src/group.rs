@@ -132,6 +132,27 @@ impl Vip {
     }
 }
 
+/// An element of the hash map `CLAIMS`, by [`VipKey`]: somebody else has said that he has an address that this node owns.
+///
+/// ```text
+///  0      8     14     15     16
+///  +------+-----+------+------+
+///  |at    | mac |group | zone |
+///  +------+-----+------+------+
+/// ```
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Claim {
+    /// When he last did, coarse `CLOCK_MONOTONIC` in ns.
+    pub at_ns: u64,
+    /// The MAC that he has given.
+    pub mac: [u8; 6],
+    /// The address's group.
+    pub group: u8,
+    /// The address's zone.
+    pub zone: u8,
+}
+
 /// A key of the hash map `VIRTUAL_MACS`: a virtual router that has a MAC of its own.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -189,6 +210,8 @@ mod pod {
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Vip {}
     // SAFETY: as above.
+    unsafe impl aya::Pod for super::Claim {}
+    // SAFETY: as above.
     unsafe impl aya::Pod for super::VirtualMacKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::VirtualMac {}
@@ -197,6 +220,7 @@ mod pod {
 const _: () = assert!(size_of::<Group>() == 24);
 const _: () = assert!(size_of::<BucketRange>() == 2);
 const _: () = assert!(size_of::<VipKey>() == 20);
+const _: () = assert!(size_of::<Claim>() == 16);
 const _: () = assert!(size_of::<Vip>() == 4 && MAX_GROUPS <= u8::MAX as usize);
 const _: () = assert!(size_of::<VirtualMacKey>() == 8 && size_of::<VirtualMac>() == 8);
 

@@ -179,10 +179,12 @@ pub enum Counter {
     SynProxied = 13,
     /// Questions for a virtual address that were answered with its virtual MAC (ARP, neighbour discovery).
     VipAnswered = 14,
+    /// Times that somebody else said that he has a virtual address which this node owns (ARP, neighbour advertisements).
+    VipClaimed = 15,
 }
 
 /// Number of [`Counter`]s.
-pub const COUNTERS: usize = 15;
+pub const COUNTERS: usize = 16;
 
 impl Counter {
     /// All counters, in the order of their numbers.
@@ -202,6 +204,7 @@ impl Counter {
         Self::SynAnswered,
         Self::SynProxied,
         Self::VipAnswered,
+        Self::VipClaimed,
     ];
 
     /// The name under which it is shown.
@@ -222,6 +225,7 @@ impl Counter {
             Self::SynAnswered => "syn_answered",
             Self::SynProxied => "syn_proxied",
             Self::VipAnswered => "vip_answered",
+            Self::VipClaimed => "vip_claimed",
         }
     }
 }
@@ -260,6 +264,8 @@ pub mod name {
     pub const ZONE_BUCKETS: &str = "ZONE_BUCKETS";
     /// HASH of [`crate::group::VipKey`] to [`crate::group::Vip`].
     pub const VIPS: &str = "VIPS";
+    /// HASH of [`crate::group::VipKey`] to [`crate::group::Claim`], made by the programs.
+    pub const CLAIMS: &str = "CLAIMS";
     /// HASH of [`crate::group::VirtualMacKey`] to [`crate::group::VirtualMac`].
     pub const VIRTUAL_MACS: &str = "VIRTUAL_MACS";
     /// ARRAY_OF_MAPS: rulesets by generation modulo [`crate::ruleset::GENERATIONS`], each an ARRAY of

@@ -14,7 +14,8 @@ use fwha_common::{
     embryonic::{CAPACITY, EmbryonicSet, EmbryonicUses, Fingerprints, PLACES},
     flow::{Flow, FlowEvent, FlowKey, NextHop},
     group::{
-        BucketRange, Group, MAX_VIPS, MAX_VIRTUAL_MACS, Vip, VipKey, VirtualMac, VirtualMacKey, ZONE_PAIRS,
+        BucketRange, Claim, Group, MAX_VIPS, MAX_VIRTUAL_MACS, Vip, VipKey, VirtualMac, VirtualMacKey,
+        ZONE_PAIRS,
     },
     limit::{Limits, Source},
     route::{PlainRoutes, TABLES},
@@ -85,6 +86,9 @@ pub static ZONE_BUCKETS: Array<BucketRange, ZONE_PAIRS> = Array::new();
 
 #[btf_map]
 pub static VIPS: HashMap<VipKey, Vip, MAX_VIPS> = HashMap::new();
+
+#[btf_map]
+pub static CLAIMS: HashMap<VipKey, Claim, MAX_VIPS> = HashMap::new();
 
 #[btf_map]
 pub static VIRTUAL_MACS: HashMap<VirtualMacKey, VirtualMac, MAX_VIRTUAL_MACS> = HashMap::new();

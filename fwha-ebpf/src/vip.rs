@@ -10,11 +10,13 @@
 //! an address gets its virtual MAC on the way out, or does not go out: also the questions that the stack itself asks
 //! in the name of the address, by which its neighbours would learn the wrong one.
 
+use aya_ebpf::bindings::BPF_ANY;
 use fwha_common::{
     drop::DropReason,
     flow::{FlowKey, proto},
-    group::{Group, Vip, VipKey, VirtualMac, VirtualMacKey},
+    group::{Claim, Group, Vip, VipKey, VirtualMac, VirtualMacKey},
     rule::InterfaceKey,
+    settings::Counter,
 };
 
 use crate::{
@@ -89,6 +91,9 @@ pub fn arp(packet: &mut impl Packet) -> Result<Verdict, DropReason> {
     let Ok(at) = window(packet, ETH_LEN) else { return Ok(Verdict::Pass) };
     let at: Window<ARP_LEN> = at;
     let (sender, target) = (at.u32::<14>(), at.u32::<24>());
+    if is_arp(&at) {
+        claim(packet.device(), &FlowKey::mapped(sender), at.mac::<8, 12>(), false);
+    }
     // A host that announces its address asks for it.
     if at.u16::<6>() != REQUEST || sender == target {
         return Ok(Verdict::Pass);
@@ -108,6 +113,23 @@ pub fn arp(packet: &mut impl Packet) -> Result<Verdict, DropReason> {
     Ok(Verdict::VipAnswer)
 }
 
+/// Notes that somebody says he has an address with this MAC, if that is one of this node's now: an address conflict (RFC 5227,
+/// 2.4). What this node itself has said may come back to it, from a switch with a loop.
+#[inline(never)]
+fn claim(device: u32, address: &[u32; 4], mac: Mac, v6: bool) {
+    let Some(key) = key(device, address) else { return };
+    // SAFETY: copied at once.
+    let Some(vip) = (unsafe { maps::VIPS.get(key).copied() }) else { return };
+    let own = maps::interface(InterfaceKey::untagged(device)).is_some_and(|i| mac == Mac::new(i.mac));
+    if own || mac == Mac::new(Vip::mac(vip.vrid, v6)) || owned(vip.group).is_err() {
+        return;
+    }
+    maps::count(Counter::VipClaimed, 1);
+    let claim = Claim { at_ns: hook::now_ns(), mac: mac.bytes(), group: vip.group, zone: vip.zone };
+    // There is room for all virtual addresses; if memory is short for a moment, the next one tells.
+    let _ = maps::CLAIMS.insert(key, claim, BPF_ANY as u64);
+}
+
 #[inline(always)]
 fn is_arp(at: &Window<ARP_LEN>) -> bool {
     const KIND: (u32, u16) = (
@@ -124,10 +146,14 @@ fn is_arp(at: &Window<ARP_LEN>) -> bool {
 /// As [`arp`].
 #[inline(always)]
 pub fn nd<P: Packet>(packet: &mut P, ip: &mut Ip) -> Result<Verdict, DropReason> {
-    if !ip.v6 || ip.proto != proto::ICMPV6 || ip.icmp_type != SOLICITATION {
+    if !ip.v6 || ip.proto != proto::ICMPV6 || !matches!(ip.icmp_type, SOLICITATION | ADVERTISEMENT) {
         return Ok(Verdict::Pass);
     }
     let Some(target) = nd_target(packet, ip) else { return Ok(Verdict::Pass) };
+    if ip.icmp_type == ADVERTISEMENT {
+        claim(packet.device(), &target, Eth::src(packet)?, true);
+        return Ok(Verdict::Pass);
+    }
     let mac = asked(packet, &target, true)?;
     if mac == Mac::NONE {
         return Ok(Verdict::Pass);
@@ -312,12 +338,18 @@ fn said(packet: &impl Packet, address: &[u32; 4], v6: bool) -> Result<Mac, DropR
 /// What is known of a virtual address, for a packet at this interface.
 #[inline(always)]
 fn find(device: u32, address: &[u32; 4]) -> Option<Vip> {
+    // SAFETY: copied at once.
+    unsafe { maps::VIPS.get(key(device, address)?).copied() }
+}
+
+/// The key of an address at an interface.
+#[inline(always)]
+fn key(device: u32, address: &[u32; 4]) -> Option<VipKey> {
     let mut key = VipKey { address: *address, zone: 0 };
     if VipKey::is_link_local(address) {
         key.zone = maps::interface(InterfaceKey::untagged(device))?.zone.into();
     }
-    // SAFETY: copied at once.
-    unsafe { maps::VIPS.get(key).copied() }
+    Some(key)
 }
 
 /// The virtual MAC of an address at the interface of the packet.

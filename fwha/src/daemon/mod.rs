@@ -21,6 +21,7 @@
 //! | [`vips`] | addresses and gratuitous ARP |
 //! | [`readdress`] | addresses on their way from one group to another |
 //! | [`announcements`] | gratuitous ARP in its turn |
+//! | `claims` | virtual addresses that somebody else says he has |
 //! | [`hooks`] | programs that are run when a role changes |
 //! | [`resources`] | services that run where a group is Active |
 //! | [`trackers`], [`reach`] | what `[[tracker]]` watches; asking others whether they are there |
@@ -42,6 +43,7 @@
 
 pub mod announcements;
 mod capture;
+mod claims;
 pub mod election;
 pub mod events;
 mod explain;
@@ -413,6 +415,8 @@ impl Running {
             names: Arc::clone(&names),
             hooks: hooks.clone(),
             resources: resources.clone(),
+            maps: Arc::clone(&maps),
+            defence: claims::Defence::default(),
         };
 
         let replication_options =

@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 
 use super::announcements::Announcements;
+use super::claims::Defence;
 use super::election::Snapshot;
 use super::events::{EventLog, step};
 use super::hooks::Hooks;
@@ -27,6 +28,7 @@ use super::names::Names;
 use super::readdress::{Arrived, Leaving};
 use super::resources::Resources;
 use crate::api::Step;
+use crate::dataplane::Maps;
 use crate::netlink::{Address, Addresses, Garp, Routes, Routing};
 use crate::sys::clock::KernelClock;
 use crate::sys::sched;
@@ -130,6 +132,10 @@ pub struct Thread {
     pub hooks: Hooks,
     /// What runs where the addresses are.
     pub resources: Resources,
+    /// The data plane.
+    pub maps: Arc<Maps>,
+    /// Against others that claim the addresses.
+    pub defence: Defence,
 }
 
 impl Thread {
@@ -253,6 +259,7 @@ impl Thread {
                 Some(Command::Check) => {
                     self.readdress(&addresses, &here).await;
                     self.repair(&addresses, &here, &mut complaints).await;
+                    self.defend(&here, &mut complaints);
                     let wanted = self.routes_here(&here);
                     self.add_routes(&routes, &wanted, &mut complaints).await;
                     // Once more: a switch port may have blocked the first time.
@@ -323,6 +330,23 @@ impl Thread {
     fn announce(&mut self, group: GroupId) {
         let addresses: Vec<_> = self.of(group).iter().map(|&a| (group, a)).collect();
         self.announcements.announce(addresses);
+    }
+
+    /// Tells the neighbours again of addresses that somebody else has claimed.
+    fn defend(&mut self, here: &BTreeSet<GroupId>, complaints: &mut Limit) {
+        match self.defence.turn(&self.maps, &self.names, here, &self.groups) {
+            Ok(claimed) => {
+                for (group, address, text) in claimed {
+                    self.tell("vip-claimed", group, format!("{text}; the neighbours are told again"));
+                    self.announcements.announce([(group, address)]);
+                }
+            }
+            Err(error) => {
+                if let Some(held) = complaints.pass() {
+                    tracing::warn!(held, "cannot see who else claims the addresses: {error}");
+                }
+            }
+        }
     }
 
     /// Lets go what another node has now, and announces what another may have still.

@@ -5,11 +5,12 @@ use std::time::Duration;
 use fwha_common::drop::DropReason;
 use fwha_common::settings::Counter;
 use fwha_proto::election::reach::Path;
-use fwha_proto::election::status::Stranger;
+use fwha_proto::election::status::{GroupStatus, Stranger};
 use fwha_proto::heartbeat::{NodeState, Role};
 use fwha_proto::resource::State;
 use fwha_proto::tracker;
 
+use super::claims;
 use super::election;
 use super::moves;
 use super::replication::Snapshot;
@@ -98,6 +99,12 @@ impl Server {
                 let asked = reach.neighbours.0;
                 warnings.push(format!("zone {zone}: none of {asked} neighbours answers this node"));
             }
+        }
+        let active = |g: &&GroupStatus| g.role == Role::Active;
+        let here = election.status.groups.iter().filter(active).map(|g| g.group).collect();
+        match claims::recent(&self.maps, &self.names, &here, now.as_nanos()) {
+            Ok(claimed) => warnings.extend(claimed),
+            Err(error) => warnings.push(format!("cannot see who else claims the addresses: {error}")),
         }
         let witnesses = &election.status.witnesses;
         if !witnesses.is_empty() && witnesses.iter().all(|w| w.state == tracker::State::Down) {

@@ -49,7 +49,8 @@ const SHARED: [&str; 10] = [
 ];
 
 /// Elements, or bytes of a ring, of those that it writes and that are larger by default: there is one packet at a time.
-const SIZES: [(&str, u32); 6] = [
+const SIZES: [(&str, u32); 7] = [
+    (name::CLAIMS, 16),
     (name::FLOWS, 64),
     (name::NODE_FLOWS, 1024),
     (name::FRAGMENTS, 1024),

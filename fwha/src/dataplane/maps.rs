@@ -13,7 +13,7 @@ use fwha_common::{
     capture::Capture,
     embryonic::{EmbryonicSet, Site},
     flow::{Flow, FlowKey},
-    group::{BucketRange, Group, Vip, VipKey, VirtualMac, VirtualMacKey, ZONE_PAIRS},
+    group::{BucketRange, Claim, Group, Vip, VipKey, VirtualMac, VirtualMacKey, ZONE_PAIRS},
     limit::{Limits, Source},
     route::{PlainRoutes, Prefix},
     rule::{Decision, Interface, InterfaceKey, Rule},
@@ -61,6 +61,7 @@ pub struct Maps {
     groups: Map<u32, Group>,
     zone_buckets: Map<u32, BucketRange>,
     vips: Map<VipKey, Vip>,
+    claims: Map<VipKey, Claim>,
     virtual_macs: Map<VirtualMacKey, VirtualMac>,
     rulesets: Mutex<RulesetMap>,
     interfaces: Map<InterfaceKey, Interface>,
@@ -134,6 +135,7 @@ impl Maps {
             groups: map(pins, name::GROUPS)?,
             zone_buckets: map(pins, name::ZONE_BUCKETS)?,
             vips: map(pins, name::VIPS)?,
+            claims: map(pins, name::CLAIMS)?,
             virtual_macs: map(pins, name::VIRTUAL_MACS)?,
             rulesets: Mutex::new(rulesets(pins).map_err(ruleset_error)?),
             interfaces: map(pins, name::INTERFACES)?,
@@ -465,6 +467,19 @@ impl Maps {
     /// Those of the update; `E2BIG` for more than [`fwha_common::group::MAX_VIPS`].
     pub fn set_vips(&self, vips: &[(VipKey, Vip)]) -> Result<(), DataplaneError> {
         replace(&self.vips, vips).map_err(map_error(name::VIPS))
+    }
+
+    /// What others have said of virtual addresses that were this node's.
+    ///
+    /// # Errors
+    ///
+    /// Those of the walk.
+    pub fn claims(&self) -> Result<Vec<(VipKey, Claim)>, DataplaneError> {
+        let (mut all, mut walk) = (Vec::new(), Walk::new(64));
+        while let Some((keys, claims)) = walk.next_chunk(&self.claims).map_err(map_error(name::CLAIMS))? {
+            all.extend(keys.iter().copied().zip(claims.iter().copied()));
+        }
+        Ok(all)
     }
 
     /// Says which virtual routers have a MAC of their own, and where; others are forgotten.

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use fwha_common::drop::DropReason;
 use fwha_common::flow::{FlowKey, proto};
-use fwha_common::group::{Group, Vip, VipKey, VirtualMac, VirtualMacKey};
+use fwha_common::group::{Claim, Group, Vip, VipKey, VirtualMac, VirtualMacKey};
 use fwha_common::rule::{Rule, ZONE_NODE};
 use fwha_common::settings::Counter;
 use fwha_tests::frames::{Ip, ethernet};
@@ -12,7 +12,8 @@ use fwha_tests::needs_root;
 
 use crate::packets::{CLIENT, End, NODE, SERVER, tcp};
 use crate::rig::{
-    self, CLIENT_MAC, LAN_MAC, Port, Rig, TERM, Verdict, accept, accept_service, at_both_hooks, ip,
+    self, CLIENT_MAC, LAN_MAC, Port, Rig, TERM, Verdict, accept, accept_service, at_both_hooks, clear, ip,
+    keys,
 };
 
 use Verdict::{Answer, Drop, Forward, Pass};
@@ -244,5 +245,64 @@ fn what_is_addressed_to_an_address_that_is_not_accepted_is_dropped_wherever_it_c
         assert_eq!(rig.send(Port::Lan, &question).verdict, Pass);
         let solicited = solicitation(CLIENT6, VIP6, Some(CLIENT_MAC));
         assert_eq!(rig.send(Port::Lan, &solicited).verdict, Pass);
+    });
+}
+
+#[test]
+fn who_claims_an_address_of_this_node_is_noted() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        know(rig, 0);
+        let stranger = [2, 0, 0, 0, 9, 9];
+        let announcement = |mac, address| arp(1, (BROADCAST, mac), address, ([0; 6], address));
+        let advertisement = |mac, target| {
+            nd(&Ip::new(([0x33, 0x33, 0, 0, 0, 1], mac), target, ALL_NODES), 136, 0x20, target, Some(mac))
+        };
+        let client = Ipv4Addr::from(CLIENT.address);
+        let key = |octets, zone| VipKey { address: FlowKey::address(octets), zone };
+        let claims = [
+            (announcement(stranger, VIP), key(VIP.to_ipv6_mapped().octets(), 0)),
+            (arp(1, (BROADCAST, stranger), VIP, ([0; 6], client)), key(VIP.to_ipv6_mapped().octets(), 0)),
+            (
+                arp(2, (CLIENT_MAC, stranger), VIP, (CLIENT_MAC, client)),
+                key(VIP.to_ipv6_mapped().octets(), 0),
+            ),
+            (advertisement(stranger, VIP6), key(VIP6.octets(), 0)),
+            (advertisement(stranger, LINK_LOCAL), key(LINK_LOCAL.octets(), rig::LAN.into())),
+        ];
+        for (group, noted) in [(OWNER, true), (BACKUP, false), (LAPSED, false)] {
+            rig.set_group(group);
+            for (n, (frame, key)) in claims.iter().enumerate() {
+                clear(&mut rig.claims);
+                let before = rig.counter(Counter::VipClaimed);
+                assert_eq!(rig.send(Port::Lan, frame).verdict, Pass, "{n}");
+                assert_eq!(rig.counter(Counter::VipClaimed) - before, u64::from(noted), "{n}, {group:?}");
+                let Ok(claim) = rig.claims.get(key, 0) else {
+                    assert!(!noted, "{n}");
+                    continue;
+                };
+                assert!(claim.at_ns > 0);
+                assert_eq!(
+                    claim,
+                    Claim { at_ns: claim.at_ns, mac: stranger, group: 0, zone: rig::LAN },
+                    "{n}"
+                );
+            }
+        }
+        rig.set_group(OWNER);
+        for frame in [
+            // Of other addresses, of nobody's, and what this node has said itself.
+            announcement(stranger, client),
+            arp(1, (BROADCAST, stranger), Ipv4Addr::UNSPECIFIED, ([0; 6], VIP)),
+            advertisement(stranger, CLIENT6),
+            announcement(LAN_MAC, VIP),
+            announcement(MAC, VIP),
+            advertisement(LAN_MAC, VIP6),
+            advertisement(MAC6, VIP6),
+        ] {
+            clear(&mut rig.claims);
+            rig.send(Port::Lan, &frame);
+            assert_eq!(keys(&rig.claims), []);
+        }
     });
 }

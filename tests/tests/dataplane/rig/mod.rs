@@ -36,7 +36,7 @@ use fwha_common::capture::{Capture, DropSample};
 use fwha_common::drop::DropReason;
 use fwha_common::embryonic::{EmbryonicSet, EmbryonicUses, Fingerprints, Site};
 use fwha_common::flow::{Flow, FlowEvent, FlowKey, FlowState, proto};
-use fwha_common::group::{Group, Vip, VipKey, VirtualMac, VirtualMacKey};
+use fwha_common::group::{Claim, Group, Vip, VipKey, VirtualMac, VirtualMacKey};
 use fwha_common::limit::{Limits, Source};
 use fwha_common::route::{PlainRoutes, Prefix};
 use fwha_common::rule::{Action, Decision, Interface, InterfaceKey, Rule, Service, Tag, name_hash};
@@ -156,6 +156,7 @@ pub struct Rig {
     plain_routes: Array<MapData, PlainRoutes>,
     groups: Array<MapData, Group>,
     pub vips: HashMap<MapData, VipKey, Vip>,
+    pub claims: HashMap<MapData, VipKey, Claim>,
     pub virtual_macs: HashMap<MapData, VirtualMacKey, VirtualMac>,
     rulesets: RulesetMap,
     settings: Array<MapData, Settings>,
@@ -329,6 +330,7 @@ impl Rig {
             plain_routes: take!(name::PLAIN_ROUTES),
             groups: take!(name::GROUPS),
             vips: take!(name::VIPS),
+            claims: take!(name::CLAIMS),
             virtual_macs: take!(name::VIRTUAL_MACS),
             rulesets: take!(name::RULESETS),
             settings: take!(name::SETTINGS),

@@ -4,12 +4,14 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, UdpSocket};
 
 use anyhow::{Result, ensure};
-use etherparse::{IpNumber, Ipv4Header};
+use etherparse::{EtherType, Ethernet2Header, IpNumber, Ipv4Header};
+use fwha::sys::socket::packet_socket;
 use fwha_proto::vrrp::packet::{Advert, Checksum, Envelope, GROUP_V4, PROTOCOL};
 use fwha_tests::lab::{CLIENT, Host, KEY_FILE, LAN_VIP, Lab, LabOptions, Node};
 use fwha_tests::pair::{PATIENCE, Pair, active_node, peer_state, role};
 use fwha_tests::scenario::{in_lab, with_pair};
 use fwha_tests::traffic::{Copy, Plan};
+use nix::net::if_::if_nametoindex;
 use serde_json::Value;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
@@ -258,4 +260,56 @@ fn sessions(pair: &Pair) -> Result<[u64; 2]> {
         pair.node(Node::Fw1).count("sync.peers.fw2.sessions")?,
         pair.node(Node::Fw2).count("sync.peers.fw1.sessions")?,
     ])
+}
+
+/// An announcement by ARP that this MAC has an address.
+fn announcement(mac: [u8; 6], address: Ipv4Addr) -> Vec<u8> {
+    let nobody = [0; 6];
+    let header = Ethernet2Header { source: mac, destination: [0xff; 6], ether_type: EtherType::ARP };
+    let (kind, ends) = ([0, 1, 8, 0, 6, 4, 0, 1], address.octets());
+    [&header.to_bytes()[..], &kind, &mac, &ends, &nobody, &ends].concat()
+}
+
+#[test]
+fn an_address_that_a_stranger_claims_is_defended_and_named() {
+    with_pair(LabOptions::beside(), |lab, pair| {
+        const MAC: [u8; 6] = [2, 0, 0, 0, 9, 9];
+        const TEXT: &str = "192.168.100.12 is claimed in zone lan by 02:00:00:00:09:09, too";
+        let active = pair.settle(lab)?;
+        let claim = || {
+            lab.within(Host::Client, || -> Result<()> {
+                let socket = packet_socket(if_nametoindex("eth0")?, 0)?;
+                Ok(socket.send(&announcement(MAC, LAN_VIP.parse()?)).map(drop)?)
+            })?
+        };
+        let told = || -> Result<usize> {
+            let events = pair.node(active).ctl_lines(&["events"])?;
+            let told = |e: &&Value| {
+                e["kind"] == "vip-claimed" && e["text"].as_str().is_some_and(|t| t.starts_with(TEXT))
+            };
+            Ok(events.iter().filter(told).count())
+        };
+        // Just after a takeover the node that had the address before may speak for it: then nobody is told.
+        lab.wait_for("the claim to be told", PATIENCE, || {
+            claim()?;
+            Ok((told()? > 0).then_some(()))
+        })?;
+        ensure!(pair.node(active).ctl(&["status"])?["warnings"].to_string().contains(TEXT));
+        // A neighbour that believed it, as its entry shows, hears the truth with the next defence.
+        let mac: String = MAC.map(|byte| format!("{byte:02x}")).join(":");
+        let entry = ["ip", "neighbour", "replace", LAN_VIP, "lladdr", &mac, "dev", "eth0", "nud", "stale"];
+        lab.exec(Host::Client, &entry)?;
+        ensure!(lab.neighbour_mac(LAN_VIP)?.as_ref() == Some(&mac));
+        lab.wait_for("the address to be defended", PATIENCE, || {
+            claim()?;
+            Ok((lab.neighbour_mac(LAN_VIP)?.as_ref() != Some(&mac)).then_some(()))
+        })?;
+        ensure!(lab.neighbour_mac(LAN_VIP)? == Some(lab.lan_mac(active)?));
+        lab.wait_for("the defence to be told", PATIENCE, || Ok((told()? > 1).then_some(())))?;
+        // The Backup has nothing to defend.
+        let backup = pair.node(active.peer());
+        ensure!(backup.count("flows.vip_claimed")? == 0);
+        ensure!(!backup.ctl(&["status"])?["warnings"].to_string().contains(TEXT));
+        Ok(())
+    });
 }

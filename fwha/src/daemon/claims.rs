@@ -1,0 +1,147 @@
+//! Address conflicts: somebody in a zone says that he has a virtual address which this node owns.
+//!
+//! A host that was given the address of the gateway takes the traffic of all its neighbours that hear it. The data plane
+//! notes what it hears; here it is told, and the neighbours are told again who has the address, as RFC 5227 (2.4, c) has it for
+//! addresses that are not to be given up.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv6Addr};
+use std::time::{Duration, Instant};
+
+use fwha_common::flow::FlowKey;
+use fwha_common::group::{Claim, VipKey};
+use fwha_proto::election::GroupId;
+
+use super::names::Names;
+use crate::dataplane::{DataplaneError, Maps};
+use crate::netlink::Address;
+
+/// Between two defences of an address (RFC 5227, 1.1, DEFEND_INTERVAL).
+const INTERVAL: Duration = Duration::from_secs(10);
+/// For so long after a group came here, in ns, the node that had it may speak for its addresses.
+const SETTLED_NS: u64 = 2_000_000_000;
+/// For how long a claim is worth a warning.
+const MEMORY_NS: u64 = 60_000_000_000;
+
+/// What was heard of claims, and what was done against them.
+#[derive(Debug, Default)]
+pub struct Defence(BTreeMap<VipKey, Known>);
+
+#[derive(Debug)]
+struct Known {
+    at_ns: u64,
+    defended: Instant,
+}
+
+impl Defence {
+    /// Whether an address is to be defended now.
+    fn due(&mut self, now: Instant, key: VipKey, claim: &Claim) -> bool {
+        let due = self
+            .0
+            .get(&key)
+            .is_none_or(|known| known.at_ns != claim.at_ns && now >= known.defended + INTERVAL);
+        if due {
+            self.0.insert(key, Known { at_ns: claim.at_ns, defended: now });
+        }
+        due
+    }
+
+    /// Which of these addresses the neighbours are to be told of again, with what to tell the operator.
+    ///
+    /// # Errors
+    ///
+    /// Those of the maps.
+    pub fn turn(
+        &mut self,
+        maps: &Maps,
+        names: &Names,
+        here: &BTreeSet<GroupId>,
+        addresses: &BTreeMap<GroupId, Vec<Address>>,
+    ) -> Result<Vec<(GroupId, Address, String)>, DataplaneError> {
+        let mut claimed = Vec::new();
+        for (key, claim) in current(maps, here)? {
+            let of_group = addresses.get(&claim.group).into_iter().flatten();
+            let same = |a: &&Address| FlowKey::address(octets(a.address)) == key.address;
+            if let Some(address) = of_group.copied().find(|a| same(&a))
+                && self.due(Instant::now(), key, &claim)
+            {
+                claimed.push((claim.group, address, text(&key, &claim, names)));
+            }
+        }
+        Ok(claimed)
+    }
+}
+
+/// What was claimed a moment ago, for a warning.
+///
+/// # Errors
+///
+/// Those of the maps.
+pub fn recent(
+    maps: &Maps,
+    names: &Names,
+    here: &BTreeSet<GroupId>,
+    now_ns: u64,
+) -> Result<Vec<String>, DataplaneError> {
+    let claims = current(maps, here)?.into_iter();
+    let recent = claims.filter(|(_, claim)| claim.at_ns.saturating_add(MEMORY_NS) > now_ns);
+    Ok(recent
+        .map(|(key, claim)| {
+            let text = text(&key, &claim, names);
+            format!("{text}: find that host; what neighbours send there does not pass this cluster")
+        })
+        .collect())
+}
+
+/// The claims against addresses of these groups since they came here.
+fn current(maps: &Maps, here: &BTreeSet<GroupId>) -> Result<Vec<(VipKey, Claim)>, DataplaneError> {
+    let mut claims = maps.claims()?;
+    let mut since = BTreeMap::new();
+    for &group in here {
+        since.insert(group, maps.group(group.into())?.since_ns);
+    }
+    claims.retain(|(_, claim)| {
+        since.get(&claim.group).is_some_and(|since| claim.at_ns > since.saturating_add(SETTLED_NS))
+    });
+    Ok(claims)
+}
+
+fn text(key: &VipKey, claim: &Claim, names: &Names) -> String {
+    let mut bytes = [0; 16];
+    for (four, word) in bytes.chunks_exact_mut(4).zip(key.address) {
+        four.copy_from_slice(&word.to_ne_bytes());
+    }
+    let address = Ipv6Addr::from(bytes).to_canonical();
+    let [a, b, c, d, e, f] = claim.mac;
+    let zone = names.zone(claim.zone);
+    format!("{address} is claimed in zone {zone} by {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}, too")
+}
+
+fn octets(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+        IpAddr::V6(address) => address.octets(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_defended_at_once_and_then_each_ten_seconds_while_it_is_claimed() {
+        let (mut defence, start) = (Defence::default(), Instant::now());
+        let key = VipKey { address: FlowKey::mapped(1), zone: 0 };
+        let mut due = |ms, at_ns| {
+            let claim = Claim { at_ns, ..Claim::default() };
+            defence.due(start + Duration::from_millis(ms), key, &claim)
+        };
+        assert!(due(0, 5));
+        assert!(!due(1000, 5), "nothing new");
+        assert!(!due(1000, 6), "not so often");
+        assert!(!due(9999, 6));
+        assert!(due(10_000, 6), "what came meanwhile is answered");
+        assert!(!due(60_000, 6));
+        assert!(due(60_001, 7));
+    }
+}
