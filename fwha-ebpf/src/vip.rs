@@ -113,15 +113,16 @@ pub fn arp(packet: &mut impl Packet) -> Result<Verdict, DropReason> {
     Ok(Verdict::VipAnswer)
 }
 
-/// Notes that somebody says he has an address with this MAC, if that is one of this node's now: an address conflict (RFC 5227,
-/// 2.4). What this node itself has said may come back to it, from a switch with a loop.
+/// Notes that somebody says he has an address with this MAC, if that is one of this node's now, in the zone where he says so: an
+/// address conflict (RFC 5227, 2.4). What this node itself has said may come back to it, from a switch with a loop.
 #[inline(never)]
 fn claim(device: u32, address: &[u32; 4], mac: Mac, v6: bool) {
     let Some(key) = key(device, address) else { return };
     // SAFETY: copied at once.
     let Some(vip) = (unsafe { maps::VIPS.get(key).copied() }) else { return };
-    let own = maps::interface(InterfaceKey::untagged(device)).is_some_and(|i| mac == Mac::new(i.mac));
-    if own || mac == Mac::new(Vip::mac(vip.vrid, v6)) || owned(vip.group).is_err() {
+    let foreign = maps::interface(InterfaceKey::untagged(device))
+        .is_some_and(|interface| interface.zone == vip.zone && mac != Mac::new(interface.mac));
+    if !foreign || mac == Mac::new(Vip::mac(vip.vrid, v6)) || owned(vip.group).is_err() {
         return;
     }
     maps::count(Counter::VipClaimed, 1);

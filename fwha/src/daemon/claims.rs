@@ -46,7 +46,7 @@ impl Defence {
         due
     }
 
-    /// Which of these addresses the neighbours are to be told of again, with what to tell the operator.
+    /// Which of these addresses the neighbours are to be told of again, with what to tell the operator, by group.
     ///
     /// # Errors
     ///
@@ -57,18 +57,27 @@ impl Defence {
         names: &Names,
         here: &BTreeSet<GroupId>,
         addresses: &BTreeMap<GroupId, Vec<Address>>,
-    ) -> Result<Vec<(GroupId, Address, String)>, DataplaneError> {
-        let mut claimed = Vec::new();
-        for (key, claim) in current(maps, here)? {
-            let of_group = addresses.get(&claim.group).into_iter().flatten();
-            let same = |a: &&Address| FlowKey::address(octets(a.address)) == key.address;
-            if let Some(address) = of_group.copied().find(|a| same(&a))
-                && self.due(Instant::now(), key, &claim)
-            {
-                claimed.push((claim.group, address, text(&key, &claim, names)));
+    ) -> Result<Vec<(GroupId, Vec<Address>, String)>, DataplaneError> {
+        let now = Instant::now();
+        let mut turn = Vec::new();
+        for (group, claims) in current(maps, here)? {
+            let of_group = addresses.get(&group).map_or(&[][..], Vec::as_slice);
+            let mut claimed = Vec::new();
+            let mut due = Vec::new();
+            for (key, claim) in claims {
+                let is_it = |a: &&Address| FlowKey::address(octets(a.address)) == key.address;
+                if let Some(address) = of_group.iter().find(is_it)
+                    && self.due(now, key, &claim)
+                {
+                    claimed.push(*address);
+                    due.push((key, claim));
+                }
+            }
+            if let Some(text) = text(&due, names) {
+                turn.push((group, claimed, text));
             }
         }
-        Ok(claimed)
+        Ok(turn)
     }
 }
 
@@ -83,30 +92,38 @@ pub fn recent(
     here: &BTreeSet<GroupId>,
     now_ns: u64,
 ) -> Result<Vec<String>, DataplaneError> {
-    let claims = current(maps, here)?.into_iter();
-    let recent = claims.filter(|(_, claim)| claim.at_ns.saturating_add(MEMORY_NS) > now_ns);
-    Ok(recent
-        .map(|(key, claim)| {
-            let text = text(&key, &claim, names);
+    let mut warnings = Vec::new();
+    for mut claims in current(maps, here)?.into_values() {
+        claims.retain(|(_, claim)| claim.at_ns.saturating_add(MEMORY_NS) > now_ns);
+        warnings.extend(text(&claims, names).map(|text| {
             format!("{text}: find that host; what neighbours send there does not pass this cluster")
-        })
-        .collect())
-}
-
-/// The claims against addresses of these groups since they came here.
-fn current(maps: &Maps, here: &BTreeSet<GroupId>) -> Result<Vec<(VipKey, Claim)>, DataplaneError> {
-    let mut claims = maps.claims()?;
-    let mut since = BTreeMap::new();
-    for &group in here {
-        since.insert(group, maps.group(group.into())?.since_ns);
+        }));
     }
-    claims.retain(|(_, claim)| {
-        since.get(&claim.group).is_some_and(|since| claim.at_ns > since.saturating_add(SETTLED_NS))
-    });
-    Ok(claims)
+    Ok(warnings)
 }
 
-fn text(key: &VipKey, claim: &Claim, names: &Names) -> String {
+/// The claims against addresses of these groups since they came here, by group.
+fn current(
+    maps: &Maps,
+    here: &BTreeSet<GroupId>,
+) -> Result<BTreeMap<GroupId, Vec<(VipKey, Claim)>>, DataplaneError> {
+    let mut by_group: BTreeMap<GroupId, Vec<(VipKey, Claim)>> = BTreeMap::new();
+    for (key, claim) in maps.claims()? {
+        if here.contains(&claim.group) {
+            by_group.entry(claim.group).or_default().push((key, claim));
+        }
+    }
+    for (&group, claims) in &mut by_group {
+        let counts_from = maps.group(group.into())?.since_ns.saturating_add(SETTLED_NS);
+        claims.retain(|(_, claim)| claim.at_ns > counts_from);
+        claims.sort_unstable_by_key(|(key, _)| key.address.map(u32::from_be));
+    }
+    Ok(by_group)
+}
+
+/// One line, however many they are: who claims one address can claim all.
+fn text(claims: &[(VipKey, Claim)], names: &Names) -> Option<String> {
+    let [(key, claim), others @ ..] = claims else { return None };
     let mut bytes = [0; 16];
     for (four, word) in bytes.chunks_exact_mut(4).zip(key.address) {
         four.copy_from_slice(&word.to_ne_bytes());
@@ -114,7 +131,13 @@ fn text(key: &VipKey, claim: &Claim, names: &Names) -> String {
     let address = Ipv6Addr::from(bytes).to_canonical();
     let [a, b, c, d, e, f] = claim.mac;
     let zone = names.zone(claim.zone);
-    format!("{address} is claimed in zone {zone} by {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}, too")
+    let more = match others.len() {
+        0 => String::new(),
+        n => format!(", as are {n} other addresses"),
+    };
+    Some(format!(
+        "{address} is claimed in zone {zone} by {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}, too{more}"
+    ))
 }
 
 fn octets(address: IpAddr) -> [u8; 16] {
@@ -127,6 +150,21 @@ fn octets(address: IpAddr) -> [u8; 16] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::tests::good_config;
+
+    #[test]
+    fn one_line_tells_of_all_addresses_that_are_claimed() {
+        let names = Names::new(&good_config(), 1);
+        let claim = |n: u8| {
+            let key = VipKey { address: FlowKey::mapped(u32::from_ne_bytes([10, 0, 0, n])), zone: 0 };
+            (key, Claim { at_ns: 1, mac: [2, 0, 0, 0, 0xa, n], group: 0, zone: 1 })
+        };
+        let zone = names.zone(1);
+        assert_eq!(text(&[], &names), None);
+        let one = format!("10.0.0.9 is claimed in zone {zone} by 02:00:00:00:0a:09, too");
+        assert_eq!(text(&[claim(9)], &names), Some(one.clone()));
+        assert_eq!(text(&[claim(9), claim(10), claim(11)], &names), Some(one + ", as are 2 other addresses"));
+    }
 
     #[test]
     fn an_address_is_defended_at_once_and_then_each_ten_seconds_while_it_is_claimed() {

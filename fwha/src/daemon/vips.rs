@@ -336,9 +336,9 @@ impl Thread {
     fn defend(&mut self, here: &BTreeSet<GroupId>, complaints: &mut Limit) {
         match self.defence.turn(&self.maps, &self.names, here, &self.groups) {
             Ok(claimed) => {
-                for (group, address, text) in claimed {
+                for (group, claimed, text) in claimed {
                     self.tell("vip-claimed", group, format!("{text}; the neighbours are told again"));
-                    self.announcements.announce([(group, address)]);
+                    self.announcements.announce(claimed.into_iter().map(|address| (group, address)));
                 }
             }
             Err(error) => {

@@ -304,5 +304,8 @@ fn who_claims_an_address_of_this_node_is_noted() {
             rig.send(Port::Lan, &frame);
             assert_eq!(keys(&rig.claims), []);
         }
+        // Nor is it a conflict what a host of another zone says; a host with several addresses may ask in the name of any.
+        rig.send(Port::Wan, &announcement(stranger, VIP));
+        assert_eq!(keys(&rig.claims), []);
     });
 }
