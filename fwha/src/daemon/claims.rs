@@ -20,7 +20,7 @@ use crate::netlink::Address;
 const INTERVAL: Duration = Duration::from_secs(10);
 /// For so long after a group came here, in ns, the node that had it may speak for its addresses.
 const SETTLED_NS: u64 = 2_000_000_000;
-/// For how long a claim is worth a warning.
+/// For so long a claim is worth an answer and a warning, in ns. A daemon that was restarted finds those of old.
 const MEMORY_NS: u64 = 60_000_000_000;
 
 /// What was heard of claims, and what was done against them.
@@ -57,10 +57,11 @@ impl Defence {
         names: &Names,
         here: &BTreeSet<GroupId>,
         addresses: &BTreeMap<GroupId, Vec<Address>>,
+        now_ns: u64,
     ) -> Result<Vec<(GroupId, Vec<Address>, String)>, DataplaneError> {
         let now = Instant::now();
         let mut turn = Vec::new();
-        for (group, claims) in current(maps, here)? {
+        for (group, claims) in current(maps, here, now_ns)? {
             let of_group = addresses.get(&group).map_or(&[][..], Vec::as_slice);
             let mut claimed = Vec::new();
             let mut due = Vec::new();
@@ -93,8 +94,7 @@ pub fn recent(
     now_ns: u64,
 ) -> Result<Vec<String>, DataplaneError> {
     let mut warnings = Vec::new();
-    for mut claims in current(maps, here)?.into_values() {
-        claims.retain(|(_, claim)| claim.at_ns.saturating_add(MEMORY_NS) > now_ns);
+    for claims in current(maps, here, now_ns)?.into_values() {
         warnings.extend(text(&claims, names).map(|text| {
             format!("{text}: find that host; what neighbours send there does not pass this cluster")
         }));
@@ -102,10 +102,11 @@ pub fn recent(
     Ok(warnings)
 }
 
-/// The claims against addresses of these groups since they came here, by group.
+/// The claims of a moment ago against addresses of these groups, since they came here, by group.
 fn current(
     maps: &Maps,
     here: &BTreeSet<GroupId>,
+    now_ns: u64,
 ) -> Result<BTreeMap<GroupId, Vec<(VipKey, Claim)>>, DataplaneError> {
     let mut by_group: BTreeMap<GroupId, Vec<(VipKey, Claim)>> = BTreeMap::new();
     for (key, claim) in maps.claims()? {
@@ -114,8 +115,9 @@ fn current(
         }
     }
     for (&group, claims) in &mut by_group {
-        let counts_from = maps.group(group.into())?.since_ns.saturating_add(SETTLED_NS);
-        claims.retain(|(_, claim)| claim.at_ns > counts_from);
+        let settled_ns = maps.group(group.into())?.since_ns.saturating_add(SETTLED_NS);
+        let from_ns = settled_ns.max(now_ns.saturating_sub(MEMORY_NS));
+        claims.retain(|(_, claim)| claim.at_ns > from_ns);
         claims.sort_unstable_by_key(|(key, _)| key.address.map(u32::from_be));
     }
     Ok(by_group)

@@ -334,7 +334,8 @@ impl Thread {
 
     /// Tells the neighbours again of addresses that somebody else has claimed.
     fn defend(&mut self, here: &BTreeSet<GroupId>, complaints: &mut Limit) {
-        match self.defence.turn(&self.maps, &self.names, here, &self.groups) {
+        let now_ns = self.clock.now_ns();
+        match self.defence.turn(&self.maps, &self.names, here, &self.groups, now_ns) {
             Ok(claimed) => {
                 for (group, claimed, text) in claimed {
                     self.tell("vip-claimed", group, format!("{text}; the neighbours are told again"));
