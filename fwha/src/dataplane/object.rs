@@ -238,7 +238,7 @@ fn usable(pins: &PinDir, expected: &BTreeMap<&str, bpf::MapShape>) -> Result<boo
 }
 
 /// How often a program is loaded that the verifier does not come to an end with.
-const LOAD_ATTEMPTS: u32 = 5;
+const LOAD_ATTEMPTS: u32 = 20;
 
 fn program(ebpf: &mut Ebpf, name: &'static str) -> Result<OwnedFd, DataplaneError> {
     let program = ebpf.program_mut(name).ok_or_else(|| DataplaneError::Object(name.into()))?;

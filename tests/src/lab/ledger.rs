@@ -236,7 +236,9 @@ fn in_use(id: &str) -> bool {
         return false;
     }
     let Some(running) = owner_of(id).and_then(|pid| owner_line(pid).ok()) else { return false };
-    fs::read_to_string(Path::new(ROOT).join(id).join("owner")).map_or(true, |noted| noted == running)
+    // A lab that is just being made has no note yet, or an empty one.
+    let noted = fs::read_to_string(Path::new(ROOT).join(id).join("owner")).unwrap_or_default();
+    noted.is_empty() || noted == running
 }
 
 /// `PID STARTTIME` of a running process (`/proc/PID/stat`, field 22, proc_pid_stat(5)).
@@ -311,4 +313,26 @@ fn processes_in(inodes: &[u64]) -> Result<Vec<i32>> {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lab_that_is_just_being_made_is_in_use() {
+        if !crate::root::is_root() {
+            return;
+        }
+        let id = format!("fwha-{}-0000", std::process::id());
+        let dir = Path::new(ROOT).join(&id);
+        fs::create_dir_all(&dir).unwrap();
+        let mut seen = vec![in_use(&id)];
+        for noted in [String::new(), owner_line(std::process::id()).unwrap(), "1 1".to_owned()] {
+            fs::write(dir.join("owner"), noted).unwrap();
+            seen.push(in_use(&id));
+        }
+        remove_by_id(&id).unwrap();
+        assert_eq!(seen, [true, true, true, false], "no note, an empty one, its own, another's");
+    }
 }

@@ -289,7 +289,7 @@ impl Rig {
                 Program::SchedClassifier(program) => program.load(),
                 _ => panic!("a program of a kind that nobody asked for"),
             };
-            let loaded = (0..5).map(|_| load()).find(|loaded| !interrupted(loaded));
+            let loaded = (0..20).map(|_| load()).find(|loaded| !interrupted(loaded));
             loaded.expect("the verifier comes to its end").expect("the verifier takes it");
         }
         let maps = bpf.maps().filter_map(|(name, map)| match map {
