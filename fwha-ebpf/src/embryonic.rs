@@ -24,9 +24,8 @@ use fwha_common::{
 
 use crate::{atomic::compare_exchange_u64, maps, packet::bounded};
 
-/// Attempts at the fingerprints of a set. Each failure means that another CPU got on: of two that do nothing else to one set, one
-/// fails four times in a row once in 100,000 times or so.
-const ATTEMPTS: u32 = 8;
+/// Attempts at the fingerprints of a set. Each failure means that another CPU got on.
+const ATTEMPTS: u32 = 4;
 
 /// How often they are looked at for the CPU that puts in another flow to be done.
 const LOOKS: u32 = 64;
