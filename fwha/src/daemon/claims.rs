@@ -131,15 +131,13 @@ fn text(claims: &[(VipKey, Claim)], names: &Names) -> Option<String> {
         four.copy_from_slice(&word.to_ne_bytes());
     }
     let address = Ipv6Addr::from(bytes).to_canonical();
-    let [a, b, c, d, e, f] = claim.mac;
+    let mac = claim.mac.map(|byte| format!("{byte:02x}")).join(":");
     let zone = names.zone(claim.zone);
     let more = match others.len() {
         0 => String::new(),
         n => format!(", as are {n} other addresses"),
     };
-    Some(format!(
-        "{address} is claimed in zone {zone} by {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}, too{more}"
-    ))
+    Some(format!("{address} is claimed in zone {zone} by {mac}, too{more}"))
 }
 
 fn octets(address: IpAddr) -> [u8; 16] {
