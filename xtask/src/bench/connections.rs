@@ -20,7 +20,7 @@ use super::figures::Series;
 use super::live::{Bare, Sent, Size};
 use super::replication::usage::Cpu;
 use super::report::{Figure, Report, Table};
-use super::stage::{Options, Stage};
+use super::stage::{HANDSHAKE, Options, Stage};
 
 /// Measure how fast flows begin, with and without replication, beside nftables and conntrackd
 #[derive(clap::Args, Default)]
@@ -54,8 +54,6 @@ enum Part {
 
 /// Flows before anything is measured.
 const WARM_UP: u32 = 1_024;
-/// Packets that open a flow: SYN, SYN+ACK, ACK.
-const OPENING: usize = 3;
 /// When so long no more flows have reached the other node, no more will.
 const SILENCE: Duration = Duration::from_secs(3);
 
@@ -116,7 +114,7 @@ fn rate(stage: &mut Stage, args: &Args, report: &mut Report) -> Result<()> {
         let began = Instant::now();
         let sent = open(stage, WARM_UP..WARM_UP + flows)?;
         let opened = began.elapsed();
-        let per_flow = |sent: Sent| sent.ns() * OPENING as f64;
+        let per_flow = |sent: Sent| sent.ns() * HANDSHAKE as f64;
         let (known, took) = if contender.replicates() {
             let (known, last) = told(stage, &running, before + u64::from(flows), before)?;
             ((known - before) as f64, last.duration_since(began))
@@ -142,7 +140,7 @@ fn rate(stage: &mut Stage, args: &Args, report: &mut Report) -> Result<()> {
 
 /// Opens connections as fast as it goes.
 fn open(stage: &mut Stage, flows: std::ops::Range<u32>) -> Result<Sent> {
-    stage.live.open(&stage.lab, Kind::Tcp4, flows, OPENING)
+    stage.live.open(&stage.lab, Kind::Tcp4, flows, 0..HANDSHAKE)
 }
 
 /// Waits until the second node has heard of so many flows, or of no more. Returns how many, and when it was seen last that

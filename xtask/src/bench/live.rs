@@ -287,14 +287,17 @@ impl Live {
         Ok((sent, Delays::of(&self.delays)?.since(&before)))
     }
 
-    /// Opens flows with these numbers as fast as it goes, by the first `steps` packets of [`Kind::opening`].
+    /// Opens flows with these numbers as fast as it goes, by these packets of [`Kind::opening`], as far as there are so many.
     ///
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub fn open(&mut self, lab: &Lab, kind: Kind, flows: Range<u32>, steps: usize) -> Result<Sent> {
+    pub fn open(&mut self, lab: &Lab, kind: Kind, flows: Range<u32>, steps: Range<usize>) -> Result<Sent> {
         let opening = kind.opening();
-        let opening = &opening[..steps.min(opening.len())];
+        let opening = &opening[steps.start.min(opening.len())..steps.end.min(opening.len())];
+        if opening.is_empty() {
+            return Ok(Sent::default());
+        }
         let way = |end: End| [mac(end.node), mac(end.host), end.port.into()];
         let traffic = &opening[0].traffic;
         let mut order = Order {

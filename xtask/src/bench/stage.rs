@@ -95,6 +95,10 @@ const CHUNK: u32 = 8_192;
 const TOLD_PER_S: u32 = 30_000;
 /// What may be lost of a flow's opening: the kernel drops packets when there are many.
 const ARRIVED_MIN: f64 = 0.99;
+/// Packets of a handshake; what follows them in an opening is far ahead in the conversation.
+pub const HANDSHAKE: usize = 3;
+/// How often a handshake is sent at most. The kernel may lose a burst of SYNs, and hosts send those again.
+const ATTEMPTS: usize = 4;
 
 impl Stage {
     /// Lays it, with nodes that hold as many flows as any suite opens.
@@ -241,7 +245,14 @@ impl Stage {
         let mut sent = Sent::default();
         for start in flows.clone().step_by(CHUNK as usize) {
             let chunk = start..flows.end.min(start + CHUNK);
-            sent = sent.and(self.live.open(&self.lab, kind, chunk.clone(), STEPS)?);
+            let mut shaken = Sent::default();
+            for _ in 0..ATTEMPTS {
+                shaken = self.live.open(&self.lab, kind, chunk.clone(), 0..HANDSHAKE)?;
+                if shaken.arrived >= shaken.packets {
+                    break;
+                }
+            }
+            sent = sent.and(shaken).and(self.live.open(&self.lab, kind, chunk.clone(), HANDSHAKE..STEPS)?);
             if contender.replicates() {
                 std::thread::sleep(Duration::from_secs(1) * (chunk.end - chunk.start) / TOLD_PER_S);
             }
