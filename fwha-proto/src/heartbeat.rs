@@ -22,6 +22,7 @@
 //!  type 4, zone:       0 zone  1 flags: 1 asks for reasons of its own, 2 neighbours answer, 4 none does
 //!                      2 nodes heard there (u16, bit n: node n)  4 IPv4 addresses of neighbours to be asked;
 //!                      only while the reach there is compared
+//!  type 5, names:      the hash of the name (u32) of each group, in the order of their records; if there is room
 //! ```
 //! Numbers are little-endian, addresses in network byte order.
 
@@ -53,10 +54,12 @@ const TRACKER_LEN: usize = 4;
 const REACH: u8 = 4;
 const REACH_LEN: usize = 4;
 const NEIGHBOUR_LEN: usize = 4;
+const NAMES: u8 = 5;
+const NAME_LEN: usize = 4;
 
 /// The longest payload that [`Heartbeat::write`] makes; stays below any MTU of 1500. What is told of
-/// the reach in zones, and link-local addresses, are left out where they would exceed it: with one group there is
-/// room for all addresses.
+/// the reach in zones, link-local addresses, and names of groups, are left out where they would exceed it: with one group
+/// there is room for all names and addresses.
 pub const LEN_MAX: usize =
     HEAD_LEN + MAX_GROUPS * (2 + GROUP_LEN) + TRACKERS_MAX + (MAX_ZONES + MAX_LINKS) * (2 + INTERFACE_LEN);
 const TRACKERS_MAX: usize = 2 + MAX_TRACKERS * TRACKER_LEN;
@@ -64,6 +67,7 @@ const TRACKERS_MAX: usize = 2 + MAX_TRACKERS * TRACKER_LEN;
 const _: () = assert!(
     HEAD_LEN
         + (2 + GROUP_LEN)
+        + (2 + NAME_LEN)
         + TRACKERS_MAX
         + (MAX_ZONES + MAX_LINKS) * (2 + INTERFACE_LEN)
         + MAX_ZONES * LINK_LOCAL_LEN
@@ -220,8 +224,11 @@ impl Interface {
 /// A node's part in a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GroupRecord {
-    /// The group.
+    /// The group: its number at the sender.
     pub group: u8,
+    /// The hash of its name, by which nodes whose files number their groups otherwise know what is meant; `None` if the
+    /// sender did not say it.
+    pub name: Option<u32>,
     /// The sender's role.
     pub role: Role,
     /// The sender's priority.
@@ -330,6 +337,12 @@ impl Heartbeat {
         }
         let interfaces = &self.interfaces[..self.interfaces.len().min(MAX_ZONES + MAX_LINKS)];
         let mut room = LEN_MAX - b.len() - interfaces.len() * (2 + INTERFACE_LEN);
+        let names: Option<Vec<u32>> = self.groups.iter().take(MAX_GROUPS).map(|g| g.name).collect();
+        if let Some(names) = names.filter(|names| !names.is_empty() && room >= 2 + names.len() * NAME_LEN) {
+            b.extend_from_slice(&[NAMES, (names.len() * NAME_LEN) as u8]);
+            names.iter().for_each(|name| b.extend_from_slice(&name.to_le_bytes()));
+            room -= 2 + names.len() * NAME_LEN;
+        }
         for r in &self.reaches {
             let neighbours = &r.neighbours[..r.neighbours.len().min(MAX_NEIGHBOURS)];
             let len = REACH_LEN + neighbours.len() * NEIGHBOUR_LEN;
@@ -404,6 +417,11 @@ impl Heartbeat {
                         heartbeat.unwell.push(body.u32()?);
                     }
                 }
+                NAMES => {
+                    for group in &mut heartbeat.groups {
+                        group.name = Some(body.u32()?);
+                    }
+                }
                 REACH if heartbeat.reaches.len() < MAX_ZONES => heartbeat.reaches.push(body.reach()?),
                 GROUP | INTERFACE | REACH => return Err(Malformed),
                 _ => {}
@@ -451,7 +469,21 @@ impl<'a> Reader<'a> {
         let other = Some(self.u8()?).filter(|&node| node != 0);
         let (offered_to, hears) = if role == Role::Active { (other, None) } else { (None, other) };
         let (warm, moved) = (flags & 1 != 0, flags & 2 != 0);
-        Ok(GroupRecord { group, role, priority, warm, moved, term, age_ms, heard, cause, offered_to, hears })
+        let name = None;
+        Ok(GroupRecord {
+            group,
+            name,
+            role,
+            priority,
+            warm,
+            moved,
+            term,
+            age_ms,
+            heard,
+            cause,
+            offered_to,
+            hears,
+        })
     }
 
     fn reach(&mut self) -> Result<ZoneReach, Malformed> {
@@ -507,6 +539,7 @@ mod tests {
             echo_held_us: 321,
             groups: vec![GroupRecord {
                 group: 0,
+                name: None,
                 role: Role::Active,
                 priority: 150,
                 warm: true,

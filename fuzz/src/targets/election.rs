@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use fwha_common::probe::{Probe, ProbeKind};
+use fwha_common::rule::name_hash;
 use fwha_proto::election::reach::Survey;
 use fwha_proto::election::{
     Announce, Config, Effect, Election, GroupConfig, Instance, NodeConfig, Output, Start, TrackerConfig,
@@ -303,6 +304,7 @@ impl World {
             let [role, flags, cause] = input.array();
             GroupRecord {
                 group: flags >> 2 & 1,
+                name: [None, Some(name_hash("g0")), Some(name_hash("g1")), Some(0)][usize::from(role >> 6)],
                 role: Role::from_u8(role % 5).expect("a role"),
                 priority: input.u8(),
                 warm: flags & 1 != 0,

@@ -299,7 +299,9 @@ impl Election {
                 && !group.is_active()
                 && !group.machines.is_empty()
                 && group.others().any(|n| n == node)
-                && self.actives(g).next().is_none();
+                && self.actives(g).next().is_none()
+                // Who has no cable hears nobody.
+                && self.zones_of(g).any(|zone| !self.is_cut(self.me(), zone));
             if might && now < group.silent_at(since) {
                 return Adverts::Heard;
             }

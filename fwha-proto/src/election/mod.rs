@@ -57,6 +57,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use fwha_common::probe::Probe;
+use fwha_common::rule::name_hash;
 
 pub use self::config::{
     Announce, Config, ConfigError, Effect, GroupConfig, GroupId, Instance, NodeConfig, Start, TrackerConfig,
@@ -170,7 +171,7 @@ impl Election {
         };
         let peer = &mut self.peers[p];
         match peer.channel.open(datagram) {
-            Ok(Opened::Data(payload)) => match Heartbeat::parse(payload) {
+            Ok(Opened::Data(payload)) => match Heartbeat::parse(payload).map(|heard| self.by_name(heard)) {
                 Ok(heartbeat) if self.leaps(&heartbeat) => {
                     self.refused(link, header.sender, "term", "claims a term that cannot have come about");
                 }
@@ -243,6 +244,8 @@ impl Election {
         // The peers compare: they hear of it at once.
         self.beat_due = true;
         if let (Via::Zone(zone), true) = (via, interface.carrier) {
+            // Whoever answered nowhere may do so there.
+            self.peers.iter_mut().for_each(|peer| peer.suspicion.doubt(now));
             // What is behind the cable may have forgotten the addresses, or never heard of them.
             for g in (0..self.groups.len()).filter(|&g| self.groups[g].is_active()).collect::<Vec<_>>() {
                 if self.zones_of(g).any(|z| z == zone) {
@@ -477,6 +480,20 @@ impl Election {
         })
     }
 
+    /// What a peer says of groups, by the numbers that they have here: in its file they may be in another order. What it
+    /// says of groups that are not there is left out.
+    fn by_name(&self, mut heartbeat: Heartbeat) -> Heartbeat {
+        let number = |record: &GroupRecord| {
+            let Some(name) = record.name else { return Some(record.group) };
+            let same = |g: &&Group| name_hash(&g.config.name) == name;
+            let mut named = self.groups.iter().filter(same).map(|g| g.config.group);
+            // The same number first, should two names have one hash.
+            named.clone().find(|group| *group == record.group).or_else(|| named.next())
+        };
+        heartbeat.groups.retain_mut(|record| number(record).map(|group| record.group = group).is_some());
+        heartbeat
+    }
+
     fn heartbeat(&mut self, now: Time, p: usize, link: u8, heartbeat: Heartbeat) {
         let before = self.states();
         let were_active: Vec<GroupId> = self.peers[p].active_groups().collect();
@@ -507,6 +524,8 @@ impl Election {
                 if record.role == Role::Active {
                     g.last_active = Some(node);
                     g.warm = peer.in_sync;
+                    // Whoever advertised before, the channel knows who has the role now.
+                    g.foreign = false;
                 }
             }
         }
@@ -661,6 +680,7 @@ impl Election {
             let in_term = self.top_active(g).filter(|(_, r)| r.term == group.term);
             GroupRecord {
                 group: group.config.group,
+                name: Some(name_hash(&group.config.name)),
                 role: group.role,
                 priority: group.priority(),
                 warm: group.warm,

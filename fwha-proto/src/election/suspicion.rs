@@ -15,6 +15,9 @@
 //! now: in peace each interface is probed once a second to know. In a network that does not carry
 //! probes, losing the sync link makes a peer SyncLost, not Dead, and VRRP's silence must confirm it.
 //!
+//! One that said goodbye (Left) is left alone for [`GONE`] and then asked as a dead one is: it may be back and unheard, for its
+//! sync link is broken or its key another.
+//!
 //! Who slept asks a dead one by a burst again before it believes what it knew: meanwhile that one may have come back, and
 //! taken over.
 
@@ -35,6 +38,9 @@ const SYNC_LOST: Duration = Duration::from_millis(100);
 const UNANSWERED: Duration = Duration::from_millis(50);
 /// An interface whose last answer is older proves nothing by its silence: two lost and some slack.
 const TRUST: Duration = Duration::from_millis(3200);
+
+/// For so long after its goodbye a peer may still answer probes: its programs go last.
+const GONE: Duration = Duration::from_secs(15);
 
 /// The longest wait for an answer, however slow the network was.
 const PATIENCE_MAX: Duration = Duration::from_millis(100);
@@ -192,7 +198,7 @@ impl Suspicion {
                 1
             }
         };
-        if matches!(self.state, PeerState::Alive | PeerState::Left) || answer.round < self.burst {
+        if self.state == PeerState::Alive || self.leaves(now) || answer.round < self.burst {
             return;
         }
         self.answered[class] = self.answered[class].max(Some(answer.round));
@@ -206,7 +212,7 @@ impl Suspicion {
         self.owned_until = until;
         match self.state {
             PeerState::Silent if self.renewing => self.enter(now, PeerState::SyncLost),
-            PeerState::Dead | PeerState::Unknown => {
+            PeerState::Dead | PeerState::Unknown | PeerState::Left => {
                 self.enter(now, if class == 0 { PeerState::Silent } else { PeerState::SyncLost });
                 self.round_due = now + self.pace();
             }
@@ -227,23 +233,41 @@ impl Suspicion {
     /// asked now, not at its next turn. Where the network carries no probes there is nothing to ask by, and
     /// advertisements must do of one that was held for dead.
     pub fn sign(&mut self, now: Time) {
-        if !matches!(self.state, PeerState::Dead | PeerState::Unknown) {
+        if !self.is_gone(now) {
             return;
         }
-        if self.zones.is_empty() && self.state == PeerState::Dead {
+        if self.zones.is_empty() && self.state != PeerState::Unknown {
             self.enter(now, PeerState::SyncLost);
         }
         self.ask_soon(now);
     }
 
+    /// Whether it is held for dead, was never heard, or has left a while ago.
+    fn is_gone(&self, now: Time) -> bool {
+        match self.state {
+            PeerState::Dead | PeerState::Unknown => true,
+            PeerState::Left => !self.leaves(now),
+            PeerState::Alive | PeerState::Suspect | PeerState::Silent | PeerState::SyncLost => false,
+        }
+    }
+
+    /// Whether it said goodbye a moment ago, and what it still answers says nothing.
+    fn leaves(&self, now: Time) -> bool {
+        self.state == PeerState::Left && now < self.gone_at()
+    }
+
+    fn gone_at(&self) -> Time {
+        self.heard.unwrap_or(Time::ZERO) + GONE
+    }
+
     /// One that is held for dead, or was never heard, is asked now, not at its next turn.
     pub fn ask_soon(&mut self, now: Time) {
-        if matches!(self.state, PeerState::Dead | PeerState::Unknown) {
+        if self.is_gone(now) {
             self.round_due = self.round_due.min(now.max(self.asked + SOONEST));
         }
     }
 
-    /// This node slept: one that is held for dead is asked by a burst again.
+    /// This node slept, or has another way to ask: one that is held for dead is asked by a burst again.
     pub fn doubt(&mut self, now: Time) {
         if self.state == PeerState::Dead {
             self.suspect(now);
@@ -261,7 +285,7 @@ impl Suspicion {
         if self.state == PeerState::Alive && (now >= self.silent_at() || cut_off) {
             self.suspect(now);
         }
-        if now < self.round_due || self.state == PeerState::Left {
+        if now < self.round_due || self.leaves(now) {
             return false;
         }
         let asked = self.round + 1 - self.burst >= ROUNDS;
@@ -302,7 +326,7 @@ impl Suspicion {
     /// When [`Self::tick`] has something to do.
     pub fn next(&self) -> Time {
         match self.state {
-            PeerState::Left => Time::NEVER,
+            PeerState::Left => self.round_due.max(self.gone_at()),
             PeerState::Alive => self.round_due.min(self.silent_at()),
             _ => self.round_due,
         }

@@ -318,6 +318,11 @@ fn a_partition_that_heals_on_the_zones_only_is_settled_by_vrrp() {
     assert!(took <= ms(1100), "{took:?}");
     rig.run(ms(10_000));
     assert_eq!(rig.actives(0), [1]);
+    // What VRRP settled is over with the partition: the next death is noticed as any other.
+    rig.heal();
+    rig.run(ms(10_000));
+    rig.kill(1);
+    rig.run_until(DEAD_LIMIT, |r| r.actives(0) == [2]).expect("a takeover");
 }
 
 #[test]
@@ -544,4 +549,70 @@ fn who_slept_asks_one_that_it_held_for_dead_before_it_claims_anything() {
     rig.run(ms(1000));
     assert_eq!(rig.actives(0), [2]);
     assert_eq!(rig.node(1).takeovers.len(), takeovers, "{:?}", rig.events(1, then));
+}
+
+/// A restart while no heartbeat gets through: the other node knows no more than that it said goodbye.
+#[test]
+fn one_that_left_and_came_back_unheard_is_found() {
+    let left = || {
+        let mut rig = Rig::pair(1);
+        rig.command(2, |e, now| e.shutdown(now));
+        rig.run(ms(500));
+        assert!(rig.node(2).done);
+        rig.kill_daemon(2);
+        rig.cut_both(SYNC);
+        rig.start(2);
+        rig.run(ms(5000));
+        assert_eq!(
+            (rig.peer_state(1, 2), rig.actives(0)),
+            (PeerState::Left, vec![1]),
+            "its programs may go last"
+        );
+        rig.run(ms(15_000));
+        assert_eq!((rig.peer_state(1, 2), rig.actives(0)), (PeerState::SyncLost, vec![1]));
+        rig
+    };
+    // The Active loses a zone: the other one has it still.
+    let mut rig = left();
+    rig.carrier(1, LAN, false);
+    rig.run_until(ms(5000), |r| r.actives(0) == [2]).expect("a move");
+    // It loses all zones for a while: the other one took the group, and keeps it.
+    let mut rig = left();
+    for zone in [Via::Zone(1), LAN] {
+        rig.carrier(1, zone, false);
+    }
+    rig.run(ms(5000));
+    assert_eq!(rig.actives(0), [2]);
+    for zone in [Via::Zone(1), LAN] {
+        rig.carrier(1, zone, true);
+    }
+    rig.run(ms(20_000));
+    assert_eq!(rig.actives(0), [2]);
+    // One that is really gone stays so, and is asked for nothing.
+    let mut rig = Rig::pair(1);
+    rig.command(2, |e, now| e.shutdown(now));
+    rig.run(ms(500));
+    rig.kill(2);
+    rig.run(ms(60_000));
+    assert_eq!((rig.peer_state(1, 2), rig.actives(0)), (PeerState::Left, vec![1]));
+}
+
+/// Without a cable it heard nobody, and that proves nothing of the other one, which heartbeats do not reach.
+#[test]
+fn one_that_had_no_cable_at_all_takes_nothing_when_it_is_back() {
+    let mut rig = Rig::pair(1);
+    rig.cut_both(SYNC);
+    rig.run(ms(2000));
+    for zone in [Via::Zone(1), LAN] {
+        rig.carrier(1, zone, false);
+    }
+    rig.run(ms(5000));
+    assert_eq!((rig.actives(0), rig.peer_state(1, 2)), (vec![2], PeerState::SyncLost));
+    for zone in [Via::Zone(1), LAN] {
+        rig.carrier(1, zone, true);
+    }
+    let then = rig.now;
+    rig.run(ms(20_000));
+    assert_eq!(rig.actives(0), [2]);
+    assert!(rig.node(1).takeovers.iter().all(|(at, ..)| *at < then), "not for a moment");
 }

@@ -162,3 +162,40 @@ fn rule_6_1_the_owner_preempts_whatever_the_mode_says() {
         assert_eq!(rig.actives(0) == [1], wins, "{priority}");
     }
 }
+
+/// A rolling change of the file that puts a group before others: until all nodes have it, numbers do not mean the same.
+#[test]
+fn groups_are_known_by_their_names_where_files_number_them_otherwise() {
+    let members = || vec![(1, 150), (2, 100)];
+    let mut rig = Rig::new(2, 1, move |node, c| {
+        let before: &[GroupId] = if node == 1 { &[0, 1] } else { &[2, 0, 1] };
+        let numbered = before
+            .iter()
+            .zip(0..)
+            .map(|(&name, number)| GroupConfig { group: number, ..group(name, members()) });
+        (c.groups, c.config_hash) = (numbered.collect(), node.into());
+    });
+    rig.start(1);
+    rig.run(ms(6000));
+    let roles = |rig: &mut Rig, node, groups: &[GroupId]| -> Vec<Role> {
+        let now = rig.now;
+        let status = rig.election(node).status(now);
+        groups.iter().map(|id| status.groups.iter().find(|g| g.group == *id).expect("a group").role).collect()
+    };
+    assert_eq!(roles(&mut rig, 1, &[0, 1]), [Role::Active; 2]);
+    rig.start(2);
+    rig.run(ms(10_000));
+    assert_eq!(roles(&mut rig, 1, &[0, 1]), [Role::Active; 2]);
+    assert_eq!(
+        roles(&mut rig, 2, &[0, 1, 2]),
+        [Role::Active, Role::Backup, Role::Backup],
+        "only what nobody else has"
+    );
+    assert_eq!(rig.node(2).takeovers.len(), 1, "{:?}", rig.node(2).takeovers);
+    rig.command(1, |e, now| e.switchover(now, 1, Some(2)).expect("an offer"));
+    rig.run(ms(500));
+    assert_eq!(roles(&mut rig, 1, &[0, 1]), [Role::Active, Role::Backup]);
+    assert_eq!(roles(&mut rig, 2, &[0, 1, 2]), [Role::Active, Role::Backup, Role::Active]);
+    rig.kill(1);
+    rig.run_until(DEAD_LIMIT, |r| r.role(2, 1) == Some(Role::Active)).expect("a takeover");
+}
