@@ -177,10 +177,12 @@ impl Core {
             self.counters.events_invalid += 1;
             return None;
         }
-        // A flow that outlived a restart proves that its term has been: no earlier owner counts.
+        // A flow that outlived a restart proves that its term has been: no earlier owner counts. Or the data plane owns the
+        // bucket by now, and this node is about to hear of it: what its former owner did is listened to from here on.
         let owner = &mut self.owners[usize::from(entry.bucket)];
         if !self.owned.contains(entry.bucket) && owner.term < Flow::term(entry.version) {
-            *owner = Owner { term: Flow::term(entry.version), node: 0 };
+            let before = std::mem::replace(owner, Owner { term: Flow::term(entry.version), node: 0 });
+            self.handover.gain(self.now, entry.bucket, before);
             self.past_terms.insert(entry.bucket);
         }
         let Some(i) = self.table.find(key) else {
@@ -415,7 +417,9 @@ impl Core {
             counters.rejected_owned += 1;
             return false;
         }
-        let same = slot.live && slot.entry.id == entry.id && slot.entry.version == entry.version;
+        // What a data plane made of it that is the owner's no more may have the version of something else that the owner did.
+        let same =
+            slot.live && !slot.strayed && slot.entry.id == entry.id && slot.entry.version == entry.version;
         if same && slot.entry.bucket == entry.bucket {
             counters.unchanged_received += 1;
             self.mirror(i, from, false);

@@ -163,6 +163,7 @@ impl Links {
             if carrier && !l.carrier {
                 l.answered_at = None;
                 l.steady = 0;
+                l.suspect = None;
                 l.probe = 0;
                 l.answered = 0;
                 l.probe_at = Time::ZERO;
@@ -350,6 +351,14 @@ mod tests {
         assert_eq!(links.pick(now), 0, "it was the peer, not the link");
         links.carrier(0, false);
         assert_eq!((links.pick(now), states(&links, now)[0]), (1, LinkState::Down), "believed at once");
+        links.carrier(0, true);
+        run(&mut links, &mut now, 3000 * MS, |_| true);
+        assert_eq!(links.pick(now), 0);
+        links.timed_out();
+        links.carrier(0, false);
+        links.carrier(0, true);
+        run(&mut links, &mut now, 3000 * MS, |_| true);
+        assert_eq!(links.pick(now), 0, "what was suspected before the carrier was gone is over");
     }
 
     #[test]

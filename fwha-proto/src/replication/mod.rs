@@ -394,7 +394,10 @@ impl Replication {
                         refused.insert(bucket);
                     } else if self.core.owned.insert(bucket) || owner.term != term {
                         let before = std::mem::replace(owner, Owner { term, node });
-                        self.core.handover.gain(now, bucket, before);
+                        // The data plane may have told of it already, see `Core::learn`.
+                        if (before.node, before.term) != (0, term) {
+                            self.core.handover.gain(now, bucket, before);
+                        }
                         self.core.gains[usize::from(bucket)] += 1;
                         gained.insert(bucket);
                     }

@@ -22,6 +22,8 @@ use crate::time::Time;
 const KNOCK_EVERY: Duration = Duration::from_millis(100);
 /// The peer may have begun another life, and the hello that would have told so may be lost.
 const KNOCK_AFTER: Duration = Duration::from_millis(300);
+/// Hellos that are answered in [`KNOCK_EVERY`]: a flood of replayed ones must not be answered one by one.
+const HELLO_REPLIES: u8 = 8;
 /// A peer that has not shown the newest key is offered it this often.
 const RENEW_EVERY: Duration = Duration::from_secs(1);
 /// IPv6 and UDP headers.
@@ -39,6 +41,8 @@ pub(super) struct Peer {
     name: String,
     channel: Channel,
     knock_at: Time,
+    /// Hellos answered since then.
+    hellos: (Time, u8),
     session: Option<Session>,
     /// Stamp with which the next session begins.
     stamp: u64,
@@ -63,6 +67,7 @@ impl Peer {
             name: options.name,
             channel: Channel::new(o.keys.clone(), Purpose::Replication, o.identity, options.node),
             knock_at: Time::ZERO,
+            hellos: (Time::ZERO, 0),
             session: None,
             stamp: 1,
             links: Links::new(Time::ZERO, o.links),
@@ -175,7 +180,7 @@ impl Peer {
                     self.links.open(now, link);
                     self.open(core, now);
                 }
-                if reply {
+                if reply && self.may_answer(now) {
                     self.knock(core, Some(link));
                 }
             }
@@ -188,6 +193,16 @@ impl Peer {
                 self.take(core, now, link, payload);
             }
         }
+    }
+
+    /// Whether one more hello is answered.
+    fn may_answer(&mut self, now: Time) -> bool {
+        let (since, answered) = &mut self.hellos;
+        if now >= *since + KNOCK_EVERY {
+            (*since, *answered) = (now, 0);
+        }
+        *answered = answered.saturating_add(1);
+        *answered <= HELLO_REPLIES
     }
 
     fn open(&mut self, core: &mut Core, now: Time) {

@@ -521,9 +521,10 @@ impl Thread {
                 };
                 owned.insert(group, element);
                 self.owned.set(group, true);
+                // Before the data plane can tell of what it does as the owner.
+                self.replication.send(replication::Command::Owned { group, term });
                 self.write_group(group, &element, unwritten);
                 done("own");
-                self.replication.send(replication::Command::Owned { group, term });
             }
             Output::RenewLease { group, until } => {
                 if let Some(element) = owned.get_mut(&group) {

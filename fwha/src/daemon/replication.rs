@@ -336,16 +336,6 @@ impl Thread {
                 self.replication.reconcile_begin(buckets);
                 comparison = Some(Comparison { walk: FlowWalk::new(WALK_CHUNK), buckets });
             }
-            let taken = [self.read_events(), self.read_sockets()];
-            let by_group = |terms: Vec<(u8, u32)>| -> BTreeSet<_> {
-                terms.into_iter().map(|(b, term)| (self.bucket_group[usize::from(b)], term)).collect()
-            };
-            for (group, term) in by_group(self.replication.take_past_terms()) {
-                self.election.send(election::Command::PastTerm { group, term });
-            }
-            for (group, term) in by_group(self.replication.take_claims()) {
-                self.election.send(election::Command::Claimed { group, term });
-            }
             self.letters.acknowledge();
             while let Some(command) = self.letters.take() {
                 let now = self.now();
@@ -409,6 +399,17 @@ impl Thread {
                     Command::Carrier(link, carrier) => self.replication.carrier(link, carrier),
                     Command::Stop => return,
                 }
+            }
+            // Behind the letters: what this node owns is known before its data plane tells what it did as the owner.
+            let taken = [self.read_events(), self.read_sockets()];
+            let by_group = |terms: Vec<(u8, u32)>| -> BTreeSet<_> {
+                terms.into_iter().map(|(b, term)| (self.bucket_group[usize::from(b)], term)).collect()
+            };
+            for (group, term) in by_group(self.replication.take_past_terms()) {
+                self.election.send(election::Command::PastTerm { group, term });
+            }
+            for (group, term) in by_group(self.replication.take_claims()) {
+                self.election.send(election::Command::Claimed { group, term });
             }
             let now = self.now();
             let vanished = self.replication.counters().vanished;

@@ -111,6 +111,26 @@ fn what_a_former_owner_did_before_it_knew_is_not_lost() {
     assert_eq!(rig.node(2).kernel.get(&key(10)), None);
 }
 
+/// The data plane owns a bucket as soon as the election has written so; the word of it comes to replication a moment later.
+#[test]
+fn a_former_owner_is_listened_to_whoever_tells_first_of_the_new_one() {
+    let mut rig = settled(|_| {});
+    rig.create(1, 1);
+    rig.run(100 * MS);
+    assert_eq!(Rig::bucket(1), Rig::bucket(17));
+    let node = rig.node(2);
+    (node.owned, node.term) = (Rig::used(), 2);
+    rig.update(2, 1);
+    let now = rig.now;
+    let owned = Ownership::Owned { term: 2 };
+    assert_eq!(rig.node(2).replication.set_ownership(now, Rig::used(), owned), Buckets::EMPTY);
+    rig.create(1, 17);
+    rig.demote(1, Rig::used());
+    rig.converge(HEALED_WITHIN);
+    assert!(rig.node(2).kernel.contains_key(&Rig::key(17)), "opened before the former owner knew");
+    assert_eq!(counters(&rig, 2).stragglers, 1);
+}
+
 #[test]
 fn a_connection_that_a_former_owner_sees_begin_again_just_after_it_ended_is_not_lost() {
     let mut rig = settled(|o| o.flush_after = Duration::ZERO);

@@ -102,3 +102,19 @@ proptest! {
         babble(&raw.iter().cloned().chain(numbered).collect::<Vec<_>>());
     }
 }
+
+#[test]
+fn a_flood_of_hellos_is_not_answered_one_by_one() {
+    let mut rig = settled(|_| {});
+    let options = &rig.node(1).replication.core.options;
+    let mut asking = Channel::new(options.keys.clone(), Purpose::Replication, options.identity, 2);
+    let hello = asking.hello();
+    let sent = rig.carried.0;
+    for _ in 0..1_000 {
+        let now = rig.now;
+        rig.node(2).replication.datagram(now, 0, &mut hello.clone());
+        rig.drain(2);
+    }
+    assert!((1..=8).contains(&(rig.carried.0 - sent)), "{}", rig.carried.0 - sent);
+    rig.converge(HEALED_WITHIN);
+}
