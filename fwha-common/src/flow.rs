@@ -1,5 +1,7 @@
 //! Flows: the key by which both directions of a connection find one map element, and the element.
 
+use core::net::IpAddr;
+
 use crate::siphash::siphash13;
 
 /// IP protocol numbers that the engine tells apart.
@@ -197,6 +199,14 @@ impl FlowKey {
     }
 }
 
+/// The sixteen octets of an address, those of IPv4 mapped into IPv6 (RFC 4291, 2.5.5.2).
+pub const fn octets(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    }
+}
+
 const fn words(b: [u8; 16]) -> [u32; 4] {
     [
         u32::from_ne_bytes([b[0], b[1], b[2], b[3]]),
@@ -276,6 +286,22 @@ pub enum FlowState {
 pub const FLOW_STATES: usize = 18;
 
 impl FlowState {
+    /// Whether a flow in it is on its way to its end.
+    #[inline(always)]
+    pub const fn ends(self) -> bool {
+        matches!(
+            self,
+            Self::FinWait
+                | Self::CloseWait
+                | Self::LastAck
+                | Self::TimeWait
+                | Self::Close
+                | Self::ShutdownSent
+                | Self::ShutdownRecd
+                | Self::ShutdownAckSent
+        )
+    }
+
     /// All states, in the order of their numbers.
     pub const ALL: [Self; FLOW_STATES] = [
         Self::None,

@@ -6,6 +6,8 @@
 
 #[cfg(feature = "user")]
 use crate::flow::FlowKey;
+#[cfg(feature = "user")]
+use crate::flow::octets;
 
 /// Prefixes of a family, at most.
 pub const MAX_PREFIXES: usize = 32;
@@ -29,13 +31,10 @@ pub struct Prefix {
 impl Prefix {
     /// A network of so many bits, which must be no more than its family has.
     pub fn new(address: std::net::IpAddr, len: u8, ifindex: u32) -> Self {
-        let (octets, len) = match address {
-            std::net::IpAddr::V4(v4) => (v4.to_ipv6_mapped().octets(), len + 96),
-            std::net::IpAddr::V6(v6) => (v6.octets(), len),
-        };
+        let len = if address.is_ipv4() { len + 96 } else { len };
         let mask = if len == 0 { 0 } else { u128::MAX << (128 - u32::from(len)) };
         Self {
-            address: FlowKey::address((u128::from_be_bytes(octets) & mask).to_be_bytes()),
+            address: FlowKey::address((u128::from_be_bytes(octets(address)) & mask).to_be_bytes()),
             mask: FlowKey::address(mask.to_be_bytes()),
             ifindex,
         }

@@ -239,7 +239,7 @@ mod user {
     use std::net::IpAddr;
 
     use super::{Decision, Query, ZONE_ANY, number};
-    use crate::flow::V4_MAPPED;
+    use crate::flow::{V4_MAPPED, octets};
 
     /// A network, of one family: those of IPv4 are of mapped addresses, as in a flow key, and are in no network of
     /// IPv6, not in `::/0` either.
@@ -256,12 +256,9 @@ mod user {
 
         /// The network of the first `len` bits of an address; all bits of it if there are no more.
         pub fn new(address: IpAddr, len: u8) -> Self {
-            let (octets, len) = match address {
-                IpAddr::V4(v4) => (v4.to_ipv6_mapped().octets(), len.min(32) + 96),
-                IpAddr::V6(v6) => (v6.octets(), len.min(128)),
-            };
+            let len = if address.is_ipv4() { len.min(32) + 96 } else { len.min(128) };
             let hosts = u128::MAX.checked_shr(len.into()).unwrap_or(0);
-            let address = u128::from_be_bytes(octets);
+            let address = u128::from_be_bytes(octets(address));
             Self { first: address & !hosts, last: address | hosts }
         }
 
@@ -394,17 +391,14 @@ mod tests {
 #[cfg(all(test, feature = "user"))]
 mod rule_tests {
     use super::*;
-    use crate::flow::{FlowKey, proto};
+    use crate::flow::{FlowKey, octets, proto};
 
     fn network(text: &str, len: u8) -> Network {
         Network::new(text.parse().unwrap(), len)
     }
 
     fn address(text: &str) -> [u32; 4] {
-        FlowKey::address(match text.parse().unwrap() {
-            std::net::IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
-            std::net::IpAddr::V6(v6) => v6.octets(),
-        })
+        FlowKey::address(octets(text.parse().unwrap()))
     }
 
     fn query() -> Query {

@@ -91,7 +91,7 @@ fn own(packet: &Tc, settings: &Settings, ip: &Ip) {
     let now = hook::now_ns();
     let (key, src_is_b) = ip.key();
     if let Some(flow) = flow::find_node(&key, ip, now) {
-        flow.follow(ip, flow.is_reply(src_is_b), now, packet.segments());
+        flow.follow(ip, flow.is_reply(src_is_b), now, packet.segments(), true);
         return;
     }
     // An ICMP response answers a query that was let in, and is never the beginning.
@@ -133,7 +133,11 @@ fn covered(packet: &Tc, settings: &Settings, ip: &mut Ip) -> bool {
             let (key, src_is_b) = ip.key();
             match flow::find(&key, src_is_b, ip, now) {
                 Found::Main(flow) | Found::Embryonic(flow) => flow.bucket(),
-                Found::Node(_) | Found::Nothing(_) => return false,
+                Found::Nothing(hash) => match flow::refused(&key, hash, ip, now) {
+                    Some(flow) => flow.bucket(),
+                    None => return false,
+                },
+                Found::Node(_) => return false,
             }
         }
     };

@@ -105,13 +105,13 @@ impl Set {
         chosen
     }
 
-    /// Marks a place as this CPU's, if the fingerprints of the set are still `old`.
+    /// Marks a place as this CPU's, if the fingerprints of the set are still `old`; otherwise gives what they are.
     #[inline(always)]
-    fn take(&self, n: u32, old: Fingerprints, mark: u8) -> bool {
+    fn take(&self, n: u32, old: Fingerprints, mark: u8) -> Result<(), Fingerprints> {
         let shift = 8 * bounded::<{ PLACES - 1 }>(n);
         let new = old & !(0xff << shift) | u64::from(mark) << shift;
         // SAFETY: a map element, 8-byte aligned.
-        unsafe { compare_exchange_u64(self.fingerprints, old, new) }.is_ok()
+        unsafe { compare_exchange_u64(self.fingerprints, old, new) }
     }
 
     /// Gives a place that is this CPU's a fingerprint, or frees it.
@@ -240,7 +240,7 @@ fn reserve(key: &FlowKey, hash: u64) -> u32 {
             n = set.choose(old);
         }
         let n = maps::forget(n);
-        if n != PLACES && places_of(old, FILLED) == 0 && set.take(n, old, FILLED) {
+        if n != PLACES && places_of(old, FILLED) == 0 && set.take(n, old, FILLED).is_ok() {
             return n;
         }
     }
@@ -295,11 +295,20 @@ pub fn claim(key: &FlowKey, hash: u64) -> u32 {
     let Some(set) = Set::of(hash) else {
         return PLACES;
     };
+    let mut old = set.fingerprints();
+    let n = maps::forget(search(key, hash, old));
+    if n == PLACES {
+        return PLACES;
+    }
     for _ in 0..ATTEMPTS {
-        let old = set.fingerprints();
-        let n = search(key, hash, old);
-        if n == PLACES || set.take(n, old, CLAIMED) {
-            return n;
+        match set.take(n, old, CLAIMED) {
+            Ok(()) => return n,
+            // Another CPU works in the set. What was found is in this one's cache now, and hardly changes before the next
+            // attempt.
+            Err(now) if (now >> (8 * bounded::<{ PLACES - 1 }>(n))) as u8 == set.site.fingerprint => {
+                old = now
+            }
+            Err(_) => break,
         }
     }
     PLACES

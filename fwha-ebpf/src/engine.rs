@@ -133,7 +133,7 @@ fn track(
         Found::Embryonic(flow) => (Some(flow), true),
         Found::Node(flow) => {
             vip::accept(packet, ip)?;
-            flow.follow(ip, flow.is_reply(src_is_b), now, packet.segments());
+            flow.follow(ip, flow.is_reply(src_is_b), now, packet.segments(), false);
             return Ok(Verdict::Pass);
         }
         Found::Nothing(found) => {
@@ -298,7 +298,7 @@ fn begin(
                     if ip.opens_tcp()
                         && let Some(flow) = flow::find_node(key, ip, now)
                     {
-                        flow.follow(ip, flow.is_reply(src_is_b), now, packet.segments());
+                        flow.follow(ip, flow.is_reply(src_is_b), now, packet.segments(), false);
                         return Ok(Begun::Done(Verdict::Pass));
                     }
                     local = true;

@@ -136,9 +136,18 @@ pub fn find(key: &FlowKey, src_is_b: bool, ip: &Ip, now: u64) -> Found {
 /// Looks for a live flow without an answer. One that was refused or given up before it was answered is gone.
 #[inline(always)]
 pub fn begun(key: &FlowKey, hash: u64, ip: &Ip, now: u64) -> Option<FlowRef> {
-    let flow = embryonic::find(key, hash).map(FlowRef)?;
-    let lives = flow.alive(ip.proto, 0, now) && Flow::state_of(flow.word()) != FlowState::Close as u8;
-    lives.then_some(flow)
+    unanswered_of(key, hash, ip, now).filter(|flow| !flow.is_closed())
+}
+
+/// The same of one that was refused a moment ago, of which the refusal may still be on its way through the stack.
+#[inline(always)]
+pub fn refused(key: &FlowKey, hash: u64, ip: &Ip, now: u64) -> Option<FlowRef> {
+    unanswered_of(key, hash, ip, now).filter(|flow| flow.is_closed())
+}
+
+#[inline(always)]
+fn unanswered_of(key: &FlowKey, hash: u64, ip: &Ip, now: u64) -> Option<FlowRef> {
+    embryonic::find(key, hash).map(FlowRef).filter(|flow| flow.alive(ip.proto, 0, now))
 }
 
 /// Looks for a live flow of the node itself.
@@ -295,6 +304,11 @@ impl FlowRef {
         timeout.is_some_and(|timeout| flow.expires_ns(since_ns, timeout) > now)
     }
 
+    #[inline(always)]
+    fn is_closed(self) -> bool {
+        Flow::state_of(self.word()) == FlowState::Close as u8
+    }
+
     /// Whether it is a connection that lives on only for what is still under way.
     #[inline(always)]
     fn over(self, ip: &Ip) -> bool {
@@ -350,7 +364,7 @@ impl FlowRef {
         }
         for way in [own, other] {
             if way.last_seen_ns < since_ns {
-                way.flags &= !Way::SEEN;
+                way.flags &= !(Way::SEEN | Way::ACKED);
             }
         }
         for _ in 0..ATTEMPTS {
@@ -579,15 +593,19 @@ impl FlowRef {
         true
     }
 
-    /// Moves a node's own flow on. Its stack judges; the state here only chooses the timeout.
+    /// Moves a node's own flow on. Its stack judges; the state here only chooses the timeout. That a flow ends, or begins anew
+    /// before it is over, is the node's to say, by what it has `sent` itself: what comes may be forged, and nothing here holds
+    /// its numbers against a window.
     #[inline(always)]
-    pub fn follow(self, ip: &Ip, reply: bool, now: u64, packets: u32) {
-        let Ok(stepped) = step(self, ip, Flow::state_of(self.word()), reply, now) else {
+    pub fn follow(self, ip: &Ip, reply: bool, now: u64, packets: u32, sent: bool) {
+        let state = Flow::state_of(self.word());
+        let Ok(stepped) = step(self, ip, state, reply, now) else {
             return;
         };
+        let over = state == FlowState::TimeWait as u8 || state == FlowState::Close as u8;
         match stepped {
-            Step::To(next) => self.set_state(next),
-            Step::Begin => self.set_state(FlowState::SynSent),
+            Step::To(next) if sent || !next.ends() => self.set_state(next),
+            Step::Begin if sent || over => self.set_state(FlowState::SynSent),
             _ => {}
         }
         self.touch(reply, now, packets, ip.len);

@@ -212,13 +212,19 @@ pub fn send(
     options: &tcp::Options,
 ) -> Result<Verdict, DropReason> {
     let (way, back) = flow.ways(reply);
+    let mut resolved = true;
     // SAFETY: `way` lies in a map element. Others may write it: see the module `flow`.
     if unsafe { (&raw const (*way).generation).read_volatile() } != maps::route_generation(settings) {
         match route(packet, settings, ip, plain_way_there(settings, ip))? {
             // The way to the other end now ends here: an address of it moved to this node.
             (RouteKind::Local | RouteKind::None, ..) => return Err(DropReason::NoRoute),
             (_, zone, _) if zone != flow.zone(!reply) => return Err(DropReason::WrongZone),
-            (RouteKind::Unresolved, ..) => return Ok(Verdict::Pass),
+            // The stack resolves it, and sends this packet, which may be a SYN, as it is here.
+            (RouteKind::Unresolved, _, hop) => {
+                resolved = false;
+                // SAFETY: as above.
+                unsafe { (*way).mtu = hop.mtu };
+            }
             // SAFETY: as above.
             (RouteKind::Resolved, _, hop) => unsafe { keep(way, hop) },
         }
@@ -229,7 +235,7 @@ pub fn send(
         // SAFETY: as above.
         clamp_mss(packet, ip, options, flow.mss(), way.mtu, unsafe { (*back).mtu })?;
     }
-    if ip.ttl <= 1 || ip.slow || !packet.can_leave_by(way.out) {
+    if !resolved || ip.ttl <= 1 || ip.slow || !packet.can_leave_by(way.out) {
         return Ok(Verdict::Pass);
     }
     if too_long(ip, packet.segment_size(), way.mtu) {

@@ -5,7 +5,7 @@ use core::ffi::c_void;
 use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS,
-        bpf_fib_lookup as FibLookup, xdp_md,
+        BPF_FIB_LOOKUP_SKIP_NEIGH, bpf_fib_lookup as FibLookup, xdp_md,
     },
     helpers::generated::{
         bpf_fib_lookup, bpf_get_smp_processor_id, bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns,
@@ -441,32 +441,40 @@ fn route(ctx: *mut c_void, ifindex: u32, ip: &Ip, back: bool, hop: &mut NextHop)
         params.sport = sport;
         params.dport = dport;
     }
-    // A length makes the kernel say the route's MTU; the shortest never exceeds it.
-    params.__bindgen_anon_1.tot_len = 1;
-    params.ifindex = ifindex;
     if ip.v6 {
         params.family = AF_INET6;
-        params.__bindgen_anon_2.flowinfo = u32::to_be((ip.tos as u32) << 20);
         params.__bindgen_anon_3.ipv6_src = *src;
         params.__bindgen_anon_4.ipv6_dst = *dst;
     } else {
         params.family = AF_INET;
-        params.__bindgen_anon_2.tos = ip.tos;
         params.__bindgen_anon_3.ipv4_src = src[3];
         params.__bindgen_anon_4.ipv4_dst = dst[3];
     }
-    // SAFETY: context and parameters are valid, the length is the parameters' own.
-    let result = unsafe { bpf_fib_lookup(ctx, &raw mut *params, size_of::<FibLookup>() as i32, 0) };
-    let kind = match result as u32 {
+    let mut look_up = |flags| {
+        // A length makes the kernel say the route's MTU; the shortest never exceeds it.
+        params.__bindgen_anon_1.tot_len = 1;
+        params.ifindex = ifindex;
+        if ip.v6 {
+            params.__bindgen_anon_2.flowinfo = u32::to_be((ip.tos as u32) << 20);
+        } else {
+            params.__bindgen_anon_2.tos = ip.tos;
+        }
+        // SAFETY: context and parameters are valid, the length is the parameters' own.
+        unsafe { bpf_fib_lookup(ctx, &raw mut *params, size_of::<FibLookup>() as i32, flags) as u32 }
+    };
+    let kind = match look_up(0) {
         BPF_FIB_LKUP_RET_SUCCESS => RouteKind::Resolved,
         BPF_FIB_LKUP_RET_NO_NEIGH => RouteKind::Unresolved,
         BPF_FIB_LKUP_RET_NOT_FWDED => RouteKind::Local,
         _ => RouteKind::None,
     };
+    // Of one whose neighbour it does not know it says the MTU only if it need not know it.
+    let routed = kind == RouteKind::Resolved
+        || kind == RouteKind::Unresolved && look_up(BPF_FIB_LOOKUP_SKIP_NEIGH) == BPF_FIB_LKUP_RET_SUCCESS;
     hop.out = params.ifindex;
     hop.dst_mac = params.dmac;
     hop.src_mac = params.smac;
     // SAFETY: the union holds 16 bits under either name.
-    hop.mtu = if kind == RouteKind::Resolved { unsafe { params.__bindgen_anon_1.mtu_result } } else { 0 };
+    hop.mtu = if routed { unsafe { params.__bindgen_anon_1.mtu_result } } else { 0 };
     kind
 }

@@ -76,7 +76,7 @@ pub fn admits(rules: &Ruleset, key: &FlowKey, flow: &Flow) -> bool {
 mod tests {
     use std::path::Path;
 
-    use fwha_common::flow::{FlowState, V4_MAPPED};
+    use fwha_common::flow::{FlowState, V4_MAPPED, octets};
     use fwha_proto::replication::Policy as _;
     use fwha_proto::seal::ClusterKey;
 
@@ -116,10 +116,7 @@ mod tests {
     }
 
     fn flow(src: &str, dst: &str, dport: u16, proto: u8) -> (FlowKey, Flow) {
-        let bytes = |text: &str| match text.parse().unwrap() {
-            std::net::IpAddr::V4(a) => a.to_ipv6_mapped().octets(),
-            std::net::IpAddr::V6(a) => a.octets(),
-        };
+        let bytes = |text: &str| octets(text.parse().unwrap());
         let (key, from_b) = FlowKey::new(bytes(src), bytes(dst), 40_000, dport, proto);
         let flags = if from_b { Flow::ORIGINATOR_IS_B } else { 0 };
         let word = Flow::word(FlowState::Established, flags, [2, 1]);

@@ -6,7 +6,7 @@ use proptest::{collection::vec, prelude::*, sample::select};
 
 use super::*;
 use crate::{
-    flow::{FlowKey, proto},
+    flow::{FlowKey, octets, proto},
     rule::{Action, Network, Rule, Service, ZONE_ANY, ZONE_NODE},
 };
 
@@ -156,12 +156,7 @@ fn v6(number: u32) -> IpAddr {
 }
 
 fn query(src: IpAddr, dst: IpAddr, port: u16) -> Query {
-    let words = |address| {
-        FlowKey::address(match address {
-            IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
-            IpAddr::V6(v6) => v6.octets(),
-        })
-    };
+    let words = |address| FlowKey::address(octets(address));
     Query { src: words(src), dst: words(dst), port, proto: proto::TCP, from: 1, to: 2 }
 }
 

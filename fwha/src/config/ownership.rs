@@ -4,11 +4,11 @@
 //! come to the node that is Active for it. Groups share the buckets evenly, and the flows of a group are
 //! spread over its share.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::collections::BTreeSet;
 
 use fwha_common::{
     BUCKETS, MAX_ZONES,
-    flow::FlowKey,
+    flow::{FlowKey, octets},
     group::{self, BucketRange, VipKey, ZONE_PAIRS},
     rule::{Action, ZONE_ANY, ZONE_NODE},
 };
@@ -53,11 +53,7 @@ impl Config {
                     | if accepted { 0 } else { group::Vip::NOT_ACCEPTED },
             };
             vip.addresses.iter().map(move |net| {
-                let octets = match net.addr() {
-                    IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
-                    IpAddr::V6(address) => address.octets(),
-                };
-                let address = FlowKey::address(octets);
+                let address = FlowKey::address(octets(net.addr()));
                 let zone = if VipKey::is_link_local(&address) { vip.zone.into() } else { 0 };
                 (VipKey { address, zone }, element)
             })

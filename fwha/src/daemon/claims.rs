@@ -5,10 +5,10 @@
 //! addresses that are not to be given up.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::Ipv6Addr;
 use std::time::{Duration, Instant};
 
-use fwha_common::flow::FlowKey;
+use fwha_common::flow::{FlowKey, octets};
 use fwha_common::group::{Claim, VipKey};
 use fwha_proto::election::GroupId;
 
@@ -67,10 +67,10 @@ impl Defence {
             let mut due = Vec::new();
             for (key, claim) in claims {
                 let is_it = |a: &&Address| FlowKey::address(octets(a.address)) == key.address;
-                if let Some(address) = of_group.iter().find(is_it)
-                    && self.due(now, key, &claim)
-                {
-                    claimed.push(*address);
+                // A link-local address may be there in several zones.
+                let of_key: Vec<_> = of_group.iter().filter(is_it).copied().collect();
+                if !of_key.is_empty() && self.due(now, key, &claim) {
+                    claimed.extend(of_key);
                     due.push((key, claim));
                 }
             }
@@ -138,13 +138,6 @@ fn text(claims: &[(VipKey, Claim)], names: &Names) -> Option<String> {
         n => format!(", as are {n} other addresses"),
     };
     Some(format!("{address} is claimed in zone {zone} by {mac}, too{more}"))
-}
-
-fn octets(address: IpAddr) -> [u8; 16] {
-    match address {
-        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
-        IpAddr::V6(address) => address.octets(),
-    }
 }
 
 #[cfg(test)]

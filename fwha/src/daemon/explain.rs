@@ -12,7 +12,7 @@ use std::sync::Arc;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Json, Query, State};
 use axum::http::StatusCode;
-use fwha_common::flow::{Flow, FlowKey, FlowState, proto};
+use fwha_common::flow::{Flow, FlowKey, FlowState, octets, proto};
 use fwha_common::rule::{Interface, Tag};
 
 use self::frame::{TTL, Tuple};
@@ -115,13 +115,6 @@ impl Tuple {
             IpAddr::V4(v4) => format!("{v4}:{port}"),
             IpAddr::V6(v6) => format!("[{v6}]:{port}"),
         }
-    }
-}
-
-fn octets(address: IpAddr) -> [u8; 16] {
-    match address {
-        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
-        IpAddr::V6(v6) => v6.octets(),
     }
 }
 

@@ -9,7 +9,7 @@ use aya::maps::{Array, HashMap, MapData, PerCpuArray};
 use aya::programs::{Program, SchedClassifier, TcAttachType, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 use fwha_common::drop::DropReason;
-use fwha_common::flow::{Flow, FlowKey};
+use fwha_common::flow::{Flow, FlowKey, octets};
 use fwha_common::group::Group;
 use fwha_common::rule::{Action, Decision, Interface, InterfaceKey, Rule};
 use fwha_common::ruleset::{self, Ruleset, RulesetMap};
@@ -90,10 +90,7 @@ impl Fwha {
     ///
     /// When the table cannot be read.
     pub fn timeout_s(&self, address: IpAddr) -> Result<Option<u64>> {
-        let bytes = match address {
-            IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
-            IpAddr::V6(address) => address.octets(),
-        };
+        let bytes = octets(address);
         for flow in self.flows.iter() {
             let (key, flow) = flow?;
             if key.ends(false).iter().any(|(address, _)| *address == bytes) {

@@ -104,6 +104,46 @@ fn the_stack_forwards_nothing_that_no_flow_covers() {
     });
 }
 
+/// The stack forwards it where the client's neighbour is not known, or its interface sends nothing by XDP.
+#[test]
+fn a_refusal_leaves_by_the_stack() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        let refusal = tcp(SERVER, CLIENT, "R.");
+        assert!(!rig.leave(Port::Lan, Some(Port::Wan), 0, &refusal), "nobody asked");
+        assert_eq!(rig.send(Port::Lan, &tcp(CLIENT, SERVER, "S")).verdict, Forward);
+        assert_eq!(rig.send(Port::Wan, &refusal).verdict, Forward);
+        assert!(rig.leave(Port::Lan, Some(Port::Wan), 0, &refusal));
+        let about = icmp_error(SERVER, CLIENT, 3, &tcp(CLIENT, SERVER, "S"));
+        assert!(!rig.leave(Port::Lan, Some(Port::Wan), 0, &about), "of a flow that is over");
+        rig.set_group(Default::default());
+        assert!(!rig.leave(Port::Lan, Some(Port::Wan), 0, &refusal), "a flow, but not owned");
+    });
+}
+
+#[test]
+fn what_comes_in_ends_no_flow_of_the_node() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        let state = |rig: &Rig| rig.node_flows.get(&key(SELF, PEER, proto::TCP), 0).unwrap().state();
+        assert!(rig.leave(Port::Lan, None, 0, &tcp(SELF, PEER, "S")));
+        assert_eq!(rig.send(Port::Lan, &tcp(PEER, SELF, "S.")).verdict, Pass);
+        assert!(rig.leave(Port::Lan, None, 0, &tcp(SELF, PEER, ".")));
+        assert_eq!(state(rig), FlowState::Established);
+        // Whoever knows the ports may send these.
+        for flags in ["R", "F.", "S"] {
+            assert_eq!(rig.send(Port::Lan, &tcp(PEER, SELF, flags)).verdict, Pass, "{flags}");
+            assert_eq!(state(rig), FlowState::Established, "{flags}");
+        }
+        assert!(rig.leave(Port::Lan, None, 0, &tcp(SELF, PEER, "F.")));
+        assert_eq!(state(rig), FlowState::FinWait);
+        assert!(rig.leave(Port::Lan, None, 0, &tcp(SELF, PEER, "R")));
+        assert_eq!(state(rig), FlowState::Close);
+        assert_eq!(rig.send(Port::Lan, &tcp(PEER, SELF, "S")).verdict, Pass);
+        assert_eq!(state(rig), FlowState::SynSent, "the ports are used again");
+    });
+}
+
 #[test]
 fn what_tc_sends_on_passes_the_guard_by_its_mark() {
     needs_root!();

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use fwha_common::flow::{Flow, FlowKey, FlowState, Way};
+use fwha_common::flow::{Flow, FlowKey, FlowState, Way, octets};
 use fwha_common::group::Group;
 use fwha_common::rule::{self, Action, ZONE_NODE};
 use fwha_common::settings::Timeouts;
@@ -136,17 +136,10 @@ fn compiled(rule: &Rule) -> rule::Rule {
     }
 }
 
-fn sixteen(address: IpAddr) -> [u8; 16] {
-    match address {
-        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
-        IpAddr::V6(address) => address.octets(),
-    }
-}
-
 /// A key as the programs have it.
 fn flow_key(key: &Key) -> FlowKey {
     let (low, high) = (key.low, key.high);
-    FlowKey::new(sixteen(low.address), sixteen(high.address), low.port, high.port, key.protocol).0
+    FlowKey::new(octets(low.address), octets(high.address), low.port, high.port, key.protocol).0
 }
 
 /// `CLOCK_MONOTONIC` as of the kernel's last tick, as the programs read it.

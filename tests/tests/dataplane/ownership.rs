@@ -152,6 +152,18 @@ fn a_flow_that_comes_back_is_taken_as_its_next_packets_say() {
             rig.send(Port::Lan, &far(CLIENT, SERVER, 901_000_000, 700_000_000)).verdict,
             Drop(DropReason::TcpWindow)
         );
+        // Elsewhere more was sent than a comparison of sequence numbers spans.
+        assert_eq!(flow(rig).ways.map(|way| way.maxack), [700_000_000, 900_000_000]);
+        rig.set_group(BACKUP);
+        let since_ns = now_ns() + 1_000_000_000;
+        rig.set_group(Group { since_ns, term: TERM + 4, ..OWNER });
+        for (port, segment) in [
+            (Port::Lan, far(CLIENT, SERVER, 3_900_000_000, 700_000_500)),
+            (Port::Wan, far(SERVER, CLIENT, 700_000_500, 3_900_000_000)),
+        ] {
+            assert_eq!(rig.send(port, &segment).verdict, Forward);
+        }
+        assert_eq!(flow(rig).ways.map(|way| way.maxack), [700_000_500, 3_900_000_000]);
     });
 }
 

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use etherparse::{PacketBuilder, SlicedPacket, TcpOptionElement, TransportSlice};
 use fwha_common::drop::DropReason;
-use fwha_common::flow::{Flow, FlowKey, FlowState, proto};
+use fwha_common::flow::{Flow, FlowKey, FlowState, octets, proto};
 use fwha_common::limit::Limits;
 use fwha_common::rule::{Decision, Rule};
 use fwha_common::settings::Counter;
@@ -134,10 +134,6 @@ impl Talk {
     }
 
     fn key(&self) -> FlowKey {
-        let octets = |address: IpAddr| match address {
-            IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
-            IpAddr::V6(address) => address.octets(),
-        };
         FlowKey::new(octets(self.client.0), octets(self.server.0), self.client.1, self.server.1, proto::TCP).0
     }
 
@@ -463,6 +459,25 @@ fn the_rules_mss_is_told_to_both_ends() {
     });
 }
 
+#[test]
+fn the_mss_is_lowered_in_what_the_stack_sends_on_too() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        let talk = Talk { server: ("203.0.113.5".parse().unwrap(), 22), ..Talk::all()[0] };
+        let syn = Segment { mss: Some(1460), ..talk.syn() };
+        for (mss, lowered) in [(1000, 1000), (Flow::MSS_PMTU, WAN_MTU as u16 - talk.headers())] {
+            let mut rule = accept("all");
+            rule.decision.mss = mss;
+            rig.load_rules(&[rule]);
+            rig.clear_flows();
+            let sent = from_client(rig, &syn);
+            assert_eq!(sent.verdict, Pass, "its neighbour is not known");
+            let expected = Segment { mss: Some(lowered), ..syn.clone() };
+            assert_eq!(sent.frame, expected.frame(CLIENT_MAC, LAN_MAC), "checksum and all");
+        }
+    });
+}
+
 /// An ICMP error about a frame, with a right checksum, from the client's side.
 fn error_v4(kind: u8, code: u8, about: &[u8]) -> Vec<u8> {
     let mut message = vec![kind, code, 0, 0, 0, 0, 5, 0];
@@ -540,7 +555,7 @@ fn the_stack_finds_a_server_whose_neighbour_is_not_known() {
         rig.load_rules(&[proxied()]);
         let talk = Talk { server: ("203.0.113.5".parse().unwrap(), 22), ..Talk::all()[0] };
         let answer = to_client(&from_client(rig, &talk.syn()));
-        assert_eq!((answer.flags, answer.mss), ("S.", Some(1460)));
+        assert_eq!((answer.flags, answer.mss), ("S.", Some(WAN_MTU as u16 - talk.headers())));
         let ack = talk.says(".", CLIENT_ISN.wrapping_add(1), answer.seq.wrapping_add(1), &[]);
         let sent = from_client(rig, &ack);
         assert_eq!(sent.verdict, Pass);

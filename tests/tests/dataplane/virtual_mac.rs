@@ -1,9 +1,9 @@
 //! Virtual MACs (RFC 9568, 7.3), and virtual addresses that are not accepted.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use fwha_common::drop::DropReason;
-use fwha_common::flow::{FlowKey, proto};
+use fwha_common::flow::{FlowKey, octets, proto};
 use fwha_common::group::{Claim, Group, Vip, VipKey, VirtualMac, VirtualMacKey};
 use fwha_common::rule::{Rule, ZONE_NODE};
 use fwha_common::settings::Counter;
@@ -35,11 +35,7 @@ const BROADCAST: [u8; 6] = [0xff; 6];
 /// Makes the addresses known to the programs, and their virtual routers with MACs of their own.
 pub fn know(rig: &mut Rig, flags: u8) {
     for address in [VIP.into(), VIP6.into(), LINK_LOCAL.into()] {
-        let octets = match address {
-            IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
-            IpAddr::V6(address) => address.octets(),
-        };
-        let address = FlowKey::address(octets);
+        let address = FlowKey::address(octets(address));
         let zone = if VipKey::is_link_local(&address) { rig::LAN.into() } else { 0 };
         let vip = Vip { group: 0, zone: rig::LAN, vrid: VRID, flags };
         rig.vips.insert(VipKey { address, zone }, vip, 0).expect("an element");

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use fwha_common::flow::{Flow, FlowState, Way, proto};
+use fwha_common::flow::{Flow, FlowState, Way, octets, proto};
 use fwha_common::rule::Tag;
 
 /// TTL and hop limit.
@@ -161,10 +161,6 @@ impl Tuple {
                 frame.extend(header);
             }
             (src, dst) => {
-                let octets = |address| match address {
-                    IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
-                    IpAddr::V6(v6) => v6.octets(),
-                };
                 frame.extend(IPV6.to_be_bytes());
                 frame.extend([0x60, 0, 0, 0]);
                 frame.extend((content.len() as u16).to_be_bytes());
