@@ -41,6 +41,13 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
     for warning in warnings(&config, node) {
         writeln!(stdout, "warning: {warning}")?;
     }
+    if node.is_none() {
+        writeln!(
+            stdout,
+            "note: this host, {hostname:?}, is none of the nodes, so it was not looked whether interfaces, addresses and \
+             programs are there; on a node, or with --node, it is"
+        )?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -67,10 +74,17 @@ fn warnings(config: &Config, node: Option<NodeId>) -> Vec<String> {
     }
     let hooks = config.hooks.iter().map(|hook| ("hook", &hook.name, &hook.command[0]));
     let here = config.trackers.iter().filter(|t| node.is_some_and(|node| t.runs_on(node)));
-    let trackers = here.filter_map(|t| match &t.watch {
-        Watch::Command(command) => Some(("tracker", &t.name, &command[0])),
-        _ => None,
-    });
+    let mut trackers = Vec::new();
+    for tracker in here {
+        match &tracker.watch {
+            Watch::Command(command) => trackers.push(("tracker", &tracker.name, &command[0])),
+            Watch::Interface(name) if !exists(name) => warnings.push(format!(
+                "tracker {}: there is no interface {name:?}, which is as bad as one without carrier",
+                tracker.name
+            )),
+            _ => {}
+        }
+    }
     let mine = node.into_iter().flat_map(|node| config.resources_of(node));
     let programs: Vec<(&String, String)> =
         mine.filter_map(|r| Some((&r.name, resources::program(r)?))).collect();

@@ -51,7 +51,9 @@ fn a_good_file_is_summed_up_with_warnings() {
     let mut lines = stdout.lines();
     assert_eq!(lines.next(), Some(&*format!("edge: 2 nodes, 1 zone, 1 group, 1 rule; hash {hash:016x}")));
     assert!(lines.next().unwrap().starts_with("warning: one sync link only"), "{stdout}");
-    assert_eq!(lines.next(), None, "this host is none of the nodes");
+    let note = lines.next().unwrap();
+    assert!(note.starts_with("note: this host, \"") && note.contains("\", is none of the nodes"), "{stdout}");
+    assert_eq!(lines.next(), None, "{stdout}");
 
     let output = check(&path, &["--node", "check-fw1"]);
     let stdout = text(&output.stdout);
@@ -61,6 +63,16 @@ fn a_good_file_is_summed_up_with_warnings() {
         last.starts_with("warning: ") && last.ends_with(":7:23: check-fw1 has no interface \"fwha-none0\""),
         "{stdout}"
     );
+
+    assert!(!stdout.contains("note: "), "{stdout}");
+
+    let tracker = "[[tracker]]\nname = \"up\"\ninterface = \"fwha-none2\"\n";
+    std::fs::write(&path, format!("{CONFIG}{tracker}")).unwrap();
+    let output = check(&path, &["--node", "check-fw2"]);
+    let stdout = text(&output.stdout);
+    let gone =
+        "warning: tracker up: there is no interface \"fwha-none2\", which is as bad as one without carrier\n";
+    assert!(output.status.success() && stdout.contains(gone), "{stdout}");
 
     let witnessed = CONFIG.replace("[cluster]", "[cluster]\nwitness = [\"127.0.0.1\", \"10.0.0.254\"]");
     std::fs::write(&path, witnessed).unwrap();

@@ -19,7 +19,7 @@ use serde::{Serialize, Serializer};
 use toml::Spanned;
 
 use super::{
-    GroupId, NodeId, Span, ZoneId,
+    GroupId, KeyError, NodeId, Span, ZoneId,
     names::Names,
     nodes::Nodes,
     ownership,
@@ -361,7 +361,7 @@ fn read_version(section: &mut Section<'_>, mistakes: &mut Mistakes) -> Version {
     if let Some(auth) = auth.as_ref().filter(|_| !v2) {
         mistakes
             .add(auth.span(), "auth-pass without vrrp-version = 2")
-            .remedy("version 3 of VRRP has no authentication: leave it out");
+            .remedy("version 3 of VRRP has no passwords: leave it out; `auth` signs its adverts");
     }
     if let Some(checksum) = checksum.as_ref().filter(|_| v2) {
         mistakes
@@ -429,17 +429,20 @@ fn read_hmac_key(table: &mut Section<'_>, config: &Path, mistakes: &mut Mistakes
     let id = table.integer("key-id", 1..=255, mistakes).unwrap_or(1) as u8;
     let text = table.required_string("key-file", mistakes)?;
     let path = super::beside(config, text.get_ref());
-    let found = super::key::read_hmac(&path);
-    let secret = found.map_err(|problem| {
-        mistakes.add(text.span(), format!("key file {} {problem}", path.display()));
-    });
-    let key = hmac::Key::new(id, &secret.ok()?);
-    if key.is_none() {
-        mistakes
-            .add(text.span(), format!("key file {} does not hold 32 to 64 bytes", path.display()))
-            .remedy("like: printf 'hex:%s' \"$(openssl rand -hex 32)\"; the same on every router");
-    }
-    key
+    let key = super::key::read_hmac(&path);
+    let key = key.and_then(|secret| hmac::Key::new(id, &secret).ok_or(KeyError::Malformed));
+    let problem = match key {
+        Ok(key) => return Some(key),
+        Err(problem) => problem,
+    };
+    let like = "like: printf 'hex:%s' \"$(openssl rand -hex 32)\"; the same on every router";
+    let (problem, remedy) = match problem {
+        KeyError::Malformed => ("does not hold 32 to 64 bytes".to_owned(), like.to_owned()),
+        KeyError::Missing => (problem.to_string(), like.to_owned()),
+        _ => (problem.to_string(), problem.remedy(&path)),
+    };
+    mistakes.add(text.span(), format!("key file {} {problem}", path.display())).remedy(remedy);
+    None
 }
 
 /// The password is padded with zeros (RFC 2338, 5.3.10).

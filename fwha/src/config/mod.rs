@@ -13,6 +13,7 @@
 //! | `cluster` | `[cluster]`, `[sync]`, `[replication]` |
 //! | `nodes`, `zones`, `groups`, `routes` (of a group), `trackers`, `rules`, `timeouts`, `limits`, `metrics`, `hooks`, `resources` | a section each: its type, reading and checks |
 //! | `key` | the cluster key's file |
+//! | `warnings` | what is worth a thought although it is no mistake |
 //! | [`diff`] | what is different in another version of the file |
 
 mod cluster;
@@ -37,12 +38,12 @@ mod timeouts;
 mod trackers;
 mod value;
 pub mod vlan;
+mod warnings;
 mod zones;
 
 use std::{
     collections::HashMap,
     io::Read,
-    net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -170,7 +171,13 @@ impl Config {
         let mut mistakes = Mistakes::default();
         let (root, syntax) = DeTable::parse_recoverable(source.text());
         for error in syntax {
-            mistakes.add(error.span().unwrap_or(0..0), error.message());
+            let mistake = mistakes.add(error.span().unwrap_or(0..0), error.message());
+            if error.message() == "duplicate key" {
+                mistake.remedy(
+                    "in a table each name is there once; what there is many of is either `[[rule]]` each time, or one \
+                     `rule = [ … ]`",
+                );
+            }
         }
         if !mistakes.is_empty() {
             // What a broken file means is a guess; mistakes found in the guess would mislead.
@@ -251,9 +258,15 @@ impl Config {
             (trackers, []) => hash(&(rest, trackers)),
             (trackers, resources) => hash(&(rest, trackers, resources)),
         };
+        let caps = timeouts::caps(&config.timeouts);
+        if caps != timeouts::caps(&Timeouts::KERNEL) {
+            // The same for what is younger than the hash.
+            config.hash = hash(&(config.hash, caps));
+        }
         let zone_names: Vec<&str> = config.zones.iter().map(|z| z.name.as_str()).collect();
         config.rules_hash = hash(&(zone_names, &config.rules));
-        config.warnings = warnings(&config);
+        config.warnings = rules.doubts;
+        config.warnings.extend(warnings::of(&config));
         Ok(config)
     }
 
@@ -317,25 +330,6 @@ impl Config {
     /// The interface of `node` that carries the VIPs and VRRP of `vip`: the first of its zone.
     pub fn vip_interface(&self, vip: &Vip, node: NodeId) -> Option<&str> {
         self.zone(vip.zone)?.interfaces.get(&node)?.first().map(String::as_str)
-    }
-
-    /// Witnesses that belong to the cluster, and what they are.
-    fn own_witnesses(&self) -> impl Iterator<Item = (IpAddr, String)> {
-        self.cluster.witness.iter().filter_map(|&witness| {
-            let vips = |g: &&Group| g.vips.iter().flat_map(|v| &v.addresses).any(|a| a.addr() == witness);
-            let peer = |g: &&Group| g.vips.iter().flat_map(|v| &v.peers).any(|a| *a == witness);
-            let sync = |n: &&Node| n.sync.iter().any(|s| IpAddr::from(s.address) == witness);
-            let whose = if let Some(group) = self.groups.iter().find(vips) {
-                format!("an address of group {}", group.name)
-            } else if let Some(node) = self.nodes.iter().find(sync) {
-                format!("the sync address of {}", node.name)
-            } else if self.groups.iter().any(|g| peer(&g)) {
-                "an address that VRRP speaks to".to_owned()
-            } else {
-                return None;
-            };
-            Some((witness, whose))
-        })
     }
 
     /// The resources of the groups that `node` is in.
@@ -413,39 +407,4 @@ fn hash(value: &impl serde::Serialize) -> u64 {
     let canonical = serde_json::to_vec(value).unwrap_or_default();
     let digest = Sha256::digest(&canonical);
     digest.iter().take(8).fold(0, |hash, &byte| hash << 8 | u64::from(byte))
-}
-
-fn warnings(config: &Config) -> Vec<String> {
-    let mut warnings = Vec::new();
-    if config.nodes.len() == 1 {
-        warnings.push("one node only: nothing takes over when it fails".to_owned());
-    } else if config.nodes.iter().any(|n| n.sync.len() == 1) {
-        warnings.push(
-            "one sync link only: without it connections are lost at a takeover; add a second to each node"
-                .into(),
-        );
-    }
-    if config.nodes.len() > 1 {
-        warnings.extend(config.replication.losses());
-        let unreplicated: Vec<&str> =
-            config.rules.iter().filter(|r| !r.replicate).map(|r| r.name.as_str()).collect();
-        if !unreplicated.is_empty() && config.replication.enabled {
-            warnings.push(format!("a takeover loses the flows of {}", unreplicated.join(", ")));
-        }
-    }
-    if config.rules.is_empty() {
-        warnings.push("no rules: every packet is dropped".into());
-    }
-    for (witness, whose) in config.own_witnesses() {
-        warnings.push(format!(
-            "witness {witness} is {whose}: it proves nothing about a node that is cut off; name a host outside of the \
-             cluster"
-        ));
-    }
-    warnings.extend(config.trackers.iter().filter_map(|tracker| tracker.doubt(&config.groups)));
-    warnings.extend(config.asymmetric_rules());
-    for group in config.groups.iter().filter(|g| g.vips.is_empty()) {
-        warnings.push(format!("group {} has no vips: nobody's traffic follows it", group.name));
-    }
-    warnings
 }

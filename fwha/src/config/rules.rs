@@ -61,6 +61,13 @@ pub struct Service {
 impl Service {
     /// Everything.
     pub const ANY: Self = Self { proto: 0, port_min: 0, port_max: u16::MAX };
+
+    /// Whether it takes all that `other` does.
+    pub(super) fn covers(&self, other: &Self) -> bool {
+        (self.proto == 0 || self.proto == other.proto)
+            && self.port_min <= other.port_min
+            && self.port_max >= other.port_max
+    }
 }
 
 impl fmt::Display for Service {
@@ -68,7 +75,7 @@ impl fmt::Display for Service {
         match (self.proto, proto::name(self.proto)) {
             (0, _) => f.write_str("any")?,
             (_, Some(name)) => f.write_str(name)?,
-            (number, None) => write!(f, "{number}")?,
+            (number, None) => write!(f, "proto/{number}")?,
         }
         match (self.port_min, self.port_max) {
             (0, u16::MAX) => Ok(()),
@@ -115,6 +122,8 @@ impl Rule {
 pub(super) struct Rules {
     pub list: Vec<Rule>,
     pub ruleset: Arc<Ruleset>,
+    /// What may be meant otherwise than it is written.
+    pub doubts: Vec<String>,
 }
 
 /// Compiles the rules. What does not fit is a mistake of the first rule with which it does not.
@@ -154,6 +163,7 @@ pub(super) fn read<'a>(root: &mut Section<'a>, zones: &Zones<'_>, mistakes: &mut
     let mut spans = Vec::new();
     let mut names = Names::new("rule");
     let mut hashes: HashMap<u32, String> = HashMap::new();
+    let mut doubts = Vec::new();
     for mut section in section::array_of_tables(root, "rule", "[[rule]]", mistakes) {
         let name = names.read(&mut section, mistakes);
         if let Some(other) = hashes.insert(rule::name_hash(&name), name.clone())
@@ -165,6 +175,7 @@ pub(super) fn read<'a>(root: &mut Section<'a>, zones: &Zones<'_>, mistakes: &mut
         }
         let from = read_zone(&mut section, "from", zones, mistakes);
         let to = read_zone(&mut section, "to", zones, mistakes);
+        let services = read_services(&mut section, &name, &mut doubts, mistakes);
         let rule = Rule {
             name,
             index: rules.len() as u32,
@@ -172,7 +183,7 @@ pub(super) fn read<'a>(root: &mut Section<'a>, zones: &Zones<'_>, mistakes: &mut
             to,
             source: read_networks(&mut section, "source", mistakes),
             destination: read_networks(&mut section, "destination", mistakes),
-            services: read_services(&mut section, mistakes),
+            services,
             action: read_action(&mut section, mistakes),
             mss: read_mss(&mut section, mistakes),
             replicate: section.boolean("replicate", mistakes).unwrap_or(true),
@@ -188,7 +199,7 @@ pub(super) fn read<'a>(root: &mut Section<'a>, zones: &Zones<'_>, mistakes: &mut
         rules.push(rule);
     }
     let ruleset = compile(&rules, &spans, mistakes);
-    Rules { list: rules, ruleset }
+    Rules { list: rules, ruleset, doubts }
 }
 
 fn read_zone(
@@ -220,16 +231,28 @@ fn read_networks(section: &mut Section<'_>, key: &'static str, mistakes: &mut Mi
     networks
 }
 
-fn read_services(section: &mut Section<'_>, mistakes: &mut Mistakes) -> Vec<Service> {
+fn read_services(
+    section: &mut Section<'_>,
+    rule: &str,
+    doubts: &mut Vec<String>,
+    mistakes: &mut Mistakes,
+) -> Vec<Service> {
     let mut services = Vec::new();
     for text in read_strings(section, "services", mistakes) {
+        let number = text.get_ref();
+        if number.bytes().all(|b| b.is_ascii_digit()) {
+            doubts.push(format!(
+                "rule {rule}: service \"{number}\" is an IP protocol, not a port: write \"tcp/{number}\" or \
+                 \"udp/{number}\" for the port, \"proto/{number}\" for the protocol"
+            ));
+        }
         match service(text.get_ref()) {
             Ok(service) => services.push(service),
             Err(problem) => mistakes
                 .add(text.span(), format!("services: {problem}"))
                 .remedy(
                     "like \"tcp/22\", \"udp/53\", \"tcp/1000-2000\", \"tcp\", \"icmp\", \"icmpv6\", \"gre\", \"esp\", \"any\", \
-                     or the number of an IP protocol",
+                     or the number of an IP protocol like \"proto/89\"",
                 ),
         }
     }
@@ -252,12 +275,16 @@ fn read_strings<'a>(
     section::strings(items, key, mistakes)
 }
 
-/// `any`, a protocol by name or number, `tcp/22`, `udp/1000-2000`.
+/// `any`, a protocol by name or number, `proto/89`, `tcp/22`, `udp/1000-2000`.
 fn service(text: &str) -> Result<Service, String> {
     let (name, ports) = match text.split_once('/') {
         Some((name, ports)) => (name, Some(ports)),
         None => (text, None),
     };
+    if name == "proto" {
+        let proto = ports.and_then(proto::from_name).ok_or_else(|| format!("unknown service {text:?}"))?;
+        return Ok(Service { proto, ..Service::ANY });
+    }
     let proto = match name {
         "any" => 0,
         name => proto::from_name(name).ok_or_else(|| format!("unknown service {text:?}"))?,

@@ -50,6 +50,19 @@ const KEYS: [(&str, TimeoutClass, &[FlowState]); 25] = {
     ]
 };
 
+/// What shortens the timeouts of TCP.
+const CAPS: [&str; 2] = ["tcp-max-retrans", "tcp-unacknowledged"];
+
+/// The values of [`CAPS`], in ns.
+pub(super) fn caps(timeouts: &Timeouts) -> [u64; CAPS.len()] {
+    let mut timeouts = *timeouts;
+    caps_mut(&mut timeouts).map(|ns| *ns)
+}
+
+fn caps_mut(timeouts: &mut Timeouts) -> [&mut u64; CAPS.len()] {
+    [&mut timeouts.tcp_max_retrans_ns, &mut timeouts.tcp_unacknowledged_ns]
+}
+
 pub(super) fn read(root: &mut Section<'_>, mistakes: &mut Mistakes) -> Timeouts {
     let mut timeouts = Timeouts::KERNEL;
     let Some(mut section) = root.get("timeouts").and_then(|t| section::table(t, "[timeouts]", mistakes))
@@ -64,10 +77,7 @@ pub(super) fn read(root: &mut Section<'_>, mistakes: &mut Mistakes) -> Timeouts 
             }
         }
     }
-    for (key, ns) in [
-        ("tcp-max-retrans", &mut timeouts.tcp_max_retrans_ns),
-        ("tcp-unacknowledged", &mut timeouts.tcp_unacknowledged_ns),
-    ] {
+    for (key, ns) in CAPS.into_iter().zip(caps_mut(&mut timeouts)) {
         if let Some(timeout) = section.duration(key, range.clone(), mistakes) {
             *ns = timeout.get_ref().as_nanos() as u64;
         }
@@ -86,5 +96,12 @@ pub(super) fn differences<'a>(
         let of = |timeouts: &Timeouts| timeouts.ns[class as usize][state as usize];
         Some((key, of(old), of(new)))
     });
-    keys.filter(|(_, old, new)| old != new)
+    let caps = CAPS.into_iter().zip(caps(old)).zip(caps(new)).map(|((key, old), new)| (key, old, new));
+    keys.chain(caps).filter(|(_, old, new)| old != new)
+}
+
+/// All keys.
+#[cfg(test)]
+pub(super) fn keys() -> impl Iterator<Item = &'static str> {
+    KEYS.iter().map(|(key, ..)| *key).chain(CAPS)
 }

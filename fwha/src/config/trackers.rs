@@ -79,6 +79,15 @@ impl Watch {
         matches!(self, Self::Arp(..) | Self::Ping(_) | Self::Tcp(_))
     }
 
+    /// The address that it asks.
+    pub(super) const fn address(&self) -> Option<IpAddr> {
+        match self {
+            Self::Arp(address, _) | Self::Ping(address) => Some(*address),
+            Self::Tcp(socket) => Some(socket.ip()),
+            Self::Interface(_) | Self::Command(_) | Self::File(_) => None,
+        }
+    }
+
     /// Whether it is known at once and for sure, so that one look is enough.
     const fn is_plain(&self) -> bool {
         matches!(self, Self::Interface(_) | Self::File(_))

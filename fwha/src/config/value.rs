@@ -131,7 +131,7 @@ pub(super) fn network(text: &str) -> Result<IpNet, String> {
 pub(super) fn suggest(text: &str, known: &[&str]) -> String {
     let near = known
         .iter()
-        .map(|k| (strsim::damerau_levenshtein(&text.to_lowercase(), k), *k))
+        .map(|k| (strsim::damerau_levenshtein(&text.to_lowercase(), &k.to_lowercase()), *k))
         .filter(|&(distance, k)| distance <= (k.len() / 3).clamp(1, 3))
         .min();
     match near {

@@ -381,19 +381,10 @@ impl Server {
             },
         );
         let counters = self.maps.counters()?;
-        let of = |counter: Counter| counters.get(counter as usize).copied().unwrap_or(0);
-        for (name, counter, help) in [
-            ("packets_in", Counter::PacketsIn, "Packets that entered at zone interfaces."),
-            ("packets_forwarded", Counter::Forwarded, "Packets forwarded by the programs."),
-            ("packets_passed", Counter::Passed, "Packets handed to the kernel's stack."),
-            ("packets_rejected", Counter::Rejected, "Packets dropped whose senders were told."),
-            ("probes_answered", Counter::ProbesAnswered, "Probes of peers answered."),
-            ("flow_events_lost", Counter::EventsLost, "Flow events that found the ring buffer full."),
-            ("flows_created", Counter::FlowsCreated, "Flows that were answered, and so are replicated."),
-            ("flows_embryonic_created", Counter::Embryonic, "Flows that began."),
-            ("fib_lookups", Counter::FibLookups, "Forwarded packets whose next hop had to be looked up."),
-        ] {
-            text.counter(&format!("fwha_{name}_total"), help, |m| m.add(&[], of(counter)));
+        for counter in Counter::ALL {
+            let Some((name, help)) = described(counter) else { continue };
+            let value = counters.get(counter as usize).copied().unwrap_or(0);
+            text.counter(&format!("fwha_{name}_total"), help, |m| m.add(&[], value));
         }
         let hits = self.rule_hits()?;
         text.counter("fwha_rule_flows_total", "New flows that a rule admitted or dropped.", |m| {
@@ -401,6 +392,35 @@ impl Server {
         });
         Ok(())
     }
+}
+
+/// Name and meaning of a counter of the data plane.
+const fn described(counter: Counter) -> Option<(&'static str, &'static str)> {
+    Some(match counter {
+        Counter::PacketsIn => ("packets_in", "Packets that entered at zone interfaces."),
+        Counter::Forwarded => ("packets_forwarded", "Packets forwarded by the programs."),
+        Counter::Passed => ("packets_passed", "Packets handed to the kernel's stack."),
+        // By reason.
+        Counter::Dropped => return None,
+        Counter::ProbesAnswered => ("probes_answered", "Probes of peers answered."),
+        Counter::EventsLost => ("flow_events_lost", "Flow events that found the ring buffer full."),
+        Counter::FlowsCreated => ("flows_created", "Flows that were answered, and so are replicated."),
+        Counter::Embryonic => ("flows_embryonic_created", "Flows that began."),
+        Counter::FibLookups => ("fib_lookups", "Forwarded packets whose next hop had to be looked up."),
+        Counter::CaptureSkipped => {
+            ("capture_skipped", "Drops that a capture did not sample: they were too many.")
+        }
+        Counter::CaptureLost => ("capture_lost", "Samples of a capture that found the ring buffer full."),
+        Counter::Rejected => ("packets_rejected", "Packets dropped whose senders were told."),
+        Counter::SynAnswered => ("syn_answered", "SYNs that the SYN proxy answered with a cookie."),
+        Counter::SynProxied => ("syn_proxied", "Connections that the SYN proxy began for a valid cookie."),
+        Counter::VipAnswered => {
+            ("vip_answered", "Questions for a virtual address answered with its virtual MAC.")
+        }
+        Counter::VipClaimed => {
+            ("vip_claimed", "Times that a stranger said that he has a virtual address of this node.")
+        }
+    })
 }
 
 fn flow_metrics(text: &mut Text, counts: &api::FlowCounts) {

@@ -199,7 +199,7 @@ impl Running {
 
 /// Tells the data plane of node `me` what is different in `new`.
 fn load(maps: &Maps, me: NodeId, old: &Config, new: &Config) -> Result<(), DataplaneError> {
-    if old.timeouts.ns != new.timeouts.ns {
+    if old.timeouts != new.timeouts {
         maps.set_timeouts(&new.timeouts)?;
     }
     if old.limits != new.limits {

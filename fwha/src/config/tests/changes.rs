@@ -73,6 +73,12 @@ fn addresses_come_and_go_and_move() {
 
 #[test]
 fn settings_of_all_sections_are_told() {
+    for key in timeouts::keys() {
+        let lines = format!("[timeouts]\n{key} = \"77s\"");
+        let told = added(&lines);
+        assert!(told.len() == 1 && told[0].starts_with(&format!("[timeouts] {key}: ")), "{key}: {told:?}");
+        assert_ne!(good(&format!("{GOOD}\n{lines}")).hash, good(GOOD).hash, "{key}: nodes must agree on it");
+    }
     assert_eq!(added("[timeouts]\nudp = \"1m\""), ["[timeouts] udp: 30s -> 1m"]);
     assert_eq!(
         added("[limits]\nnew-flows-per-second = 100\nflows-per-source = 5000"),

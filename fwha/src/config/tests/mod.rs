@@ -206,6 +206,141 @@ fn witnesses_are_hosts_outside_of_the_cluster() {
     assert!(warnings("\"172.16.0.2\"").starts_with("witness 172.16.0.2 is the sync address of fw2"));
 }
 
+/// What is warned of when a piece of [`GOOD`] is another, but for what is always.
+fn doubts(old: &str, new: &str) -> Vec<String> {
+    let config = parse(&with(old, new)).unwrap_or_else(|e| panic!("{e}"));
+    let always = good(GOOD).warnings;
+    config.warnings.into_iter().filter(|w| !always.contains(w)).collect()
+}
+
+#[test]
+fn nodes_that_take_nothing_over_are_warned_of() {
+    assert_eq!(
+        doubts("nodes = [\"fw1\", \"fw2\"]", "nodes = [\"fw1\"]"),
+        [
+            "group gateway has one node only: nothing takes over when it fails",
+            "node fw2 is in no group: it never takes anything over"
+        ]
+    );
+    assert_eq!(
+        doubts("[[group]]", "[[zone]]\nname = \"dmz\"\ninterfaces = { fw1 = [\"dmz\"] }\n[[group]]"),
+        ["node fw2 has no interface in zone dmz"]
+    );
+}
+
+#[test]
+fn sync_links_that_are_mixed_up_are_warned_of() {
+    let link = |interface: &str, address: &str| {
+        format!("{{ interface = \"{interface}\", address = \"{address}\" }}")
+    };
+    let both = |a: &str, b: &str| format!("sync = [{a}, {b}]");
+    let [old1, old2] =
+        ["172.16.0.1", "172.16.0.2"].map(|address| format!("sync = [{}]", link("sync", address)));
+    let text = GOOD
+        .replace(&old1, &both(&link("s1", "172.16.0.1"), &link("s2", "172.17.0.1")))
+        .replace(&old2, &both(&link("s2", "172.17.0.2"), &link("s1", "172.16.0.2")));
+    let warnings = good(&text).warnings;
+    assert!(
+        warnings[0].starts_with("s2 is sync link 2 of fw1 and 1 of fw2: links are told apart by their order")
+    );
+    assert!(warnings[1].starts_with("s1 is sync link 1 of fw1 and 2 of fw2"));
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    assert_eq!(
+        doubts("172.16.0.2", "10.0.0.2"),
+        [
+            "sync address 10.0.0.2 of fw2 is in the network of the vip 10.0.0.12/24: sync links are networks of their own"
+        ]
+    );
+}
+
+#[test]
+fn rules_that_cannot_work_are_warned_of() {
+    const OUT: &str = "to = \"inet\"\naction = \"accept\"";
+    let out = |lines: &str| doubts(OUT, &format!("{OUT}\n{lines}")).join("; ");
+    assert!(
+        out("destination = [\"10.0.0.12\"]")
+            .starts_with("rule lan-out matches nothing: 10.0.0.12 is an address of")
+    );
+    assert_eq!(out("destination = [\"10.0.0.12\", \"10.0.0.13\"]"), "");
+    assert_eq!(
+        out("source = [\"192.168.100.0/24\"]\ndestination = [\"2001:db8::/32\"]"),
+        "rule lan-out matches nothing: one of source and destination is IPv4, the other IPv6"
+    );
+    assert_eq!(
+        out("source = [\"2001:db8::/32\"]\nservices = [\"icmp\"]"),
+        "rule lan-out matches nothing: for its addresses it is icmpv6"
+    );
+    assert_eq!(
+        out("source = [\"10.0.0.0/8\"]\nservices = [\"icmpv6\"]"),
+        "rule lan-out matches nothing: for its addresses it is icmp"
+    );
+    assert_eq!(out("source = [\"10.0.0.0/8\", \"fd00::/8\"]\nservices = [\"icmp\"]"), "");
+    assert_eq!(
+        out("mss = \"pmtu\"\nservices = [\"udp/53\"]"),
+        "rule lan-out has an mss, which is for TCP, but no service of TCP"
+    );
+    assert_eq!(
+        out("services = [\"22\"]"),
+        "rule lan-out: service \"22\" is an IP protocol, not a port: write \"tcp/22\" or \"udp/22\" for the port, \
+         \"proto/22\" for the protocol"
+    );
+    assert_eq!(out("services = [\"proto/22\"]"), "");
+    let last = |action: &str, lines: &str| {
+        let rule = format!("[[rule]]\nname = \"more\"\nfrom = \"lan\"\naction = \"{action}\"\n{lines}\n");
+        let mut warnings = good(&format!("{GOOD}\n{rule}")).warnings;
+        warnings.retain(|w| w.contains("more"));
+        warnings.join("; ")
+    };
+    let hidden = "rule more is never reached: rule lan-out before it takes all that it matches";
+    assert_eq!(
+        last("drop", "to = \"inet\"\nservices = [\"tcp/25\"]\nsource = [\"192.168.100.0/24\"]"),
+        hidden
+    );
+    assert_eq!(last("accept", "to = \"inet\""), "", "needless, but right");
+    assert_eq!(last("drop", ""), "", "not all of it");
+}
+
+#[test]
+fn being_locked_out_is_warned_of() {
+    const LOCKED: &str = "no rule admits TCP to the node: nobody can log in to it through a zone";
+    const ADMIN: &str = "services = [\"tcp/22\", \"icmp\"]\naction = \"accept\"";
+    assert_eq!(doubts(ADMIN, "services = [\"icmp\"]\naction = \"accept\""), [LOCKED]);
+    assert_eq!(doubts(ADMIN, "action = \"reject\""), [LOCKED]);
+    for other in [
+        "action = \"accept\"",
+        "services = [\"tcp/2222\"]\naction = \"accept\"",
+        "services = [\"tcp\"]\nsource = [\"fd00::/8\"]\naction = \"accept\"",
+        "destination = [\"fd00::1\"]\naction = \"accept\"",
+    ] {
+        assert_eq!(doubts(ADMIN, other), [""; 0], "{other}");
+    }
+    let closed = "[[rule]]\nname = \"none\"\naction = \"drop\"\n\n[[rule]]\nname = \"lan-out\"";
+    let warnings = doubts("[[rule]]\nname = \"lan-out\"", closed);
+    assert!(warnings.iter().any(|w| w == LOCKED), "{warnings:?}");
+}
+
+#[test]
+fn addresses_of_the_cluster_are_no_targets_of_its_checks() {
+    let warnings = good(&format!("{GOOD}\n[[tracker]]\nname = \"t\"\nping = \"10.0.0.12\"\n")).warnings;
+    assert!(
+        warnings.iter().any(|w| w.starts_with("tracker t watches 10.0.0.12, an address of group gateway"))
+    );
+    let peers = |peers: &str| {
+        doubts(
+            "addresses = [\"10.0.0.12/24\"]",
+            &format!("addresses = [\"10.0.0.12/24\"], peers = [{peers}]"),
+        )
+    };
+    assert_eq!(peers("\"10.0.0.2\", \"10.0.0.3\""), [""; 0]);
+    assert_eq!(
+        peers("\"8.8.8.8\", \"10.0.0.12\""),
+        [
+            "vrid 61 of group gateway: peer 8.8.8.8 is in none of its networks, and VRRP does not pass routers",
+            "vrid 61 of group gateway: peer 10.0.0.12 is its own virtual address"
+        ]
+    );
+}
+
 #[test]
 fn metrics_are_nowhere_unless_asked_for_and_no_matter_between_nodes() {
     assert_eq!(good(GOOD).metrics.listen, None);
