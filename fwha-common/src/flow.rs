@@ -73,7 +73,7 @@ pub mod proto {
 ///  +---------+---------+-----+-----+-----+----+
 /// ```
 ///
-/// Protocols without ports: an ICMP query (echo, timestamp) has its identifier in both port fields; a
+/// Protocols without ports: an ICMP query (echo, timestamp) has its identifier as the port of who asks; a
 /// GRE packet with a key has the key's halves in them, the higher one first; others have zero.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -534,11 +534,19 @@ fn icmp(
     ip.icmp_type = icmp.u8::<0>();
     ip.payload = icmp_payload(ip.v6, ip.icmp_type);
     ip.header_len += 8;
-    if matches!(ip.payload, Payload::Query | Payload::Response) {
-        ip.sport = icmp.u16::<4>();
-        ip.dport = ip.sport;
-    }
+    identify(ip, icmp.u16::<4>());
     Ok(())
+}
+
+/// The identifier of a query stands as the port of who asks, so that a question back is another conversation although it may
+/// have the same one: some systems always ask with the same.
+#[inline(always)]
+const fn identify(ip: &mut Ip, identifier: u16) {
+    match ip.payload {
+        Payload::Query => ip.sport = identifier,
+        Payload::Response => ip.dport = identifier,
+        _ => {}
+    }
 }
 
 /// Reads the packet inside an ICMP error: what was sent, seen from its sender. Of its L4 header only the
@@ -581,8 +589,7 @@ pub fn embedded(packet: &impl Packet, outer: &Ip, offset: usize, ip: &mut Ip) ->
         }
         proto::ICMP | proto::ICMPV6 if (ip.proto == proto::ICMPV6) == ip.v6 => {
             ip.payload = icmp_payload(ip.v6, l4.u8::<0>());
-            ip.sport = l4.u16::<4>();
-            ip.dport = ip.sport;
+            identify(ip, l4.u16::<4>());
         }
         proto::GRE if l4.u8::<0>() & 0x20 != 0 && l4.u8::<1>() & 7 == 0 => {
             // Behind a checksum the key is not among the eight bytes that are sure to be there.
@@ -825,7 +832,7 @@ mod tests {
         assert_eq!(behind_checksum.sport, gre.sport);
         assert_eq!(read(&v4(proto::GRE, 0, &[0, 1, 8, 0])).unwrap().sport, 0, "PPTP's");
         let echo = read(&v6(proto::ICMPV6, &[128, 0, 0, 0, 7, 7, 0, 1])).unwrap();
-        assert_eq!((echo.payload, echo.sport, echo.dport), (Payload::Query, 0x0707, 0x0707));
+        assert_eq!((echo.payload, echo.sport, echo.dport), (Payload::Query, 0x0707, 0));
         assert_eq!(read(&v4(proto::ICMPV6, 0, &[128; 8])).unwrap().payload, Payload::Other);
     }
 }

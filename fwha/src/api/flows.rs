@@ -37,7 +37,7 @@ pub struct FlowRow {
     pub sport: u16,
     /// Address of the other end.
     pub dst: IpAddr,
-    /// Its port; the identifier of an ICMP echo.
+    /// Its port; 0 for an ICMP echo.
     pub dport: u16,
     /// State, as `conntrack -L` names it, in lower case.
     pub state: String,
@@ -229,7 +229,7 @@ pub struct FlowDifference {
     pub sport: u16,
     /// Address of the other end.
     pub dst: IpAddr,
-    /// Its port; the identifier of an ICMP echo.
+    /// Its port; 0 for an ICMP echo.
     pub dport: u16,
     /// Its bucket.
     pub bucket: u8,

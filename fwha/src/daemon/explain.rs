@@ -44,7 +44,7 @@ pub(super) async fn packet(
     let Query(query) = query?;
     let mut assumed =
         vec![format!("a small packet, not a fragment, with TTL {TTL}, to the interface's own MAC")];
-    let tuple = read(&query, &mut assumed)?;
+    let mut tuple = read(&query, &mut assumed)?;
     let flags = query.tcp_flags.as_deref().map(frame::flags).transpose().map_err(bad)?;
     if flags.is_some() && tuple.proto != proto::TCP {
         return Err(bad("TCP flags are for tcp"));
@@ -52,7 +52,13 @@ pub(super) async fn packet(
     let asked = Arc::clone(&server);
     let (places, links) = tokio::task::spawn_blocking(move || places(&asked)).await??;
     let place = place(&places, &tuple, query.interface.as_deref(), &server, &mut assumed).await?;
-    let known = server.known(&tuple, flags)?;
+    let mut known = server.known(&tuple, flags)?;
+    if known.is_none() && matches!(tuple.proto, proto::ICMP | proto::ICMPV6) {
+        // Not a question that is known, but maybe the answer to one.
+        let answer = Tuple { sport: 0, dport: tuple.sport, ..tuple };
+        known = server.known(&answer, flags)?;
+        tuple = if known.is_some() { answer } else { tuple };
+    }
     let side = known.as_ref().map(|known| (&known.flow, known.reply));
     let content = tuple.content(side, flags);
     if tuple.proto == proto::TCP && known.is_some() {
@@ -136,10 +142,7 @@ fn read(query: &api::PacketQuery, assumed: &mut Vec<String>) -> Result<Tuple, Pr
             }
             (sport.unwrap_or(SOURCE_PORT), dport)
         }
-        proto::ICMP | proto::ICMPV6 => {
-            let identifier = sport.or(dport).unwrap_or(0);
-            (identifier, identifier)
-        }
+        proto::ICMP | proto::ICMPV6 => (sport.or(dport).unwrap_or(0), 0),
         _ if sport.or(dport).is_some() => return Err(bad(format!("{proto} has no ports"))),
         _ => (0, 0),
     };

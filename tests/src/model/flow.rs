@@ -53,7 +53,7 @@ impl Direction {
 pub struct End {
     /// Address.
     pub address: IpAddr,
-    /// Port; identifier of an ICMP query; half of a GRE key; 0.
+    /// Port; identifier of an ICMP query, at the end that asks; half of a GRE key; 0.
     pub port: u16,
 }
 

@@ -60,7 +60,8 @@ impl About {
             }
             (protocol::ICMP, IpAddr::V4(_)) | (protocol::ICMPV6, IpAddr::V6(_)) => {
                 match Kind::of(protocol, transport[0]) {
-                    Kind::Request | Kind::Reply => tuple(transport.u16(4)?, transport.u16(4)?),
+                    Kind::Request => tuple(transport.u16(4)?, 0),
+                    Kind::Reply => tuple(0, transport.u16(4)?),
                     Kind::Error | Kind::Other => return None,
                 }
             }

@@ -348,7 +348,7 @@ impl Packet {
                 bytes.get(..8).ok_or(short)?;
                 let query = |query| {
                     let id = bytes.u16(4).expect("eight bytes");
-                    Transport::Query(tuple(id, id), query)
+                    Transport::Query(if query == Query::Request { tuple(id, 0) } else { tuple(0, id) }, query)
                 };
                 Ok(match icmp::Kind::of(self.protocol, bytes[0]) {
                     icmp::Kind::Request => query(Query::Request),

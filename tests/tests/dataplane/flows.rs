@@ -8,7 +8,7 @@ use fwha_tests::needs_root;
 
 use crate::packets::{CLIENT, End, SERVER, assert_hop, echo, echo_key, icmp_error, key, tcp, udp};
 use crate::rig::{
-    CLIENT_MAC, LAN, LAN_MAC, MAX_FLOWS, Port, Rig, SERVER_MAC, TERM, Table, Verdict, WAN, WAN_MAC,
+    CLIENT_MAC, LAN, LAN_MAC, MAX_FLOWS, Port, Rig, SERVER_MAC, TERM, Table, Verdict, WAN, WAN_MAC, accept,
     at_both_hooks,
 };
 
@@ -192,8 +192,19 @@ fn an_echo_is_answered_and_never_the_other_way_round() {
         assert_eq!(rig.send(Port::Wan, &echo(SERVER, CLIENT, true, 77)).verdict, Forward);
         assert_eq!(rig.state(&key), Some(FlowState::Replied));
         assert_eq!(rig.send(Port::Lan, &echo(CLIENT, SERVER, false, 77)).verdict, Forward);
-        assert_eq!(rig.send(Port::Wan, &echo(SERVER, CLIENT, false, 77)).verdict, Drop(DropReason::Icmp));
+        // With the same identifier the other one may ask, too; that is another flow, of which the rules decide.
+        let back = echo_key(SERVER, CLIENT, 77);
+        assert_ne!(key, back);
         assert_eq!(rig.send(Port::Lan, &echo(CLIENT, SERVER, true, 77)).verdict, Drop(DropReason::Icmp));
+        rig.load_rules(&[accept("in")]);
+        assert_eq!(rig.send(Port::Wan, &echo(SERVER, CLIENT, false, 77)).verdict, Forward);
+        assert_eq!(rig.send(Port::Lan, &echo(CLIENT, SERVER, true, 77)).verdict, Forward);
+        assert_eq!((rig.state(&key), rig.state(&back)), (Some(FlowState::Replied), Some(FlowState::Replied)));
+        for (port, from, to, about) in [(Port::Wan, SERVER, CLIENT, key), (Port::Lan, CLIENT, SERVER, back)] {
+            let before = rig.flows.get(&about, 0).unwrap().packets();
+            assert_eq!(rig.send(port, &icmp_error(from, to, 3, &echo(to, from, false, 77))).verdict, Forward);
+            assert_eq!(rig.flows.get(&about, 0).unwrap().packets(), before, "errors are not counted");
+        }
     });
 }
 

@@ -25,9 +25,9 @@ pub fn key(a: End, b: End, proto: u8) -> FlowKey {
     FlowKey::v4(address(a.address), address(b.address), a.port.to_be(), b.port.to_be(), proto).0
 }
 
-/// The key of an echo.
-pub fn echo_key(a: End, b: End, id: u16) -> FlowKey {
-    key(End { port: id, ..a }, End { port: id, ..b }, proto::ICMP)
+/// The key of an echo that `from` asks for.
+pub fn echo_key(from: End, to: End, id: u16) -> FlowKey {
+    key(End { port: id, ..from }, End { port: 0, ..to }, proto::ICMP)
 }
 
 /// A TCP segment with flags as in a packet dump: `S`, `S.`, `.`, `P.`, `F.`, `R`, `R.`. Both ends begin

@@ -23,7 +23,7 @@ const SYN: u8 = 2;
 const RST: u8 = 4;
 const ACK: u8 = 16;
 
-/// Addresses, protocol and ports. An ICMP echo has its identifier in both.
+/// Addresses, protocol and ports. An ICMP echo has its identifier as the port of who asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Tuple {
     pub(super) proto: u8,
@@ -78,7 +78,7 @@ impl Tuple {
                 let (request, response) = if self.proto == proto::ICMP { (8, 0) } else { (128, 129) };
                 let kind = if reply { response } else { request };
                 let what = if reply { "echo reply" } else { "echo request" };
-                ([&[kind, 0, 0, 0], &ports[..2], &[0, 1]].concat(), what)
+                ([&[kind, 0, 0, 0], &(self.sport | self.dport).to_be_bytes()[..], &[0, 1]].concat(), what)
             }
             proto::DCCP => ([&ports[..], &[0; 12]].concat(), ""),
             // Version 0, no key.
