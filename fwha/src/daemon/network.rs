@@ -1,6 +1,7 @@
 //! Follows the network: routes and neighbours for the data plane; carriers, addresses and new
 //! interfaces for the threads that use them.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -55,6 +56,7 @@ impl Network {
         if concerned {
             self.reconcile(dataplane);
         }
+        let (mut addressed, mut removed) = (BTreeSet::new(), false);
         for event in events {
             match event {
                 NetworkEvent::RouteChanged => {
@@ -64,20 +66,23 @@ impl Network {
                 }
                 NetworkEvent::LinkChanged(link) => self.link_changed(dataplane, &link).await,
                 NetworkEvent::LinkRemoved(_) => {}
-                NetworkEvent::AddressAdded(address) => self.address_changed(address.ifindex).await,
+                NetworkEvent::AddressAdded(address) => _ = addressed.insert(address.ifindex),
                 NetworkEvent::AddressRemoved(address) => {
-                    self.check_addresses();
-                    self.address_changed(address.ifindex).await;
+                    removed = true;
+                    addressed.insert(address.ifindex);
                 }
                 NetworkEvent::EventsLost => {
-                    self.check_addresses();
-                    let indices: Vec<u32> =
-                        self.ports.iter().filter_map(|p| p.link.as_ref().map(|l| l.index)).collect();
-                    for ifindex in indices {
-                        self.address_changed(ifindex).await;
-                    }
+                    removed = true;
+                    addressed.extend(self.ports.iter().filter_map(|p| p.link.as_ref().map(|l| l.index)));
                 }
             }
+        }
+        // Once for all of them: a group of thousands of addresses may just have left.
+        if removed {
+            self.check_addresses();
+        }
+        for ifindex in addressed {
+            self.address_changed(ifindex).await;
         }
     }
 
@@ -222,7 +227,7 @@ impl Network {
             return;
         }
         let opened = match port.via {
-            Via::Sync(number) => self.open_sync(number, link),
+            Via::Sync(number) => self.open_sync(number, link, port.opened.0),
             Via::Zone(zone) => self.open_zone(zone, link, port.v6, port.opened.0),
         };
         match opened {
@@ -235,12 +240,16 @@ impl Network {
         }
     }
 
-    fn open_sync(&self, number: u8, link: &Link) -> Result<()> {
+    fn open_sync(&self, number: u8, link: &Link, before: u32) -> Result<()> {
         let Some(config) = self.node.sync.get(usize::from(number)) else { return Ok(()) };
-        let heartbeats = ports::sync_socket(config, self.config.sync.heartbeat_port())?;
-        let replication = ports::sync_socket(config, self.config.sync.replication_port())?;
         let probes = ports::probe_socket(link)?;
         self.election.send(election::Command::Opened(Via::Sync(number), probes));
+        // The others belong to the interface, whatever its MAC is, and their address is taken while they are open.
+        if link.index == before {
+            return Ok(());
+        }
+        let heartbeats = ports::sync_socket(config, self.config.sync.heartbeat_port())?;
+        let replication = ports::sync_socket(config, self.config.sync.replication_port())?;
         self.election.send(election::Command::Heartbeats(number, heartbeats));
         self.replication.send(replication::Command::Opened(number, replication));
         Ok(())

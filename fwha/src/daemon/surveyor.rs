@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use fwha_proto::NodeId;
 use fwha_proto::election::reach::{LISTEN, Survey};
 use fwha_proto::heartbeat::MAX_NEIGHBOURS;
@@ -60,13 +61,25 @@ impl Surveyor {
         Self { zones: zones.collect(), links, election, known: BTreeMap::new() }
     }
 
-    /// Takes requests, one after the other, until nobody can send any.
+    /// Takes requests, all zones at once and of each zone the latest, until nobody can send any.
     pub async fn run(mut self, mut requests: mpsc::UnboundedReceiver<Request>) {
         let mut next_look = Instant::now();
         loop {
             tokio::select! {
                 request = requests.recv() => match request {
-                    Some(request) => self.survey(request).await,
+                    Some(request) => {
+                        let mut latest = BTreeMap::from([(request.zone, request)]);
+                        while let Ok(request) = requests.try_recv() {
+                            latest.insert(request.zone, request);
+                        }
+                        let mut rounds = Vec::new();
+                        for request in latest.into_values() {
+                            let neighbours = self.neighbours(&request).await;
+                            rounds.push((request, neighbours));
+                        }
+                        let rounds = rounds.into_iter();
+                        join_all(rounds.map(|(request, neighbours)| self.survey(request, neighbours))).await;
+                    }
                     None => return,
                 },
                 () = tokio::time::sleep_until(next_look) => {
@@ -105,8 +118,9 @@ impl Surveyor {
         }
     }
 
-    async fn survey(&mut self, request: Request) {
-        let Request { zone, ask, own, peers } = request;
+    /// Whom to ask, the likeliest to answer first.
+    async fn neighbours(&mut self, request: &Request) -> Vec<Ipv4Addr> {
+        let &Request { zone, ref own, .. } = request;
         // The last look may have been before there were any, and the kernel does not forget one that does not answer before
         // some seconds have passed.
         let mut found = self.found(zone).await;
@@ -114,8 +128,11 @@ impl Surveyor {
         known.retain(|address| !found.contains(address));
         found.append(known);
         *known = found;
-        let neighbours: Vec<Ipv4Addr> =
-            known.iter().copied().filter(|a| !own.contains(a)).take(MAX_NEIGHBOURS).collect();
+        known.iter().copied().filter(|a| !own.contains(a)).take(MAX_NEIGHBOURS).collect()
+    }
+
+    async fn survey(&self, request: Request, neighbours: Vec<Ipv4Addr>) {
+        let Request { zone, ask, peers, .. } = request;
         let asked: BTreeSet<Ipv4Addr> = neighbours.iter().chain(&ask).copied().collect();
         let asked: Vec<Ipv4Addr> = asked.into_iter().collect();
         let macs: Vec<[u8; 6]> = peers.iter().map(|(_, mac)| *mac).collect();

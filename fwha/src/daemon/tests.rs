@@ -170,8 +170,24 @@ fn an_interface_that_is_replaced_gets_new_sockets() {
         let address = crate::netlink::Address { ifindex, address: [172, 16, 0, 1].into(), prefix_len: 24 };
         network.handle(&mut dataplane, vec![NetworkEvent::AddressAdded(address)]).await;
         assert!(matches!(opened(), Some(replication::Command::Opened(0, _))));
-        let told: Vec<_> = std::iter::from_fn(|| told.take()).collect();
-        assert!(told.iter().any(|c| matches!(c, election::Command::Heartbeats(0, _))));
+        let all = || std::iter::from_fn(|| told.take()).collect::<Vec<_>>();
+        assert!(all().iter().any(|c| matches!(c, election::Command::Heartbeats(0, _))));
+        assert!(matches!(moves.try_recv(), Err(TryRecvError::Empty)));
+
+        // With another MAC probes come from that; the sockets of the address stay.
+        a.ip("link set sync address 02:00:00:00:00:99");
+        network.handle(&mut dataplane, vec![NetworkEvent::LinkChanged(link("sync"))]).await;
+        let heard = all();
+        let probes = |c: &election::Command| matches!(c, election::Command::Opened(Via::Sync(0), Some(_)));
+        assert!(heard.iter().any(probes));
+        assert!(!heard.iter().any(|c| matches!(c, election::Command::Heartbeats(..))) && opened().is_none());
+        let port = network.ports.iter().find(|port| port.name == "sync").unwrap();
+        assert_eq!(Some(port.opened), port.identity());
+
+        // Many addresses that go at once are looked at once.
+        let gone = (1..=9).map(|n| crate::netlink::Address { address: [172, 16, 1, n].into(), ..address });
+        network.handle(&mut dataplane, gone.map(NetworkEvent::AddressRemoved).collect()).await;
+        assert!(matches!(moves.try_recv(), Ok(vips::Command::Check)));
         assert!(matches!(moves.try_recv(), Err(TryRecvError::Empty)));
         dataplane.close().unwrap();
     });
