@@ -27,6 +27,12 @@ pub(super) struct Section<'a> {
     known: BTreeSet<&'static str>,
 }
 
+#[cfg(test)]
+std::thread_local! {
+    /// Every key that was asked for in this thread, and the table.
+    pub(super) static ASKED: std::cell::RefCell<BTreeSet<(&'static str, &'static str)>> = const { std::cell::RefCell::new(BTreeSet::new()) };
+}
+
 impl<'a> Section<'a> {
     /// Begins to read `table`.
     pub(super) fn new(title: &'static str, span: Span, table: &'a DeTable<'a>) -> Self {
@@ -36,6 +42,8 @@ impl<'a> Section<'a> {
     /// The value of `key`, of any type.
     pub(super) fn get(&mut self, key: &'static str) -> Option<&'a Value<'a>> {
         self.known.insert(key);
+        #[cfg(test)]
+        ASKED.with_borrow_mut(|asked| _ = asked.insert((self.title, key)));
         self.table.get(key)
     }
 

@@ -685,3 +685,39 @@ on-fail = "fault"
     assert_eq!((group.routes[0].zone, group.routes[1].zone), (1, 2));
     assert_eq!(group.routing_rules[0].to_string(), "from 10.1.0.0/16 table 1000 priority 1000");
 }
+
+#[test]
+fn every_key_is_documented_and_the_example_has_no_surprise() {
+    const EXAMPLE: &str = include_str!("../../../../docs/fwha.toml");
+    const OPERATIONS: &str = include_str!("../../../../docs/operations.md");
+    let example = good(EXAMPLE);
+    assert_eq!(example.warnings, good(GOOD).warnings);
+    assert_eq!(
+        (example.cluster.witness.len(), example.limits),
+        (0, good(GOOD).limits),
+        "nothing but defaults"
+    );
+    // What it has commented out, so that its keys are asked for, too.
+    let more = r#"
+        [[tracker]]
+        name = "uplink"
+        ping = "10.0.0.254"
+        [[hook]]
+        name = "notify"
+        command = ["/bin/true"]
+        [[resource]]
+        name = "vpn"
+        group = "gateway"
+        command = { start = ["/bin/true"], stop = ["/bin/true"], monitor = ["/bin/true"] }
+    "#;
+    let routes = "routes = [{ to = \"10.9.0.0/16\", via = \"10.0.0.254\", zone = \"inet\" }]\n\
+                  rules = [{ from = \"10.1.0.0/16\", table = 100 }]\nvips = [";
+    good(&format!("{}\n{more}", EXAMPLE.replacen("vips = [", routes, 1)));
+    let asked = section::ASKED.take();
+    assert!(asked.len() > 100, "{asked:?}");
+    for (table, key) in asked {
+        for (name, text) in [("fwha.toml", EXAMPLE), ("operations.md", OPERATIONS)] {
+            assert!(text.contains(key), "{key} of {table} is not in {name}");
+        }
+    }
+}
