@@ -51,7 +51,7 @@ fn enter(
     match eth.ethertype {
         ethertype::IPV4 => parse::ipv4(packet, ETH_LEN, ip)?,
         ethertype::IPV6 => parse::ipv6(packet, ETH_LEN, ip)?,
-        ethertype::ARP => return vip::arp(packet),
+        ethertype::ARP => return vip::arp(packet, ip),
         ethertype::PROBE => return probe::answer(packet, maps::settings()),
         _ if eth.dst.is_link_local() => return Ok(Verdict::Pass),
         _ => return Err(DropReason::UnknownEtherType),

@@ -22,8 +22,8 @@ use fwha_common::{
 use crate::{
     Verdict,
     hook::{self, Tc},
-    maps,
-    packet::{ETH_LEN, Eth, Mac, Packet, Window, window},
+    maps::{self, Room},
+    packet::{ETH_LEN, Eth, Mac, Packet, RouteKind, Window, window},
     parse::{Ip, ethertype},
     reject::{self, Sum, V6},
 };
@@ -80,13 +80,13 @@ pub fn settle(packet: &mut Tc) {
     }
 }
 
-/// Lets ARP pass, or answers it.
+/// Lets ARP pass, or answers it. `ip` is room for what is asked of the routes.
 ///
 /// # Errors
 ///
 /// It asks for an address whose lease here is over.
 #[inline(always)]
-pub fn arp(packet: &mut impl Packet) -> Result<Verdict, DropReason> {
+pub fn arp(packet: &mut impl Packet, ip: &mut Ip) -> Result<Verdict, DropReason> {
     // What is too short is for the stack to look at.
     let Ok(at) = window(packet, ETH_LEN) else { return Ok(Verdict::Pass) };
     let at: Window<ARP_LEN> = at;
@@ -102,15 +102,31 @@ pub fn arp(packet: &mut impl Packet) -> Result<Verdict, DropReason> {
     if mac == Mac::NONE || !is_arp(&at) {
         return Ok(Verdict::Pass);
     }
+    let asking = at.mac::<8, 12>();
+    (ip.v6, ip.proto, ip.tos, ip.sport, ip.dport) = (false, 0, 0, 0, 0);
+    (ip.src, ip.dst) = (FlowKey::mapped(sender), FlowKey::mapped(target));
+    if has_moved(packet, ip, asking) {
+        return Ok(Verdict::Pass);
+    }
     let asker = Eth::src(packet)?;
     Eth::address(packet, asker, mac)?;
-    let asking = at.mac::<8, 12>();
     at.set_u16::<6>(REPLY);
     at.set_mac::<8, 12>(mac);
     at.set_u32::<14>(target);
     at.set_mac::<18, 22>(asking);
     at.set_u32::<24>(sender);
     Ok(Verdict::VipAnswer)
+}
+
+/// Whether the kernel knows another MAC of the source of a question than the one that it comes from. The stack is to have it
+/// then, which learns the new one from it, and answers: nothing else would tell it as long as that neighbour does not announce itself,
+/// for what the programs send by the old one does not make the kernel ask.
+#[inline(always)]
+fn has_moved(packet: &impl Packet, ip: &Ip, asking: Mac) -> bool {
+    let Some(hop) = maps::room().map(Room::hop) else { return false };
+    packet.route(ip, true, hop) == RouteKind::Resolved
+        && hop.out == packet.device()
+        && Mac::new(hop.dst_mac) != asking
 }
 
 /// Notes that somebody says he has an address with this MAC, if that is one of this node's now, in the zone where he says so: an
@@ -156,7 +172,9 @@ pub fn nd<P: Packet>(packet: &mut P, ip: &mut Ip) -> Result<Verdict, DropReason>
         return Ok(Verdict::Pass);
     }
     let mac = asked(packet, &target, true)?;
-    if mac == Mac::NONE {
+    let asking = Eth::src(packet)?;
+    ip.dst = target;
+    if mac == Mac::NONE || has_moved(packet, ip, asking) {
         return Ok(Verdict::Pass);
     }
     match advertise(packet, ip, &target, mac) {
@@ -176,7 +194,6 @@ fn advertise(packet: &mut impl Packet, ip: &mut Ip, target: &[u32; 4], mac: Mac)
     const SOLICITED: u32 = 0xe000_0000u32.to_be();
     // Who has no address yet wants to know whether it may have this one.
     let solicited = ip.src[0] | ip.src[1] | ip.src[2] | ip.src[3] != 0;
-    ip.dst = *target;
     if !solicited {
         ip.src = ALL_NODES;
     }

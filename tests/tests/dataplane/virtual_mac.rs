@@ -79,6 +79,33 @@ pub fn questions() -> [Vec<u8>; 2] {
     [by_arp, solicitation(CLIENT6, VIP6, Some(CLIENT_MAC))]
 }
 
+/// A neighbour whose address was another's: the kernel still knows that one's MAC, and would go on sending to it.
+#[test]
+fn the_stack_hears_of_a_neighbour_with_another_mac() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        know(rig, Vip::VIRTUAL_MAC);
+        rig.set_group(OWNER);
+        for question in questions() {
+            assert_eq!(rig.send(Port::Lan, &question).verdict, Answer);
+        }
+        let other = [2, 0, 0, 0, 0, 0x77];
+        let group = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00, 0x12);
+        let by_nd = Ip::new(([0x33, 0x33, 0xff, 0, 0, 0x12], other), CLIENT6, group);
+        let moved = [
+            arp(1, (BROADCAST, other), CLIENT.address.into(), ([0; 6], VIP)),
+            nd(&by_nd, 135, 0, VIP6, Some(other)),
+        ];
+        for question in &moved {
+            let sent = rig.send(Port::Lan, question);
+            assert_eq!((sent.verdict, &sent.frame), (Pass, question));
+        }
+        // Of whom the kernel knows nothing, it will learn by asking.
+        let stranger = arp(1, (BROADCAST, other), Ipv4Addr::new(192, 168, 100, 77), ([0; 6], VIP));
+        assert_eq!(rig.send(Port::Lan, &stranger).verdict, Answer);
+    });
+}
+
 #[test]
 fn questions_for_an_address_are_answered_with_its_virtual_mac_by_the_owner_alone() {
     needs_root!();
