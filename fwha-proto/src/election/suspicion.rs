@@ -15,7 +15,7 @@
 //! now: in peace each interface is probed once a second to know. In a network that does not carry
 //! probes, losing the sync link makes a peer SyncLost, not Dead, and VRRP's silence must confirm it.
 //!
-//! One that said goodbye (Left) is left alone for [`GONE`] and then asked as a dead one is: it may be back and unheard, for its
+//! One that said goodbye (Left) is left alone for 15 s and then asked as a dead one is: it may be back and unheard, for its
 //! sync link is broken or its key another.
 //!
 //! Who slept asks a dead one by a burst again before it believes what it knew: meanwhile that one may have come back, and
