@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::replication::{Command, DiffRefused};
 use super::server::{CHUNK, Problem, Server, address, ndjson, protocol, push_line};
+use super::sweeper::expiry_ns;
 use super::transfer::{ANSWER_WAIT, unready};
 use crate::api;
 use crate::dataplane::maps::{FlowMap, FlowWalk};
@@ -191,8 +192,8 @@ pub(super) async fn delete(
 }
 
 impl Server {
-    /// Deletes the flows that match: those that this node owns, and tells the peers; and those of the node
-    /// itself. Embryonic ones stay: their table is for the programs alone to change, and they end soon.
+    /// Deletes the flows that match: those that this node owns, and tells the peers; those of the node itself; and those that
+    /// nobody has answered yet.
     fn delete(&self, filter: &api::FlowFilter) -> Result<api::FlowsDeleted, Problem> {
         let result = self.end_flows(|key, flow| filter.matches(&self.flow_row(key, flow, "", 0, 0)))?;
         if result.deleted == 0 && result.not_owned > 0 {
@@ -212,7 +213,11 @@ impl Server {
         for &group in &self.bucket_group {
             owned.push(self.maps.group(u32::from(group))?.owned(self.clock.now_ns()));
         }
-        let mut result = api::FlowsDeleted::default();
+        // First: one that is answered meanwhile is in the main table, and found there.
+        let (timeouts, now_ns) = (self.config().timeouts, self.clock.now_ns());
+        let lives = |key: &FlowKey, flow: &Flow| expiry_ns(key, flow, 0, &timeouts) > now_ns;
+        let deleted = self.maps.forget_embryonic(|key, flow| lives(key, flow) && ends(key, flow))?;
+        let mut result = api::FlowsDeleted { deleted, ..api::FlowsDeleted::default() };
         self.matching(self.maps.flows(), &ends, |key, flow| {
             if !owned[usize::from(flow.bucket)] {
                 result.not_owned += 1;

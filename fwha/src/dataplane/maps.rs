@@ -11,7 +11,7 @@ use aya::maps::{MapData, MapError};
 use fwha_common::{
     MAX_GROUPS,
     capture::Capture,
-    embryonic::{EmbryonicSet, Site},
+    embryonic::{EmbryonicSet, Fingerprints, Site},
     flow::{Flow, FlowKey},
     group::{BucketRange, Claim, Group, Vip, VipKey, VirtualMac, VirtualMacKey, ZONE_PAIRS},
     limit::{Limits, Source},
@@ -57,6 +57,7 @@ pub struct Maps {
     flows: FlowMap,
     bloom: Bloom,
     embryonic: EmbryonicMap,
+    fingerprints: Map<u32, Fingerprints>,
     node_flows: FlowMap,
     groups: Map<u32, Group>,
     zone_buckets: Map<u32, BucketRange>,
@@ -131,6 +132,7 @@ impl Maps {
             flows: map(pins, name::FLOWS)?,
             bloom: Bloom::open(pins, in_force.bucket_key)?,
             embryonic: map(pins, name::EMBRYONIC)?,
+            fingerprints: map(pins, name::FINGERPRINTS)?,
             node_flows: map(pins, name::NODE_FLOWS)?,
             groups: map(pins, name::GROUPS)?,
             zone_buckets: map(pins, name::ZONE_BUCKETS)?,
@@ -557,8 +559,51 @@ impl Maps {
     /// Those of the lookup.
     pub fn embryonic_flow(&self, key: &FlowKey) -> Result<Option<Flow>, DataplaneError> {
         let site = Site::new(key.hash(&self.settings()?.bucket_key), self.embryonic.max_entries() - 1);
-        let set = self.embryonic.lookup(&site.set).map_err(map_error(name::EMBRYONIC))?;
-        Ok(set.and_then(|set| set.flows().find_map(|(known, flow)| (known == key).then_some(*flow))))
+        let Some(set) = self.embryonic.lookup(&site.set).map_err(map_error(name::EMBRYONIC))? else {
+            return Ok(None);
+        };
+        let flow = self.known(site.set, &set)?.find_map(|(known, flow)| (known == key).then_some(*flow));
+        Ok(flow)
+    }
+
+    /// The flows of a set of embryonic ones that programs find there.
+    fn known<'a>(
+        &self,
+        number: u32,
+        set: &'a EmbryonicSet,
+    ) -> Result<impl Iterator<Item = (&'a FlowKey, &'a Flow)> + use<'a>, DataplaneError> {
+        let known = self.fingerprints.lookup(&number).map_err(map_error(name::FINGERPRINTS))?;
+        let places = set.places.iter().zip(known.unwrap_or(0).to_le_bytes());
+        Ok(places.filter(|(_, fingerprint)| *fingerprint != 0).filter_map(|(place, _)| place.get()))
+    }
+
+    /// Has the programs forget each flow that nobody has answered yet and for which `ends` is true, with those that share a set
+    /// with it: the next packet is judged as a first one. How many these were.
+    ///
+    /// The places stay as they are; without their fingerprints nobody finds them. A flow that a program puts in or takes out in
+    /// the same moment may be lost, or stay if it was just judged.
+    ///
+    /// # Errors
+    ///
+    /// Those of the walk and of the updates.
+    pub fn forget_embryonic(&self, ends: impl Fn(&FlowKey, &Flow) -> bool) -> Result<u64, DataplaneError> {
+        let (mut forgotten, mut walk) = (0, EmbryonicWalk::new(128));
+        while let Some((numbers, sets)) =
+            walk.next_chunk(&self.embryonic).map_err(map_error(name::EMBRYONIC))?
+        {
+            for (&number, set) in numbers.iter().zip(sets) {
+                if !set.flows().any(|(key, flow)| ends(key, flow)) {
+                    continue;
+                }
+                let count = self.known(number, set)?.filter(|(key, flow)| ends(key, flow)).count();
+                if count > 0 {
+                    let none = self.fingerprints.update(&number, &0, Write::Any);
+                    none.map_err(map_error(name::FINGERPRINTS))?;
+                    forgotten += count as u64;
+                }
+            }
+        }
+        Ok(forgotten)
     }
 
     /// Events lost because the ring was full, by bucket, summed over the CPUs. Whoever sees a count

@@ -32,7 +32,7 @@ const WEB_IN: &str = r#"
 name = "web-in"
 from = "inet"
 to = "lan"
-services = ["tcp/8085"]
+services = ["tcp/8085", "udp/8085"]
 action = "accept"
 "#;
 
@@ -95,6 +95,17 @@ fn carries(from: &mut TcpStream, to: &mut TcpStream) -> Result<bool> {
     }
 }
 
+/// Whether a datagram gets from the inet side to the client, who does not answer.
+fn stream(from: &UdpSocket, to: &UdpSocket) -> Result<bool> {
+    to.set_read_timeout(Some(TRY))?;
+    from.send_to(b"x", (CLIENT, PORT))?;
+    match to.recv(&mut [0]) {
+        Ok(count) => Ok(count == 1),
+        Err(error) if matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
 fn flows(node: &NodeProcess) -> Result<u64> {
     let filter = ["flows", "count", "proto=tcp", &format!("dport={PORT}")];
     Ok(node.ctl(&filter)?["count"].as_u64().unwrap_or(0))
@@ -134,6 +145,9 @@ fn rules_change_at_once_and_what_lives_goes_on_until_it_is_judged_again() {
         let mut from = connect(lab)?.context("it is admitted now")?;
         let (mut to, _) = server.accept()?;
         ensure!(carries(&mut from, &mut to)?, "it carries");
+        let listener = lab.within(Host::Client, || UdpSocket::bind(("0.0.0.0", PORT)))??;
+        let sender = lab.within(Host::Server, || UdpSocket::bind("0.0.0.0:0"))??;
+        ensure!(stream(&sender, &listener)?, "so does what is never answered");
 
         // The peers run with different files until the other has read it, too.
         for node in Node::ALL {
@@ -149,7 +163,7 @@ fn rules_change_at_once_and_what_lives_goes_on_until_it_is_judged_again() {
         reload_both(pair, &[], "nothing changed\n")?;
 
         // Counters belong to names.
-        ensure!(pair.node(active).count("rules.web-in")? == 1, "one connection");
+        ensure!(pair.node(active).count("rules.web-in")? == 2, "a connection, a stream");
         ensure!(pair.node(active).count("rules.lan-out")? >= hits, "those before the reload count");
         ensure!(pair.node(active).count("rules.admin")? == 0, "nobody else's");
 
@@ -165,7 +179,9 @@ fn rules_change_at_once_and_what_lives_goes_on_until_it_is_judged_again() {
         ensure!(carries(&mut from, &mut to)? && carries(&mut to, &mut from)?, "the old one lives on");
         reload(pair.node(active.peer()), &[])?;
 
-        // Judged again, it ends on both nodes, and only it.
+        ensure!(stream(&sender, &listener)?, "that nobody answers it changes nothing");
+
+        // Judged again, they end on both nodes, and only they.
         lab.wait_for("the flow on the peer", PATIENCE, || {
             Ok((flows(pair.node(active.peer()))? == 1).then_some(()))
         })?;
@@ -173,9 +189,10 @@ fn rules_change_at_once_and_what_lives_goes_on_until_it_is_judged_again() {
         let none = "nothing changed\n0 flows ended that the rules do not admit\n";
         ensure!((said.as_str(), code) == (none, 0), "they belong to the active one: {code} {said}");
         let (said, _, code) = reload(pair.node(active), &["--revalidate"])?;
-        let one = "nothing changed\n1 flow ended that the rules do not admit\n";
-        ensure!((said.as_str(), code) == (one, 0), "{code} {said}");
+        let two = "nothing changed\n2 flows ended that the rules do not admit\n";
+        ensure!((said.as_str(), code) == (two, 0), "{code} {said}");
         ensure!(!carries(&mut from, &mut to)?, "it is not admitted any more");
+        ensure!(!stream(&sender, &listener)?, "nor what nobody answered");
         for node in Node::ALL {
             lab.wait_for("the flow to be gone", PATIENCE, || {
                 Ok((flows(pair.node(node))? == 0).then_some(()))
