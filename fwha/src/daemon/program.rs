@@ -53,6 +53,11 @@ impl Run<'_> {
             .stderr(stderr)
             .process_group(0)
             .spawn()?;
+        // The daemon may be among the last that the kernel kills when memory is short; what it starts is not.
+        if let Some(pid) = child.id() {
+            // It may have ended already.
+            let _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), "0");
+        }
         let processes = child.id().map(|pid| Processes(Pid::from_raw(pid.cast_signed())));
         let run = async {
             if let (Some(mut stdin), Some(input)) = (child.stdin.take(), self.input) {
@@ -95,5 +100,32 @@ impl Drop for Processes {
     fn drop(&mut self) {
         // Not reaped yet, so the number is still that of the run. One that has just ended is fine.
         let _ = killpg(self.0, Signal::SIGKILL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::root;
+
+    #[tokio::test]
+    async fn what_the_daemon_starts_has_not_its_place_among_those_that_are_killed_last() {
+        if !root() {
+            return;
+        }
+        // Another one than usual; less would need a capability.
+        let own = "/proc/self/oom_score_adj";
+        std::fs::write(own, "300").unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let said = dir.path().join("said").display().to_string();
+        // It is like the daemon for a moment, before it is told.
+        let script = format!("until grep -qx 0 {own}; do sleep 0.01; done; cat {own} > {said}");
+        let command = ["/bin/sh", "-c", &script].map(str::to_owned);
+        let timeout = Duration::from_secs(10);
+        let run = Run { command: &command, variables: &[], input: None, timeout };
+        let status = run.to_its_end().await;
+        std::fs::write(own, "0").unwrap();
+        assert!(status.unwrap().is_some_and(|status| status.success()));
+        assert_eq!(std::fs::read_to_string(said).unwrap(), "0\n");
     }
 }

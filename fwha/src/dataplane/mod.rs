@@ -432,6 +432,9 @@ impl Dataplane {
             .chain(trunks.map(|l| &l.name))
             .map(String::as_str)
             .collect();
+        // What is not filtered any more must not be forwarded: before the programs go, as in `set_interfaces`.
+        let is_zones = |name: &str| here.iter().any(|(link, zone)| link.name == name && zone.is_some());
+        sysctl::restore_of(&self.pins, |name| !is_zones(name))?;
         self.links.retain(&names)?;
         // Most drivers send what XDP redirects to them only now that they have a program.
         self.links.tell(&plan.elements, &self.maps)?;

@@ -409,12 +409,16 @@ fn a_change_of_configuration_moves_programs() {
     let (a, b) = Net::pair();
     a.cable("second", "other", &b);
     a.with_bpffs(|| {
+        let forwards = || fs::read_to_string("/proc/sys/net/ipv4/conf/second/forwarding").unwrap();
+        assert_eq!(forwards(), "0\n");
         let (first, events) = open(options(&[("near", Attach::Xdp), ("second", Attach::Tc)]));
+        assert_eq!(forwards(), "1\n");
         drop((first, events));
         let (dataplane, _events) = open(options(&[("near", Attach::Tc)]));
         let (ingress, egress, xdp) = hooks("near");
         assert_eq!((ingress.len(), egress.len(), xdp), (1, 1, None), "from XDP to tc");
         assert_eq!(hooks("second"), (vec![], vec![], None), "no longer configured");
+        assert_eq!(forwards(), "0\n", "what is not filtered is not forwarded");
         assert_eq!(dataplane.maps().interfaces().unwrap().len(), 1);
         drop(dataplane);
         let (dataplane, _events) = open(options(&[("near", Attach::Xdp)]));
