@@ -596,6 +596,32 @@ mod tests {
         assert_eq!(without, include_str!("../golden/heartbeat.hex").trim());
     }
 
+    /// As [`sample`], with the name of its group.
+    fn named() -> Heartbeat {
+        let groups = sample().groups.into_iter().map(|g| GroupRecord { name: Some(0x1122_3344), ..g });
+        Heartbeat { groups: groups.collect(), ..sample() }
+    }
+
+    #[test]
+    fn names_of_groups_are_a_record_that_earlier_versions_skip() {
+        let golden: String = named().write().iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(golden, include_str!("../golden/heartbeat-names.hex").trim());
+        let without = golden.replacen("050444332211", "", 1);
+        assert_eq!(without, include_str!("../golden/heartbeat.hex").trim());
+        assert_eq!(Heartbeat::parse(&named().write()), Ok(named()));
+        // They go while there is room.
+        for (groups, told) in [(MAX_GROUPS, false), (8, true)] {
+            let mut heartbeat = named();
+            heartbeat.groups = vec![heartbeat.groups[0]; groups];
+            heartbeat.unwell = vec![1; MAX_TRACKERS];
+            heartbeat.interfaces = vec![heartbeat.interfaces[0]; MAX_ZONES + MAX_LINKS];
+            let bytes = heartbeat.write();
+            assert!(bytes.len() <= LEN_MAX);
+            let read = Heartbeat::parse(&bytes).unwrap().groups;
+            assert!(read.len() == groups && read.iter().all(|g| g.name.is_some() == told), "{groups}");
+        }
+    }
+
     /// As [`sample`], while the reach in a zone is compared.
     fn comparing() -> Heartbeat {
         let neighbours = vec![Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 254)];

@@ -16,7 +16,7 @@ use crate::vrrp::packet::{ADDRESSES_MAX, Version};
 /// The number of a group: index into the data plane's `GROUPS`.
 pub type GroupId = u8;
 
-/// The election's settings. Names serve for texts only.
+/// The election's settings. Names serve for texts, and that of a group for what other nodes say of it.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// This node.

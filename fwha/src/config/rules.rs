@@ -62,6 +62,11 @@ impl Service {
     /// Everything.
     pub const ANY: Self = Self { proto: 0, port_min: 0, port_max: u16::MAX };
 
+    /// Whether TCP is among it.
+    pub(super) const fn is_tcp(&self) -> bool {
+        matches!(self.proto, 0 | proto::TCP)
+    }
+
     /// Whether it takes all that `other` does.
     pub(super) fn covers(&self, other: &Self) -> bool {
         (self.proto == 0 || self.proto == other.proto)
@@ -88,10 +93,12 @@ impl fmt::Display for Service {
 impl Rule {
     /// Whether it may admit what the SYN proxy is for: TCP that is forwarded. (The node's own stack has cookies.)
     fn proxies(&self) -> bool {
-        let tcp = |service: &Service| service.proto == 0 || service.proto == proto::TCP;
-        self.action == Action::Accept
-            && self.to != ZONE_NODE
-            && (self.services.is_empty() || self.services.iter().any(tcp))
+        self.action == Action::Accept && self.to != ZONE_NODE && self.takes_tcp()
+    }
+
+    /// Whether it matches some TCP.
+    pub(super) fn takes_tcp(&self) -> bool {
+        self.services.is_empty() || self.services.iter().any(Service::is_tcp)
     }
 
     /// The rule as the ruleset is compiled from it.

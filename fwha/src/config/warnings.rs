@@ -1,6 +1,9 @@
 //! What is worth a thought in a file without mistakes.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use fwha_common::{
     flow::{FlowKey, octets, proto},
@@ -118,20 +121,17 @@ fn sync(config: &Config, warnings: &mut Vec<String>) {
 
 /// Whether a rule admits some TCP to the node from some host.
 fn admits_tcp_to_node(config: &Config) -> bool {
-    let tcp = |rule: &&Rule| {
-        rule.action == Action::Accept
-            && matches!(rule.to, ZONE_NODE | ZONE_ANY)
-            && (rule.services.is_empty() || rule.services.iter().any(|s| is_or_any(s.proto, proto::TCP)))
+    let admits = |rule: &&Rule| {
+        rule.action == Action::Accept && matches!(rule.to, ZONE_NODE | ZONE_ANY) && rule.takes_tcp()
     };
-    config.rules.iter().filter(tcp).any(|rule| {
-        let first = |list: &[IpNet], other: &[IpNet]| match list.first().or(other.first()) {
-            Some(net) if list.is_empty() && net.addr().is_ipv6() => {
-                octets([0, 0, 0, 0, 0, 0, 0, 1u16].into())
-            }
-            Some(net) if !list.is_empty() => octets(net.addr()),
-            _ => octets([192, 0, 2, 1].into()),
+    config.rules.iter().filter(admits).any(|rule| {
+        let named = rule.source.iter().chain(&rule.destination).next();
+        let any: IpAddr = match named {
+            Some(net) if net.addr().is_ipv6() => Ipv6Addr::LOCALHOST.into(),
+            _ => Ipv4Addr::LOCALHOST.into(),
         };
-        let service = rule.services.iter().find(|s| is_or_any(s.proto, proto::TCP));
+        let some = |list: &[IpNet]| FlowKey::address(octets(list.first().map_or(any, IpNet::addr)));
+        let service = rule.services.iter().find(|service| service.is_tcp());
         let port =
             service.map_or(22, |s| if (s.port_min..=s.port_max).contains(&22) { 22 } else { s.port_min });
         let zones: Vec<ZoneId> = match rule.from {
@@ -140,8 +140,8 @@ fn admits_tcp_to_node(config: &Config) -> bool {
         };
         zones.into_iter().any(|from| {
             let query = Query {
-                src: FlowKey::address(first(&rule.source, &rule.destination)),
-                dst: FlowKey::address(first(&rule.destination, &rule.source)),
+                src: some(&rule.source),
+                dst: some(&rule.destination),
                 port,
                 proto: proto::TCP,
                 from,
@@ -150,10 +150,6 @@ fn admits_tcp_to_node(config: &Config) -> bool {
             config.ruleset.find(&query).is_some_and(|decision| decision.action == Action::Accept as u8)
         })
     })
-}
-
-const fn is_or_any(proto: u8, wanted: u8) -> bool {
-    proto == 0 || proto == wanted
 }
 
 /// What of a rule has no effect, whatever stands before it.
@@ -178,8 +174,7 @@ fn idle(config: &Config, rule: &Rule) -> Vec<String> {
         let right = if families.contains(&true) { "icmpv6" } else { "icmp" };
         warnings.push(format!("rule {name} matches nothing: for its addresses it is {right}"));
     }
-    let tcp = services.is_empty() || services.iter().any(|s| is_or_any(s.proto, proto::TCP));
-    if rule.mss != 0 && !tcp {
+    if rule.mss != 0 && !rule.takes_tcp() {
         warnings.push(format!("rule {name} has an mss, which is for TCP, but no service of TCP"));
     }
     let vip = |net: &IpNet| {
