@@ -143,7 +143,8 @@ impl Server {
     /// A sample as the API shows it. `epoch_ns` is what the wall clock says when the ring's says 0.
     fn dropped_packet(&self, sample: &DropSample, epoch_ns: u64, snap_len: usize) -> api::CaptureLine {
         let attached = self.attached.load();
-        let interface = attached.iter().find(|a| a.ifindex == sample.ifindex).map(|a| a.name.clone());
+        let interface =
+            attached.interfaces.iter().find(|a| a.ifindex == sample.ifindex).map(|a| a.name.clone());
         let mut frame = sample.bytes[..usize::from(sample.captured).min(SNAP_LEN)].to_vec();
         let mut length_bytes = sample.len;
         if sample.flags & DropSample::TAGGED != 0 && frame.len() >= MACS_LEN {

@@ -107,7 +107,7 @@ use self::lock::RunDir;
 use self::log::Log;
 use self::mailbox::Mailbox;
 use self::names::Names;
-use self::network::Network;
+use self::network::{Attached, Network};
 use self::ports::Port;
 use self::replication::OwnedGroups;
 use self::resources::Resources;
@@ -253,6 +253,7 @@ async fn run_node(config: &Arc<Config>, node: &Node, run_dir: &RunDir, state: St
                 running.network.handle(&mut dataplane, events).await;
                 plain.changed();
             }
+            () = running.network.due() => running.network.reconcile(&mut dataplane),
             () = plain.due() => plain.tell(&dataplane.maps()).await,
             _ = hangup.recv() => {
                 match running.reload(&mut dataplane, false).await {
@@ -473,7 +474,7 @@ impl Running {
             stop,
         };
 
-        let attached = Arc::new(ArcSwap::from_pointee(dataplane.attached().to_vec()));
+        let attached = Arc::new(ArcSwap::from_pointee(Attached::of(dataplane)));
         let current = Arc::new(ArcSwap::new(Arc::clone(config)));
         let (reload, requests) = mpsc::unbounded_channel();
         let server = server::Server {
@@ -533,6 +534,7 @@ impl Running {
                 vips: vips_sender.clone(),
                 macs,
                 attached,
+                retry: None,
             },
             election: election_mailbox,
             election_done,

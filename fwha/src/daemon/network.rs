@@ -3,11 +3,13 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Result;
 use arc_swap::ArcSwap;
 use fwha_proto::heartbeat::Via;
 use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
 
 use super::election;
 use super::mailbox::Mailbox;
@@ -15,8 +17,28 @@ use super::ports::{self, Port};
 use super::replication;
 use super::vips;
 use crate::config::{Config, Node};
-use crate::dataplane::{AttachedInterface, Dataplane, Maps, ZoneInterface};
+use crate::dataplane::{AttachedInterface, Dataplane, DataplaneError, Maps, ZoneInterface};
 use crate::netlink::{Addresses, Link, Macs, Monitor, NetworkEvent, OwnAddresses};
+
+/// How often programs are put onto an interface that did not take them.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// Where programs are attached, and why they are not where they should be.
+#[derive(Debug, Default)]
+pub struct Attached {
+    /// The interfaces that have theirs.
+    pub interfaces: Vec<AttachedInterface>,
+    /// What is wrong with others.
+    pub problems: Vec<String>,
+}
+
+impl Attached {
+    /// As the data plane is now.
+    pub fn of(dataplane: &Dataplane) -> Self {
+        let problems = dataplane.problems().iter().map(ToString::to_string).collect();
+        Self { interfaces: dataplane.attached().to_vec(), problems }
+    }
+}
 
 /// What following the network takes.
 pub struct Network {
@@ -37,7 +59,9 @@ pub struct Network {
     /// Has interfaces take frames to virtual MACs.
     pub macs: Vec<Macs>,
     /// Where programs are attached, for `status`.
-    pub attached: Arc<ArcSwap<Vec<AttachedInterface>>>,
+    pub attached: Arc<ArcSwap<Attached>>,
+    /// When programs are put again where they could not be.
+    pub retry: Option<Instant>,
 }
 
 impl Network {
@@ -93,11 +117,40 @@ impl Network {
 
     /// Programs and interfaces are brought together whichever interface it is: a zone has more than
     /// the one that the election knows.
-    fn reconcile(&self, dataplane: &mut Dataplane) {
-        if let Err(error) = dataplane.reconcile() {
-            tracing::error!("{error}");
+    pub fn reconcile(&mut self, dataplane: &mut Dataplane) {
+        dataplane.reconcile();
+        let before = self.publish(dataplane);
+        let now = self.attached.load();
+        for problem in now.problems.iter().filter(|p| !before.problems.contains(p)) {
+            tracing::error!("{problem}");
         }
-        self.attached.store(Arc::new(dataplane.attached().to_vec()));
+        // One that is missing tells when it comes.
+        let tried = |error: &DataplaneError| !matches!(error, DataplaneError::NoInterface(_));
+        self.retry = dataplane.problems().iter().any(tried).then(|| Instant::now() + RETRY);
+        for n in 0..self.ports.len() {
+            let port = &mut self.ports[n];
+            let filtered = now.interfaces.iter().any(|a| a.name == port.name);
+            // A sync link passes everything anyway.
+            if matches!(port.via, Via::Zone(_))
+                && std::mem::replace(&mut port.filtered, filtered) != filtered
+                && port.link.is_some()
+            {
+                self.tell(n);
+            }
+        }
+    }
+
+    /// Shows where programs are. Returns where they were.
+    fn publish(&self, dataplane: &Dataplane) -> Arc<Attached> {
+        self.attached.swap(Arc::new(Attached::of(dataplane)))
+    }
+
+    /// Waits until it is time to [`Self::reconcile`] again. The future may be dropped.
+    pub async fn due(&self) {
+        match self.retry {
+            Some(at) => sleep_until(at).await,
+            None => std::future::pending().await,
+        }
     }
 
     /// Tells what an interface cannot do any more.
@@ -205,9 +258,9 @@ impl Network {
     /// # Errors
     /// Those of [`Dataplane::set_interfaces`].
     pub fn set_interfaces(&self, dataplane: &mut Dataplane, interfaces: Vec<ZoneInterface>) -> Result<()> {
-        dataplane.set_interfaces(interfaces)?;
-        self.attached.store(Arc::new(dataplane.attached().to_vec()));
-        Ok(())
+        let done = dataplane.set_interfaces(interfaces);
+        self.publish(dataplane);
+        Ok(done?)
     }
 
     fn tell(&self, n: usize) {
@@ -272,7 +325,7 @@ impl Network {
             Err(error) => {
                 tracing::error!("cannot follow the network: {error}");
                 // The next call opens a new connection; not in a tight loop.
-                tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+                tokio::time::sleep(Duration::from_millis(200)).await;
                 Vec::new()
             }
         }

@@ -32,6 +32,8 @@ pub struct Port {
     pub name: String,
     /// What it is now; `None` while there is no interface of this name.
     pub link: Option<Link>,
+    /// Whether it has its programs. A zone without them counts as one without carrier.
+    pub filtered: bool,
     /// The addresses by which this node speaks there.
     pub own: OwnAddresses,
     /// Whether a virtual router there is one for IPv6.
@@ -48,7 +50,7 @@ impl Port {
             mac,
             address: self.own.primary,
             link_local: if self.v6 { self.own.link_local } else { Ipv6Addr::UNSPECIFIED },
-            carrier: self.link.as_ref().is_some_and(Link::running),
+            carrier: self.filtered && self.link.as_ref().is_some_and(Link::running),
         }
     }
 
@@ -108,6 +110,7 @@ pub async fn look(config: &Config, node: &Node, links: &[Link]) -> Result<Vec<Po
             name: name.to_owned(),
             opened: (link.index, link.mac.unwrap_or_default()),
             link: Some(link),
+            filtered: true,
             own,
             v6,
         });

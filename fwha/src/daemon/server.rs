@@ -44,6 +44,7 @@ use super::mailbox::Mailbox;
 use super::metrics;
 use super::moves;
 use super::names::Names;
+use super::network::Attached;
 use super::reload;
 use super::replication::{self, PeerSnapshot, Snapshot};
 use super::resources::Resources;
@@ -109,7 +110,7 @@ pub struct Server {
     /// How replication stands.
     pub replication_status: Arc<ArcSwap<Snapshot>>,
     /// Where programs are attached.
-    pub attached: Arc<ArcSwap<Vec<AttachedInterface>>>,
+    pub attached: Arc<ArcSwap<Attached>>,
     /// What follows the groups.
     pub resources: Resources,
     /// What could not be had at the start, and that the node does without.
@@ -429,7 +430,13 @@ impl Server {
             peers,
             witnesses: election.witnesses.iter().map(|w| self.witness_status(w)).collect(),
             reaches: election.reaches.iter().map(|r| self.reach_status(r)).collect(),
-            interfaces: self.attached.load().iter().filter_map(|a| self.interface_status(a)).collect(),
+            interfaces: self
+                .attached
+                .load()
+                .interfaces
+                .iter()
+                .filter_map(|a| self.interface_status(a))
+                .collect(),
             flows,
             warnings,
         }

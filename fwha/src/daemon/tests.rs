@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use futures_util::FutureExt as _;
+use fwha_common::flow::NextHop;
 use fwha_proto::seal::ClusterKey;
 use tokio::sync::mpsc::error::TryRecvError;
 
@@ -121,6 +122,7 @@ fn an_interface_that_is_replaced_gets_new_sockets() {
             vips,
             macs: Vec::new(),
             attached,
+            retry: None,
         };
         let before = (link("near"), link("sync"));
 
@@ -152,7 +154,41 @@ fn an_interface_that_is_replaced_gets_new_sockets() {
         assert!(matches!(told.take(), Some(election::Command::Vrrp(1, _))));
         let Ok(vips::Command::Replaced { before: old, now, .. }) = moves.try_recv() else { panic!() };
         assert_eq!((old, now), (before.0.index, link("near").index));
-        assert_eq!(network.attached.load().iter().find(|i| i.name == "near").unwrap().ifindex, now);
+        assert_eq!(
+            network.attached.load().interfaces.iter().find(|i| i.name == "near").unwrap().ifindex,
+            now
+        );
+
+        // One that takes no programs is as good as none until it does.
+        assert_eq!((&network.attached.load().problems, network.retry), (&vec![], None));
+        let index = NextHop::IFINDEX_LIMIT;
+        let link_at = |index| Link { index, ..before.0.clone() };
+        a.ip("link del near");
+        network.handle(&mut dataplane, vec![NetworkEvent::LinkRemoved(link_at(now))]).await;
+        a.ip(&format!("link add near index {index} type veth peer name unused"));
+        a.ip("link set unused up");
+        a.ip("link set near up");
+        network.handle(&mut dataplane, vec![NetworkEvent::LinkChanged(link("near"))]).await;
+        assert!(link("near").running());
+        let carriers = std::iter::from_fn(|| told.take()).filter_map(|command| match command {
+            election::Command::Interface(Via::Zone(1), now) => Some(now.carrier),
+            _ => None,
+        });
+        assert_eq!(carriers.collect::<Vec<_>>(), [false, false]);
+        assert!(network.attached.load().problems[0].contains("index"));
+        assert!(network.retry.is_some());
+        a.ip("link del near");
+        network.handle(&mut dataplane, vec![NetworkEvent::LinkRemoved(link_at(index))]).await;
+        assert_eq!(network.retry, None, "one that is not there tells when it comes");
+        a.cable("near", "far", &b);
+        network.handle(&mut dataplane, vec![NetworkEvent::LinkChanged(link("near"))]).await;
+        let Some(election::Command::Interface(Via::Zone(1), now)) = std::iter::from_fn(|| told.take())
+            .find(|c| matches!(c, election::Command::Interface(_, i) if i.carrier))
+        else {
+            panic!()
+        };
+        assert!(now.carrier && network.attached.load().problems.is_empty());
+        while told.take().is_some() || moves.try_recv().is_ok() {}
 
         // A sync link waits for its address.
         a.ip("link del sync");

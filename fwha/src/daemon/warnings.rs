@@ -13,6 +13,7 @@ use fwha_proto::tracker;
 use super::claims;
 use super::election;
 use super::moves;
+use super::network::Attached;
 use super::replication::Snapshot;
 use super::server::Server;
 use crate::dataplane::AttachKind;
@@ -145,7 +146,8 @@ impl Server {
         if let Some(stranger) = election.status.stranger.filter(|s| now.since(s.at) < STRANGER_MEMORY) {
             warnings.push(self.stranger(&stranger));
         }
-        let attached = self.attached.load();
+        let Attached { interfaces: attached, problems } = &**self.attached.load();
+        warnings.extend(problems.iter().cloned());
         let mut hidden: Vec<&str> = attached
             .iter()
             .filter_map(|a| a.trunk.as_deref())

@@ -305,7 +305,11 @@ impl Links {
         let reason = match attach {
             Attach::Tc => "the configuration says so".into(),
             Attach::Xdp => {
-                self.xdp(link, tagged, programs)?;
+                match self.xdp(link, tagged, programs) {
+                    // No more: what is to leave there makes a detour, of which `status` warns.
+                    Err(DataplaneError::NoXmit(_)) if self.has_xdp(link) => {}
+                    result => result?,
+                }
                 return Ok((AttachKind::Xdp, "the configuration says so".into()));
             }
             // Not again: a driver may reset the interface even for an attempt that fails.
@@ -359,6 +363,12 @@ impl Links {
         }
         let now = xdp_features(&[link.index].into())?.remove(&link.index).unwrap_or_default();
         if now.transmits() { Ok(()) } else { Err(DataplaneError::NoXmit(link.name.clone())) }
+    }
+
+    /// Whether XDP was chosen for this interface before.
+    fn has_xdp(&self, link: &Link) -> bool {
+        let here = |a: &AttachedInterface| a.name == link.name && a.ifindex == link.index;
+        self.attached.iter().any(|a| here(a) && a.kind == AttachKind::Xdp)
     }
 
     /// Why tc was chosen for this interface before.
@@ -424,6 +434,18 @@ impl Links {
         self.new.push(path.clone());
         self.open.insert(path, fd);
         Ok(())
+    }
+
+    /// An interface is not filtered as it should be, whatever programs it has.
+    pub fn forget(&mut self, name: &str) {
+        self.attached.retain(|a| a.name != name);
+    }
+
+    /// Interfaces with programs of zones that have other names now: those before and now.
+    pub fn renamed<'a>(&self, present: &'a [Link]) -> Vec<(String, &'a str)> {
+        let name_of = |index| present.iter().find(|l| l.index == index).map(|l| l.name.as_str());
+        let gone = self.attached.iter().filter(|a| present.iter().all(|l| l.name != a.name));
+        gone.filter_map(|a| Some((a.name.clone(), name_of(a.ifindex)?))).collect()
     }
 
     /// Detaches from all interfaces but these.

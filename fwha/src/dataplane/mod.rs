@@ -263,6 +263,7 @@ pub struct Dataplane {
     links: Links,
     /// Indices of the interfaces that programs are on, or that frames of theirs come by.
     interfaces: BTreeSet<u32>,
+    problems: Vec<DataplaneError>,
     adopted: bool,
 }
 
@@ -303,8 +304,8 @@ impl Dataplane {
         // The reader of an earlier run's capture is gone.
         maps.set_capture(&Capture::default())?;
         let links = Links::new(pins.clone());
-        let interfaces = BTreeSet::new();
-        let mut dataplane = Self { options, pins, programs, maps, links, interfaces, adopted };
+        let (interfaces, problems) = (BTreeSet::new(), Vec::new());
+        let mut dataplane = Self { options, pins, programs, maps, links, interfaces, problems, adopted };
         if let Err(e) = dataplane.attach(true) {
             dataplane.links.undo();
             return Err(e);
@@ -325,17 +326,18 @@ impl Dataplane {
             || self.options.wanted().iter().any(|(name, _)| *name == link.name)
     }
 
-    /// Brings interfaces and programs together again: after an interface was renamed, recreated,
-    /// given another MAC, or somebody detached a program. Returns names of configured interfaces
-    /// that do not exist.
-    ///
-    /// # Errors
-    ///
-    /// As [`DataplaneError`] says; the other interfaces keep their programs.
-    pub fn reconcile(&mut self) -> Result<Vec<String>, DataplaneError> {
-        let missing = self.attach(false);
+    /// Brings interfaces and programs together again: after an interface was renamed, recreated, given another MAC, or
+    /// somebody detached a program. What is in the way of that is in [`Self::problems`]; interfaces that have none
+    /// have their programs.
+    pub fn reconcile(&mut self) {
+        self.problems = self.attach(false).unwrap_or_else(|error| vec![error]);
         self.links.keep();
-        missing
+    }
+
+    /// Why interfaces are without their programs: [`DataplaneError::NoInterface`] if there is none of that name. One
+    /// without them is not in [`Self::attached`], and has its `forwarding` as it was before.
+    pub fn problems(&self) -> &[DataplaneError] {
+        &self.problems
     }
 
     /// Zones have other interfaces now. Those that no zone has any more are as they were before; all others keep
@@ -355,37 +357,39 @@ impl Dataplane {
             let added = |name: &str| !not_in(&tried, name) && not_in(&self.options.interfaces, name);
             let restored = sysctl::restore_of(&self.pins, added);
             self.links.undo();
-            return restored.and(self.reconcile().map(drop)).and(Err(error));
+            self.reconcile();
+            return restored.and(Err(error));
         }
         self.links.keep();
+        self.problems.clear();
         self.maps.next_route_generation()
     }
 
-    fn attach(&mut self, all: bool) -> Result<Vec<String>, DataplaneError> {
+    /// Puts programs where they belong. The first problem ends that if it is `strict`; otherwise all are returned that
+    /// concern single interfaces.
+    fn attach(&mut self, strict: bool) -> Result<Vec<DataplaneError>, DataplaneError> {
+        let mut problems = Vec::new();
+        let mut problem = |error| {
+            if strict {
+                return Err(error);
+            }
+            problems.push(error);
+            Ok(())
+        };
         let present = links()?;
-        let find = |name: &str| present.iter().find(|link| link.name == name);
         let wanted: Vec<(&str, Option<&ZoneInterface>)> = self.options.wanted();
-        let missing: Vec<String> =
-            wanted.iter().filter(|(name, _)| find(name).is_none()).map(|(name, _)| (*name).into()).collect();
-        if let (true, Some(name)) = (all, missing.first()) {
-            return Err(DataplaneError::NoInterface(name.clone()));
+        let mut here: Vec<(&Link, Option<&ZoneInterface>)> = Vec::new();
+        for (name, zone) in wanted {
+            match present.iter().find(|link| link.name == name) {
+                None => problem(DataplaneError::NoInterface(name.into()))?,
+                Some(link) if !link.ethernet => problem(DataplaneError::NoEthernet(name.into()))?,
+                Some(link) if link.index >= NextHop::IFINDEX_LIMIT => {
+                    problem(DataplaneError::Index(name.into(), link.index))?;
+                }
+                Some(link) => here.push((link, zone)),
+            }
         }
-        if let Some(link) =
-            wanted.iter().find_map(|(name, _)| find(name).filter(|l| l.index >= NextHop::IFINDEX_LIMIT))
-        {
-            return Err(DataplaneError::Index(link.name.clone(), link.index));
-        }
-
-        let bare = wanted.iter().find_map(|(name, _)| find(name).filter(|l| !l.ethernet));
-        let mut failure = bare.map(|link| DataplaneError::NoEthernet(link.name.clone()));
-        if let Some(error) = failure.take_if(|_| all) {
-            return Err(error);
-        }
-        let here: Vec<(&Link, Option<&ZoneInterface>)> = wanted
-            .iter()
-            .filter_map(|(name, zone)| Some((find(name).filter(|l| l.ethernet)?, *zone)))
-            .collect();
-        let plan = plan::plan(&here, &present)?;
+        let plan = plan::plan(&here, &present, &mut problem)?;
         self.interfaces = plan.elements.values().flat_map(|i| [i.device, i.trunk]).collect();
         // The verifier takes its time: before anything changes.
         self.programs.load(here.iter().flat_map(|(link, zone)| attach::hooks(&link.name, *zone)))?;
@@ -397,13 +401,12 @@ impl Dataplane {
         }
 
         let trunks = present.iter().filter(|l| plan.trunks.contains(&l.index));
+        let mut bare = BTreeSet::new();
         for trunk in trunks.clone() {
             let own = here.iter().any(|(link, _)| link.index == trunk.index);
-            if let Err(e) = self.links.attach_trunk(trunk, own, &mut self.programs) {
-                if all {
-                    return Err(e);
-                }
-                failure = failure.or(Some(e));
+            if let Err(error) = self.links.attach_trunk(trunk, own, &mut self.programs) {
+                bare.insert(trunk.name.as_str());
+                problem(error)?;
             }
         }
         for (link, zone) in &here {
@@ -419,11 +422,15 @@ impl Dataplane {
                 .links
                 .attach(link, *zone, place, &mut self.programs)
                 .and_then(|()| if zone.is_some() { sysctl::prepare(&self.pins, &link.name) } else { Ok(()) });
-            if let Err(e) = result {
-                if all {
-                    return Err(e);
-                }
-                failure = failure.or(Some(e));
+            let judged = match place {
+                Place::Trunk(trunk) => !bare.contains(trunk),
+                Place::Plain | Place::Tagged => true,
+            };
+            if result.is_err() || !judged {
+                self.links.forget(&link.name);
+            }
+            if let Err(error) = result {
+                problem(error)?;
             }
         }
         let names: Vec<&str> = here
@@ -433,15 +440,15 @@ impl Dataplane {
             .map(String::as_str)
             .collect();
         // What is not filtered any more must not be forwarded: before the programs go, as in `set_interfaces`.
-        let is_zones = |name: &str| here.iter().any(|(link, zone)| link.name == name && zone.is_some());
-        sysctl::restore_of(&self.pins, |name| !is_zones(name))?;
+        for (before, now) in self.links.renamed(&present) {
+            sysctl::rename(&self.pins, &before, now)?;
+        }
+        let filtered = |name: &str| self.links.attached().iter().any(|a| a.name == name && a.zone.is_some());
+        sysctl::restore_of(&self.pins, |name| !filtered(name))?;
         self.links.retain(&names)?;
         // Most drivers send what XDP redirects to them only now that they have a program.
         self.links.tell(&plan.elements, &self.maps)?;
-        match failure {
-            Some(e) => Err(e),
-            None => Ok(missing),
-        }
+        Ok(problems)
     }
 
     /// The maps, for any thread.

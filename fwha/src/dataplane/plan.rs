@@ -51,14 +51,17 @@ fn key(ifindex: u32, tags: [Tag; 2]) -> InterfaceKey {
     InterfaceKey { ifindex, vlan: tags[0].vlan(), inner: tags[1].vlan() }
 }
 
-/// Plans for the interfaces that are wanted, of those that are present.
+/// Plans for the interfaces that are wanted, of those that are present. A `problem` is that two of them are to have
+/// different programs at one place, or carry the same VLAN, or that a VLAN has a device of another name: the plan goes on
+/// as if the second of the two were not there, unless that says no.
 ///
 /// # Errors
 ///
-/// Two of them are to have different programs at one place, or carry the same VLAN; a VLAN has a device of another name.
+/// Those of `problem`.
 pub(super) fn plan(
     wanted: &[(&Link, Option<&ZoneInterface>)],
     present: &[Link],
+    mut problem: impl FnMut(DataplaneError) -> Result<(), DataplaneError>,
 ) -> Result<Plan, DataplaneError> {
     let mut plan = Plan::default();
     // Where programs of zones will be, by interface.
@@ -77,21 +80,16 @@ pub(super) fn plan(
                 tags_on(link.index, device, present).is_some_and(|t| key(0, t) == key(0, tags))
             };
             if let Some(device) = present.iter().find(has) {
-                return Err(DataplaneError::HasDevice(
-                    link.name.clone(),
-                    tags[0].vlan(),
-                    device.name.clone(),
-                ));
+                problem(DataplaneError::HasDevice(link.name.clone(), tags[0].vlan(), device.name.clone()))?;
             }
             plan.elements.insert(key(link.index, tags), element);
             plan.tagged.insert(link.index);
             plan.look_first = true;
             programs.insert(link.index);
         } else if let Some(trunk) = at_trunk(link, zone, present) {
-            if let Some(other) = plan.elements.insert(key(trunk.index, tags), element)
-                && other.tags != tags
-            {
-                return Err(DataplaneError::SameVlan(trunk.name.clone(), tags[0].vlan()));
+            let known = plan.elements.entry(key(trunk.index, tags)).or_insert(element);
+            if known.tags != tags {
+                problem(DataplaneError::SameVlan(trunk.name.clone(), tags[0].vlan()))?;
             }
             plan.trunks.insert(trunk.index);
             programs.insert(trunk.index);
@@ -104,7 +102,7 @@ pub(super) fn plan(
             && plan.trunks.contains(&link.index)
             && zone.attach == Attach::Tc
         {
-            return Err(DataplaneError::TrunkHook(link.name.clone()));
+            problem(DataplaneError::TrunkHook(link.name.clone()))?;
         }
     }
     // What else these programs meet belongs to nobody here, or has a program behind them.
@@ -195,7 +193,7 @@ mod tests {
         let present = links();
         let wanted: Vec<_> =
             zones.iter().map(|z| (present.iter().find(|l| l.name == z.name).unwrap(), Some(z))).collect();
-        plan(&wanted, &present)
+        plan(&wanted, &present, Err)
     }
 
     const NO_TAGS: [Tag; 2] = [Tag::NONE; 2];
@@ -263,7 +261,20 @@ mod tests {
         assert_eq!((element.flags, element.device, element.trunk), (Interface::BARE, 7, 7));
         assert_eq!(plan.elements[&InterfaceKey::untagged(7)], element);
         assert!(plan.look_first && plan.tagged == [7].into() && plan.elements.len() == 2);
-        let has_one = planned(&[zone("eth0", 1, Attach::Tc, [tag(100), Tag::NONE])]);
-        assert!(has_one.unwrap_err().to_string().contains("eth0.100"), "under whatever name");
+        let zones = [zone("eth0", 1, Attach::Tc, [tag(100), Tag::NONE])];
+        assert!(planned(&zones).unwrap_err().to_string().contains("eth0.100"), "under whatever name");
+
+        // The device has come under way: the tag stays the zone's, and the other zone is not concerned.
+        let (present, mut problems) = (links(), Vec::new());
+        let wanted =
+            [(&present[0], Some(&zones[0])), (&present[5], Some(&zone("eth1", 2, Attach::Tc, NO_TAGS)))];
+        let note = |problem: DataplaneError| {
+            problems.push(problem.to_string());
+            Ok(())
+        };
+        let plan = super::plan(&wanted, &present, note).unwrap();
+        assert_eq!(plan.elements[&InterfaceKey { ifindex: ETH0, vlan: 100, inner: 0 }].zone, 1);
+        assert_eq!(plan.elements[&InterfaceKey::untagged(7)].zone, 2);
+        assert!(matches!(&problems[..], [one] if one.contains("eth0.100")), "{problems:?}");
     }
 }

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     DataplaneError,
-    pins::{PinDir, entries, escape, file_name, make_dir, unescape},
+    pins::{PinDir, entries, escape, file_name, make_dir, pin_error, unescape},
 };
 
 /// A setting of `net.<family>.conf.<interface>`.
@@ -52,9 +52,46 @@ pub(super) fn prepare(pins: &PinDir, interface: &str) -> Result<(), DataplaneErr
         };
         let before = before.trim();
         if before != value && instead_of.is_none_or(|other| other == before) {
-            make_dir(&pins.restore().join(format!("{}:{family}:{name}:{before}", escape(interface))))?;
+            let before = Before {
+                interface: interface.into(),
+                family: family.into(),
+                name: name.into(),
+                value: before.into(),
+            };
+            make_dir(&before.marker(pins))?;
             fs::write(&path, value).map_err(error)?;
         }
+    }
+    Ok(())
+}
+
+/// What a directory remembers.
+struct Before {
+    interface: String,
+    family: String,
+    name: String,
+    value: String,
+}
+
+impl Before {
+    fn parse(marker: &Path) -> Option<Self> {
+        let mut parts = file_name(marker).rsplitn(4, ':').map(str::to_owned);
+        let (value, name, family, interface) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+        Some(Self { interface: unescape(&interface), family, name, value })
+    }
+
+    fn marker(&self, pins: &PinDir) -> PathBuf {
+        let Self { interface, family, name, value } = self;
+        pins.restore().join(format!("{}:{family}:{name}:{value}", escape(interface)))
+    }
+}
+
+/// An interface has another name now: by that is remembered what it was before.
+pub(super) fn rename(pins: &PinDir, before: &str, now: &str) -> Result<(), DataplaneError> {
+    for marker in entries(&pins.restore())? {
+        let Some(known) = Before::parse(&marker).filter(|known| known.interface == before) else { continue };
+        let path = Before { interface: now.to_owned(), ..known }.marker(pins);
+        fs::rename(&marker, &path).map_err(|e| pin_error("rename", &marker, e))?;
     }
     Ok(())
 }
@@ -68,20 +105,14 @@ pub(super) fn restore(pins: &PinDir) -> Result<(), DataplaneError> {
 pub(super) fn restore_of(pins: &PinDir, these: impl Fn(&str) -> bool) -> Result<(), DataplaneError> {
     let mut result = Ok(());
     for marker in entries(&pins.restore())? {
-        let mut parts = file_name(&marker).rsplitn(4, ':');
-        let (Some(value), Some(name), Some(family), Some(interface)) =
-            (parts.next(), parts.next(), parts.next(), parts.next())
-        else {
-            continue;
-        };
-        let interface = unescape(interface);
+        let Some(Before { interface, family, name, value }) = Before::parse(&marker) else { continue };
         if !these(&interface) {
             continue;
         }
-        let path = file(family, &interface, name);
-        match fs::write(&path, value) {
+        let path = file(&family, &interface, &name);
+        match fs::write(&path, &value) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                result = result.and(Err(DataplaneError::Sysctl { path, value: value.into(), source }));
+                result = result.and(Err(DataplaneError::Sysctl { path, value, source }));
             }
             // Best effort: with the directory above it goes in any case.
             _ => drop(fs::remove_dir(&marker)),
