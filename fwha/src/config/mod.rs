@@ -159,6 +159,21 @@ impl Config {
         Self::parse(Source::new(path, text), key::read)
     }
 
+    /// A hash of what the numbers of nodes, zones and groups mean: they are those of their order in the file.
+    pub fn numbering(&self) -> u32 {
+        let nodes = self.nodes.iter().map(|n| (&n.name, n.id));
+        let zones = self.zones.iter().map(|z| (&z.name, z.id));
+        let groups = self.groups.iter().map(|g| (&g.name, g.id));
+        let mut text = String::new();
+        for (kind, mut names) in
+            [("node", nodes.collect::<Vec<_>>()), ("zone", zones.collect()), ("group", groups.collect())]
+        {
+            names.sort_unstable_by_key(|(_, id)| *id);
+            names.iter().for_each(|(name, id)| text += &format!("{kind} {id} {name:?}\n"));
+        }
+        rule::name_hash(&text)
+    }
+
     /// Checks the text of a config file; `read_key` gets the path of the key file.
     ///
     /// # Errors

@@ -303,6 +303,7 @@ fn zone_interfaces(config: &Config, node: &Node, links: &[Link]) -> Vec<ZoneInte
 fn dataplane_options(config: &Config, node: &Node, links: &[Link]) -> dataplane::Options {
     dataplane::Options {
         pin_dir: dataplane::pin_dir(&config.cluster.name, &node.name),
+        numbering: config.numbering(),
         max_flows: config.cluster.max_flows,
         max_embryonic: fwha_common::embryonic::CAPACITY.min(config.cluster.max_flows),
         interfaces: zone_interfaces(config, node, links),

@@ -262,6 +262,7 @@ mod tests {
         Net::new().with_bpffs(|| {
             let options = Options {
                 pin_dir: pin_dir("test", "fw1"),
+                numbering: 0,
                 max_flows: 64,
                 max_embryonic: 256,
                 interfaces: Vec::new(),

@@ -152,6 +152,7 @@ mod tests {
         };
         let options = Options {
             pin_dir: pin_dir("test", "fw1"),
+            numbering: 0,
             max_flows: 64,
             max_embryonic: 256,
             interfaces: vec![near],

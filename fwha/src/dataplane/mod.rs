@@ -9,6 +9,7 @@
 //! <pin dir>/abi10/<MAP>              maps; the version is that of their layouts
 //! <pin dir>/programs/<build>/<NAME>  programs; a daemon of the same build need not load them again
 //! <pin dir>/links/<interface>:<hook> links; they outlive a change of layouts
+//! <pin dir>/numbering/<hash>         an empty directory: what numbers in the maps mean
 //! <pin dir>/restore/<interface>:<sysctl>:<value>
 //!                                    empty directories: what a sysctl was before
 //! ```
@@ -76,6 +77,8 @@ pub fn pin_dir(cluster: &str, node: &str) -> PathBuf {
 pub struct Options {
     /// Where to pin, see [`pin_dir`].
     pub pin_dir: PathBuf,
+    /// What the numbers of nodes, zones and groups mean: flows and groups of an earlier run are adopted if that is the same.
+    pub numbering: u32,
     /// Flows in the main table at most.
     pub max_flows: u32,
     /// Embryonic flows at most.
@@ -299,7 +302,7 @@ impl Dataplane {
     }
 
     fn open_in(options: Options, pins: PinDir) -> Result<(Self, Events), DataplaneError> {
-        let (mut programs, adopted, events) = object::open(&pins, options.max_flows, options.max_embryonic)?;
+        let (mut programs, adopted, events) = object::open(&pins, &options)?;
         let maps = Arc::new(Maps::open(&pins, programs.sweeper()?)?);
         // The reader of an earlier run's capture is gone.
         maps.set_capture(&Capture::default())?;

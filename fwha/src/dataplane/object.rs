@@ -17,7 +17,7 @@ use sha2::{Digest as _, Sha256};
 use tracing::warn;
 
 use super::{
-    DataplaneError, Events, Hook,
+    DataplaneError, Events, Hook, Options,
     pins::{PinDir, entries, make_dir, pin_error},
 };
 use crate::sys::bpf;
@@ -128,11 +128,8 @@ fn maps_of(object: &Object) -> BTreeMap<&str, &aya_obj::Map> {
 /// Makes the maps, or adopts those that are pinned, with the programs that run on them: the lease of a daemon that is
 /// restarted is shorter than the verifier takes. Returns the programs, whether the maps were pinned already, and the reader of
 /// flow events.
-pub(super) fn open(
-    pins: &PinDir,
-    max_flows: u32,
-    max_embryonic: u32,
-) -> Result<(Programs, bool, Events), DataplaneError> {
+pub(super) fn open(pins: &PinDir, options: &Options) -> Result<(Programs, bool, Events), DataplaneError> {
+    let Options { max_flows, max_embryonic, numbering, .. } = *options;
     let (last_set, last_word) = (embryonic::last_set(max_embryonic), bloom::last_word(max_flows));
     let sizes = Sizes {
         maps: [
@@ -156,12 +153,13 @@ pub(super) fn open(
         flags: map.map_flags(),
     };
     let expected = maps_of(&object).into_iter().map(|(name, map)| (name, shape(name, map))).collect();
-    let adopted = usable(pins, &expected)?;
+    let adopted = usable(pins, &expected, numbering)?;
     let dir = pins.programs(&object_id());
     if !adopted {
         // Programs hold on to the maps that they were loaded with.
         pins.clear_programs()?;
         pins.clear_maps()?;
+        pins.note_numbering(numbering)?;
     } else if !dir.exists() {
         // Those of another build.
         pins.clear_programs()?;
@@ -210,11 +208,22 @@ fn ring_len(max_flows: u32) -> u32 {
     max_flows.saturating_mul(16).clamp(4 << 20, 64 << 20).next_power_of_two()
 }
 
-/// Whether exactly the expected maps are pinned, in their expected shapes. aya reuses a pinned map
-/// without a look at it.
-fn usable(pins: &PinDir, expected: &BTreeMap<&str, bpf::MapShape>) -> Result<bool, DataplaneError> {
+/// Whether exactly the expected maps are pinned, in their expected shapes, with numbers that mean the same. aya reuses a
+/// pinned map without a look at it.
+fn usable(
+    pins: &PinDir,
+    expected: &BTreeMap<&str, bpf::MapShape>,
+    numbering: u32,
+) -> Result<bool, DataplaneError> {
     let found = entries(&pins.maps())?.len();
     if found == 0 {
+        return Ok(false);
+    }
+    if !pins.has_numbering(numbering) {
+        warn!(
+            "nodes, zones or groups of the config file are not those that the pinned maps were made for, or in another \
+             order: starting with empty ones; flows come back from the peer"
+        );
         return Ok(false);
     }
     for (name, expected) in expected {

@@ -89,6 +89,21 @@ impl PinDir {
         entries(&self.links()).is_ok_and(|e| !e.is_empty())
     }
 
+    /// Whether the maps were made for this numbering, see [`super::Options::numbering`].
+    pub fn has_numbering(&self, numbering: u32) -> bool {
+        self.numbering(numbering).exists()
+    }
+
+    /// Notes for which numbering the maps are made.
+    pub fn note_numbering(&self, numbering: u32) -> Result<(), DataplaneError> {
+        remove_tree(&self.path.join("numbering"))?;
+        make_dir(&self.numbering(numbering))
+    }
+
+    fn numbering(&self, numbering: u32) -> PathBuf {
+        self.path.join("numbering").join(format!("{numbering:08x}"))
+    }
+
     /// Removes the maps, to begin anew.
     pub fn clear_maps(&self) -> Result<(), DataplaneError> {
         entries(&self.maps())?.iter().try_for_each(|path| remove_file(path))

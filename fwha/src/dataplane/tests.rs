@@ -5,7 +5,7 @@ use std::{
     fs,
     net::UdpSocket,
     path::Path,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use fwha_common::{
@@ -42,6 +42,7 @@ fn clean_up(pin_dir: &Path) -> bool {
 fn options(interfaces: &[(&str, Attach)]) -> Options {
     Options {
         pin_dir: pin_dir("test.cluster", "fw1"),
+        numbering: 1,
         max_flows: 512,
         max_embryonic: 256,
         interfaces: interfaces
@@ -317,7 +318,19 @@ fn maps_of_another_shape_are_not_adopted_but_links_are() {
         let (third, _events) = open(options(&[(NODE, Attach::Tc)]));
         assert!(!third.adopted(), "an incomplete set is of no use");
         assert!(!pins.join("abi0").exists(), "other versions are cleared away");
-        third.close().unwrap();
+        third.maps().flows().update(&key(1), &flow(1), Write::Any).unwrap();
+        drop((third, _events));
+
+        let renumbered = || Options { numbering: 2, ..options(&[(NODE, Attach::Tc)]) };
+        let (fourth, _events) = open(renumbered());
+        assert!(!fourth.adopted(), "zones have other numbers");
+        assert_eq!(fourth.maps().flows().lookup(&key(1)).unwrap(), None);
+        assert_eq!(hooks(NODE), before);
+        drop((fourth, _events));
+        let (fifth, _events) = open(renumbered());
+        assert!(fifth.adopted());
+        fifth.close().unwrap();
+        assert!(!pins.exists());
     });
 }
 
@@ -623,6 +636,12 @@ fn an_interface_that_takes_no_program_concerns_no_other_and_does_not_forward() {
         a.cable("second", "other", &b);
         assert_eq!(sysctl("near", "forwarding"), "0");
         coalesce(false);
+        // What cannot be known of an interface that is not up yet is not held against it.
+        let begun = Instant::now();
+        while !links().unwrap().iter().any(|l| l.name == "near" && l.running()) {
+            assert!(begun.elapsed() < Duration::from_secs(10));
+            std::thread::yield_now();
+        }
         dataplane.reconcile();
         let refused = |e: &DataplaneError| matches!(e, DataplaneError::NoXmit(name) if name == "near");
         assert!(matches!(dataplane.problems(), [error] if refused(error)), "{:?}", dataplane.problems());
