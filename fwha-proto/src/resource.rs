@@ -20,12 +20,14 @@
 //!
 //! A failure is mended by a stop and a start. More than [`Settings::restarts`] of them within
 //! [`Settings::window`] are too many: the resource has *failed* and stays stopped, until
-//! [`Settings::retry_after`] has passed or somebody [clears](Chain::clear) it.
+//! [`Settings::retry_after`] has passed or somebody [clears](Chain::clear) it. That time has passed does not say that it
+//! would run: until it has run again, nobody knows.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::time::Time;
+use crate::tracker;
 
 /// Until a stop that failed is tried again.
 pub const STOP_RETRY: Duration = Duration::from_secs(10);
@@ -164,6 +166,8 @@ struct Resource {
     failed: Option<Time>,
     /// Whether that is only because it could not be stopped.
     stuck: bool,
+    /// Whether it has failed and was not tried since.
+    untried: bool,
     /// Whether the next start mends a failure.
     mends: bool,
     report: Report,
@@ -187,6 +191,7 @@ impl Chain {
             recent: VecDeque::new(),
             failed: None,
             stuck: false,
+            untried: false,
             mends: false,
             report: Report {
                 state: State::Unknown,
@@ -210,9 +215,10 @@ impl Chain {
         }
     }
 
-    /// Forgets the failures of a resource, and looks at it anew.
+    /// Forgets the failures of a resource, and looks at it anew: somebody says that it is well.
     pub fn clear(&mut self, now: Time, index: usize) {
         let resource = &mut self.resources[index];
+        resource.untried = false;
         resource.recent.clear();
         resource.report.failure = None;
         (resource.failed, resource.stuck) = (None, false);
@@ -228,10 +234,15 @@ impl Chain {
         &self.resources[index].report
     }
 
-    /// Whether its failure forbids this node to be Active.
-    pub fn is_fault(&self, index: usize) -> bool {
+    /// Whether its failure forbids this node to be Active ([`tracker::State::Down`]). Of one that failed and has not run
+    /// since this is not known: where it has failed, too, the group does not come back for that it is forgotten here.
+    pub fn verdict(&self, index: usize) -> tracker::State {
         let resource = &self.resources[index];
-        resource.settings.on_fail == OnFail::Fault && resource.failed.is_some()
+        match resource.settings.on_fail {
+            OnFail::Fault if resource.failed.is_some() => tracker::State::Down,
+            OnFail::Fault if resource.untried => tracker::State::Unknown,
+            _ => tracker::State::Up,
+        }
     }
 
     /// Begins what is to be done now: an action and its resource. It ends with [`Self::done`] or
@@ -245,6 +256,7 @@ impl Chain {
             let retry = resource.settings.retry_after;
             if !retry.is_zero() && resource.failed.is_some_and(|at| now >= at + retry) {
                 self.clear(now, index);
+                self.resources[index].untried = true;
             }
         }
         self.busy = if self.wanted { self.upwards(now) } else { self.downwards(now) };
@@ -260,9 +272,8 @@ impl Chain {
                 Condition::Broken => return Some((index, Action::Stop)),
                 Condition::Unknown if resource.due <= now => return Some((index, Action::Monitor)),
                 Condition::Stopped if resource.failed.is_none() => return Some((index, Action::Start)),
-                Condition::Running => {}
-                _ if resource.settings.on_fail == OnFail::Ignore => {}
-                _ => break,
+                _ if resource.holds_up_others() => break,
+                _ => {}
             }
         }
         let watched = self.resources.iter().enumerate().filter(|(_, r)| r.is_watched() && r.due <= now);
@@ -279,12 +290,15 @@ impl Chain {
 
     /// When there may be something to do, if nothing happens before.
     pub fn next_timeout(&self) -> Option<Time> {
-        let due = |r: &Resource| {
-            let asked = r.condition == Condition::Unknown || (self.wanted && r.is_watched());
+        let waits =
+            if self.wanted { self.resources.iter().position(Resource::holds_up_others) } else { None };
+        let due = |(index, r): (usize, &Resource)| {
+            let waits = waits.is_some_and(|first| index > first);
+            let asked = (r.condition == Condition::Unknown && !waits) || (self.wanted && r.is_watched());
             let retried = r.failed.filter(|_| !r.settings.retry_after.is_zero());
             asked.then_some(r.due).into_iter().chain(retried.map(|at| at + r.settings.retry_after)).min()
         };
-        self.resources.iter().filter_map(due).min()
+        self.resources.iter().enumerate().filter_map(due).min()
     }
 
     /// Whether all that can be stopped is stopped.
@@ -309,7 +323,7 @@ impl Chain {
             (Action::Start, _, Outcome::Success) => {
                 resource.report.failure = None;
                 resource.report.restarts += u64::from(std::mem::take(&mut resource.mends));
-                resource.condition = Condition::Running;
+                resource.runs();
             }
             (Action::Start, ..) => resource.fail(now, outcome, text),
             (Action::Stop, _, Outcome::Success) => resource.stopped(),
@@ -321,11 +335,19 @@ impl Chain {
                 resource.condition = Condition::Unknown;
                 resource.due = now + STOP_RETRY;
             }
+            // The stop of what was not as it should be has not done it, whatever this says.
+            (Action::Monitor, _, Outcome::Success) if resource.stuck && resource.mends => {
+                resource.condition = Condition::Broken;
+            }
             (Action::Monitor, condition, Outcome::Success) => {
+                if self.wanted && std::mem::take(&mut resource.stuck) {
+                    resource.failed = None;
+                    resource.report.failure = None;
+                }
                 if condition == Condition::Running && resource.failed.is_none() {
                     resource.report.failure = None;
                 }
-                resource.condition = Condition::Running;
+                resource.runs();
             }
             (Action::Monitor, Condition::Unknown, Outcome::NotRunning) => resource.stopped(),
             // What is not installed is not there to be stopped.
@@ -367,6 +389,16 @@ impl Chain {
 impl Resource {
     fn is_watched(&self) -> bool {
         self.condition == Condition::Running && !self.settings.interval.is_zero()
+    }
+
+    /// Whether those after it wait for it.
+    fn holds_up_others(&self) -> bool {
+        self.condition != Condition::Running && self.settings.on_fail != OnFail::Ignore
+    }
+
+    fn runs(&mut self) {
+        self.condition = Condition::Running;
+        self.untried = false;
     }
 
     fn stopped(&mut self) {
@@ -460,6 +492,10 @@ mod tests {
             self.chain.want(self.now, wanted);
         }
 
+        fn is_fault(&self, index: usize) -> bool {
+            self.chain.verdict(index) == tracker::State::Down
+        }
+
         fn states(&self) -> Vec<State> {
             (0..self.chain.resources.len()).map(|index| self.chain.report(index).state).collect()
         }
@@ -531,12 +567,12 @@ mod tests {
             rig.pass(INTERVAL);
             assert_eq!(rig.play(dies), [(0, Monitor), (0, Stop), (0, Start)]);
             assert_eq!((rig.states(), rig.chain.report(0).restarts), (vec![State::Running], restarts));
-            assert!(!rig.chain.is_fault(0));
+            assert!(!rig.is_fault(0));
         }
         rig.pass(INTERVAL);
         assert_eq!(rig.play(dies), [(0, Monitor), (0, Stop)]);
         assert_eq!(rig.states(), [State::Failed]);
-        assert!(rig.chain.is_fault(0));
+        assert!(rig.is_fault(0));
         assert_eq!(rig.chain.report(0).failure.as_deref(), Some("0 monitor"));
         // Nothing helps but time, or a word.
         rig.pass(Duration::from_secs(599));
@@ -544,7 +580,31 @@ mod tests {
         rig.pass(Duration::from_secs(1));
         assert_eq!(rig.chain.next_timeout(), Some(rig.now));
         assert_eq!(rig.play(dies), [(0, Monitor), (0, Start)]);
-        assert!(!rig.chain.is_fault(0));
+        assert!(!rig.is_fault(0));
+    }
+
+    #[test]
+    fn what_failed_is_not_taken_for_well_because_time_has_passed() {
+        use tracker::State::{Down, Unknown, Up};
+        let mut rig = Rig::settled(&[OnFail::Fault], false);
+        rig.want(true);
+        let fails = |_, action| if action == Start { Failure } else { Success };
+        assert_eq!(rig.play(fails), [(0, Start), (0, Stop)].repeat(3));
+        rig.want(false);
+        assert_eq!((rig.play(fails), rig.chain.verdict(0)), (vec![], Down));
+        rig.pass(Duration::from_secs(600));
+        assert_eq!((rig.play(|_, _| NotRunning), rig.chain.verdict(0)), (vec![(0, Monitor)], Unknown));
+        rig.want(true);
+        assert_eq!((rig.play(|_, _| Success), rig.chain.verdict(0)), (vec![(0, Start)], Up));
+
+        // Somebody's word is another matter.
+        rig.want(false);
+        rig.play(|_, _| Success);
+        rig.want(true);
+        rig.play(fails);
+        rig.want(false);
+        rig.chain.clear(rig.now, 0);
+        assert_eq!(rig.chain.verdict(0), Up);
     }
 
     #[test]
@@ -568,6 +628,8 @@ mod tests {
         let tries = [(0, Start), (0, Stop)].repeat(3);
         assert_eq!(rig.play(fails), [vec![(0, Monitor)], tries].concat());
         assert_eq!(rig.states(), [State::Failed, State::Unknown]);
+        // Nothing is to be done before the first is tried again.
+        assert_eq!(rig.chain.next_timeout(), Some(rig.now + Duration::from_secs(600)));
         rig.chain.clear(rig.now, 0);
         let works = |_, action| if action == Monitor { NotRunning } else { Success };
         assert_eq!(rig.play(works), [(0, Monitor), (0, Start), (1, Monitor), (1, Start)]);
@@ -588,24 +650,43 @@ mod tests {
         let hangs = |index, action| if (index, action) == (1, Stop) { Failure } else { Success };
         assert_eq!(rig.play(hangs), [(1, Stop), (0, Stop)]);
         assert_eq!(rig.states(), [State::Stopped, State::Failed]);
-        assert!(rig.chain.is_down(rig.now) && rig.chain.is_fault(1));
+        assert!(rig.chain.is_down(rig.now) && rig.is_fault(1));
         rig.pass(STOP_RETRY);
         assert_eq!(rig.chain.next_timeout(), Some(rig.now));
         assert_eq!(rig.play(|_, _| Success), [(1, Monitor), (1, Stop)]);
-        assert_eq!((rig.states(), rig.chain.is_fault(1)), (vec![State::Stopped; 2], false));
+        assert_eq!((rig.states(), rig.is_fault(1)), (vec![State::Stopped; 2], false));
+    }
+
+    #[test]
+    fn what_is_to_be_mended_is_stopped_before_it_runs_again() {
+        let mut rig = Rig::settled(&[OnFail::Fault], true);
+        rig.pass(INTERVAL);
+        assert_eq!(rig.play(|_, _| Failure), [(0, Monitor), (0, Stop)]);
+        assert!(rig.is_fault(0));
+        rig.pass(STOP_RETRY);
+        assert_eq!(rig.play(|_, _| Success), [(0, Monitor), (0, Stop), (0, Start)]);
+        assert_eq!((rig.states(), rig.is_fault(0)), (vec![State::Running], false));
+
+        // One that was to stop for a move, and is wanted again, is as it should be.
+        rig.want(false);
+        rig.play(|_, _| Failure);
+        rig.want(true);
+        assert_eq!(rig.play(|_, _| Success), [(0, Monitor)]);
+        assert_eq!((rig.states(), rig.is_fault(0)), (vec![State::Running], false));
+        assert_eq!(rig.chain.report(0).failure, None);
     }
 
     #[test]
     fn what_is_hopeless_is_not_tried_twice() {
         let mut rig = Rig::new(&[OnFail::Fault], false);
         assert_eq!(rig.play(|_, _| Hopeless), [(0, Monitor)]);
-        assert!(rig.chain.is_fault(0), "not installed: this node had better not be active");
+        assert!(rig.is_fault(0), "not installed: this node had better not be active");
         let mut rig = Rig::settled(&[OnFail::Fault], false);
         rig.want(true);
         assert_eq!(
             rig.play(|_, action| if action == Start { Hopeless } else { Success }),
             [(0, Start), (0, Stop)]
         );
-        assert!(rig.chain.is_fault(0));
+        assert!(rig.is_fault(0));
     }
 }

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use super::events::EventLog;
 use super::names::Names;
-use super::program::Run;
+use super::program::{Run, Runner};
 use crate::config::{Config, Hook};
 use crate::sys::clock::KernelClock;
 
@@ -57,6 +57,7 @@ impl Hooks {
             let (sender, changes) = mpsc::unbounded_channel();
             let task = Task {
                 hook: hook.clone(),
+                runner: Runner::default(),
                 cluster: config.cluster.name.clone(),
                 clock,
                 events: Arc::clone(events),
@@ -80,6 +81,7 @@ impl Hooks {
 /// One hook.
 struct Task {
     hook: Hook,
+    runner: Runner,
     cluster: String,
     clock: KernelClock,
     events: Arc<EventLog>,
@@ -149,7 +151,7 @@ impl Task {
             input: Some(format!("{event}\n")),
             timeout: self.hook.timeout,
         };
-        run.to_its_end().await
+        self.runner.run(run).await
     }
 }
 

@@ -29,7 +29,7 @@ use super::election;
 use super::events::EventLog;
 use super::mailbox::Mailbox;
 use super::names::Names;
-use super::program::Run;
+use super::program::{Run, Runner};
 use crate::config::{Config, GroupId, NodeId, Resource, ResourceService};
 use crate::sys::clock::KernelClock;
 
@@ -152,6 +152,7 @@ impl Resources {
             let task = Task {
                 context: Arc::clone(&context),
                 group,
+                runners: resources.iter().map(|_| Runner::default()).collect(),
                 resources,
                 chain,
                 here,
@@ -232,6 +233,8 @@ struct Task {
     context: Arc<Context>,
     group: GroupId,
     resources: Vec<Resource>,
+    /// Who runs what each of them needs.
+    runners: Vec<Runner>,
     chain: Chain,
     here: bool,
     /// Whether they are stopped for a move.
@@ -273,7 +276,9 @@ impl Task {
                 continue;
             };
             self.show();
-            let run = execute(Arc::clone(&self.context), self.resources[index].clone(), action);
+            let runs = self.chain.report(index).state == State::Running;
+            let (resource, runner) = (self.resources[index].clone(), self.runners[index].clone());
+            let run = execute(Arc::clone(&self.context), resource, runner, action, runs);
             // What asks may be broken off, what changes something comes to its end.
             let done = if action == Action::Monitor {
                 tokio::select! {
@@ -353,14 +358,14 @@ impl Task {
             let report = self.chain.report(index);
             reports.insert(resource.name.clone(), report.clone());
             let Some((id, _)) = resource.tracker() else { continue };
-            let failed = self.chain.is_fault(index);
+            let verdict = self.chain.verdict(index);
             let report = tracker::Report {
-                state: if failed { tracker::State::Down } else { tracker::State::Up },
+                state: verdict,
                 since: report.since,
-                text: if failed {
-                    report.failure.clone().unwrap_or_default()
-                } else {
-                    report.state.as_str().into()
+                text: match verdict {
+                    tracker::State::Down => report.failure.clone().unwrap_or_default(),
+                    tracker::State::Unknown => "failed some time ago, not tried since".into(),
+                    tracker::State::Up => report.state.as_str().into(),
                 },
                 failure: report.failure.clone().unwrap_or_default(),
                 bad: report.failures,
@@ -377,10 +382,16 @@ impl Context {
     }
 }
 
-/// Does it, and says what came of it.
-async fn execute(context: Arc<Context>, resource: Resource, action: Action) -> (Outcome, String) {
+/// Does it, and says what came of it. Whether it `runs` is what was known before.
+async fn execute(
+    context: Arc<Context>,
+    resource: Resource,
+    runner: Runner,
+    action: Action,
+    runs: bool,
+) -> (Outcome, String) {
     let began = Instant::now();
-    let ended = run(&context, &resource, action).await;
+    let ended = run(&context, &resource, &runner, action).await;
     let took = format!("{} ms", began.elapsed().as_millis());
     let verb = action.as_str();
     match ended {
@@ -397,12 +408,29 @@ async fn execute(context: Arc<Context>, resource: Resource, action: Action) -> (
             (outcome, text)
         }
         Ok(None) => (Outcome::Failure, format!("{verb} was killed after {took}: it took too long")),
-        Err(error) => (Outcome::Hopeless, format!("{verb} cannot be run: {error}")),
+        Err(error) => (unstarted(&error, runs), format!("{verb} cannot be run: {error}")),
+    }
+}
+
+/// Whether what could not be started can be another time: this machine may be short of processes or memory, and of what
+/// `runs` the program may just be replaced by another version.
+fn unstarted(error: &io::Error, runs: bool) -> Outcome {
+    match (error.kind(), error.raw_os_error()) {
+        _ if runs => Outcome::Failure,
+        (io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied, _) | (_, Some(libc::ENOEXEC)) => {
+            Outcome::Hopeless
+        }
+        _ => Outcome::Failure,
     }
 }
 
 /// One run, to its exit code or the end of its time (`None`).
-async fn run(context: &Context, resource: &Resource, action: Action) -> io::Result<Option<i32>> {
+async fn run(
+    context: &Context,
+    resource: &Resource,
+    runner: &Runner,
+    action: Action,
+) -> io::Result<Option<i32>> {
     let verb = action.as_str();
     let group = context.names.group(resource.group);
     let mut variables: Vec<(String, String)> = [
@@ -450,7 +478,7 @@ async fn run(context: &Context, resource: &Resource, action: Action) -> io::Resu
     // What a start or a stop says is for the log.
     let input = (action != Action::Monitor).then(String::new);
     let run = Run { command: &command, variables: &variables, input, timeout: resource.timeout };
-    let status = run.to_its_end().await?;
+    let status = runner.run(run).await?;
     // One that a signal ended has no code.
     Ok(status.map(|status| status.code().unwrap_or(-1)))
 }
@@ -541,6 +569,22 @@ mod tests {
             (unit, Stop, 5, Success),
         ] {
             assert_eq!(judge(&service, action, code), outcome, "{service:?} {action:?} {code}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_started_now_may_be_another_time() {
+        use io::ErrorKind::{NotFound, PermissionDenied, ResourceBusy};
+        for (error, runs, outcome) in [
+            (NotFound.into(), false, Outcome::Hopeless),
+            (PermissionDenied.into(), false, Outcome::Hopeless),
+            (io::Error::from_raw_os_error(libc::ENOEXEC), false, Outcome::Hopeless),
+            (NotFound.into(), true, Outcome::Failure),
+            (ResourceBusy.into(), false, Outcome::Failure),
+            (io::Error::from_raw_os_error(libc::EAGAIN), false, Outcome::Failure),
+            (io::Error::from_raw_os_error(libc::EMFILE), false, Outcome::Failure),
+        ] {
+            assert_eq!(unstarted(&error, runs), outcome, "{error}");
         }
     }
 

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::election::Command;
 use super::mailbox::Mailbox;
 use super::reach::{self, Asker};
-use super::trackers::Links;
+use super::trackers::{Links, zone_interface};
 use crate::config::{Config, Node};
 use crate::netlink::{Addresses, neighbours};
 
@@ -57,8 +57,9 @@ impl Surveyor {
         election: Mailbox<Command>,
     ) -> Self {
         let zones = config.zones.iter();
-        let zones = zones.filter_map(|z| Some((z.id, z.interfaces.get(&node.id)?.first()?.clone())));
-        Self { zones: zones.collect(), links, election, known: BTreeMap::new() }
+        let zones = zones.filter_map(|z| Some((z.id, zone_interface(z, node, &links.borrow())?)));
+        let zones = zones.collect();
+        Self { zones, links, election, known: BTreeMap::new() }
     }
 
     /// Takes requests, all zones at once and of each zone the latest, until nobody can send any.

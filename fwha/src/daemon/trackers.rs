@@ -19,10 +19,10 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::election::Command;
 use super::mailbox::Mailbox;
-use super::program::Run;
+use super::program::{Run, Runner};
 use super::reach::{self, Asker};
 use super::surveyor::{self, Surveyor};
-use crate::config::{self, Config, Node, Watch};
+use crate::config::{self, Config, Node, Watch, Zone, vlan};
 use crate::netlink::{Addresses, Link, NetworkEvent};
 use crate::sys::clock::KernelClock;
 
@@ -39,6 +39,13 @@ pub struct Trackers {
     jobs: watch::Sender<Vec<Job>>,
 }
 
+/// The interface by which this node asks in a zone: the first one, or that on which the first has its VLAN.
+pub(super) fn zone_interface(zone: &Zone, node: &Node, links: &Links) -> Option<String> {
+    let name = zone.interfaces.get(&node.id)?.first()?;
+    let place = vlan::place(name, |n| links.values().any(|link| link.name == n));
+    Some(place.map_or_else(|| name.clone(), |place| place.interface))
+}
+
 /// What one tracker is to do.
 #[derive(Clone, PartialEq, Eq)]
 struct Job {
@@ -51,11 +58,9 @@ struct Job {
 
 impl Job {
     /// Those of this node.
-    fn all(config: &Config, node: &Node) -> Vec<Self> {
-        let first = |zone| {
-            let names = config.zone(zone).and_then(|zone| zone.interfaces.get(&node.id));
-            names.and_then(|names| names.first()).cloned().unwrap_or_default()
-        };
+    fn all(config: &Config, node: &Node, links: &Links) -> Vec<Self> {
+        let first =
+            |zone| config.zone(zone).and_then(|zone| zone_interface(zone, node, links)).unwrap_or_default();
         let job = |tracker: &config::Tracker| Self {
             zone_interface: match tracker.watch {
                 Watch::Arp(_, zone) => first(zone),
@@ -100,7 +105,7 @@ impl Trackers {
     ) -> Result<(Self, JoinHandle<()>)> {
         let by_index = links.iter().map(|link| (link.index, link.clone())).collect();
         let (links, watched) = watch::channel(by_index);
-        let (jobs, mut wanted) = watch::channel(Job::all(config, node));
+        let (jobs, mut wanted) = watch::channel(Job::all(config, node, &watched.borrow()));
         let election = election.clone();
         let surveyor = Surveyor::new(config, node, watched.clone(), election.clone());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -120,7 +125,8 @@ impl Trackers {
                     for job in jobs {
                         running.entry(job.tracker.id()).or_insert_with(|| {
                             let (links, election) = (watched.clone(), election.clone());
-                            let task = Task { job: job.clone(), links, clock, election, look: None };
+                            let runner = Runner::default();
+                            let task = Task { job: job.clone(), links, clock, election, runner, look: None };
                             (job, tokio::spawn(task.run()).abort_handle())
                         });
                     }
@@ -139,7 +145,7 @@ impl Trackers {
 
     /// The config has changed. Trackers that check as before go on as if nothing had been.
     pub fn set(&self, config: &Config) {
-        self.jobs.send_replace(Job::all(config, &self.node));
+        self.jobs.send_replace(Job::all(config, &self.node, &self.links.borrow()));
     }
 
     /// Tells those that watch interfaces.
@@ -162,6 +168,7 @@ struct Task {
     links: watch::Receiver<Links>,
     clock: KernelClock,
     election: Mailbox<Command>,
+    runner: Runner,
     /// A look at a file that is under way.
     look: Option<tokio::task::JoinHandle<Option<String>>>,
 }
@@ -252,7 +259,7 @@ impl Task {
         ];
         let run = Run { command, variables: &variables, input: None, timeout: self.job.tracker.timeout };
         let program = &command[0];
-        match run.to_its_end().await {
+        match self.runner.run(run).await {
             Ok(Some(status)) if status.success() => Ok(format!("{program}: {status}")),
             Ok(Some(status)) => Err(format!("{program}: {status}")),
             Ok(None) => {
@@ -293,4 +300,35 @@ fn first_line(path: &Path) -> Option<String> {
     let text = String::from_utf8_lossy(&bytes);
     let line = text.lines().next().unwrap_or_default().trim();
     Some(line.chars().filter(|c| !c.is_control()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tests::good_config;
+
+    #[test]
+    fn who_asks_in_a_vlan_without_a_device_asks_by_what_has_its_tag() {
+        let mut config = good_config();
+        let node = config.nodes[0].clone();
+        config.zones[0].interfaces.insert(node.id, vec!["eth0.100".into()]);
+        let link = |index, name: &str| Link {
+            index,
+            name: name.into(),
+            ethernet: true,
+            mac: None,
+            mtu: 1500,
+            up: true,
+            carrier: true,
+            xdp_program: None,
+            vlan: None,
+        };
+        let asks = |links: &[(u32, &str)]| {
+            let links = links.iter().map(|&(index, name)| (index, link(index, name))).collect();
+            zone_interface(&config.zones[0], &node, &links)
+        };
+        assert_eq!(asks(&[(2, "eth0")]).as_deref(), Some("eth0"));
+        assert_eq!(asks(&[(2, "eth0"), (3, "eth0.100")]).as_deref(), Some("eth0.100"));
+        assert_eq!(asks(&[]).as_deref(), Some("eth0.100"), "to be named as missing");
+    }
 }

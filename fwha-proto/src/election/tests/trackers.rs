@@ -126,6 +126,22 @@ fn a_shared_target_that_is_dead_for_all_demotes_nobody() {
 }
 
 #[test]
+fn a_node_of_which_nobody_knows_is_no_better_but_takes_what_nobody_has() {
+    let mut rig = rig(2, &[tracker(1, Effect::Fault, Some(GRACE))], |_| {});
+    rig.track(1, 1, Down);
+    rig.run(GRACE + SOON);
+    assert_eq!(rig.actives(0), [2]);
+    rig.track(2, 1, Down);
+    rig.run(LONG);
+    let before = takeovers(&rig);
+    rig.track(1, 1, State::Unknown);
+    rig.run(LONG);
+    assert_eq!((rig.actives(0), takeovers(&rig)), (vec![2], before));
+    rig.kill(2);
+    assert!(rig.run_until(DEAD_LIMIT * 2, |rig| rig.actives(0) == [1]).is_some());
+}
+
+#[test]
 fn a_shared_target_that_is_dead_for_one_moves_the_group_after_the_grace() {
     let mut rig = rig(2, &[tracker(1, Effect::Fault, Some(GRACE))], |_| {});
     let then = rig.now;
