@@ -18,6 +18,11 @@
 //! completes the handshake with the server. Should a client not take the window from it, its probe of the zero
 //! window gets another.
 //!
+//! Should the client's acknowledgement get lost, what it sends next is a probe of the zero window: its data, or, as Linux
+//! does it (`tcp_xmit_probe_skb` in net/ipv4/tcp_output.c), nothing, with the number before, n. That stands for the SYN as
+//! well. The kernel's cookie is a sum of a hash, the SYN's number and the class of the MSS, and would not tell number n and
+//! one class from n - 1 and the next: so the helpers are given n times a constant ([`SPREAD`]).
+//!
 //! The engine says what is to be done to the packet ([`Task`]); it is done behind it.
 
 use aya_ebpf::helpers::generated::{
@@ -81,9 +86,13 @@ struct Headers {
     tcp: [u32; 6],
 }
 
+/// Odd, so that each number has its own, and large, so that numbers close together do not lie together: the golden ratio
+/// of 2^32.
+const SPREAD: u32 = 0x9e37_79b1;
+
 impl Headers {
     #[inline(always)]
-    fn fill(&mut self, ip: &Ip, seq: u32, ack: u32, mss: u16) {
+    fn fill(&mut self, ip: &Ip, ack: u32, mss: u16) {
         if ip.v6 {
             let mut i = 0;
             while i < 4 {
@@ -96,11 +105,16 @@ impl Headers {
             self.ip[4] = ip.dst[3];
         }
         self.tcp[0] = ip.sport as u32 | (ip.dport as u32) << 16;
-        self.tcp[1] = seq.to_be();
         self.tcp[2] = ack.to_be();
         self.tcp[3] = u32::to_be(6 << 28);
         self.tcp[4] = 0;
         self.tcp[5] = mss_option(mss);
+    }
+
+    /// The number of the SYN, or of the segment behind it, with the SYN's spread.
+    #[inline(always)]
+    fn number(&mut self, isn: u32, behind: bool) {
+        self.tcp[1] = isn.wrapping_mul(SPREAD).wrapping_add(behind as u32).to_be();
     }
 
     /// The cookie for a SYN, and above it the MSS that it stands for; negative if there is none.
@@ -149,7 +163,7 @@ pub const fn may_acknowledge(flags: u8) -> bool {
 const MSS_CLASSES: u32 = 4;
 
 /// The MSS that a client said in the SYN whose cookie a segment acknowledges, rounded down; 0 if it is no
-/// valid one.
+/// valid one. The SYN's number is kept for [`stand_for_syn`].
 #[inline(never)]
 pub fn acknowledged(ip: &Ip) -> u32 {
     let Some(task) = maps::room().map(Room::task) else {
@@ -157,13 +171,19 @@ pub fn acknowledged(ip: &Ip) -> u32 {
     };
     let v6 = ip.v6;
     task.ack = ip.tcp.ack.wrapping_sub(1);
-    task.headers.fill(ip, ip.tcp.seq, ip.tcp.ack, 0);
+    task.seq = ip.tcp.seq.wrapping_sub(1);
+    task.headers.fill(ip, ip.tcp.ack, 0);
+    task.headers.number(task.seq, true);
     if !task.headers.valid(v6) {
-        return 0;
+        task.seq = ip.tcp.seq;
+        task.headers.number(task.seq, true);
+        if ip.len - ip.header_len > 1 || !task.headers.valid(v6) {
+            return 0;
+        }
     }
     // The helper does not say for which MSS the cookie is: the one for which it would be made. If it was made
     // just before the kernel's minute ended there is none, and it is the smallest.
-    task.headers.tcp[1] = ip.tcp.seq.wrapping_sub(1).to_be();
+    task.headers.number(task.seq, false);
     let mut class = u32::MAX;
     let mut i = 0;
     while i < MSS_CLASSES {
@@ -243,11 +263,12 @@ pub fn early(ip: &Ip, reply: bool) -> Result<Early, DropReason> {
 /// This one cookie of 2^32 would have none.
 #[inline(always)]
 pub fn stand_for_syn(ip: &mut Ip) -> Result<u32, DropReason> {
+    let task = maps::room().map(Room::task).ok_or(DropReason::SynCookie)?;
     let delta = ip.tcp.ack.wrapping_neg();
     if delta == 0 {
         return Err(DropReason::SynCookie);
     }
-    ip.tcp.seq = ip.tcp.seq.wrapping_sub(1);
+    ip.tcp.seq = task.seq;
     ip.tcp.ack = 0;
     ip.tcp.flags = SYN;
     ip.len = ip.header_len;
@@ -340,7 +361,8 @@ fn carry_out<P: Packet>(packet: &mut P) -> bool {
         Kind::Translate => translate(packet, ip, task),
         Kind::Answer => {
             let mss = announced(packet, ip);
-            task.headers.fill(ip, ip.tcp.seq, 0, mss);
+            task.headers.fill(ip, 0, mss);
+            task.headers.number(ip.tcp.seq, false);
             let cookie = task.headers.make(ip.v6);
             if cookie < 0 {
                 return false;

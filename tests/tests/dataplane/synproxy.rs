@@ -285,6 +285,13 @@ fn a_forged_cookie_is_dropped_and_leaves_no_trace() {
         ] {
             assert_eq!(from_client(rig, &forged).verdict, Drop(DropReason::SynCookie), "{what}");
         }
+        // Not those nearby either, which with another MSS would be as good: of them only the client's probe is one, without data.
+        for off in [-3, -2, 1, 2, 3] {
+            let near = Segment { seq: right.seq.wrapping_add_signed(off), ..right.clone() };
+            assert_eq!(from_client(rig, &near).verdict, Drop(DropReason::SynCookie), "{off}");
+        }
+        let probe = Segment { seq: CLIENT_ISN, data: vec![0; 2], ..right.clone() };
+        assert_eq!(from_client(rig, &probe).verdict, Drop(DropReason::SynCookie));
         for flags in ["F.", "R", "R.", "S."] {
             let other = from_client(rig, &Segment { flags, ..right.clone() });
             assert_eq!(other.verdict, Drop(DropReason::NotSyn), "{flags}");
@@ -298,6 +305,28 @@ fn a_forged_cookie_is_dropped_and_leaves_no_trace() {
         assert_no_trace(rig);
         rig.load_rules(&[proxied()]);
         assert_eq!(from_client(rig, &right).verdict, Forward);
+    });
+}
+
+/// Linux probes the window that we have closed by an empty segment with the number before.
+#[test]
+fn a_probe_of_the_window_stands_for_the_syn_if_the_acknowledgement_was_lost() {
+    needs_root!();
+    behind_the_proxy(|rig, talk| {
+        let cookie = talk.cookie(rig);
+        let (first, acked) = (CLIENT_ISN.wrapping_add(1), cookie.wrapping_add(1));
+        let probe = talk.says(".", CLIENT_ISN, acked, &[]);
+        let mss = Some(if talk.client.0.is_ipv4() { 1300 } else { 1220 });
+        for _ in 0..2 {
+            let sent = from_client(rig, &probe);
+            assert_eq!(sent.verdict, Forward);
+            assert_eq!(to_server(&sent), Segment { mss, ..talk.says("S", CLIENT_ISN, 0, &[]) });
+        }
+        let sent = from_server(rig, &talk.answers("S.", SERVER_ISN, first, &[]));
+        assert_eq!(to_client(&sent), talk.answers(".", cookie, first, &[0]));
+        let sent = from_client(rig, &talk.says("P.", first, acked, b"question"));
+        assert_eq!(to_server(&sent), talk.says("P.", first, SERVER_ISN.wrapping_add(1), b"question"));
+        assert_eq!(rig.state(&talk.key()), Some(FlowState::Established));
     });
 }
 
