@@ -123,6 +123,8 @@ fn covered(packet: &Tc, settings: &Settings, ip: &mut Ip) -> bool {
     if ip.payload == Payload::LaterFragment && fragment::resume(ip, now).is_err() {
         return false;
     }
+    // By how much a number is less than its sender's, who is behind the SYN proxy.
+    let mut delta = 0;
     let bucket = match ip.payload {
         Payload::IcmpError => match icmp::related(packet, ip, now, true) {
             Ok(Related::Flow(flow, _)) => flow.bucket(),
@@ -132,7 +134,10 @@ fn covered(packet: &Tc, settings: &Settings, ip: &mut Ip) -> bool {
         _ => {
             let (key, src_is_b) = ip.key();
             match flow::find(&key, src_is_b, ip, now) {
-                Found::Main(flow) | Found::Embryonic(flow) => flow.bucket(),
+                Found::Main(flow) | Found::Embryonic(flow) => {
+                    delta = if flow.is_reply(src_is_b) { flow.delta() } else { 0 };
+                    flow.bucket()
+                }
                 Found::Nothing(hash) => match flow::refused(&key, hash, ip, now) {
                     Some(flow) => flow.bucket(),
                     None => return false,
@@ -145,7 +150,9 @@ fn covered(packet: &Tc, settings: &Settings, ip: &mut Ip) -> bool {
         return false;
     }
     if ip.first_fragment() {
-        // The stack makes fragments of what is too long for the route; those that follow need it.
+        // The stack makes fragments of what is too long for the route; those that follow need it. So do those that have yet to
+        // come in, whose numbers are the sender's.
+        ip.tcp.seq = ip.tcp.seq.wrapping_add(delta);
         fragment::remember(ip, now);
     }
     true

@@ -148,7 +148,7 @@ fn track(
             let group = admit(packet, settings, eth, ip, flow, reply, now)?;
             let options = options::of(packet, room, ip);
             // Windows are in the responder's own numbers.
-            let ahead = if reply { 0 } else { flow.delta() };
+            let ahead = if reply || synproxy::resets_without_number(ip) { 0 } else { flow.delta() };
             ip.tcp.ack = ip.tcp.ack.wrapping_add(ahead);
             let early = if young && flow.delta() != 0 { synproxy::early(ip, reply)? } else { Early::Judge };
             let known = match early {

@@ -57,6 +57,8 @@ pub enum Kind {
     Octet,
     /// Add to a number in it.
     Translate,
+    /// Take its acknowledgement away.
+    Unacknowledge,
 }
 
 /// What is to be done to the packet that was parsed last.
@@ -72,7 +74,7 @@ pub struct Task {
     too_long: bool,
     /// What is added.
     delta: u32,
-    /// To the number at this offset of the frame,
+    /// To the number at this offset of the frame; where TCP begins, if an acknowledgement goes,
     at: u32,
     /// which the checksum at this one covers.
     checksum_at: u32,
@@ -224,6 +226,13 @@ pub fn answer(ip: &Ip, limit: u16, mtu: u16, mtu_back: u16) -> Result<Verdict, D
     Ok(Verdict::SynAnswer)
 }
 
+/// Whether a segment is a reset that says it acknowledges something, and does not: some stacks send such
+/// (`tcp_in_window` in the kernel's nf_conntrack_proto_tcp.c). There is nothing to translate.
+#[inline(always)]
+pub fn resets_without_number(ip: &Ip) -> bool {
+    ip.payload == Payload::Tcp && ip.tcp.flags & RST != 0 && ip.tcp.ack == 0
+}
+
 /// What becomes of a packet of a flow behind the proxy whose server has not answered yet.
 pub enum Early {
     /// It is judged as any.
@@ -309,12 +318,19 @@ pub fn change(
         task.seq = ip.tcp.seq.wrapping_sub(delta);
         task.ack = ip.tcp.ack;
     } else {
-        if ip.payload != Payload::Tcp || !reply && ip.tcp.flags & ACK == 0 {
+        if ip.payload != Payload::Tcp || !reply && (ip.tcp.flags & ACK == 0 || resets_without_number(ip)) {
             return Ok(verdict);
         }
-        task.kind = Kind::Translate;
-        task.at = ETH_LEN as u32 + ip.l4 + if reply { 4 } else { 8 };
-        task.delta = if reply { delta.wrapping_neg() } else { delta };
+        task.at = ETH_LEN as u32 + ip.l4;
+        if !reply && ip.tcp.flags & RST != 0 && ip.tcp.ack.wrapping_add(delta) == 0 {
+            // The server has said nothing that it could acknowledge, and would take it for another connection's
+            // (RFC 9293, 3.10.7.4; `tcp_check_req` in net/ipv4/tcp_minisocks.c).
+            task.kind = Kind::Unacknowledge;
+        } else {
+            task.kind = Kind::Translate;
+            task.at += if reply { 4 } else { 8 };
+            task.delta = if reply { delta.wrapping_neg() } else { delta };
+        }
     }
     Ok(if forwarded { Verdict::ProxyForward } else { Verdict::ProxyPass })
 }
@@ -359,6 +375,7 @@ fn carry_out<P: Packet>(packet: &mut P) -> bool {
     };
     let done = match task.kind {
         Kind::Translate => translate(packet, ip, task),
+        Kind::Unacknowledge => unacknowledge(packet, task),
         Kind::Answer => {
             let mss = announced(packet, ip);
             task.headers.fill(ip, 0, mss);
@@ -427,6 +444,18 @@ fn segment<const L3: usize>(packet: &mut impl Packet, ip: &Ip, task: &Task) -> O
     }
     let pseudo = Sum::pseudo(ip, proto::TCP, len).fold();
     packet.checksum((ETH_LEN + L3 + 16) as u32, pseudo, sum.fold()).ok()
+}
+
+/// Takes the acknowledgement of a reset away.
+#[inline(always)]
+fn unacknowledge(packet: &mut impl Packet, task: &Task) -> Option<()> {
+    let at = task.at + 12;
+    let mut old = [0; 2];
+    if !packet.load(at, &mut old) {
+        return None;
+    }
+    let old = u16::from_be_bytes(old);
+    packet.replace(at, task.checksum_at, old.to_be(), (old & !(ACK as u16)).to_be()).ok()
 }
 
 /// Adds to a number.

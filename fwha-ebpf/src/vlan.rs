@@ -140,12 +140,13 @@ pub fn dress<P: Packet>(packet: &mut P, device: u32) -> u32 {
     }
 }
 
-/// Tags what the stack sends by an interface whose VLAN it knows nothing of.
+/// Tags what the stack sends by an interface whose VLAN it knows nothing of, but for the link's own protocols.
 #[inline(always)]
 pub fn dress_bare<P: Packet>(packet: &mut P) {
     if maps::vlans(maps::SETTINGS.get(0))
         && maps::interface(InterfaceKey::untagged(packet.ifindex()))
             .is_some_and(|interface| interface.flags & Interface::BARE != 0)
+        && !Eth::read(packet).is_ok_and(|eth| eth.dst.is_link_local())
     {
         dress(packet, packet.ifindex());
     }

@@ -10,7 +10,7 @@ use fwha_common::rule::{Decision, Rule};
 use fwha_common::settings::Counter;
 use fwha_tests::needs_root;
 
-use crate::packets::{CLIENT, NODE, SERVER, key as key_v4, tcp};
+use crate::packets::{CLIENT, NODE, SERVER, fragment, key as key_v4, tcp};
 use crate::rig::{
     CLIENT_MAC, LAN, LAN_MAC, Port, Rig, SERVER_MAC, Sent, Table, Verdict, WAN, WAN_MAC, WAN_MTU, accept,
     at_both_hooks, keys,
@@ -397,6 +397,61 @@ fn a_refusal_is_told_in_the_clients_numbers() {
         let told = to_client(&sent);
         assert_eq!((told.flags, told.seq, told.ack), ("R.", acked, first));
         assert_eq!(keys(&rig.flows), []);
+    });
+}
+
+#[test]
+fn a_client_that_gives_up_is_believed_by_the_server_before_and_after_its_answer() {
+    needs_root!();
+    behind_the_proxy(|rig, talk| {
+        let acked = talk.cookie(rig).wrapping_add(1);
+        let first = CLIENT_ISN.wrapping_add(1);
+        from_client(rig, &talk.says(".", first, acked, &[]));
+        let sent = from_client(rig, &talk.says("R.", first, acked, &[]));
+        assert_eq!(sent.verdict, Forward);
+        let told = to_server(&sent);
+        assert_eq!((told.flags, told.seq), ("R", first), "there is nothing to acknowledge yet");
+
+        rig.clear_flows();
+        talk.open(rig);
+        // As some stacks do it.
+        let reset = talk.says("R.", first, 0, &[]);
+        let sent = from_client(rig, &reset);
+        assert_eq!((sent.verdict, to_server(&sent)), (Forward, reset));
+        assert_eq!(rig.state(&talk.key()), Some(FlowState::Close));
+    });
+}
+
+#[test]
+fn a_fragment_that_the_stack_sends_on_does_not_change_what_the_next_one_is_held_against() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        let talk = Talk::all()[0];
+        rig.load_rules(&[proxied()]);
+        rig.clear_flows();
+        let delta = talk.open(rig);
+        let server_first = SERVER_ISN.wrapping_add(1);
+        let whole = talk.answers(".", server_first, CLIENT_ISN.wrapping_add(1), &[7; 1404]);
+        let whole = crate::packets::edit_ip(&whole.frame(SERVER_MAC, WAN_MAC), |header| {
+            header.dont_fragment = false;
+        });
+        // 20 bytes of TCP and 684 of data; the other 720.
+        let cut = 14 + 20 + 704;
+        let shorten =
+            |frame: &[u8]| crate::packets::edit_ip(frame, |h| h.set_payload_len(frame.len() - 34).unwrap());
+        let first = shorten(&fragment(&whole[..cut], 0, true));
+        let second = shorten(&fragment(&[&whole[..34], &whole[cut..]].concat(), 704 / 8, false));
+        let sent = rig.send(Port::Wan, &first);
+        assert_eq!(sent.verdict, Forward);
+        // The stack has it where there is no other way out.
+        assert!(rig.leave(Port::Lan, Some(Port::Wan), 0, &sent.frame));
+        assert_eq!(rig.send(Port::Wan, &second).verdict, Forward);
+        let flow = rig.flows.get(&talk.key(), 0).expect("the flow");
+        let end = flow.ways.iter().map(|way| way.end).find(|end| *end != CLIENT_ISN.wrapping_add(1));
+        assert_eq!(end, Some(server_first.wrapping_add(1404)));
+        let known = server_first.wrapping_sub(delta).wrapping_add(1404);
+        let ack = talk.says(".", CLIENT_ISN.wrapping_add(1), known, &[]);
+        assert_eq!(from_client(rig, &ack).verdict, Forward);
     });
 }
 

@@ -13,6 +13,7 @@ use fwha_common::rule::{Action, Interface, Tag};
 use fwha_common::settings::Counter;
 use fwha_tests::needs_root;
 use fwha_tests::sys::ask_for_tags;
+use fwha_tests::sys::packet_socket;
 
 use crate::packets::{CLIENT, End, NODE, SERVER, echo, edit_ip, ethernet, icmp_error, ip, key, tcp, udp};
 use crate::rig::{
@@ -241,6 +242,12 @@ fn a_vlan_without_a_device_is_the_trunk_itself() {
 
         let lldp = ethernet([1, 0x80, 0xc2, 0, 0, 0x0e], CLIENT.macs.0, 0x88cc, &[0; 46]);
         assert_eq!(rig.send_by(&lan, &lldp), Pass, "of the link, not of the VLAN");
+        // So it is with what others on this machine send.
+        let near = packet_socket("lan").expect("a packet socket");
+        for (frame, sent) in [(&lldp, lldp.clone()), (&request, tagged(&request, &[LAN_TAG]))] {
+            nix::unistd::write(&near, frame).expect("sent");
+            assert_eq!(lan.receive(), sent);
+        }
         for frame in [request, tcp(CLIENT, SERVER, "."), tagged(&lldp, &[WAN_TAG])] {
             assert_eq!(rig.send_by(&lan, &frame), Drop(DropReason::Vlan));
         }
