@@ -18,13 +18,14 @@ use super::{
     neighbours::{NeighbourKey, neighbour},
     request_error,
 };
+use crate::sys::socket::set_option;
 
 /// Messages taken in before their common result is handed out: a burst of thousands of neighbours
 /// becomes a few events.
 const BATCH: usize = 1024;
 
-/// The kernel's buffer for unread messages, in bytes.
-const BUFFER: usize = 1 << 20;
+/// The kernel's buffer for unread messages, in bytes; whatever `net.core.rmem_max` is.
+const BUFFER: i32 = 1 << 20;
 
 /// A change.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,6 +93,8 @@ impl Monitor {
     pub async fn next(&mut self) -> Result<Vec<NetworkEvent>, NetlinkError> {
         loop {
             if self.stale {
+                // What the old connection has still to tell is older than what is listed now.
+                (self.handle, self.messages) = subscribe()?;
                 self.list().await?;
                 self.pending.lost = true;
                 self.pending.route_changed = true;
@@ -111,7 +114,6 @@ impl Monitor {
                 }
             };
             let Some(first) = first else {
-                (self.handle, self.messages) = subscribe()?;
                 self.stale = true;
                 continue;
             };
@@ -189,7 +191,8 @@ fn subscribe() -> Result<(Handle, Messages), NetlinkError> {
         [MulticastGroup::Link, MulticastGroup::Neigh, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
     let (mut connection, handle, messages) =
         new_multicast_connection(&groups).map_err(NetlinkError::Socket)?;
-    connection.socket_mut().socket_mut().set_rx_buf_sz(BUFFER).map_err(NetlinkError::Socket)?;
+    set_option(connection.socket_mut().socket_mut(), libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, BUFFER)
+        .map_err(NetlinkError::Socket)?;
     tokio::spawn(connection);
     Ok((handle, Box::new(messages.map(|(message, _)| message))))
 }

@@ -378,6 +378,46 @@ fn lost_events_are_told_and_the_state_is_read_anew() {
     });
 }
 
+#[test]
+fn what_was_told_before_events_were_lost_does_not_undo_what_was_read_after() {
+    if !root() {
+        return;
+    }
+    let (a, b) = Net::pair();
+    a.cable("busy", "busy-peer", &b);
+    let flood = |count: u32| {
+        let lines: String = (0..count)
+            .map(|n| format!("neigh replace 10.9.0.77 lladdr 02:00:00:00:00:{:02x} dev busy\n", n % 2))
+            .collect();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), lines).unwrap();
+        a.ip(&format!("-batch {}", file.path().display()));
+    };
+    a.within(|| {
+        block_on(async {
+            let (mut monitor, _) = Follower::start().await;
+            // Of this there is room for all but the end, and it is more than is read at a time.
+            flood(300);
+            a.ip("link set near down");
+            flood(20_000);
+            a.ip("link set near up");
+            until(&mut monitor, |e| *e == NetworkEvent::EventsLost).await;
+            let ifindex = a.ifindex("busy");
+            a.ip("address add 10.9.5.5/32 dev busy");
+            let address = Address { ifindex, address: [10, 9, 5, 5].into(), prefix_len: 32 };
+            let mut up = true;
+            loop {
+                match next(&mut monitor).await {
+                    NetworkEvent::LinkChanged(link) if link.name == "near" => up = link.up,
+                    NetworkEvent::AddressAdded(added) if added == address => break,
+                    _ => {}
+                }
+            }
+            assert!(up);
+        });
+    });
+}
+
 /// So many routes, by `ip -batch`, as a routing daemon adds them.
 fn add_routes(net: &Net, count: u32) {
     let routes: String = (0..count)
