@@ -207,6 +207,7 @@ impl Network {
         for n in 0..self.ports.len() {
             if self.ports[n].link.as_ref().is_some_and(|l| l.index == link.index) {
                 self.ports[n].link = None;
+                self.ports[n].gone = true;
                 self.tell(n);
             }
         }
@@ -247,7 +248,7 @@ impl Network {
                     self.tell(n);
                 }
                 // There is no interface now. Whatever comes is opened anew.
-                None => self.ports[n].opened.1 = Default::default(),
+                None => self.ports[n].gone = true,
             }
         }
         Ok(())
@@ -276,29 +277,29 @@ impl Network {
     fn open(&mut self, n: usize) {
         let port = &self.ports[n];
         let (Some(link), Some(identity)) = (&port.link, port.identity()) else { return };
-        if identity == port.opened {
+        if identity == port.opened && !port.gone {
             return;
         }
         let opened = match port.via {
-            Via::Sync(number) => self.open_sync(number, link, port.opened.0),
+            Via::Sync(number) => self.open_sync(number, link, port.gone || identity.0 != port.opened.0),
             Via::Zone(zone) => self.open_zone(zone, link, port.v6, port.opened.0),
         };
         match opened {
             Ok(()) => {
                 tracing::info!("interface {} was replaced or has another MAC: opened it anew", link.name);
-                self.ports[n].opened = identity;
+                (self.ports[n].opened, self.ports[n].gone) = (identity, false);
             }
             // Its next change brings another attempt.
             Err(error) => tracing::warn!("interface {} was replaced: {error:#}", link.name),
         }
     }
 
-    fn open_sync(&self, number: u8, link: &Link, before: u32) -> Result<()> {
+    fn open_sync(&self, number: u8, link: &Link, replaced: bool) -> Result<()> {
         let Some(config) = self.node.sync.get(usize::from(number)) else { return Ok(()) };
         let probes = ports::probe_socket(link)?;
         self.election.send(election::Command::Opened(Via::Sync(number), probes));
         // The others belong to the interface, whatever its MAC is, and their address is taken while they are open.
-        if link.index == before {
+        if !replaced {
             return Ok(());
         }
         let heartbeats = ports::sync_socket(config, self.config.sync.heartbeat_port())?;

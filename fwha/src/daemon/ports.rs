@@ -40,6 +40,8 @@ pub struct Port {
     pub v6: bool,
     /// Index and MAC that the sockets were opened with.
     pub opened: (u32, [u8; 6]),
+    /// Whether it was gone since: sockets are dead also if it comes back as what it was (from another network namespace).
+    pub gone: bool,
 }
 
 impl Port {
@@ -109,6 +111,7 @@ pub async fn look(config: &Config, node: &Node, links: &[Link]) -> Result<Vec<Po
             via,
             name: name.to_owned(),
             opened: (link.index, link.mac.unwrap_or_default()),
+            gone: false,
             link: Some(link),
             filtered: true,
             own,

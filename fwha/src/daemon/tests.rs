@@ -159,6 +159,15 @@ fn an_interface_that_is_replaced_gets_new_sockets() {
             now
         );
 
+        // It goes away and comes back as what it was.
+        let same = link("near");
+        network.handle(&mut dataplane, vec![NetworkEvent::LinkRemoved(same.clone())]).await;
+        network.handle(&mut dataplane, vec![NetworkEvent::LinkChanged(same)]).await;
+        let heard: Vec<_> = std::iter::from_fn(|| told.take()).collect();
+        assert!(heard.iter().any(|c| matches!(c, election::Command::Vrrp(1, _))), "dead without an error");
+        let replaced = moves.try_recv();
+        assert!(matches!(replaced, Ok(vips::Command::Replaced { before, now, .. }) if before == now));
+
         // One that takes no programs is as good as none until it does.
         assert_eq!((&network.attached.load().problems, network.retry), (&vec![], None));
         let index = NextHop::IFINDEX_LIMIT;
