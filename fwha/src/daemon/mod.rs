@@ -28,6 +28,7 @@
 //! | [`surveyor`] | neighbours in a zone, asked for the election |
 //! | [`program`] | runs of programs, for hooks, resources and trackers |
 //! | [`sweeper`] | expired flows, lost events |
+//! | [`config_file`] | whether the config file is what is in force |
 //! | [`network`] | routes, carriers, addresses, interfaces as they change |
 //! | `plain` | plain routes, for the programs |
 //! | [`ports`] | this node's interfaces and the sockets on them |
@@ -44,6 +45,7 @@
 pub mod announcements;
 mod capture;
 mod claims;
+pub mod config_file;
 pub mod election;
 pub mod events;
 mod explain;
@@ -101,6 +103,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use self::announcements::Announcements;
+use self::config_file::ConfigFile;
 use self::events::EventLog;
 use self::hooks::Hooks;
 use self::lock::RunDir;
@@ -109,6 +112,7 @@ use self::mailbox::Mailbox;
 use self::names::Names;
 use self::network::{Attached, Network};
 use self::ports::Port;
+use self::reload::Reading;
 use self::replication::OwnedGroups;
 use self::resources::Resources;
 use self::state::State;
@@ -176,6 +180,8 @@ fn run_as(options: RunOptions) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let ended = runtime.block_on(run_node(&config, &node, &run_dir, state));
     run_dir.clean();
+    // What waits for a file system that hangs ends with the process.
+    runtime.shutdown_background();
     ended
 }
 
@@ -246,6 +252,8 @@ async fn run_node(config: &Arc<Config>, node: &Node, run_dir: &RunDir, state: St
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 
     let mut plain = plain::PlainRoutes::new();
+    // Whoever wants the file read, while it is read. The next one waits.
+    let mut reading: Option<Reading> = None;
     loop {
         tokio::select! {
             events = Network::next(&mut monitor) => {
@@ -255,17 +263,25 @@ async fn run_node(config: &Arc<Config>, node: &Node, run_dir: &RunDir, state: St
             }
             () = running.network.due() => running.network.reconcile(&mut dataplane),
             () = plain.due() => plain.tell(&dataplane.maps()).await,
-            _ = hangup.recv() => {
-                match running.reload(&mut dataplane, false).await {
-                    Ok(outcome) if outcome.changes.is_empty() => tracing::info!("reload: nothing changed"),
-                    // An event tells.
-                    Ok(_) | Err(_) => {}
-                }
-                plain.changed();
+            _ = hangup.recv(), if reading.is_none() => {
+                reading = Some(Reading::begin(&running.config.load(), None));
             }
-            Some(reload::Request { dry_run, reply }) = running.requests.recv() => {
-                // A client that hung up needs no answer.
-                let _ = reply.send(running.reload(&mut dataplane, dry_run).await);
+            Some(request) = running.requests.recv(), if reading.is_none() => {
+                reading = Some(Reading::begin(&running.config.load(), Some(request)));
+            }
+            read = Reading::end(&mut reading) => {
+                let request = reading.take().and_then(|reading| reading.request);
+                let dry_run = request.as_ref().is_some_and(|request| request.dry_run);
+                let outcome = running.reload(&mut dataplane, read, dry_run).await;
+                match (request, outcome) {
+                    // A client that hung up needs no answer.
+                    (Some(request), outcome) => drop(request.reply.send(outcome)),
+                    (None, Ok(outcome)) if outcome.changes.is_empty() => {
+                        tracing::info!("reload: nothing changed");
+                    }
+                    // An event tells.
+                    (None, Ok(_) | Err(_)) => {}
+                }
                 plain.changed();
             }
             _ = terminate.recv() => break,
@@ -481,6 +497,7 @@ impl Running {
         let server = server::Server {
             config: Arc::clone(&current),
             reload,
+            file: ConfigFile::default(),
             me: node.id,
             state: kept.state,
             names: Arc::clone(&names),

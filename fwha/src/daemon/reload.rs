@@ -3,8 +3,9 @@
 //! All of it or nothing. A file with mistakes, or with a change that a running daemon cannot take over,
 //! changes nothing. Whatever is the same is not touched.
 
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 use axum::extract::rejection::JsonRejection;
@@ -13,7 +14,8 @@ use axum::http::StatusCode;
 use fwha_common::rule::ZONE_NODE;
 use fwha_proto::time::Time;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::server::{Problem, Server};
 use super::{Running, announcements, election, ports, replication, vips};
@@ -60,17 +62,53 @@ pub enum Refused {
     Failed(#[from] anyhow::Error),
 }
 
+/// The file while it is read, by a thread of its own: on a file system that hangs, all else goes on.
+pub(super) struct Reading {
+    /// Who asked for it; nobody if that was a signal.
+    pub request: Option<Request>,
+    file: JoinHandle<Result<Config, ConfigErrors>>,
+    path: PathBuf,
+    deadline: Instant,
+}
+
+impl Reading {
+    /// Begins to read the file again that a config is from.
+    pub fn begin(config: &Config, request: Option<Request>) -> Self {
+        let path = config.path().to_owned();
+        let read = {
+            let path = path.clone();
+            move || Config::load(&path)
+        };
+        Self { request, file: spawn_blocking(read), path, deadline: Instant::now() + READ_WAIT }
+    }
+
+    /// Waits until it is read, for ever if nothing is. The future may be dropped.
+    ///
+    /// # Errors
+    /// It is wrong, or cannot be read in time.
+    pub async fn end(reading: &mut Option<Self>) -> Result<Config, Refused> {
+        let Some(Self { file, path, deadline, .. }) = reading else { return std::future::pending().await };
+        let read = timeout_at(*deadline, file).await;
+        let read = read.with_context(|| format!("{} cannot be read in time", path.display()))?;
+        Ok(read.map_err(anyhow::Error::from)??)
+    }
+}
+
 impl Running {
-    /// Reads the config file again, and changes what changed.
+    /// Changes what is other in the config file that was read.
     ///
     /// # Errors
     /// See [`Refused`]; nothing has changed then.
     pub(super) async fn reload(
         &mut self,
         dataplane: &mut Dataplane,
+        read: Result<Config, Refused>,
         dry_run: bool,
     ) -> Result<Outcome, Refused> {
-        let outcome = self.try_reload(dataplane, dry_run).await;
+        let outcome = match read {
+            Ok(new) => self.try_reload(dataplane, Arc::new(new), dry_run).await,
+            Err(refused) => Err(refused),
+        };
         if dry_run {
             return outcome;
         }
@@ -91,14 +129,13 @@ impl Running {
         outcome
     }
 
-    async fn try_reload(&mut self, dataplane: &mut Dataplane, dry_run: bool) -> Result<Outcome, Refused> {
+    async fn try_reload(
+        &mut self,
+        dataplane: &mut Dataplane,
+        new: Arc<Config>,
+        dry_run: bool,
+    ) -> Result<Outcome, Refused> {
         let old = self.config.load_full();
-        let path = old.path().to_owned();
-        let shown = path.display().to_string();
-        // On a file system that hangs, all else goes on.
-        let read = timeout(READ_WAIT, tokio::task::spawn_blocking(move || Config::load(&path))).await;
-        let read = read.with_context(|| format!("{shown} cannot be read in time"))?;
-        let new = Arc::new(read.map_err(anyhow::Error::from)??);
         let me = self.network.node.id;
         let changes = diff::diff(&old, &new, me);
         let other_macs = |zone: &Zone| old.has_virtual_macs(zone.id) != new.has_virtual_macs(zone.id);

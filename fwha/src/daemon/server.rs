@@ -36,6 +36,7 @@ use serde::Serialize;
 use tokio::sync::{broadcast, mpsc};
 
 use super::capture;
+use super::config_file::ConfigFile;
 use super::election;
 use super::events::{self, EventLog};
 use super::explain;
@@ -109,6 +110,8 @@ pub struct Server {
     pub replication: Mailbox<replication::Command>,
     /// How replication stands.
     pub replication_status: Arc<ArcSwap<Snapshot>>,
+    /// A look at the config file.
+    pub file: ConfigFile,
     /// Where programs are attached.
     pub attached: Arc<ArcSwap<Attached>>,
     /// What follows the groups.

@@ -32,7 +32,7 @@ impl Server {
         let config = self.config();
         let mut warnings = Vec::new();
         let path = config.path().display();
-        match config.is_on_disk() {
+        match self.file.is(&config) {
             Ok(true) => {}
             Ok(false) => warnings.push(format!(
                 "{path} has changed and is not in force: `fwhactl reload` (with --dry-run it shows the changes)"

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,6 +18,8 @@ use fwha_tests::lab::{
 use fwha_tests::pair::{PATIENCE, Pair, in_sync};
 use fwha_tests::scenario::{in_lab, with_pair};
 use fwha_tests::traffic::Probe;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use serde_json::Value;
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -641,6 +644,26 @@ fn a_mistake_or_a_change_that_needs_a_restart_changes_nothing() {
         let status = pair.node(active).ctl(&["status"])?;
         ensure!(in_sync(&status), "{status}");
         ensure!(status["groups"][0]["vips"].to_string().contains(LAN_VIP), "{status}");
+        Ok(())
+    });
+}
+
+/// As on a file server that is gone: whoever opens the file waits.
+#[test]
+fn a_file_that_cannot_be_read_holds_up_nothing() {
+    in_lab(LabOptions::beside(), |lab| {
+        let (mut pair, active) = Pair::settled(lab)?;
+        fs::remove_file(lab.config_path())?;
+        mkfifo(&lab.config_path(), Mode::S_IRUSR)?;
+        let mut reload = pair.node(active).ctl_command(&["reload", "--dry-run"]);
+        let mut reload = reload.stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+        lab.ip(active.host(), "link set lan down")?;
+        pair.wait_for_role(lab, active.peer(), "active")?;
+        ensure!(reload.try_wait()?.is_none(), "the other node took over while the file was read");
+        wait_for_warning(lab, pair.node(active), "cannot be read in time", true)?;
+        let refused = reload.wait_with_output()?;
+        ensure!(String::from_utf8_lossy(&refused.stderr).contains("cannot be read in time"), "{refused:?}");
+        ensure!(pair.node_mut(active).term(PATIENCE)?.success());
         Ok(())
     });
 }
