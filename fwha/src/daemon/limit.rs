@@ -1,5 +1,6 @@
 //! Complaints about what repeats thousands of times a second, at a rate that a log can bear.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// Between two complaints about the same thing.
@@ -28,6 +29,23 @@ impl Limit {
     }
 }
 
+/// One [`Limit`] for each of several things: what lasts of one does not silence another.
+#[derive(Debug)]
+pub struct Limits<T>(BTreeMap<T, Limit>);
+
+impl<T> Default for Limits<T> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<T: Ord> Limits<T> {
+    /// As [`Limit::pass`], for this.
+    pub fn pass(&mut self, thing: T) -> Option<u64> {
+        self.0.entry(thing).or_default().pass()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -41,5 +59,10 @@ mod tests {
         }
         assert_eq!(limit.pass_at(start + INTERVAL), Some(999));
         assert_eq!(limit.pass_at(start + INTERVAL * 2), Some(0));
+
+        let mut limits = Limits::default();
+        let mut said = [1, 2, 1, 2].map(|thing| limits.pass(thing));
+        said.sort();
+        assert_eq!(said, [None, None, Some(0), Some(0)]);
     }
 }

@@ -74,6 +74,7 @@ impl Thread {
     fn run(mut self) {
         let mut pass: Option<Pass> = None;
         let mut pass_due = 0;
+        let mut counted = false;
         let mut complaints = Limit::default();
         let mut lost = std::mem::take(&mut self.lost);
         let mut pause = INTERVAL;
@@ -82,8 +83,17 @@ impl Thread {
             self.watch_losses(&mut lost, &mut complaints);
             let now_ns = self.clock.now_ns();
             if pass.is_none() && now_ns >= pass_due && self.owned.any() {
-                pass = Some(Pass::begin(&self.maps, CHUNK));
                 pass_due = now_ns + PASS_INTERVAL.as_nanos() as u64;
+                match Pass::begin(&self.maps, now_ns, CHUNK) {
+                    Ok(begun) => (pass, counted) = (Some(begun), true),
+                    Err(error) => cannot_count(&mut complaints, &error),
+                }
+            }
+            if pass.is_none() && counted && !self.owned.any() {
+                counted = false;
+                if let Err(error) = Sources::forget(&self.maps) {
+                    cannot_count(&mut complaints, &error);
+                }
             }
             let Some(present) = &mut pass else { continue };
             pause = TURN_INTERVAL;
@@ -93,10 +103,8 @@ impl Thread {
                 Ok(Some(expired)) if expired >= MANY => pause = began.elapsed().min(TURN_INTERVAL),
                 Ok(Some(_)) => {}
                 Ok(None) => {
-                    if let Some(Err(error)) = pass.take().map(|pass| pass.end(&self.maps))
-                        && let Some(held) = complaints.pass()
-                    {
-                        tracing::warn!(held, "cannot count the flows of sources: {error:#}");
+                    if let Some(Err(error)) = pass.take().map(|pass| pass.end(&self.maps)) {
+                        cannot_count(&mut complaints, &error);
                     }
                 }
                 Err(error) => {
@@ -174,6 +182,12 @@ impl Thread {
     }
 }
 
+fn cannot_count(complaints: &mut Limit, error: &anyhow::Error) {
+    if let Some(held) = complaints.pass() {
+        tracing::warn!(held, "cannot count the flows of sources: {error:#}");
+    }
+}
+
 /// A pass over the table, and what is found out in it.
 struct Pass {
     walk: FlowWalk,
@@ -182,10 +196,11 @@ struct Pass {
 }
 
 impl Pass {
-    fn begin(maps: &Maps, chunk: usize) -> Self {
-        // First, so that the walk sees what is put in until then.
+    fn begin(maps: &Maps, now_ns: u64, chunk: usize) -> Result<Self> {
+        let sources = Sources::wanted(maps, now_ns)?;
+        // Before the walk, so that that sees what is put in until then.
         let renewal = maps.bloom().renew();
-        Self { walk: FlowWalk::new(chunk), sources: Sources::wanted(maps), renewal }
+        Ok(Self { walk: FlowWalk::new(chunk), sources, renewal })
     }
 
     fn end(self, maps: &Maps) -> Result<()> {
@@ -195,21 +210,39 @@ impl Pass {
 }
 
 /// How many flows each source has, counted in a pass. Nothing is counted while nobody limits it.
-struct Sources(Option<HashMap<[u32; 4], u32>>);
+struct Sources {
+    /// Those that began before the pass.
+    counted: Option<HashMap<[u32; 4], u32>>,
+    /// What the programs knew then. They count what comes meanwhile.
+    before: HashMap<[u32; 4], u32>,
+    begun_ns: u64,
+}
 
 impl Sources {
-    fn wanted(maps: &Maps) -> Self {
-        Self(maps.limits().is_ok_and(|limits| limits.flows != 0).then(HashMap::new))
+    fn wanted(maps: &Maps, now_ns: u64) -> Result<Self> {
+        let limited = maps.limits()?.flows != 0;
+        Ok(Self {
+            counted: limited.then(HashMap::new),
+            before: if limited { maps.flows_of_sources()? } else { HashMap::new() },
+            begun_ns: now_ns,
+        })
+    }
+
+    /// Of flows that are not this node's no source has any: should they be so again, they are counted anew.
+    fn forget(maps: &Maps) -> Result<()> {
+        Ok(maps.set_source_flows(HashMap::new(), &maps.flows_of_sources()?)?)
     }
 
     fn count(&mut self, key: &FlowKey, flow: &Flow) {
-        if let Some(counts) = &mut self.0 {
+        if let Some(counts) = &mut self.counted
+            && flow.created_ns() < self.begun_ns
+        {
             *counts.entry(if flow.originator_is_b() { key.addr_b } else { key.addr_a }).or_default() += 1;
         }
     }
 
     fn tell(self, maps: &Maps) -> Result<()> {
-        self.0.map_or(Ok(()), |counts| Ok(maps.set_source_flows(counts)?))
+        self.counted.map_or(Ok(()), |counted| Ok(maps.set_source_flows(counted, &self.before)?))
     }
 }
 
@@ -297,7 +330,7 @@ mod tests {
                 maps.write_group(0, &Group { lease_until_ns, since_ns, role, term: 1 }).unwrap();
             };
             let pass = || {
-                let mut pass = Pass::begin(&maps, 64);
+                let mut pass = Pass::begin(&maps, now_ns, 64).unwrap();
                 while sweeper.sweep(now_ns, &mut pass).unwrap().is_some() {}
                 pass.end(&maps).unwrap();
                 let mut expired = Vec::new();
@@ -337,6 +370,18 @@ mod tests {
             pass();
             assert_eq!(may_hold(), [false, true, true]);
 
+            // Another one comes in the middle of a pass, behind the walk.
+            let mut late = Pass::begin(&maps, now_ns, 64).unwrap();
+            while sweeper.sweep(now_ns, &mut late).unwrap().is_some() {}
+            let before = maps.flows_of_sources().unwrap();
+            assert_eq!(before, HashMap::from([(source, 2)]));
+            maps.set_source_flows(HashMap::from([(source, 3)]), &before).unwrap();
+            late.end(&maps).unwrap();
+            assert_eq!(maps.source_flows(&source).unwrap(), 3, "as the programs have counted");
+            Sources::forget(&maps).unwrap();
+            assert_eq!(maps.source_flows(&source).unwrap(), 0);
+            pass();
+            assert_eq!(maps.source_flows(&source).unwrap(), 2);
             // One that is not as it was seen stays: it has been seen again, or is another one.
             maps.flows().update(&key(4), &flow(44, 5), Write::Any).unwrap();
             let doomed = [(2, flow(2, 880)), (3, flow(33, 999)), (4, flow(44, 5)), (5, flow(5, 5))];

@@ -23,7 +23,7 @@ use super::claims::Defence;
 use super::election::Snapshot;
 use super::events::{EventLog, step};
 use super::hooks::Hooks;
-use super::limit::Limit;
+use super::limit::Limits;
 use super::names::Names;
 use super::readdress::{Arrived, Leaving};
 use super::resources::Resources;
@@ -176,7 +176,7 @@ impl Thread {
         let mut here: BTreeSet<GroupId> = std::mem::take(&mut self.keep);
         let mut takeovers: BTreeMap<GroupId, Takeover> = BTreeMap::new();
         let mut untold: BTreeMap<GroupId, Change> = BTreeMap::new();
-        let mut complaints = Limit::default();
+        let mut complaints = Complaints::default();
         let mut fresh: Option<(Instant, Vec<(GroupId, Address)>)> = None;
         self.remove_strays(&addresses, &here, &mut complaints).await;
         self.repair_routes(&routes, &here, &mut complaints).await;
@@ -333,7 +333,7 @@ impl Thread {
     }
 
     /// Tells the neighbours again of addresses that somebody else has claimed.
-    fn defend(&mut self, here: &BTreeSet<GroupId>, complaints: &mut Limit) {
+    fn defend(&mut self, here: &BTreeSet<GroupId>, complaints: &mut Complaints) {
         let now_ns = self.clock.now_ns();
         match self.defence.turn(&self.maps, &self.names, here, &self.groups, now_ns) {
             Ok(claimed) => {
@@ -425,7 +425,7 @@ impl Thread {
     }
 
     /// Removes marked addresses of groups that are not here: what a killed daemon left.
-    async fn remove_strays(&self, addresses: &Addresses, here: &BTreeSet<GroupId>, complaints: &mut Limit) {
+    async fn remove_strays(&self, addresses: &Addresses, here: &BTreeSet<GroupId>, complaints: &mut Complaints) {
         let interfaces: Vec<u32> = self.announcements.interfaces().collect();
         let mut keep: Vec<Address> = here.iter().flat_map(|g| self.of(*g)).copied().collect();
         keep.extend(self.leaving.iter().map(|l| l.address));
@@ -435,7 +435,7 @@ impl Thread {
             }
             Ok(_) => {}
             Err(error) => {
-                if let Some(held) = complaints.pass() {
+                if let Some(held) = complaints.pass(Complaint::Leftovers) {
                     tracing::warn!(held, "cannot remove leftover addresses: {error}");
                 }
             }
@@ -448,14 +448,14 @@ impl Thread {
 
     /// Adds what is missing of these. The kernel knows what is there; to list it takes long where a routing
     /// daemon has filled the table.
-    async fn add_routes(&self, routes: &Routes, wanted: &[Routing], complaints: &mut Limit) {
+    async fn add_routes(&self, routes: &Routes, wanted: &[Routing], complaints: &mut Complaints) {
         if let Err(error) = routes.add(wanted).await {
-            self.complain_of_route(format!("{error}"), complaints);
+            self.complain_of_route(Complaint::Route, format!("{error}"), complaints);
         }
     }
 
     /// Makes the routes and rules that are there those that should be.
-    async fn repair_routes(&self, routes: &Routes, here: &BTreeSet<GroupId>, complaints: &mut Limit) {
+    async fn repair_routes(&self, routes: &Routes, here: &BTreeSet<GroupId>, complaints: &mut Complaints) {
         let interfaces: Vec<u32> = self.announcements.interfaces().collect();
         let wanted = self.routes_here(here);
         let repaired = async {
@@ -469,23 +469,25 @@ impl Thread {
         };
         match repaired.await {
             Ok(foreign) => {
-                for routing in foreign {
-                    self.complain_of_route(format!("another is in the way of {routing}"), complaints);
+                if !foreign.is_empty() {
+                    let all: Vec<String> = foreign.iter().map(ToString::to_string).collect();
+                    let text = format!("another is in the way of {}", all.join(", "));
+                    self.complain_of_route(Complaint::RouteInTheWay, text, complaints);
                 }
             }
-            Err(error) => self.complain_of_route(format!("{error}"), complaints),
+            Err(error) => self.complain_of_route(Complaint::Route, format!("{error}"), complaints),
         }
     }
 
-    fn complain_of_route(&self, text: String, complaints: &mut Limit) {
-        if complaints.pass().is_some() {
+    fn complain_of_route(&self, complaint: Complaint, text: String, complaints: &mut Complaints) {
+        if complaints.pass(complaint).is_some() {
             let now = Time::from_nanos(self.clock.now_ns());
             self.events.record(now, "route-error", None, text, Vec::new());
         }
     }
 
     /// Makes what is there what should be, and renews its lifetime.
-    async fn repair(&mut self, addresses: &Addresses, here: &BTreeSet<GroupId>, complaints: &mut Limit) {
+    async fn repair(&mut self, addresses: &Addresses, here: &BTreeSet<GroupId>, complaints: &mut Complaints) {
         self.remove_strays(addresses, here, complaints).await;
         if here.is_empty() {
             return;
@@ -494,7 +496,7 @@ impl Thread {
         let present = match addresses.list(&interfaces).await {
             Ok(present) => present,
             Err(error) => {
-                if let Some(held) = complaints.pass() {
+                if let Some(held) = complaints.pass(Complaint::List) {
                     tracing::warn!(held, "cannot list addresses: {error}");
                 }
                 return;
@@ -502,7 +504,7 @@ impl Thread {
         };
         let stay: Vec<Address> = self.leaving.iter().map(|l| l.address).collect();
         if let Err(error) = addresses.add(&stay, self.lifetime()).await
-            && let Some(held) = complaints.pass()
+            && let Some(held) = complaints.pass(Complaint::Leaving)
         {
             tracing::warn!(held, "cannot keep addresses until another node has them: {error}");
         }
@@ -516,7 +518,7 @@ impl Thread {
                 }
                 Ok(()) => {}
                 Err(error) => {
-                    if complaints.pass().is_some() {
+                    if complaints.pass(Complaint::Vip(group)).is_some() {
                         self.tell("vip-error", group, format!("{error}"));
                     }
                 }

@@ -376,25 +376,47 @@ impl Maps {
         self.sources.lookup(address).map_err(map_error(name::SOURCES))
     }
 
-    /// Tells the programs how many flows each source has in the main table; those not named have none.
+    /// How many flows each source has in the main table, as far as the programs know.
+    ///
+    /// # Errors
+    ///
+    /// Those of the walk.
+    pub fn flows_of_sources(&self) -> Result<HashMap<[u32; 4], u32>, DataplaneError> {
+        let mut known = HashMap::new();
+        let mut walk = Walk::new(4096);
+        while let Some((addresses, sources)) =
+            walk.next_chunk(&self.sources).map_err(map_error(name::SOURCES))?
+        {
+            known.extend(addresses.iter().zip(sources).map(|(address, source)| (*address, source.flows)));
+        }
+        Ok(known)
+    }
+
+    /// Tells the programs how many flows each source has in the main table: so many as were `counted`, and those that came
+    /// since they knew of so many as `before`.
     ///
     /// # Errors
     ///
     /// Those of the walk and the updates; what was told before stays told.
-    pub fn set_source_flows(&self, mut flows: HashMap<[u32; 4], u32>) -> Result<(), DataplaneError> {
+    pub fn set_source_flows(
+        &self,
+        mut counted: HashMap<[u32; 4], u32>,
+        before: &HashMap<[u32; 4], u32>,
+    ) -> Result<(), DataplaneError> {
         let mut tell = || -> io::Result<()> {
             let write =
                 |address: &[u32; 4], source: &Source| self.sources.update(address, source, Write::Any);
             let mut walk = Walk::new(4096);
             while let Some((addresses, sources)) = walk.next_chunk(&self.sources)? {
                 for (address, source) in addresses.iter().zip(sources) {
-                    let counted = flows.remove(address).unwrap_or(0);
-                    if counted != source.flows {
-                        write(address, &Source { flows: counted, ..*source })?;
+                    let since = source.flows.saturating_sub(before.get(address).copied().unwrap_or(0));
+                    let flows = counted.remove(address).unwrap_or(0).saturating_add(since);
+                    if flows != source.flows {
+                        write(address, &Source { flows, ..*source })?;
                     }
                 }
             }
-            flows.iter().try_for_each(|(address, flows)| {
+            counted.iter().try_for_each(|(address, flows)| {
                 write(address, &Source { flows: *flows, ..Source::default() })
             })
         };
