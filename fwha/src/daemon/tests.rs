@@ -3,6 +3,7 @@
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Command;
+use std::time::Instant;
 
 use futures_util::FutureExt as _;
 use fwha_common::flow::NextHop;
@@ -66,6 +67,18 @@ fn link(name: &str) -> Link {
     links().unwrap().into_iter().find(|l| l.name == name).unwrap()
 }
 
+/// The same, once it has its carrier.
+fn running(name: &str) -> Link {
+    let begun = Instant::now();
+    loop {
+        match link(name) {
+            link if link.running() => return link,
+            _ => assert!(begun.elapsed() < Duration::from_secs(10)),
+        }
+        std::thread::yield_now();
+    }
+}
+
 #[test]
 fn a_missing_sync_address_is_named_with_its_remedy() {
     if !root() {
@@ -124,7 +137,7 @@ fn an_interface_that_is_replaced_gets_new_sockets() {
             attached,
             retry: None,
         };
-        let before = (link("near"), link("sync"));
+        let before = (running("near"), running("sync"));
 
         // A change that leaves the interface what it is opens nothing.
         network.handle(&mut dataplane, vec![NetworkEvent::LinkChanged(before.0.clone())]).await;
@@ -147,7 +160,7 @@ fn an_interface_that_is_replaced_gets_new_sockets() {
 
         a.cable("near", "far", &b);
         a.ip("address add 10.9.0.7/24 dev near");
-        network.handle(&mut dataplane, vec![NetworkEvent::LinkChanged(link("near"))]).await;
+        network.handle(&mut dataplane, vec![NetworkEvent::LinkChanged(running("near"))]).await;
         let Some(election::Command::Interface(Via::Zone(1), now)) = told.take() else { panic!() };
         assert!(now.carrier && now.address.octets() == [10, 9, 0, 7]);
         assert!(matches!(told.take(), Some(election::Command::Opened(Via::Zone(1), Some(_)))));
@@ -177,8 +190,7 @@ fn an_interface_that_is_replaced_gets_new_sockets() {
         a.ip(&format!("link add near index {index} type veth peer name unused"));
         a.ip("link set unused up");
         a.ip("link set near up");
-        network.handle(&mut dataplane, vec![NetworkEvent::LinkChanged(link("near"))]).await;
-        assert!(link("near").running());
+        network.handle(&mut dataplane, vec![NetworkEvent::LinkChanged(running("near"))]).await;
         let carriers = std::iter::from_fn(|| told.take()).filter_map(|command| match command {
             election::Command::Interface(Via::Zone(1), now) => Some(now.carrier),
             _ => None,
@@ -190,7 +202,7 @@ fn an_interface_that_is_replaced_gets_new_sockets() {
         network.handle(&mut dataplane, vec![NetworkEvent::LinkRemoved(link_at(index))]).await;
         assert_eq!(network.retry, None, "one that is not there tells when it comes");
         a.cable("near", "far", &b);
-        network.handle(&mut dataplane, vec![NetworkEvent::LinkChanged(link("near"))]).await;
+        network.handle(&mut dataplane, vec![NetworkEvent::LinkChanged(running("near"))]).await;
         let Some(election::Command::Interface(Via::Zone(1), now)) = std::iter::from_fn(|| told.take())
             .find(|c| matches!(c, election::Command::Interface(_, i) if i.carrier))
         else {

@@ -102,6 +102,20 @@ pub enum Command {
     Stop(oneshot::Sender<()>),
 }
 
+/// What there may be to complain of, one lasting beside another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Complaint {
+    Claims,
+    Leftovers,
+    List,
+    Leaving,
+    Vip(GroupId),
+    Route,
+    RouteInTheWay,
+}
+
+type Complaints = Limits<Complaint>;
+
 /// What the thread works with.
 pub struct Thread {
     /// The addresses of each group.
@@ -343,7 +357,7 @@ impl Thread {
                 }
             }
             Err(error) => {
-                if let Some(held) = complaints.pass() {
+                if let Some(held) = complaints.pass(Complaint::Claims) {
                     tracing::warn!(held, "cannot see who else claims the addresses: {error}");
                 }
             }
@@ -425,7 +439,12 @@ impl Thread {
     }
 
     /// Removes marked addresses of groups that are not here: what a killed daemon left.
-    async fn remove_strays(&self, addresses: &Addresses, here: &BTreeSet<GroupId>, complaints: &mut Complaints) {
+    async fn remove_strays(
+        &self,
+        addresses: &Addresses,
+        here: &BTreeSet<GroupId>,
+        complaints: &mut Complaints,
+    ) {
         let interfaces: Vec<u32> = self.announcements.interfaces().collect();
         let mut keep: Vec<Address> = here.iter().flat_map(|g| self.of(*g)).copied().collect();
         keep.extend(self.leaving.iter().map(|l| l.address));
