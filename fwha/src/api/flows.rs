@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use fwha_common::flow::FlowState;
+use fwha_common::flow::{FlowState, proto};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -29,7 +29,7 @@ impl fmt::Display for Origin {
 /// A flow. In pairs the first is the original direction, the second the reply.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlowRow {
-    /// `tcp`, `udp`, `icmp`, or the protocol's number.
+    /// The protocol's name in config files (`tcp`, `udp`, `icmp`, `icmpv6` and so on), or its number if it has none.
     pub proto: String,
     /// Address of the end that began it.
     pub src: IpAddr,
@@ -73,9 +73,9 @@ pub struct FlowFilter {
     /// Where the table has it from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
-    /// Protocol, as in [`FlowRow::proto`].
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub proto: Option<String>,
+    /// Protocol, by its name or number.
+    #[serde(skip_serializing_if = "Option::is_none", with = "protocol")]
+    pub proto: Option<u8>,
     /// Address or network of the end that began it.
     #[serde(skip_serializing_if = "Option::is_none", with = "network")]
     pub src: Option<IpNet>,
@@ -106,7 +106,7 @@ impl FlowFilter {
             wanted.as_ref().is_none_or(|w| w == found)
         }
         is(&self.origin, &flow.origin)
-            && is(&self.proto, &flow.proto)
+            && self.proto.is_none_or(|number| protocol::parse(&flow.proto) == Ok(number))
             && self.src.is_none_or(|net| net.contains(&flow.src))
             && self.dst.is_none_or(|net| net.contains(&flow.dst))
             && is(&self.sport, &flow.sport)
@@ -133,13 +133,7 @@ impl FlowFilter {
                     _ => return Err(format!("origin is local or peer, not {value:?}")),
                 });
             }
-            "proto" => {
-                let value = value.to_ascii_lowercase();
-                if !matches!(value.as_str(), "tcp" | "udp" | "icmp") && value.parse::<u8>().is_err() {
-                    return Err(format!("proto is tcp, udp, icmp or a number, not {value:?}"));
-                }
-                self.proto = Some(value);
-            }
+            "proto" => self.proto = Some(protocol::parse(value)?),
             "src" => self.src = Some(net()?),
             "dst" => self.dst = Some(net()?),
             "sport" => self.sport = Some(port()?),
@@ -157,6 +151,34 @@ impl FlowFilter {
             _ => return Err(format!("unknown term {key:?}: known are {}", Self::TERMS.join(", "))),
         }
         Ok(())
+    }
+}
+
+/// Protocols in a filter: a number and its name are the same.
+mod protocol {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    use super::proto;
+
+    pub(super) fn parse(text: &str) -> Result<u8, String> {
+        let named = proto::NAMES.iter().find(|(_, name)| name.eq_ignore_ascii_case(text));
+        named.map(|(number, _)| *number).or_else(|| text.parse().ok()).ok_or_else(|| {
+            let names = proto::NAMES.map(|(_, name)| name).join(", ");
+            format!("proto is one of {names} or a number up to 255, not {text:?}")
+        })
+    }
+
+    pub(super) fn serialize<S: Serializer>(number: &Option<u8>, serializer: S) -> Result<S::Ok, S::Error> {
+        match number.map(|number| (number, proto::name(number))) {
+            Some((_, Some(name))) => serializer.serialize_str(name),
+            Some((number, None)) => serializer.collect_str(&number),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u8>, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        parse(&text).map(Some).map_err(D::Error::custom)
     }
 }
 

@@ -1,3 +1,5 @@
+use fwha_common::flow::proto;
+
 use super::*;
 
 fn flow() -> FlowRow {
@@ -54,6 +56,24 @@ fn every_term_of_a_filter_can_match_and_can_fail() {
 }
 
 #[test]
+fn a_protocol_is_found_by_its_name_and_by_its_number() {
+    let named = proto::NAMES.map(|(number, name)| (number, name.to_owned()));
+    for (number, shown) in named.into_iter().chain([(0, "0".into()), (2, "2".into()), (255, "255".into())]) {
+        let flow = FlowRow { proto: shown.clone(), ..flow() };
+        for text in [shown.to_uppercase(), shown, number.to_string()] {
+            let mut filter = FlowFilter::default();
+            filter.set(&format!("proto={text}")).unwrap();
+            let asked = serde_urlencoded::from_str::<FlowFilter>(&format!("proto={text}")).unwrap();
+            let deletion = serde_json::from_str::<FlowFilter>(&format!(r#"{{"proto":"{text}"}}"#)).unwrap();
+            for filter in [&filter, &asked, &deletion] {
+                assert!(filter.matches(&flow), "{text} is {}", flow.proto);
+                assert!(!filter.matches(&FlowRow { proto: "254".into(), ..flow.clone() }), "{text}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_bad_term_is_explained() {
     for (term, problem) in [
         ("dport", "\"dport\" is not a term like dport=22"),
@@ -61,13 +81,15 @@ fn a_bad_term_is_explained() {
         ("dport=99999", "dport: \"99999\" is not a port"),
         ("src=10.0.0", "src: \"10.0.0\" is not an address or prefix"),
         ("state=new", "state is one of syn-sent, "),
-        ("proto=tpc", "proto is tcp, udp, icmp or a number"),
+        ("proto=tpc", "proto is one of icmp, tcp, udp, dccp,"),
+        ("proto=256", "proto is one of icmp, tcp, udp, dccp,"),
         ("origin=me", "origin is local or peer"),
     ] {
         let found = FlowFilter::default().set(term).unwrap_err();
         assert!(found.starts_with(problem), "{found}");
     }
     assert!(serde_urlencoded::from_str::<FlowFilter>("dport=x").is_err());
+    assert!(serde_urlencoded::from_str::<FlowFilter>("proto=tpc").is_err());
     assert!(serde_urlencoded::from_str::<FlowFilter>("nonsense=1").is_err());
 }
 
