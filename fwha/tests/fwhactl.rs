@@ -544,6 +544,8 @@ async fn flows_are_listed_filtered_and_counted() {
     );
 
     assert_eq!(daemon.ctl(&["flows", "count", "proto=udp"]).await.stdout, "2\n");
+    assert_eq!(daemon.ctl(&["flows", "count", "proto=17"]).await.stdout, "2\n");
+    assert_eq!(daemon.ctl(&["flows", "count", "proto=SCTP"]).await.stdout, "0\n");
     assert_eq!(daemon.ctl(&["flows", "count", "--origin", "peer"]).await.stdout, "0\n");
     assert_eq!(daemon.ctl(&["-o", "json", "flows", "count"]).await.stdout, "{\"count\":4}\n");
     assert_eq!(daemon.ctl(&["-o", "json", "flows", "--origin", "peer"]).await.stdout, "");
@@ -589,6 +591,11 @@ async fn flows_are_deleted_only_if_somebody_says_which() {
     for wrong in [&["flows", "delete"][..], &["flows", "delete", "--all", "dport=22"]] {
         assert_eq!(daemon.ctl(wrong).await.code, 2, "{wrong:?}");
     }
+    let run = daemon.ctl(&["flows", "delete", "src=10.0.0.1", "src=10.0.0.2"]).await;
+    assert_eq!(
+        (run.code, run.stdout.as_str(), run.stderr.as_str()),
+        (1, "", "fwhactl: \"src\" is given twice\n")
+    );
 }
 
 #[tokio::test]

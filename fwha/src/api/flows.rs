@@ -115,11 +115,19 @@ impl FlowFilter {
             && self.zone.as_ref().is_none_or(|z| *z == flow.zone_in || *z == flow.zone_out)
     }
 
-    /// Adds a term like `dport=22`.
+    /// Adds a term like `dport=22`. A second one for the same thing is refused: whichever of the two were ignored, more flows would
+    /// match than somebody may have meant, and be deleted.
     ///
     /// # Errors
     /// What is wrong with the term.
     pub fn set(&mut self, term: &str) -> Result<(), String> {
+        fn once<T>(place: &mut Option<T>, key: &str, value: T) -> Result<(), String> {
+            if place.is_some() {
+                return Err(format!("{key:?} is given twice"));
+            }
+            *place = Some(value);
+            Ok(())
+        }
         let (key, value) =
             term.split_once('=').ok_or_else(|| format!("{term:?} is not a term like dport=22"))?;
         let port = || value.parse().map_err(|_| format!("{key}: {value:?} is not a port"));
@@ -127,17 +135,18 @@ impl FlowFilter {
             || network::parse(value).map_err(|()| format!("{key}: {value:?} is not an address or prefix"));
         match key {
             "origin" => {
-                self.origin = Some(match value {
+                let origin = match value {
                     "local" => Origin::Local,
                     "peer" => Origin::Peer,
                     _ => return Err(format!("origin is local or peer, not {value:?}")),
-                });
+                };
+                once(&mut self.origin, key, origin)
             }
-            "proto" => self.proto = Some(protocol::parse(value)?),
-            "src" => self.src = Some(net()?),
-            "dst" => self.dst = Some(net()?),
-            "sport" => self.sport = Some(port()?),
-            "dport" => self.dport = Some(port()?),
+            "proto" => once(&mut self.proto, key, protocol::parse(value)?),
+            "src" => once(&mut self.src, key, net()?),
+            "dst" => once(&mut self.dst, key, net()?),
+            "sport" => once(&mut self.sport, key, port()?),
+            "dport" => once(&mut self.dport, key, port()?),
             "state" => {
                 let value = value.to_ascii_lowercase();
                 let mut known = FlowState::ALL.iter().skip(1).map(|s| s.as_str());
@@ -145,12 +154,11 @@ impl FlowFilter {
                     let known: Vec<_> = known.by_ref().collect();
                     return Err(format!("state is one of {}, not {value:?}", known.join(", ")));
                 }
-                self.state = Some(value);
+                once(&mut self.state, key, value)
             }
-            "zone" => self.zone = Some(value.to_owned()),
-            _ => return Err(format!("unknown term {key:?}: known are {}", Self::TERMS.join(", "))),
+            "zone" => once(&mut self.zone, key, value.to_owned()),
+            _ => Err(format!("unknown term {key:?}: known are {}", Self::TERMS.join(", "))),
         }
-        Ok(())
     }
 }
 

@@ -56,6 +56,26 @@ fn every_term_of_a_filter_can_match_and_can_fail() {
 }
 
 #[test]
+fn no_term_of_a_filter_replaces_another() {
+    for (key, values) in [
+        ("origin", ["local", "peer"]),
+        ("proto", ["tcp", "tcp"]),
+        ("src", ["10.0.0.1", "10.0.0.2"]),
+        ("dst", ["10.0.0.0/8", "10.0.0.0/24"]),
+        ("sport", ["1", "2"]),
+        ("dport", ["1", "2"]),
+        ("state", ["established", "time-wait"]),
+        ("zone", ["lan", "inet"]),
+    ] {
+        let terms = values.map(|value| format!("{key}={value}"));
+        let mut filter = FlowFilter::default();
+        filter.set(&terms[0]).unwrap();
+        assert_eq!(filter.set(&terms[1]).unwrap_err(), format!("{key:?} is given twice"));
+        assert!(serde_urlencoded::from_str::<FlowFilter>(&terms.join("&")).is_err(), "nor for the daemon");
+    }
+}
+
+#[test]
 fn a_protocol_is_found_by_its_name_and_by_its_number() {
     let named = proto::NAMES.map(|(number, name)| (number, name.to_owned()));
     for (number, shown) in named.into_iter().chain([(0, "0".into()), (2, "2".into()), (255, "255".into())]) {
