@@ -104,7 +104,7 @@ pub enum Output {
 pub enum CtlVerb {
     /// Show groups, peers, replication and warnings.
     ///
-    /// Exits with 3 when a group has not exactly one active node.
+    /// Exits with 3 when a group has not exactly one active node, or when the daemon hangs and what it says is old.
     Status(StatusArgs),
     /// List the flow table.
     Flows(FlowsArgs),

@@ -24,7 +24,7 @@ use fwha::api::{
     FlowFilter, FlowRow, FlowSide, FlowsDeleted, GroupStatus, LinkStatus, MemberStanding, MovedGroup, NDJSON,
     Origin, PacketExplanation, PacketQuery, PacketStep, PeerStatus, ReloadReply, ReloadRequest,
     ResourceStatus, Role, RoleExplanation, StandbyReply, StandbyRequest, Stat, Stats, Status, Step,
-    SwitchoverReply, SwitchoverRequest, SyncStatus, TrackerStatus, Transfer, TransferRequest, TransferState,
+    SwitchoverReply, SwitchoverRequest, SyncStatus, ThreadStatus, TrackerStatus, Transfer, TransferRequest, TransferState,
     WARNING_HEADER, WitnessStatus, ZoneInterfaceStatus, path,
 };
 use tokio::{
@@ -148,6 +148,10 @@ fn status() -> Status {
             reason: "veth carries super-packets".into(),
         }],
         flows: FlowCounts { local: 5, peer: 2, embryonic: 1, max: 65_536, at_risk: 3 },
+        threads: vec![
+            ThreadStatus { name: "election".into(), silent_ms: 9 },
+            ThreadStatus { name: "replication".into(), silent_ms: 1000 },
+        ],
         warnings: vec!["one sync link only\x1b[2J".into()],
     }
 }
@@ -509,6 +513,17 @@ async fn status_exits_with_3_when_a_group_has_not_exactly_one_active() {
         let run = daemon.ctl(&["status"]).await;
         assert_eq!(run.code, 3);
         assert!(run.stdout.contains(text), "{}", run.stdout);
+        assert_eq!(daemon.ctl(&["-o", "json", "status"]).await.code, 3);
+    }
+}
+
+#[tokio::test]
+async fn status_exits_with_3_when_a_thread_hangs() {
+    for hangs in [0, 1] {
+        let mut status = status();
+        status.threads[hangs].silent_ms = 1001;
+        let daemon = FakeDaemon::start(status, 0);
+        assert_eq!(daemon.ctl(&["status"]).await.code, 3);
         assert_eq!(daemon.ctl(&["-o", "json", "status"]).await.code, 3);
     }
 }

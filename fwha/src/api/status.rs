@@ -1,8 +1,12 @@
 //! What `GET /v1/status` tells.
 
 use std::fmt;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+/// A thread that has not shown anything for this long hangs.
+const HANG: Duration = Duration::from_secs(1);
 
 /// What a node knows of itself and its cluster.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -34,6 +38,9 @@ pub struct Status {
     pub interfaces: Vec<ZoneInterfaceStatus>,
     /// Flows in the tables.
     pub flows: FlowCounts,
+    /// The threads of the daemon that know all this.
+    #[serde(default)]
+    pub threads: Vec<ThreadStatus>,
     /// What an operator should look at, a line each.
     pub warnings: Vec<String>,
 }
@@ -42,6 +49,27 @@ impl Status {
     /// The groups that have not exactly one Active node as far as this node knows.
     pub fn troubled_groups(&self) -> impl Iterator<Item = &GroupStatus> {
         self.groups.iter().filter(|g| g.active.is_none() || !g.also_active.is_empty())
+    }
+
+    /// Whether somebody must look at this node: a group is troubled, or what is said of it may be old.
+    pub fn troubled(&self) -> bool {
+        self.troubled_groups().next().is_some() || self.threads.iter().any(ThreadStatus::hangs)
+    }
+}
+
+/// A thread of the daemon.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ThreadStatus {
+    /// `election` or `replication`.
+    pub name: String,
+    /// Since it last showed how things stand, which it does several times a second.
+    pub silent_ms: u64,
+}
+
+impl ThreadStatus {
+    /// Whether it has been silent for so long that it hangs: what it said last is old.
+    pub const fn hangs(&self) -> bool {
+        self.silent_ms as u128 > HANG.as_millis()
     }
 }
 

@@ -19,7 +19,7 @@ use crate::{
     args::{Output, StatusArgs},
 };
 
-/// The exit code when a group has not exactly one Active node.
+/// The exit code when a group has not exactly one Active node, or a thread of the daemon hangs.
 const TROUBLED: u8 = 3;
 
 /// Between two pictures of `--watch`.
@@ -33,8 +33,7 @@ pub(super) async fn run(ctl: &Ctl, args: &StatusArgs) -> anyhow::Result<ExitCode
     let mut out = Vec::new();
     draw(&mut out, ctl, &status)?;
     io::stdout().write_all(&out)?;
-    let troubled = status.troubled_groups().next().is_some();
-    Ok(if troubled { ExitCode::from(TROUBLED) } else { ExitCode::SUCCESS })
+    Ok(if status.troubled() { ExitCode::from(TROUBLED) } else { ExitCode::SUCCESS })
 }
 
 /// Shows the status every second. A daemon that is gone may come back, so that is shown too.

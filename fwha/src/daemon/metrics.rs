@@ -22,6 +22,7 @@ use fwha_proto::resource;
 use fwha_proto::tracker::{self, Report};
 use tokio::net::TcpListener;
 
+use super::election;
 use super::replication::{PeerSnapshot, Snapshot};
 use super::server::{Problem, Server};
 use crate::api;
@@ -133,8 +134,9 @@ impl Server {
         text.gauge("fwha_info", "What this is; always 1.", |m| m.add(&info, 1));
         let uptime = self.now().since(self.started).as_secs_f64();
         text.gauge("fwha_uptime_seconds", "Since the daemon started.", |m| m.add(&[], uptime));
-        self.election_metrics(&mut text);
-        let replication = self.replication_status.load();
+        let (election, replication) = (self.election_status.load(), self.replication_status.load());
+        thread_metrics(&mut text, &self.threads(&election, &replication));
+        self.election_metrics(&mut text, &election);
         self.sync_metrics(&mut text, &replication);
         self.link_metrics(&mut text, &replication);
         flow_metrics(&mut text, &counts);
@@ -142,8 +144,7 @@ impl Server {
         Ok(text.0)
     }
 
-    fn election_metrics(&self, text: &mut Text) {
-        let snapshot = self.election_status.load();
+    fn election_metrics(&self, text: &mut Text, snapshot: &election::Snapshot) {
         let status = &snapshot.status;
         text.gauge("fwha_group_role", "This node's role in a group: 1, and 0 for the other roles.", |m| {
             let roles = || (0..=u8::MAX).map_while(Role::from_u8);
@@ -423,6 +424,16 @@ const fn described(counter: Counter) -> Option<(&'static str, &'static str)> {
     })
 }
 
+fn thread_metrics(text: &mut Text, threads: &[api::ThreadStatus]) {
+    let help = "Since a thread of the daemon last showed how things stand: what is said here is as old.";
+    text.gauge("fwha_thread_silent_seconds", help, |m| {
+        for thread in threads {
+            let silent = Duration::from_millis(thread.silent_ms).as_secs_f64();
+            m.add(&[("thread", &thread.name)], silent);
+        }
+    });
+}
+
 fn flow_metrics(text: &mut Text, counts: &api::FlowCounts) {
     text.gauge("fwha_flows", "Flows in the table, by where they began.", |m| {
         m.add(&[("origin", "local")], counts.local);
@@ -456,6 +467,21 @@ mod tests {
             text.0,
             "# HELP fwha_x_total What it is.\n# TYPE fwha_x_total counter\nfwha_x_total 1\n\
              fwha_x_total{a=\"q\\\"b\\\\s\\nn\",b=\"\"} 0.5\n"
+        );
+    }
+
+    #[test]
+    fn a_thread_that_hangs_shows() {
+        let mut text = Text(String::new());
+        let thread = |name: &str, silent_ms| api::ThreadStatus { name: name.into(), silent_ms };
+        thread_metrics(&mut text, &[thread("election", 7), thread("replication", 61_500)]);
+        let samples: Vec<&str> = text.0.lines().skip(2).collect();
+        assert_eq!(
+            samples,
+            [
+                "fwha_thread_silent_seconds{thread=\"election\"} 0.007",
+                "fwha_thread_silent_seconds{thread=\"replication\"} 61.5"
+            ]
         );
     }
 

@@ -441,8 +441,19 @@ impl Server {
                 .filter_map(|a| self.interface_status(a))
                 .collect(),
             flows,
+            threads: self.threads(&snapshot, &replication).into(),
             warnings,
         }
+    }
+
+    /// The threads on whose word all of this is, and how old that is.
+    pub(super) fn threads(
+        &self,
+        election: &election::Snapshot,
+        replication: &Snapshot,
+    ) -> [api::ThreadStatus; 2] {
+        let threads = [("election", election.at), ("replication", replication.at)];
+        threads.map(|(name, at)| api::ThreadStatus { name: name.to_owned(), silent_ms: self.ms_since(at) })
     }
 
     fn group_status(&self, group: &fwha_proto::election::status::GroupStatus) -> api::GroupStatus {

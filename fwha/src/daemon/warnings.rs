@@ -20,8 +20,6 @@ use crate::dataplane::AttachKind;
 use crate::netlink::ipsec;
 use crate::sys::interface::{filters_tags, takes_tags_off};
 
-/// A thread that has not shown anything for this long hangs.
-const HANG: Duration = Duration::from_secs(1);
 /// How long a stranger on a sync link is worth a warning.
 const STRANGER_MEMORY: Duration = Duration::from_secs(60);
 
@@ -39,14 +37,12 @@ impl Server {
             )),
             Err(problem) => warnings.push(format!("{path}: {problem}")),
         }
-        for (thread, at) in [("election", election.at), ("replication", replication.at)] {
-            let age = now.since(at);
-            if age > HANG {
-                let age = age.as_secs_f64();
-                warnings.push(format!(
-                    "the {thread} thread has shown no sign of life for {age:.1} s: what is said here is old"
-                ));
-            }
+        for thread in self.threads(election, replication).iter().filter(|t| t.hangs()) {
+            warnings.push(format!(
+                "the {} thread has shown no sign of life for {:.1} s: what is said here is old",
+                thread.name,
+                Duration::from_millis(thread.silent_ms).as_secs_f64()
+            ));
         }
         if election.status.node == NodeState::Standby {
             warnings.push(moves::on_standby(self.names.me()));
