@@ -5,7 +5,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{Display, Write};
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::extract::State;
@@ -20,13 +24,21 @@ use fwha_proto::heartbeat::{PeerState, Role};
 use fwha_proto::replication::{Counters, Histogram, LinkCounters, LinkState, LinkStatus, SyncState};
 use fwha_proto::resource;
 use fwha_proto::tracker::{self, Report};
-use tokio::net::TcpListener;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinError;
+use tokio::time::{Sleep, sleep};
 
 use super::election;
 use super::replication::{PeerSnapshot, Snapshot};
 use super::server::{Problem, Server};
 use crate::api;
 
+/// Connections of the TCP port at a time. More wait in the kernel, where they take no descriptor of the daemon.
+const CONNECTIONS: usize = 16;
+/// How long one of them may last in all. Prometheus gives a scrape ten seconds by default.
+const CONNECTION_TIME: Duration = Duration::from_secs(10);
 /// What the text format is called (Prometheus, exposition formats, version 0.0.4).
 const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// Powers of two of a microsecond that are buckets of the histogram: 64 µs to 8 s.
@@ -46,15 +58,99 @@ const REFUSED: [&str; 8] = [
 /// Serves metrics, and nothing else, on a TCP port.
 pub(super) async fn listen(listener: TcpListener, server: Arc<Server>) {
     let router = Router::new().route(api::path::METRICS, get(metrics)).with_state(server);
+    let listener =
+        Bounded { listener, places: Arc::new(Semaphore::new(CONNECTIONS)), lifetime: CONNECTION_TIME };
     if let Err(error) = serve(listener, router).await {
         tracing::error!("metrics are gone: {error}");
     }
 }
 
+/// A listener whose connections are few and short. Whoever reaches the port could otherwise take all descriptors of the
+/// daemon, the control socket's and the election's with them, by connections on which nothing is said.
+struct Bounded {
+    listener: TcpListener,
+    places: Arc<Semaphore>,
+    lifetime: Duration,
+}
+
+impl serve::Listener for Bounded {
+    type Io = Connection;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Connection, SocketAddr) {
+        // That fails only for a semaphore that is closed.
+        let place = Arc::clone(&self.places).acquire_owned().await.ok();
+        let (stream, from) = serve::Listener::accept(&mut self.listener).await;
+        (Connection { stream, end: Box::pin(sleep(self.lifetime)), _place: place }, from)
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+}
+
+/// A connection that fails when its time is over.
+struct Connection {
+    stream: TcpStream,
+    end: Pin<Box<Sleep>>,
+    _place: Option<OwnedSemaphorePermit>,
+}
+
+impl Connection {
+    /// The stream as long as there is time.
+    fn stream(&mut self, context: &mut Context<'_>) -> io::Result<Pin<&mut TcpStream>> {
+        match self.end.as_mut().poll(context) {
+            Poll::Ready(()) => Err(io::ErrorKind::TimedOut.into()),
+            Poll::Pending => Ok(Pin::new(&mut self.stream)),
+        }
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.stream(context)?.poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.stream(context)?.poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream(context)?.poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream(context)?.poll_shutdown(context)
+    }
+}
+
 pub(super) async fn metrics(State(server): State<Arc<Server>>) -> Result<Response, Problem> {
-    // The walk of the flow table takes its time.
-    let text = tokio::task::spawn_blocking(move || server.metrics()).await??;
-    Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response())
+    let text = in_turn(move || server.metrics()).await??;
+    // One that is kept between two scrapes would keep its place.
+    let headers = [(header::CONTENT_TYPE, CONTENT_TYPE), (header::CONNECTION, "close")];
+    Ok((headers, text).into_response())
+}
+
+/// What `walk` finds. A walk of the flow table takes its time, and goes on if the client does not: one at a time, however
+/// many ask.
+async fn in_turn<T: Send + 'static>(walk: impl FnOnce() -> T + Send + 'static) -> Result<T, JoinError> {
+    static WALK: Mutex<()> = Mutex::const_new(());
+    let turn = WALK.lock().await;
+    let walk = move || {
+        let _turn = turn;
+        walk()
+    };
+    tokio::task::spawn_blocking(walk).await
 }
 
 type Labels<'a> = &'a [(&'a str, &'a str)];
@@ -468,6 +564,58 @@ mod tests {
             "# HELP fwha_x_total What it is.\n# TYPE fwha_x_total counter\nfwha_x_total 1\n\
              fwha_x_total{a=\"q\\\"b\\\\s\\nn\",b=\"\"} 0.5\n"
         );
+    }
+
+    #[tokio::test]
+    async fn connections_on_which_nothing_is_said_keep_nobody_out() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        const LIFETIME: Duration = Duration::from_millis(300);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        let listener = Bounded { listener, places: Arc::clone(&places), lifetime: LIFETIME };
+        let router = Router::new().route("/metrics", get(|| async { "fwha_x 1" }));
+        let server = tokio::spawn(async move { serve(listener, router).await });
+        let begun = tokio::time::Instant::now();
+        let mut idle = Vec::new();
+        // One that says half of what it wants is no better.
+        for n in 0..CONNECTIONS {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(&b"GET /met"[..n % 2 * 8]).await.unwrap();
+            idle.push(stream);
+        }
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.ends_with("fwha_x 1"), "{answer}");
+        assert!(begun.elapsed() >= LIFETIME, "there was no place before");
+        for mut stream in idle {
+            assert_eq!(stream.read(&mut [0; 100]).await.unwrap_or(0), 0, "it was closed");
+        }
+        while places.available_permits() < CONNECTIONS - 1 {
+            tokio::task::yield_now().await;
+        }
+        server.abort();
+    }
+
+    #[tokio::test]
+    async fn one_scrape_at_a_time_walks_the_table() {
+        let walks = Arc::new(std::sync::Mutex::new(()));
+        let walk = || {
+            let walks = Arc::clone(&walks);
+            in_turn(move || {
+                let alone = walks.try_lock().is_ok_and(|_walk| {
+                    std::thread::sleep(Duration::from_millis(20));
+                    true
+                });
+                assert!(alone, "beside another");
+            })
+        };
+        // The first goes on although nobody waits for it.
+        let _ = tokio::time::timeout(Duration::from_millis(5), walk()).await;
+        let (a, b, c) = tokio::join!(walk(), walk(), walk());
+        a.and(b).and(c).unwrap();
     }
 
     #[test]
