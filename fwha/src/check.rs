@@ -11,6 +11,7 @@ use nix::sys::socket::SockaddrStorage;
 use crate::{
     args::CheckArgs,
     config::{Config, NodeId, Watch},
+    ctl,
     daemon::{program::check_program, resources},
 };
 
@@ -22,10 +23,10 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
     let config = match Config::load(&args.config) {
         Ok(config) => config,
         Err(errors) => {
-            let mut stderr = io::stderr().lock();
-            writeln!(stderr, "{errors}")?;
             let count = errors.mistakes().len();
-            writeln!(stderr, "{count} {} found", if count == 1 { "mistake" } else { "mistakes" })?;
+            let found = if count == 1 { "mistake found" } else { "mistakes found" };
+            // Whoever closed it has the exit code.
+            let _ = writeln!(io::stderr(), "{errors}\n{count} {found}");
             return Ok(ExitCode::FAILURE);
         }
     };
@@ -36,18 +37,19 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
         // Checked on a machine that is none of the nodes.
         Err(_) => None,
     };
-    let mut stdout = io::stdout().lock();
-    writeln!(stdout, "{}", summary(&config))?;
+    let mut out = Vec::new();
+    writeln!(out, "{}", summary(&config))?;
     for warning in warnings(&config, node) {
-        writeln!(stdout, "warning: {warning}")?;
+        writeln!(out, "warning: {warning}")?;
     }
     if node.is_none() {
         writeln!(
-            stdout,
+            out,
             "note: this host, {hostname:?}, is none of the nodes, so it was not looked whether interfaces, addresses and \
              programs are there; on a node, or with --node, it is"
         )?;
     }
+    ctl::print(&out)?;
     Ok(ExitCode::SUCCESS)
 }
 

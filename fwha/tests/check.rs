@@ -33,6 +33,14 @@ fn check(config: &Path, more: &[&str]) -> Output {
     command.arg("check").arg("--config").arg(config).args(more).output().unwrap()
 }
 
+/// The exit code where nobody reads what is said.
+fn check_unread(config: &Path) -> Option<i32> {
+    let closed = || std::io::pipe().unwrap().1;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fwha"));
+    command.arg("check").arg("--config").arg(config).stdout(closed()).stderr(closed());
+    command.status().unwrap().code()
+}
+
 fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap()
 }
@@ -54,6 +62,7 @@ fn a_good_file_is_summed_up_with_warnings() {
     let note = lines.next().unwrap();
     assert!(note.starts_with("note: this host, \"") && note.contains("\", is none of the nodes"), "{stdout}");
     assert_eq!(lines.next(), None, "{stdout}");
+    assert_eq!(check_unread(&path), Some(0));
 
     let output = check(&path, &["--node", "check-fw1"]);
     let stdout = text(&output.stdout);
@@ -104,6 +113,7 @@ fn every_mistake_is_printed_and_the_exit_code_is_1() {
     ] {
         assert!(stderr.contains(expected), "{expected} in {stderr}");
     }
+    assert_eq!(check_unread(&path), Some(1));
     let output = check(Path::new("/nonexistent.toml"), &[]);
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).starts_with("/nonexistent.toml: cannot read the config file: No such file"));

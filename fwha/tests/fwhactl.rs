@@ -21,11 +21,11 @@ use futures_util::StreamExt as _;
 use fwha::api::{
     ApiError, Attachment, BulkStatus, CaptureLine, CaptureMissed, CaptureQuery, ConfigChange, DiffEnd,
     DiffLine, DiffQuery, Direction, DroppedPacket, Event, EventsQuery, FlowCounts, FlowDifference,
-    FlowFilter, FlowRow, FlowSide, FlowsDeleted, GroupStatus, LinkStatus, MemberStanding, MovedGroup, NDJSON,
-    Origin, PacketExplanation, PacketQuery, PacketStep, PeerStatus, ReloadReply, ReloadRequest,
+    FlowFilter, FlowRow, FlowSide, FlowsDeleted, GroupStatus, KERNEL, LinkStatus, MemberStanding, MovedGroup,
+    NDJSON, Origin, PacketExplanation, PacketQuery, PacketStep, PeerStatus, ReloadReply, ReloadRequest,
     ResourceStatus, Role, RoleExplanation, StandbyReply, StandbyRequest, Stat, Stats, Status, Step,
-    SwitchoverReply, SwitchoverRequest, SyncStatus, ThreadStatus, TrackerStatus, Transfer, TransferRequest, TransferState,
-    WARNING_HEADER, WitnessStatus, ZoneInterfaceStatus, path,
+    SwitchoverReply, SwitchoverRequest, SyncStatus, ThreadStatus, TrackerStatus, Transfer, TransferRequest,
+    TransferState, WARNING_HEADER, WitnessStatus, ZoneInterfaceStatus, path,
 };
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -239,19 +239,23 @@ async fn diff(Query(query): Query<DiffQuery>) -> impl IntoResponse {
     };
     let listed = DiffEnd { buckets_listed: 1, flows_listed: 40, in_flight: 1, ..end("fw2", 2) };
     let mut lines = match query.peer.as_deref() {
+        _ if query.local => vec![DiffLine::End(end(KERNEL, 0))],
         Some("fw3") => vec![],
+        // Its daemon loses its replication thread.
+        Some("fw5") => return ([(CONTENT_TYPE, NDJSON)], ndjson(&[difference("only-here", true)])),
         Some("fw4") => {
             let error = Some("fw4: it does not answer".to_owned());
             vec![DiffLine::End(DiffEnd { peer: "fw4".into(), error, ..DiffEnd::default() })]
         }
         _ => vec![
+            DiffLine::End(end(KERNEL, 0)),
             difference("version", false),
             difference("only-here", false),
             difference("only-here", true),
             DiffLine::End(listed),
         ],
     };
-    if query.peer.as_deref() != Some("fw4") {
+    if query.peer.as_deref() != Some("fw4") && !query.local {
         lines.push(DiffLine::End(end("fw3", 0)));
     }
     ([(CONTENT_TYPE, NDJSON)], ndjson(&lines))
@@ -264,7 +268,10 @@ async fn transfer(request: TransferRequest, direction: Direction) -> impl IntoRe
     let done = BulkStatus { flows_done: 5000, elapsed_ms: 2500, ..bulk };
     let line = |peer: &str, state, bulk| Transfer { peer: peer.into(), state, bulk, ..Transfer::default() };
     let mut lines = vec![line("fw2", TransferState::Running, running)];
-    if request.wait {
+    if request.peer.as_deref() == Some("fw5") {
+        // Gone from the config file on the way.
+        lines = vec![line("fw5", TransferState::Running, running)];
+    } else if request.wait {
         let swept = (direction == Direction::Receiving).then_some(7);
         lines.push(Transfer { swept, ..line("fw2", TransferState::Done, done) });
     }
@@ -578,21 +585,43 @@ async fn flows_that_differ_are_shown_and_the_exit_code_tells() {
 PEER  DIFFERS    PROTO  SOURCE                 DESTINATION    HERE                                      THERE
 fw2   version    tcp    192.168.100.100:40000  10.0.0.128:22  established 7.4 1.2s ago fw1/0a0b0c0d/77  established 7.3 1m01s ago fw1/0a0b0c0d/77
 fw2   only-here  tcp    192.168.100.100:40000  10.0.0.128:22  established 7.4 1.2s ago fw1/0a0b0c0d/77  -
+kernel: no flow differs; 0 changed meanwhile (256 buckets compared, 0 of them flow by flow, 0 flows)
 fw2: 2 flows differ; 1 changed meanwhile (256 buckets compared, 1 of them flow by flow, 40 flows)
 fw3: no flow differs; 0 changed meanwhile (256 buckets compared, 0 of them flow by flow, 0 flows)
 ";
     assert_eq!((run.code, run.stdout.as_str(), run.stderr.as_str()), (1, expected, ""));
     let run = daemon.ctl(&["-o", "json", "flows", "diff"]).await;
     let lines: Vec<DiffLine> = run.stdout.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
-    assert_eq!((run.code, lines.len()), (1, 5), "those in flight as well");
-    assert!(matches!(&lines[2], DiffLine::Difference(d) if d.in_flight));
-    assert!(matches!(&lines[3], DiffLine::End(end) if end.differences == 2));
+    assert_eq!((run.code, lines.len()), (1, 6), "those in flight as well");
+    assert!(matches!(&lines[3], DiffLine::Difference(d) if d.in_flight));
+    assert!(matches!(&lines[4], DiffLine::End(end) if end.differences == 2));
     assert_eq!(daemon.ctl(&["flows", "diff", "--peer", "fw3"]).await.code, 0);
     let run = daemon.ctl(&["flows", "diff", "--peer", "fw4"]).await;
     assert_eq!(
         (run.code, run.stdout.as_str(), run.stderr.as_str()),
         (1, "", "fwhactl: fw4: it does not answer\n")
     );
+}
+
+#[tokio::test]
+async fn what_does_not_come_to_its_end_does_not_end_well() {
+    let said = "fwhactl: fw5: the daemon does not say what became of it\n";
+    let daemon = FakeDaemon::start(status(), 0);
+    assert_eq!(daemon.ctl(&["flows", "diff", "--local"]).await.code, 0);
+    for verb in [&["flows", "diff", "--peer", "fw5"][..], &["bulk", "--wait", "--peer", "fw5"]] {
+        let run = daemon.ctl(verb).await;
+        assert_eq!((run.code, run.stdout.as_str(), run.stderr.as_str()), (1, "", said), "{verb:?}");
+    }
+    assert_eq!(daemon.ctl(&["bulk", "--peer", "fw5"]).await.code, 0, "asked for, and no more was wanted");
+
+    // A peer of which nothing is said at all.
+    let mut status = status();
+    status.peers.push(PeerStatus { name: "fw5".into(), ..status.peers[0].clone() });
+    let daemon = FakeDaemon::start(status, 0);
+    for verb in [&["flows", "diff"][..], &["bulk"], &["bulk", "--wait"]] {
+        let run = daemon.ctl(verb).await;
+        assert!(run.code == 1 && run.stderr.ends_with(said), "{verb:?}: {}", run.stderr);
+    }
 }
 
 #[tokio::test]
@@ -959,6 +988,32 @@ async fn a_reader_that_has_seen_enough_is_no_error() {
     drop(lines);
     let output = child.wait_with_output().await.unwrap();
     assert_eq!((output.status.code(), output.stderr), (Some(0), Vec::new()));
+}
+
+#[tokio::test]
+async fn a_reader_that_has_seen_enough_changes_no_verdict() {
+    let mut split = status();
+    split.groups[0].also_active = vec!["fw2".into()];
+    let (well, split) = (FakeDaemon::start(status(), 0), FakeDaemon::start(split, 0));
+    for (daemon, verb, code) in [
+        (&well, &["status"][..], 0),
+        (&split, &["status"], 3),
+        (&split, &["-o", "json", "status"], 3),
+        (&well, &["flows", "diff"], 1),
+        (&well, &["-o", "json", "flows", "diff"], 1),
+        (&well, &["flows", "diff", "--peer", "fw4"], 1),
+        (&well, &["bulk", "--wait"], 1),
+        (&well, &["-o", "json", "bulk", "--wait"], 1),
+        (&well, &["reload"], 1),
+        (&well, &["reload", "--dry-run"], 0),
+        (&well, &["reload", "--revalidate"], 1),
+        (&well, &["switchover", "--wait"], 1),
+    ] {
+        // Nobody reads either.
+        let closed = || std::io::pipe().unwrap().1;
+        let run = command(&daemon.socket(), verb).stdout(closed()).stderr(closed()).status().await.unwrap();
+        assert_eq!(run.code(), Some(code), "{verb:?}");
+    }
 }
 
 #[tokio::test]

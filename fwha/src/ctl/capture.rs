@@ -15,7 +15,7 @@ use fwha_common::drop::DropReason;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
-    Ctl, print_json,
+    Ctl, print_json, tell,
     term::{self, Paint},
 };
 use crate::{
@@ -60,12 +60,6 @@ pub(super) async fn run(ctl: &Ctl, args: &CaptureArgs) -> anyhow::Result<()> {
         "{packets} packets captured, {skipped} skipped (too many at a time), {lost} lost (read too slowly)"
     ));
     ended
-}
-
-/// Says something that is no part of the capture.
-fn tell(text: std::fmt::Arguments<'_>) {
-    // Whoever closed it does not want to know.
-    let _ = writeln!(io::stderr(), "fwhactl: {text}");
 }
 
 /// Where packets go.

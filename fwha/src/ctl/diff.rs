@@ -1,13 +1,11 @@
 //! `fwhactl flows diff`: in which flows two nodes, or a node's replica and its kernel's table, differ.
 
-use std::{
-    io::{self, Write},
-    process::ExitCode,
-};
+use std::{collections::BTreeSet, io::Write, process::ExitCode};
 
 use super::{
     Ctl,
     flows::end,
+    print, tell,
     term::{self, Grid, Paint},
 };
 use crate::{
@@ -17,6 +15,11 @@ use crate::{
 
 pub(super) async fn run(ctl: &Ctl, args: &DiffArgs) -> anyhow::Result<ExitCode> {
     let query = DiffQuery { peer: args.peer.clone(), all: args.all, local: args.local };
+    // What has not come to its end: that no difference is known does not mean that there is none.
+    let mut open = if args.local { BTreeSet::new() } else { ctl.peers(args.peer.as_ref()).await? };
+    if args.peer.is_none() {
+        open.insert(KERNEL.to_owned());
+    }
     let mut lines = ctl.client.lines(path::FLOWS_DIFF, &query).await?;
     let mut equal = true;
     let mut rows =
@@ -25,10 +28,11 @@ pub(super) async fn run(ctl: &Ctl, args: &DiffArgs) -> anyhow::Result<ExitCode> 
     while let Some(line) = lines.next().await? {
         let parsed: DiffLine = serde_json::from_slice(line)?;
         if let DiffLine::End(end) = &parsed {
+            open.remove(&end.peer);
             equal &= end.error.is_none() && end.differences + end.untold == 0;
         }
         match (ctl.output, parsed) {
-            (Output::Json, _) => io::stdout().write_all(&[line, b"\n"].concat())?,
+            (Output::Json, _) => print(&[line, b"\n"].concat())?,
             // What is on its way differs at any time; its number will do.
             (Output::Table, DiffLine::Difference(d)) if d.in_flight => {}
             (Output::Table, DiffLine::Difference(d)) => {
@@ -44,12 +48,15 @@ pub(super) async fn run(ctl: &Ctl, args: &DiffArgs) -> anyhow::Result<ExitCode> 
     }
     for end in &ends {
         match &end.error {
-            Some(error) => writeln!(io::stderr(), "fwhactl: {}", term::plain(error))?,
+            Some(error) => tell(format_args!("{error}")),
             None => writeln!(out, "{}", term::plain(&sentence(end)))?,
         }
     }
-    io::stdout().write_all(&out)?;
-    Ok(if equal { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    print(&out)?;
+    for other in &open {
+        tell(format_args!("{other}: the daemon does not say what became of it"));
+    }
+    Ok(if equal && open.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn sentence(of: &DiffEnd) -> String {

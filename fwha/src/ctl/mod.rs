@@ -23,13 +23,15 @@ mod term;
 mod transfer;
 
 use std::{
+    collections::BTreeSet,
+    fmt,
     io::{self, Write},
     process::ExitCode,
 };
 
 use serde::Serialize;
 
-use crate::api::path;
+use crate::api::{Status, path};
 use crate::args::{CtlVerb, Fwhactl, Output};
 use client::Client;
 use term::Style;
@@ -46,8 +48,7 @@ pub fn run(args: Fwhactl) -> ExitCode {
         if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) {
             return ExitCode::SUCCESS;
         }
-        // The daemon's words may hold what a stranger sent it.
-        let _ = writeln!(io::stderr(), "fwhactl: {}", term::plain(&format!("{error:#}")));
+        tell(format_args!("{error:#}"));
         ExitCode::FAILURE
     })
 }
@@ -77,6 +78,33 @@ struct Ctl {
     client: Client,
     output: Output,
     style: Style,
+}
+
+impl Ctl {
+    /// The peer of this name, or all of them: of each the daemon must say what became of it.
+    async fn peers(&self, named: Option<&String>) -> anyhow::Result<BTreeSet<String>> {
+        if let Some(name) = named {
+            return Ok(BTreeSet::from([name.clone()]));
+        }
+        let status: Status = self.client.get(path::STATUS).await?;
+        Ok(status.peers.into_iter().map(|peer| peer.name).collect())
+    }
+}
+
+/// Prints to standard output. Whoever reads may have seen enough (`fwhactl status | head -1`): that is no error, and what was
+/// to be done goes on.
+pub(crate) fn print(bytes: &[u8]) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        done => done,
+    }
+}
+
+/// Says something to people that is no part of the answer.
+fn tell(text: fmt::Arguments<'_>) {
+    // The daemon's words may hold what a stranger sent it. Whoever closed standard error does not want to know.
+    let _ = writeln!(io::stderr(), "fwhactl: {}", term::plain(&text.to_string()));
 }
 
 /// Prints one object as a line of JSON.

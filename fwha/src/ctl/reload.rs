@@ -5,7 +5,7 @@ use std::{
     process::ExitCode,
 };
 
-use super::{Ctl, print_json, term};
+use super::{Ctl, print, print_json, tell, term};
 use crate::{
     api::{ApiError, ConfigChange, ReloadReply, ReloadRequest, path},
     args::{Output, ReloadArgs},
@@ -22,16 +22,17 @@ pub(super) async fn run(ctl: &Ctl, args: &ReloadArgs) -> anyhow::Result<ExitCode
                 return Err(error);
             }
             let mut stderr = io::stderr().lock();
-            text.lines().try_for_each(|line| writeln!(stderr, "{}", term::plain(line)))?;
+            // Whoever closed it does not want to know.
+            let _ = text.lines().try_for_each(|line| writeln!(stderr, "{}", term::plain(line)));
             return Ok(ExitCode::FAILURE);
         }
     };
-    let mut out = io::stdout().lock();
+    let mut out = Vec::new();
     match ctl.output {
         Output::Json => print_json(&mut out, &reply)?,
         Output::Table => table(&mut out, &reply)?,
     }
-    out.flush()?;
+    print(&out)?;
     let restarts = reply.changes.iter().filter(|c| c.restart).count();
     if restarts == 0 {
         return Ok(ExitCode::SUCCESS);
@@ -39,7 +40,7 @@ pub(super) async fn run(ctl: &Ctl, args: &ReloadArgs) -> anyhow::Result<ExitCode
     if ctl.output == Output::Table {
         let these = if restarts == 1 { "one change needs" } else { "some changes need" };
         let what = if args.dry_run { "a reload would change nothing" } else { "nothing was changed" };
-        writeln!(io::stderr(), "fwhactl: {what}: {these} a restart of fwha, on one node after the other")?;
+        tell(format_args!("{what}: {these} a restart of fwha, on one node after the other"));
     }
     Ok(ExitCode::FAILURE)
 }

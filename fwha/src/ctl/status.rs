@@ -9,7 +9,7 @@ use std::{
 use tokio::time::MissedTickBehavior;
 
 use super::{
-    Ctl, print_json,
+    Ctl, print, print_json,
     term::{self, Grid, Paint, Style},
 };
 use crate::{
@@ -32,7 +32,7 @@ pub(super) async fn run(ctl: &Ctl, args: &StatusArgs) -> anyhow::Result<ExitCode
     let status: Status = ctl.client.get(path::STATUS).await?;
     let mut out = Vec::new();
     draw(&mut out, ctl, &status)?;
-    io::stdout().write_all(&out)?;
+    print(&out)?;
     Ok(if status.troubled() { ExitCode::from(TROUBLED) } else { ExitCode::SUCCESS })
 }
 

@@ -1,14 +1,11 @@
 //! `fwhactl switchover`: move a group to another node.
 
-use std::{
-    io::{self, Write},
-    time::Duration,
-};
+use std::{io::Write, time::Duration};
 
 use anyhow::bail;
 use tokio::time::{Instant, sleep};
 
-use super::{Ctl, print_json};
+use super::{Ctl, print, print_json};
 use crate::{
     api::{Status, SwitchoverReply, SwitchoverRequest, path},
     args::{Output, SwitchoverArgs},
@@ -22,16 +19,15 @@ const SYNC_WAIT: Duration = Duration::from_secs(60);
 pub(super) async fn run(ctl: &Ctl, args: SwitchoverArgs) -> anyhow::Result<()> {
     let request = SwitchoverRequest { group: args.group, to: args.to };
     let reply: SwitchoverReply = ctl.client.post(path::SWITCHOVER, &request).await?;
-    {
-        let mut out = io::stdout().lock();
-        match ctl.output {
-            Output::Json => print_json(&mut out, &reply)?,
-            Output::Table => {
-                let SwitchoverReply { group, from, to, took_ms } = &reply;
-                writeln!(out, "{group} moved from {from} to {to} in {took_ms:.1} ms")?;
-            }
+    let mut out = Vec::new();
+    match ctl.output {
+        Output::Json => print_json(&mut out, &reply)?,
+        Output::Table => {
+            let SwitchoverReply { group, from, to, took_ms } = &reply;
+            writeln!(out, "{group} moved from {from} to {to} in {took_ms:.1} ms")?;
         }
     }
+    print(&out)?;
     if args.wait { wait_for_sync(ctl, &reply).await } else { Ok(()) }
 }
 

@@ -1,14 +1,10 @@
 //! `fwhactl bulk` and `fwhactl resync`: everything is sent, or asked for.
 
-use std::{
-    collections::BTreeMap,
-    io::{self, Write},
-    process::ExitCode,
-};
+use std::{collections::BTreeMap, process::ExitCode};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::{Ctl, term};
+use super::{Ctl, print, tell, term};
 use crate::{
     api::{Direction, Transfer, TransferRequest, TransferState},
     args::{Output, TransferArgs},
@@ -16,31 +12,38 @@ use crate::{
 
 pub(super) async fn run(ctl: &Ctl, path: &str, args: TransferArgs) -> anyhow::Result<ExitCode> {
     let request = TransferRequest { peer: args.peer, wait: args.wait };
+    // Of which the end is not known yet: of the transfer, or without `--wait` of asking for it.
+    let mut open = ctl.peers(request.peer.as_ref()).await?;
     let mut lines = ctl.client.post_lines(path, &request).await?;
     let mut bars = Bars::new(ctl);
     let mut failed = false;
     while let Some(line) = lines.next().await? {
         let transfer: Transfer = serde_json::from_slice(line)?;
         failed |= transfer.state == TransferState::Failed;
+        if transfer.state != TransferState::Running || !args.wait {
+            open.remove(&transfer.peer);
+        }
         if ctl.output == Output::Json {
-            let mut out = io::stdout().lock();
-            out.write_all(&[line, b"\n"].concat())?;
-            out.flush()?;
+            print(&[line, b"\n"].concat())?;
             continue;
         }
         match (&transfer.error, transfer.state) {
             (_, TransferState::Running) if args.wait => bars.show(&transfer),
             (None, _) => {
                 bars.clear(&transfer.peer);
-                writeln!(io::stdout(), "{}", term::plain(&sentence(&transfer)))?;
+                print(format!("{}\n", term::plain(&sentence(&transfer))).as_bytes())?;
             }
             (Some(error), _) => {
                 bars.clear(&transfer.peer);
-                writeln!(io::stderr(), "fwhactl: {}", term::plain(error))?;
+                tell(format_args!("{error}"));
             }
         }
     }
-    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    for peer in &open {
+        bars.clear(peer);
+        tell(format_args!("{peer}: the daemon does not say what became of it"));
+    }
+    Ok(if failed || !open.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 fn sentence(transfer: &Transfer) -> String {
