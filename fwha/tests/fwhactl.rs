@@ -409,6 +409,11 @@ impl FakeDaemon {
             }
             assert_eq!(query.snap_len, Some(256));
             let packets = ["no_rule", "unfiltered", "no_rule"].map(|r| CaptureLine::Packet(dropped(r)));
+            if query.reasons == ["unfiltered"] {
+                let line = ndjson(&[CaptureLine::Packet(dropped("unfiltered"))]);
+                let flood = futures_util::stream::repeat_with(move || Ok::<_, std::io::Error>(line.clone()));
+                return ([(CONTENT_TYPE, NDJSON)], Body::from_stream(flood)).into_response();
+            }
             let count = query.count.map_or(3, |count| count as usize);
             let mut lines = packets[..count].to_vec();
             lines.push(CaptureLine::Missed(CaptureMissed { skipped: 5, lost: 6 }));
@@ -780,6 +785,24 @@ async fn an_interrupted_capture_is_a_whole_file() {
     let packet =
         "00:00:00.007000001 IP 192.168.1.7.4000 > 10.0.0.1.22: Flags [S], seq 1, win 8192, length 0\n";
     assert_eq!(dump, packet.repeat(3));
+}
+
+#[tokio::test]
+async fn a_capture_whose_output_is_blocked_is_ended_by_the_second_signal() {
+    let daemon = FakeDaemon::start(status(), 0);
+    for to in [&[][..], &["-w", "-"]] {
+        let verb = [&["capture", "--drops", "--reason", "unfiltered"][..], to].concat();
+        let mut child =
+            command(&daemon.socket(), &verb).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let pid = nix::unistd::Pid::from_raw(child.id().unwrap().cast_signed());
+        // Long enough for more than a pipe holds.
+        for _ in 0..2 {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        }
+        let ended = tokio::time::timeout(Duration::from_secs(20), child.wait()).await;
+        assert_eq!(ended.expect("it ends").unwrap().code(), Some(128 + 15), "{verb:?}");
+    }
 }
 
 /// What tcpdump prints, in UTC and ns; nothing if it is not there, which in CI is a failure.

@@ -8,11 +8,15 @@ use std::{
     io::{self, BufWriter, Write},
     os::unix::fs::OpenOptionsExt,
     path::Path,
+    process,
+    sync::Arc,
+    thread,
 };
 
 use anyhow::{Context, bail};
 use fwha_common::drop::DropReason;
-use tokio::signal::unix::{SignalKind, signal};
+use nix::sys::signal::{SigSet, Signal};
+use tokio::sync::Notify;
 
 use super::{
     Ctl, print_json, tell,
@@ -24,7 +28,7 @@ use crate::{
 };
 
 pub(super) async fn run(ctl: &Ctl, args: &CaptureArgs) -> anyhow::Result<()> {
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let interrupted = interruption()?;
     let query =
         CaptureQuery { reasons: args.reasons.clone(), count: args.count, snap_len: Some(args.snap_len) };
     let mut lines = ctl.client.lines(path::CAPTURE, &query).await?;
@@ -39,8 +43,7 @@ pub(super) async fn run(ctl: &Ctl, args: &CaptureArgs) -> anyhow::Result<()> {
         }
         let line = tokio::select! {
             line = lines.next() => line,
-            _ = interrupt.recv() => break Ok(()),
-            _ = terminate.recv() => break Ok(()),
+            () = interrupted.notified() => break Ok(()),
         };
         match line {
             Ok(Some(line)) => match serde_json::from_slice(line)? {
@@ -60,6 +63,23 @@ pub(super) async fn run(ctl: &Ctl, args: &CaptureArgs) -> anyhow::Result<()> {
         "{packets} packets captured, {skipped} skipped (too many at a time), {lost} lost (read too slowly)"
     ));
     ended
+}
+
+/// Tells of the first SIGINT or SIGTERM, on which the capture ends in good order. The second one ends the process, for a
+/// thread whose output takes nothing more (a pipe that nobody reads, a file server that is gone) hears of neither.
+fn interruption() -> anyhow::Result<Arc<Notify>> {
+    let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
+    signals.thread_block()?;
+    let interrupted = Arc::new(Notify::new());
+    let first = Arc::clone(&interrupted);
+    thread::Builder::new().spawn(move || {
+        // Waiting for these fails for no reason.
+        let _ = signals.wait();
+        first.notify_one();
+        let second = signals.wait().map_or(0, |signal| signal as i32);
+        process::exit(128 + second)
+    })?;
+    Ok(interrupted)
 }
 
 /// Where packets go.
