@@ -172,7 +172,8 @@ pub enum FlowsVerb {
     Diff(DiffArgs),
     /// Delete flows, here and on the peers. Run it on the active node.
     ///
-    /// Flows that nobody has answered yet are left to end by themselves.
+    /// Flows that nobody has answered yet are ended, too, and with each up to seven others that share its place, whose
+    /// senders begin again.
     Delete(DeleteArgs),
 }
 
