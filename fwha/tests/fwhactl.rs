@@ -414,7 +414,10 @@ impl FakeDaemon {
                 let flood = futures_util::stream::repeat_with(move || Ok::<_, std::io::Error>(line.clone()));
                 return ([(CONTENT_TYPE, NDJSON)], Body::from_stream(flood)).into_response();
             }
-            let count = query.count.map_or(3, |count| count as usize);
+            let count = match query.reasons.first().map(String::as_str) {
+                Some("not_syn") => 0,
+                _ => query.count.map_or(3, |count| count as usize),
+            };
             let mut lines = packets[..count].to_vec();
             lines.push(CaptureLine::Missed(CaptureMissed { skipped: 5, lost: 6 }));
             let lines = futures_util::stream::iter([Ok::<_, std::io::Error>(ndjson(&lines))]);
@@ -785,6 +788,18 @@ async fn an_interrupted_capture_is_a_whole_file() {
     let packet =
         "00:00:00.007000001 IP 192.168.1.7.4000 > 10.0.0.1.22: Flags [S], seq 1, win 8192, length 0\n";
     assert_eq!(dump, packet.repeat(3));
+}
+
+#[tokio::test]
+async fn a_capture_without_packets_is_a_file_that_can_be_read() {
+    let daemon = FakeDaemon::start(status(), 0);
+    let file = daemon.dir.path().join("drops.pcapng");
+    let file = file.to_str().unwrap();
+    let run = daemon.ctl(&["capture", "--drops", "--reason", "not_syn", "-c", "1", "-w", file]).await;
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    if let Some(dump) = tcpdump(&["-r", file]).await {
+        assert_eq!(dump, "");
+    }
 }
 
 #[tokio::test]

@@ -57,7 +57,7 @@ pub(super) async fn run(ctl: &Ctl, args: &CaptureArgs) -> anyhow::Result<()> {
             Err(error) => break Err(error),
         }
     };
-    sink.flush()?;
+    sink.finish()?;
     let CaptureMissed { skipped, lost } = missed;
     tell(format_args!(
         "{packets} packets captured, {skipped} skipped (too many at a time), {lost} lost (read too slowly)"
@@ -126,6 +126,13 @@ impl Sink {
             })?,
         }
         Ok(())
+    }
+
+    fn finish(&mut self) -> io::Result<()> {
+        match self {
+            Self::Lines(out) => out.flush(),
+            Self::File(writer) => writer.finish(),
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -102,6 +102,14 @@ impl<W: Write> Writer<W> {
         self.out.flush()
     }
 
+    /// Ends the file. One without packets describes an interface all the same: without any, tcpdump refuses it.
+    pub(super) fn finish(&mut self) -> io::Result<()> {
+        if self.interfaces.is_empty() {
+            self.interface("none")?;
+        }
+        self.flush()
+    }
+
     fn interface(&mut self, name: &str) -> io::Result<u32> {
         if let Some(known) = self.interfaces.iter().position(|known| known == name) {
             return Ok(known as u32);
@@ -170,6 +178,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_file_without_packets_describes_an_interface() {
+        let mut empty = Vec::new();
+        Writer::new(&mut empty, "fwha", 256).unwrap().finish().unwrap();
+        #[rustfmt::skip]
+        let expected = [
+            &[1, 0, 0, 0, 40, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0][..],
+            &[2, 0, 4, 0], b"none", &[9, 0, 1, 0, 9, 0, 0, 0], &[0, 0, 0, 0, 40, 0, 0, 0],
+        ]
+        .concat();
+        assert_eq!(empty[40..], expected, "behind the section");
+    }
+
+    #[test]
     fn a_file_has_these_very_bytes() {
         let mut file = Vec::new();
         let mut writer = Writer::new(&mut file, "fwha", 256).unwrap();
@@ -185,6 +206,7 @@ mod tests {
         writer.packet(&packet("wan", at, &[1, 2, 3, 4, 5], Direction::In)).unwrap();
         writer.packet(&packet("eth0", at + 1, &[6, 7, 8, 9], Direction::Out)).unwrap();
         writer.packet(&packet("wan", at, &[], Direction::In)).unwrap();
+        writer.finish().unwrap();
         #[rustfmt::skip]
         let expected = [
             // The section: byte order, version, no length; application.
