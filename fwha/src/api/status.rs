@@ -46,14 +46,10 @@ pub struct Status {
 }
 
 impl Status {
-    /// The groups that have not exactly one Active node as far as this node knows.
-    pub fn troubled_groups(&self) -> impl Iterator<Item = &GroupStatus> {
-        self.groups.iter().filter(|g| g.active.is_none() || !g.also_active.is_empty())
-    }
-
     /// Whether somebody must look at this node: a group is troubled, or what is said of it may be old.
     pub fn troubled(&self) -> bool {
-        self.troubled_groups().next().is_some() || self.threads.iter().any(ThreadStatus::hangs)
+        self.groups.iter().any(|group| group.trouble().is_some())
+            || self.threads.iter().any(ThreadStatus::hangs)
     }
 }
 
@@ -102,6 +98,20 @@ pub struct GroupStatus {
     /// What runs where it is Active, in the order of starting.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub resources: Vec<ResourceStatus>,
+}
+
+impl GroupStatus {
+    /// What is wrong if not exactly one node is Active in it, as far as this node knows.
+    pub fn trouble(&self) -> Option<String> {
+        let name = &self.name;
+        match (&self.active, &self.also_active[..]) {
+            (None, _) => Some(format!("group {name}: no node is active")),
+            (Some(_), []) => None,
+            (Some(active), others) => {
+                Some(format!("group {name}: split brain, {active} and {} are active", others.join(", ")))
+            }
+        }
+    }
 }
 
 /// How this node is placed in a zone where that is in question.

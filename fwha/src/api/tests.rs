@@ -116,14 +116,24 @@ fn a_bad_term_is_explained() {
 #[test]
 fn a_group_is_troubled_without_exactly_one_active() {
     let group = |active: Option<&str>, also: &[&str]| GroupStatus {
+        name: "gateway".into(),
         active: active.map(Into::into),
         also_active: also.iter().map(|&s| s.into()).collect(),
         ..GroupStatus::default()
     };
-    let count = |g| Status { groups: vec![g], ..Status::default() }.troubled_groups().count();
-    assert_eq!(count(group(Some("fw1"), &[])), 0);
-    assert_eq!(count(group(Some("fw1"), &["fw2"])), 1);
-    assert_eq!(count(group(None, &[])), 1);
+    for (group, trouble) in [
+        (group(Some("fw1"), &[]), None),
+        (group(None, &[]), Some("group gateway: no node is active")),
+        (group(Some("fw1"), &["fw2"]), Some("group gateway: split brain, fw1 and fw2 are active")),
+        (
+            group(Some("fw1"), &["fw2", "fw3"]),
+            Some("group gateway: split brain, fw1 and fw2, fw3 are active"),
+        ),
+    ] {
+        assert_eq!(group.trouble().as_deref(), trouble);
+        let status = Status { groups: vec![group], ..Status::default() };
+        assert_eq!(status.troubled(), trouble.is_some());
+    }
 }
 
 #[test]

@@ -162,15 +162,6 @@ fn table(out: &mut Vec<u8>, style: Style, status: &Status) -> io::Result<()> {
         "\nflows: {} local, {} from peers, {} of {} used; {} embryonic; {} at risk",
         flows.local, flows.peer, used, flows.max, flows.embryonic, flows.at_risk
     )?;
-    for group in status.troubled_groups() {
-        let text = match (&group.active, &group.also_active[..]) {
-            (None, _) => format!("group {}: no node is active", group.name),
-            (Some(active), others) => {
-                format!("group {}: split brain, {active} and {} are active", group.name, others.join(", "))
-            }
-        };
-        writeln!(out, "{} {}", style.paint(Paint::Bad, "warning:"), style.paint(Paint::Plain, &text))?;
-    }
     for warning in &status.warnings {
         writeln!(out, "{} {}", style.paint(Paint::Warn, "warning:"), style.paint(Paint::Plain, warning))?;
     }

@@ -364,15 +364,7 @@ impl Server {
         let mut warnings = [&config.warnings[..], &self.problems].concat();
         warnings.extend(self.own_warnings(&snapshot, &replication));
         let groups = election.groups.iter().map(|g| self.group_status(g)).collect::<Vec<_>>();
-        for group in &groups {
-            match group.active {
-                None => warnings.push(format!("group {}: no node is active", group.name)),
-                Some(_) if !group.also_active.is_empty() => {
-                    warnings.push(format!("group {}: split brain", group.name));
-                }
-                Some(_) => {}
-            }
-        }
+        warnings.extend(groups.iter().filter_map(api::GroupStatus::trouble));
         let mut peers = Vec::new();
         for peer in &election.peers {
             let name = self.names.node(peer.node);
