@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 
 use etherparse::{
-    EtherType, Icmpv4Type, IpNumber, LaxLinkExtSlice, LaxNetSlice, LaxSlicedPacket, TcpSlice, TransportSlice,
+    EtherType, Icmpv4Type, IpNumber, Ipv6ExtensionSlice, LaxLinkExtSlice, LaxNetSlice, LaxSlicedPacket,
+    TcpSlice, TransportSlice,
 };
 
 /// Describes a frame as far as it can be read.
@@ -25,7 +26,15 @@ pub(super) fn describe(frame: &[u8]) -> String {
         }
         Some(LaxNetSlice::Ipv6(ip)) => {
             let header = ip.header();
-            let fragment = ip.is_payload_fragmented().then_some(0);
+            // Of others a header may be cut off, and the iterator would read on behind it.
+            let mut extensions =
+                ip.is_payload_fragmented().then(|| ip.extensions().clone()).into_iter().flatten();
+            let fragment = extensions.find_map(|extension| match extension {
+                Ipv6ExtensionSlice::Fragment(header) if header.is_fragmenting_payload() => {
+                    Some(header.fragment_offset().byte_offset())
+                }
+                _ => None,
+            });
             let ends = (header.source_addr().into(), header.destination_addr().into());
             describe_ip(ends, ip.payload().ip_number, fragment, packet.transport.as_ref())
         }
@@ -142,6 +151,13 @@ mod tests {
         odd.protocol = IpNumber::UDP;
         odd.fragment_offset = IpFragOffset::try_new(185).unwrap();
         let fragment = ethernet(EtherType::IPV4, &[&odd.to_bytes()[..], &[0; 8]].concat());
+        // Hop-by-hop options before the fragment header.
+        let fragment6 = |offset: u16| {
+            let header = |at: u16| [17, 0, (at >> 8) as u8, at as u8 | 1, 0, 0, 0, 7];
+            let ends = [&[0x60, 0, 0, 0, 0, 24, 0, 64][..], &[1; 16], &[2; 16]].concat();
+            let options = [44, 0, 1, 4, 0, 0, 0, 0];
+            ethernet(EtherType::IPV6, &[&ends[..], &options, &header(offset), &[0; 8]].concat())
+        };
         let tag = SingleVlanHeader {
             pcp: Default::default(),
             drop_eligible_indicator: false,
@@ -178,6 +194,14 @@ mod tests {
             (
                 frame(|f| six().udp(53, 5353).write(f, &[1]).unwrap()),
                 "[101:101:101:101:101:101:101:101]:53 > [202:202:202:202:202:202:202:202]:5353 udp",
+            ),
+            (
+                fragment6(0),
+                "101:101:101:101:101:101:101:101 > 202:202:202:202:202:202:202:202 udp fragment at 0",
+            ),
+            (
+                fragment6(1448),
+                "101:101:101:101:101:101:101:101 > 202:202:202:202:202:202:202:202 udp fragment at 1448",
             ),
             (tagged, "vlan 5 192.168.1.7:4000 > 10.0.0.1:22 tcp S"),
             (strange, "vlan 5 ethertype 0x1234"),
