@@ -805,6 +805,22 @@ async fn a_capture_without_packets_is_a_file_that_can_be_read() {
 }
 
 #[tokio::test]
+async fn a_capture_that_finds_no_room_says_where_and_what_it_had() {
+    let daemon = FakeDaemon::start(status(), 0);
+    let run = daemon.ctl(&["capture", "--drops", "-c", "3", "-w", "/dev/full"]).await;
+    let [begun, told, error] = run.stderr.lines().collect::<Vec<_>>()[..] else { panic!("{}", run.stderr) };
+    assert_eq!((run.code, begun), (1, BEGUN.trim_end()));
+    assert!(told.starts_with("fwhactl: 0 packets captured, "), "not even the file's beginning: {told}");
+    assert!(error.starts_with("fwhactl: cannot write /dev/full: No space left on device"), "{error}");
+
+    // A reader that has seen enough is still no error.
+    let mut child = command(&daemon.socket(), &["capture", "--drops", "--reason", "unfiltered"]);
+    child.stdout(std::io::pipe().unwrap().1).stderr(Stdio::null());
+    let ended = tokio::time::timeout(Duration::from_secs(20), child.status()).await;
+    assert!(ended.expect("it ends").unwrap().success());
+}
+
+#[tokio::test]
 async fn a_capture_whose_output_is_blocked_is_ended_by_the_second_signal() {
     let daemon = FakeDaemon::start(status(), 0);
     for to in [&[][..], &["-w", "-"]] {

@@ -19,7 +19,9 @@ use nix::sys::signal::{SigSet, Signal};
 use tokio::sync::Notify;
 
 use super::{
-    Ctl, print_json, tell,
+    Ctl,
+    client::Lines,
+    print_json, tell,
     term::{self, Paint},
 };
 use crate::{
@@ -36,33 +38,56 @@ pub(super) async fn run(ctl: &Ctl, args: &CaptureArgs) -> anyhow::Result<()> {
     let mut sink = Sink::open(ctl, args)?;
     tell(format_args!("capturing dropped packets, up to {} bytes of each", args.snap_len));
 
-    let (mut packets, mut missed) = (0u64, CaptureMissed::default());
-    let ended = loop {
-        if !lines.more_is_here() {
-            sink.flush()?;
-        }
-        let line = tokio::select! {
-            line = lines.next() => line,
-            () = interrupted.notified() => break Ok(()),
-        };
-        match line {
-            Ok(Some(line)) => match serde_json::from_slice(line)? {
-                CaptureLine::Packet(packet) => {
-                    packets += 1;
-                    sink.packet(ctl, &packet)?;
-                }
-                CaptureLine::Missed(now) => missed = now,
-            },
-            Ok(None) => break Ok(()),
-            Err(error) => break Err(error),
-        }
-    };
-    sink.finish()?;
-    let CaptureMissed { skipped, lost } = missed;
+    let mut tally = Tally::default();
+    let ended = follow(ctl, args, &mut lines, &interrupted, &mut sink, &mut tally).await;
+    let finished = sink.finish().with_context(|| cannot_write(args));
+    let Tally { packets, missed: CaptureMissed { skipped, lost } } = tally;
     tell(format_args!(
         "{packets} packets captured, {skipped} skipped (too many at a time), {lost} lost (read too slowly)"
     ));
-    ended
+    ended.and(finished)
+}
+
+/// What is said at the end, however that comes.
+#[derive(Default)]
+struct Tally {
+    packets: u64,
+    missed: CaptureMissed,
+}
+
+/// Writes packets as they come, until there are no more or somebody interrupts.
+async fn follow(
+    ctl: &Ctl,
+    args: &CaptureArgs,
+    lines: &mut Lines,
+    interrupted: &Notify,
+    sink: &mut Sink,
+    tally: &mut Tally,
+) -> anyhow::Result<()> {
+    loop {
+        if !lines.more_is_here() {
+            sink.flush().with_context(|| cannot_write(args))?;
+        }
+        let line = tokio::select! {
+            line = lines.next() => line?,
+            () = interrupted.notified() => return Ok(()),
+        };
+        let Some(line) = line else { return Ok(()) };
+        match serde_json::from_slice(line)? {
+            CaptureLine::Packet(packet) => {
+                sink.packet(ctl, &packet).with_context(|| cannot_write(args))?;
+                tally.packets += 1;
+            }
+            CaptureLine::Missed(missed) => tally.missed = missed,
+        }
+    }
+}
+
+fn cannot_write(args: &CaptureArgs) -> String {
+    match &args.write {
+        Some(file) if file != Path::new("-") => format!("cannot write {}", file.display()),
+        _ => "cannot write to standard output".to_owned(),
+    }
 }
 
 /// Tells of the first SIGINT or SIGTERM, on which the capture ends in good order. The second one ends the process, for a
@@ -73,7 +98,7 @@ fn interruption() -> anyhow::Result<Arc<Notify>> {
     let interrupted = Arc::new(Notify::new());
     let first = Arc::clone(&interrupted);
     thread::Builder::new().spawn(move || {
-        // Waiting for these fails for no reason.
+        // That cannot fail for signals that there are.
         let _ = signals.wait();
         first.notify_one();
         let second = signals.wait().map_or(0, |signal| signal as i32);
@@ -101,7 +126,7 @@ impl Sink {
         } else {
             // It holds what other people sent each other.
             let opened = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(file);
-            Box::new(opened.with_context(|| format!("cannot write {}", file.display()))?)
+            Box::new(opened.with_context(|| cannot_write(args))?)
         };
         let application = concat!("fwhactl ", env!("CARGO_PKG_VERSION"));
         Ok(Self::File(pcapng::Writer::new(BufWriter::new(out), application, args.snap_len)?))
