@@ -32,7 +32,7 @@ use tokio::time::{Sleep, sleep};
 
 use super::election;
 use super::replication::{PeerSnapshot, Snapshot};
-use super::server::{Problem, Server};
+use super::server::{Problem, Server, election_counters};
 use crate::api;
 
 /// Connections of the TCP port at a time. More wait in the kernel, where they take no descriptor of the daemon.
@@ -361,15 +361,7 @@ impl Server {
                 m.state(&[("peer", self.names.node(peer.node))], states(), peer.state.as_str());
             }
         });
-        text.counter(
-            "fwha_election_messages_total",
-            "Heartbeats, probes and VRRP messages, by the families and names of `fwhactl stats link` and `vrrp`.",
-            |m| {
-                for (family, name, count) in status.counters.iter() {
-                    m.add(&[("family", family), ("name", name)], count);
-                }
-            },
-        );
+        message_metrics(text, snapshot);
         let late = &snapshot.lateness;
         text.counter("fwha_election_late_total", "Turns of the election thread that came too late.", |m| {
             m.add(&[], late.count);
@@ -520,6 +512,18 @@ const fn described(counter: Counter) -> Option<(&'static str, &'static str)> {
     })
 }
 
+fn message_metrics(text: &mut Text, snapshot: &election::Snapshot) {
+    text.counter(
+        "fwha_election_messages_total",
+        "Heartbeats, probes and VRRP messages, by the families and names of `fwhactl stats link` and `vrrp`.",
+        |m| {
+            for (family, name, count) in election_counters(snapshot) {
+                m.add(&[("family", family), ("name", name)], count);
+            }
+        },
+    );
+}
+
 fn thread_metrics(text: &mut Text, threads: &[api::ThreadStatus]) {
     let help = "Since a thread of the daemon last showed how things stand: what is said here is as old.";
     text.gauge("fwha_thread_silent_seconds", help, |m| {
@@ -550,7 +554,12 @@ fn flow_metrics(text: &mut Text, counts: &api::FlowCounts) {
 
 #[cfg(test)]
 mod tests {
+    use fwha_proto::election::status::Status;
+    use fwha_proto::heartbeat::NodeState;
+    use fwha_proto::time::Time;
+
     use super::*;
+    use crate::socket::Refused;
 
     #[test]
     fn the_text_is_that_of_prometheus() {
@@ -616,6 +625,32 @@ mod tests {
         let _ = tokio::time::timeout(Duration::from_millis(5), walk()).await;
         let (a, b, c) = tokio::join!(walk(), walk(), walk());
         a.and(b).and(c).unwrap();
+    }
+
+    #[test]
+    fn what_sockets_refuse_is_among_the_messages() {
+        let snapshot = election::Snapshot {
+            at: Time::ZERO,
+            status: Status {
+                node: NodeState::Running,
+                groups: Vec::new(),
+                peers: Vec::new(),
+                witnesses: Vec::new(),
+                reaches: Vec::new(),
+                stranger: None,
+                counters: Default::default(),
+            },
+            lateness: election::Lateness::default(),
+            refused: Refused { ttl: 3, length: 4 },
+        };
+        let mut text = Text(String::new());
+        message_metrics(&mut text, &snapshot);
+        for (name, count) in [("ttl", 3), ("length", 4)] {
+            let sample = format!(
+                "fwha_election_messages_total{{family=\"heartbeat_refused\",name=\"{name}\"}} {count}\n"
+            );
+            assert!(text.0.contains(&sample), "{}", text.0);
+        }
     }
 
     #[test]

@@ -607,12 +607,9 @@ impl Server {
         let mut link = api::StatSection::new();
         let mut vrrp = api::StatSection::new();
         let mut families: BTreeMap<&str, Vec<(&str, u64)>> = BTreeMap::new();
-        for (family, name, count) in election.counters.iter() {
+        for (family, name, count) in election_counters(&snapshot) {
             families.entry(family).or_default().push((name, count));
         }
-        // What sockets refused before anybody looked inside.
-        let Refused { ttl, length } = snapshot.refused;
-        families.entry("heartbeat_refused").or_default().extend([("ttl", ttl), ("length", length)]);
         for (family, counters) in families {
             let section = if family.starts_with("vrrp") { &mut vrrp } else { &mut link };
             section.insert(family.to_owned(), counters.into_iter().collect());
@@ -747,6 +744,15 @@ impl Server {
             syn_proxied: flow.delta != 0,
         }
     }
+}
+
+/// What the election counts, by family and name, with what sockets refused before anybody looked inside.
+pub(super) fn election_counters(
+    snapshot: &election::Snapshot,
+) -> impl Iterator<Item = (&'static str, &'static str, u64)> {
+    let Refused { ttl, length } = snapshot.refused;
+    let refused = [("ttl", ttl), ("length", length)].map(|(name, count)| ("heartbeat_refused", name, count));
+    snapshot.status.counters.iter().chain(refused)
 }
 
 /// Why datagrams of a peer are refused, if they are: its heartbeats, and its replication.
