@@ -722,6 +722,39 @@ async fn events_end_with_the_history_unless_followed() {
     child.kill().await.unwrap();
 }
 
+#[tokio::test]
+async fn events_of_a_daemon_that_has_gone_do_not_end_well() {
+    // It ends the answer, or dies under way: with what is left of a chunk, or of a line.
+    for rest in ["0\r\n\r\n", "", "5\r\n{\"at", "4\r\n{\"at\r\n0\r\n\r\n"] {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("fwha.sock");
+        let answer = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n".to_owned() + rest;
+        let server = answer_once(&socket, answer);
+        let run = fwhactl(&socket, &["events", "--follow"]).await;
+        server.join().unwrap();
+        let said = format!("fwhactl: the fwha daemon at {} has gone\n", socket.display());
+        assert_eq!((run.code, run.stderr), (1, said), "{rest:?}");
+    }
+}
+
+/// A daemon that gives one answer, and is gone.
+fn answer_once(socket: &Path, answer: String) -> std::thread::JoinHandle<()> {
+    let listener = StdListener::bind(socket).unwrap();
+    std::thread::spawn(move || {
+        use std::io::{Read, Write};
+        let (mut stream, _) = listener.accept().unwrap();
+        drop(listener);
+        let mut request = Vec::new();
+        while !request.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            request.push(byte[0]);
+        }
+        stream.write_all(answer.as_bytes()).unwrap();
+        stream.shutdown(Shutdown::Both).unwrap();
+    })
+}
+
 const BEGUN: &str = "fwhactl: capturing dropped packets, up to 256 bytes of each\n";
 
 #[tokio::test]
@@ -1010,19 +1043,7 @@ async fn a_daemon_that_answers_nonsense_or_breaks_off_is_named() {
     ] {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("fwha.sock");
-        let listener = StdListener::bind(&socket).unwrap();
-        let server = std::thread::spawn(move || {
-            use std::io::{Read, Write};
-            let (mut stream, _) = listener.accept().unwrap();
-            let mut request = Vec::new();
-            while !request.ends_with(b"\r\n\r\n") {
-                let mut byte = [0];
-                stream.read_exact(&mut byte).unwrap();
-                request.push(byte[0]);
-            }
-            stream.write_all(answer.as_bytes()).unwrap();
-            stream.shutdown(Shutdown::Both).unwrap();
-        });
+        let server = answer_once(&socket, answer.to_owned());
         let run = fwhactl(&socket, &["status"]).await;
         server.join().unwrap();
         assert_eq!((run.code, run.stdout.as_str()), (1, ""), "{answer}");

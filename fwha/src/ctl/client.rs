@@ -93,13 +93,13 @@ impl Client {
         let query = serde_urlencoded::to_string(query)?;
         let target = if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") };
         let response = self.send(Method::GET, &target, Bytes::new()).await?;
-        Ok(Lines::of(response))
+        Ok(Lines::of(response, &self.socket))
     }
 
     /// Sends one object and gets many, one a line.
     pub(super) async fn post_lines(&self, path: &str, body: &impl Serialize) -> anyhow::Result<Lines> {
         let response = self.send(Method::POST, path, serde_json::to_vec(body)?.into()).await?;
-        Ok(Lines::of(response))
+        Ok(Lines::of(response, &self.socket))
     }
 
     /// Sends a request; gives the answer if its status says success.
@@ -161,12 +161,17 @@ impl Client {
     }
 
     fn broken(&self) -> String {
-        format!("the fwha daemon at {} broke off", self.socket.display())
+        broken(&self.socket)
     }
+}
+
+fn broken(socket: &Path) -> String {
+    format!("the fwha daemon at {} broke off", socket.display())
 }
 
 /// Lines of an answer as they come. They may take their time: events do.
 pub(super) struct Lines {
+    socket: PathBuf,
     body: Incoming,
     buffer: Vec<u8>,
     /// Where in `buffer` the next line begins.
@@ -175,8 +180,17 @@ pub(super) struct Lines {
 }
 
 impl Lines {
-    fn of(response: Response<Incoming>) -> Self {
-        Self { body: response.into_body(), buffer: Vec::new(), start: 0, ended: false }
+    fn of(response: Response<Incoming>, socket: &Path) -> Self {
+        let socket = socket.to_owned();
+        Self { socket, body: response.into_body(), buffer: Vec::new(), start: 0, ended: false }
+    }
+
+    /// Why there are no more lines, though there should be: the daemon is gone, or gave this answer up.
+    pub(super) async fn broken(&self) -> anyhow::Error {
+        match UnixStream::connect(&self.socket).await {
+            Ok(_) => anyhow::anyhow!(broken(&self.socket)),
+            Err(_) => anyhow::anyhow!("the fwha daemon at {} has gone", self.socket.display()),
+        }
     }
 
     /// The next line that is not empty; `None` after the last.
@@ -197,7 +211,7 @@ impl Lines {
             searched = self.buffer.len();
             if self.ended {
                 // A last line without its end was cut off.
-                return if self.buffer.is_empty() { Ok(None) } else { bail!("the daemon broke off") };
+                return if self.buffer.is_empty() { Ok(None) } else { Err(self.broken().await) };
             }
             if self.buffer.len() > ANSWER_LEN_MAX {
                 bail!("the daemon sends a line that does not end");
@@ -208,7 +222,7 @@ impl Lines {
                         self.buffer.extend_from_slice(data);
                     }
                 }
-                Some(Err(error)) => return Err(anyhow::Error::from(error).context("the daemon broke off")),
+                Some(Err(_)) => return Err(self.broken().await),
                 None => self.ended = true,
             }
         }

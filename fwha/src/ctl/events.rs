@@ -26,7 +26,8 @@ pub(super) async fn run(ctl: &Ctl, args: &EventsArgs) -> anyhow::Result<()> {
         out.write_all(&text)?;
         out.flush()?;
     }
-    Ok(())
+    // Those that are followed have no end.
+    if args.follow { Err(lines.broken().await) } else { Ok(()) }
 }
 
 /// A line for the event, and one for each of its steps.
