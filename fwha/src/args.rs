@@ -168,7 +168,7 @@ pub enum FlowsVerb {
     Count(FilterArgs),
     /// Show in which flows this node and a peer differ.
     ///
-    /// Exits with 0 when there is none, with 1 when there is one or the peer cannot be asked.
+    /// Exits with 0 when there is none, with 1 when there is one, or when a peer cannot be asked or is lost on the way.
     Diff(DiffArgs),
     /// Delete flows, here and on the peers. Run it on the active node.
     ///
