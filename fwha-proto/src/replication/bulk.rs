@@ -28,6 +28,8 @@ struct Round {
     started: Time,
     flows_total: u64,
     flows: u64,
+    /// Whether something of it was given up.
+    cut: bool,
 }
 
 /// The buckets that a peer is to get as a whole. A bucket goes from `wanted` to `walking`, `walked`
@@ -117,6 +119,15 @@ impl Bulk {
         }
     }
 
+    /// These buckets are somebody else's to send.
+    pub(super) fn give_up(&mut self, core: &mut Core, buckets: Buckets) {
+        let lost = (self.wanted | self.active) & buckets;
+        if let Some(round) = &mut self.round {
+            round.cut |= !lost.is_empty();
+        }
+        self.cancel(core, buckets);
+    }
+
     /// Begins anew with everything that is not complete: what was in flight is given up.
     pub(super) fn restart(&mut self, core: &mut Core) {
         let again = self.wanted | self.active;
@@ -156,6 +167,9 @@ impl Bulk {
             return None;
         }
         let round = self.round.take()?;
+        if round.cut {
+            return Some(Event::BulkCut { peer: self.peer, flows: round.flows });
+        }
         counters.bulk_finished += 1;
         Some(Event::BulkSent { peer: self.peer, flows: round.flows, took: now.since(round.started) })
     }
@@ -205,7 +219,7 @@ impl Bulk {
             return None;
         }
         counters.bulk_started += 1;
-        self.round = Some(Round { started: now, flows_total: flows, flows: 0 });
+        self.round = Some(Round { started: now, flows_total: flows, flows: 0, cut: false });
         Some(Event::BulkSendStarted { peer: self.peer, buckets: buckets.len(), flows })
     }
 

@@ -48,6 +48,8 @@ struct Bulk {
     flows_total: u64,
     flows: u64,
     swept: u64,
+    /// Whether the peer has lost some of it to another owner.
+    cut: bool,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -277,6 +279,7 @@ impl Inbox {
             *set = *set & self.claims;
         }
         if let Some(bulk) = &mut self.bulk {
+            bulk.cut |= !(bulk.buckets - self.claims).is_empty();
             bulk.buckets = bulk.buckets & self.claims;
         }
     }
@@ -307,7 +310,7 @@ impl Inbox {
         }
         counters.bulk_started += 1;
         self.progress_at = now;
-        self.bulk = Some(Bulk { started: now, buckets: left, flows_total, flows: 0, swept: 0 });
+        self.bulk = Some(Bulk { started: now, buckets: left, flows_total, flows: 0, swept: 0, cut: false });
         Some(Event::BulkReceiveStarted { peer: self.peer, buckets: left.len(), flows: flows_total })
     }
 
@@ -355,6 +358,9 @@ impl Inbox {
     /// Ends a bulk of which no bucket is left.
     pub(super) fn finish(&mut self, now: Time, counters: &mut Counters) -> Option<Event> {
         let bulk = self.bulk.take_if(|bulk| bulk.buckets.is_empty())?;
+        if bulk.cut {
+            return None;
+        }
         counters.bulk_finished += 1;
         Some(Event::BulkReceived {
             peer: self.peer,

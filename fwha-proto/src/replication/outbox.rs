@@ -184,7 +184,7 @@ impl Outbox {
 
     /// This node has lost these buckets.
     pub(super) fn give_up(&mut self, core: &mut Core, buckets: Buckets) {
-        self.bulk.cancel(core, buckets);
+        self.bulk.give_up(core, buckets);
         self.proof.give_up(buckets);
         self.claims_due = true;
     }

@@ -401,6 +401,13 @@ pub enum Event {
         /// Time that it took.
         took: Duration,
     },
+    /// The rest of it is not this node's to send any more.
+    BulkCut {
+        /// The peer.
+        peer: NodeId,
+        /// Flow records sent until then.
+        flows: u64,
+    },
     /// A bulk transfer from the peer began.
     BulkReceiveStarted {
         /// The peer.

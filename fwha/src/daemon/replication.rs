@@ -720,6 +720,10 @@ impl Thread {
                 "bulk",
                 format!("sent {flows} flows to {} in {:.3} s", names.node(*peer), took.as_secs_f64()),
             ),
+            Event::BulkCut { peer, flows } => (
+                "bulk",
+                format!("sent {flows} flows to {}: the rest is not this node's any more", names.node(*peer)),
+            ),
             Event::BulkReceiveStarted { peer, buckets, flows } => {
                 ("bulk", format!("{} sends {flows} flows in {buckets} buckets", names.node(*peer)))
             }

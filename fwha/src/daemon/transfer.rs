@@ -58,7 +58,7 @@ async fn transfer(
         let line = match (result, snapshot.peers.get(&node)) {
             (Ok(buckets), Some(peer)) => {
                 let idle = BulkProgress { buckets_left: buckets, ..BulkProgress::default() };
-                let watch = Watch { direction, since, session: peer.session() };
+                let watch = Watch { direction, since, session: peer.session(), asked: buckets > 0 };
                 watched.insert(node, watch);
                 running(name, direction, peer.bulk.get(&direction).unwrap_or(&idle))
             }
@@ -87,6 +87,8 @@ struct Watch {
     since: Time,
     /// In which session.
     session: u64,
+    /// Whether there was anything to transfer.
+    asked: bool,
 }
 
 impl Watch {
@@ -105,6 +107,10 @@ impl Watch {
 
     fn done(&self, name: &str, peer: &PeerSnapshot) -> api::Transfer {
         let finished = peer.finished.get(&self.direction).filter(|f| f.at >= self.since);
+        if finished.is_none() && self.asked {
+            let why = "cut short: who was to send it does not own all of it any more".to_owned();
+            return failed(name.to_owned(), self.direction, why);
+        }
         let (flows, took) = finished.map_or((0, Duration::ZERO), |f| (f.flows, f.took));
         api::Transfer {
             peer: name.to_owned(),

@@ -68,6 +68,27 @@ fn an_operator_sends_or_asks_for_everything_and_sees_how_far_it_is() {
 }
 
 #[test]
+fn what_another_node_owns_by_now_was_not_sent() {
+    let mut rig = settled(|o| {
+        o.max_flows = 20_000;
+        o.bulk_bytes_per_s = 2_000_000;
+    });
+    (0..5000).for_each(|n| rig.create(1, n));
+    rig.run(500 * MS);
+    let finished = |rig: &Rig| [1, 2].map(|id| counters(rig, id).bulk_finished);
+    let before = finished(&rig);
+    let asked = rig.node(1).replication.request_bulk(Some(2));
+    assert_eq!(asked, [(2, Ok(usize::from(USED)))]);
+    rig.run(50 * MS);
+    rig.promote(2, Rig::used());
+    rig.demote(1, Rig::used());
+    rig.run(20 * MS);
+    // The new owner's own comes later.
+    assert_eq!(finished(&rig), before);
+    assert!(rig.node(1).events.iter().any(|e| matches!(e, Event::BulkCut { peer: 2, flows: 501.. })));
+}
+
+#[test]
 fn what_cannot_be_sent_or_asked_for_is_refused_with_the_reason() {
     let mut rig = settled(|_| {});
     let now = rig.now;
