@@ -5,6 +5,8 @@
 //! afterwards. Where they do not, the packet itself is the cause of everything that follows, until they know the same
 //! again; and its cause must be one that is meant.
 
+mod tcp_rows;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -15,7 +17,7 @@ use super::wire::{Ends, Family, NETWORKS, Side, frames};
 use crate::model::flow::Tracking;
 use crate::model::packet::{Content, Frame, Transport};
 use crate::model::sctp::Kind as Chunk;
-use crate::model::tcp::{Kind, Segment};
+use crate::model::tcp::Segment;
 use crate::model::{
     self, Direction, Environment, Flow, Model, Ownership, Port, Prefix, Reason, Route, Rule, State, Target,
 };
@@ -71,14 +73,19 @@ pub fn of(sequence: &Sequence, family: Family, ends: &Ends) -> Option<Vec<Foreca
         .then(|| steps().map(|message| oracle.pieces(message.from, &frames(message, ends))).collect())
 }
 
+/// Why fwha drops a piece of a datagram, and nothing is wrong with the rest.
+const FRAGMENTS: [Reason; 3] = [Reason::Fragment, Reason::FragmentTiny, Reason::FragmentOverlap];
+
 /// Both models.
 struct Oracle {
     kernel: Entry,
     fwha: Model,
     /// What becomes whole at a router, and at fwha.
     plains: [Plain; 2],
-    /// Datagrams of which fwha has dropped a piece.
+    /// Datagrams of which fwha has dropped a piece, for what is wrong with the piece.
     torn: BTreeSet<(Side, u32)>,
+    /// Datagrams that the kernel has put together.
+    complete: BTreeSet<(Side, u32)>,
 }
 
 /// What the kernel knows.
@@ -96,6 +103,7 @@ impl Oracle {
             fwha: Model::new(environment(family)),
             plains: Default::default(),
             torn: BTreeSet::new(),
+            complete: BTreeSet::new(),
         }
     }
 
@@ -103,21 +111,17 @@ impl Oracle {
     fn whole(&mut self, from: Side, frame: &[u8]) -> Forecast {
         let before = (self.kernel.clone(), self.fwha.clone());
         let in_step = self.in_step();
-        let direction = if from == Side::Inside { Direction::Original } else { Direction::Reply };
-        let kernel = pass_if(self.kernel.judge(direction, frame));
-        let (fwha, reason) = match self.fwha.judge(from as usize, frame) {
-            model::Verdict::Drop(reason) => (Verdict::Drop, Some(reason)),
-            _ => (Verdict::Pass, None),
-        };
+        let (verdicts, reason) = self.judge(from, frame);
+        let (kernel, fwha) = verdicts;
         let parts = in_step && (kernel != fwha || !self.in_step());
         let parting = parts.then(|| {
             let packet = Case {
                 kernel: &before.0,
                 fwha: &before.1,
                 after: self,
-                direction,
+                direction: direction(from),
                 frame,
-                verdicts: (kernel, fwha),
+                verdicts,
                 reason,
             };
             Parting { what: packet.what(), cause: packet.cause() }
@@ -126,34 +130,57 @@ impl Oracle {
         Forecast { kernel, fwha, reasons, in_step, parting }
     }
 
+    /// What the kernel and fwha do with a packet in one piece, and why fwha drops it.
+    fn judge(&mut self, from: Side, frame: &[u8]) -> ((Verdict, Verdict), Option<Reason>) {
+        let kernel = pass_if(self.kernel.judge(direction(from), frame));
+        match self.fwha.judge(from as usize, frame) {
+            model::Verdict::Drop(reason) => ((kernel, Verdict::Drop), Some(reason)),
+            _ => ((kernel, Verdict::Pass), None),
+        }
+    }
+
     /// A datagram's pieces, or a datagram. The kernel puts them together as any router would, for this comparison.
     fn pieces(&mut self, from: Side, frames: &[Vec<u8>]) -> Forecast {
+        let datagram = (from, identification(&frames[0]));
         let mut reasons = BTreeSet::new();
-        let mut torn = false;
         let mut at_fwha = Vec::new();
         for frame in frames {
-            let datagram = (from, identification(frame));
             match self.fwha.judge(from as usize, frame) {
                 model::Verdict::Drop(reason) => {
                     reasons.insert(reason.as_str());
-                    self.torn.insert(datagram);
+                    if FRAGMENTS.contains(&reason) {
+                        self.torn.insert(datagram);
+                    }
                 }
                 _ => at_fwha.push((from.other(), routed(from, frame))),
             }
-            torn |= self.torn.contains(&datagram);
         }
         let all = frames.iter().map(|frame| (from.other(), routed(from, frame))).collect();
         let [router, fwha] = &mut self.plains;
         let whole = router.take(all);
         let outputs = fwha.take(at_fwha);
         let (kernel, fwha) = (verdict(&whole, &whole), verdict(&outputs, &whole));
-        let parting = (whole != outputs).then(|| Parting {
-            what: format!(
-                "a datagram of which {} a piece",
-                if torn { "fwha dropped" } else { "nobody dropped" }
-            ),
-            cause: torn.then_some("fragments"),
+        let torn = self.torn.contains(&datagram);
+        let parting = (whole != outputs).then(|| {
+            let explained = match (kernel, fwha) {
+                (Verdict::Pass, Verdict::Drop) => torn,
+                // Pieces that come again make it complete, which it is at the kernel.
+                (Verdict::Drop, _) => torn && self.complete.contains(&datagram),
+                _ => false,
+            };
+            Parting {
+                what: format!(
+                    "a datagram of which {} a piece: kernel {}, fwha {}",
+                    if torn { "fwha dropped" } else { "nobody dropped" },
+                    kernel.as_str(),
+                    fwha.as_str()
+                ),
+                cause: explained.then_some("fragments"),
+            }
         });
+        if kernel == Verdict::Pass {
+            self.complete.insert(datagram);
+        }
         Forecast { kernel, fwha, reasons: reasons.into_iter().collect(), in_step: true, parting }
     }
 
@@ -164,6 +191,11 @@ impl Oracle {
         let over = main.is_some_and(Flow::is_over);
         kernel.is(&knowledge(main.or(begun))) || over && begun.is_some() && kernel.is(&knowledge(begun))
     }
+}
+
+/// Inside begins whatever there is.
+fn direction(from: Side) -> Direction {
+    if from == Side::Inside { Direction::Original } else { Direction::Reply }
 }
 
 fn pass_if(goes: bool) -> Verdict {
@@ -329,6 +361,7 @@ fn knowledge(flow: Option<&Flow>) -> Knowledge {
 }
 
 /// A packet by which they part.
+#[derive(Clone, Copy)]
 struct Case<'a> {
     /// What was known before.
     kernel: &'a Entry,
@@ -390,70 +423,31 @@ impl Case<'_> {
         )
     }
 
-    /// Which of the known differences it is; each is told by what was known before, which was the same at both.
+    /// Which of the known differences it is; each is told by what was known before, which was
+    /// the same at both, by the packet and its numbers, and by what each made of it.
     fn cause(&self) -> Option<&'static str> {
         let packet = match Frame::parse(self.frame) {
             Ok(Frame { content: Content::Ip(packet), .. }) => packet,
             // It asks for no tag at all.
-            Err(Reason::SctpTag) => return Some("sctp"),
+            Err(Reason::SctpTag) => {
+                return (self.verdicts == (Verdict::Pass, Verdict::Drop)).then_some("sctp");
+            }
             _ => return None,
         };
         match (&packet.transport, self.kernel) {
-            (Transport::Tcp(_, segment), Entry::Tcp(entry)) => self.tcp(segment, entry),
+            (Transport::Tcp(_, segment), Entry::Tcp(entry)) => tcp_rows::row(self, segment, entry),
             (Transport::Sctp(_, packet), entry) => self.sctp(packet.chunk.kind, entry),
-            _ => None,
-        }
-    }
-
-    fn tcp(&self, segment: &Segment, entry: &tcp::Entry) -> Option<&'static str> {
-        let [main, begun] = flows(self.fwha);
-        let over = main.is_some_and(Flow::is_over);
-        let connection = |flow: Option<&Flow>| match flow.map(|flow| flow.tracking.clone()) {
-            Some(Tracking::Tcp(connection)) => Some(connection),
-            _ => None,
-        };
-        // At fwha it is a packet of the connection that was begun beside another.
-        let answers = self.direction == Direction::Reply
-            && connection(begun).is_some_and(|begun| begun.is_answered_by(segment));
-        let beside = main.is_some() && begun.is_some() && (over || answers);
-        if beside && self.kernel.knowledge() != knowledge(begun) {
-            return Some("begun-beside");
-        }
-        let last = entry.notes.kind.map(|(kind, _)| kind);
-        match (segment.kind, entry.state, self.direction) {
-            (
-                Kind::Rst,
-                State::FinWait | State::CloseWait | State::LastAck | State::TimeWait | State::Close,
-                _,
-            ) => Some("closing-reset"),
-            // Its refusal ends both.
-            (Kind::Rst, State::SynSent, Direction::Reply) if beside && answers => Some("begun-beside"),
-            (Kind::Rst, State::SynSent, _) if entry.answered => Some("closed-before-it-was-answered"),
-            (Kind::Rst, State::SynSent, Direction::Reply) => Some("refused-answer"),
-            (Kind::Rst, State::SynSent, Direction::Original) if beside => Some("begun-beside"),
-            (Kind::Rst, ..) if last == Some(Kind::Syn) => Some("reset-after-syn"),
-            (Kind::Rst, State::SynSent2, Direction::Original) if last == Some(Kind::Ack) => {
-                Some("reset-after-syn")
-            }
-            (Kind::Rst, State::Established, _) => {
-                let end = entry.ends[self.direction as usize].end;
-                let behind = segment.seq.0 == end || segment.seq.0 == entry.notes.end;
-                Some(if behind { "reset-behind-data" } else { "challenged-reset" })
-            }
-            (Kind::SynAck, State::SynSent | State::SynSent2, Direction::Reply)
-            | (Kind::SynAck, State::SynSent2 | State::SynRecv, Direction::Original) => Some("refused-answer"),
-            // What the kernel remembers of a SYN, and fwha does not, or the other way round.
-            (Kind::SynAck, _, Direction::Reply) if last == Some(Kind::Syn) || answers => Some("begun-beside"),
-            // Over the originator's SYN that it ignores it forgets that both ends sent one.
-            (Kind::Ack, State::SynRecv, Direction::Reply) if !entry.notes.both_opened => Some("begun-beside"),
-            (Kind::Ack, State::LastAck, Direction::Reply) if last == Some(Kind::Syn) => Some("begun-beside"),
-            (Kind::Syn, State::TimeWait | State::Close, _) => Some("begun-beside"),
             _ => None,
         }
     }
 
     fn sctp(&self, chunk: Chunk, entry: &Entry) -> Option<&'static str> {
         let packet = sctp::Packet::parse(payload(self.frame))?;
+        // What the kernel drops belongs to no row, and fwha has a reason for all that it drops.
+        if self.verdicts != (Verdict::Pass, if self.reason.is_some() { Verdict::Drop } else { Verdict::Pass })
+        {
+            return None;
+        }
         let Entry::Sctp(entry) = entry else {
             // No pickup in mid-stream.
             return (self.reason == Some(Reason::SctpState)).then_some("sctp");
@@ -462,7 +456,8 @@ impl Case<'_> {
         let replaced = main.is_some() && begun.is_some();
         // Which belongs to the one begun beside at fwha.
         if replaced && main.is_some_and(Flow::is_over) && !self.kernel.knowledge().is(&knowledge(begun)) {
-            return Some("begun-beside");
+            let compared = matches!(self.reason, None | Some(Reason::SctpTag | Reason::SctpState));
+            return compared.then_some("begun-beside");
         }
         match (chunk, entry.state, self.direction, self.reason) {
             // A tag that nobody knows is none.
@@ -494,4 +489,104 @@ impl Case<'_> {
 /// What IP carries, behind a header without options.
 fn payload(frame: &[u8]) -> &[u8] {
     &frame[if frame[12] == 0x08 { 34 } else { 54 }..]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conformance::random;
+    use crate::conformance::script::parse;
+
+    const OPEN: &str = "> S 0:0\n< S. 0:0 ack 1\n> . ack 1\n";
+
+    /// The row of the parting at the last of these lines, were it as `alter` makes it.
+    fn row(lines: &str, alter: impl FnOnce(&mut Case<'_>)) -> Option<&'static str> {
+        let sequence = parse(&format!("== x v4 isn 1000 5000\n{lines}")).unwrap().remove(0);
+        let ends = Ends::new(Family::V4, 1, sequence.isn);
+        let mut oracle = Oracle::new(Family::V4);
+        let (last, steps) = sequence.steps.split_last().unwrap();
+        for step in steps {
+            oracle.whole(step.message.from, &frames(&step.message, &ends)[0]);
+        }
+        let frame = &frames(&last.message, &ends)[0];
+        let (kernel, fwha) = (oracle.kernel.clone(), oracle.fwha.clone());
+        let (verdicts, reason) = oracle.judge(last.message.from, frame);
+        let direction = direction(last.message.from);
+        let mut case =
+            Case { kernel: &kernel, fwha: &fwha, after: &oracle, direction, frame, verdicts, reason };
+        alter(&mut case);
+        case.cause()
+    }
+
+    /// The row, if fwha did this.
+    fn if_fwha(lines: &str, verdict: Verdict, reason: Option<Reason>) -> Option<&'static str> {
+        row(lines, |case| (case.verdicts.1, case.reason) = (verdict, reason))
+    }
+
+    /// The row, if the same was done with a segment of this number and acknowledgement.
+    fn if_numbers(lines: &str, seq: u32, ack: u32) -> Option<&'static str> {
+        row(lines, |case| {
+            let mut frame = case.frame.to_vec();
+            frame[38..42].copy_from_slice(&seq.to_be_bytes());
+            frame[42..46].copy_from_slice(&ack.to_be_bytes());
+            case.frame = frame.leak();
+        })
+    }
+
+    #[test]
+    fn a_reset_that_is_mistreated_belongs_to_no_row() {
+        use Verdict::{Drop, Pass};
+        let challenged = format!("{OPEN}> R 100:100");
+        assert_eq!(row(&challenged, |_| ()), Some("challenged-reset"));
+        assert_eq!(if_fwha(&challenged, Drop, Some(Reason::TcpReset)), None);
+        assert_eq!(if_fwha(&challenged, Drop, Some(Reason::TcpWindow)), None);
+        assert_eq!(if_fwha(&challenged, Drop, None), None);
+        assert_eq!(row(&challenged, |case| case.verdicts.0 = Drop), None);
+        // That with the number asked for closes.
+        assert_eq!(if_numbers(&challenged, 1001, 0), None);
+
+        let closing = format!("{OPEN}> F. 1:1 ack 1\n> R 0:0");
+        assert_eq!(row(&closing, |_| ()), Some("closing-reset"));
+        assert_eq!(if_fwha(&closing, Pass, None), None);
+        assert_eq!(if_fwha(&closing, Drop, Some(Reason::TcpWindow)), None);
+        assert_eq!(if_numbers(&closing, 1001, 0), None);
+    }
+
+    #[test]
+    fn an_answer_that_is_mistreated_belongs_to_no_row() {
+        use Verdict::{Drop, Pass};
+        let refused = "> S 0:0\n< S. 0:0 ack 1000";
+        assert_eq!(row(refused, |_| ()), Some("refused-answer"));
+        assert_eq!(if_fwha(refused, Pass, None), None);
+        assert_eq!(if_fwha(refused, Drop, Some(Reason::TcpState)), None);
+        assert_eq!(row(refused, |case| case.verdicts.0 = Pass), None);
+        // One that acknowledges the SYN is none to refuse.
+        assert_eq!(if_numbers(refused, 5000, 1001), None);
+    }
+
+    #[test]
+    fn a_chunk_that_is_mistreated_belongs_to_no_row() {
+        let picked_up = "> sctp heartbeat";
+        assert_eq!(row(picked_up, |_| ()), Some("sctp"));
+        assert_eq!(if_fwha(picked_up, Verdict::Pass, None), None);
+        assert_eq!(row(picked_up, |case| case.verdicts.0 = Verdict::Drop), None);
+    }
+
+    /// Played through the models only; the devices are held against them in `tests/conformance.rs`.
+    #[test]
+    fn every_parting_of_random_conversations_belongs_to_a_row() {
+        let mut partings = 0;
+        for seed in 0..2000 {
+            let sequence = random::conversation(seed).unwrap();
+            let family = sequence.families[0];
+            let forecasts = of(&sequence, family, &Ends::new(family, 1, sequence.isn)).unwrap();
+            for (index, parting) in
+                forecasts.iter().enumerate().filter_map(|(i, f)| Some((i, f.parting.as_ref()?)))
+            {
+                assert!(parting.cause.is_some(), "{}, packet {}: {}", sequence.name, index + 1, parting.what);
+                partings += 1;
+            }
+        }
+        assert!(partings > 1000, "only {partings} partings");
+    }
 }
