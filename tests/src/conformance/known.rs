@@ -37,6 +37,7 @@ pub const KNOWN: &[Known] = &[
         reason: "what no rule admits is dropped in silence, whatever its TTL and destination",
         explains: |d| {
             verdicts(d) == (Verdict::Icmp, Verdict::Drop)
+                && !d.fwha.reasons.is_empty()
                 && d.fwha.reasons.iter().all(|reason| POLICY.contains(reason))
         },
     },
@@ -90,15 +91,12 @@ pub const KNOWN: &[Known] = &[
         id: "fragments",
         reason: "nothing is put together: a fragment comes behind its first one, once, and the first has the whole header",
         explains: |d| {
-            d.fwha.reasons.iter().all(|reason| FRAGMENTS.contains(reason))
-                && d.text.contains("frag ")
-                && matches!(
-                    verdicts(d),
-                    (Verdict::Pass, Verdict::Drop)
-                        | (Verdict::Icmp, Verdict::Icmp)
-                        | (Verdict::Drop, Verdict::Pass | Verdict::Other)
-                )
-                || d.sequence == "fragments_tiny" && drops_for(d, &["not_syn"])
+            FRAGMENTS.iter().any(|(sequence, packets, both, reasons)| {
+                d.sequence == *sequence
+                    && packets.contains(&d.packet)
+                    && verdicts(d) == *both
+                    && d.fwha.reasons == *reasons
+            })
         },
     },
     Known {
@@ -135,8 +133,33 @@ pub const KNOWN: &[Known] = &[
     },
 ];
 
-/// Drop reasons for fragments.
-const FRAGMENTS: [&str; 5] = ["fragment", "fragment_tiny", "fragment_overlap", "malformed", "icmp_unrelated"];
+/// Packets of a sequence, what the kernel and fwha do with them, and fwha's drop reasons.
+type Fragments = (&'static str, &'static [usize], (Verdict, Verdict), &'static [&'static str]);
+
+/// The datagrams in fragments, or what comes of them, that are treated differently.
+const FRAGMENTS: &[Fragments] = &[
+    // A later fragment before the first one.
+    ("fragments_out_of_order", &[1, 2, 3, 4], (Verdict::Pass, Verdict::Drop), &["fragment"]),
+    ("fragments_twice", &[3], (Verdict::Pass, Verdict::Drop), &["fragment"]),
+    // A first fragment without the whole header, and what answers the SYN in it.
+    ("fragments_tiny", &[2, 4], (Verdict::Pass, Verdict::Drop), &["fragment_tiny"]),
+    ("fragments_tiny", &[3], (Verdict::Pass, Verdict::Drop), &["fragment", "fragment_tiny"]),
+    ("fragments_tiny", &[5], (Verdict::Pass, Verdict::Drop), &["not_syn"]),
+    ("fragments_tcp", &[6], (Verdict::Pass, Verdict::Drop), &["fragment_tiny", "fragment_overlap"]),
+    ("fragments_odd_length", &[2], (Verdict::Pass, Verdict::Drop), &["malformed", "fragment"]),
+    ("fragments_of_an_error", &[2], (Verdict::Pass, Verdict::Drop), &["fragment", "icmp_unrelated"]),
+    // An answer to each fragment, or about the first one, instead of one about the datagram.
+    ("fragments_too_large_for_the_way_out", &[2], (Verdict::Icmp, Verdict::Icmp), &[]),
+    ("fragments_too_large_for_the_way_out_v6", &[1], (Verdict::Icmp, Verdict::Icmp), &[]),
+    ("fragments_ttl", &[1], (Verdict::Icmp, Verdict::Icmp), &["fragment"]),
+    // What only who puts the datagram together can see.
+    ("fragments_overlapping", &[4], (Verdict::Drop, Verdict::Pass), &[]),
+    ("fragments_after_an_overlap", &[3], (Verdict::Drop, Verdict::Pass), &[]),
+    ("fragments_empty", &[2], (Verdict::Drop, Verdict::Other), &["malformed"]),
+    ("fragments_last_flag_wrong", &[1], (Verdict::Drop, Verdict::Pass), &[]),
+    ("fragments_udp_length_too_large", &[1], (Verdict::Drop, Verdict::Pass), &[]),
+    ("fragments_id_of_another_protocol", &[2], (Verdict::Drop, Verdict::Pass), &[]),
+];
 
 /// Drop reasons for what the policy does not admit, and nothing is wrong with.
 const POLICY: [&str; 6] = ["no_rule", "rule", "no_ruleset", "not_syn", "icmp", "no_route"];
@@ -171,6 +194,51 @@ fn has_oddity(difference: &Difference, oddity: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::conformance::Answer;
+    use crate::conformance::wire::Family;
+
+    /// The row of a packet with which the kernel and fwha do this.
+    fn row(
+        sequence: &str,
+        packet: usize,
+        both: (Verdict, Verdict),
+        reasons: &[&'static str],
+    ) -> Option<&'static str> {
+        let answer = |verdict, reasons: &[&'static str]| Answer {
+            verdict,
+            outputs: Vec::new(),
+            words: String::new(),
+            reasons: reasons.into(),
+            entries: Vec::new(),
+            timeout_s: None,
+        };
+        let difference = Difference {
+            sequence: sequence.into(),
+            family: Family::V4,
+            packet,
+            text: "> udp 2000 {frag 0+800 800+}".into(),
+            kernel: answer(both.0, &[]),
+            fwha: answer(both.1, reasons),
+            hooks: vec!["xdp", "tc"],
+            before: Vec::new(),
+        };
+        known(&difference).map(|known| known.id)
+    }
+
+    #[test]
+    fn fragments_are_known_packet_by_packet() {
+        use Verdict::{Drop, Icmp, Pass};
+        assert_eq!(row("fragments_twice", 3, (Pass, Drop), &["fragment"]), Some("fragments"));
+        // Without a reason, for another, in another packet, and the other way round.
+        assert_eq!(row("fragments_twice", 3, (Pass, Drop), &[]), None);
+        assert_eq!(row("fragments_twice", 3, (Pass, Drop), &["fragment", "no_rule"]), None);
+        assert_eq!(row("fragments_twice", 1, (Pass, Drop), &["fragment"]), None);
+        assert_eq!(row("fragments_twice", 3, (Drop, Pass), &[]), None);
+        assert_eq!(row("fragments_overlapping", 4, (Drop, Pass), &[]), Some("fragments"));
+        assert_eq!(row("fragments_overlapping", 1, (Drop, Pass), &[]), None);
+        assert_eq!(row("ttl", 1, (Icmp, Drop), &["no_rule"]), Some("answer-before-rules"));
+        assert_eq!(row("ttl", 1, (Icmp, Drop), &[]), None);
+    }
 
     #[test]
     fn every_known_difference_is_described() {
