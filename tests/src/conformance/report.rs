@@ -123,6 +123,16 @@ impl Report {
         self.kinds.is_empty()
     }
 
+    /// How many of all packets both models foresaw, in percent.
+    pub fn foreseen_percent(&self) -> usize {
+        self.foreseen * 100 / self.packets.max(1)
+    }
+
+    /// How many of the foreseen packets came while both sides knew the same, so that they had to do the same, in percent.
+    pub fn in_step_percent(&self) -> usize {
+        self.in_step * 100 / self.foreseen.max(1)
+    }
+
     /// Whether the kernel does what the scripts say.
     pub fn as_scripted(&self) -> bool {
         self.misread.is_empty()
