@@ -124,13 +124,18 @@ fn clusters_that_elect_their_owners_survive_every_storm() {
 /// Who finds nothing proves nothing.
 #[test]
 fn bugs_that_are_planted_are_found() {
-    for (planted, found) in [
-        (Planted::AddressesFirst, "before it owns it"),
-        (Planted::TermsForgotten, "in term"),
-        (Planted::AnswersIgnored, "owns within reach"),
+    for planted in [
+        Planted::AddressesFirst,
+        Planted::TermsForgotten,
+        Planted::AnswersIgnored,
+        Planted::AddressesForgotten,
+        Planted::StaleWritten,
+        Planted::DeletesForgotten,
+        Planted::LossesIgnored,
     ] {
+        let (found, roles) = planted.found_by();
         let wish = Wish { planted: Some(planted), ..Wish::default() };
-        let run = |seed| sim::run(seed, Roles::Elected, wish);
+        let run = |seed| sim::run(seed, roles, wish);
         let failures: Vec<_> = (0..PLANTED_SEEDS).filter_map(|seed| run(seed).err()).collect();
         let named = failures.iter().filter(|failure| failure.what.contains(found)).count();
         println!("{planted:?}: {named} of {PLANTED_SEEDS} seeds, {} failed", failures.len());

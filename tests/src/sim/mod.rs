@@ -105,7 +105,7 @@ pub struct Shape {
     pub planted: Option<Planted>,
 }
 
-/// A bug that is planted around the election of each node, to prove that the simulator would find one like it.
+/// A bug that is planted in the shell around each node's machines, to prove that the simulator would find one like it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Planted {
     /// The addresses of a group are put on the interfaces before the data plane owns its buckets.
@@ -115,6 +115,29 @@ pub enum Planted {
     /// The answers of a data plane to probes are thrown away while its daemon is not heard: a peer that lives is taken
     /// for dead as soon as the sync links are cut.
     AnswersIgnored,
+    /// The addresses of a group never come to the interfaces.
+    AddressesForgotten,
+    /// What a peer tells is written over what the owner's data plane has made of it since.
+    StaleWritten,
+    /// What a peer deletes stays in the kernel.
+    DeletesForgotten,
+    /// Tables are not compared when events of the data plane were lost.
+    LossesIgnored,
+}
+
+impl Planted {
+    /// The words by which it is found, and in which runs.
+    pub const fn found_by(self) -> (&'static str, Roles) {
+        match self {
+            Self::AddressesFirst => ("before it owns it", Roles::Elected),
+            Self::TermsForgotten => ("in term", Roles::Elected),
+            Self::AnswersIgnored => ("owns within reach", Roles::Elected),
+            Self::AddressesForgotten => ("addresses", Roles::Elected),
+            Self::StaleWritten => ("version", Roles::Told),
+            Self::DeletesForgotten => ("nothing", Roles::Told),
+            Self::LossesIgnored => ("version", Roles::Told),
+        }
+    }
 }
 
 impl Shape {

@@ -11,7 +11,7 @@ use fwha_proto::time::Time;
 
 use super::kernel::{Kernel, Number, key_of, number_of};
 use super::roles::Roles;
-use super::{GROUPS, Group, bucket_of, buckets_of, group_of};
+use super::{GROUPS, Group, Planted, bucket_of, buckets_of, group_of};
 
 /// The term in which each group is owned.
 pub type Claims = [Option<u32>; GROUPS];
@@ -103,6 +103,8 @@ pub struct Node {
     pub life: u32,
     /// It has power: its kernel answers.
     pub powered: bool,
+    /// A bug that it has.
+    pub planted: Option<Planted>,
 }
 
 impl Daemon {
@@ -324,6 +326,7 @@ impl Node {
         let bucket = flow.bucket;
         let ours = self.kernel.owned[usize::from(group_of(bucket))].is_some();
         let ahead = self.kernel.get(n).is_some_and(|there| stays(there, &flow));
+        let ahead = ahead && self.planted != Some(Planted::StaleWritten);
         let Some(daemon) = &mut self.daemon else { return };
         if ours && ahead {
             daemon.deferred.insert(n);
@@ -342,6 +345,9 @@ impl Node {
             if let Some(daemon) = &mut self.daemon {
                 daemon.deferred.insert(n);
             }
+            return true;
+        }
+        if self.planted == Some(Planted::DeletesForgotten) {
             return true;
         }
         let lately = self.daemon.as_ref().is_some_and(|d| d.speaks(now)[g].is_some());

@@ -52,6 +52,8 @@ pub struct Roles {
     in_sync: BTreeMap<NodeId, bool>,
     /// Groups whose addresses are here.
     vips: [bool; GROUPS],
+    /// Groups of which the neighbours have been told since they are here.
+    announced: [bool; GROUPS],
     /// The highest term of each group in this life.
     highest: [u32; GROUPS],
     /// The cause of its latest takeover of each group.
@@ -167,6 +169,7 @@ impl World {
             hung: Time::ZERO,
             in_sync: BTreeMap::new(),
             vips: [false; GROUPS],
+            announced: [false; GROUPS],
             highest,
             cause: [None; GROUPS],
         }
@@ -308,15 +311,21 @@ impl World {
                 if self.node(id).kernel.owned[usize::from(group)].is_none() {
                     self.violate(format!("fw{id} has addresses of group {group} before it owns it"));
                 }
-                self.roles(id).vips[usize::from(group)] = true;
+                self.roles(id).vips[usize::from(group)] =
+                    self.shape.planted != Some(Planted::AddressesForgotten);
             }
-            Output::RemoveVips { group } => self.roles(id).vips[usize::from(group)] = false,
+            Output::RemoveVips { group } => {
+                let roles = self.roles(id);
+                let g = usize::from(group);
+                (roles.vips[g], roles.announced[g]) = (false, false);
+            }
             Output::Announce { group } => {
                 if !self.roles(id).vips[usize::from(group)] {
                     self.violate(format!(
                         "fw{id} announces addresses of group {group} that it does not have"
                     ));
                 }
+                self.roles(id).announced[usize::from(group)] = true;
             }
             // There is no witness, and no neighbour to tell who is better placed.
             Output::AskWitness { .. } | Output::Survey { .. } => {}
@@ -331,6 +340,24 @@ impl World {
                 self.kill_node(id);
             }
         }
+    }
+
+    /// What is wrong with where the addresses of a group are.
+    pub(super) fn misplaced(&self, group: Group) -> Option<String> {
+        let g = usize::from(group);
+        self.nodes.iter().find_map(|node| {
+            let roles = node.daemon.as_ref()?.roles.as_ref()?;
+            match (node.kernel.owned[g].is_some(), roles.vips[g], roles.announced[g]) {
+                (true, false, _) => Some(format!("fw{} owns group {group} without its addresses", node.id)),
+                (true, true, false) => {
+                    Some(format!("fw{} tells nobody of the addresses of group {group}", node.id))
+                }
+                (false, true, _) => {
+                    Some(format!("fw{} has addresses of group {group} that it does not own", node.id))
+                }
+                (true, true, true) | (false, false, _) => None,
+            }
+        })
     }
 
     fn roles(&mut self, id: NodeId) -> &mut Roles {

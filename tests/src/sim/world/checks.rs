@@ -139,6 +139,9 @@ impl World {
         }
         for group in 0..GROUPS as Group {
             let Some(owner) = self.owner(group) else { return Some(format!("group {group} has no owner")) };
+            if let Some(misplaced) = self.misplaced(group) {
+                return Some(misplaced);
+            }
             for (node, daemon) in &everybody {
                 if let Some(difference) = self.difference(owner, node, group) {
                     return Some(difference);

@@ -18,7 +18,7 @@ use super::kernel::{Kernel, Number, number_of};
 use super::network::{Datagram, Network, Voice};
 use super::node::{Claims, Daemon, Effect, Letter, Node, STRAGGLERS_FOR};
 use super::roles::{self, ZONES};
-use super::{BUCKETS_USED, GROUPS, Group, Shape, bucket_of, buckets_of, group_of};
+use super::{BUCKETS_USED, GROUPS, Group, Planted, Shape, bucket_of, buckets_of, group_of};
 use crate::frames::Random;
 
 /// How long the data plane forwards without its daemon.
@@ -189,7 +189,8 @@ impl World {
             // No two machines were started at the same time.
             let offset = Duration::from_nanos(world.random.below(1_000_000_000_000_000) as u64);
             let kernel = Kernel::new(id, 0, world.shape.max_flows);
-            world.nodes.push(Node { id, offset, kernel, daemon: None, life: 0, powered: false });
+            let planted = shape.planted;
+            world.nodes.push(Node { id, offset, kernel, daemon: None, life: 0, powered: false, planted });
             world.ledgers.push(Ledger::default());
             world.start(id);
         }
@@ -275,7 +276,8 @@ impl World {
             Order::Notice(id) => {
                 let node = self.node(id);
                 let lost = std::mem::take(&mut node.kernel.lost);
-                if let Some(daemon) = &mut node.daemon {
+                let ignored = node.planted == Some(Planted::LossesIgnored);
+                if let Some(daemon) = node.daemon.as_mut().filter(|_| !ignored) {
                     daemon.tell(Letter::Reconcile(lost));
                 }
             }

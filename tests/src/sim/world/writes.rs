@@ -76,7 +76,7 @@ impl World {
         if self.buried.get(&flow_id).is_some_and(|&(_, owner)| owner == id) {
             self.buried.remove(&flow_id);
         }
-        self.node(id).write(n, flow);
+        self.write(id, n, flow);
     }
 
     /// An owner (since `own`) takes what its predecessor tells: soon after the change of ownership, of the
@@ -109,7 +109,22 @@ impl World {
         if other {
             self.ended(group, n, id);
         }
-        self.node(id).write(n, flow);
+        self.write(id, n, flow);
+    }
+
+    /// An owner's data plane has seen packets of which the daemon has not heard yet: what those made of a flow stays.
+    fn write(&mut self, id: NodeId, n: Number, flow: Flow) {
+        let node = self.node(id);
+        let owned = node.kernel.owned[usize::from(group_of(flow.bucket))].is_some();
+        let there = node.kernel.get(n).filter(|there| owned && stays(there, &flow)).copied();
+        node.write(n, flow);
+        let now = node.kernel.get(n).map(|now| (now.id(), now.version));
+        if let Some(there) = there.filter(|there| Some((there.id(), there.version)) != now) {
+            let (before, version) = (named(n, there.id()), there.version);
+            self.violate(format!(
+                "the data plane of fw{id} loses version {version:x} of {before} to {now:x?}"
+            ));
+        }
     }
 
     pub(super) fn delete(
