@@ -212,8 +212,11 @@ fn script(conntrackd: &Path) -> String {
 }
 
 /// The process for VRRP is scheduled as that of fwha for the election is.
+///
+/// Priorities are as high as they can be, for 255 is that of who owns the address: beside three adverts a Backup waits for
+/// (256 - priority) / 256 of one more (RFC 9568, `Skew_Time`), which would be half an advert with those of many examples.
 fn config(node: Node, advert: Duration, script: &Path) -> String {
-    let (priority, advert, script) = (150 - 50 * node as u32, advert.as_secs_f64(), script.display());
+    let (priority, advert, script) = (254 - node as u32, advert.as_secs_f64(), script.display());
     let mut text = format!(
         "global_defs {{
     router_id {node}
