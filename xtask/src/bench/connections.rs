@@ -56,6 +56,9 @@ enum Part {
 const WARM_UP: u32 = 1_024;
 /// When so long no more flows have reached the other node, no more will.
 const SILENCE: Duration = Duration::from_secs(3);
+/// Between two questions to the other node, how many have: to answer, and with conntrackd to start the program that asks, takes
+/// of the CPUs that the daemons need.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Runs the suite.
 pub fn run(args: &Args) -> Result<ExitCode> {
@@ -83,6 +86,7 @@ fn rate(stage: &mut Stage, args: &Args, report: &mut Report) -> Result<()> {
     let mut contenders = args.options.contenders(&[
         Contender::Nftables,
         Contender::Conntrackd,
+        Contender::ConntrackdFew,
         Contender::Iptables,
         Contender::Xdp,
         Contender::Replicating,
@@ -99,11 +103,16 @@ fn rate(stage: &mut Stage, args: &Args, report: &mut Report) -> Result<()> {
             Figure { name: "ns", heading: "ns of the forwarding CPU for each", decimals: 0 },
             Figure { name: "known_percent", heading: "known to the other node, %", decimals: 1 },
         ],
-        rivals: vec![Contender::Nftables.name(), Contender::Conntrackd.name()],
+        rivals: vec![
+            Contender::Nftables.name(),
+            Contender::Conntrackd.name(),
+            Contender::ConntrackdFew.name(),
+        ],
         ..Table::default()
     };
     stage.rounds(&contenders, args.options.rounds(), |stage, contender, _| {
-        let base = stage.base(Bare::Sink, |stage| open(stage, 0..WARM_UP))?;
+        let measured = WARM_UP..WARM_UP + flows;
+        let base = stage.base(Bare::Sink, |stage| open(stage, measured.clone()))?;
         let mut running = stage.start(contender, Policy::default())?;
         let warm_up = open(stage, 0..WARM_UP)?;
         ensure!(warm_up.part() > 0.9, "of {} packets only {} got through", warm_up.packets, warm_up.arrived);
@@ -112,7 +121,7 @@ fn rate(stage: &mut Stage, args: &Args, report: &mut Report) -> Result<()> {
             before = told(stage, &running, WARM_UP.into(), 0)?.0;
         }
         let began = Instant::now();
-        let sent = open(stage, WARM_UP..WARM_UP + flows)?;
+        let sent = open(stage, measured)?;
         let opened = began.elapsed();
         let per_flow = |sent: Sent| sent.ns() * HANDSHAKE as f64;
         let (known, took) = if contender.replicates() {
@@ -147,7 +156,7 @@ fn open(stage: &mut Stage, flows: std::ops::Range<u32>) -> Result<Sent> {
 /// they became more.
 fn told(stage: &Stage, running: &Running, enough: u64, mut known: u64) -> Result<(u64, Instant)> {
     let mut last = Instant::now();
-    while known < enough && last.elapsed() < SILENCE {
+    loop {
         let now = match running {
             Running::Conntrackd(pair) => pair.replicated(&stage.lab)?.1,
             Running::Pair(pair) => pair.replicated()?.1,
@@ -156,8 +165,11 @@ fn told(stage: &Stage, running: &Running, enough: u64, mut known: u64) -> Result
         if now > known {
             (known, last) = (now, Instant::now());
         }
+        if known >= enough || last.elapsed() >= SILENCE {
+            return Ok((known, last));
+        }
+        std::thread::sleep(LOOK);
     }
-    Ok((known, last))
 }
 
 /// Keeps all threads of a process off a CPU.

@@ -24,8 +24,10 @@ pub enum Contender {
     Nftables,
     /// The same; what the rules admit by port is in a set.
     NftablesSet,
-    /// As [`Contender::Nftables`], and conntrackd tells another node.
+    /// As [`Contender::Nftables`], and conntrackd tells another node, of every state.
     Conntrackd,
+    /// The same, and it is told of those states only that are worth it.
+    ConntrackdFew,
     /// The kernel with connection tracking and iptables.
     Iptables,
     /// fwha at tc ingress, without a peer.
@@ -125,6 +127,7 @@ impl Contender {
             Self::Nftables => "kernel, nftables",
             Self::NftablesSet => "kernel, nftables, set",
             Self::Conntrackd => "kernel, nftables, conntrackd",
+            Self::ConntrackdFew => "kernel, nftables, conntrackd, few states",
             Self::Iptables => "kernel, iptables",
             Self::Tc => "fwha, tc",
             Self::Xdp => "fwha, XDP",
@@ -136,7 +139,7 @@ impl Contender {
     fn needs(self) -> &'static [(&'static str, &'static str)] {
         match self {
             Self::Nftables | Self::NftablesSet => &[("nft", "nftables"), ("conntrack", "conntrack")],
-            Self::Conntrackd => &conntrackd::NEEDS,
+            Self::Conntrackd | Self::ConntrackdFew => &conntrackd::NEEDS,
             Self::Iptables => &[("iptables-restore", "iptables"), ("conntrack", "conntrack")],
             _ => &[],
         }
@@ -157,12 +160,15 @@ impl Contender {
 
     /// Whether another node is told of its flows.
     pub const fn replicates(self) -> bool {
-        matches!(self, Self::Conntrackd | Self::Replicating)
+        matches!(self, Self::Conntrackd | Self::ConntrackdFew | Self::Replicating)
     }
 
     /// Whether the kernel tracks its flows, of which there are `nf_conntrack_max` at most.
     pub const fn is_conntrack(self) -> bool {
-        matches!(self, Self::Nftables | Self::NftablesSet | Self::Conntrackd | Self::Iptables)
+        matches!(
+            self,
+            Self::Nftables | Self::NftablesSet | Self::Conntrackd | Self::ConntrackdFew | Self::Iptables
+        )
     }
 
     /// Whether it is fwha.
@@ -219,8 +225,9 @@ impl Contender {
                 tune(lab)?;
                 Running::Iptables
             }
-            Self::Conntrackd => {
-                let pair = Conntrackd::start(lab, States::All)?;
+            Self::Conntrackd | Self::ConntrackdFew => {
+                let few = self == Self::ConntrackdFew;
+                let pair = Conntrackd::start(lab, if few { States::Few } else { States::All })?;
                 tune(lab)?;
                 Running::Conntrackd(Box::new(pair))
             }
