@@ -41,15 +41,10 @@ pub fn run(lab: &Lab, plan: &Plan, spinner: &ProgressBar) -> Result<(String, Val
         ensure!(fwha.pair().node_mut(Node::Fw2).term(PATIENCE)?.success(), "fw2 failed");
         let done = AtomicBool::new(false);
         let (end, lasted) = std::thread::scope(|scope| -> Result<_> {
-            let (wire, done, mut next) = (&wire, &done, next);
-            let live = scope.spawn(move || -> Result<u32> {
-                while !done.load(Ordering::Acquire) {
-                    // A second each.
-                    let flows = plan.live_rate / CHANGES;
-                    wire.play(next..next + flows, flows, &conversation())?;
-                    next += flows;
-                }
-                Ok(next)
+            let (wire, done) = (&wire, &done);
+            let live = scope.spawn(move || {
+                let go_on = || !done.load(Ordering::Acquire);
+                wire.play_while(next..u32::MAX, plan.live_rate / CHANGES, &conversation(), go_on)
             });
             let result = transfer(lab, &mut fwha);
             done.store(true, Ordering::Release);

@@ -90,27 +90,46 @@ impl Wire {
     /// When a cable takes no packet.
     pub fn play(&self, flows: Range<u32>, per_second: u32, steps: &[Step]) -> Result<Duration> {
         let began = Instant::now();
-        let mut due = began;
+        self.play_while(flows, per_second, steps, || true)?;
+        Ok(began.elapsed())
+    }
+
+    /// The same, but begins no more of them once they are not to `go_on`. Returns the number of the first that was not begun.
+    ///
+    /// # Errors
+    ///
+    /// When a cable takes no packet.
+    pub fn play_while(
+        &self,
+        flows: Range<u32>,
+        per_second: u32,
+        steps: &[Step],
+        go_on: impl Fn() -> bool,
+    ) -> Result<u32> {
+        let mut due = Instant::now();
         let (mut tick, ticks_a_second) = (0u32, 1_000_000_000 / TICK.as_nanos() as u32);
         // What has begun by the end of a tick.
-        let count = flows.end - flows.start;
-        let begun = |tick: Option<u32>| {
+        let mut count = flows.end - flows.start;
+        let begun = |tick: Option<u32>, count: u32| {
             tick.map_or(0, |tick| {
                 let begun = (u64::from(tick) + 1) * u64::from(per_second) / u64::from(ticks_a_second);
                 begun.min(count.into()) as u32
             })
         };
         loop {
+            if !go_on() {
+                count = begun(tick.checked_sub(1), count);
+            }
             for (step, place) in steps.iter().zip(0..) {
                 let at = tick.checked_sub(GAP * place);
                 let Some(at) = at else { break };
-                for flow in begun(at.checked_sub(1))..begun(Some(at)) {
+                for flow in begun(at.checked_sub(1), count)..begun(Some(at), count) {
                     self.send(flows.start + flow, *step)?;
                 }
             }
             let last = tick.checked_sub(GAP * (steps.len() as u32 - 1));
-            if begun(last) == count {
-                return Ok(began.elapsed());
+            if begun(last, count) == count {
+                return Ok(flows.start + count);
             }
             tick += 1;
             due = (due + TICK).max(Instant::now() - LATE_MAX);
