@@ -279,7 +279,7 @@ impl Bench<'_> {
         ];
         self.rounds(report::STEPS, Hook::Xdp, flows, &Kind::Tcp4.both_ways(), &steps, report)?;
         for (name, traffic) in traffic::OTHERS {
-            self.rounds(name, Hook::Xdp, flows, &[traffic], &[Fwha], report)?;
+            self.rounds(name, Hook::Xdp, flows, &[traffic], &[Router, Fwha], report)?;
         }
         Ok(())
     }
