@@ -154,6 +154,18 @@ pub enum Action {
     Other(u32),
 }
 
+impl Action {
+    /// What a program's return value at a hook means.
+    pub fn of(hook: Hook, returned: u32) -> Self {
+        // XDP_DROP, XDP_REDIRECT, TCX_DROP, TCX_REDIRECT.
+        match (hook, returned) {
+            (Hook::Xdp, 1) | (Hook::Tc, 2) => Self::Drop,
+            (Hook::Xdp, 4) | (Hook::Tc, 7) => Self::Redirect,
+            (_, other) => Self::Other(other),
+        }
+    }
+}
+
 /// A timed run.
 #[derive(Clone, Copy, Debug)]
 pub struct Run {
@@ -350,12 +362,7 @@ impl Rig {
             }
         }
         .context("a test run")?;
-        // XDP_DROP, XDP_REDIRECT, TCX_DROP, TCX_REDIRECT.
-        let action = match (hook, result.return_value) {
-            (Hook::Xdp, 1) | (Hook::Tc, 2) => Action::Drop,
-            (Hook::Xdp, 4) | (Hook::Tc, 7) => Action::Redirect,
-            (_, other) => Action::Other(other),
-        };
+        let action = Action::of(hook, result.return_value);
         Ok(Run { ns: result.duration.as_secs_f64() * 1e9, action, reason: None })
     }
 }

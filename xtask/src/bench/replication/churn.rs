@@ -23,7 +23,7 @@ use super::pair::{Fwha, LONG};
 use super::traffic::{Wire, conversation, mac};
 use super::usage::{Cpu, resident};
 use crate::bench::dataplane::order::Order;
-use crate::bench::dataplane::rig::{self, Words};
+use crate::bench::dataplane::rig::{self, Action, Hook, Words};
 use crate::bench::figures::Series;
 use crate::build_ebpf;
 
@@ -41,6 +41,9 @@ const WARM_UP: u32 = 100;
 const SYN: u64 = 0x02;
 const RST: u64 = 0x04;
 const ACK: u64 = 0x10;
+
+/// Where a smaller part of the connections comes to be, it is not they that are measured.
+const CREATED_MIN: f64 = 0.9;
 
 /// What is measured, for each rate.
 const FIGURES: [(&str, &str, usize); 14] = [
@@ -152,21 +155,24 @@ fn measure(
     empty(lab, fwha)?;
     let settled = settling.elapsed().as_secs_f64();
     let rise: Vec<f64> = counters(fwha)?.iter().zip(before).map(|(now, then)| (now - then) as f64).collect();
-    let us = |i: usize| used[i].since(&cpu_before[i]).total() as f64 / f64::from(flows) / 1e3;
+    // All figures are for each that came to be.
+    let (created, offered) = (rise[0], f64::from(flows));
+    ensure!(created >= offered * CREATED_MIN, "of {flows} connections only {created} came to be");
+    let us = |i: usize| used[i].since(&cpu_before[i]).total() as f64 / created / 1e3;
     let active = used[0].since(&cpu_before[0]);
     let sweeper: u64 = active.threads().filter(|(name, _)| *name == "fwha-sweeper").map(|(_, ns)| ns).sum();
     Ok([
-        f64::from(flows) / took.as_secs_f64(),
+        created / took.as_secs_f64(),
         lag.quantile(0.5),
         lag.quantile(0.99),
-        rise[0] / f64::from(flows),
+        created / offered,
         rise[1],
         rise[2],
         rise[3],
         rise[4],
         settled,
         us(0),
-        sweeper as f64 / f64::from(flows) / 1e3,
+        sweeper as f64 / created / 1e3,
         us(1),
         resident(fwha.pid(Node::Fw1))? as f64 / 1e6,
         resident(fwha.pid(Node::Fw2))? as f64 / 1e6,
@@ -273,7 +279,10 @@ impl Injector {
             };
             let program: &SchedClassifier =
                 self.bench.program("generate_tc").context("no generator")?.try_into()?;
-            program.test_run(options).context("a test run")?;
+            let result = program.test_run(options).context("a test run")?;
+            // Of the last packet; of all, the counters tell afterwards how many flows there were.
+            let action = Action::of(Hook::Tc, result.return_value);
+            ensure!(action == Action::Redirect, "the daemon's program did not forward: {action:?}");
         }
         Ok(())
     }
