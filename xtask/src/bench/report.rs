@@ -185,7 +185,11 @@ impl Table {
             json.insert("of".to_owned(), Value::Object(of.collect()));
             Value::Object(json)
         });
-        json!({ "title": self.title, "rows": rows.collect::<Vec<_>>() })
+        // In the order of the table: the fields of a row have none that means something.
+        let figures = self.figures.iter().map(|f| json!({ "name": f.name, "heading": f.heading }));
+        json!({
+            "title": self.title, "figures": figures.collect::<Vec<_>>(), "rows": rows.collect::<Vec<_>>(),
+        })
     }
 }
 
