@@ -9,7 +9,7 @@ use anyhow::Result;
 use super::contender::{Contender, MAX_FLOWS, Policy, conntrack_max, tracked_max};
 use super::dataplane::traffic::Kind;
 use super::live::{Bare, Size};
-use super::report::{Figure, Report, Table};
+use super::report::{ARRIVED, Figure, Report, Table};
 use super::stage::{Options, Stage};
 
 /// Measure what it costs to forward a packet, beside nftables, iptables, and programs without a firewall
@@ -81,10 +81,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             let mut bases = Vec::new();
             stage.base(Bare::Sink, |stage| {
                 for &flows in &numbers {
-                    bases.push(stage.both_ways(Kind::Tcp4, Size::Shortest, flows, packets, round)?.ns());
+                    bases.push(
+                        stage.both_ways(Kind::Tcp4, Size::Shortest, flows, packets, round)?.checked()?.ns(),
+                    );
                 }
                 for &(kind, size) in others {
-                    bases.push(stage.both_ways(kind, size, FEW, packets, round)?.ns());
+                    bases.push(stage.both_ways(kind, size, FEW, packets, round)?.checked()?.ns());
                 }
                 Ok(())
             })?;
@@ -94,7 +96,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
                 |stage: &mut Stage, table: &mut Table, keys: &[String], kind, size, flows| -> Result<()> {
                     // The first packets find nothing in the caches.
                     stage.both_ways(kind, size, flows, packets / 10, round)?;
-                    let sent = stage.both_ways(kind, size, flows, packets, round)?;
+                    let sent = stage.both_ways(kind, size, flows, packets, round)?.checked()?;
                     let base = bases.next().unwrap_or(f64::NAN);
                     let figures = [sent.ns() - base, sent.part() * 1e3 / sent.ns(), base, sent.part() * 1e2];
                     table.push(keys, contender.name(), &figures);
@@ -152,7 +154,7 @@ fn table(name: &'static str, title: &str, keys: Vec<&'static str>) -> Table {
             figure("ns", "ns a packet", 0),
             figure("mpps", "Mpps with generator", 2),
             figure("base_ns", "generator and sink, ns", 0),
-            figure("arrived_percent", "arrived, %", 1),
+            ARRIVED,
         ],
         rivals: vec![Contender::Fib.name(), Contender::Nftables.name()],
         ..Table::default()

@@ -39,6 +39,9 @@ const BATCH: u32 = 64;
 const RUNS: u32 = 5;
 /// Fewer packets are sent in one: before and after each the kernel waits for all CPUs, some tens of ms.
 const RUN_MIN: u32 = 10_000;
+/// Where a smaller part of the packets arrives, what one has cost is not known at all. Of a larger one the tables tell; see
+/// [`super::report::ARRIVED`].
+const ARRIVED_MIN: f64 = 0.9;
 /// The longest frame: 1500 bytes of IP on Ethernet.
 const FRAME_MAX: usize = 1_514;
 
@@ -101,6 +104,22 @@ impl Sent {
     /// The part that arrived.
     pub fn part(self) -> f64 {
         self.arrived as f64 / self.packets as f64
+    }
+
+    /// The same, if it is not so small that what a packet has cost is not known.
+    ///
+    /// # Errors
+    ///
+    /// When it is.
+    pub fn checked(self) -> Result<Self> {
+        ensure!(
+            self.part() >= ARRIVED_MIN,
+            "of {} packets only {} arrived, {:.1} %",
+            self.packets,
+            self.arrived,
+            self.part() * 1e2
+        );
+        Ok(self)
     }
 
     /// Both together.
@@ -411,6 +430,22 @@ impl Live {
         let arrived: Vec<_> = self.arrived()?.iter().zip(&before).map(|(now, then)| now - then).collect();
         let at_home = arrived.get(cpu).copied().unwrap_or(0);
         Ok(Sent { packets: packets.into(), arrived: arrived.iter().sum(), at_home, busy })
+    }
+
+    /// Packets that the node has received from its cables so far, whatever it did with them.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not say.
+    pub fn received(&self, lab: &Lab) -> Result<u64> {
+        let counters = lab.within(Host::Fw1, || fs::read_to_string("/proc/thread-self/net/dev"))?;
+        let counters = counters.context("read the counters of interfaces")?;
+        let received = |interface: &str| -> Option<u64> {
+            let line =
+                counters.lines().find_map(|line| line.trim().strip_prefix(interface)?.strip_prefix(':'))?;
+            line.split_whitespace().nth(1)?.parse().ok()
+        };
+        CABLES.iter().map(|(name, ..)| received(name).with_context(|| format!("no counters of {name}"))).sum()
     }
 
     /// Packets that have arrived so far, by CPU.

@@ -49,6 +49,13 @@ pub struct Figure {
     pub decimals: usize,
 }
 
+/// Of the packets that were sent in a round, the part that got to where they should. Figures for each packet are for each that
+/// was sent, and one that was lost has not cost all of its way: where too few arrived the table says how many, beside the
+/// contender's first figure.
+pub const ARRIVED: Figure = Figure { name: "arrived_percent", heading: "arrived, %", decimals: 1 };
+/// Fewer are too few.
+const ARRIVED_MIN: f64 = 99.0;
+
 /// What one contender has come to under some conditions.
 #[derive(Clone, Debug)]
 pub struct Row {
@@ -133,6 +140,13 @@ impl Table {
         self.rivals.iter().filter(|rival| self.rows.iter().any(|row| row.contender == **rival))
     }
 
+    /// The least part of its packets that arrived in a round, in per cent, if that is too few.
+    fn too_few_arrived(&self, row: &Row) -> Option<f64> {
+        let place = self.figures.iter().position(|figure| figure.name == ARRIVED.name)?;
+        let least = row.figures[place].quantile(0.0);
+        (least < ARRIVED_MIN).then_some(least)
+    }
+
     /// As text.
     pub fn text(&self) -> String {
         let mut lines = vec![Vec::new()];
@@ -147,7 +161,11 @@ impl Table {
                 row.keys.iter().map(|key| if repeated { String::new() } else { key.clone() }).collect();
             last = Some(&row.keys);
             line.push(row.contender.clone());
+            let first = line.len();
             line.extend(self.figures.iter().zip(&row.figures).map(|(f, series)| cell(series, f.decimals)));
+            if let Some(least) = self.too_few_arrived(row) {
+                line[first] += &format!(", {least:.1} % arrived");
+            }
             line.extend(
                 self.rivals().map(|rival| {
                     self.of(row, rival).map_or_else(|| "-".to_owned(), |series| cell(&series, 2))
@@ -183,6 +201,9 @@ impl Table {
             let of =
                 self.rivals().filter_map(|rival| Some(((*rival).to_owned(), self.of(row, rival)?.json())));
             json.insert("of".to_owned(), Value::Object(of.collect()));
+            if let Some(least) = self.too_few_arrived(row) {
+                json.insert("too_few_arrived_percent".to_owned(), least.into());
+            }
             Value::Object(json)
         });
         // In the order of the table: the fields of a row have none that means something.
@@ -256,5 +277,18 @@ mod tests {
         assert_eq!(json.pointer("/rows/2/of/kernel"), None);
         let text = table.text();
         assert!(text.contains("of kernel") && !text.contains("nobody"), "{text}");
+    }
+
+    #[test]
+    fn a_figure_of_packets_that_were_lost_is_marked() {
+        let ns = Figure { name: "ns", heading: "ns a packet", decimals: 0 };
+        let mut table = Table { figures: vec![ns, ARRIVED], ..Table::default() };
+        for arrived in [100.0, 98.5, 100.0] {
+            table.push(&[], "kernel", &[200.0, arrived]);
+            table.push(&[], "fwha", &[100.0, 99.5]);
+        }
+        let text = table.text();
+        assert!(text.contains("200 (200-200), 98.5 % arrived"), "{text}");
+        assert_eq!(text.matches("% arrived").count(), 1, "{text}");
     }
 }

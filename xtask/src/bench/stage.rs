@@ -222,7 +222,7 @@ impl Stage {
     /// When the kernel refuses.
     pub fn base<T>(&mut self, bare: Bare, measure: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         self.live.put(&self.lab, Some(bare))?;
-        measure(self)
+        measure(self).with_context(|| format!("{bare:?} alone on the node"))
     }
 
     /// Packets of established flows, half of them there, half back.

@@ -41,7 +41,8 @@ pub fn run(stage: &mut Stage, args: &Args, report: &mut Report) -> Result<()> {
         figures: vec![
             Figure { name: "goodput_percent", heading: "goodput, % of quiet", decimals: 0 },
             Figure { name: "quiet_gbits_per_s", heading: "quiet, Gbit/s", decimals: 2 },
-            Figure { name: "flood_mpps", heading: "flood, Mpps", decimals: 2 },
+            Figure { name: "flood_mpps", heading: "flood, Mpps that arrived", decimals: 2 },
+            Figure { name: "flood_arrived_percent", heading: "of it arrived, %", decimals: 0 },
             Figure { name: "box_percent", heading: "flood, % of the box", decimals: 0 },
             Figure { name: "at_home_percent", heading: "of it on its CPU, %", decimals: 0 },
             Figure { name: "lost", heading: "connections lost", decimals: 0 },
@@ -77,7 +78,8 @@ pub fn run(stage: &mut Stage, args: &Args, report: &mut Report) -> Result<()> {
         let figures = [
             goodput / quiet * 1e2,
             quiet,
-            sent.packets as f64 / took / 1e6,
+            sent.arrived as f64 / took / 1e6,
+            sent.part() * 1e2,
             sent.busy.as_secs_f64() / took / cpus as f64 * 1e2,
             at_home * 1e2,
             lost as f64,
