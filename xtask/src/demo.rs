@@ -62,7 +62,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         );
     }
     if args.clean {
-        let removed = lab::clean_kept()?;
+        let removed = lab::clean_kept(|_| true)?;
         println!(
             "{}",
             if removed.is_empty() {

@@ -167,13 +167,13 @@ pub fn clean_stale() -> Result<Vec<String>> {
     clean(|id| !kept(id))
 }
 
-/// Removes also the labs that were left standing. Returns their names. Labs in use stay.
+/// Removes also the labs that were left standing, of `these` names. Returns their names. Labs in use stay.
 ///
 /// # Errors
 ///
 /// Naming what could not be removed.
-pub fn clean_kept() -> Result<Vec<String>> {
-    clean(|_| true)
+pub fn clean_kept(these: impl Fn(&str) -> bool) -> Result<Vec<String>> {
+    clean(these)
 }
 
 fn clean(removable: impl Fn(&str) -> bool) -> Result<Vec<String>> {

@@ -12,6 +12,7 @@ use super::{Known, Place, octets};
 use crate::api::{PacketExplanation, PacketStep};
 use crate::config::Config;
 use crate::daemon::server::{Problem, Server};
+use crate::dataplane::AttachKind;
 use crate::dataplane::dry_run::{Exit, Outcome};
 use crate::netlink::Link;
 use crate::netlink::lookup::Way;
@@ -296,9 +297,20 @@ impl<'a> Story<'a> {
                 )
             }
             Exit::Passed => format!("by {name}: the stack forwards it"),
+            // The dry run's program, which is that of tc, sends by any interface.
+            _ if self.comes_by_xdp() && NextHop::no_xmit(way.out) => {
+                format!("by {name}: the stack forwards it, for that sends nothing of XDP")
+            }
             _ => format!("by {name} to {}", way.dst_mac.map(|byte| format!("{byte:02x}")).join(":")),
         };
         self.end("forward", "pass", text);
+    }
+
+    /// Whether the packet is judged by XDP.
+    fn comes_by_xdp(&self) -> bool {
+        let device = self.place.interface.device;
+        let attached = self.server.attached.load();
+        attached.interfaces.iter().any(|a| a.ifindex == device && a.kind == AttachKind::Xdp)
     }
 
     fn zone(&self, zone: u8) -> String {

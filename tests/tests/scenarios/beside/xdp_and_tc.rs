@@ -51,6 +51,12 @@ fn a_conversation_survives_its_node(rule: &str) {
         conversation.talk()?;
         let status = pair.node(active).ctl(&["status"])?;
         ensure!(status.to_string().contains("leaves by wan through the kernel's stack"), "{status:#}");
+        let packet = ["explain", "packet", "udp", &format!("{CLIENT}:4000"), &format!("{SERVER}:53")];
+        let explained = pair.node(active).ctl(&packet)?;
+        ensure!(
+            explained.to_string().contains("the stack forwards it, for that sends nothing of XDP"),
+            "{explained:#}"
+        );
         lab.wait_for("the flow on the backup", PATIENCE, || {
             let flow = ["flows", &format!("dport={PORT}"), "state=established"];
             Ok((!pair.node(active.peer()).ctl_lines(&flow)?.is_empty()).then_some(()))
