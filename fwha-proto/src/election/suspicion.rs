@@ -1,7 +1,7 @@
 //! What is known of one peer: from its heartbeats, and when they stop, from probes.
 //!
 //! ```text
-//!            2.5 intervals without a heartbeat, or no sync link with a carrier
+//!           2.25 intervals without a heartbeat, or no sync link with a carrier
 //!   Alive ------------------------------------------------------------------> Suspect
 //!     ^                                                                          |
 //!     |  a heartbeat, from any state                    a burst of ROUNDS probes |
@@ -332,8 +332,9 @@ impl Suspicion {
         }
     }
 
+    /// Two heartbeats are missing, and the second is late by a quarter of an interval. To be wrong costs a few probes.
     fn silent_at(&self) -> Time {
-        self.heard.unwrap_or(Time::ZERO) + self.heartbeat * 5 / 2
+        self.heard.unwrap_or(Time::ZERO) + self.heartbeat * 9 / 4
     }
 
     /// How long after this round the next is due.

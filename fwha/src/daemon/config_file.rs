@@ -18,7 +18,7 @@ pub struct ConfigFile {
 }
 
 impl ConfigFile {
-    /// As [`Config::is_on_disk`], within [`WAIT`].
+    /// As [`Config::is_on_disk`], but for no longer than a fifth of a second.
     ///
     /// # Errors
     /// What is wrong with the file, or that it cannot be read in time.

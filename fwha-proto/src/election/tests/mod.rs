@@ -24,7 +24,7 @@ use crate::vrrp::packet::{Advert, Auth, Checksum, Envelope, Version};
 const SYNC: Via = Via::Sync(0);
 const LAN: Via = Via::Zone(2);
 
-/// A takeover of a dead node at heartbeats of 10 ms: 2.5 intervals, four probes, and the way.
+/// A takeover of a dead node at heartbeats of 10 ms: 2.25 intervals, four probes, and the way.
 const DEAD_LIMIT: Duration = ms(45);
 
 fn role_causes(rig: &Rig, n: NodeId, since: Time) -> Vec<(Role, Cause)> {
