@@ -94,6 +94,8 @@ impl Task {
         while let Some(change) = changes.recv().await {
             queue.push(change);
             loop {
+                // What comes meanwhile is in the queue before the last of it is told.
+                self.runner.free().await;
                 while let Ok(change) = changes.try_recv() {
                     queue.push(change);
                 }
@@ -265,5 +267,36 @@ mod tests {
         fs::remove_file(&hook.command[0]).unwrap();
         let events = told(hook, &first).await;
         assert!(events[0].contains("cannot be run: No such file"), "{events:?}");
+    }
+
+    #[tokio::test]
+    async fn the_last_state_is_told_when_a_run_that_could_not_be_killed_has_ended() {
+        if !root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let hook = script(dir.path(), "exit 0", 20_000);
+        let config = good_config();
+        let events = Arc::new(EventLog::default());
+        let runner = Runner::default();
+        let task = Task {
+            hook,
+            runner: runner.clone(),
+            cluster: config.cluster.name.clone(),
+            clock: KernelClock::new().unwrap(),
+            events: Arc::clone(&events),
+            names: Arc::new(Names::new(&config, 1)),
+        };
+        let (sender, changes) = mpsc::unbounded_channel();
+        let stuck = runner.stuck().await;
+        let task = tokio::spawn(task.run(changes));
+        sender.send(change(Role::Backup, Role::Active, 1)).unwrap();
+        sender.send(change(Role::Active, Role::Backup, 1)).unwrap();
+        tokio::task::yield_now().await;
+        drop(stuck);
+        drop(sender);
+        task.await.unwrap();
+        let told: Vec<String> = events.follow().0.iter().map(|event| event.text.clone()).collect();
+        assert!(told.len() == 1 && told[0].starts_with("notify for backup: done after "), "{told:?}");
     }
 }

@@ -119,8 +119,13 @@ impl Network {
     /// the one that the election knows.
     pub fn reconcile(&mut self, dataplane: &mut Dataplane) {
         dataplane.reconcile();
-        let before = self.publish(dataplane);
-        let now = self.attached.load();
+        self.note(dataplane);
+    }
+
+    /// Takes note of where programs are now, and of what is in their way.
+    fn note(&mut self, dataplane: &Dataplane) {
+        let before = self.attached.swap(Arc::new(Attached::of(dataplane)));
+        let now = self.attached.load_full();
         for problem in now.problems.iter().filter(|p| !before.problems.contains(p)) {
             tracing::error!("{problem}");
         }
@@ -138,11 +143,6 @@ impl Network {
                 self.tell(n);
             }
         }
-    }
-
-    /// Shows where programs are. Returns where they were.
-    fn publish(&self, dataplane: &Dataplane) -> Arc<Attached> {
-        self.attached.swap(Arc::new(Attached::of(dataplane)))
     }
 
     /// Waits until it is time to [`Self::reconcile`] again. The future may be dropped.
@@ -258,9 +258,13 @@ impl Network {
     ///
     /// # Errors
     /// Those of [`Dataplane::set_interfaces`].
-    pub fn set_interfaces(&self, dataplane: &mut Dataplane, interfaces: Vec<ZoneInterface>) -> Result<()> {
+    pub fn set_interfaces(
+        &mut self,
+        dataplane: &mut Dataplane,
+        interfaces: Vec<ZoneInterface>,
+    ) -> Result<()> {
         let done = dataplane.set_interfaces(interfaces);
-        self.publish(dataplane);
+        self.note(dataplane);
         Ok(done?)
     }
 

@@ -47,6 +47,18 @@ impl Default for Runner {
 }
 
 impl Runner {
+    /// Waits until no run is left, also of those that were killed.
+    pub async fn free(&self) {
+        // That is never closed.
+        drop(self.0.acquire().await);
+    }
+
+    /// As long as what is returned lives, a run lives that was killed.
+    #[cfg(test)]
+    pub async fn stuck(&self) -> tokio::sync::OwnedSemaphorePermit {
+        Arc::clone(&self.0).acquire_owned().await.unwrap()
+    }
+
     /// Runs it to its end, or to that of its time (`None`).
     ///
     /// # Errors
@@ -226,8 +238,7 @@ mod tests {
             let refused = run("/bin/echo", "again").unwrap_err();
             assert_eq!(refused.kind(), io::ErrorKind::ResourceBusy);
             drop(dead);
-            let ended = async { drop(timeout(Duration::from_secs(10), runner.0.acquire()).await.unwrap()) };
-            runtime.block_on(ended);
+            runtime.block_on(async { timeout(Duration::from_secs(10), runner.free()).await }).unwrap();
             assert!(run("/bin/echo", "again").unwrap().is_some_and(|status| status.success()));
             // Nor is one waited for that does not even start.
             let dead = DeadMount::new(dir.path());

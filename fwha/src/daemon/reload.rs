@@ -164,7 +164,7 @@ impl Running {
     }
 
     fn set_interfaces(
-        &self,
+        &mut self,
         dataplane: &mut Dataplane,
         config: &Config,
         links: &[Link],

@@ -264,7 +264,13 @@ impl Links {
         programs: &mut Programs,
     ) -> Result<(), DataplaneError> {
         self.refuse_foreign_xdp(trunk)?;
-        self.xdp(trunk, true, programs)?;
+        let of_trunk = |a: &AttachedInterface| {
+            a.kind == AttachKind::Xdp && a.trunk.as_ref().is_some_and(|name| *name == trunk.name)
+        };
+        let path = self.path(&trunk.name, Hook::Xdp);
+        let before = self.attached.iter().any(of_trunk)
+            && self.find(&path)?.is_some_and(|fd| is_here(&fd, trunk, Hook::Xdp));
+        keep(before, self.xdp(trunk, true, programs))?;
         if !own {
             for other in [Hook::Ingress, Hook::Egress, Hook::Sync, Hook::Host] {
                 self.unpin(&self.path(&trunk.name, other))?;
@@ -305,11 +311,8 @@ impl Links {
         let reason = match attach {
             Attach::Tc => "the configuration says so".into(),
             Attach::Xdp => {
-                match self.xdp(link, tagged, programs) {
-                    // No more: what is to leave there makes a detour, of which `status` warns.
-                    Err(DataplaneError::NoXmit(_)) if self.has_xdp(link) => {}
-                    result => result?,
-                }
+                let before = self.has_xdp(link);
+                keep(before, self.xdp(link, tagged, programs))?;
                 return Ok((AttachKind::Xdp, "the configuration says so".into()));
             }
             // Not again: a driver may reset the interface even for an attempt that fails.
@@ -507,6 +510,15 @@ impl Links {
             result = result.and(self.unpin(&path));
         }
         result
+    }
+}
+
+/// What an interface with XDP from `before` cannot do any more is for `status` to warn of, not a reason to forward nothing: what
+/// is to leave there makes a detour, and frames whose tags are taken off are judged without.
+fn keep(before: bool, result: Result<(), DataplaneError>) -> Result<(), DataplaneError> {
+    match result {
+        Err(DataplaneError::NoXmit(_) | DataplaneError::TagsHidden(_)) if before => Ok(()),
+        result => result,
     }
 }
 

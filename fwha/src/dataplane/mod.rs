@@ -421,14 +421,13 @@ impl Dataplane {
                 _ if plan.tagged.contains(&link.index) => Place::Tagged,
                 _ => Place::Plain,
             };
-            let result = self
-                .links
-                .attach(link, *zone, place, &mut self.programs)
-                .and_then(|()| if zone.is_some() { sysctl::prepare(&self.pins, &link.name) } else { Ok(()) });
             let judged = match place {
                 Place::Trunk(trunk) => !bare.contains(trunk),
                 Place::Plain | Place::Tagged => true,
             };
+            let result = self.links.attach(link, *zone, place, &mut self.programs).and_then(|()| {
+                if zone.is_some() && judged { sysctl::prepare(&self.pins, &link.name) } else { Ok(()) }
+            });
             if result.is_err() || !judged {
                 self.links.forget(&link.name);
             }
@@ -446,7 +445,10 @@ impl Dataplane {
         for (before, now) in self.links.renamed(&present) {
             sysctl::rename(&self.pins, &before, now)?;
         }
-        let filtered = |name: &str| self.links.attached().iter().any(|a| a.name == name && a.zone.is_some());
+        let filtered = |name: &str| {
+            let attached = self.links.attached().iter().any(|a| a.name == name && a.zone.is_some());
+            attached && here.iter().any(|(link, _)| link.name == name)
+        };
         sysctl::restore_of(&self.pins, |name| !filtered(name))?;
         self.links.retain(&names)?;
         // Most drivers send what XDP redirects to them only now that they have a program.

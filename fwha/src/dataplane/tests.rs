@@ -27,7 +27,7 @@ use crate::{
     sys::{
         bpf::{AttachType, Write, tcx_links},
         clock::KernelClock,
-        interface::coalesce,
+        interface::{coalesce, take_tags_off},
     },
     testing::{Net, await_readable, root},
 };
@@ -62,6 +62,14 @@ fn options(interfaces: &[(&str, Attach)]) -> Options {
 
 fn open(options: Options) -> (Dataplane, Events) {
     Dataplane::open(options).unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn wait_for_carrier(interface: &str) {
+    let begun = Instant::now();
+    while !links().unwrap().iter().any(|l| l.name == interface && l.running()) {
+        assert!(begun.elapsed() < Duration::from_secs(10));
+        std::thread::yield_now();
+    }
 }
 
 fn key(n: u32) -> FlowKey {
@@ -472,7 +480,66 @@ fn xdp_is_refused_where_it_could_not_forward() {
         assert!(dataplane.problems().is_empty(), "{:?}", dataplane.problems());
         let xmit: Vec<bool> = dataplane.attached().iter().map(|attached| attached.xmit).collect();
         assert_eq!(xmit, [false, false]);
+        assert_eq!(sysctl("near", "forwarding"), "1");
         assert!(hooks("near").2.is_some() && no_xmit(&dataplane, "near"));
+        dataplane.close().unwrap();
+    });
+}
+
+#[test]
+fn an_interface_that_can_do_less_than_before_keeps_its_vlan() {
+    if !root() {
+        return;
+    }
+    let (a, b) = Net::pair();
+    a.with_bpffs(|| {
+        let near = |dataplane: &Dataplane| {
+            let attached = dataplane.attached().iter().map(|a| (a.name.clone(), a.kind)).collect::<Vec<_>>();
+            (attached, sysctl("near", "forwarding"))
+        };
+        let kept = (vec![("near".to_owned(), AttachKind::Xdp)], "1".to_owned());
+        let mut wanted = options(&[("near", Attach::Xdp)]);
+        wanted.interfaces[0].tags[0] = Tag::new(Tag::CUSTOMER, 100);
+        let refused = Dataplane::open(wanted.clone()).unwrap_err();
+        assert!(matches!(refused, DataplaneError::TagsHidden(_)), "{refused}");
+        take_tags_off("near", false).unwrap();
+        let (mut dataplane, _events) = open(wanted);
+        assert_eq!(near(&dataplane), kept);
+
+        // To forward nothing would be worse than what `status` warns of.
+        b.within(|| coalesce("far", false)).unwrap();
+        take_tags_off("near", true).unwrap();
+        dataplane.reconcile();
+        assert!(dataplane.problems().is_empty(), "{:?}", dataplane.problems());
+        assert_eq!(near(&dataplane), kept);
+
+        // A new one has nothing to keep, whatever was tried before.
+        a.ip("link del near");
+        a.cable("near", "far", &b);
+        for _ in 0..2 {
+            dataplane.reconcile();
+            assert!(
+                matches!(dataplane.problems(), [DataplaneError::TagsHidden(_)]),
+                "{:?}",
+                dataplane.problems()
+            );
+            assert_eq!(near(&dataplane), (vec![], "0".to_owned()));
+        }
+        take_tags_off("near", false).unwrap();
+        b.within(|| coalesce("far", false)).unwrap();
+        wait_for_carrier("near");
+        for _ in 0..2 {
+            dataplane.reconcile();
+            assert!(
+                matches!(dataplane.problems(), [DataplaneError::NoXmit(_)]),
+                "{:?}",
+                dataplane.problems()
+            );
+            assert_eq!(near(&dataplane), (vec![], "0".to_owned()));
+        }
+        b.within(|| coalesce("far", true)).unwrap();
+        dataplane.reconcile();
+        assert_eq!(near(&dataplane), kept);
         dataplane.close().unwrap();
     });
 }
@@ -637,11 +704,7 @@ fn an_interface_that_takes_no_program_concerns_no_other_and_does_not_forward() {
         assert_eq!(sysctl("near", "forwarding"), "0");
         coalesce(false);
         // What cannot be known of an interface that is not up yet is not held against it.
-        let begun = Instant::now();
-        while !links().unwrap().iter().any(|l| l.name == "near" && l.running()) {
-            assert!(begun.elapsed() < Duration::from_secs(10));
-            std::thread::yield_now();
-        }
+        wait_for_carrier("near");
         dataplane.reconcile();
         let refused = |e: &DataplaneError| matches!(e, DataplaneError::NoXmit(name) if name == "near");
         assert!(matches!(dataplane.problems(), [error] if refused(error)), "{:?}", dataplane.problems());

@@ -23,6 +23,9 @@ const ETH_FLAG_RXVLAN: u32 = 1 << 8;
 /// `ETHTOOL_SGRO` of include/uapi/linux/ethtool.h.
 #[cfg(test)]
 const ETHTOOL_SGRO: u32 = 0x2c;
+/// `ETHTOOL_SFLAGS` of include/uapi/linux/ethtool.h.
+#[cfg(test)]
+const ETHTOOL_SFLAGS: u32 = 0x26;
 
 /// `ETHTOOL_GSSET_INFO`, `ETHTOOL_GSTRINGS` and `ETHTOOL_GFEATURES` of include/uapi/linux/ethtool.h.
 const ETHTOOL_GSSET_INFO: u32 = 0x37;
@@ -97,7 +100,7 @@ unsafe trait Command {}
 
 // SAFETY: made for `ETHTOOL_GDRVINFO` only.
 unsafe impl Command for DriverInfo {}
-// SAFETY: made for `ETHTOOL_GFLAGS` and `ETHTOOL_SGRO` only.
+// SAFETY: made for `ETHTOOL_GFLAGS`, `ETHTOOL_SFLAGS` and `ETHTOOL_SGRO` only.
 unsafe impl Command for Value {}
 
 // SAFETY: made for `ETHTOOL_GSSET_INFO` with one set only.
@@ -171,6 +174,14 @@ pub fn filters_tags(name: &str) -> io::Result<bool> {
     let promiscuous =
         |i: InterfaceAddress| i.interface_name == name && i.flags.contains(InterfaceFlags::IFF_PROMISC);
     Ok(!getifaddrs()?.any(promiscuous))
+}
+
+/// Has an interface of this network namespace take VLAN tags off what it receives (`ethtool -K DEV rxvlan on`), or not.
+#[cfg(test)]
+pub fn take_tags_off(name: &str, on: bool) -> io::Result<()> {
+    let flags = ethtool(name, Value { command: ETHTOOL_GFLAGS, data: 0 })?.data & !ETH_FLAG_RXVLAN;
+    let data = flags | if on { ETH_FLAG_RXVLAN } else { 0 };
+    ethtool(name, Value { command: ETHTOOL_SFLAGS, data }).map(drop)
 }
 
 /// Has an interface of this network namespace coalesce what it receives (`ethtool -K DEV gro on`), or not. A veth polls while it
