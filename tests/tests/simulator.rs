@@ -129,6 +129,7 @@ fn bugs_that_are_planted_are_found() {
         Planted::TermsForgotten,
         Planted::AnswersIgnored,
         Planted::AddressesForgotten,
+        Planted::AnnouncementsForgotten,
         Planted::StaleWritten,
         Planted::DeletesForgotten,
         Planted::LossesIgnored,

@@ -117,6 +117,8 @@ pub enum Planted {
     AnswersIgnored,
     /// The addresses of a group never come to the interfaces.
     AddressesForgotten,
+    /// Neighbours are never told of them.
+    AnnouncementsForgotten,
     /// What a peer tells is written over what the owner's data plane has made of it since.
     StaleWritten,
     /// What a peer deletes stays in the kernel.
@@ -132,8 +134,9 @@ impl Planted {
             Self::AddressesFirst => ("before it owns it", Roles::Elected),
             Self::TermsForgotten => ("in term", Roles::Elected),
             Self::AnswersIgnored => ("owns within reach", Roles::Elected),
-            Self::AddressesForgotten => ("addresses", Roles::Elected),
-            Self::StaleWritten => ("version", Roles::Told),
+            Self::AddressesForgotten => ("without its addresses", Roles::Elected),
+            Self::AnnouncementsForgotten => ("tells nobody", Roles::Elected),
+            Self::StaleWritten => ("loses version", Roles::Told),
             Self::DeletesForgotten => ("nothing", Roles::Told),
             Self::LossesIgnored => ("version", Roles::Told),
         }

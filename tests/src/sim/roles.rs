@@ -320,12 +320,14 @@ impl World {
                 (roles.vips[g], roles.announced[g]) = (false, false);
             }
             Output::Announce { group } => {
-                if !self.roles(id).vips[usize::from(group)] {
+                let planted = self.shape.planted;
+                if planted != Some(Planted::AddressesForgotten) && !self.roles(id).vips[usize::from(group)] {
                     self.violate(format!(
                         "fw{id} announces addresses of group {group} that it does not have"
                     ));
                 }
-                self.roles(id).announced[usize::from(group)] = true;
+                self.roles(id).announced[usize::from(group)] =
+                    planted != Some(Planted::AnnouncementsForgotten);
             }
             // There is no witness, and no neighbour to tell who is better placed.
             Output::AskWitness { .. } | Output::Survey { .. } => {}
