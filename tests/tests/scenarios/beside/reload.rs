@@ -655,14 +655,17 @@ fn a_file_that_cannot_be_read_holds_up_nothing() {
         let (mut pair, active) = Pair::settled(lab)?;
         fs::remove_file(lab.config_path())?;
         mkfifo(&lab.config_path(), Mode::S_IRUSR)?;
-        let mut reload = pair.node(active).ctl_command(&["reload", "--dry-run"]);
-        let mut reload = reload.stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+        let mut reload = pair.node(active).ctl_command(&["reload"]);
+        let reload = reload.stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
         lab.ip(active.host(), "link set lan down")?;
         pair.wait_for_role(lab, active.peer(), "active")?;
-        ensure!(reload.try_wait()?.is_none(), "the other node took over while the file was read");
         wait_for_warning(lab, pair.node(active), "cannot be read in time", true)?;
         let refused = reload.wait_with_output()?;
         ensure!(String::from_utf8_lossy(&refused.stderr).contains("cannot be read in time"), "{refused:?}");
+        let events = pair.node(active).ctl_lines(&["events"])?;
+        let last = |kind: &str| events.iter().rposition(|event| event["kind"] == kind);
+        let (handed_over, read) = (last("role").context("a role")?, last("reload").context("a reload")?);
+        ensure!(handed_over < read, "the carrier was noticed while the file was read: {events:#?}");
         ensure!(pair.node_mut(active).term(PATIENCE)?.success());
         Ok(())
     });
