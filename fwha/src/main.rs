@@ -1,5 +1,6 @@
 //! `fwha`: runs a node, checks its config file, or cleans up after it.
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -26,10 +27,12 @@ fn main() -> ExitCode {
     };
     done.unwrap_or_else(|error| {
         // Mistakes in the config file name the file themselves.
-        match error.downcast_ref::<ConfigErrors>() {
-            Some(errors) => eprintln!("{errors}"),
-            None => eprintln!("fwha: {error:#}"),
-        }
+        let text = match error.downcast_ref::<ConfigErrors>() {
+            Some(errors) => errors.to_string(),
+            None => format!("fwha: {error:#}"),
+        };
+        // Whoever closed standard error does not want to know.
+        let _ = writeln!(std::io::stderr(), "{text}");
         ExitCode::FAILURE
     })
 }

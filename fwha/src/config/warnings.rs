@@ -59,9 +59,24 @@ pub(super) fn of(config: &Config) -> Vec<String> {
         }
         for vip in &group.vips {
             peers(vip, group, &mut warnings);
+            for net in vip.addresses.iter().filter(|net| net.prefix_len() < widest(net)) {
+                let name = &group.name;
+                warnings.push(format!(
+                    "group {name}: {net} brings a route to all of {}: is that the length of its network's prefix?",
+                    net.trunc()
+                ));
+            }
         }
     }
     warnings
+}
+
+/// The shortest prefix that a network of hosts may be believed to have: 10.0.0.0/8, or what a provider gets of IPv6.
+const fn widest(net: &IpNet) -> u8 {
+    match net {
+        IpNet::V4(_) => 8,
+        IpNet::V6(_) => 10,
+    }
 }
 
 fn nodes(config: &Config, warnings: &mut Vec<String>) {
@@ -225,7 +240,9 @@ fn hidden(rules: &[Rule]) -> Vec<String> {
 /// Witnesses that belong to the cluster.
 fn witnesses(config: &Config, warnings: &mut Vec<String>) {
     for &witness in &config.cluster.witness {
-        let whose = if let Some(group) = vip_of(config, witness) {
+        let whose = if witness.is_loopback() {
+            "each node itself".to_owned()
+        } else if let Some(group) = vip_of(config, witness) {
             format!("an address of group {}", group.name)
         } else if let Some(node) =
             config.nodes.iter().find(|n| n.sync.iter().any(|s| IpAddr::from(s.address) == witness))

@@ -204,6 +204,17 @@ fn witnesses_are_hosts_outside_of_the_cluster() {
             .starts_with("witness 10.0.0.12 is an address of group gateway: it proves nothing")
     );
     assert!(warnings("\"172.16.0.2\"").starts_with("witness 172.16.0.2 is the sync address of fw2"));
+    assert!(warnings("\"127.0.0.1\"").starts_with("witness 127.0.0.1 is each node itself"));
+}
+
+#[test]
+fn an_address_of_half_the_internet_is_doubted() {
+    for (net, of) in [("10.0.0.12/2", "0.0.0.0/2"), ("10.0.0.12/7", "10.0.0.0/7")] {
+        let said = doubts("10.0.0.12/24", net);
+        assert_eq!(said.len(), 1, "{said:?}");
+        assert!(said[0].contains(&format!("{net} brings a route to all of {of}")), "{said:?}");
+    }
+    assert_eq!(doubts("10.0.0.12/24", "10.0.0.12/8"), [""; 0]);
 }
 
 /// What is warned of when a piece of [`GOOD`] is another, but for what is always.
