@@ -33,7 +33,7 @@ impl ConfigFile {
             Some(found) => found,
             None => {
                 let (tell, found) = channel();
-                let thread = thread::Builder::new().name("fwha-config-file".into());
+                let thread = thread::Builder::new().name("config-file".into());
                 let looks = move || {
                     // Whoever asked may have ended.
                     let _ = tell.send(look());
