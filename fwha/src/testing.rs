@@ -5,7 +5,7 @@ use std::{
     os::fd::{AsFd, AsRawFd},
     process::Command,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -15,6 +15,7 @@ use nix::{
     unistd::geteuid,
 };
 
+use crate::netlink::{Link, links::links};
 use crate::sys::interface::coalesce;
 
 /// Whether tests that need root can run. Says so if not; where `CI=true` that is a failure.
@@ -25,6 +26,19 @@ pub(crate) fn root() -> bool {
         println!("skipped: needs root");
     }
     root
+}
+
+/// An interface of this network namespace, once it has its carrier.
+pub(crate) fn running(interface: &str) -> Link {
+    let begun = Instant::now();
+    loop {
+        let found = links().unwrap().into_iter().find(|link| link.name == interface && link.running());
+        if let Some(link) = found {
+            return link;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(10), "{interface} has no carrier");
+        thread::yield_now();
+    }
 }
 
 /// A network namespace.

@@ -22,7 +22,7 @@ impl ConfigFile {
     ///
     /// # Errors
     /// What is wrong with the file, or that it cannot be read in time.
-    pub fn is(&self, config: &Arc<Config>) -> Result<bool, String> {
+    pub fn is_in_force(&self, config: &Arc<Config>) -> Result<bool, String> {
         let config = Arc::clone(config);
         self.look(move || config.is_on_disk())
     }

@@ -3,7 +3,6 @@
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Command;
-use std::time::Instant;
 
 use futures_util::FutureExt as _;
 use fwha_common::flow::NextHop;
@@ -13,7 +12,7 @@ use tokio::sync::mpsc::error::TryRecvError;
 use super::*;
 use crate::config::Source;
 use crate::netlink::{Link, NetworkEvent, links::links};
-use crate::testing::{Net, root};
+use crate::testing::{Net, root, running};
 
 const CONFIG: &str = r#"
 [cluster]
@@ -65,18 +64,6 @@ fn within<T: Send>(net: &Net, test: impl AsyncFnOnce(Dataplane) -> T + Send) -> 
 
 fn link(name: &str) -> Link {
     links().unwrap().into_iter().find(|l| l.name == name).unwrap()
-}
-
-/// The same, once it has its carrier.
-fn running(name: &str) -> Link {
-    let begun = Instant::now();
-    loop {
-        match link(name) {
-            link if link.running() => return link,
-            _ => assert!(begun.elapsed() < Duration::from_secs(10)),
-        }
-        std::thread::yield_now();
-    }
 }
 
 #[test]

@@ -30,7 +30,7 @@ impl Server {
         let config = self.config();
         let mut warnings = Vec::new();
         let path = config.path().display();
-        match self.file.is(&config) {
+        match self.file.is_in_force(&config) {
             Ok(true) => {}
             Ok(false) => warnings.push(format!(
                 "{path} has changed and is not in force: `fwhactl reload` (with --dry-run it shows the changes)"

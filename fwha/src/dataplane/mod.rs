@@ -404,11 +404,11 @@ impl Dataplane {
         }
 
         let trunks = present.iter().filter(|l| plan.trunks.contains(&l.index));
-        let mut bare = BTreeSet::new();
+        let mut unfiltered = BTreeSet::new();
         for trunk in trunks.clone() {
             let own = here.iter().any(|(link, _)| link.index == trunk.index);
             if let Err(error) = self.links.attach_trunk(trunk, own, &mut self.programs) {
-                bare.insert(trunk.name.as_str());
+                unfiltered.insert(trunk.name.as_str());
                 problem(error)?;
             }
         }
@@ -422,7 +422,7 @@ impl Dataplane {
                 _ => Place::Plain,
             };
             let judged = match place {
-                Place::Trunk(trunk) => !bare.contains(trunk),
+                Place::Trunk(trunk) => !unfiltered.contains(trunk),
                 Place::Plain | Place::Tagged => true,
             };
             let result = self.links.attach(link, *zone, place, &mut self.programs).and_then(|()| {

@@ -5,7 +5,7 @@ use std::{
     fs,
     net::UdpSocket,
     path::Path,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use fwha_common::{
@@ -29,7 +29,7 @@ use crate::{
         clock::KernelClock,
         interface::{coalesce, take_tags_off},
     },
-    testing::{Net, await_readable, root},
+    testing::{Net, await_readable, root, running},
 };
 
 const NODE: &str = "near";
@@ -62,14 +62,6 @@ fn options(interfaces: &[(&str, Attach)]) -> Options {
 
 fn open(options: Options) -> (Dataplane, Events) {
     Dataplane::open(options).unwrap_or_else(|e| panic!("{e}"))
-}
-
-fn wait_for_carrier(interface: &str) {
-    let begun = Instant::now();
-    while !links().unwrap().iter().any(|l| l.name == interface && l.running()) {
-        assert!(begun.elapsed() < Duration::from_secs(10));
-        std::thread::yield_now();
-    }
 }
 
 fn key(n: u32) -> FlowKey {
@@ -527,7 +519,7 @@ fn an_interface_that_can_do_less_than_before_keeps_its_vlan() {
         }
         take_tags_off("near", false).unwrap();
         b.within(|| coalesce("far", false)).unwrap();
-        wait_for_carrier("near");
+        running("near");
         for _ in 0..2 {
             dataplane.reconcile();
             assert!(
@@ -704,7 +696,7 @@ fn an_interface_that_takes_no_program_concerns_no_other_and_does_not_forward() {
         assert_eq!(sysctl("near", "forwarding"), "0");
         coalesce(false);
         // What cannot be known of an interface that is not up yet is not held against it.
-        wait_for_carrier("near");
+        running("near");
         dataplane.reconcile();
         let refused = |e: &DataplaneError| matches!(e, DataplaneError::NoXmit(name) if name == "near");
         assert!(matches!(dataplane.problems(), [error] if refused(error)), "{:?}", dataplane.problems());
