@@ -132,9 +132,13 @@ fn track(
         Found::Main(flow) => (Some(flow), false),
         Found::Embryonic(flow) => (Some(flow), true),
         Found::Node(flow) => {
-            vip::accept(packet, ip)?;
-            flow.follow(ip, flow.is_reply(src_is_b), now, packet.segments(), false);
-            return Ok(Verdict::Pass);
+            let reply = flow.is_reply(src_is_b);
+            if eth.dst.is_group() || forward::ends_here(packet, settings, ip, flow.ways(reply).0) {
+                vip::accept(packet, ip)?;
+                flow.follow(ip, reply, now, packet.segments(), false);
+                return Ok(Verdict::Pass);
+            }
+            (None, false)
         }
         Found::Nothing(found) => {
             hash = Some(found);

@@ -9,11 +9,11 @@ use fwha_common::{
 
 use crate::{
     Verdict,
-    flow::FlowRef,
+    flow::{self, FlowRef},
     hook,
     maps::{self, Room},
     packet::{ETH_LEN, Eth, Mac, Packet, RouteKind, Window, window},
-    parse::Ip,
+    parse::{Ip, Payload},
     tcp,
 };
 
@@ -195,6 +195,30 @@ pub unsafe fn keep(way: *mut Way, hop: &NextHop) {
     }
 }
 
+/// Whether the next hop that is kept was looked up before routes changed, or never.
+#[inline(always)]
+fn is_stale(way: *const Way, settings: &Settings) -> bool {
+    // SAFETY: `way` lies in a map element. Others may write it: see the module `flow`.
+    unsafe { (&raw const (*way).generation).read_volatile() != maps::route_generation(settings) }
+}
+
+/// Whether what a flow to the node sends by `way` ends here still: its address may have left the node, or a route to it have
+/// come that was not there when the flow began. Asked once for each generation of routes.
+#[inline(always)]
+pub fn ends_here(packet: &impl Packet, settings: &Settings, ip: &Ip, way: *mut Way) -> bool {
+    if !is_stale(way, settings) {
+        return true;
+    }
+    let generation = maps::route_generation(settings);
+    let Some(hop) = maps::room().map(Room::hop) else { return false };
+    if look_up(packet, settings, ip, false, hop) != RouteKind::Local {
+        return false;
+    }
+    // SAFETY: as in `is_stale`.
+    unsafe { (&raw mut (*way).generation).write_volatile(generation) };
+    true
+}
+
 /// Sends a packet of `flow` on. What needs more than a new MAC and a lower TTL is passed to the
 /// stack, which answers it (TTL, MTU), resolves the neighbour or reads the options; its way out
 /// leads through the egress guard. So does what comes by XDP and leaves by an interface that sends none of it.
@@ -211,10 +235,13 @@ pub fn send(
     ip: &Ip,
     options: &tcp::Options,
 ) -> Result<Verdict, DropReason> {
-    let (way, back) = flow.ways(reply);
+    let (mut way, back) = flow.ways(reply);
     let mut resolved = true;
-    // SAFETY: `way` lies in a map element. Others may write it: see the module `flow`.
-    if unsafe { (&raw const (*way).generation).read_volatile() } != maps::route_generation(settings) {
+    if is_stale(way, settings) {
+        if ip.payload == Payload::IcmpError {
+            // The kernel's rules may route it otherwise than the flow, by its source or protocol: where it goes is not kept.
+            way = &raw mut flow::draft().ok_or(DropReason::NoRoute)?.ways[0];
+        }
         match route(packet, settings, ip, plain_way_there(settings, ip))? {
             // The way to the other end now ends here: an address of it moved to this node.
             (RouteKind::Local | RouteKind::None, ..) => return Err(DropReason::NoRoute),

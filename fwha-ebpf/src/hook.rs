@@ -431,33 +431,31 @@ fn route(ctx: *mut c_void, ifindex: u32, ip: &Ip, back: bool, hop: &mut NextHop)
     let Some(params) = maps::room().map(Room::fib) else {
         return RouteKind::None;
     };
-    // SAFETY: integers and unions of integers only.
-    *params = unsafe { core::mem::zeroed() };
     let (src, dst) = if back { (&ip.dst, &ip.src) } else { (&ip.src, &ip.dst) };
-    params.l4_protocol = ip.proto;
-    // GRE has no ports.
-    if ip.proto != proto::GRE {
-        let (sport, dport) = if back { (ip.dport, ip.sport) } else { (ip.sport, ip.dport) };
-        params.sport = sport;
-        params.dport = dport;
-    }
-    if ip.v6 {
-        params.family = AF_INET6;
-        params.__bindgen_anon_3.ipv6_src = *src;
-        params.__bindgen_anon_4.ipv6_dst = *dst;
-    } else {
-        params.family = AF_INET;
-        params.__bindgen_anon_3.ipv4_src = src[3];
-        params.__bindgen_anon_4.ipv4_dst = dst[3];
-    }
+    // The kernel writes its answer over the question: family and destination are then the router's.
     let mut look_up = |flags| {
+        // SAFETY: integers and unions of integers only.
+        *params = unsafe { core::mem::zeroed() };
+        params.l4_protocol = ip.proto;
+        // GRE has no ports.
+        if ip.proto != proto::GRE {
+            let (sport, dport) = if back { (ip.dport, ip.sport) } else { (ip.sport, ip.dport) };
+            params.sport = sport;
+            params.dport = dport;
+        }
         // A length makes the kernel say the route's MTU; the shortest never exceeds it.
         params.__bindgen_anon_1.tot_len = 1;
         params.ifindex = ifindex;
         if ip.v6 {
+            params.family = AF_INET6;
             params.__bindgen_anon_2.flowinfo = u32::to_be((ip.tos as u32) << 20);
+            params.__bindgen_anon_3.ipv6_src = *src;
+            params.__bindgen_anon_4.ipv6_dst = *dst;
         } else {
+            params.family = AF_INET;
             params.__bindgen_anon_2.tos = ip.tos;
+            params.__bindgen_anon_3.ipv4_src = src[3];
+            params.__bindgen_anon_4.ipv4_dst = dst[3];
         }
         // SAFETY: context and parameters are valid, the length is the parameters' own.
         unsafe { bpf_fib_lookup(ctx, &raw mut *params, size_of::<FibLookup>() as i32, flags) as u32 }

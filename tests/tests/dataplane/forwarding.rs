@@ -1,13 +1,18 @@
 //! Forwarding: next hops, and what the kernel's stack has to do.
 
+use std::net::Ipv6Addr;
+
+use etherparse::PacketBuilder;
 use fwha_common::drop::DropReason;
 use fwha_common::flow::{FlowState, proto};
 use fwha_common::rule::{Interface, Rule, ZONE_NODE};
 use fwha_common::settings::Counter;
 use fwha_tests::needs_root;
 
-use crate::packets::{CLIENT, End, NODE, SERVER, edit_ip, key, tcp, udp};
-use crate::rig::{Hook, LAN, Port, Rig, Table, Verdict, WAN, WAN_MAC, WAN_MTU, accept, at_both_hooks, ip};
+use crate::packets::{CLIENT, End, NODE, SERVER, edit_ip, icmp_error, key, tcp, udp};
+use crate::rig::{
+    Hook, LAN, Port, Rig, Sent, Table, Verdict, WAN, WAN_MAC, WAN_MTU, accept, at_both_hooks, ip,
+};
 
 use Verdict::{Drop, Forward, Pass};
 
@@ -239,6 +244,96 @@ fn routes_that_lead_nowhere() {
         // Without any route the stack could only say so; the rules for the node decide.
         assert_eq!(rig.send(Port::Lan, &to([8, 8, 8, 8])).verdict, Drop(DropReason::NoRule));
         assert_eq!(rig.counter(Counter::Embryonic), 0);
+    });
+}
+
+/// A SYN over IPv6 from one address to another, by the client's cable.
+fn syn_v6(from: &str, to: &str) -> Vec<u8> {
+    let octets = |address: &str| address.parse::<Ipv6Addr>().expect("an address").octets();
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2(CLIENT.macs.0, CLIENT.macs.1)
+        .ipv6(octets(from), octets(to), 64)
+        .tcp(40_000, 22, 1, 1000)
+        .syn()
+        .write(&mut frame, &[])
+        .expect("a frame");
+    frame
+}
+
+#[test]
+fn a_router_that_is_not_resolved_has_the_way_that_it_has_when_it_is() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        rig.load_rules(&[Rule { from: LAN, to: WAN, ..accept("out") }]);
+        // As router advertisements and routing daemons lay them; the last but one router is itself routed elsewhere.
+        let routes = "route add 2001:db8:9::/64 via fe80::99 dev wan
+             route add 198.18.0.0/16 via inet6 fe80::99 dev wan
+             route add 198.19.0.0/16 via 192.168.100.77 dev wan onlink
+             route add 203.0.113.128/25 mtu lock 1300 via 10.0.0.254\n";
+        ip(&["-batch", "-"], routes);
+        rig.configure(|settings| settings.route_generation += 1);
+        let v4 = |address| tcp(CLIENT, End { address, ..SERVER }, "S");
+        let syns = [
+            syn_v6("2001:db8:1::100", "2001:db8:9::1"),
+            v4([198, 18, 0, 1]),
+            v4([198, 19, 0, 1]),
+            v4([203, 0, 113, 200]),
+        ];
+        for syn in &syns {
+            assert_eq!(rig.send(Port::Lan, syn).verdict, Pass, "the stack resolves it");
+        }
+        assert_eq!(rig.counter(Counter::Embryonic), syns.len() as u64);
+        // The sources are behind it, too.
+        let spoofed = syn_v6("2001:db8:9::1", "2001:db8:2::128");
+        assert_eq!(rig.send(Port::Lan, &spoofed).verdict, Drop(DropReason::Spoofed));
+        let spoofed = tcp(End { address: [198, 18, 0, 1], ..CLIENT }, SERVER, "S");
+        assert_eq!(rig.send(Port::Lan, &spoofed).verdict, Drop(DropReason::Spoofed));
+    });
+}
+
+#[test]
+fn what_ended_here_for_want_of_a_route_is_forwarded_when_it_comes() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        rig.load_rules(&[accept("all")]);
+        let far = End { address: [8, 8, 8, 8], ..SERVER };
+        let packet = udp(CLIENT, far, b"");
+        let key = key(CLIENT, far, proto::UDP);
+        for _ in 0..2 {
+            assert_eq!(rig.send(Port::Lan, &packet).verdict, Pass, "the stack says that there is no route");
+        }
+        assert_eq!(rig.node_flows.get(&key, 0).unwrap().packets(), [2, 0]);
+        assert_eq!(rig.send(Port::Lan, &udp(CLIENT, NODE, b"")).verdict, Pass);
+        ip(&["route", "add", "default", "via", "10.0.0.128"], "");
+        rig.configure(|settings| settings.route_generation += 1);
+        for _ in 0..2 {
+            assert_eq!(rig.send(Port::Lan, &packet).verdict, Forward);
+        }
+        assert_eq!(rig.embryonic.flow(&key).unwrap().packets(), [2, 0]);
+        let looked_up = rig.counter(Counter::FibLookups);
+        for _ in 0..2 {
+            assert_eq!(rig.send(Port::Lan, &udp(CLIENT, NODE, b"")).verdict, Pass);
+        }
+        assert_eq!(rig.counter(Counter::FibLookups), looked_up + 1, "once for all routes as they are");
+    });
+}
+
+#[test]
+fn an_error_leaves_no_way_in_its_flow() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        establish(rig);
+        // What a router says goes elsewhere.
+        let rules = "rule add from 10.0.0.254 lookup 77
+             route add 192.168.100.0/24 via 192.168.100.101 dev lan table 77\n";
+        ip(&["-batch", "-"], rules);
+        rig.configure(|settings| settings.route_generation += 1);
+        let router = End { address: [10, 0, 0, 254], ..SERVER };
+        let error = icmp_error(router, CLIENT, 3, &tcp(CLIENT, SERVER, "."));
+        let hop = |sent: Sent| (sent.verdict, sent.frame[5]);
+        assert_eq!(hop(rig.send(Port::Wan, &error)), (Forward, 0x65));
+        assert_eq!(hop(rig.send(Port::Wan, &tcp(SERVER, CLIENT, "."))), (Forward, 0x64));
+        assert_eq!(hop(rig.send(Port::Wan, &error)), (Forward, 0x64), "which it takes when it is known");
     });
 }
 
