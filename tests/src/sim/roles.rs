@@ -4,7 +4,7 @@
 //! at once, replication by letter. Heartbeats take the same links as replication; adverts and probes take the
 //! zones, which are ways of the same network, behind the sync links.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::iter;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
@@ -50,6 +50,10 @@ pub struct Roles {
     pub hung: Time,
     /// What replication said of each peer.
     in_sync: BTreeMap<NodeId, bool>,
+    /// The ways of whose interface it was told that the carrier is gone.
+    unplugged: BTreeSet<u8>,
+    /// Verdicts of trackers that it has not read.
+    verdicts: Vec<(u32, bool)>,
     /// Groups whose addresses are here.
     vips: [bool; GROUPS],
     /// Groups of which the neighbours have been told since they are here.
@@ -168,6 +172,8 @@ impl World {
             election,
             hung: Time::ZERO,
             in_sync: BTreeMap::new(),
+            unplugged: BTreeSet::new(),
+            verdicts: vec![],
             vips: [false; GROUPS],
             announced: [false; GROUPS],
             highest,
@@ -244,8 +250,23 @@ impl World {
         let now = self.now;
         let clock = self.nodes[usize::from(id) - 1].clock(now);
         let peers: Vec<NodeId> = self.ids().filter(|&n| n != id).collect();
+        let unplugged: BTreeSet<u8> =
+            self.unplugged.iter().filter(|(node, _)| *node == id).map(|&(_, way)| way).collect();
+        let links = self.shape.links;
         let Some(daemon) = &mut self.node(id).daemon else { return };
         let Some(roles) = daemon.roles.as_mut().filter(|roles| roles.hung <= now) else { return };
+        // As the system says it is, also to one that hung meanwhile.
+        for &way in roles.unplugged.symmetric_difference(&unplugged) {
+            let via = if way < links { Via::Sync(way) } else { Via::Zone(way - links + 1) };
+            roles.election.carrier(clock, via, !unplugged.contains(&way));
+        }
+        roles.unplugged = unplugged;
+        for (tracker, up) in roles.verdicts.drain(..) {
+            let state = if up { State::Up } else { State::Down };
+            let text = format!("it is {}", state.as_str());
+            let report = Report { state, since: clock, failure: text.clone(), text, ..Report::default() };
+            roles.election.tracker(clock, tracker, report);
+        }
         for peer in peers {
             let synced = daemon.replication.sync_state(peer) == Some(SyncState::InSync);
             if roles.in_sync.insert(peer, synced) != Some(synced) {
@@ -583,12 +604,8 @@ impl World {
 
     /// A tracker of a node has another verdict.
     pub fn track(&mut self, id: NodeId, tracker: u32, up: bool) {
-        let clock = self.nodes[usize::from(id) - 1].clock(self.now);
-        let state = if up { State::Up } else { State::Down };
-        let text = format!("it is {}", state.as_str());
-        let report = Report { state, since: clock, failure: text.clone(), text, ..Report::default() };
-        if let Some(election) = self.election(id) {
-            election.tracker(clock, tracker, report);
+        if let Some(roles) = self.node(id).daemon.as_mut().and_then(|daemon| daemon.roles.as_mut()) {
+            roles.verdicts.push((tracker, up));
         }
         self.elect(id);
     }

@@ -296,11 +296,7 @@ impl World {
                 {
                     daemon.replication.carrier(link, carrier);
                 }
-                let clock = self.nodes[usize::from(id) - 1].clock(self.now);
-                let via = self.via_of(link);
-                if let Some(election) = self.election(id) {
-                    election.carrier(clock, via, carrier);
-                }
+                self.elect(id);
             }
             Order::Link(a, b, link, cut) => {
                 self.network.way(a, b, link).cut = cut;
