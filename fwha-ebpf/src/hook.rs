@@ -279,6 +279,14 @@ impl Tc {
         unsafe { (*self.ctx).ingress_ifindex }
     }
 
+    /// Whether it is the node's own copy of what it sends to many: the stack loops it back, without an Ethernet header
+    /// (`dev_loopback_xmit` in net/core/dev.c).
+    #[inline(always)]
+    pub fn is_looped_back(&self) -> bool {
+        // SAFETY: see `start`.
+        unsafe { (*self.ctx).pkt_type == PACKET_LOOPBACK }
+    }
+
     /// The firewall mark.
     #[inline(always)]
     pub fn mark(&self) -> u32 {
@@ -420,6 +428,8 @@ impl Packet for Tc {
 
 /// `skb->pkt_type` of what is for this machine (uapi/linux/if_packet.h).
 const PACKET_HOST: u32 = 0;
+/// The same of what this machine sent, and nobody else can make look so.
+const PACKET_LOOPBACK: u32 = 5;
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;

@@ -152,6 +152,9 @@ mod entry {
             return TCX_DROP;
         };
         let mut packet = Tc::new(ctx, room);
+        if packet.is_looped_back() {
+            return TCX_NEXT;
+        }
         enter(&packet, counters);
         let outcome = judge(&mut packet, room);
         match leave(&packet, outcome, counters) {

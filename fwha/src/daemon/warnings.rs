@@ -16,7 +16,7 @@ use super::moves;
 use super::network::Attached;
 use super::replication::Snapshot;
 use super::server::Server;
-use crate::dataplane::AttachKind;
+use crate::dataplane::{AttachKind, stack_forwards_ipv6};
 use crate::netlink::ipsec;
 use crate::sys::interface::{filters_tags, takes_tags_off};
 
@@ -36,6 +36,14 @@ impl Server {
                 "{path} has changed and is not in force: `fwhactl reload` (with --dry-run it shows the changes)"
             )),
             Err(problem) => warnings.push(format!("{path}: {problem}")),
+        }
+        let mut addresses = config.groups.iter().flat_map(|group| &group.vips).flat_map(|vip| &vip.addresses);
+        if addresses.any(|net| net.addr().is_ipv6()) && !stack_forwards_ipv6() {
+            warnings.push(
+                "the kernel does not forward IPv6 (net.ipv6.conf.all.forwarding is 0): a neighbour that is not known yet is never \
+                 asked for, and nobody is told that a packet is too big; set it to 1"
+                    .into(),
+            );
         }
         for thread in self.threads(election, replication).iter().filter(|t| t.hangs()) {
             warnings.push(format!(

@@ -58,6 +58,7 @@ pub use bloom::Bloom;
 pub use dry_run::DryRun;
 pub use events::Events;
 pub use maps::{FlowMap, FlowWalk, Maps};
+pub use sysctl::stack_forwards_ipv6;
 
 use attach::{Hook, Links, Place};
 use object::Programs;
@@ -425,9 +426,11 @@ impl Dataplane {
                 Place::Trunk(trunk) => !unfiltered.contains(trunk),
                 Place::Plain | Place::Tagged => true,
             };
-            let result = self.links.attach(link, *zone, place, &mut self.programs).and_then(|()| {
-                if zone.is_some() && judged { sysctl::prepare(&self.pins, &link.name) } else { Ok(()) }
-            });
+            let result =
+                self.links.attach(link, *zone, place, &mut self.programs).and_then(|()| match zone {
+                    Some(zone) if judged => sysctl::prepare(&self.pins, &link.name, zone.anti_spoofing),
+                    _ => Ok(()),
+                });
             if result.is_err() || !judged {
                 self.links.forget(&link.name);
             }

@@ -21,17 +21,34 @@ struct Setting {
 }
 
 /// What an interface of a zone needs, in this order.
-const NEEDED: [Setting; 4] = [
+const NEEDED: [Setting; 5] = [
     // `bpf_fib_lookup` refuses to look up for an interface that does not forward, and the slow path
     // is the kernel's own forwarding.
     Setting { family: "ipv4", name: "forwarding", value: "1", instead_of: None },
     // Should a VIP be the first address of its subnet, its removal must not take the node's own
     // addresses of that subnet with it.
     Setting { family: "ipv4", name: "promote_secondaries", value: "1", instead_of: None },
-    // A router forgets what router advertisements told it, unless it is told not to.
+    // A router forgets what router advertisements told it, unless it is told not to. One that was a router before did not
+    // listen, and does not begin to.
     Setting { family: "ipv6", name: "accept_ra", value: "2", instead_of: Some("1") },
     Setting { family: "ipv6", name: "forwarding", value: "1", instead_of: None },
+    // The stack forwards IPv6 if all interfaces do; or, since Linux 6.17, of one that does by itself (`ip6_forward` in
+    // net/ipv6/ip6_output.c). `fwha status` tells of a kernel without it.
+    Setting { family: "ipv6", name: FORCE, value: "1", instead_of: None },
 ];
+
+const FORCE: &str = "force_forwarding";
+
+/// What an interface needs, too, where sources are not held against the routes: the stack, which takes what the programs leave
+/// to it, must not do so either (`__fib_validate_source` in net/ipv4/fib_frontend.c).
+const LOOSE: Setting = Setting { family: "ipv4", name: "rp_filter", value: "2", instead_of: None };
+
+/// Whether the stack drops what comes by an interface that answers would not leave by: the greater of its own value and that of
+/// `all` counts.
+fn holds_sources_against_routes(interface: &str) -> bool {
+    let is = |interface, value| reads("ipv4", interface, "rp_filter", value);
+    !is("all", "2") && !is(interface, "2") && (is("all", "1") || is(interface, "1"))
+}
 
 fn file(family: &str, interface: &str, setting: &str) -> PathBuf {
     // Not `join`ed piece by piece for its own sake: a dot in a name is no separator here.
@@ -40,8 +57,9 @@ fn file(family: &str, interface: &str, setting: &str) -> PathBuf {
 
 /// Changes what must be changed, and remembers what it was: an empty directory for each setting,
 /// because a BPF file system has no files of its own.
-pub(super) fn prepare(pins: &PinDir, interface: &str) -> Result<(), DataplaneError> {
-    for Setting { family, name, value, instead_of } in NEEDED {
+pub(super) fn prepare(pins: &PinDir, interface: &str, anti_spoofing: bool) -> Result<(), DataplaneError> {
+    let loose = (!anti_spoofing && holds_sources_against_routes(interface)).then_some(LOOSE);
+    for Setting { family, name, value, instead_of } in NEEDED.into_iter().chain(loose) {
         let path = file(family, interface, name);
         let error =
             |source: io::Error| DataplaneError::Sysctl { path: path.clone(), value: value.into(), source };
@@ -51,7 +69,9 @@ pub(super) fn prepare(pins: &PinDir, interface: &str) -> Result<(), DataplaneErr
             read => read.map_err(error)?,
         };
         let before = before.trim();
-        if before != value && instead_of.is_none_or(|other| other == before) {
+        let router = || family == "ipv6" && reads(family, interface, "forwarding", "1");
+        if before != value && instead_of.is_none_or(|other| other == before && !router()) {
+            let _others = (name == "forwarding").then(Listeners::keep);
             let before = Before {
                 interface: interface.into(),
                 family: family.into(),
@@ -63,6 +83,50 @@ pub(super) fn prepare(pins: &PinDir, interface: &str) -> Result<(), DataplaneErr
         }
     }
     Ok(())
+}
+
+/// Whether the stack forwards IPv6 between zones, which takes what the programs leave to it: it does everywhere, or can do so
+/// for single interfaces, which are told to. A kernel without IPv6 has none to forward.
+pub fn stack_forwards_ipv6() -> bool {
+    let all = |setting| file("ipv6", "all", setting);
+    all(FORCE).exists() || !all("forwarding").exists() || !reads("ipv6", "all", "forwarding", "0")
+}
+
+/// Whether a setting can be read and has this value.
+fn reads(family: &str, interface: &str, setting: &str, value: &str) -> bool {
+    fs::read_to_string(file(family, interface, setting)).is_ok_and(|read| read.trim() == value)
+}
+
+/// Interfaces that learn routes from router advertisements and are no routers. When any interface becomes a router of IPv6 the
+/// kernel forgets the default routes of all that do not listen although they are routers (`rt6_purge_dflt_routers` in
+/// net/ipv6/route.c): while this lives, they pass for such.
+struct Listeners(Vec<PathBuf>);
+
+impl Listeners {
+    fn keep() -> Self {
+        let conf = Path::new("/proc/sys/net/ipv6/conf");
+        let names = fs::read_dir(conf)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|e| e.file_name().into_string().ok());
+        let listens = |name: &String| {
+            !matches!(name.as_str(), "all" | "default")
+                && reads("ipv6", name, "accept_ra", "1")
+                && reads("ipv6", name, "forwarding", "0")
+        };
+        let paths: Vec<PathBuf> =
+            names.filter(listens).map(|name| file("ipv6", &name, "accept_ra")).collect();
+        // Best effort, here and below: an interface may go at any time, and does no harm with either value.
+        paths.iter().for_each(|path| drop(fs::write(path, "2")));
+        Self(paths)
+    }
+}
+
+impl Drop for Listeners {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|path| drop(fs::write(path, "1")));
+    }
 }
 
 /// What a directory remembers.

@@ -3,9 +3,10 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     fs,
-    net::UdpSocket,
+    net::{SocketAddrV6, UdpSocket},
     path::Path,
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use fwha_common::{
@@ -17,10 +18,11 @@ use fwha_common::{
     ruleset::{MAX_RULES, TooLarge},
     settings::{COUNTERS, Counter, Timeouts},
 };
+use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{
     Attach, AttachKind, Dataplane, DataplaneError, Events, FlowWalk, Leftovers, Options, ZoneInterface,
-    pin_dir,
+    pin_dir, stack_forwards_ipv6,
 };
 use crate::{
     netlink::{Link, Vlan, links::links},
@@ -410,6 +412,115 @@ fn a_clean_end_leaves_nothing() {
             }
             assert_eq!((settings("near"), settings("eth0.5"), settings("sync")), before);
             assert!(!Path::new("/sys/fs/bpf/fwha").exists(), "nothing is pinned");
+        }
+    });
+}
+
+/// The value of a setting of IPv6.
+fn sysctl_v6(interface: &str, setting: &str) -> String {
+    fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{interface}/{setting}")).unwrap().trim().into()
+}
+
+/// A router advertisement (RFC 4861, 4.2) from an interface of this namespace, whose sender is a default router for half an hour.
+fn advertise(interface: &str) {
+    let socket = Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::ICMPV6)).unwrap();
+    socket.set_multicast_hops_v6(255).unwrap();
+    let message = [134, 0, 0, 0, 64, 0, 0x07, 0x08, 0, 0, 0, 0, 0, 0, 0, 0];
+    let index = nix::net::if_::if_nametoindex(interface).unwrap();
+    let to = SocketAddrV6::new("ff02::1".parse().unwrap(), 0, 0, index);
+    // It may have no address of the link yet.
+    drop(socket.send_to(&message, &to.into()));
+}
+
+#[test]
+fn who_listens_to_routers_goes_on_and_who_does_not_does_not_begin() {
+    if !root() {
+        return;
+    }
+    let (a, b) = (Net::new(), Net::new());
+    for net in [&a, &b] {
+        net.within(|| fs::write("/proc/sys/net/ipv6/conf/default/dad_transmits", "0")).unwrap();
+    }
+    // The node's: a host's interface and a router's in zones, and one that is in none.
+    for (here, there) in [("near", "far"), ("router", "other"), ("mgmt", "gateway")] {
+        a.cable(here, there, &b);
+    }
+    a.with_bpffs(|| {
+        fs::write("/proc/sys/net/ipv6/conf/router/forwarding", "1").unwrap();
+        let learned = |interface: &str| {
+            let routes = a.ip("-6 route show default");
+            routes.lines().any(|route| route.contains(&format!("dev {interface} proto ra")))
+        };
+        let await_routes = |interfaces: [&str; 2]| {
+            let patience = Instant::now() + Duration::from_secs(20);
+            while !interfaces.iter().all(|i| learned(i)) {
+                assert!(Instant::now() < patience, "{}", a.ip("-6 route show default"));
+                // An address of the link may be on its way.
+                b.within(|| ["far", "gateway"].map(advertise));
+                thread::sleep(Duration::from_millis(10));
+            }
+        };
+        await_routes(["near", "mgmt"]);
+        let settings = |name: &str| ["accept_ra", "forwarding"].map(|setting| sysctl_v6(name, setting));
+        let names = ["near", "router", "mgmt", "all", "default"];
+        let before = names.map(settings);
+        let (dataplane, _events) = open(options(&[("near", Attach::Tc), ("router", Attach::Tc)]));
+        assert!(learned("near"), "{}", a.ip("-6 route show default"));
+        assert!(learned("mgmt"), "{}", a.ip("-6 route show default"));
+        assert_eq!(settings("near"), ["2", "1"]);
+        assert_eq!(settings("router"), ["1", "1"], "it did not listen");
+        assert_eq!(settings("mgmt"), ["1", "0"]);
+        let force = "/proc/sys/net/ipv6/conf/near/force_forwarding";
+        let forced = || fs::read_to_string(force).ok();
+        assert!(
+            forced().is_none_or(|value| value == "1\n"),
+            "the stack forwards what the programs leave to it"
+        );
+        assert_eq!(forced().is_some(), stack_forwards_ipv6());
+        dataplane.close().unwrap();
+        assert_eq!(names.map(settings), before);
+        assert!(forced().is_none_or(|value| value == "0\n"));
+    });
+}
+
+#[test]
+fn the_stack_believes_sources_where_the_programs_do() {
+    if !root() {
+        return;
+    }
+    let (a, b) = Net::pair();
+    a.cable("second", "other", &b);
+    a.with_bpffs(|| {
+        fs::write("/proc/sys/net/ipv4/conf/all/rp_filter", "1").unwrap();
+        let filters = || ["near", "second"].map(|name| sysctl(name, "rp_filter"));
+        let before = filters();
+        let mut wanted = options(&[("near", Attach::Tc), ("second", Attach::Tc)]);
+        wanted.interfaces[0].anti_spoofing = false;
+        let (dataplane, _events) = open(wanted);
+        assert_eq!(filters(), ["2".to_owned(), before[1].clone()]);
+        dataplane.close().unwrap();
+        assert_eq!(filters(), before);
+    });
+}
+
+#[test]
+fn what_the_node_sends_to_all_it_hears_itself() {
+    if !root() {
+        return;
+    }
+    let (a, _b) = Net::pair();
+    a.ip("address change 10.9.0.1/24 broadcast 10.9.0.255 dev near");
+    a.with_bpffs(|| {
+        for attach in [Attach::Tc, Attach::Xdp] {
+            let (dataplane, _events) = open(options(&[("near", attach)]));
+            let listener = UdpSocket::bind("0.0.0.0:5353").unwrap();
+            let sender = UdpSocket::bind("10.9.0.1:0").unwrap();
+            sender.set_broadcast(true).unwrap();
+            sender.send_to(b"all", "10.9.0.255:5353").unwrap();
+            await_readable(&listener);
+            let (_, from) = listener.recv_from(&mut [0; 8]).unwrap();
+            assert_eq!(from, sender.local_addr().unwrap());
+            dataplane.close().unwrap();
         }
     });
 }
