@@ -3,6 +3,7 @@
 //! ```text
 //!           2.25 intervals without a heartbeat, or no sync link with a carrier
 //!   Alive ------------------------------------------------------------------> Suspect
+//!     |  1.5 intervals: the burst begins already                                 |
 //!     ^                                                                          |
 //!     |  a heartbeat, from any state                    a burst of ROUNDS probes |
 //!     |                                                                          v
@@ -11,6 +12,8 @@
 //!     |     answers nowhere:                Dead     replaced at once
 //!     |     nobody could be asked:          Unknown  VRRP's timing decides
 //! ```
+//! The questions are asked while the second heartbeat is awaited, so that the answers, or none, are there when it is missing.
+//!
 //! Silence of probes proves death only if a zone interface that answered a moment ago is silent
 //! now: in peace each interface is probed once a second to know. In a network that does not carry
 //! probes, losing the sync link makes a peer SyncLost, not Dead, and VRRP's silence must confirm it.
@@ -93,8 +96,12 @@ pub struct Suspicion {
     asked: Time,
     /// The burst asks one that was dead.
     was_dead: bool,
+    /// The burst asks one that is Alive still.
+    early: bool,
     /// The first round of the burst.
     burst: u64,
+    /// When it began.
+    burst_at: Time,
     /// The last rounds that were answered on a sync link and on a zone interface.
     answered: [Option<u64>; 2],
     /// When each zone interface answered last before the burst.
@@ -120,7 +127,9 @@ impl Suspicion {
             round_due: Time::ZERO,
             asked: Time::ZERO,
             was_dead: false,
+            early: false,
             burst: 0,
+            burst_at: now,
             answered: [None; 2],
             zones: Vec::new(),
         }
@@ -134,6 +143,11 @@ impl Suspicion {
     /// Since when.
     pub const fn since(&self) -> Time {
         self.since
+    }
+
+    /// Since when the burst asks whether it lives; `None` if it does not.
+    pub fn in_doubt(&self) -> Option<Time> {
+        (self.early || self.state == PeerState::Suspect).then_some(self.burst_at)
     }
 
     /// When the last heartbeat arrived.
@@ -175,6 +189,7 @@ impl Suspicion {
         self.heartbeat = interval.clamp(Duration::from_millis(1), Duration::from_secs(1));
         self.owned_until = now + lease.min(Duration::from_secs(60));
         self.renewing = false;
+        self.early = false;
         if self.state != PeerState::Alive && self.state != PeerState::Left {
             self.round_due = now;
         }
@@ -189,7 +204,7 @@ impl Suspicion {
         }));
         let class = match answer.via {
             Via::Sync(_) => 0,
-            Via::Zone(_) if self.state == PeerState::Suspect => 1,
+            Via::Zone(_) if self.in_doubt().is_some() => 1,
             Via::Zone(zone) => {
                 match self.zones.iter_mut().find(|(z, _)| *z == zone) {
                     Some((_, at)) => *at = now,
@@ -198,7 +213,8 @@ impl Suspicion {
                 1
             }
         };
-        if self.state == PeerState::Alive || self.leaves(now) || answer.round < self.burst {
+        let asked = self.state != PeerState::Alive || self.early;
+        if !asked || self.leaves(now) || answer.round < self.burst {
             return;
         }
         self.answered[class] = self.answered[class].max(Some(answer.round));
@@ -220,11 +236,19 @@ impl Suspicion {
         }
     }
 
-    /// The burst begins: nothing was heard for too long, or nothing can be heard any more.
+    /// Nothing was heard for too long, or nothing can be heard any more: it is asked by a burst, if it is not yet.
     fn suspect(&mut self, now: Time) {
-        self.was_dead = self.state == PeerState::Dead;
+        if !self.early {
+            self.ask(now);
+        }
+        self.early = false;
         self.enter(now, PeerState::Suspect);
-        self.burst = self.round + 1;
+    }
+
+    /// The burst begins.
+    fn ask(&mut self, now: Time) {
+        self.was_dead = self.state == PeerState::Dead;
+        (self.burst, self.burst_at) = (self.round + 1, now);
         self.answered = [None; 2];
         self.round_due = now;
     }
@@ -284,6 +308,9 @@ impl Suspicion {
         let cut_off = self.cut_off.is_some_and(|at| self.heard <= Some(at + self.heartbeat / 2));
         if self.state == PeerState::Alive && (now >= self.silent_at() || cut_off) {
             self.suspect(now);
+        } else if self.state == PeerState::Alive && !self.early && now >= self.missed_at() {
+            self.ask(now);
+            self.early = true;
         }
         if now < self.round_due || self.leaves(now) {
             return false;
@@ -314,7 +341,7 @@ impl Suspicion {
             _ => {}
         }
         if paths.is_empty() {
-            self.round_due = now + SLOW;
+            self.round_due = if self.early { self.silent_at() } else { now + SLOW };
             return false;
         }
         self.round += 1;
@@ -327,12 +354,18 @@ impl Suspicion {
     pub fn next(&self) -> Time {
         match self.state {
             PeerState::Left => self.round_due.max(self.gone_at()),
-            PeerState::Alive => self.round_due.min(self.silent_at()),
+            PeerState::Alive if self.early => self.round_due.min(self.silent_at()),
+            PeerState::Alive => self.round_due.min(self.missed_at()),
             _ => self.round_due,
         }
     }
 
-    /// Two heartbeats are missing, and the second is late by a quarter of an interval. To be wrong costs a few probes.
+    /// A heartbeat is missing, and late by half an interval. To be wrong costs a few probes.
+    fn missed_at(&self) -> Time {
+        self.heard.unwrap_or(Time::ZERO) + self.heartbeat * 3 / 2
+    }
+
+    /// Two heartbeats are missing, and the second is late by a quarter of an interval.
     fn silent_at(&self) -> Time {
         self.heard.unwrap_or(Time::ZERO) + self.heartbeat * 9 / 4
     }
@@ -342,12 +375,14 @@ impl Suspicion {
         let last = self.answered.iter().flatten().max();
         let unanswered = self.round - last.map_or(self.burst.saturating_sub(1), |&round| round);
         // The round just sent cannot be answered yet.
+        let asks = self.in_doubt().is_some();
         match (self.state, unanswered) {
-            (PeerState::Suspect, _) if self.round + 1 < self.burst + ROUNDS => self.probe,
+            _ if asks && self.round + 1 < self.burst + ROUNDS => self.probe,
             (PeerState::Silent, 0..=1) => self.heartbeat.max(self.patience()),
             (PeerState::SyncLost, 0..=1) => SYNC_LOST,
             (PeerState::SyncLost, n) if n > ROUNDS => UNANSWERED,
             (PeerState::Suspect | PeerState::Silent | PeerState::SyncLost, _) => self.patience(),
+            (PeerState::Alive, _) if self.early => self.patience(),
             _ => SLOW,
         }
     }

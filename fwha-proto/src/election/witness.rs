@@ -27,7 +27,6 @@ use super::decide::unreached;
 use super::group::{FAST_ADVERT_CS, Held};
 use super::output::{Event, Output};
 use crate::NodeId;
-use crate::heartbeat::PeerState;
 use crate::time::Time;
 use crate::tracker::State;
 use crate::vrrp::machine::active_down_interval;
@@ -177,8 +176,7 @@ impl Election {
         if self.witnesses.list.is_empty() {
             return;
         }
-        let suspected = self.peers.iter().filter(|p| p.state() == PeerState::Suspect);
-        let suspected = suspected.map(|p| p.suspicion.since()).max();
+        let suspected = self.peers.iter().filter_map(|p| p.suspicion.in_doubt()).max();
         let held = std::mem::take(&mut self.witnesses.held);
         let before = self.witnesses.doubt;
         let doubt = match (before.max(suspected), suspected.is_some() || held) {

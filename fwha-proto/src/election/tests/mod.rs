@@ -24,8 +24,8 @@ use crate::vrrp::packet::{Advert, Auth, Checksum, Envelope, Version};
 const SYNC: Via = Via::Sync(0);
 const LAN: Via = Via::Zone(2);
 
-/// A takeover of a dead node at heartbeats of 10 ms: 2.25 intervals, four probes, and the way.
-const DEAD_LIMIT: Duration = ms(45);
+/// A takeover of a dead node at heartbeats of 10 ms: 1.5 intervals after the last one four probes, and the way.
+const DEAD_LIMIT: Duration = ms(35);
 
 fn role_causes(rig: &Rig, n: NodeId, since: Time) -> Vec<(Role, Cause)> {
     let events = rig.events(n, since);
