@@ -12,7 +12,7 @@
 //! | [`macs`] | further MACs of an interface |
 //! | [`routes`] | adds and removes routes and rules that follow a group, recognises leftovers |
 //! | [`monitor`] | follows changes |
-//! | [`mod@neighbours`] | whom the kernel knows on a link |
+//! | [`mod@neighbours`] | whom the kernel knows on a link, and which of them are in use |
 //! | [`xdp`] | asks what interfaces can do with XDP |
 //!
 //! The netlink crates change with every release; no other module uses them.
@@ -41,7 +41,7 @@ pub use garp::Garp;
 pub use links::{Link, Vlan};
 pub use macs::Macs;
 pub use monitor::{Monitor, NetworkEvent};
-pub use neighbours::neighbours;
+pub use neighbours::{Station, neighbours, use_stale};
 pub use routes::{Route, Routes, Routing, Rule};
 pub use xdp::{XdpFeatures, xdp_features};
 

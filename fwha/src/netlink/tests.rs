@@ -1,7 +1,7 @@
 //! Addresses, announcements and changes, in namespaces of their own.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashSet, VecDeque},
     future::Future,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::Duration,
@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use super::{
     Address, Addresses, Garp, Link, Monitor, NetworkEvent, ipsec, links::links, neighbours,
-    plain::plain_routes,
+    plain::plain_routes, use_stale,
 };
 use crate::{
     sys::socket::{packet_socket, receive},
@@ -455,6 +455,107 @@ fn neighbours_are_those_that_arp_has_found_the_last_one_first() {
     a.within(|| {
         let found = block_on(neighbours(a.ifindex("near"))).unwrap();
         assert_eq!(found, [Ipv4Addr::new(10, 9, 0, 8), Ipv4Addr::new(10, 9, 0, 7)]);
+    });
+}
+
+/// The state of a neighbour, as `ip` says it, and what else there is behind its MAC.
+fn neighbour_words(net: &Net, address: &str) -> String {
+    let shown = net.ip(&format!("neighbour show to {address}"));
+    let words: Vec<&str> = shown.split_whitespace().skip_while(|word| *word != "lladdr").skip(2).collect();
+    words.join(" ")
+}
+
+#[test]
+fn stale_neighbours_in_use_are_looked_after_and_no_others() {
+    if !root() {
+        return;
+    }
+    let (a, b) = Net::pair();
+    a.cable("second", "other", &b);
+    for neighbour in [
+        "10.9.0.7 lladdr 02:00:00:00:00:07 dev near nud stale",
+        "10.9.0.8 lladdr 02:00:00:00:00:07 dev near nud stale",
+        "fe80::7 lladdr 02:00:00:00:00:07 dev near nud stale router",
+        "10.9.0.9 lladdr 02:00:00:00:00:07 dev near nud stale extern_learn",
+        "10.9.0.10 lladdr 02:00:00:00:00:07 dev near nud permanent",
+        "10.9.0.11 lladdr 02:00:00:00:00:0b dev near nud stale",
+        "10.9.7.7 lladdr 02:00:00:00:00:08 dev second nud stale",
+        "10.9.0.12 lladdr 02:00:00:00:00:07 dev second nud stale",
+    ] {
+        a.ip(&format!("neighbour add {neighbour}"));
+    }
+    a.within(|| {
+        // All that happens after this one is before the kernel probes.
+        for (family, interface) in [("ipv4", "near"), ("ipv6", "near"), ("ipv4", "second")] {
+            let path = format!("/proc/sys/net/{family}/neigh/{interface}/delay_first_probe_time");
+            std::fs::write(path, "60").unwrap();
+        }
+        let mac = |last| [2, 0, 0, 0, 0, last];
+        let near = a.ifindex("near");
+        let in_use = HashSet::from([(near, mac(7)), (a.ifindex("second"), mac(8)), (near, mac(9))]);
+        assert_eq!(block_on(use_stale(&in_use, 2)).unwrap(), 2);
+        assert_eq!(block_on(use_stale(&in_use, 100)).unwrap(), 3, "those that are left");
+        assert_eq!(block_on(use_stale(&in_use, 100)).unwrap(), 0);
+    });
+    for (address, words) in [
+        ("10.9.0.7", "DELAY"),
+        ("10.9.0.8", "DELAY"),
+        ("fe80::7", "router DELAY"),
+        ("10.9.0.9", "extern_learn DELAY"),
+        ("10.9.0.10", "PERMANENT"),
+        ("10.9.0.11", "STALE"),
+        ("10.9.7.7", "DELAY"),
+        ("10.9.0.12", "STALE"),
+    ] {
+        assert_eq!(neighbour_words(&a, address), words, "{address}");
+    }
+}
+
+#[test]
+fn a_neighbour_that_is_confirmed_changes_no_route_but_one_that_moved_does() {
+    if !root() {
+        return;
+    }
+    let (a, b) = pair_without_ipv6();
+    a.ip("link add idle type veth peer name idle-peer");
+    let (near, mac) = (a.ifindex("near"), b.mac("far"));
+    a.within(|| {
+        let quick =
+            [("base_reachable_time_ms", "1000"), ("delay_first_probe_time", "1"), ("retrans_time_ms", "50")];
+        for (name, value) in quick {
+            std::fs::write(format!("/proc/sys/net/ipv4/neigh/near/{name}"), value).unwrap();
+        }
+        let text = mac.map(|byte| format!("{byte:02x}")).join(":");
+        a.ip(&format!("neighbour replace 10.9.0.2 lladdr {text} dev near nud stale"));
+        let in_use = HashSet::from([(near, mac)]);
+        let becomes = async |wanted: &str| {
+            let is = async {
+                while neighbour_words(&a, "10.9.0.2") != wanted {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            timeout(Duration::from_secs(20), is).await.expect(wanted);
+        };
+        block_on(async {
+            let (mut monitor, _) = Follower::start().await;
+            expect_silence(&a, &mut monitor, "idle", "renamed").await;
+            assert_eq!(use_stale(&in_use, 1).await.unwrap(), 1);
+            becomes("DELAY").await;
+            becomes("REACHABLE").await;
+            expect_silence(&a, &mut monitor, "idle", "renamed").await;
+
+            b.ip("link set far address 02:00:00:00:00:99");
+            // It has failed: the next packet asks for it anew.
+            let event = loop {
+                match timeout(Duration::from_millis(50), next(&mut monitor)).await {
+                    Ok(event) => break event,
+                    // It is stale after a second or two.
+                    Err(_) => _ = use_stale(&in_use, 1).await.unwrap(),
+                }
+            };
+            assert_eq!(event, NetworkEvent::RouteChanged);
+            becomes("").await;
+        });
     });
 }
 
