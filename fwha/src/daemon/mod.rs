@@ -28,6 +28,7 @@
 //! | [`surveyor`] | neighbours in a zone, asked for the election |
 //! | [`program`] | runs of programs, for hooks, resources and trackers |
 //! | [`sweeper`] | expired flows, lost events |
+//! | [`neighbours`] | whom the programs send to, for the kernel |
 //! | [`config_file`] | whether the config file is what is in force |
 //! | [`network`] | routes, carriers, addresses, interfaces as they change |
 //! | `plain` | plain routes, for the programs |
@@ -59,6 +60,7 @@ pub mod mailbox;
 mod metrics;
 mod moves;
 pub mod names;
+pub mod neighbours;
 pub mod network;
 mod plain;
 pub mod ports;
@@ -481,12 +483,14 @@ impl Running {
         };
 
         let (sweeper_stop, stop) = std_mpsc::channel();
+        let (neighbours, in_use) = neighbours::channel();
         let sweeper = sweeper::Thread {
             maps: Arc::clone(&maps),
             clock,
             bucket_group,
             owned,
             replication: replication_mailbox.clone(),
+            neighbours,
             lost,
             stop,
         };
@@ -525,6 +529,8 @@ impl Running {
                 tracing::error!("the control API is gone: {error}");
             }
         }));
+        // It ends with the sweeper.
+        tokio::spawn(neighbours::run(in_use));
         // Nothing below can fail but for want of threads; nothing above has touched the network.
         threads.push(vips.spawn()?);
         threads.push(replication.spawn()?);

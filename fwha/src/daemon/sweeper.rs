@@ -1,4 +1,5 @@
-//! The sweeper: deletes flows that expired, renews the filter of flows that there may be, and notices events that were lost.
+//! The sweeper: deletes flows that expired, renews the filter of flows that there may be, notes whom flows were sent to, and
+//! notices events that were lost.
 //!
 //! Only the owner of a flow expires it. The data plane treats an expired flow as absent at once;
 //! the sweeper only takes its element away, so it has time: a whole pass over the table takes some
@@ -11,19 +12,22 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use fwha_common::BUCKETS;
+use fwha_common::embryonic::EmbryonicSet;
 use fwha_common::flow::{Flow, FlowId, FlowKey};
 use fwha_common::group::Group;
 use fwha_common::settings::{Counter, Timeouts};
 use fwha_common::sweep::Doomed;
 use fwha_proto::election::GroupId;
 use fwha_proto::replication::Buckets;
+use tokio::sync::watch;
 
 use super::limit::Limit;
 use super::mailbox::Mailbox;
+use super::neighbours::{self, InUse};
 use super::replication::{self, OwnedGroups};
 use crate::dataplane::Maps;
 use crate::dataplane::bloom::Renewal;
-use crate::dataplane::maps::FlowWalk;
+use crate::dataplane::maps::{EmbryonicWalk, FlowWalk};
 use crate::sys::clock::KernelClock;
 
 /// Between two looks.
@@ -35,6 +39,8 @@ const TURN_INTERVAL: Duration = Duration::from_millis(10);
 /// Elements looked at in one turn: a millisecond of a CPU when the table is cold. If all have expired, peers are told
 /// within some milliseconds; other changes wait behind that.
 const CHUNK: usize = 2048;
+/// Sets of the table of flows that nobody has answered looked at in one go, 2 KiB each.
+const SETS: usize = 64;
 /// Flows expired in one turn: with more than these, the next turn does not wait as long.
 const MANY: usize = CHUNK / 16;
 /// A flow goes so long after it expired, in ns: the programs' clock is behind by a tick of the kernel at most, and none of them
@@ -53,6 +59,8 @@ pub struct Thread {
     pub owned: Arc<OwnedGroups>,
     /// Who tells the peers.
     pub replication: Mailbox<replication::Command>,
+    /// Who tells the kernel which neighbours are in use.
+    pub neighbours: watch::Sender<Arc<InUse>>,
     /// Lost events by bucket, as counted before the replication thread first read the table.
     pub lost: Vec<u64>,
     /// Closed when the thread is to end.
@@ -73,7 +81,7 @@ impl Thread {
 
     fn run(mut self) {
         let mut pass: Option<Pass> = None;
-        let mut pass_due = 0;
+        let (mut pass_due, mut neighbours_due) = (0, 0);
         let mut counted = false;
         let mut complaints = Limit::default();
         let mut lost = std::mem::take(&mut self.lost);
@@ -84,8 +92,12 @@ impl Thread {
             let now_ns = self.clock.now_ns();
             if pass.is_none() && now_ns >= pass_due && self.owned.any() {
                 pass_due = now_ns + PASS_INTERVAL.as_nanos() as u64;
+                let in_use = (now_ns >= neighbours_due).then(InUse::default);
+                if in_use.is_some() {
+                    neighbours_due = now_ns + neighbours::INTERVAL.as_nanos() as u64;
+                }
                 match Pass::begin(&self.maps, now_ns, CHUNK) {
-                    Ok(begun) => (pass, counted) = (Some(begun), true),
+                    Ok(begun) => (pass, counted) = (Some(Pass { in_use, ..begun }), true),
                     Err(error) => cannot_count(&mut complaints, &error),
                 }
             }
@@ -125,7 +137,12 @@ impl Thread {
             let owned = self.owned.get(group).then(|| self.maps.group(u32::from(group))).transpose()?;
             groups.push(owned.filter(|g| g.owned(now_ns)));
         }
-        let Some((keys, flows)) = pass.walk.next_chunk(self.maps.flows())? else { return Ok(None) };
+        let Some((keys, flows)) = pass.walk.next_chunk(self.maps.flows())? else {
+            if let Some(in_use) = pass.in_use.take() {
+                self.tell_in_use(in_use, now_ns)?;
+            }
+            return Ok(None);
+        };
         keys.iter().for_each(|key| pass.renewal.keep(key));
         let mut doomed: Vec<Doomed> = Vec::new();
         let mut expired: Vec<(FlowKey, FlowId)> = Vec::new();
@@ -136,6 +153,9 @@ impl Thread {
             };
             if expiry_ns(key, flow, group.since_ns, &timeouts).saturating_add(SETTLED_NS) > now_ns {
                 pass.sources.count(key, flow);
+                if let Some(in_use) = &mut pass.in_use {
+                    in_use.note(flow, now_ns);
+                }
                 continue;
             }
             doomed.push(Doomed::new(*key, flow));
@@ -161,6 +181,16 @@ impl Thread {
             self.replication.send(replication::Command::Expired(expired));
         }
         Ok(Some(count))
+    }
+
+    /// Hands on whom flows were sent to; also those that nobody has answered, for a stream one way stays one of them.
+    fn tell_in_use(&self, mut in_use: InUse, now_ns: u64) -> Result<()> {
+        let mut walk = EmbryonicWalk::new(SETS);
+        while let Some((_, sets)) = walk.next_chunk(self.maps.embryonic())? {
+            sets.iter().flat_map(EmbryonicSet::flows).for_each(|(_, flow)| in_use.note(flow, now_ns));
+        }
+        self.neighbours.send_replace(Arc::new(in_use));
+        Ok(())
     }
 
     fn watch_losses(&self, before: &mut Vec<u64>, complaints: &mut Limit) {
@@ -193,6 +223,8 @@ struct Pass {
     walk: FlowWalk,
     sources: Sources,
     renewal: Renewal,
+    /// Nothing if they were noted a moment ago.
+    in_use: Option<InUse>,
 }
 
 impl Pass {
@@ -200,7 +232,7 @@ impl Pass {
         let sources = Sources::wanted(maps, now_ns)?;
         // Before the walk, so that that sees what is put in until then.
         let renewal = maps.bloom().renew();
-        Ok(Self { walk: FlowWalk::new(chunk), sources, renewal })
+        Ok(Self { walk: FlowWalk::new(chunk), sources, renewal, in_use: None })
     }
 
     fn end(self, maps: &Maps) -> Result<()> {
@@ -264,6 +296,8 @@ pub fn expiry_ns(key: &FlowKey, flow: &Flow, since_ns: u64, timeouts: &Timeouts)
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use fwha_common::flow::FlowState;
     use fwha_common::limit::Limits;
 
@@ -305,6 +339,7 @@ mod tests {
             let maps = dataplane.maps();
             maps.set_timeouts(&Timeouts::KERNEL).unwrap();
             let (replication, told) = mailbox().unwrap();
+            let (neighbours, in_use) = neighbours::channel();
             let (_go_on, stop) = std::sync::mpsc::channel();
             let clock = KernelClock::new().unwrap();
             let owned = Arc::new(OwnedGroups::default());
@@ -314,6 +349,7 @@ mod tests {
                 bucket_group: [0; BUCKETS],
                 owned: Arc::clone(&owned),
                 replication,
+                neighbours,
                 lost: Vec::new(),
                 stop,
             };
@@ -396,6 +432,22 @@ mod tests {
             let gone = maps.sweep(&doomed).unwrap();
             let gone: Vec<u16> = (0..600).filter(|&n| gone[usize::from(n)]).collect();
             assert_eq!((gone, left()), (many, vec![2, 3]));
+            // Whom flows were sent to is noted, answered or not.
+            let sent = |n: u16, seen| {
+                let mut flow = flow(n.into(), seen);
+                (flow.ways[0].generation, flow.ways[0].out) = (1, n.into());
+                flow
+            };
+            for (n, seen) in [(2, 990), (3, 950)] {
+                maps.flows().update(&key(n), &sent(n, seen), Write::Any).unwrap();
+            }
+            let mut set = EmbryonicSet::default();
+            (set.places[7].key, set.places[7].flow) = (key(5), sent(5, 990));
+            maps.embryonic().update(&31, &set, Write::Any).unwrap();
+            let begun = Pass::begin(&maps, now_ns, 64).unwrap();
+            let mut noting = Pass { in_use: Some(InUse::default()), ..begun };
+            while sweeper.sweep(now_ns, &mut noting).unwrap().is_some() {}
+            assert_eq!(in_use.borrow().stations, HashSet::from([(2, [0; 6]), (5, [0; 6])]));
             drop((sweeper, maps));
             dataplane.close().unwrap();
         });
