@@ -8,6 +8,7 @@ mod hooks;
 mod ipv6;
 mod keepalived;
 mod mistakes;
+mod neighbours;
 mod operator;
 mod reach;
 mod reload;
