@@ -33,7 +33,7 @@ pub async fn neighbours(ifindex: u32) -> Result<Vec<Ipv4Addr>, NetlinkError> {
     let mut found = talk(async |handle| {
         let mut found = Vec::new();
         list(handle, filter, |m| {
-            found.extend(by_arp(&m));
+            found.extend(by_arp(m));
             found.len() < MAX
         })
         .await?;
@@ -48,7 +48,7 @@ pub async fn neighbours(ifindex: u32) -> Result<Vec<Ipv4Addr>, NetlinkError> {
 async fn list(
     mut handle: Handle,
     filter: NeighbourMessage,
-    mut more: impl FnMut(NeighbourMessage) -> bool,
+    mut more: impl FnMut(&NeighbourMessage) -> bool,
 ) -> Result<(), NetlinkError> {
     let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetNeighbour(filter));
     request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
@@ -56,11 +56,7 @@ async fn list(
     let mut listed = handle.request(request).map_err(refused)?;
     while let Some(answer) = listed.next().await {
         match answer.payload {
-            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(m)) => {
-                if !more(m) {
-                    break;
-                }
-            }
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(m)) if !more(&m) => break,
             NetlinkPayload::Error(error) => return Err(refused(rtnetlink::Error::NetlinkError(error))),
             _ => {}
         }
@@ -78,30 +74,31 @@ pub type Station = (u32, [u8; 6]);
 ///
 /// # Errors
 ///
-/// The kernel refuses.
+/// The first failure; the others are told of all the same.
 pub async fn use_stale(stations: &HashSet<Station>, max: usize) -> Result<usize, NetlinkError> {
     talk(async |mut handle| {
         let mut requests = Vec::new();
         list(handle.clone(), NeighbourMessage::default(), |m| {
-            if station(&m).is_some_and(|station| stations.contains(&station)) {
-                requests.extend(use_request(&m));
+            if station(m).is_some_and(|station| stations.contains(&station)) {
+                requests.extend(use_request(m));
             }
             requests.len() < max
         })
         .await?;
         let count = requests.len();
+        let mut told = Ok(count);
         for request in requests {
             let refused = |error| request_error("use a neighbour", error);
             let mut answers = handle.request(request).map_err(refused)?;
             while let Some(answer) = answers.next().await {
                 let NetlinkPayload::Error(error) = answer.payload else { continue };
                 // It may have gone meanwhile, with its interface or alone.
-                if !matches!(error.raw_code().abs(), libc::ENOENT | libc::ENODEV) {
-                    return Err(refused(rtnetlink::Error::NetlinkError(error)));
+                if !matches!(-error.raw_code(), libc::ENOENT | libc::ENODEV) {
+                    told = told.and(Err(refused(rtnetlink::Error::NetlinkError(error))));
                 }
             }
         }
-        Ok(count)
+        told
     })
     .await
 }
