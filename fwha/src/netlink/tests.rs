@@ -520,8 +520,9 @@ fn a_neighbour_that_is_confirmed_changes_no_route_but_one_that_moved_does() {
     a.ip("link add idle type veth peer name idle-peer");
     let (near, mac) = (a.ifindex("near"), b.mac("far"));
     a.within(|| {
+        // Half of the first, in ms, is more than the second, in s, or the kernel asks again and again by itself.
         let quick =
-            [("base_reachable_time_ms", "1000"), ("delay_first_probe_time", "1"), ("retrans_time_ms", "50")];
+            [("base_reachable_time_ms", "3000"), ("delay_first_probe_time", "1"), ("retrans_time_ms", "50")];
         for (name, value) in quick {
             std::fs::write(format!("/proc/sys/net/ipv4/neigh/near/{name}"), value).unwrap();
         }
@@ -549,7 +550,7 @@ fn a_neighbour_that_is_confirmed_changes_no_route_but_one_that_moved_does() {
             let event = loop {
                 match timeout(Duration::from_millis(50), next(&mut monitor)).await {
                     Ok(event) => break event,
-                    // It is stale after a second or two.
+                    // It is stale after some seconds.
                     Err(_) => _ = use_stale(&in_use, 1).await.unwrap(),
                 }
             };
