@@ -132,13 +132,15 @@ pub(super) struct Links {
     links: Vec<Link>,
     /// The one that data takes.
     current: u8,
+    /// The one that it takes as far as [`Links::moved`] has told.
+    told: u8,
     /// The one by which data came last.
     heard: u8,
 }
 
 impl Links {
     pub(super) fn new(now: Time, links: u8) -> Self {
-        Self { links: (0..links.max(1)).map(|_| Link::new(now)).collect(), current: 0, heard: 0 }
+        Self { links: (0..links.max(1)).map(|_| Link::new(now)).collect(), current: 0, told: 0, heard: 0 }
     }
 
     fn get(&mut self, link: u8) -> Option<&mut Link> {
@@ -153,6 +155,7 @@ impl Links {
         }
         if usize::from(link) < self.links.len() {
             self.current = link;
+            self.told = link;
             self.heard = link;
         }
     }
@@ -265,8 +268,12 @@ impl Links {
         self.current
     }
 
-    pub(super) const fn current(&self) -> u8 {
-        self.current
+    /// Whether data takes another link than this told last: from which, to which. While none works, and each is tried in
+    /// turn, that is no news.
+    pub(super) fn moved(&mut self, now: Time) -> Option<(u8, u8)> {
+        let down = self.links[usize::from(self.current)].state(now) == LinkState::Down;
+        let moved = self.current != self.told && !down;
+        moved.then(|| (std::mem::replace(&mut self.told, self.current), self.current))
     }
 
     pub(super) fn status(&self, now: Time) -> Vec<LinkStatus> {

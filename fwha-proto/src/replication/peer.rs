@@ -375,12 +375,13 @@ impl Peer {
             self.send(core, back, datagram);
             return true;
         }
-        let from = self.links.current();
-        let to = self.links.pick(now);
-        if to != from && !outbox.silent() {
+        let link = self.links.pick(now);
+        if !outbox.silent()
+            && let Some((from, to)) = self.links.moved(now)
+        {
             self.events.push_back(Event::LinkChanged { peer: self.node, from, to });
         }
-        self.send(core, to, datagram);
+        self.send(core, link, datagram);
         true
     }
 

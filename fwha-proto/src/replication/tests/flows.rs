@@ -121,6 +121,37 @@ fn updates_move_to_a_link_that_works_and_nothing_is_lost() {
 }
 
 #[test]
+fn while_no_link_works_those_that_are_tried_are_not_told_as_moves() {
+    let mut rig = settled(|o| o.links = 2);
+    let moves = |rig: &Rig| -> Vec<(u8, u8)> {
+        let moved = |e: &Event| match *e {
+            Event::LinkChanged { from, to, .. } => Some((from, to)),
+            _ => None,
+        };
+        rig.nodes[0].events.iter().filter_map(moved).collect()
+    };
+    rig.run(3000 * MS);
+    rig.dead_links = vec![0, 1];
+    for n in 0..1000 {
+        rig.create(1, n);
+        rig.run(2 * MS);
+    }
+    let before = moves(&rig);
+    assert!(before.len() < 5, "as long as it was not known of both: {before:?}");
+    rig.dead_links = vec![0];
+    rig.run(3000 * MS);
+    rig.dead_links.clear();
+    rig.run(10_000 * MS);
+    let moves = moves(&rig);
+    assert!(moves.len() <= before.len() + 3 && moves.last() == Some(&(1, 0)), "{moves:?}");
+    assert!(
+        moves.windows(2).all(|m| m[0].1 == m[1].0 && m[0].0 != m[0].1),
+        "each from where it was: {moves:?}"
+    );
+    rig.converge(HEALED_WITHIN);
+}
+
+#[test]
 fn a_new_key_reaches_the_nodes_one_by_one_and_the_session_goes_on() {
     let mut rig = settled(|_| {});
     let both = KeyRing::new(ClusterKey::new([9; 32]), Some(ClusterKey::new([7; 32])), None);
