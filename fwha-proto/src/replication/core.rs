@@ -62,6 +62,9 @@ pub(super) struct Core {
     /// Buckets of which flows of the data plane have just proved an owner in a higher term than was known, or of which a
     /// peer has just spoken in a lower one.
     pub(super) past_terms: Buckets,
+    /// Buckets of others, as it seems, with flows in the kernel map that are not for the peers, and that were left there
+    /// because no other owner is known who does without them. To be looked at again when one is.
+    pub(super) left: Buckets,
     /// Buckets that changed their owner a moment ago.
     pub(super) handover: Handover,
     /// The latest time that any call carried.
@@ -123,6 +126,7 @@ impl Core {
             disputed: Buckets::EMPTY,
             moved: Buckets::EMPTY,
             past_terms: Buckets::EMPTY,
+            left: Buckets::EMPTY,
             handover: Handover::new(),
             now: Time::ZERO,
             reconciling: Buckets::EMPTY,
@@ -168,6 +172,14 @@ impl Core {
     /// Whether this node has deleted a flow of this key a moment ago.
     pub(super) fn has_deleted(&self, key: &FlowKey) -> bool {
         self.table.find(key).is_some_and(|i| self.table.at(i).is_deleted_here())
+    }
+
+    /// Whether another node is known to own a flow's bucket, in a term in which the flow has nothing of a later owner. If
+    /// not, this node's data plane may own it, and the word of that be on its way here.
+    pub(super) fn has_later_owner(&self, flow: &Flow) -> bool {
+        let owner = self.owners[usize::from(flow.bucket)];
+        let other = owner.node != 0 && owner.node != self.options.identity.node;
+        other && owner.term >= Flow::term(flow.version)
     }
 
     /// Takes what the data plane says of a flow. The slot, if that is news.

@@ -325,9 +325,11 @@ impl Replication {
         let owned = self.core.owned.contains(flow.bucket);
         if filter.policy.as_ref().is_some_and(|policy| !policy.replicates(key, flow)) {
             self.core.counters.not_chosen += 1;
-            if !owned {
-                // Its bucket has another owner, who does not know it and will never end it.
+            if !owned && self.core.has_later_owner(flow) {
+                // Who owns its bucket does not know it and will never end it.
                 self.core.outputs.push_back(Output::Delete(*key, flow.id(), flow.version));
+            } else if !owned {
+                self.core.left.insert(flow.bucket);
             }
             return false;
         }
@@ -403,6 +405,7 @@ impl Replication {
                     }
                 }
                 self.core.disputed = self.core.disputed | refused;
+                self.core.left = self.core.left - self.core.owned;
                 for peer in &mut self.peers {
                     peer.gain(&mut self.core, now, gained);
                 }
@@ -529,6 +532,11 @@ impl Replication {
         let moved = std::mem::take(&mut self.core.moved);
         if !moved.is_empty() {
             self.doubt(moved, Some(header.sender));
+            let left = moved & self.core.left;
+            if !left.is_empty() {
+                self.core.left = self.core.left - left;
+                self.core.outputs.push_back(Output::Reconcile(left));
+            }
             for slot in std::mem::take(&mut self.core.handover.untold) {
                 if self.core.is_straggler(slot) {
                     self.offer(now, slot);

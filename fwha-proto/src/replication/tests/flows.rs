@@ -209,6 +209,78 @@ fn only_what_was_chosen_is_replicated_and_both_sides_prove_that() {
     rig.converge(HEALED_WITHIN);
 }
 
+/// Node 1 owns 16 flows, of which node 2 has those 8 that are for the peers.
+fn half_chosen() -> Rig {
+    let mut rig = settled(|o| o.filter.policy = Some(Arc::new(Even)));
+    (24..40).for_each(|n| rig.create(1, n));
+    rig.run(300 * MS);
+    assert_eq!((rig.node(1).kernel.len(), rig.node(2).kernel.len()), (16, 8));
+    rig
+}
+
+/// Does what a node has asked for.
+fn look_again(rig: &mut Rig, node: NodeId) {
+    assert!(std::mem::take(&mut rig.node(node).stale), "it asked for a comparison");
+    rig.reconcile(node);
+}
+
+#[test]
+fn a_daemon_that_restarts_within_its_lease_keeps_what_is_not_replicated() {
+    let mut rig = half_chosen();
+    rig.restart_owner(1);
+    rig.drain(1);
+    assert_eq!(rig.node(1).kernel.len(), 16);
+    rig.run(1000 * MS);
+    assert_eq!((rig.node(1).kernel.len(), rig.node(2).kernel.len()), (16, 8));
+    assert!(rig.in_sync() && !rig.node(1).stale, "{rig}");
+}
+
+#[test]
+fn what_is_not_replicated_is_deleted_as_soon_as_another_node_is_known_to_own_it_and_not_before() {
+    // After a restart nobody has been heard yet.
+    let mut rig = half_chosen();
+    rig.kill(1);
+    rig.promote(2, Rig::used());
+    rig.revive(1, false);
+    assert_eq!(rig.node(1).kernel.len(), 16, "it may be this node's own");
+    rig.run(300 * MS);
+    look_again(&mut rig, 1);
+    assert_eq!(rig.node(1).kernel.len(), 8);
+    rig.converge(HEALED_WITHIN);
+    assert!(!rig.node(1).stale, "once");
+
+    // Given up, and there is no other owner yet.
+    let mut rig = half_chosen();
+    rig.demote(1, Rig::used());
+    look_again(&mut rig, 1);
+    assert_eq!(rig.node(1).kernel.len(), 16, "nobody else has the buckets");
+    rig.promote(2, Rig::used());
+    rig.run(300 * MS);
+    look_again(&mut rig, 1);
+    assert_eq!(rig.node(1).kernel.len(), 8);
+    rig.converge(HEALED_WITHIN);
+}
+
+/// The data plane owns a bucket as soon as the election has written so; a letter of another group may have the ring read
+/// before the one that tells of it.
+#[test]
+fn what_is_not_replicated_and_begins_before_the_word_of_a_takeover_stays() {
+    let mut rig = half_chosen();
+    let node = rig.node(2);
+    (node.owned, node.term) = (Rig::used(), 2);
+    rig.create(2, 41);
+    rig.reconcile(2);
+    assert_eq!(rig.node(2).kernel.len(), 9, "its version is of a later term than the owner that is known");
+    let now = rig.now;
+    let owned = Ownership::Owned { term: 2 };
+    assert_eq!(rig.node(2).replication.set_ownership(now, Rig::used(), owned), Buckets::EMPTY);
+    rig.demote(1, Rig::used());
+    rig.run(300 * MS);
+    look_again(&mut rig, 1);
+    assert_eq!((rig.node(1).kernel.len(), rig.node(2).kernel.len()), (8, 9));
+    assert!(rig.in_sync() && !rig.node(2).stale, "{rig}");
+}
+
 #[test]
 fn a_flow_that_the_policy_does_not_admit_is_refused_and_shows_as_a_difference() {
     let mut rig = settled(|o| o.filter.policy = Some(Arc::new(Even)));
