@@ -123,7 +123,7 @@ use crate::config::{self, Config, GroupId, Node};
 use crate::dataplane::{self, Dataplane, Maps, ZoneInterface};
 use crate::netlink::{Link, Monitor};
 use crate::policy::Policy;
-use crate::socket::SyncSocket;
+use crate::socket::{Refused, SyncSocket};
 use crate::sys::clock::KernelClock;
 use crate::sys::{random, sched};
 
@@ -458,6 +458,7 @@ impl Running {
             names: Arc::clone(&names),
             snapshot: Arc::clone(&replication_status),
             unsent: 0,
+            refused: Refused::default(),
             adopted: dataplane.adopted(),
             finished: BTreeMap::new(),
             diffs: BTreeMap::new(),

@@ -34,7 +34,7 @@ use super::table::{Deletion, Table};
 use crate::dataplane::Maps;
 use crate::dataplane::events::Events;
 use crate::dataplane::maps::FlowWalk;
-use crate::socket::SyncSocket;
+use crate::socket::{Refused, SyncSocket};
 use crate::sys::clock::KernelClock;
 use crate::sys::sched;
 
@@ -284,6 +284,8 @@ pub struct Thread {
     pub snapshot: Arc<ArcSwap<Snapshot>>,
     /// Datagrams that the system refused to send.
     pub unsent: u64,
+    /// What sockets have refused that are no more.
+    pub refused: Refused,
     /// The data plane has flows from an earlier run.
     pub adopted: bool,
     /// The last bulk transfers that have come to their end.
@@ -370,11 +372,7 @@ impl Thread {
                         self.replication.local_delete_batch(now, &flows);
                     }
                     Command::Reconcile(buckets) => waiting = waiting | buckets,
-                    Command::Opened(link, socket) => {
-                        if let Some(place) = self.sockets.get_mut(usize::from(link)) {
-                            *place = socket;
-                        }
-                    }
+                    Command::Opened(link, socket) => self.reopen(link, socket),
                     Command::Transfer { direction, peer, reply } => {
                         let requested = match direction {
                             Direction::Sending => self.replication.request_bulk(peer),
@@ -464,6 +462,23 @@ impl Thread {
                 _ => self.sleep(snapshot_due),
             }
         }
+    }
+
+    /// Puts another socket on a sync link. What the one before has refused stays counted.
+    fn reopen(&mut self, link: u8, socket: SyncSocket) {
+        if let Some(place) = self.sockets.get_mut(usize::from(link)) {
+            let before = std::mem::replace(place, socket).refused();
+            self.refused.ttl += before.ttl;
+            self.refused.length += before.length;
+        }
+    }
+
+    /// What all sockets have refused so far, those that are no more among them.
+    fn refused(&self) -> Refused {
+        self.sockets.iter().map(SyncSocket::refused).fold(self.refused, |sum, one| Refused {
+            ttl: sum.ttl + one.ttl,
+            length: sum.length + one.length,
+        })
     }
 
     fn buckets(&self, group: GroupId) -> Buckets {
@@ -671,6 +686,7 @@ impl Thread {
                 },
             );
         }
+        let refused = self.refused();
         let mut counters: Vec<_> = self.replication.counters().iter().collect();
         counters.extend([
             ("applied", table.written),
@@ -679,8 +695,8 @@ impl Thread {
             ("restored", table.restored),
             ("events_malformed", self.flow_events.malformed()),
             ("unsent", self.unsent),
-            ("refused_ttl", self.sockets.iter().map(|s| s.refused().ttl).sum()),
-            ("refused_length", self.sockets.iter().map(|s| s.refused().length).sum()),
+            ("refused_ttl", refused.ttl),
+            ("refused_length", refused.length),
         ]);
         self.snapshot.store(Arc::new(Snapshot {
             at: now,
@@ -754,5 +770,111 @@ impl Thread {
             ),
         };
         self.events.record(at, kind, None, text, Vec::new());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+    use std::path::Path;
+
+    use fwha_proto::seal::{ClusterKey, Identity};
+    use socket2::{Domain, Socket, Type};
+
+    use super::*;
+    use crate::config::{Config, Source};
+    use crate::daemon::{mailbox::mailbox, replication_options};
+    use crate::dataplane::{Dataplane, Options, pin_dir};
+    use crate::testing::{Net, await_readable, root};
+
+    const CONFIG: &str = r#"
+        [cluster]
+        name = "test"
+        key-file = "cluster.key"
+        [replication]
+        protocols = ["tcp"]
+        [[node]]
+        name = "fw1"
+        sync = [{ interface = "near", address = "10.9.0.1" }]
+        [[node]]
+        name = "fw2"
+        sync = [{ interface = "near", address = "10.9.0.2" }]
+        [[zone]]
+        name = "lan"
+        interfaces = ["lan"]
+        [[group]]
+        name = "gateway"
+        nodes = ["fw1", "fw2"]
+        vips = [{ zone = "lan", vrid = 61, addresses = ["10.9.1.12/24"] }]
+        "#;
+
+    fn socket() -> SyncSocket {
+        SyncSocket::open("near", SocketAddrV4::new(Ipv4Addr::new(10, 9, 0, 1), 0)).unwrap()
+    }
+
+    /// The thread of fw1, on a data plane and a cable to a namespace that may be fw2's.
+    fn with_thread(test: impl FnOnce(Thread, Mailbox<Command>, &Letters<election::Command>, &Net) + Send) {
+        if !root() {
+            return;
+        }
+        let (here, there) = Net::pair();
+        here.with_bpffs(|| {
+            let key = |_: &Path| Ok(ClusterKey::new([7; 32]).into());
+            let config = Config::parse(Source::new("fwha.toml", CONFIG), key).unwrap();
+            let identity = Identity { cluster: config.cluster.id, node: 1, epoch: 1 };
+            let node = &config.nodes[0];
+            let (dataplane, flow_events) = Dataplane::open(Options {
+                pin_dir: pin_dir("test", "fw1"),
+                numbering: 0,
+                max_flows: 64,
+                max_embryonic: 256,
+                interfaces: Vec::new(),
+                sync_interfaces: Vec::new(),
+            })
+            .unwrap();
+            let (letter, letters) = mailbox().unwrap();
+            let (election, told) = mailbox().unwrap();
+            let options = replication_options(&config, node, identity, &config.keys, 1500);
+            let thread = Thread {
+                replication: Replication::new(options),
+                sockets: vec![socket()],
+                peers: BTreeMap::new(),
+                flow_events,
+                letters,
+                election,
+                maps: dataplane.maps(),
+                bucket_group: config.bucket_groups(),
+                owned: Arc::default(),
+                clock: KernelClock::new().unwrap(),
+                events: Arc::default(),
+                names: Arc::new(Names::new(&config, 1)),
+                snapshot: Arc::default(),
+                unsent: 0,
+                refused: Refused::default(),
+                adopted: true,
+                finished: BTreeMap::new(),
+                diffs: BTreeMap::new(),
+            };
+            test(thread, letter, &told, &there);
+            dataplane.close().unwrap();
+        });
+    }
+
+    #[test]
+    fn what_a_socket_has_refused_stays_counted_when_another_takes_its_place() {
+        with_thread(|mut thread, _, _, there| {
+            let to = thread.sockets[0].local();
+            there.within(|| {
+                let routed = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
+                routed.set_ttl_v4(254).unwrap();
+                routed.send_to(b"forged", &to.into()).unwrap();
+            });
+            await_readable(&thread.sockets[0]);
+            assert!(thread.read_sockets() == Taken::None);
+            let refused = Refused { ttl: 1, length: 0 };
+            assert_eq!(thread.refused(), refused);
+            thread.reopen(0, socket());
+            assert_eq!(thread.refused(), refused);
+        });
     }
 }
