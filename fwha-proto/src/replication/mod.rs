@@ -31,7 +31,9 @@
 //! * After a start with flows in the kernel map, and after lost events:
 //!   [`Replication::reconcile_begin`], a walk of the map with [`Replication::reconcile_seen`],
 //!   [`Replication::reconcile_end`]. At a start, begin before `set_ownership`: buckets under
-//!   reconciliation are neither proved nor sent as a whole.
+//!   reconciliation are neither proved nor sent as a whole. What is owned still is said before anything
+//!   of the data plane is told; and what events of an earlier life have told of may be gone: begin once
+//!   more after them.
 
 mod arrivals;
 mod buckets;

@@ -322,6 +322,11 @@ impl Rig {
 
     /// The node comes back as a Backup: after a reboot, or a mere restart of its daemon.
     pub(super) fn revive(&mut self, id: NodeId, rebooted: bool) {
+        self.start(id, rebooted);
+        self.reconcile(id);
+    }
+
+    fn start(&mut self, id: NodeId, rebooted: bool) {
         self.trace(|| format!("node {id} starts, rebooted {rebooted}"));
         let replication = self.replication(id, self.nodes.len() as u8);
         let epoch = self.epochs;
@@ -336,16 +341,17 @@ impl Rig {
         if rebooted {
             node.kernel.clear();
         }
-        self.reconcile(id);
     }
 
     /// The daemon of an owner restarts within its lease.
     pub(super) fn restart_owner(&mut self, id: NodeId) {
-        let owned = self.node(id).owned;
-        self.revive(id, false);
-        let (now, term) = (self.now, self.node(id).term);
-        self.node(id).owned = owned;
-        self.node(id).replication.set_ownership(now, owned, Ownership::Owned { term });
+        let (now, owned) = (self.now, self.node(id).owned);
+        self.start(id, false);
+        let node = self.node(id);
+        node.owned = owned;
+        node.replication.reconcile_begin(Buckets::ALL);
+        node.replication.set_ownership(now, owned, Ownership::Owned { term: node.term });
+        self.reconcile(id);
     }
 
     // ---- The network and time ----------------------------------------------------------------

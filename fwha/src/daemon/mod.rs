@@ -83,7 +83,7 @@ mod warnings;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, mpsc as std_mpsc};
 use std::thread::JoinHandle;
@@ -410,13 +410,14 @@ impl Running {
         let names = Arc::new(Names::new(config, node.id));
         let events = Arc::new(EventLog::default());
         let owned = Arc::new(OwnedGroups::default());
+        resumed.keys().for_each(|&group| owned.set(group, true));
         let (election_mailbox, election_letters) = mailbox::mailbox()?;
         let (replication_mailbox, replication_letters) = mailbox::mailbox()?;
         let (vips_sender, vips_commands) = mpsc::unbounded_channel();
         let mut threads = Vec::new();
 
         let (hooks, hook_tasks) = Hooks::start(config, clock, &events, &names);
-        let here = |group: GroupId| resumed.contains(&group);
+        let here = |group: GroupId| resumed.contains_key(&group);
         let (resources, resource_tasks) =
             Resources::start(config, node.id, here, clock, &events, &names, &election_mailbox);
         let election_status = Arc::new(ArcSwap::from_pointee(election::Snapshot::of(&machine, now)));
@@ -424,7 +425,7 @@ impl Running {
             groups: ports::group_addresses(config, &found.ports),
             routes: ports::group_routes(config, &found.ports),
             announcements: Announcements::new(ports::garps(&found.ports)?, announcements::intervals(config)),
-            keep: resumed,
+            keep: resumed.keys().copied().collect(),
             election: Arc::clone(&election_status),
             leaving: Vec::new(),
             arrived: readdress::Arrived::default(),
@@ -460,6 +461,7 @@ impl Running {
             unsent: 0,
             refused: Refused::default(),
             adopted: dataplane.adopted(),
+            resumed,
             finished: BTreeMap::new(),
             diffs: BTreeMap::new(),
         };
@@ -615,18 +617,18 @@ impl Running {
 
 /// Decides about what an earlier run owns still. Of groups that the election resumes the lease is
 /// renewed here and now: what is left of it may be less than the start takes. The others are given
-/// up. Returns those resumed.
+/// up. Returns those resumed, with their terms.
 fn settle_ownership(
     config: &Config,
     maps: &Maps,
     machine: &Election,
     now: Time,
-) -> Result<BTreeSet<GroupId>> {
-    let mut resumed = BTreeSet::new();
+) -> Result<BTreeMap<GroupId, u32>> {
+    let mut resumed = BTreeMap::new();
     for group in machine.status(now).groups {
         let element = maps.group(u32::from(group.group))?;
         let element = if group.role == Role::Active {
-            resumed.insert(group.group);
+            resumed.insert(group.group, element.term);
             Group { lease_until_ns: (now + config.cluster.lease).as_nanos(), ..element }
         } else {
             Group { term: element.term, ..Group::default() }

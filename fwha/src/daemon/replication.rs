@@ -157,7 +157,8 @@ pub struct Finished {
     pub took: Duration,
 }
 
-/// Groups that this node owns, as the election thread set them just before it told the data plane.
+/// Groups that this node owns, as the election thread set them just before it told the data plane. Those that a daemon
+/// resumes are in it from the start.
 #[derive(Default)]
 pub struct OwnedGroups([AtomicBool; MAX_GROUPS]);
 
@@ -288,6 +289,8 @@ pub struct Thread {
     pub refused: Refused,
     /// The data plane has flows from an earlier run.
     pub adopted: bool,
+    /// Groups that it owned then and owns still, in their terms.
+    pub resumed: BTreeMap<GroupId, u32>,
     /// The last bulk transfers that have come to their end.
     pub finished: BTreeMap<(NodeId, Direction), Finished>,
     /// The comparisons that are going on, and who wants to know.
@@ -325,8 +328,7 @@ impl Thread {
         let mut snapshot_due = Time::ZERO;
         let mut in_sync: BTreeMap<NodeId, bool> = BTreeMap::new();
         let mut answers: Vec<(oneshot::Sender<Requested>, Requested)> = Vec::new();
-        // Its events come before what the table shows: they may tell of flows that are gone.
-        while self.read_events() == Taken::Burst {}
+        self.begin(&mut table);
         loop {
             let now = self.now();
             if comparison.is_none() && self.replication.missed() {
@@ -343,12 +345,7 @@ impl Thread {
                 let now = self.now();
                 match command {
                     Command::Owned { group, term } => {
-                        table.changed(now, group, true);
-                        let owned = Ownership::Owned { term };
-                        let refused = self.replication.set_ownership(now, self.buckets(group), owned);
-                        if let Some(term) = refused.iter().map(|b| self.replication.term(b)).max() {
-                            self.election.send(election::Command::PastTerm { group, term });
-                        }
+                        self.gain(now, &mut table, group, term);
                         // Of these flows the data plane knew better than another owner, who is none any more.
                         waiting = waiting | table.take_deferred().into_values().collect();
                     }
@@ -461,6 +458,30 @@ impl Thread {
                 Some(Taken::Some) => self.gather(now + GATHER),
                 _ => self.sleep(snapshot_due),
             }
+        }
+    }
+
+    /// What comes before the first turn. What this node owns of an earlier run is known before anything of it is read: else
+    /// it would be taken for another owner's.
+    fn begin(&mut self, table: &mut Table) {
+        if self.adopted {
+            self.replication.reconcile_begin(Buckets::ALL);
+        }
+        let now = self.now();
+        for (group, term) in std::mem::take(&mut self.resumed) {
+            self.gain(now, table, group, term);
+        }
+        // The ring may tell of flows that are gone: the walk that finds that out begins behind it.
+        while self.read_events() == Taken::Burst {}
+    }
+
+    /// This node owns a group.
+    fn gain(&mut self, now: Time, table: &mut Table, group: GroupId, term: u32) {
+        table.changed(now, group, true);
+        let owned = Ownership::Owned { term };
+        let refused = self.replication.set_ownership(now, self.buckets(group), owned);
+        if let Some(term) = refused.iter().map(|b| self.replication.term(b)).max() {
+            self.election.send(election::Command::PastTerm { group, term });
         }
     }
 
@@ -778,6 +799,7 @@ mod tests {
     use std::net::Ipv4Addr;
     use std::path::Path;
 
+    use fwha_common::flow::FlowState;
     use fwha_proto::seal::{ClusterKey, Identity};
     use socket2::{Domain, Socket, Type};
 
@@ -785,6 +807,7 @@ mod tests {
     use crate::config::{Config, Source};
     use crate::daemon::{mailbox::mailbox, replication_options};
     use crate::dataplane::{Dataplane, Options, pin_dir};
+    use crate::sys::bpf::Write;
     use crate::testing::{Net, await_readable, root};
 
     const CONFIG: &str = r#"
@@ -812,7 +835,7 @@ mod tests {
         SyncSocket::open("near", SocketAddrV4::new(Ipv4Addr::new(10, 9, 0, 1), 0)).unwrap()
     }
 
-    /// The thread of fw1, on a data plane and a cable to a namespace that may be fw2's.
+    /// The thread of fw1, with the ends of its mailboxes, on a data plane and a cable to a namespace that may be fw2's.
     fn with_thread(test: impl FnOnce(Thread, Mailbox<Command>, &Letters<election::Command>, &Net) + Send) {
         if !root() {
             return;
@@ -852,11 +875,45 @@ mod tests {
                 unsent: 0,
                 refused: Refused::default(),
                 adopted: true,
+                resumed: BTreeMap::new(),
                 finished: BTreeMap::new(),
                 diffs: BTreeMap::new(),
             };
             test(thread, letter, &told, &there);
             dataplane.close().unwrap();
+        });
+    }
+
+    #[test]
+    fn what_a_daemon_resumes_is_its_own_before_anything_of_it_is_read() {
+        with_thread(|mut thread, letter, told, _| {
+            let term = 3;
+            let keys = [6, 17].map(|proto| FlowKey { port_a: 1, proto, ..FlowKey::default() });
+            for (number, key) in (1..).zip(&keys) {
+                let flow = Flow {
+                    word: Flow::word(FlowState::Established, 0, [1, 1]),
+                    version: Flow::next_version(0, term),
+                    ..Flow::of(FlowId { number, epoch: 1, node: 1, zero: [0; 3] })
+                };
+                thread.maps.flows().update(key, &flow, Write::Any).unwrap();
+            }
+            thread.resumed = BTreeMap::from([(0, term)]);
+            let (maps, snapshot) = (Arc::clone(&thread.maps), Arc::clone(&thread.snapshot));
+            // The election has not said anything yet.
+            let running = std::thread::spawn(move || thread.run());
+            let counted = |name| snapshot.load().counters.iter().find(|c| c.0 == name).map_or(0, |c| c.1);
+            let end = std::time::Instant::now() + Duration::from_secs(20);
+            while (counted("events"), counted("not_chosen")) != (1, 1) && std::time::Instant::now() < end {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            letter.send(Command::Stop);
+            running.join().unwrap();
+            let left = keys.map(|key| maps.flows().lookup(&key).unwrap().is_some());
+            assert_eq!(left, [true; 2], "also the one that peers never hear of");
+            assert_eq!((snapshot.load().flows, snapshot.load().at_risk), (1, 1), "it is owned");
+            while let Some(told) = told.take() {
+                assert!(!matches!(told, election::Command::PastTerm { .. }), "the term is this node's own");
+            }
         });
     }
 

@@ -257,11 +257,15 @@ fn what_an_earlier_run_owned_is_resumed_or_given_up() {
             let resumed = settle_ownership(&config, &maps, &machine, now).unwrap();
             (resumed, maps.group(0).unwrap())
         };
-        let given_up = (BTreeSet::new(), Group { term: 7, ..Group::default() });
+        let given_up = (BTreeMap::new(), Group { term: 7, ..Group::default() });
 
         maps.write_group(0, &owned).unwrap();
         let whole = Group { lease_until_ns: (now + config.cluster.lease).as_nanos(), ..owned };
-        assert_eq!(start(now).await, (BTreeSet::from([0]), whole), "the rest of the start takes its time");
+        assert_eq!(
+            start(now).await,
+            (BTreeMap::from([(0, 7)]), whole),
+            "the rest of the start takes its time"
+        );
 
         maps.write_group(0, &owned).unwrap();
         assert_eq!(start(last_moment).await, given_up, "the lease is over, a peer may be active");
