@@ -64,7 +64,7 @@ pub static BLOOM: Array<u64, { WORDS as usize }, { BPF_F_MMAPABLE as usize }> = 
 pub static BLOOM_RECENT: Array<u64, { WORDS as usize }, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 #[btf_map]
-pub static NODE_FLOWS: LruHashMap<FlowKey, Flow, 4_096> = LruHashMap::new();
+pub static NODE_FLOWS: LruHashMap<FlowKey, Flow, 16_384> = LruHashMap::new();
 
 #[btf_map]
 pub static FRAGMENTS: LruHashMap<DatagramKey, Datagram, 8_192> = LruHashMap::new();

@@ -32,6 +32,8 @@ use crate::sys::clock::KernelClock;
 
 /// Between two looks.
 const INTERVAL: Duration = Duration::from_millis(100);
+/// Between two looks at the node's own flows.
+const NODE_INTERVAL: Duration = Duration::from_secs(10);
 /// Between the beginnings of two passes over the table.
 const PASS_INTERVAL: Duration = Duration::from_secs(1);
 /// Between two turns of a pass.
@@ -81,7 +83,7 @@ impl Thread {
 
     fn run(mut self) {
         let mut pass: Option<Pass> = None;
-        let (mut pass_due, mut neighbours_due) = (0, 0);
+        let (mut pass_due, mut neighbours_due, mut node_due) = (0, 0, 0);
         let mut counted = false;
         let mut complaints = Limit::default();
         let mut lost = std::mem::take(&mut self.lost);
@@ -90,6 +92,14 @@ impl Thread {
             pause = INTERVAL;
             self.watch_losses(&mut lost, &mut complaints);
             let now_ns = self.clock.now_ns();
+            if now_ns >= node_due {
+                node_due = now_ns + NODE_INTERVAL.as_nanos() as u64;
+                if let Err(error) = self.sweep_node(now_ns)
+                    && let Some(held) = complaints.pass()
+                {
+                    tracing::warn!(held, "cannot sweep the node's own flows: {error:#}");
+                }
+            }
             if pass.is_none() && now_ns >= pass_due && self.owned.any() {
                 pass_due = now_ns + PASS_INTERVAL.as_nanos() as u64;
                 let in_use = (now_ns >= neighbours_due).then(InUse::default);
@@ -181,6 +191,21 @@ impl Thread {
             self.replication.send(replication::Command::Expired(expired));
         }
         Ok(Some(count))
+    }
+
+    /// Deletes the node's own flows that have expired, whoever is Active. New ones push out what was not used for longest, which
+    /// may be an idle session, while there are expired ones.
+    fn sweep_node(&self, now_ns: u64) -> Result<()> {
+        let timeouts = self.maps.timeouts()?;
+        let mut walk = FlowWalk::new(CHUNK);
+        while let Some((keys, flows)) = walk.next_chunk(self.maps.node_flows())? {
+            let over =
+                |flow: &Flow, key| expiry_ns(key, flow, 0, &timeouts).saturating_add(SETTLED_NS) <= now_ns;
+            let expired: Vec<FlowKey> =
+                keys.iter().zip(flows).filter(|(key, flow)| over(flow, key)).map(|(key, _)| *key).collect();
+            self.maps.node_flows().delete_batch(&expired)?;
+        }
+        Ok(())
     }
 
     /// Hands on whom flows were sent to; also those that nobody has answered, for a stream one way stays one of them.
@@ -432,6 +457,15 @@ mod tests {
             let gone = maps.sweep(&doomed).unwrap();
             let gone: Vec<u16> = (0..600).filter(|&n| gone[usize::from(n)]).collect();
             assert_eq!((gone, left()), (many, vec![2, 3]));
+            // The node's own, of a Backup too.
+            own(Group::ACTIVE, 0, 0);
+            for (n, seen) in [(1, 879), (2, 881)] {
+                maps.node_flows().update(&key(n), &flow(n.into(), seen), Write::Any).unwrap();
+            }
+            sweeper.sweep_node(now_ns).unwrap();
+            let there = [1, 2].map(|n| maps.node_flows().lookup(&key(n)).unwrap().is_some());
+            assert_eq!(there, [false, true]);
+            own(Group::ACTIVE, 0, 1001);
             // Whom flows were sent to is noted, answered or not.
             let sent = |n: u16, seen| {
                 let mut flow = flow(n.into(), seen);
