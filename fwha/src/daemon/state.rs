@@ -1,10 +1,10 @@
 //! What a node keeps over restarts and reboots: whether an operator has put it on standby.
 //!
-//! It is a file whose presence says yes, in a directory of this node's own. What is in it is for
-//! people.
+//! It is an empty file whose presence says yes, in a directory of this node's own. Without content it needs no room on a
+//! disk that is full.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -43,9 +43,7 @@ impl State {
         let write = || -> io::Result<()> {
             if on {
                 fs::create_dir_all(&self.dir)?;
-                let mut file = File::create(&path)?;
-                file.write_all(b"`fwhactl standby on` was said; `fwhactl standby off` removes this file\n")?;
-                file.sync_all()?;
+                File::create(&path)?.sync_all()?;
             } else {
                 match fs::remove_file(&path) {
                     Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -72,6 +70,8 @@ mod tests {
         state("fw1").set_standby(true).unwrap();
         state("fw1").set_standby(true).unwrap();
         assert!(state("fw1").standby().unwrap());
+        let file = base.path().join("made/edge-fw1/standby");
+        assert_eq!(fs::metadata(file).unwrap().len(), 0, "a full disk has room for it");
         assert!(!state("fw2").standby().unwrap());
         state("fw1").set_standby(false).unwrap();
         assert!(!state("fw1").standby().unwrap());
