@@ -221,6 +221,9 @@ pub enum DataplaneError {
     /// Two VLAN devices for one VLAN number, by tags of two kinds.
     #[error("two VLAN devices on {0} have VLAN {1}, by tags of 802.1Q and of 802.1ad: XDP takes one of them")]
     SameVlan(String, u16),
+    /// A VLAN is named as its device, which was not there when fwha looked for it.
+    #[error("{1} has come since fwha looked for it, and is taken for a tag on {0}: restart fwha")]
+    LateDevice(String, String),
     /// A VLAN is named by its tag, and has a device of another name.
     #[error("VLAN {1} on {0} has the device {2}: write that name into the zone's interfaces")]
     HasDevice(String, u16, String),

@@ -80,7 +80,13 @@ pub(super) fn plan(
                 tags_on(link.index, device, present).is_some_and(|t| key(0, t) == key(0, tags))
             };
             if let Some(device) = present.iter().find(has) {
-                problem(DataplaneError::HasDevice(link.name.clone(), tags[0].vlan(), device.name.clone()))?;
+                let (trunk, device) = (link.name.clone(), device.name.clone());
+                let written = tags.iter().filter(|tag| **tag != Tag::NONE);
+                let written = written.fold(trunk.clone(), |name, tag| format!("{name}.{}", tag.vlan()));
+                problem(match written == device {
+                    true => DataplaneError::LateDevice(trunk, device),
+                    false => DataplaneError::HasDevice(trunk, tags[0].vlan(), device),
+                })?;
             }
             plan.elements.insert(key(link.index, tags), element);
             plan.tagged.insert(link.index);
@@ -262,7 +268,13 @@ mod tests {
         assert_eq!(plan.elements[&InterfaceKey::untagged(7)], element);
         assert!(plan.look_first && plan.tagged == [7].into() && plan.elements.len() == 2);
         let zones = [zone("eth0", 1, Attach::Tc, [tag(100), Tag::NONE])];
-        assert!(planned(&zones).unwrap_err().to_string().contains("eth0.100"), "under whatever name");
+        let late = planned(&zones).unwrap_err().to_string();
+        assert!(late.starts_with("eth0.100 has come") && late.ends_with("restart fwha"), "{late}");
+        let mut other_name = links();
+        other_name[1].name = "users".into();
+        let wanted = [(&other_name[0], Some(&zones[0]))];
+        let named = super::plan(&wanted, &other_name, Err).unwrap_err().to_string();
+        assert!(named.contains("has the device users: write that name"), "{named}");
 
         // The device has come under way: the tag stays the zone's, and the other zone is not concerned.
         let (present, mut problems) = (links(), Vec::new());
