@@ -163,11 +163,20 @@ pub(super) struct Links {
     features: BTreeMap<u32, XdpFeatures>,
     /// Pins made since the last [`Links::keep`].
     new: Vec<PathBuf>,
+    /// Why a pin could not be made.
+    unpinned: Option<DataplaneError>,
 }
 
 impl Links {
     pub fn new(pins: PinDir) -> Self {
-        Self { pins, open: BTreeMap::new(), attached: Vec::new(), features: BTreeMap::new(), new: Vec::new() }
+        Self {
+            pins,
+            open: BTreeMap::new(),
+            attached: Vec::new(),
+            features: BTreeMap::new(),
+            new: Vec::new(),
+            unpinned: None,
+        }
     }
 
     pub fn attached(&self) -> &[AttachedInterface] {
@@ -411,7 +420,7 @@ impl Links {
                 // One step from the old program to the new: no packet meets neither.
                 bpf::link_update(fd.as_fd(), program).map_err(attach_error)?;
                 if !path.exists() {
-                    bpf::pin(fd.as_fd(), &path).map_err(|e| pin_error("pin", &path, e))?;
+                    self.pin(&fd, &path);
                 }
                 self.open.insert(path, fd);
                 return Ok(());
@@ -433,10 +442,26 @@ impl Links {
             }
         }
         .map_err(attach_error)?;
-        bpf::pin(fd.as_fd(), &path).map_err(|e| pin_error("pin", &path, e))?;
+        self.pin(&fd, &path);
         self.new.push(path.clone());
         self.open.insert(path, fd);
         Ok(())
+    }
+
+    /// Pins a link. The program works without the pin as well.
+    fn pin(&mut self, link: &OwnedFd, path: &Path) {
+        let pinned = self.pins.make_links().and_then(|()| {
+            let unpinned = |source| DataplaneError::Unpinned { path: path.into(), source };
+            bpf::pin(link.as_fd(), path).map_err(unpinned)
+        });
+        if let Err(error) = pinned {
+            self.unpinned.get_or_insert(error);
+        }
+    }
+
+    /// Why a pin could not be made since this was last asked.
+    pub fn take_unpinned(&mut self) -> Option<DataplaneError> {
+        self.unpinned.take()
     }
 
     /// An interface is not filtered as it should be, whatever programs it has.

@@ -148,6 +148,14 @@ pub enum DataplaneError {
         /// What the system said.
         source: io::Error,
     },
+    /// The pin of a program's link cannot be made. The program is attached.
+    #[error("cannot pin {path}: {source}: the programs work, but a daemon that is killed takes them along")]
+    Unpinned {
+        /// The pin.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The object with the programs does not fit this daemon.
     #[error("the BPF object has no {0}: it was not built from this source; run `cargo xtask build-ebpf`")]
     Object(String),
@@ -342,7 +350,8 @@ impl Dataplane {
     }
 
     /// Why interfaces are without their programs: [`DataplaneError::NoInterface`] if there is none of that name. One
-    /// without them is not in [`Self::attached`], and has its `forwarding` as it was before.
+    /// without them is not in [`Self::attached`], and has its `forwarding` as it was before. Programs without their pins
+    /// are [`DataplaneError::Unpinned`], and work.
     pub fn problems(&self) -> &[DataplaneError] {
         &self.problems
     }
@@ -459,6 +468,7 @@ impl Dataplane {
         self.links.retain(&names)?;
         // Most drivers send what XDP redirects to them only now that they have a program.
         self.links.tell(&plan.elements, &self.maps)?;
+        self.links.take_unpinned().map_or(Ok(()), problem)?;
         Ok(problems)
     }
 

@@ -80,6 +80,20 @@ impl PinDir {
         self.path.join("links")
     }
 
+    /// Makes the directory of links, should somebody have removed it under a running daemon. Not that of maps: new ones
+    /// beside those in use must not come about.
+    pub fn make_links(&self) -> Result<(), DataplaneError> {
+        if self.path.starts_with(BPFFS) {
+            ensure_bpffs(Path::new(BPFFS)).map_err(DataplaneError::Mount)?;
+        }
+        let links = self.links();
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&links)
+            .map_err(|source| DataplaneError::Unpinned { path: links, source })
+    }
+
     /// What sysctls were.
     pub fn restore(&self) -> PathBuf {
         self.path.join("restore")

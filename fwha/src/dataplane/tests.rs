@@ -763,6 +763,25 @@ fn what_is_torn_off_is_put_back() {
         assert_eq!(hooks("near"), before);
         assert!(pins.join("links/near:egress").exists());
 
+        // All of them with their directories. Where none can be made, that is said, and the program is there all the same.
+        fs::remove_dir_all(&pins).unwrap();
+        dataplane.reconcile();
+        assert!(dataplane.problems().is_empty(), "{:?}", dataplane.problems());
+        assert_eq!((hooks("near"), dataplane.attached().len()), (before.clone(), 1));
+        assert!(pins.join("links/near:egress").exists());
+        fs::remove_dir_all(&pins).unwrap();
+        std::os::unix::fs::symlink("nowhere", &pins).unwrap();
+        dataplane.reconcile();
+        assert!(
+            matches!(dataplane.problems(), [DataplaneError::Unpinned { .. }]),
+            "{:?}",
+            dataplane.problems()
+        );
+        assert_eq!((hooks("near"), dataplane.attached().len()), (before, 1));
+        fs::remove_file(&pins).unwrap();
+        dataplane.reconcile();
+        assert!(dataplane.problems().is_empty() && pins.join("links/near:egress").exists());
+
         // The interface goes away and another of its name comes.
         a.ip("link del near");
         dataplane.reconcile();
