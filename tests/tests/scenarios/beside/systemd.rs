@@ -232,8 +232,27 @@ fn the_unit_keeps_the_role_over_a_kill_reloads_and_hands_over_at_its_stop() {
 
         // Started again: the Backup, in sync.
         active.run(&["systemctl", "start", "fwha"])?;
-        active
-            .wait_for(lab, "to be the Backup", |status| role(status) == Some("backup") && in_sync(status))?;
+        let is_backup = |status: &Value| role(status) == Some("backup") && in_sync(status);
+        active.wait_for(lab, "to be the Backup", is_backup)?;
+
+        // However many starts have failed, one that is killed later is back within its lease.
+        const FAILED: u32 = 12;
+        active.run(&["/bin/sh", "-c", &format!("echo nonsense >> {path}")])?;
+        active.run(&["systemctl", "kill", "--signal=KILL", "--kill-who=main", "fwha"])?;
+        let restarts = || -> Result<u32> { Ok(active.property("fwha", "NRestarts")?.parse()?) };
+        lab.wait_for("many starts to fail", PATIENCE, || Ok((restarts()? >= FAILED).then_some(())))?;
+        active.run(&["cp", "/tmp/good", path])?;
+        active.wait_for(lab, "to be the Backup again", is_backup)?;
+        backup.run(&["fwhactl", "switchover", "gateway", "--wait"])?;
+        let before = active.wait_for(lab, "to run the unit again", runs)?;
+        let failed = restarts()?;
+        active.run(&["systemctl", "kill", "--signal=KILL", "--kill-who=main", "fwha"])?;
+        lab.wait_for("systemd to start it again", PATIENCE, || {
+            let state = active.property("fwha", "ActiveState")?;
+            Ok((restarts()? == failed + 1 && state == "active").then_some(()))
+        })?;
+        let after = active.wait_for(lab, "to be as before the kill", runs)?;
+        ensure!(term(&after) == term(&before), "{before}\n{after}");
         Ok(())
     });
 }
