@@ -10,9 +10,9 @@ use nix::sys::socket::SockaddrStorage;
 
 use crate::{
     args::CheckArgs,
-    config::{Config, NodeId, Watch},
+    config::{Config, NodeId, SyncLink, Watch},
     ctl,
-    daemon::{program::check_program, resources},
+    daemon::{ports, program::check_program, resources},
 };
 
 /// Checks the file; the exit code says whether it can be run.
@@ -74,6 +74,12 @@ fn warnings(config: &Config, node: Option<NodeId>) -> Vec<String> {
     if let Some(Err(missing)) = node.map(|node| config.check_interfaces(node, exists)) {
         warnings.extend(missing.headlines());
     }
+    if let Some(Err(missing)) = node.map(|node| config.check_sync_interfaces(node, exists)) {
+        warnings.extend(missing.headlines());
+    }
+    let sync = node.and_then(|node| config.node(node)).into_iter().flat_map(|node| &node.sync);
+    let without = sync.filter(|link| exists(&link.interface) && !has_address(link));
+    warnings.extend(without.map(ports::no_address));
     let hooks = config.hooks.iter().map(|hook| ("hook", &hook.name, &hook.command[0]));
     let here = config.trackers.iter().filter(|t| node.is_some_and(|node| t.runs_on(node)));
     let mut trackers = Vec::new();
@@ -105,6 +111,14 @@ fn warnings(config: &Config, node: Option<NodeId>) -> Vec<String> {
         warnings.push(error.to_string());
     }
     warnings
+}
+
+/// Whether the interface of a sync link has its address.
+fn has_address(link: &SyncLink) -> bool {
+    let its = |known: &SockaddrStorage| known.as_sockaddr_in().is_some_and(|a| a.ip() == link.address);
+    nix::ifaddrs::getifaddrs().is_ok_and(|mut all| {
+        all.any(|i| i.interface_name == link.interface && i.address.as_ref().is_some_and(its))
+    })
 }
 
 /// Whether an interface of this machine has the address.

@@ -145,6 +145,13 @@ struct NamedInterface {
     span: Span,
 }
 
+impl NamedInterface {
+    fn add_missing(&self, node: &str, mistakes: &mut Mistakes) {
+        let message = format!("{node} has no interface {:?}", self.name);
+        mistakes.add(self.span.clone(), message).remedy("`ip link` shows those that it has");
+    }
+}
+
 impl Config {
     /// Reads and checks the file at `path`, and the key file that it names.
     ///
@@ -358,8 +365,8 @@ impl Config {
         self.rules.iter().map(Rule::compile).collect()
     }
 
-    /// Whether every interface that the file names for `node` is one for which `exists` is true, or a VLAN
-    /// on one, see [`vlan::place`].
+    /// Whether every interface that a zone has on `node` is one for which `exists` is true, or a VLAN on one, see
+    /// [`vlan::place`].
     ///
     /// # Errors
     /// Each place in the file that names one that does not exist, or a VLAN without a device on an interface
@@ -373,12 +380,10 @@ impl Config {
             .filter(|i| i.node == node)
             .map(|i| (i, if i.zone { vlan::place(&i.name, &exists) } else { vlan::device(&i.name, &exists) }))
             .collect();
-        for (named, place) in &here {
+        for (named, place) in here.iter().filter(|(named, _)| named.zone) {
             let name = &named.name;
             let Some(vlan::Place { interface, tags }) = place else {
-                mistakes
-                    .add(named.span.clone(), format!("{node_name} has no interface {name:?}"))
-                    .remedy("`ip link` shows those that it has");
+                named.add_missing(node_name, &mut mistakes);
                 continue;
             };
             let uses = here.iter().filter(|(_, p)| p.as_ref().is_some_and(|p| p.interface == *interface));
@@ -395,6 +400,22 @@ impl Config {
                     ));
             }
         }
+        if mistakes.is_empty() { Ok(()) } else { Err(mistakes.into_errors(Arc::clone(&self.source))) }
+    }
+
+    /// The same of the sync interfaces, which may come later than the daemon.
+    ///
+    /// # Errors
+    /// Each place in the file that names one that does not exist.
+    pub fn check_sync_interfaces(
+        &self,
+        node: NodeId,
+        exists: impl Fn(&str) -> bool,
+    ) -> Result<(), ConfigErrors> {
+        let mut mistakes = Mistakes::default();
+        let node_name = self.node(node).map_or("?", |n| n.name.as_str());
+        let missing = |i: &&NamedInterface| i.node == node && !i.zone && !exists(&i.name);
+        self.interfaces.iter().filter(missing).for_each(|i| i.add_missing(node_name, &mut mistakes));
         if mistakes.is_empty() { Ok(()) } else { Err(mistakes.into_errors(Arc::clone(&self.source))) }
     }
 }

@@ -228,13 +228,10 @@ async fn run_node(config: &Arc<Config>, node: &Node, run_dir: &RunDir, state: St
     resources::check(config, node.id)?;
 
     // What is likely to be wrong in a system is found before anything in it is changed.
-    let found = Found {
-        ports: ports::look(config, node, &links).await?,
-        heartbeats: ports::sync_sockets(node, config.sync.heartbeat_port())?,
-        replication: ports::sync_sockets(node, config.sync.replication_port())?,
-        metrics: bind_metrics(config).await,
-        links,
-    };
+    let mut ports = ports::look(config, node, &links).await?;
+    let sync = ports::sync_sockets(config, node, &mut ports)?;
+    let (heartbeats, replication) = sync.into_iter().map(|s| (s.heartbeats, s.replication)).unzip();
+    let found = Found { ports, heartbeats, replication, metrics: bind_metrics(config).await, links };
     let (mut dataplane, flow_events) = Dataplane::open(dataplane_options(config, node, &found.links))?;
     let kept = Kept { state, standby };
     let mut running = match Running::start(config, node, found, kept, &dataplane, flow_events, listener) {
@@ -498,7 +495,9 @@ impl Running {
             stop,
         };
 
-        let attached = Arc::new(ArcSwap::from_pointee(Attached::of(dataplane)));
+        let attached = Attached::of(dataplane, &found.ports);
+        attached.problems.iter().for_each(|problem| tracing::error!("{problem}"));
+        let attached = Arc::new(ArcSwap::from_pointee(attached));
         let current = Arc::new(ArcSwap::new(Arc::clone(config)));
         let (reload, requests) = mpsc::unbounded_channel();
         let server = server::Server {
@@ -542,6 +541,19 @@ impl Running {
         let (trackers, thread) =
             Trackers::start(config, node, &found.links, clock, &election_mailbox, surveys)?;
         threads.push(thread);
+        let network = Network {
+            config: Arc::clone(config),
+            node: node.clone(),
+            mtu: ports::sync_mtu(&found.ports),
+            ports: found.ports,
+            election: election_mailbox.clone(),
+            replication: replication_mailbox.clone(),
+            vips: vips_sender.clone(),
+            macs,
+            attached,
+            retry: None,
+        };
+        network.tell_links();
         Ok(Self {
             config: current,
             requests,
@@ -551,18 +563,7 @@ impl Running {
             events,
             hooks,
             resources,
-            network: Network {
-                config: Arc::clone(config),
-                node: node.clone(),
-                mtu: ports::sync_mtu(&found.ports),
-                ports: found.ports,
-                election: election_mailbox.clone(),
-                replication: replication_mailbox.clone(),
-                vips: vips_sender.clone(),
-                macs,
-                attached,
-                retry: None,
-            },
+            network,
             election: election_mailbox,
             election_done,
             replication: replication_mailbox,

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::election;
 use super::mailbox::Mailbox;
-use super::ports::{self, Port};
+use super::ports::{self, Port, SyncSockets};
 use super::replication;
 use super::vips;
 use crate::config::{Config, Node};
@@ -23,19 +23,21 @@ use crate::netlink::{Addresses, Link, Macs, Monitor, NetworkEvent, OwnAddresses}
 /// How often programs are put onto an interface that did not take them.
 const RETRY: Duration = Duration::from_secs(2);
 
-/// Where programs are attached, and why they are not where they should be.
+/// Where programs are attached, and what is wrong with interfaces.
 #[derive(Debug, Default)]
 pub struct Attached {
     /// The interfaces that have theirs.
     pub interfaces: Vec<AttachedInterface>,
-    /// What is wrong with others.
+    /// Why others have no programs, or no sockets.
     pub problems: Vec<String>,
 }
 
 impl Attached {
-    /// As the data plane is now.
-    pub fn of(dataplane: &Dataplane) -> Self {
-        let problems = dataplane.problems().iter().map(ToString::to_string).collect();
+    /// As it is now.
+    pub fn of(dataplane: &Dataplane, ports: &[Port]) -> Self {
+        // Of one that is not there, the data plane tells.
+        let sockets = ports.iter().filter(|p| p.link.is_some()).filter_map(|p| p.problem.clone());
+        let problems = dataplane.problems().iter().map(ToString::to_string).chain(sockets).collect();
         Self { interfaces: dataplane.attached().to_vec(), problems }
     }
 }
@@ -80,6 +82,7 @@ impl Network {
         if concerned {
             self.reconcile(dataplane);
         }
+        let routes_only = events.iter().all(|event| matches!(event, NetworkEvent::RouteChanged));
         let (mut addressed, mut removed) = (BTreeSet::new(), false);
         for event in events {
             match event {
@@ -108,6 +111,10 @@ impl Network {
         for ifindex in addressed {
             self.address_changed(ifindex).await;
         }
+        // Routes may change by the thousand.
+        if !routes_only {
+            self.note_problems(dataplane);
+        }
     }
 
     fn check_addresses(&self) {
@@ -122,13 +129,19 @@ impl Network {
         self.note(dataplane);
     }
 
-    /// Takes note of where programs are now, and of what is in their way.
-    fn note(&mut self, dataplane: &Dataplane) {
-        let before = self.attached.swap(Arc::new(Attached::of(dataplane)));
-        let now = self.attached.load_full();
+    /// Takes note of what is wrong with interfaces now.
+    fn note_problems(&self, dataplane: &Dataplane) {
+        let now = Arc::new(Attached::of(dataplane, &self.ports));
+        let before = self.attached.swap(Arc::clone(&now));
         for problem in now.problems.iter().filter(|p| !before.problems.contains(p)) {
             tracing::error!("{problem}");
         }
+    }
+
+    /// Takes note of where programs are now, and of what is in their way.
+    fn note(&mut self, dataplane: &Dataplane) {
+        self.note_problems(dataplane);
+        let now = self.attached.load_full();
         // One that is missing tells when it comes.
         let tried = |error: &DataplaneError| !matches!(error, DataplaneError::NoInterface(_));
         self.retry = dataplane.problems().iter().any(tried).then(|| Instant::now() + RETRY);
@@ -270,11 +283,19 @@ impl Network {
 
     fn tell(&self, n: usize) {
         let port = &self.ports[n];
-        let interface = port.interface();
+        self.tell_replication(port);
+        self.election.send(election::Command::Interface(port.via, port.interface()));
+    }
+
+    fn tell_replication(&self, port: &Port) {
         if let Via::Sync(link) = port.via {
-            self.replication.send(replication::Command::Carrier(link, interface.carrier));
+            self.replication.send(replication::Command::Carrier(link, port.carries()));
         }
-        self.election.send(election::Command::Interface(port.via, interface));
+    }
+
+    /// Tells replication by which sync links it can begin.
+    pub fn tell_links(&self) {
+        self.ports.iter().for_each(|port| self.tell_replication(port));
     }
 
     /// Opens the sockets of a port anew if it is another interface now, or has another MAC.
@@ -290,11 +311,18 @@ impl Network {
         };
         match opened {
             Ok(()) => {
-                tracing::info!("interface {} was replaced or has another MAC: opened it anew", link.name);
-                (self.ports[n].opened, self.ports[n].gone) = (identity, false);
+                let why = if port.opened.0 == 0 || port.problem.is_some() {
+                    "is ready now: opened it"
+                } else {
+                    "was replaced or has another MAC: opened it anew"
+                };
+                tracing::info!("interface {} {why}", link.name);
+                let port = &mut self.ports[n];
+                (port.opened, port.gone, port.problem) = (identity, false, None);
+                self.tell_replication(&self.ports[n]);
             }
             // Its next change brings another attempt.
-            Err(error) => tracing::warn!("interface {} was replaced: {error:#}", link.name),
+            Err(error) => self.ports[n].problem = Some(format!("{error:#}")),
         }
     }
 
@@ -306,8 +334,7 @@ impl Network {
         if !replaced {
             return Ok(());
         }
-        let heartbeats = ports::sync_socket(config, self.config.sync.heartbeat_port())?;
-        let replication = ports::sync_socket(config, self.config.sync.replication_port())?;
+        let SyncSockets { heartbeats, replication } = SyncSockets::open(&self.config, config)?;
         self.election.send(election::Command::Heartbeats(number, heartbeats));
         self.replication.send(replication::Command::Opened(number, replication));
         Ok(())

@@ -2,10 +2,11 @@
 //!
 //! A socket belongs to an interface's index, not to its name: when an interface is replaced by
 //! another of its name (a VLAN or a bond set up anew, a card plugged in again) all its sockets are
-//! dead for ever, without an error. Then they are opened anew, and handed to the threads.
+//! dead for ever, without an error. Then they are opened anew, and handed to the threads. A sync link that has no
+//! interface or no address at the start gets its sockets in the same way, when both are there.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv6Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 
 use anyhow::{Context, Result, anyhow, bail};
 use fwha_common::group::{VirtualMac, VirtualMacKey};
@@ -41,7 +42,10 @@ pub struct Port {
     /// Index and MAC that the sockets were opened with.
     pub opened: (u32, [u8; 6]),
     /// Whether it was gone since: sockets are dead also if it comes back as what it was (from another network namespace).
+    /// Those of a sync link may not have been there yet.
     pub gone: bool,
+    /// Why its sockets could not be opened, for `status`.
+    pub problem: Option<String>,
 }
 
 impl Port {
@@ -56,6 +60,11 @@ impl Port {
         }
     }
 
+    /// Whether datagrams of replication can leave by it.
+    pub fn carries(&self) -> bool {
+        self.interface().carrier && !self.gone
+    }
+
     /// Index and MAC now.
     pub fn identity(&self) -> Option<(u32, [u8; 6])> {
         self.link.as_ref().map(|l| (l.index, l.mac.unwrap_or_default()))
@@ -65,7 +74,7 @@ impl Port {
 /// Finds the node's ports in the system.
 ///
 /// # Errors
-/// An interface is missing; the kernel refuses to list addresses.
+/// An interface of a zone is missing; the kernel refuses to list addresses.
 pub async fn look(config: &Config, node: &Node, links: &[Link]) -> Result<Vec<Port>> {
     let addresses = Addresses::new()?;
     let sync = node.sync.iter().enumerate().map(|(n, s)| (Via::Sync(n as u8), s.interface.as_str()));
@@ -81,6 +90,20 @@ pub async fn look(config: &Config, node: &Node, links: &[Link]) -> Result<Vec<Po
     let mut ports = Vec::new();
     for (via, name) in sync.chain(zones) {
         let link = links.iter().find(|l| l.name == name);
+        if link.is_none() && matches!(via, Via::Sync(_)) {
+            ports.push(Port {
+                via,
+                name: name.to_owned(),
+                link: None,
+                filtered: true,
+                own: OwnAddresses { primary: Ipv4Addr::UNSPECIFIED, link_local: Ipv6Addr::UNSPECIFIED },
+                v6: false,
+                opened: (0, [0; 6]),
+                gone: true,
+                problem: None,
+            });
+            continue;
+        }
         let link = link.with_context(|| format!("there is no interface {name}"))?.clone();
         if matches!(via, Via::Sync(_)) && link.mtu < MTU_MIN {
             bail!(
@@ -112,6 +135,7 @@ pub async fn look(config: &Config, node: &Node, links: &[Link]) -> Result<Vec<Po
             name: name.to_owned(),
             opened: (link.index, link.mac.unwrap_or_default()),
             gone: false,
+            problem: None,
             link: Some(link),
             filtered: true,
             own,
@@ -144,18 +168,49 @@ pub fn sync_mtu(ports: &[Port]) -> u16 {
     links.map(|l| l.mtu).fold(MTU, u32::min) as u16
 }
 
-/// Opens the socket of one sync link.
-///
-/// # Errors
-/// Those of [`SyncSocket::open`], with what to do about them.
-pub fn sync_socket(link: &SyncLink, port: u16) -> Result<SyncSocket> {
+/// The sockets of one sync link.
+#[derive(Debug)]
+pub struct SyncSockets {
+    /// For heartbeats.
+    pub heartbeats: SyncSocket,
+    /// For replication.
+    pub replication: SyncSocket,
+}
+
+impl SyncSockets {
+    /// Opens both.
+    ///
+    /// # Errors
+    /// Those of [`SyncSocket::open`], with what to do about them.
+    pub fn open(config: &Config, link: &SyncLink) -> Result<Self> {
+        let open = |port| sync_socket(link, port);
+        Ok(Self {
+            heartbeats: open(config.sync.heartbeat_port())?,
+            replication: open(config.sync.replication_port())?,
+        })
+    }
+}
+
+/// The interface of a sync link or its address is not there.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Absent(String);
+
+/// What is said of a sync link whose interface lacks its address.
+pub fn no_address(link: &SyncLink) -> String {
+    let SyncLink { interface, address } = link;
+    format!(
+        "interface {interface} does not have this node's sync address {address}: add it \
+         (`ip address add {address}/24 dev {interface}`), or correct `sync` in the config file"
+    )
+}
+
+fn sync_socket(link: &SyncLink, port: u16) -> Result<SyncSocket> {
     let SyncLink { interface, address } = link;
     let local = SocketAddrV4::new(*address, port);
     SyncSocket::open(interface, local).map_err(|error| match error.raw_os_error() {
-        Some(libc::EADDRNOTAVAIL) => anyhow!(
-            "interface {interface} does not have this node's sync address {address}: add it \
-             (`ip address add {address}/24 dev {interface}`), or correct `sync` in the config file"
-        ),
+        Some(libc::EADDRNOTAVAIL) => Absent(no_address(link)).into(),
+        Some(libc::ENODEV) => Absent(format!("there is no interface {interface}")).into(),
         Some(libc::EADDRINUSE) => anyhow!(
             "another program, perhaps another fwha daemon for this node, uses UDP port {port} of {address}: end \
              it, or choose another `port` in [sync] on all nodes"
@@ -165,12 +220,27 @@ pub fn sync_socket(link: &SyncLink, port: u16) -> Result<SyncSocket> {
     })
 }
 
-/// Opens the sockets of all sync links.
+/// Opens the sockets of all sync links. A link that has no interface or no address yet does not keep the node from its
+/// work: its port notes that it waits for them.
 ///
 /// # Errors
-/// See [`sync_socket`].
-pub fn sync_sockets(node: &Node, port: u16) -> Result<Vec<SyncSocket>> {
-    node.sync.iter().map(|link| sync_socket(link, port)).collect()
+/// See [`SyncSockets::open`].
+pub fn sync_sockets(config: &Config, node: &Node, ports: &mut [Port]) -> Result<Vec<SyncSockets>> {
+    let mut opened = Vec::new();
+    for (n, link) in node.sync.iter().enumerate() {
+        let sockets = match SyncSockets::open(config, link) {
+            Err(error) if error.is::<Absent>() => {
+                if let Some(port) = ports.iter_mut().find(|p| p.via == Via::Sync(n as u8)) {
+                    port.gone = true;
+                    port.problem = Some(error.to_string());
+                }
+                SyncSockets { heartbeats: SyncSocket::absent()?, replication: SyncSocket::absent()? }
+            }
+            sockets => sockets?,
+        };
+        opened.push(sockets);
+    }
+    Ok(opened)
 }
 
 /// Where the peers listen, by sync link and node. Link n of one node is wired to link n of another.

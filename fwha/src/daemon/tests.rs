@@ -67,17 +67,44 @@ fn link(name: &str) -> Link {
 }
 
 #[test]
-fn a_missing_sync_address_is_named_with_its_remedy() {
+fn a_sync_link_may_lack_its_address_or_its_interface() {
     if !root() {
         return;
     }
     let (a, _b) = node();
-    a.ip("address del 172.16.0.1/24 dev sync");
     let (config, node) = config();
-    a.within(|| {
-        let error = ports::sync_sockets(&node, config.sync.heartbeat_port()).unwrap_err().to_string();
-        assert!(error.contains("interface sync does not have"), "{error}");
-        assert!(error.contains("ip address add 172.16.0.1/24 dev sync"), "{error}");
+    let look = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        a.within(|| {
+            let mut ports = runtime.block_on(ports::look(&config, &node, &links().unwrap())).unwrap();
+            let sockets = ports::sync_sockets(&config, &node, &mut ports).unwrap().remove(0);
+            (ports.swap_remove(0), sockets)
+        })
+    };
+    let (port, sockets) = look();
+    assert!(!port.gone && !sockets.heartbeats.local().ip().is_unspecified());
+    drop(sockets);
+
+    a.ip("address del 172.16.0.1/24 dev sync");
+    let (port, sockets) = look();
+    let problem = port.problem.as_deref().unwrap();
+    assert!(problem.contains("interface sync does not have"), "{problem}");
+    assert!(problem.contains("ip address add 172.16.0.1/24 dev sync"), "{problem}");
+    assert!(port.gone && !port.carries());
+    for absent in [sockets.heartbeats, sockets.replication] {
+        let peer = std::net::SocketAddrV4::new([172, 16, 0, 2].into(), 4761);
+        let unreachable = std::io::ErrorKind::NetworkUnreachable;
+        assert_eq!(absent.send(peer, b"a heartbeat").unwrap_err().kind(), unreachable);
+        assert!(absent.receive(&mut [0; 64]).unwrap().is_none());
+    }
+
+    a.ip("link del sync");
+    let (port, _) = look();
+    assert!(port.gone && port.link.is_none() && !port.interface().carrier);
+    within(&a, async |dataplane| {
+        let problems = Attached::of(&dataplane, &[port]).problems;
+        assert_eq!(problems, ["there is no interface sync; see `ip link`"]);
+        dataplane.close().unwrap();
     });
 }
 

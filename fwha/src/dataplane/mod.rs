@@ -321,9 +321,12 @@ impl Dataplane {
         let links = Links::new(pins.clone());
         let (interfaces, problems) = (BTreeSet::new(), Vec::new());
         let mut dataplane = Self { options, pins, programs, maps, links, interfaces, problems, adopted };
-        if let Err(e) = dataplane.attach(true) {
-            dataplane.links.undo();
-            return Err(e);
+        match dataplane.attach(true) {
+            Ok(problems) => dataplane.problems = problems,
+            Err(e) => {
+                dataplane.links.undo();
+                return Err(e);
+            }
         }
         dataplane.links.keep();
         dataplane.pins.remove_other_versions()?;
@@ -368,7 +371,8 @@ impl Dataplane {
         // What is not filtered must not be forwarded: programs go after that, here and below.
         let now = &self.options.interfaces;
         let restored = sysctl::restore_of(&self.pins, |name| !not_in(&before, name) && not_in(now, name));
-        if let Err(error) = restored.and_then(|()| self.attach(true)) {
+        let attached = restored.and_then(|()| self.attach(true));
+        if let Err(error) = attached {
             let tried = std::mem::replace(&mut self.options.interfaces, before);
             let added = |name: &str| !not_in(&tried, name) && not_in(&self.options.interfaces, name);
             let restored = sysctl::restore_of(&self.pins, added);
@@ -377,16 +381,17 @@ impl Dataplane {
             return restored.and(Err(error));
         }
         self.links.keep();
-        self.problems.clear();
+        self.problems = attached?;
         self.maps.next_route_generation()
     }
 
     /// Puts programs where they belong. The first problem ends that if it is `strict`; otherwise all are returned that
-    /// concern single interfaces.
+    /// concern single interfaces. A sync interface may come late: that it is not there ends nothing.
     fn attach(&mut self, strict: bool) -> Result<Vec<DataplaneError>, DataplaneError> {
         let mut problems = Vec::new();
         let mut problem = |error| {
-            if strict {
+            let late = |name: &String| self.options.interfaces.iter().all(|zone| zone.name != *name);
+            if strict && !matches!(&error, DataplaneError::NoInterface(name) if late(name)) {
                 return Err(error);
             }
             problems.push(error);

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{SocketAddr, SocketAddrV4},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
     os::fd::{AsFd, BorrowedFd},
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
@@ -39,7 +39,7 @@ pub struct Refused {
     pub length: u64,
 }
 
-/// A UDP socket on one sync link. Several threads may use it.
+/// A UDP socket on one sync link, or an [`absent`](Self::absent) one. Several threads may use it.
 #[derive(Debug)]
 pub struct SyncSocket {
     socket: Socket,
@@ -72,7 +72,19 @@ impl SyncSocket {
         Ok(Self { socket, local, refused_ttl: AtomicU64::new(0), refused_length: AtomicU64::new(0) })
     }
 
-    /// The address that it is bound to.
+    /// Stands for the socket of a link that has no interface or no address yet: nothing arrives, nothing can be sent.
+    ///
+    /// # Errors
+    ///
+    /// The kernel has no socket to give.
+    pub fn absent() -> io::Result<Self> {
+        // Never bound. `poll(2)` wants a descriptor.
+        let socket = Socket::new(Domain::IPV4, Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
+        let local = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
+        Ok(Self { socket, local, refused_ttl: AtomicU64::new(0), refused_length: AtomicU64::new(0) })
+    }
+
+    /// The address that it is bound to; unspecified if it is absent.
     pub fn local(&self) -> SocketAddrV4 {
         self.local
     }
@@ -82,8 +94,11 @@ impl SyncSocket {
     ///
     /// # Errors
     ///
-    /// Those of `sendto(2)`: `EMSGSIZE` above the link's MTU, `ENETUNREACH` if it is down.
+    /// Those of `sendto(2)`: `EMSGSIZE` above the link's MTU, `ENETUNREACH` if it is down or absent.
     pub fn send(&self, to: SocketAddrV4, payload: &[u8]) -> io::Result<bool> {
+        if self.local.ip().is_unspecified() {
+            return Err(io::Error::from_raw_os_error(libc::ENETUNREACH));
+        }
         match self.socket.send_to(payload, &to.into()) {
             Ok(_) => Ok(true),
             Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::ENOBUFS | libc::ECONNREFUSED)) => {

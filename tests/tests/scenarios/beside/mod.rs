@@ -7,6 +7,7 @@ mod groups;
 mod hooks;
 mod ipv6;
 mod keepalived;
+mod late_links;
 mod mistakes;
 mod neighbours;
 mod operator;
