@@ -145,7 +145,8 @@ struct Compiler<'a> {
     /// Summary words of a row; 0 if rows have one word.
     summaries: usize,
     rows: HashMap<Vec<u64>, u32>,
-    trees: HashMap<Vec<Interval>, u32>,
+    /// The entry of each tree, by whether it is wide and what it divides.
+    trees: HashMap<(bool, Vec<Interval>), u32>,
 }
 
 impl<'a> Compiler<'a> {
@@ -379,9 +380,11 @@ impl<'a> Compiler<'a> {
         if let [(_, row)] = intervals[..] {
             return Ok(row);
         }
-        if let Some(&entry) = self.trees.get(&intervals) {
+        let known = (WIDE, intervals);
+        if let Some(&entry) = self.trees.get(&known) {
             return Ok(entry);
         }
+        let intervals = &known.1;
         let tree = self.trees.len() as u32;
         let keys = intervals.len() - 1;
         let levels = (1..=MAX_LEVELS).find(|levels| keys >> (LEVEL_BITS * levels) == 0);
@@ -413,7 +416,7 @@ impl<'a> Compiler<'a> {
             }
         }
         let entry = TREE | tree;
-        self.trees.insert(intervals, entry);
+        self.trees.insert(known, entry);
         Ok(entry)
     }
 }

@@ -65,6 +65,20 @@ fn rule() -> impl Strategy<Value = Rule> {
     )
 }
 
+/// Networks of the same numbers in both families, and rules that name nothing else.
+fn twins() -> impl Strategy<Value = Vec<Rule>> {
+    let twin = (select(&[0u32, 1, 0x0a00_0000, 0xffff_ffff][..]), 0..=32u8).prop_map(|(number, len)| {
+        let wide = IpAddr::V6(u128::from(number).into());
+        [Network::new(v4(number), len), Network::new(wide, 96 + len)]
+    });
+    let of = move || vec(twin.clone(), 0..3).prop_map(|twins| twins.concat());
+    let rule = (of(), of());
+    vec(rule, 1..4).prop_map(|rules| {
+        let rule = |(source, destination)| Rule { source, destination, ..Rule::all(Decision::default()) };
+        rules.into_iter().map(rule).collect()
+    })
+}
+
 /// Rules that tell which they are.
 fn numbered(mut rules: Vec<Rule>) -> Vec<Rule> {
     for (i, rule) in rules.iter_mut().enumerate() {
@@ -138,6 +152,11 @@ proptest! {
 
     #[test]
     fn a_small_ruleset_finds_what_a_scan_finds(rules in vec(rule(), 0..=64), flows in vec(flow(), 64)) {
+        check(&numbered(rules), &flows)?;
+    }
+
+    #[test]
+    fn families_of_the_same_numbers_are_kept_apart(rules in twins(), flows in vec(flow(), 64)) {
         check(&numbered(rules), &flows)?;
     }
 
