@@ -460,7 +460,7 @@ impl FlowRef {
     ///
     /// # Errors
     ///
-    /// As of [`Self::judge`]; the main table is full.
+    /// As of [`Self::judge`]; the main table is full, or the originator has as many flows there as it may.
     #[inline(always)]
     #[expect(clippy::too_many_arguments, reason = "inlined once")]
     pub fn advance(
@@ -632,6 +632,8 @@ impl FlowRef {
     ) -> Result<Self, DropReason> {
         // SAFETY: the scratch room, which nobody else has.
         let flow = unsafe { &mut *copy.0 };
+        // It stays as it is, for an answer that comes when its originator has fewer.
+        let source = limit::promote(ip)?;
         let hash = embryonic::hash(key);
         let place = embryonic::claim(key, hash);
         if place == PLACES {
@@ -666,7 +668,7 @@ impl FlowRef {
         embryonic::settle(hash, place, false);
         let flow = &*flow;
         maps::count(Counter::FlowsCreated, 1);
-        limit::promoted(ip);
+        limit::promoted(source);
         publish(FlowEventKind::Created, key, flow, flow.version);
         maps::FLOWS.get_ptr_mut(key).map(Self).ok_or(DropReason::TableFull)
     }

@@ -1,4 +1,5 @@
-//! Limits by source address on new flows and on flows in the main table.
+//! Limits by source address on new flows and on flows in the main table. The latter is asked twice: when a flow begins, and when
+//! it is to come into the main table, for of many that begin at once none is there yet.
 //!
 //! Two CPUs that admit flows of one source at the same moment may count one of them only: a limit is
 //! kept but for a few. User space counts again what is in the main table. Elements are evicted by LRU: a
@@ -54,12 +55,29 @@ pub fn open(ip: &Ip, now: u64) -> Result<(), DropReason> {
     Ok(())
 }
 
-/// Counts a flow that came into the main table; `answer` is the packet that brought it there.
+/// What is known of the source of a flow that is to come into the main table, if its flows there are limited; `answer` is the
+/// packet that is to bring it there.
+///
+/// # Errors
+///
+/// The source has as many there as it may.
 #[inline(always)]
-pub fn promoted(answer: &Ip) {
-    if limits().is_some_and(|limits| limits.flows != 0)
-        && let Some(source) = maps::SOURCES.get_ptr_mut(answer.dst)
-    {
+pub fn promote(answer: &Ip) -> Result<Option<*mut Source>, DropReason> {
+    let Some(limits) = limits().filter(|limits| limits.flows != 0) else {
+        return Ok(None);
+    };
+    let source = maps::SOURCES.get_ptr_mut(answer.dst);
+    // SAFETY: as above.
+    if source.is_some_and(|source| unsafe { (*source).flows } >= limits.flows) {
+        return Err(DropReason::SourceFlows);
+    }
+    Ok(source)
+}
+
+/// Counts a flow that came into the main table for its source, as [`promote`] gave it.
+#[inline(always)]
+pub fn promoted(source: Option<*mut Source>) {
+    if let Some(source) = source {
         // SAFETY: as above.
         unsafe { (*source).flows += 1 };
     }

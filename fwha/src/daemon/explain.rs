@@ -70,7 +70,6 @@ pub(super) async fn packet(
         ifindex: place.trunk,
         frame: tuple.frame(&content.bytes, place.interface.mac, place.tags),
         key: tuple.key().0,
-        source: FlowKey::address(octets(tuple.src)),
     };
     let judging = Arc::clone(&server);
     let outcome = tokio::task::spawn_blocking(move || judging.dry_run.judge(&packet)).await??;

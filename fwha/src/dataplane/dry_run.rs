@@ -3,7 +3,7 @@
 //! The program is loaded once more, attached to nothing, and the kernel runs it with a frame that nobody sent
 //! (`BPF_PROG_TEST_RUN`). What it only reads it has from the maps in force: rules, groups, interfaces, routes, settings. What it
 //! writes are tables of its own: flows, counters, sources, events. Into these comes beforehand what is known of the packet's flow
-//! and of its source. So the verdict is that of the data plane, and nothing of it is to be seen there.
+//! and of its ends. So the verdict is that of the data plane, and nothing of it is to be seen there.
 //!
 //! Loading takes the verifier a second or more, the first time that somebody asks. From then on the tables stay: a MiB or two, and
 //! as much again for some CPUs.
@@ -68,8 +68,6 @@ pub struct Packet {
     pub frame: Vec<u8>,
     /// The key of its flow.
     pub key: FlowKey,
-    /// Its source, as in a flow key.
-    pub source: [u32; 4],
 }
 
 /// What becomes of a packet.
@@ -163,11 +161,13 @@ impl Stage {
 
     /// Makes the tables those that the packet would find, as far as they concern it.
     fn set(&self, packet: &Packet, live: &Maps) -> Result<(), DataplaneError> {
-        let Packet { key, source, .. } = packet;
+        let key = &packet.key;
         copy(&self.flows, key, live.flows().lookup(key).map_err(map_error(name::FLOWS))?, name::FLOWS)?;
         let node_flow = live.node_flows().lookup(key).map_err(map_error(name::NODE_FLOWS))?;
         copy(&self.node_flows, key, node_flow, name::NODE_FLOWS)?;
-        copy(&self.sources, source, live.source(source)?, name::SOURCES)?;
+        for end in [&key.addr_a, &key.addr_b] {
+            copy(&self.sources, end, live.source(end)?, name::SOURCES)?;
+        }
         let (mut fingerprints, mut set) = (0, EmbryonicSet::default());
         if let Some(flow) = live.embryonic_flow(key)? {
             let site = Site::new(key.hash(&live.settings()?.bucket_key), self.embryonic.max_entries() - 1);

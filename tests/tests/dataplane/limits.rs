@@ -1,12 +1,12 @@
 //! Limits by source address.
 
 use fwha_common::drop::DropReason;
-use fwha_common::flow::FlowKey;
+use fwha_common::flow::{FlowKey, proto};
 use fwha_common::limit::Limits;
 use fwha_tests::needs_root;
 
-use crate::packets::{CLIENT, End, SERVER, udp};
-use crate::rig::{Port, Rig, Verdict, at_both_hooks};
+use crate::packets::{CLIENT, End, SERVER, key, tcp, udp};
+use crate::rig::{Port, Rig, Table, Verdict, at_both_hooks};
 
 use Verdict::{Drop, Forward};
 
@@ -56,5 +56,34 @@ fn a_source_has_so_many_flows_until_some_are_counted_less() {
         source.flows = 1;
         rig.sources.insert(address, source, 0).unwrap();
         assert_eq!(begin(rig, client(2)), Forward);
+    });
+}
+
+#[test]
+fn of_many_begun_at_once_no_more_are_answered() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        rig.set_limits(Limits { flows: 2, ..Limits::default() });
+        for n in 0..4 {
+            assert_eq!(
+                rig.send(Port::Lan, &tcp(client(n), SERVER, "S")).verdict,
+                Forward,
+                "none is there yet"
+            );
+        }
+        let answer = |rig: &mut Rig, n| rig.send(Port::Wan, &tcp(SERVER, client(n), "S.")).verdict;
+        let answered = [0, 1, 2, 3].map(|n| answer(rig, n));
+        let full = Drop(DropReason::SourceFlows);
+        assert_eq!(answered, [Forward, Forward, full, full]);
+        assert!(rig.embryonic.flow(&key(client(2), SERVER, proto::TCP)).is_some(), "it waits");
+        assert_eq!(rig.send(Port::Lan, &tcp(client(2), SERVER, "S")).verdict, Forward);
+        let address = FlowKey::mapped(u32::from_ne_bytes(CLIENT.address));
+        let mut source = rig.sources.get(&address, 0).unwrap();
+        assert_eq!(source.flows, 2);
+        source.flows = 1;
+        rig.sources.insert(address, source, 0).unwrap();
+        assert_eq!([answer(rig, 2), answer(rig, 3)], [Forward, full]);
+        rig.set_limits(Limits::default());
+        assert_eq!(answer(rig, 3), Forward);
     });
 }

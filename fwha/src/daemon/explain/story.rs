@@ -143,7 +143,8 @@ impl<'a> Story<'a> {
     fn known_flow(&mut self, known: &Known) -> Result<(), Problem> {
         use DropReason::{
             Icmp, LeaseExpired, NoRoute, NoRule, NoRuleset, NotOwner, OtherStation, RouteNoZone, SctpState,
-            SctpTag, Spoofed, TableFull, TcpReset, TcpState, TcpWindow, VipNotAccepted, WrongZone,
+            SctpTag, SourceFlows, Spoofed, TableFull, TcpReset, TcpState, TcpWindow, VipNotAccepted,
+            WrongZone,
         };
         let Known { flow, reply, of_node, ends_ns } = known;
         let owner = match of_node {
@@ -173,7 +174,7 @@ impl<'a> Story<'a> {
             let text = format!("from zone {}, not {}", self.explained.zone_in, self.zone(from));
             self.step("reverse_path", &[WrongZone], text);
         }
-        let reasons = [TcpState, TcpWindow, TcpReset, SctpTag, SctpState, Icmp, TableFull];
+        let reasons = [TcpState, TcpWindow, TcpReset, SctpTag, SctpState, Icmp, TableFull, SourceFlows];
         let state = flow.state().as_str();
         match self.reason() {
             Some(reason) if reasons.contains(&reason) => self.step("state", &reasons, state),
