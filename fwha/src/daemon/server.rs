@@ -18,7 +18,6 @@ use axum::routing::{get, post};
 use futures_util::stream;
 use fwha_common::BUCKETS;
 use fwha_common::drop::DropReason;
-use fwha_common::embryonic::{EmbryonicSet, PLACES};
 use fwha_common::flow::{Flow, FlowKey, proto};
 use fwha_common::rule::name_hash;
 use fwha_common::settings::Counter;
@@ -54,7 +53,7 @@ use super::sweeper::expiry_ns;
 use super::transfer;
 use crate::api::{self, ApiError, path};
 use crate::config::Config;
-use crate::dataplane::maps::{EmbryonicWalk, FlowWalk};
+use crate::dataplane::maps::FlowWalk;
 use crate::dataplane::{AttachKind, AttachedInterface, DataplaneError, DryRun, Maps};
 use crate::socket::Refused;
 use crate::sys::clock::KernelClock;
@@ -696,13 +695,7 @@ impl Server {
             Table::Main => self.maps.flows(),
             Table::Node => self.maps.node_flows(),
             Table::Embryonic => {
-                let mut walk = EmbryonicWalk::new(CHUNK / PLACES as usize);
-                while let Some((_, sets)) = walk.next_chunk(self.maps.embryonic())? {
-                    if !write(&mut sets.iter().flat_map(EmbryonicSet::flows)) {
-                        break;
-                    }
-                }
-                return Ok(());
+                return self.maps.each_embryonic(CHUNK, write);
             }
         };
         let mut walk = FlowWalk::new(CHUNK);

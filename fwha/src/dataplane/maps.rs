@@ -11,7 +11,7 @@ use aya::maps::{MapData, MapError};
 use fwha_common::{
     MAX_GROUPS,
     capture::Capture,
-    embryonic::{EmbryonicSet, Fingerprints, Site},
+    embryonic::{EmbryonicSet, Fingerprints, PLACES, Site},
     flow::{Flow, FlowKey},
     group::{BucketRange, Claim, Group, Vip, VipKey, VirtualMac, VirtualMacKey, ZONE_PAIRS},
     limit::{Limits, Source},
@@ -43,10 +43,10 @@ pub type FlowMap = Map<FlowKey, Flow>;
 pub type FlowWalk = Walk<FlowKey, Flow>;
 
 /// The table of flows that nobody has answered.
-pub type EmbryonicMap = Map<u32, EmbryonicSet>;
+pub(super) type EmbryonicMap = Map<u32, EmbryonicSet>;
 
 /// An incremental walk over it, set by set.
-pub type EmbryonicWalk = Walk<u32, EmbryonicSet>;
+type EmbryonicWalk = Walk<u32, EmbryonicSet>;
 
 /// What is known of sources, by address as in a flow key.
 type SourceMap = Map<[u32; 4], Source>;
@@ -84,6 +84,12 @@ pub struct Maps {
     pub(super) capturing: AtomicBool,
     /// Several threads change settings; each change is read, modify, write.
     settings_lock: Mutex<()>,
+}
+
+/// The flows of a set of embryonic ones that programs find there by its fingerprints.
+fn found(set: &EmbryonicSet, known: Fingerprints) -> impl Iterator<Item = (&FlowKey, &Flow)> {
+    let places = set.places.iter().zip(known.to_le_bytes());
+    places.filter(|(_, fingerprint)| *fingerprint != 0).filter_map(|(place, _)| place.get())
 }
 
 /// Makes these the elements of a map, and no others. Those that stay are there all the time.
@@ -215,12 +221,6 @@ impl Maps {
         Ok(gone)
     }
 
-    /// Flows that nobody has answered yet. One that is just being written may be seen with a part of that which was
-    /// in its place.
-    pub fn embryonic(&self) -> &EmbryonicMap {
-        &self.embryonic
-    }
-
     /// Flows that begin or end at this node.
     pub fn node_flows(&self) -> &FlowMap {
         &self.node_flows
@@ -232,11 +232,37 @@ impl Maps {
     ///
     /// Those of the walk.
     pub fn embryonic_count(&self) -> Result<usize, DataplaneError> {
-        let (mut n, mut walk) = (0, EmbryonicWalk::new(128));
-        while let Some((_, sets)) = walk.next_chunk(&self.embryonic).map_err(map_error(name::EMBRYONIC))? {
-            n += sets.iter().flat_map(EmbryonicSet::flows).count();
-        }
+        let mut n = 0;
+        let counted = self.each_embryonic(1024, |flows| {
+            n += flows.count();
+            true
+        });
+        counted.map_err(map_error(name::EMBRYONIC))?;
         Ok(n)
+    }
+
+    /// Calls `see` with the flows that nobody has answered yet and that programs find, some at a time, of `chunk` places; until it
+    /// says that it has seen enough. One that is just being written may be seen with a part of that which was in its place.
+    ///
+    /// # Errors
+    ///
+    /// Those of the walks.
+    pub fn each_embryonic(
+        &self,
+        chunk: usize,
+        mut see: impl FnMut(&mut dyn Iterator<Item = (&FlowKey, &Flow)>) -> bool,
+    ) -> io::Result<()> {
+        let sets = (chunk / PLACES as usize).max(1);
+        // Two arrays of as many elements, in steps of as many.
+        let (mut walk, mut beside) = (EmbryonicWalk::new(sets), Walk::new(sets));
+        while let (Some((_, sets)), Some((_, known))) =
+            (walk.next_chunk(&self.embryonic)?, beside.next_chunk(&self.fingerprints)?)
+        {
+            if !see(&mut sets.iter().zip(known).flat_map(|(set, known)| found(set, *known))) {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Writes a group's ownership: the one write of a takeover, and of each renewal of the lease.
@@ -595,8 +621,7 @@ impl Maps {
         set: &'a EmbryonicSet,
     ) -> Result<impl Iterator<Item = (&'a FlowKey, &'a Flow)> + use<'a>, DataplaneError> {
         let known = self.fingerprints.lookup(&number).map_err(map_error(name::FINGERPRINTS))?;
-        let places = set.places.iter().zip(known.unwrap_or(0).to_le_bytes());
-        Ok(places.filter(|(_, fingerprint)| *fingerprint != 0).filter_map(|(place, _)| place.get()))
+        Ok(found(set, known.unwrap_or(0)))
     }
 
     /// Has the programs forget each flow that nobody has answered yet and for which `ends` is true, with those that share a set
