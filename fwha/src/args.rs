@@ -241,7 +241,7 @@ pub enum StatsSection {
     Vrrp,
     /// Packets dropped, by reason.
     Drops,
-    /// Flows by rule.
+    /// First packets of flows by the rule that decided.
     Rules,
 }
 

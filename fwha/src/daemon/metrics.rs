@@ -476,9 +476,13 @@ impl Server {
             text.counter(&format!("fwha_{name}_total"), help, |m| m.add(&[], value));
         }
         let hits = self.rule_hits()?;
-        text.counter("fwha_rule_flows_total", "New flows that a rule admitted or dropped.", |m| {
-            hits.iter().for_each(|(rule, n)| m.add(&[("rule", rule)], n));
-        });
+        text.counter(
+            "fwha_rule_flows_total",
+            "First packets of flows that a rule decided; what it admits may be dropped after it.",
+            |m| {
+                hits.iter().for_each(|(rule, n)| m.add(&[("rule", rule)], n));
+            },
+        );
         Ok(())
     }
 }
