@@ -569,6 +569,9 @@ impl Flow {
     pub const ORIGINATOR_IS_B: u8 = 1;
     /// Flag: came from a peer. Windows are not checked until both directions were seen here.
     pub const INHERITED: u8 = 2;
+    /// Flag, of the node's own flows: an operator has ended it. Nothing belongs to it any more; it only stays in its table so
+    /// that the node's end, which may live on, does not bring it back.
+    pub const ENDED: u8 = 4;
     /// [`Flow::mss`]: what fits the route's MTU.
     pub const MSS_PMTU: u16 = u16::MAX;
     /// Flags that are none: the bits of [`Flow::created_ns`] above [`Flow::created`].
@@ -610,6 +613,12 @@ impl Flow {
         word | (Self::INHERITED as u32) << 8
     }
 
+    /// [`Self::word`] with [`Self::ENDED`].
+    #[inline(always)]
+    pub const fn ended(word: u32) -> u32 {
+        word | (Self::ENDED as u32) << 8
+    }
+
     /// The state in a word, a [`FlowState`].
     #[inline(always)]
     pub const fn state_of(word: u32) -> u8 {
@@ -624,7 +633,13 @@ impl Flow {
         }
     }
 
-    /// The flags: [`Self::ORIGINATOR_IS_B`], [`Self::INHERITED`]; above them, bits of [`Self::created_ns`].
+    /// Whether it has [`Self::ENDED`].
+    #[inline(always)]
+    pub const fn is_ended(&self) -> bool {
+        self.flags() & Self::ENDED != 0
+    }
+
+    /// The flags: [`Self::ORIGINATOR_IS_B`], [`Self::INHERITED`], [`Self::ENDED`]; above them, bits of [`Self::created_ns`].
     #[inline(always)]
     pub const fn flags(&self) -> u8 {
         (self.word >> 8) as u8

@@ -94,8 +94,9 @@ fn own(packet: &Tc, settings: &Settings, ip: &Ip) {
         flow.follow(ip, flow.is_reply(src_is_b), now, packet.segments(), true);
         return;
     }
-    // An ICMP response answers a query that was let in, and is never the beginning.
-    if ip.payload != Payload::Response {
+    // An ICMP response answers a query that was let in, and is never the beginning. What an operator has ended goes on only if
+    // it is begun anew.
+    if ip.payload != Payload::Response && (ip.opens() || !flow::node_ended(&key)) {
         let interface = maps::interface(InterfaceKey::untagged(packet.ifindex()));
         let Some(draft) = flow::draft() else {
             return;

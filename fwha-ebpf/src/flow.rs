@@ -150,10 +150,18 @@ fn unanswered_of(key: &FlowKey, hash: u64, ip: &Ip, now: u64) -> Option<FlowRef>
     embryonic::find(key, hash).map(FlowRef).filter(|flow| flow.alive(ip.proto, 0, now))
 }
 
-/// Looks for a live flow of the node itself.
+/// Looks for a live flow of the node itself, which no operator has ended.
 #[inline(always)]
 pub fn find_node(key: &FlowKey, ip: &Ip, now: u64) -> Option<FlowRef> {
-    maps::NODE_FLOWS.get_ptr_mut(key).map(FlowRef).filter(|flow| flow.alive(ip.proto, 0, now))
+    let flow = maps::NODE_FLOWS.get_ptr_mut(key).map(FlowRef);
+    flow.filter(|flow| !flow.is_ended() && flow.alive(ip.proto, 0, now))
+}
+
+/// Whether a flow of the node itself is one that an operator has ended, however long ago: as long as its element is there, and
+/// a lookup keeps that from eviction.
+#[inline(always)]
+pub fn node_ended(key: &FlowKey) -> bool {
+    maps::NODE_FLOWS.get_ptr_mut(key).map(FlowRef).is_some_and(FlowRef::is_ended)
 }
 
 /// The group of a bucket, if this node forwards for it now: it owns it, or has just handed it over.
@@ -302,6 +310,11 @@ impl FlowRef {
         let flow = unsafe { &*self.0 };
         let timeout = maps::TIMEOUTS.get(0).and_then(|timeouts| timeouts.of(proto, flow));
         timeout.is_some_and(|timeout| flow.expires_ns(since_ns, timeout) > now)
+    }
+
+    #[inline(always)]
+    fn is_ended(self) -> bool {
+        self.flags() & Flow::ENDED != 0
     }
 
     #[inline(always)]

@@ -274,6 +274,7 @@ impl Server {
         }
         // A SYN to the node begins a flow of its own, whatever was before.
         let begins = tuple.proto == proto::TCP && flags.is_some_and(frame::begins);
-        Ok(live(self.maps.node_flows().lookup(&key)?, 0, true).filter(|_| !begins))
+        let of_node = self.maps.node_flows().lookup(&key)?.filter(|flow| !flow.is_ended());
+        Ok(live(of_node, 0, true).filter(|_| !begins))
     }
 }

@@ -204,7 +204,8 @@ impl Server {
         Ok(result)
     }
 
-    /// As [`Self::delete`], of those for which `ends` is true.
+    /// As [`Self::delete`], of those for which `ends` is true. Those of the node itself stay in their table as ended ones: the
+    /// node's end of a connection may live on.
     pub(super) fn end_flows(
         &self,
         ends: impl Fn(&FlowKey, &Flow) -> bool,
@@ -230,9 +231,10 @@ impl Server {
             result.deleted += gone.len() as u64;
             self.replication.send(Command::Expired(gone.to_vec()));
         });
-        let of_node = self.maps.node_flows();
-        let gone =
-            self.matching(of_node, &ends, |key, flow| Ok(of_node.delete(key)?.then_some((*key, flow.id()))))?;
+        let lives_on = |key: &FlowKey, flow: &Flow| !flow.is_ended() && ends(key, flow);
+        let gone = self.matching(self.maps.node_flows(), lives_on, |key, flow| {
+            Ok(self.maps.end_node_flow(key, flow)?.then_some((*key, flow.id())))
+        })?;
         result.deleted += gone.len() as u64;
         Ok(result)
     }

@@ -677,7 +677,7 @@ impl Server {
         let write = |flows: &mut dyn Iterator<Item = (&FlowKey, &Flow)>| {
             let now_ns = self.clock.now_ns();
             let mut lines = Vec::new();
-            for (key, flow) in flows {
+            for (key, flow) in flows.filter(|(_, flow)| !flow.is_ended()) {
                 let bucket = usize::from(flow.bucket);
                 let ends_ns = expiry_ns(key, flow, since_ns[bucket], &timeouts);
                 let owner = match table {

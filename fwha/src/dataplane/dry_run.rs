@@ -203,11 +203,12 @@ impl Stage {
         let main = self.flows.lookup(key).map_err(map_error(name::FLOWS))?;
         let set = self.embryonic.lookup(&0).map_err(map_error(name::EMBRYONIC))?;
         let young = set.and_then(|set| set.flows().find_map(|(k, flow)| (k == key).then_some(*flow)));
+        let node_flow = self.node_flows.lookup(key).map_err(map_error(name::NODE_FLOWS))?;
         Ok(Outcome {
             exit,
             rule: risen(2).map(|index| index as u32),
             flow: main.or(young),
-            node_flow: self.node_flows.lookup(key).map_err(map_error(name::NODE_FLOWS))?,
+            node_flow: node_flow.filter(|flow| !flow.is_ended()),
         })
     }
 }

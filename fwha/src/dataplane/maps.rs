@@ -265,6 +265,21 @@ impl Maps {
         Ok(())
     }
 
+    /// Has a flow of the node itself ended, if it is still this one: it stays in its table, and nothing belongs to it. Whether
+    /// this did so. What the programs write into it in the same moment may be lost.
+    ///
+    /// # Errors
+    ///
+    /// Those of the lookup and the update.
+    pub fn end_node_flow(&self, key: &FlowKey, seen: &Flow) -> io::Result<bool> {
+        let Some(flow) = self.node_flows.lookup(key)?.filter(|flow| flow.id() == seen.id()) else {
+            return Ok(false);
+        };
+        let ended = Flow { word: Flow::ended(flow.word), ..flow };
+        self.node_flows.update(key, &ended, Write::Any)?;
+        Ok(true)
+    }
+
     /// Writes a group's ownership: the one write of a takeover, and of each renewal of the lease.
     ///
     /// # Errors

@@ -1,13 +1,13 @@
 //! The egress program: the node's own flows, and the guard against forwarding without a flow.
 
 use fwha_common::drop::DropReason;
-use fwha_common::flow::{FlowState, proto};
+use fwha_common::flow::{Flow, FlowState, proto};
 use fwha_common::rule::ZONE_NODE;
 use fwha_common::settings::Counter;
 use fwha_tests::needs_root;
 
 use crate::packets::{CLIENT, End, NODE, SERVER, echo, ethernet, icmp_error, key, tcp, udp};
-use crate::rig::{CLIENT_MAC, Hook, LAN, LAN_MAC, Port, Rig, Verdict, at_both_hooks};
+use crate::rig::{CLIENT_MAC, Hook, LAN, LAN_MAC, Port, Rig, Verdict, accept, at_both_hooks};
 
 use Verdict::{Drop, Forward, Pass};
 
@@ -141,6 +141,56 @@ fn what_comes_in_ends_no_flow_of_the_node() {
         assert_eq!(state(rig), FlowState::Close);
         assert_eq!(rig.send(Port::Lan, &tcp(PEER, SELF, "S")).verdict, Pass);
         assert_eq!(state(rig), FlowState::SynSent, "the ports are used again");
+    });
+}
+
+#[test]
+fn what_an_operator_has_ended_goes_on_only_anew() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        // As the daemon does.
+        let end = |rig: &mut Rig, proto| {
+            let key = key(CLIENT, NODE, proto);
+            let mut flow = rig.node_flows.get(&key, 0).unwrap();
+            flow.word = Flow::ended(flow.word);
+            rig.node_flows.insert(key, flow, 0).unwrap();
+        };
+        let come = |rig: &mut Rig, flags| rig.send(Port::Lan, &tcp(CLIENT, NODE, flags)).verdict;
+        let leave = |rig: &mut Rig, flags| assert!(rig.leave(Port::Lan, None, 0, &tcp(NODE, CLIENT, flags)));
+        let begin = |rig: &mut Rig| {
+            rig.load_rules(&[accept("all")]);
+            assert_eq!(come(rig, "S"), Pass);
+            leave(rig, "S.");
+            assert_eq!(come(rig, "P."), Pass);
+            rig.load_rules(&[]);
+        };
+        begin(rig);
+        end(rig, proto::TCP);
+        for flags in ["P.", ".", "F."] {
+            assert_eq!(come(rig, flags), Drop(DropReason::NotSyn), "{flags}");
+            leave(rig, flags);
+            assert_eq!(come(rig, flags), Drop(DropReason::NotSyn), "{flags}: the node's end lives on");
+            assert_eq!(come(rig, "S"), Drop(DropReason::NoRule));
+        }
+        let quoted = icmp_error(CLIENT, NODE, 3, &tcp(NODE, CLIENT, "P."));
+        assert_eq!(rig.send(Port::Lan, &quoted).verdict, Drop(DropReason::IcmpUnrelated));
+        begin(rig);
+        end(rig, proto::TCP);
+        leave(rig, "S");
+        assert_eq!(come(rig, "S."), Pass, "the node has begun it");
+
+        // What has no beginning begins with each packet: by the rules, or by the node.
+        let (there, back) = (udp(CLIENT, NODE, b"there"), udp(NODE, CLIENT, b"back"));
+        rig.load_rules(&[accept("all")]);
+        assert_eq!(rig.send(Port::Lan, &there).verdict, Pass);
+        end(rig, proto::UDP);
+        assert_eq!(rig.send(Port::Lan, &there).verdict, Pass);
+        rig.load_rules(&[]);
+        assert_eq!(rig.send(Port::Lan, &there).verdict, Pass, "as it began anew");
+        end(rig, proto::UDP);
+        assert_eq!(rig.send(Port::Lan, &there).verdict, Drop(DropReason::NoRule));
+        assert!(rig.leave(Port::Lan, None, 0, &back));
+        assert_eq!(rig.send(Port::Lan, &there).verdict, Pass);
     });
 }
 

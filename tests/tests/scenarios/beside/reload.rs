@@ -39,6 +39,16 @@ services = ["tcp/8085", "udp/8085"]
 action = "accept"
 "#;
 
+/// Admits to the node itself what the lab's file does not.
+const NODE_IN: &str = r#"
+[[rule]]
+name = "node-in"
+from = "lan"
+to = "node"
+services = ["tcp/8085"]
+action = "accept"
+"#;
+
 /// Writes the cluster file anew, with one piece replaced.
 fn edit(lab: &Lab, old: &str, new: &str) -> Result<()> {
     let text = fs::read_to_string(lab.config_path())?;
@@ -207,6 +217,38 @@ fn rules_change_at_once_and_what_lives_goes_on_until_it_is_judged_again() {
         ensure!((report.lost, report.duplicates) == (0, 0), "{report:?}");
         ensure!(standing(pair)? == before, "{before:?} {:?}", standing(pair)?);
         ensure!(pair.settle(lab)? == active);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_connection_to_the_node_itself_ends_though_its_own_end_lives_on() {
+    with_pair(LabOptions::beside(), |lab, pair| {
+        let active = pair.settle(lab)?;
+        edit(lab, "\n[[rule]]\nname = \"admin\"", &format!("{NODE_IN}\n[[rule]]\nname = \"admin\""))?;
+        reload_both(pair, &[], "rule \"node-in\" added\n")?;
+        let to = (active.lan_addresses()[0], PORT);
+        let listener = lab.within(active.host(), || TcpListener::bind(to))??;
+        let mut client = lab.within(Host::Client, || TcpStream::connect(to))??;
+        let (mut node, _) = listener.accept()?;
+        edit(lab, NODE_IN, "")?;
+        reload_both(pair, &[], "rule \"node-in\" removed\n")?;
+        ensure!(carries(&mut client, &mut node)? && carries(&mut node, &mut client)?, "it lives on");
+
+        let ended = |count| format!("nothing changed\n{count} ended that the rules do not admit\n");
+        let judge = |count| -> Result<()> {
+            let (said, _, code) = reload(pair.node(active), &["--revalidate"])?;
+            ensure!((said.as_str(), code) == (ended(count).as_str(), 0), "{code} {said}");
+            Ok(())
+        };
+        judge("1 flow")?;
+        ensure!(carries(&mut node, &mut client)?, "what the node sends leaves");
+        // Nobody acknowledges that, so the node sends it again and again.
+        for _ in 0..3 {
+            ensure!(!carries(&mut client, &mut node)?, "it lets nothing in");
+            judge("0 flows")?;
+        }
+        ensure!(flows(pair.node(active))? == 0, "it is listed no more");
         Ok(())
     });
 }
