@@ -382,7 +382,7 @@ impl Suspicion {
             (PeerState::SyncLost, 0..=1) => SYNC_LOST,
             (PeerState::SyncLost, n) if n > ROUNDS => UNANSWERED,
             (PeerState::Suspect | PeerState::Silent | PeerState::SyncLost, _) => self.patience(),
-            (PeerState::Alive, _) if self.early => self.patience(),
+            (PeerState::Alive, _) if self.early => self.silent_at().since(self.asked).max(self.patience()),
             _ => SLOW,
         }
     }

@@ -27,6 +27,7 @@ use super::decide::unreached;
 use super::group::{FAST_ADVERT_CS, Held};
 use super::output::{Event, Output};
 use crate::NodeId;
+use crate::heartbeat::PeerState;
 use crate::time::Time;
 use crate::tracker::State;
 use crate::vrrp::machine::active_down_interval;
@@ -176,10 +177,13 @@ impl Election {
         if self.witnesses.list.is_empty() {
             return;
         }
-        let suspected = self.peers.iter().filter_map(|p| p.suspicion.in_doubt()).max();
         let held = std::mem::take(&mut self.witnesses.held);
         let before = self.witnesses.doubt;
-        let doubt = match (before.max(suspected), suspected.is_some() || held) {
+        let doubted = || self.peers.iter().filter(|p| p.suspicion.in_doubt().is_some());
+        // What is known since an older doubt is not made worthless by one that lives and is late.
+        let suspected = doubted().filter(|p| before.is_none() || p.state() == PeerState::Suspect);
+        let suspected = suspected.filter_map(|p| p.suspicion.in_doubt()).max();
+        let doubt = match (before.max(suspected), doubted().next().is_some() || held) {
             (_, false) => None,
             (None, true) => Some(now),
             (since, true) => since,
