@@ -58,26 +58,33 @@ fn file(family: &str, interface: &str, setting: &str) -> PathBuf {
 /// Changes what must be changed, and remembers what it was: an empty directory for each setting,
 /// because a BPF file system has no files of its own.
 pub(super) fn prepare(pins: &PinDir, interface: &str, anti_spoofing: bool) -> Result<(), DataplaneError> {
+    if anti_spoofing {
+        restore_these(pins, |before| before.interface == interface && before.name == LOOSE.name)?;
+    }
     let loose = (!anti_spoofing && holds_sources_against_routes(interface)).then_some(LOOSE);
     for Setting { family, name, value, instead_of } in NEEDED.into_iter().chain(loose) {
         let path = file(family, interface, name);
         let error =
             |source: io::Error| DataplaneError::Sysctl { path: path.clone(), value: value.into(), source };
-        let before = match fs::read_to_string(&path) {
+        let present = match fs::read_to_string(&path) {
             // A kernel or an interface without IPv6 has none to forward.
             Err(e) if family == "ipv6" && e.kind() == io::ErrorKind::NotFound => continue,
             read => read.map_err(error)?,
         };
-        let before = before.trim();
-        let router = || family == "ipv6" && reads(family, interface, "forwarding", "1");
-        if before != value && instead_of.is_none_or(|other| other == before && !router()) {
+        let present = present.trim();
+        let before = |name: &str, value: &str| Before {
+            interface: interface.into(),
+            family: family.into(),
+            name: name.into(),
+            value: value.into(),
+        };
+        let router = || {
+            let made_one = before("forwarding", "0").marker(pins).exists();
+            family == "ipv6" && !made_one && reads(family, interface, "forwarding", "1")
+        };
+        if present != value && instead_of.is_none_or(|other| other == present && !router()) {
             let _others = (name == "forwarding").then(Listeners::keep);
-            let before = Before {
-                interface: interface.into(),
-                family: family.into(),
-                name: name.into(),
-                value: before.into(),
-            };
+            let before = before(name, present);
             make_dir(&before.marker(pins))?;
             fs::write(&path, value).map_err(error)?;
         }
@@ -167,12 +174,14 @@ pub(super) fn restore(pins: &PinDir) -> Result<(), DataplaneError> {
 
 /// As [`restore`], of these interfaces.
 pub(super) fn restore_of(pins: &PinDir, these: impl Fn(&str) -> bool) -> Result<(), DataplaneError> {
+    restore_these(pins, |before| these(&before.interface))
+}
+
+fn restore_these(pins: &PinDir, these: impl Fn(&Before) -> bool) -> Result<(), DataplaneError> {
     let mut result = Ok(());
     for marker in entries(&pins.restore())? {
-        let Some(Before { interface, family, name, value }) = Before::parse(&marker) else { continue };
-        if !these(&interface) {
-            continue;
-        }
+        let Some(before) = Before::parse(&marker).filter(&these) else { continue };
+        let Before { interface, family, name, value } = before;
         let path = file(&family, &interface, &name);
         match fs::write(&path, &value) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {

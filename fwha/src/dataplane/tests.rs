@@ -464,7 +464,12 @@ fn who_listens_to_routers_goes_on_and_who_does_not_does_not_begin() {
         let settings = |name: &str| ["accept_ra", "forwarding"].map(|setting| sysctl_v6(name, setting));
         let names = ["near", "router", "mgmt", "all", "default"];
         let before = names.map(settings);
-        let (dataplane, _events) = open(options(&[("near", Attach::Tc), ("router", Attach::Tc)]));
+        let wanted = options(&[("near", Attach::Tc), ("router", Attach::Tc)]);
+        let (dataplane, events) = open(wanted.clone());
+        // Somebody sets what the system's files say; the next daemon finds it.
+        fs::write("/proc/sys/net/ipv6/conf/near/accept_ra", "1").unwrap();
+        drop((dataplane, events));
+        let (dataplane, _events) = open(wanted);
         assert!(learned("near"), "{}", a.ip("-6 route show default"));
         assert!(learned("mgmt"), "{}", a.ip("-6 route show default"));
         assert_eq!(settings("near"), ["2", "1"]);
@@ -496,8 +501,11 @@ fn the_stack_believes_sources_where_the_programs_do() {
         let before = filters();
         let mut wanted = options(&[("near", Attach::Tc), ("second", Attach::Tc)]);
         wanted.interfaces[0].anti_spoofing = false;
-        let (dataplane, _events) = open(wanted);
+        let (dataplane, events) = open(wanted);
         assert_eq!(filters(), ["2".to_owned(), before[1].clone()]);
+        drop((dataplane, events));
+        let (dataplane, _events) = open(options(&[("near", Attach::Tc), ("second", Attach::Tc)]));
+        assert_eq!(filters(), before, "no longer configured");
         dataplane.close().unwrap();
         assert_eq!(filters(), before);
     });
