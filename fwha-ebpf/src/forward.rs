@@ -202,8 +202,8 @@ fn is_stale(way: *const Way, settings: &Settings) -> bool {
     unsafe { (&raw const (*way).generation).read_volatile() != maps::route_generation(settings) }
 }
 
-/// Whether what a flow to the node sends by `way` ends here still: its address may have left the node, or a route to it have
-/// come that was not there when the flow began. Asked once for each generation of routes.
+/// Whether what a flow to the node sends by `way` ends here still, and is not to be forwarded: its address may have left the
+/// node, or a route to it have come that was not there when the flow began. Asked once for each generation of routes.
 #[inline(always)]
 pub fn ends_here(packet: &impl Packet, settings: &Settings, ip: &Ip, way: *mut Way) -> bool {
     if !is_stale(way, settings) {
@@ -211,7 +211,8 @@ pub fn ends_here(packet: &impl Packet, settings: &Settings, ip: &Ip, way: *mut W
     }
     let generation = maps::route_generation(settings);
     let Some(hop) = maps::room().map(Room::hop) else { return false };
-    if look_up(packet, settings, ip, false, hop) != RouteKind::Local {
+    // Where nothing is forwarded, or the route leads nowhere, the stack says so.
+    if matches!(look_up(packet, settings, ip, false, hop), RouteKind::Resolved | RouteKind::Unresolved) {
         return false;
     }
     // SAFETY: as in `is_stale`.

@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use fwha_common::BUCKETS;
-use fwha_common::embryonic::EmbryonicSet;
 use fwha_common::flow::{Flow, FlowId, FlowKey};
 use fwha_common::group::Group;
 use fwha_common::settings::{Counter, Timeouts};
@@ -27,7 +26,7 @@ use super::neighbours::{self, InUse};
 use super::replication::{self, OwnedGroups};
 use crate::dataplane::Maps;
 use crate::dataplane::bloom::Renewal;
-use crate::dataplane::maps::{EmbryonicWalk, FlowWalk};
+use crate::dataplane::maps::FlowWalk;
 use crate::sys::clock::KernelClock;
 
 /// Between two looks.
@@ -41,8 +40,8 @@ const TURN_INTERVAL: Duration = Duration::from_millis(10);
 /// Elements looked at in one turn: a millisecond of a CPU when the table is cold. If all have expired, peers are told
 /// within some milliseconds; other changes wait behind that.
 const CHUNK: usize = 2048;
-/// Sets of the table of flows that nobody has answered looked at in one go, 2 KiB each.
-const SETS: usize = 64;
+/// Flows that nobody has answered looked at in one go, 256 bytes each.
+const UNANSWERED: usize = 512;
 /// Flows expired in one turn: with more than these, the next turn does not wait as long.
 const MANY: usize = CHUNK / 16;
 /// A flow goes so long after it expired, in ns: the programs' clock is behind by a tick of the kernel at most, and none of them
@@ -197,23 +196,29 @@ impl Thread {
     /// may be an idle session, while there are expired ones.
     fn sweep_node(&self, now_ns: u64) -> Result<()> {
         let timeouts = self.maps.timeouts()?;
+        let flows = self.maps.node_flows();
+        // One that an operator ended is there to say so.
+        let over = |key: &FlowKey, flow: &Flow| {
+            !flow.is_ended() && expiry_ns(key, flow, 0, &timeouts).saturating_add(SETTLED_NS) <= now_ns
+        };
         let mut walk = FlowWalk::new(CHUNK);
-        while let Some((keys, flows)) = walk.next_chunk(self.maps.node_flows())? {
-            let over =
-                |flow: &Flow, key| expiry_ns(key, flow, 0, &timeouts).saturating_add(SETTLED_NS) <= now_ns;
-            let expired: Vec<FlowKey> =
-                keys.iter().zip(flows).filter(|(key, flow)| over(flow, key)).map(|(key, _)| *key).collect();
-            self.maps.node_flows().delete_batch(&expired)?;
+        while let Some((keys, found)) = walk.next_chunk(flows)? {
+            for (key, _) in keys.iter().zip(found).filter(|(key, flow)| over(key, flow)) {
+                // Its ends may have begun anew since it was read.
+                if flows.lookup(key)?.is_some_and(|flow| over(key, &flow)) {
+                    flows.delete(key)?;
+                }
+            }
         }
         Ok(())
     }
 
     /// Hands on whom flows were sent to; also those that nobody has answered, for a stream one way stays one of them.
     fn tell_in_use(&self, mut in_use: InUse, now_ns: u64) -> Result<()> {
-        let mut walk = EmbryonicWalk::new(SETS);
-        while let Some((_, sets)) = walk.next_chunk(self.maps.embryonic())? {
-            sets.iter().flat_map(EmbryonicSet::flows).for_each(|(_, flow)| in_use.note(flow, now_ns));
-        }
+        self.maps.each_embryonic(UNANSWERED, |flows| {
+            flows.for_each(|(_, flow)| in_use.note(flow, now_ns));
+            true
+        })?;
         self.neighbours.send_replace(Arc::new(in_use));
         Ok(())
     }
@@ -475,9 +480,7 @@ mod tests {
             for (n, seen) in [(2, 990), (3, 950)] {
                 maps.flows().update(&key(n), &sent(n, seen), Write::Any).unwrap();
             }
-            let mut set = EmbryonicSet::default();
-            (set.places[7].key, set.places[7].flow) = (key(5), sent(5, 990));
-            maps.embryonic().update(&31, &set, Write::Any).unwrap();
+            maps.put_embryonic(31, &key(5), &sent(5, 990)).unwrap();
             let begun = Pass::begin(&maps, now_ns, 64).unwrap();
             let mut noting = Pass { in_use: Some(InUse::default()), ..begun };
             while sweeper.sweep(now_ns, &mut noting).unwrap().is_some() {}

@@ -265,6 +265,15 @@ impl Maps {
         Ok(())
     }
 
+    /// Puts a flow that nobody has answered into a set, alone, under a fingerprint that is not its own.
+    #[cfg(test)]
+    pub fn put_embryonic(&self, set: u32, key: &FlowKey, flow: &Flow) -> io::Result<()> {
+        let mut places = EmbryonicSet::default();
+        (places.places[7].key, places.places[7].flow) = (*key, *flow);
+        self.embryonic.update(&set, &places, Write::Any)?;
+        self.fingerprints.update(&set, &(1 << 56), Write::Any)
+    }
+
     /// Has a flow of the node itself ended, if it is still this one: it stays in its table, and nothing belongs to it. Whether
     /// this did so. What the programs write into it in the same moment may be lost.
     ///
