@@ -350,9 +350,12 @@ impl Election {
         self.candidates(g).any(|(candidate, _)| candidate == node)
     }
 
-    /// The best other member.
+    /// The best other member; one that says it does not hear this node would not hear an offer.
     pub(super) fn best_candidate(&self, g: usize) -> Option<NodeId> {
-        self.candidates(g).max_by_key(|(node, r)| self.rank(g, *node, r)).map(|(node, _)| node)
+        let hears = |node| self.peer(node).is_some_and(|peer| !peer.deaf);
+        self.candidates(g)
+            .max_by_key(|(node, r)| (hears(*node), self.rank(g, *node, r)))
+            .map(|(node, _)| node)
     }
 
     /// By what candidates for a vacant group are told apart; the greatest is the best.

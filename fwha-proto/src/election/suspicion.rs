@@ -3,7 +3,7 @@
 //! ```text
 //!           2.25 intervals without a heartbeat, or no sync link with a carrier
 //!   Alive ------------------------------------------------------------------> Suspect
-//!     |  1.5 intervals: the burst begins already                                 |
+//!     |  1.5 or more: the burst begins already                                   |
 //!     ^                                                                          |
 //!     |  a heartbeat, from any state                    a burst of ROUNDS probes |
 //!     |                                                                          v
@@ -360,9 +360,12 @@ impl Suspicion {
         }
     }
 
-    /// A heartbeat is missing, and late by half an interval. To be wrong costs a few probes.
+    /// A heartbeat is missing, late by half an interval at least, and a burst from now on ends when the second is missing, too:
+    /// not before, so that its answers are not old then. To be wrong costs a few probes.
     fn missed_at(&self) -> Time {
-        self.heard.unwrap_or(Time::ZERO) + self.heartbeat * 3 / 2
+        let burst = self.probe * (ROUNDS as u32 - 1) + self.patience();
+        let silence = (self.heartbeat * 9 / 4).saturating_sub(burst).max(self.heartbeat * 3 / 2);
+        self.heard.unwrap_or(Time::ZERO) + silence
     }
 
     /// Two heartbeats are missing, and the second is late by a quarter of an interval.
@@ -382,7 +385,7 @@ impl Suspicion {
             (PeerState::SyncLost, 0..=1) => SYNC_LOST,
             (PeerState::SyncLost, n) if n > ROUNDS => UNANSWERED,
             (PeerState::Suspect | PeerState::Silent | PeerState::SyncLost, _) => self.patience(),
-            (PeerState::Alive, _) if self.early => self.silent_at().since(self.asked).max(self.patience()),
+            (PeerState::Alive, _) if self.early => self.patience(),
             _ => SLOW,
         }
     }

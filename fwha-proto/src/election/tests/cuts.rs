@@ -430,6 +430,16 @@ fn three(seed: u64) -> Rig {
 }
 
 #[test]
+fn a_group_is_offered_to_a_node_that_would_hear_of_it() {
+    let mut rig = three(1);
+    rig.cut(1, 2, SYNC);
+    rig.run(ms(2000));
+    assert_eq!((rig.actives(0), rig.peer_state(2, 1)), (vec![1], PeerState::SyncLost));
+    assert_eq!(rig.command(1, |election, now| election.switchover(now, 0, None)), Ok(3));
+    rig.run_until(ms(1000), |r| r.actives(0) == [3]).expect("a move");
+}
+
+#[test]
 fn a_node_takes_nothing_from_an_active_that_a_third_one_hears() {
     let mut rig = three(1);
     apart(&mut rig);

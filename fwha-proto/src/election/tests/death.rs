@@ -44,10 +44,9 @@ fn a_late_heartbeat_is_asked_after_and_nothing_else() {
 }
 
 #[test]
-fn a_late_heartbeat_costs_no_more_when_they_are_rare() {
+fn where_heartbeats_are_rare_the_burst_ends_when_the_second_is_missing() {
     let probes =
         |rig: &Rig| rig.node(2).election.as_ref().expect("runs").counters.get("probe_tx", "requests");
-    let mut most = 0;
     for phase in 0..10 {
         let slow = |c: &mut Config| (c.heartbeat_interval, c.lease) = (ms(1000), ms(10_000));
         let mut rig = Rig::pair_with(1, move |_, c| slow(c));
@@ -58,9 +57,16 @@ fn a_late_heartbeat_costs_no_more_when_they_are_rare() {
         rig.resume(1);
         rig.run(ms(1500));
         assert!(rig.events(2, then).is_empty(), "{:?}", rig.events(2, then));
-        most = most.max(probes(&rig) - before);
+        assert!(probes(&rig) - before <= 3 * 3, "as in peace");
+        // The network stalls, for two heartbeats at some of the phases, and is well again before the second is missing.
+        let then = rig.now;
+        rig.isolate(1);
+        rig.run(ms(1150));
+        rig.heal();
+        rig.run(ms(5000));
+        assert_eq!(rig.actives(0), [1], "{:?}", rig.events(2, then));
+        assert_eq!(rig.node(2).takeovers, []);
     }
-    assert!((3 * 5..=3 * 8).contains(&most), "four rounds by three interfaces, and those of peace: {most}");
 }
 
 #[test]
