@@ -116,9 +116,10 @@ fn warnings(config: &Config, node: Option<NodeId>) -> Vec<String> {
 /// Whether the interface of a sync link has its address.
 fn has_address(link: &SyncLink) -> bool {
     let its = |known: &SockaddrStorage| known.as_sockaddr_in().is_some_and(|a| a.ip() == link.address);
-    nix::ifaddrs::getifaddrs().is_ok_and(|mut all| {
-        all.any(|i| i.interface_name == link.interface && i.address.as_ref().is_some_and(its))
-    })
+    // An address with a label of its own (`sync:1`) is told under that.
+    let on_it = |name: &str| name.split(':').next() == Some(link.interface.as_str());
+    nix::ifaddrs::getifaddrs()
+        .is_ok_and(|mut all| all.any(|i| on_it(&i.interface_name) && i.address.as_ref().is_some_and(its)))
 }
 
 /// Whether an interface of this machine has the address.

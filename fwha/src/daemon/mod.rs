@@ -495,7 +495,7 @@ impl Running {
             stop,
         };
 
-        let attached = Attached::of(dataplane, &found.ports);
+        let attached = Attached::of(dataplane, &found.ports, ports::sync_mtu(&found.ports));
         attached.problems.iter().for_each(|problem| tracing::error!("{problem}"));
         let attached = Arc::new(ArcSwap::from_pointee(attached));
         let current = Arc::new(ArcSwap::new(Arc::clone(config)));

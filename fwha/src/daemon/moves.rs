@@ -166,8 +166,13 @@ impl Server {
                 && peer.node_state == Some(NodeState::Running)
                 && to.is_none_or(|to| peer.node == to)
         };
-        let away = election.status.peers.iter().any(ready);
-        let here = election.status.groups.iter().filter(|g| away && g.role == Role::Active && moves(g.group));
+        let config = self.config();
+        let member = |group: GroupId, node: NodeId| {
+            config.groups.iter().any(|g| g.id == group && g.nodes.iter().any(|(n, _)| *n == node))
+        };
+        let away = |group| election.status.peers.iter().any(|peer| ready(peer) && member(group, peer.node));
+        let here = election.status.groups.iter();
+        let here = here.filter(|g| g.role == Role::Active && moves(g.group) && away(g.group));
         self.resources.release(here.map(|g| g.group)).await
     }
 

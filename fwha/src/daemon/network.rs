@@ -33,11 +33,17 @@ pub struct Attached {
 }
 
 impl Attached {
-    /// As it is now.
-    pub fn of(dataplane: &Dataplane, ports: &[Port]) -> Self {
+    /// As it is now; replication sends datagrams of up to `mtu` bytes.
+    pub fn of(dataplane: &Dataplane, ports: &[Port], mtu: u16) -> Self {
         // Of one that is not there, the data plane tells.
-        let sockets = ports.iter().filter(|p| p.link.is_some()).filter_map(|p| p.problem.clone());
-        let problems = dataplane.problems().iter().map(ToString::to_string).chain(sockets).collect();
+        let there = || ports.iter().filter_map(|port| Some((port, port.link.as_ref()?)));
+        let sockets = there().filter_map(|(port, _)| port.problem.clone());
+        let small = |(port, link): &(&Port, &Link)| matches!(port.via, Via::Sync(_)) && link.mtu < mtu.into();
+        let small = there().filter(small).map(|(_, Link { name, mtu: its, .. })| {
+            format!("sync interface {name} has an MTU of {its}: replication sends {mtu} bytes until fwha is restarted")
+        });
+        let problems = dataplane.problems().iter().map(ToString::to_string);
+        let problems = problems.chain(sockets).chain(small).collect();
         Self { interfaces: dataplane.attached().to_vec(), problems }
     }
 }
@@ -131,7 +137,7 @@ impl Network {
 
     /// Takes note of what is wrong with interfaces now.
     fn note_problems(&self, dataplane: &Dataplane) {
-        let now = Arc::new(Attached::of(dataplane, &self.ports));
+        let now = Arc::new(Attached::of(dataplane, &self.ports, self.mtu));
         let before = self.attached.swap(Arc::clone(&now));
         for problem in now.problems.iter().filter(|p| !before.problems.contains(p)) {
             tracing::error!("{problem}");
@@ -187,14 +193,6 @@ impl Network {
         let Some(n) = self.ports.iter().position(|p| p.name == link.name) else { return };
         self.ports[n].link = Some(link.clone());
         self.ports[n].own = own_addresses(link.index).await.unwrap_or(self.ports[n].own);
-        if matches!(self.ports[n].via, Via::Sync(_)) && link.mtu < u32::from(self.mtu) {
-            tracing::error!(
-                "sync interface {} has an MTU of {} now: replication sends {} bytes until fwha is restarted",
-                link.name,
-                link.mtu,
-                self.mtu
-            );
-        }
         if matches!(self.ports[n].via, Via::Zone(_))
             && let Err(error) = self.set_virtual_macs(&dataplane.maps(), &Arc::clone(&self.config))
         {

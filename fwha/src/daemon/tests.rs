@@ -102,7 +102,7 @@ fn a_sync_link_may_lack_its_address_or_its_interface() {
     let (port, _) = look();
     assert!(port.gone && port.link.is_none() && !port.interface().carrier);
     within(&a, async |dataplane| {
-        let problems = Attached::of(&dataplane, &[port]).problems;
+        let problems = Attached::of(&dataplane, &[port], 1500).problems;
         assert_eq!(problems, ["there is no interface sync; see `ip link`"]);
         dataplane.close().unwrap();
     });

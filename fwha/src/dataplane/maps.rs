@@ -12,7 +12,7 @@ use fwha_common::{
     MAX_GROUPS,
     capture::Capture,
     embryonic::{EmbryonicSet, Fingerprints, PLACES, Site},
-    flow::{Flow, FlowKey},
+    flow::{Flow, FlowKey, proto},
     group::{BucketRange, Claim, Group, Vip, VipKey, VirtualMac, VirtualMacKey, ZONE_PAIRS},
     limit::{Limits, Source},
     route::{PlainRoutes, Prefix},
@@ -274,7 +274,8 @@ impl Maps {
         self.fingerprints.update(&set, &(1 << 56), Write::Any)
     }
 
-    /// Has a flow of the node itself ended, if it is still this one: it stays in its table, and nothing belongs to it. Whether
+    /// Has a flow of the node itself ended, if it is still this one. One whose packets do not tell that they begin it (TCP, SCTP)
+    /// stays in its table, and nothing belongs to it; others are deleted, as their next packet begins anew either way. Whether
     /// this did so. What the programs write into it in the same moment may be lost.
     ///
     /// # Errors
@@ -284,6 +285,9 @@ impl Maps {
         let Some(flow) = self.node_flows.lookup(key)?.filter(|flow| flow.id() == seen.id()) else {
             return Ok(false);
         };
+        if !matches!(key.proto, proto::TCP | proto::SCTP) {
+            return self.node_flows.delete(key);
+        }
         let ended = Flow { word: Flow::ended(flow.word), ..flow };
         self.node_flows.update(key, &ended, Write::Any)?;
         Ok(true)
