@@ -1,4 +1,4 @@
-//! Network namespaces for tests, without names: they go with the last thread and descriptor.
+//! For tests: network namespaces without names, which go with the last thread and descriptor, and what is put into them.
 
 use std::{
     fs::File,
@@ -15,6 +15,7 @@ use nix::{
     unistd::geteuid,
 };
 
+use crate::dataplane::{Options, pin_dir};
 use crate::netlink::{Link, links::links};
 use crate::sys::interface::coalesce;
 
@@ -121,4 +122,16 @@ pub(crate) fn await_readable(socket: impl AsFd) {
     let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
     let timeout = PollTimeout::try_from(Duration::from_secs(20)).unwrap();
     assert_eq!(poll(&mut fds, timeout).unwrap(), 1, "nothing came");
+}
+
+/// A data plane on no interface, for so many flows.
+pub(crate) fn options(max_flows: u32) -> Options {
+    Options {
+        pin_dir: pin_dir("test", "fw1"),
+        numbering: 0,
+        max_flows,
+        max_embryonic: 256,
+        interfaces: Vec::new(),
+        sync_interfaces: Vec::new(),
+    }
 }

@@ -3,10 +3,9 @@
 //! ```text
 //!           2.25 intervals without a heartbeat, or no sync link with a carrier
 //!   Alive ------------------------------------------------------------------> Suspect
-//!     |  1.5 or more: the burst begins already                                   |
 //!     ^                                                                          |
 //!     |  a heartbeat, from any state                    a burst of ROUNDS probes |
-//!     |                                                                          v
+//!     |                                                    begun at 1.5 or later v
 //!     |     answers on a sync link:         Silent   its daemon hangs; its lease will end
 //!     |     answers on zone interfaces:     SyncLost nothing moves
 //!     |     answers nowhere:                Dead     replaced at once
@@ -213,8 +212,8 @@ impl Suspicion {
                 1
             }
         };
-        let asked = self.state != PeerState::Alive || self.early;
-        if !asked || self.leaves(now) || answer.round < self.burst {
+        let in_peace = self.state == PeerState::Alive && !self.early;
+        if in_peace || self.leaves(now) || answer.round < self.burst {
             return;
         }
         self.answered[class] = self.answered[class].max(Some(answer.round));
@@ -377,15 +376,15 @@ impl Suspicion {
     fn pace(&self) -> Duration {
         let last = self.answered.iter().flatten().max();
         let unanswered = self.round - last.map_or(self.burst.saturating_sub(1), |&round| round);
+        let in_doubt = self.in_doubt().is_some();
         // The round just sent cannot be answered yet.
-        let asks = self.in_doubt().is_some();
         match (self.state, unanswered) {
-            _ if asks && self.round + 1 < self.burst + ROUNDS => self.probe,
+            _ if in_doubt && self.round + 1 < self.burst + ROUNDS => self.probe,
+            _ if in_doubt => self.patience(),
             (PeerState::Silent, 0..=1) => self.heartbeat.max(self.patience()),
             (PeerState::SyncLost, 0..=1) => SYNC_LOST,
             (PeerState::SyncLost, n) if n > ROUNDS => UNANSWERED,
-            (PeerState::Suspect | PeerState::Silent | PeerState::SyncLost, _) => self.patience(),
-            (PeerState::Alive, _) if self.early => self.patience(),
+            (PeerState::Silent | PeerState::SyncLost, _) => self.patience(),
             _ => SLOW,
         }
     }

@@ -333,9 +333,9 @@ mod tests {
 
     use super::*;
     use crate::daemon::mailbox::mailbox;
-    use crate::dataplane::{Dataplane, Options, pin_dir};
+    use crate::dataplane::Dataplane;
     use crate::sys::bpf::Write;
-    use crate::testing::{Net, root};
+    use crate::testing::{Net, options, root};
 
     const SECOND: u64 = 1_000_000_000;
 
@@ -357,15 +357,7 @@ mod tests {
             return;
         }
         Net::new().with_bpffs(|| {
-            let options = Options {
-                pin_dir: pin_dir("test", "fw1"),
-                numbering: 0,
-                max_flows: 64,
-                max_embryonic: 256,
-                interfaces: Vec::new(),
-                sync_interfaces: Vec::new(),
-            };
-            let (dataplane, _events) = Dataplane::open(options).unwrap();
+            let (dataplane, _events) = Dataplane::open(options(64)).unwrap();
             let maps = dataplane.maps();
             maps.set_timeouts(&Timeouts::KERNEL).unwrap();
             let (replication, told) = mailbox().unwrap();

@@ -221,8 +221,8 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dataplane::{Dataplane, Options, pin_dir};
-    use crate::testing::{Net, root};
+    use crate::dataplane::Dataplane;
+    use crate::testing::{Net, options, root};
 
     fn key(n: u16) -> FlowKey {
         FlowKey { port_a: n, proto: 6, ..FlowKey::default() }
@@ -242,15 +242,7 @@ mod tests {
             return;
         }
         Net::new().with_bpffs(|| {
-            let options = Options {
-                pin_dir: pin_dir("test", "fw1"),
-                numbering: 0,
-                max_flows: 16,
-                max_embryonic: 256,
-                interfaces: Vec::new(),
-                sync_interfaces: Vec::new(),
-            };
-            let (dataplane, _events) = Dataplane::open(options).unwrap();
+            let (dataplane, _events) = Dataplane::open(options(16)).unwrap();
             let (maps, owned) = (dataplane.maps(), Arc::new(OwnedGroups::default()));
             let mut table = Table::new(Arc::clone(&maps), [0; BUCKETS], Arc::clone(&owned));
             test(&mut table, &maps, &owned);

@@ -136,8 +136,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        dataplane::{Attach, Dataplane, Options, ZoneInterface, pin_dir},
-        testing::{Net, await_readable, root},
+        dataplane::{Attach, Dataplane, Options, ZoneInterface},
+        testing::{Net, await_readable, options, root},
     };
 
     /// A data plane that drops all of IPv4, because it has no settings.
@@ -150,14 +150,7 @@ mod tests {
             anti_spoofing: true,
             virtual_macs: false,
         };
-        let options = Options {
-            pin_dir: pin_dir("test", "fw1"),
-            numbering: 0,
-            max_flows: 64,
-            max_embryonic: 256,
-            interfaces: vec![near],
-            sync_interfaces: Vec::new(),
-        };
+        let options = Options { interfaces: vec![near], ..options(64) };
         Dataplane::open(options).unwrap().0
     }
 

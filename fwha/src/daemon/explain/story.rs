@@ -159,17 +159,14 @@ impl<'a> Story<'a> {
         let (state, from, to) = (&row.state, &row.zone_in, &row.zone_out);
         self.push("flow", "pass", format!("{state}, from {from} to {to}, by {rule}; this is from {side}"));
         self.explained.flow = Some(row);
-        // The program forwards it, or has judged it anew: its way does not end here any more.
-        let elsewhere = self.outcome.flow.is_some() || self.outcome.rule.is_some();
-        if *of_node && (elsewhere || matches!(self.reason(), Some(reason) if reason != VipNotAccepted)) {
-            self.push(
-                "flow",
-                "pass",
-                "its way does not end at this node any more: it is judged as the first packet of a flow",
-            );
-            return self.first_packet();
-        }
         if *of_node {
+            let dropped = self.reason().is_some_and(|reason| reason != VipNotAccepted);
+            if self.outcome.flow.is_some() || self.outcome.rule.is_some() || dropped {
+                let text =
+                    "its way does not end at this node any more: it is judged as the first packet of a flow";
+                self.push("flow", "pass", text);
+                return self.first_packet();
+            }
             self.explained.zone_out = Some(self.zone(ZONE_NODE));
             self.step("route", &[VipNotAccepted], "to an address of this node");
             self.end("forward", "pass", "to the stack: the flow is the node's own");
