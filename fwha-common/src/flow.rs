@@ -724,6 +724,12 @@ impl Flow {
         if original > reply { original } else { reply }
     }
 
+    /// Whether packets of both directions were seen here at `since_ns` or later.
+    #[inline(always)]
+    pub const fn heard_since(&self, since_ns: u64) -> bool {
+        self.ways[0].last_seen_ns >= since_ns && self.ways[1].last_seen_ns >= since_ns
+    }
+
     /// When this flow expires, in `CLOCK_MONOTONIC` ns: `timeout_ns` after the last packet of either
     /// direction, but never before `timeout_ns` after `since_ns`, the time at which this node got
     /// ownership (a flow inherited in a takeover gets a whole timeout, without a walk).

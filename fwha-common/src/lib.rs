@@ -38,7 +38,7 @@ pub mod sweep;
 /// Version of every layout in this crate. Pinned maps live below a path that carries it, so that a
 /// daemon never reads a map that another layout wrote. Raise it with each change of a map's key,
 /// value or meaning.
-pub const ABI_VERSION: u32 = 10;
+pub const ABI_VERSION: u32 = 11;
 
 /// Hash classes of flows. A bucket is the unit of ownership, of digests and of healing.
 pub const BUCKETS: usize = 256;

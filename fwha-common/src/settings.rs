@@ -113,13 +113,15 @@ impl Timeouts {
     /// None of the main table's is shorter: 1 s.
     pub const LEAST_NS: u64 = 1_000_000_000;
 
-    /// How long a flow is kept after its last packet; nothing for a state that there is not. The order in which
-    /// TCP's are looked at is the kernel's (`nf_conntrack_tcp_packet`).
+    /// How long a flow is kept after its last packet, if this node owns it since `since_ns`; nothing for a state that
+    /// there is not. The order in which TCP's are looked at is the kernel's (`nf_conntrack_tcp_packet`). What
+    /// shortens them counts only if both ends were heard here since then: what was under way when another node
+    /// took the flow over was acknowledged there, and nobody told.
     #[inline(always)]
-    pub fn of(&self, protocol: u8, flow: &Flow) -> Option<u64> {
+    pub fn of(&self, protocol: u8, flow: &Flow, since_ns: u64) -> Option<u64> {
         let class = TimeoutClass::of(protocol);
         let ns = *self.ns[class as usize].get(Flow::state_of(flow.word) as usize)?;
-        if protocol != proto::TCP {
+        if protocol != proto::TCP || !flow.heard_since(since_ns) {
             return Some(ns);
         }
         let last = flow.ways[0].scale | flow.ways[1].scale;
@@ -248,8 +250,11 @@ pub mod name {
     pub const BLOOM_RECENT: &str = "BLOOM_RECENT";
     /// Global u32: the number of the last word of these, a power of two less 1.
     pub const BLOOM_LAST: &str = "BLOOM_LAST";
-    /// Flows that begin or end at this node: LRU_HASH, same types, never replicated.
+    /// Flows of this node: those that it began, and the connections to it that are established. LRU_HASH, same types, never
+    /// replicated.
     pub const NODE_FLOWS: &str = "NODE_FLOWS";
+    /// Other flows to this node, which may be anybody's: the same.
+    pub const NODE_GUESTS: &str = "NODE_GUESTS";
     /// Datagrams in fragments: LRU_HASH, kept by the programs for themselves.
     pub const FRAGMENTS: &str = "FRAGMENTS";
     /// Flow events: RINGBUF of [`crate::flow::FlowEvent`].
@@ -328,7 +333,7 @@ mod tests {
         let way = |end, maxack, flags, scale| Way { end, maxack, flags, scale, ..Way::default() };
         let kept = |state, ways| {
             let flow = Flow { word: Flow::word(state, 0, [1, 2]), ways, ..Flow::default() };
-            (timeouts.of(proto::TCP, &flow), timeouts.of(proto::UDP, &flow))
+            (timeouts.of(proto::TCP, &flow, 0), timeouts.of(proto::UDP, &flow, 0))
         };
         let established = |ways| kept(FlowState::Established, ways).0;
         let of_state = Some(432_000_000_000_000);
@@ -342,7 +347,17 @@ mod tests {
         assert_eq!(established(repeated(Way::SHUT | 7)), Some(400));
         assert_eq!(kept(FlowState::Close, repeated(Way::REPEATS)).0, Some(400));
         assert_eq!(kept(FlowState::Assured, repeated(Way::REPEATS)).1, Some(120_000_000_000));
+        // Not so, unless both ends were heard at this node since it has the flow.
+        let since = |seen: [u64; 2]| {
+            let [mut there, back] = repeated(Way::REPEATS);
+            there.last_seen_ns = seen[0];
+            let ways = [there, Way { last_seen_ns: seen[1], ..back }];
+            let flow = Flow { word: Flow::word(FlowState::Established, 0, [1, 2]), ways, ..Flow::default() };
+            timeouts.of(proto::TCP, &flow, 1000)
+        };
+        assert_eq!([since([999, 999]), since([2000, 999]), since([999, 2000])], [of_state; 3]);
+        assert_eq!(since([1000, 1000]), Some(400));
         let nowhere = Flow { word: u32::from_le_bytes([FLOW_STATES as u8, 0, 0, 0]), ..Flow::default() };
-        assert_eq!(timeouts.of(proto::TCP, &nowhere), None);
+        assert_eq!(timeouts.of(proto::TCP, &nowhere, 0), None);
     }
 }

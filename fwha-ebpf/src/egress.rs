@@ -91,7 +91,7 @@ fn own(packet: &Tc, settings: &Settings, ip: &Ip) {
     let now = hook::now_ns();
     let (key, src_is_b) = ip.key();
     if let Some(flow) = flow::find_node(&key, ip, now) {
-        flow.follow(ip, flow.is_reply(src_is_b), now, packet.segments(), true);
+        flow.follow(&key, ip, flow.is_reply(src_is_b), now, packet.segments(), true);
         return;
     }
     // An ICMP response answers a query that was let in, and is never the beginning. What an operator has ended goes on only if

@@ -135,7 +135,7 @@ fn track(
             let reply = flow.is_reply(src_is_b);
             if eth.dst.is_group() || forward::ends_here(packet, settings, ip, flow.ways(reply).0) {
                 vip::accept(packet, ip)?;
-                flow.follow(ip, reply, now, packet.segments(), false);
+                flow.follow(key, ip, reply, now, packet.segments(), false);
                 return Ok(Verdict::Pass);
             }
             (None, false)
@@ -284,7 +284,7 @@ fn begin(
     }
     let mut zones = [interface.zone, ZONE_NODE];
     // Routers do not forward multicast or broadcast frames (RFC 1812, 5.3.4).
-    let mut local = multicast;
+    let mut local = multicast || zone::ends_on_link(ip);
     // By a plain route the zone there is known, and the rules decide before the next hop is looked up.
     let mut plain = 0;
     if !local {
@@ -302,7 +302,7 @@ fn begin(
                     if ip.opens_tcp()
                         && let Some(flow) = flow::find_node(key, ip, now)
                     {
-                        flow.follow(ip, flow.is_reply(src_is_b), now, packet.segments(), false);
+                        flow.follow(key, ip, flow.is_reply(src_is_b), now, packet.segments(), false);
                         return Ok(Begun::Done(Verdict::Pass));
                     }
                     local = true;
@@ -379,7 +379,7 @@ fn begin(
     };
     new.complete(draft, ip, settings, options);
     if local {
-        flow::insert_node(draft, key, ip);
+        flow::insert_guest(draft, key);
         return Ok(Begun::Done(Verdict::Pass));
     }
     if proxied {

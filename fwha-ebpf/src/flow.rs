@@ -44,6 +44,7 @@ use fwha_common::{
     embryonic::PLACES,
     flow::{Flow, FlowEvent, FlowEventKind, FlowKey, FlowState, Way, proto},
     group::Group,
+    rule::ZONE_NODE,
     settings::{Counter, Settings, Timeouts},
 };
 
@@ -153,15 +154,20 @@ fn unanswered_of(key: &FlowKey, hash: u64, ip: &Ip, now: u64) -> Option<FlowRef>
 /// Looks for a live flow of the node itself, which no operator has ended.
 #[inline(always)]
 pub fn find_node(key: &FlowKey, ip: &Ip, now: u64) -> Option<FlowRef> {
-    let flow = maps::NODE_FLOWS.get_ptr_mut(key).map(FlowRef);
-    flow.filter(|flow| !flow.is_ended() && flow.alive(ip.proto, 0, now))
+    of_node(key).filter(|flow| !flow.is_ended() && flow.alive(ip.proto, 0, now))
 }
 
 /// Whether a flow of the node itself is one that an operator has ended, however long ago: as long as its element is there, and
 /// a lookup keeps that from eviction.
 #[inline(always)]
 pub fn node_ended(key: &FlowKey) -> bool {
-    maps::NODE_FLOWS.get_ptr_mut(key).map(FlowRef).is_some_and(FlowRef::is_ended)
+    of_node(key).is_some_and(FlowRef::is_ended)
+}
+
+#[inline(always)]
+fn of_node(key: &FlowKey) -> Option<FlowRef> {
+    let flow = maps::NODE_FLOWS.get_ptr_mut(key);
+    flow.or_else(|| maps::NODE_GUESTS.get_ptr_mut(key)).map(FlowRef)
 }
 
 /// The group of a bucket, if this node forwards for it now: it owns it, or has just handed it over.
@@ -308,7 +314,7 @@ impl FlowRef {
     fn alive(self, proto: u8, since_ns: u64, now: u64) -> bool {
         // SAFETY: see `fresh`.
         let flow = unsafe { &*self.0 };
-        let timeout = maps::TIMEOUTS.get(0).and_then(|timeouts| timeouts.of(proto, flow));
+        let timeout = maps::TIMEOUTS.get(0).and_then(|timeouts| timeouts.of(proto, flow, since_ns));
         timeout.is_some_and(|timeout| flow.expires_ns(since_ns, timeout) > now)
     }
 
@@ -369,13 +375,12 @@ impl FlowRef {
     /// flow is as one of a peer then, whoever began it.
     #[inline(always)]
     fn forget_before(self, since_ns: u64) {
-        let (own, other) = self.ways(false);
         // SAFETY: see `word`; what races do is said above.
-        let (own, other) = unsafe { (&mut *own, &mut *other) };
-        if own.last_seen_ns >= since_ns && other.last_seen_ns >= since_ns {
+        let flow = unsafe { &mut *self.0 };
+        if flow.heard_since(since_ns) {
             return;
         }
-        for way in [own, other] {
+        for way in &mut flow.ways {
             if way.last_seen_ns < since_ns {
                 way.flags &= !(Way::SEEN | Way::ACKED);
             }
@@ -390,12 +395,22 @@ impl FlowRef {
     }
 
     /// Holds a packet against the flow, of which `word` says the state, and moves what it moves but for the state.
+    /// If its `group` was handed over a moment ago, what goes through the next owner moves the windows there, so what is
+    /// outside of them here may be right.
     ///
     /// # Errors
     ///
     /// It does not belong there.
     #[inline(always)]
-    fn judge(self, word: u32, ip: &Ip, reply: bool, now: u64, options: &Options) -> Result<Step, DropReason> {
+    fn judge(
+        self,
+        word: u32,
+        ip: &Ip,
+        reply: bool,
+        group: &Group,
+        now: u64,
+        options: &Options,
+    ) -> Result<Step, DropReason> {
         let state = Flow::state_of(word);
         let mut stepped = step(self, ip, state, reply, now)?;
         let (own, other) = self.ways(reply);
@@ -425,16 +440,15 @@ impl FlowRef {
                 let len = ip.len.wrapping_sub(ip.header_len);
                 let quiet = ip.tcp.flags & tcp::RST != 0 && matches!(stepped, Step::Stay);
                 match tcp::window(state, own, other, &ip.tcp, len, options, inherited, quiet) {
-                    tcp::Window::In => {
-                        let resets = ip.tcp.flags & tcp::RST != 0 && matches!(stepped, Step::To(_));
-                        if ip.tcp.flags & tcp::FIN != 0 || resets && !reply {
-                            own.flags |= Way::ENDED;
-                        }
-                        Ok(stepped)
-                    }
-                    tcp::Window::Ignore => Ok(Step::Ignore),
-                    tcp::Window::Out => Err(DropReason::TcpWindow),
+                    tcp::Window::Ignore => return Ok(Step::Ignore),
+                    tcp::Window::Out if group.role != Group::LEAVING => return Err(DropReason::TcpWindow),
+                    _ => {}
                 }
+                let resets = ip.tcp.flags & tcp::RST != 0 && matches!(stepped, Step::To(_));
+                if ip.tcp.flags & tcp::FIN != 0 || resets && !reply {
+                    own.flags |= Way::ENDED;
+                }
+                Ok(stepped)
             }
             Payload::Sctp => {
                 let chunk = Chunk::from_u8(ip.tcp.flags);
@@ -503,7 +517,7 @@ impl FlowRef {
             self
         };
         *room.word() = judged.word();
-        let stepped = judged.judge(*maps::opaque(room.word()), ip, reply, now, options)?;
+        let stepped = judged.judge(*maps::opaque(room.word()), ip, reply, group, now, options)?;
         match stepped {
             Step::Begin => return Ok(None),
             Step::Ignore => {
@@ -610,7 +624,7 @@ impl FlowRef {
     /// before it is over, is the node's to say, by what it has `sent` itself: what comes may be forged, and nothing here holds
     /// its numbers against a window.
     #[inline(always)]
-    pub fn follow(self, ip: &Ip, reply: bool, now: u64, packets: u32, sent: bool) {
+    pub fn follow(self, key: &FlowKey, ip: &Ip, reply: bool, now: u64, packets: u32, sent: bool) {
         let state = Flow::state_of(self.word());
         let Ok(stepped) = step(self, ip, state, reply, now) else {
             return;
@@ -622,6 +636,13 @@ impl FlowRef {
             _ => {}
         }
         self.touch(reply, now, packets, ip.len);
+        if matches!(stepped, Step::To(FlowState::Established)) && self.zone(true) == ZONE_NODE {
+            // A handshake is over, so somebody is there.
+            // SAFETY: see `word`.
+            let flow = unsafe { &*self.0 };
+            let _ = maps::NODE_FLOWS.insert(key, flow, BPF_ANY as u64);
+            let _ = maps::NODE_GUESTS.remove(key);
+        }
     }
 
     /// Changes the state of a flow that is not replicated. Should another CPU be faster, its state stays.
@@ -766,16 +787,26 @@ pub fn insert_embryonic(flow: &'static mut Flow, key: &FlowKey, hash: u64) -> Re
     Ok(FlowRef(flow))
 }
 
-/// Puts a flow among the node's own. One that does not begin with a SYN was there before the programs
-/// were, and counts as established.
+/// Puts a flow that the node begins among its own. One that does not begin with a SYN was there before the programs
+/// were, and counts as established; but what answers a SYN was begun by a guest, who was pushed out meanwhile.
 #[inline(always)]
 pub fn insert_node(flow: &mut Flow, key: &FlowKey, ip: &Ip) {
     if ip.payload == Payload::Tcp && !ip.opens_tcp() {
         flow.word = Flow::with_state(flow.word, FlowState::Established);
+        if tcp::answers_syn(ip.tcp.flags) {
+            return insert_guest(flow, key);
+        }
     }
-    let flow = &*flow;
     // An LRU table always has room; if memory is short for a moment, the next packet tries again.
-    let _ = maps::NODE_FLOWS.insert(key, flow, BPF_ANY as u64);
+    let _ = maps::NODE_FLOWS.insert(key, &*flow, BPF_ANY as u64);
+    let _ = maps::NODE_GUESTS.remove(key);
+}
+
+/// Puts a flow that somebody else begins to the node among its guests. One that is over may lie among its own.
+#[inline(always)]
+pub fn insert_guest(flow: &Flow, key: &FlowKey) {
+    let _ = maps::NODE_GUESTS.insert(key, flow, BPF_ANY as u64);
+    let _ = maps::NODE_FLOWS.remove(key);
 }
 
 /// Writes an event: the flow as it is, under `version`.

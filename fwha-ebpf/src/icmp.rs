@@ -73,10 +73,15 @@ fn sent(flow: FlowRef, by_responder: bool, seq: u32) -> bool {
         // Another node may have carried it on meanwhile.
         return true;
     }
-    if own.flags & Way::SEEN == 0 {
-        // Nothing is known yet of a side that was inherited, or has not answered.
-        return flow.flags() & Flow::INHERITED != 0;
+    if own.flags & other.flags & Way::SEEN == 0 && flow.flags() & Flow::INHERITED != 0 {
+        // How much may be under way is what the other side says, which was not heard here yet.
+        return true;
     }
-    let oldest = own.end.wrapping_sub(other.maxwin).wrapping_sub(1);
+    if own.flags & Way::SEEN == 0 {
+        return false;
+    }
+    // A SYN that was not answered may carry data (RFC 7413), which no window allowed.
+    let most = if other.flags & Way::SEEN == 0 { own.bytes as u32 } else { other.maxwin };
+    let oldest = own.end.wrapping_sub(most).wrapping_sub(1);
     !tcp::before(seq, oldest) && !tcp::before(own.end, seq)
 }

@@ -66,6 +66,10 @@ pub static BLOOM_RECENT: Array<u64, { WORDS as usize }, { BPF_F_MMAPABLE as usiz
 #[btf_map]
 pub static NODE_FLOWS: LruHashMap<FlowKey, Flow, 16_384> = LruHashMap::new();
 
+/// What comes from outside and may be anybody's: apart, so that a flood of it pushes out none of the node's sessions.
+#[btf_map]
+pub static NODE_GUESTS: LruHashMap<FlowKey, Flow, 16_384> = LruHashMap::new();
+
 #[btf_map]
 pub static FRAGMENTS: LruHashMap<DatagramKey, Datagram, 8_192> = LruHashMap::new();
 

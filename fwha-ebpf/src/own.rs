@@ -12,10 +12,9 @@ const VRRP_GROUP_V6: [u32; 4] = [u32::from_be(0xff02_0000), 0, 0, u32::from_be(0
 /// IGMP (RFC 9776).
 const IGMP: u8 = 2;
 
-/// Whether a packet is one of the node's own: VRRP, to its group or to a unicast peer; IGMP and
-/// multicast listener discovery, without which snooping switches stop delivering VRRP; neighbour
-/// discovery. Whether a VRRP packet is any good (TTL 255, checksum) is for the daemon to see and to
-/// count. The stack may not forward any: the egress guard knows no flow of theirs.
+/// Whether a packet is one of the node's own: VRRP of the link (TTL 255: RFC 9568, 5.1.1.3), to its group or to a
+/// unicast peer; IGMP and multicast listener discovery, without which snooping switches stop delivering VRRP; neighbour
+/// discovery. Whether a VRRP packet is any good besides is for the daemon to see and to count. The stack may not forward any: the egress guard knows no flow of theirs.
 #[inline(always)]
 pub fn passes(ip: &Ip, multicast: bool) -> bool {
     // ND in fragments is somebody's trick (RFC 6980).
@@ -23,7 +22,7 @@ pub fn passes(ip: &Ip, multicast: bool) -> bool {
         return false;
     }
     match ip.proto {
-        proto::VRRP => !multicast || ip.dst == VRRP_GROUP || ip.dst == VRRP_GROUP_V6,
+        proto::VRRP => ip.ttl == 255 && (!multicast || ip.dst == VRRP_GROUP || ip.dst == VRRP_GROUP_V6),
         IGMP => multicast && !ip.v6,
         // Neighbour discovery comes from the link (RFC 4861, 7.1), listener discovery too, and behind a
         // hop-by-hop header with a router alert (RFC 3810, 5; RFC 2710, 3).

@@ -199,10 +199,10 @@ fn checksum_holds(header: Window<20>) -> bool {
         + header.u32::<8>() as u64
         + header.u32::<12>() as u64
         + header.u32::<16>() as u64;
-    let sum = (sum & 0xffff_ffff) + (sum >> 32);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    (sum & 0xffff) + (sum >> 16) == 0xffff
+    // The sum has 35 bits, so what is left is less than three times 0xffff, and not 0, as the version is not: it folds to
+    // 0xffff if it is once or twice that.
+    let sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
+    sum == 0xffff || sum == 2 * 0xffff
 }
 
 /// Reads the IPv4 header at `offset`. A `whole` packet must have a right checksum; one that an ICMP error
@@ -729,6 +729,21 @@ mod tests {
         let mut wrong = v4(proto::UDP, 0, &UDP);
         wrong[10] ^= 1;
         assert_eq!(read(&wrong), Err(DropReason::Malformed), "header checksum");
+    }
+
+    #[test]
+    fn a_header_checksum_holds_or_not_for_every_identification() {
+        let packet = v4(proto::UDP, 0, &UDP);
+        for id in 0..=u16::MAX {
+            let mut other = packet.clone();
+            other[4..6].copy_from_slice(&id.to_be_bytes());
+            let whole = seal(other.clone());
+            assert!(read(&whole).is_ok(), "{id}");
+            // As it was summed for another identification.
+            other[10..12].copy_from_slice(&whole[10..12]);
+            other[5] ^= 1;
+            assert_eq!(read(&other), Err(DropReason::Malformed), "{id}");
+        }
     }
 
     #[test]

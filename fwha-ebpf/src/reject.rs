@@ -14,6 +14,7 @@ use crate::{
     packet::{ETH_LEN, Eth, Packet, Window, window},
     parse::{Ip, Payload},
     tcp::{ACK, FIN, RST, SYN},
+    zone,
 };
 
 /// How many answers a CPU has sent.
@@ -33,7 +34,8 @@ pub const V6: usize = 40;
 const QUOTED: usize = 8;
 
 /// Turns the packet that was parsed last into its answer. `false` if there is none: it is an error or a
-/// reset itself, stands for a part of something, or the limit is reached.
+/// reset itself, stands for a part of something, is for more than one (RFC 1122, 3.2.2; RFC 4443, 2.4 e), or the limit
+/// is reached.
 #[inline(never)]
 pub fn answer<P: Packet>(packet: &mut P) -> bool {
     let Some(ip) = maps::room().map(Room::ip) else {
@@ -47,6 +49,7 @@ pub fn answer<P: Packet>(packet: &mut P) -> bool {
     if ip.is_fragment()
         || ip.l4 as usize != l3
         || eth.dst.is_group()
+        || zone::ends_on_link(ip)
         || reset && ip.tcp.flags & RST != 0
         || matches!(ip.payload, Payload::IcmpError | Payload::IcmpOther | Payload::Response)
         || !allowed(&maps::REJECT_SHARE)

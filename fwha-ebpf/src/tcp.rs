@@ -340,6 +340,13 @@ pub const fn before(a: u32, b: u32) -> bool {
     (a.wrapping_sub(b) as i32) < 0
 }
 
+/// Whether two sequence numbers are no further apart than a window, or [`ACK_WINDOW`] if that is larger.
+#[inline(always)]
+const fn near(a: u32, b: u32, window: u32) -> bool {
+    let most = if window > ACK_WINDOW { window } else { ACK_WINDOW };
+    a.wrapping_sub(b) <= most || b.wrapping_sub(a) <= most
+}
+
 /// Moves the end of what was sent on to `to`, if it is behind. Two packets of one direction may do so at the same
 /// time, on two CPUs: the further end stays, or the answer to it would be taken for one to what was never sent.
 ///
@@ -441,6 +448,11 @@ pub fn window(
             other.edge = end.wrapping_add(own.maxwin);
         }
     }
+    if inherited && first && !(near(sack, other.end, own.maxwin) && near(seq, other.edge, other.maxwin)) {
+        // The other side said what this one, heard for the first time, knows nothing of: one of the two is not who it seems to
+        // be. The windows are not checked before two that agree were heard.
+        other.flags &= !(Way::SEEN | Way::ACKED);
+    }
     let unsure = first || other.flags & Way::SEEN == 0;
     if inherited && unsure {
         if other.flags & Way::SEEN == 0 || before(other.end, sack) {
@@ -523,7 +535,10 @@ fn note(own: &mut Way, other: &mut Way, segment: &Tcp, len: u32) {
         .wrapping_mul(0xbb67_ae85_84ca_a73b);
     let mark = (numbers ^ rest) >> 48;
     let again = (own.last_seen_ns & Way::MARK == mark) as u8;
-    own.last_seen_ns = own.last_seen_ns & !Way::MARK | mark;
+    let seen = own.last_seen_ns & !Way::MARK | mark;
+    // SAFETY: a field of `own`. All eight bytes are written, which LLVM would narrow to two: they are read again soon, and
+    // a read of more than was just written waits until that is in the cache.
+    unsafe { (&raw mut own.last_seen_ns).write_volatile(seen) };
     let repeats = own.scale & Way::REPEATS;
     let one_more = if repeats == Way::REPEATS { repeats } else { repeats + Way::REPEAT };
     let shut = (segment.window == 0) as u8 * Way::SHUT;

@@ -56,3 +56,15 @@ pub fn source(ip: &Ip, multicast: bool) -> Result<(), DropReason> {
     }
     if ip.src == ip.dst { Err(DropReason::Land) } else { Ok(()) }
 }
+
+/// Whether a destination is one that is not forwarded, whatever routes and the frame say: 0/8, 224/4, 255.255.255.255, ff00::/8
+/// (RFC 1812, 5.3.5 and 5.3.7). The kernel looks at it before the routes (`ip_route_input_rcu` and
+/// `ip_route_input_slow` in net/ipv4/route.c), which IPv4's lookup for programs does not.
+#[inline(always)]
+pub fn ends_on_link(ip: &Ip) -> bool {
+    if ip.v6 {
+        return u32::from_be(ip.dst[0]) >> 24 == 0xff;
+    }
+    let address = u32::from_be(ip.dst[3]);
+    address >> 24 == 0 || address >> 28 == 0xe || address == u32::MAX
+}

@@ -274,7 +274,7 @@ impl Server {
         }
         // A SYN to the node begins a flow of its own, whatever was before.
         let begins = tuple.proto == proto::TCP && flags.is_some_and(frame::begins);
-        let of_node = self.maps.node_flows().lookup(&key)?.filter(|flow| !flow.is_ended());
+        let of_node = self.maps.node_flow(&key)?.filter(|flow| !flow.is_ended());
         Ok(live(of_node, 0, true).filter(|_| !begins))
     }
 }

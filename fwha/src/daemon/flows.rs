@@ -232,10 +232,12 @@ impl Server {
             self.replication.send(Command::Expired(gone.to_vec()));
         });
         let lives_on = |key: &FlowKey, flow: &Flow| !flow.is_ended() && ends(key, flow);
-        let gone = self.matching(self.maps.node_flows(), lives_on, |key, flow| {
-            Ok(self.maps.end_node_flow(key, flow)?.then_some((*key, flow.id())))
-        })?;
-        result.deleted += gone.len() as u64;
+        for table in self.maps.node_tables() {
+            let gone = self.matching(table, lives_on, |key, flow| {
+                Ok(self.maps.end_node_flow(key, flow)?.then_some((*key, flow.id())))
+            })?;
+            result.deleted += gone.len() as u64;
+        }
         Ok(result)
     }
 

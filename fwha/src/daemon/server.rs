@@ -691,17 +691,19 @@ impl Server {
             }
             lines.is_empty() || to.blocking_send(Ok(Bytes::from(lines))).is_ok()
         };
-        let flow_map = match table {
-            Table::Main => self.maps.flows(),
-            Table::Node => self.maps.node_flows(),
+        let flow_maps = match table {
+            Table::Main => std::slice::from_ref(self.maps.flows()),
+            Table::Node => self.maps.node_tables(),
             Table::Embryonic => {
                 return self.maps.each_embryonic(CHUNK, write);
             }
         };
-        let mut walk = FlowWalk::new(CHUNK);
-        while let Some((keys, flows)) = walk.next_chunk(flow_map)? {
-            if !write(&mut keys.iter().zip(flows)) {
-                break;
+        for flow_map in flow_maps {
+            let mut walk = FlowWalk::new(CHUNK);
+            while let Some((keys, flows)) = walk.next_chunk(flow_map)? {
+                if !write(&mut keys.iter().zip(flows)) {
+                    return Ok(());
+                }
             }
         }
         Ok(())

@@ -24,9 +24,9 @@ use super::limit::Limit;
 use super::mailbox::Mailbox;
 use super::neighbours::{self, InUse};
 use super::replication::{self, OwnedGroups};
-use crate::dataplane::Maps;
 use crate::dataplane::bloom::Renewal;
 use crate::dataplane::maps::FlowWalk;
+use crate::dataplane::{FlowMap, Maps};
 use crate::sys::clock::KernelClock;
 
 /// Between two looks.
@@ -195,8 +195,11 @@ impl Thread {
     /// Deletes the node's own flows that have expired, whoever is Active. New ones push out what was not used for longest, which
     /// may be an idle session, while there are expired ones.
     fn sweep_node(&self, now_ns: u64) -> Result<()> {
+        self.maps.node_tables().iter().try_for_each(|table| self.sweep_node_table(table, now_ns))
+    }
+
+    fn sweep_node_table(&self, flows: &FlowMap, now_ns: u64) -> Result<()> {
         let timeouts = self.maps.timeouts()?;
-        let flows = self.maps.node_flows();
         // One that an operator ended is there to say so.
         let over = |key: &FlowKey, flow: &Flow| {
             !flow.is_ended() && expiry_ns(key, flow, 0, &timeouts).saturating_add(SETTLED_NS) <= now_ns
@@ -321,7 +324,7 @@ fn risen(before: &[u64], now: &[u64]) -> Buckets {
 
 /// When a flow expires, in ns of the data plane's clock.
 pub fn expiry_ns(key: &FlowKey, flow: &Flow, since_ns: u64, timeouts: &Timeouts) -> u64 {
-    flow.expires_ns(since_ns, timeouts.of(key.proto, flow).unwrap_or_default())
+    flow.expires_ns(since_ns, timeouts.of(key.proto, flow, since_ns).unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -457,10 +460,12 @@ mod tests {
             // The node's own, of a Backup too.
             own(Group::ACTIVE, 0, 0);
             for (n, seen) in [(1, 879), (2, 881)] {
-                maps.node_flows().update(&key(n), &flow(n.into(), seen), Write::Any).unwrap();
+                maps.node_tables()[usize::from(n % 2)]
+                    .update(&key(n), &flow(n.into(), seen), Write::Any)
+                    .unwrap();
             }
             sweeper.sweep_node(now_ns).unwrap();
-            let there = [1, 2].map(|n| maps.node_flows().lookup(&key(n)).unwrap().is_some());
+            let there = [1, 2].map(|n| maps.node_flow(&key(n)).unwrap().is_some());
             assert_eq!(there, [false, true]);
             own(Group::ACTIVE, 0, 1001);
             // Whom flows were sent to is noted, answered or not.

@@ -49,10 +49,11 @@ const SHARED: [&str; 10] = [
 ];
 
 /// Elements, or bytes of a ring, of those that it writes and that are larger by default: there is one packet at a time.
-const SIZES: [(&str, u32); 7] = [
+const SIZES: [(&str, u32); 8] = [
     (name::CLAIMS, 16),
     (name::FLOWS, 64),
     (name::NODE_FLOWS, 1024),
+    (name::NODE_GUESTS, 1024),
     (name::FRAGMENTS, 1024),
     (name::SOURCES, 1024),
     (name::EVENTS, 1 << 16),
@@ -134,7 +135,7 @@ struct Stage {
     flows: FlowMap,
     embryonic: EmbryonicMap,
     fingerprints: Map<u32, Fingerprints>,
-    node_flows: FlowMap,
+    node_tables: [FlowMap; 2],
     sources: Map<[u32; 4], Source>,
     rule_hits: PerCpuCounters,
     counters: PerCpuCounters,
@@ -151,7 +152,7 @@ impl Stage {
             flows: table(&ebpf, name::FLOWS)?,
             embryonic: table(&ebpf, name::EMBRYONIC)?,
             fingerprints: table(&ebpf, name::FINGERPRINTS)?,
-            node_flows: table(&ebpf, name::NODE_FLOWS)?,
+            node_tables: [table(&ebpf, name::NODE_FLOWS)?, table(&ebpf, name::NODE_GUESTS)?],
             sources: table(&ebpf, name::SOURCES)?,
             rule_hits: counters(&ebpf, name::RULE_HITS)?,
             counters: counters(&ebpf, name::COUNTERS)?,
@@ -163,8 +164,10 @@ impl Stage {
     fn set(&self, packet: &Packet, live: &Maps) -> Result<(), DataplaneError> {
         let key = &packet.key;
         copy(&self.flows, key, live.flows().lookup(key).map_err(map_error(name::FLOWS))?, name::FLOWS)?;
-        let node_flow = live.node_flows().lookup(key).map_err(map_error(name::NODE_FLOWS))?;
-        copy(&self.node_flows, key, node_flow, name::NODE_FLOWS)?;
+        for (table, live) in self.node_tables.iter().zip(live.node_tables()) {
+            let flow = live.lookup(key).map_err(map_error(name::NODE_FLOWS))?;
+            copy(table, key, flow, name::NODE_FLOWS)?;
+        }
         for end in [&key.addr_a, &key.addr_b] {
             copy(&self.sources, end, live.source(end)?, name::SOURCES)?;
         }
@@ -203,7 +206,9 @@ impl Stage {
         let main = self.flows.lookup(key).map_err(map_error(name::FLOWS))?;
         let set = self.embryonic.lookup(&0).map_err(map_error(name::EMBRYONIC))?;
         let young = set.and_then(|set| set.flows().find_map(|(k, flow)| (k == key).then_some(*flow)));
-        let node_flow = self.node_flows.lookup(key).map_err(map_error(name::NODE_FLOWS))?;
+        let [own, guests] = &self.node_tables;
+        let of_node = |table: &FlowMap| table.lookup(key).map_err(map_error(name::NODE_FLOWS));
+        let node_flow = of_node(own)?.or(of_node(guests)?);
         Ok(Outcome {
             exit,
             rule: risen(2).map(|index| index as u32),

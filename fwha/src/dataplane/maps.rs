@@ -58,7 +58,7 @@ pub struct Maps {
     bloom: Bloom,
     embryonic: EmbryonicMap,
     fingerprints: Map<u32, Fingerprints>,
-    node_flows: FlowMap,
+    node_tables: [FlowMap; 2],
     groups: Map<u32, Group>,
     zone_buckets: Map<u32, BucketRange>,
     vips: Map<VipKey, Vip>,
@@ -139,7 +139,7 @@ impl Maps {
             bloom: Bloom::open(pins, in_force.bucket_key)?,
             embryonic: map(pins, name::EMBRYONIC)?,
             fingerprints: map(pins, name::FINGERPRINTS)?,
-            node_flows: map(pins, name::NODE_FLOWS)?,
+            node_tables: [map(pins, name::NODE_FLOWS)?, map(pins, name::NODE_GUESTS)?],
             groups: map(pins, name::GROUPS)?,
             zone_buckets: map(pins, name::ZONE_BUCKETS)?,
             vips: map(pins, name::VIPS)?,
@@ -221,9 +221,19 @@ impl Maps {
         Ok(gone)
     }
 
-    /// Flows that begin or end at this node.
-    pub fn node_flows(&self) -> &FlowMap {
-        &self.node_flows
+    /// Flows that begin or end at this node: its own, and its guests'.
+    pub fn node_tables(&self) -> &[FlowMap; 2] {
+        &self.node_tables
+    }
+
+    /// The flow of this node with a key.
+    ///
+    /// # Errors
+    ///
+    /// Those of the lookup.
+    pub fn node_flow(&self, key: &FlowKey) -> io::Result<Option<Flow>> {
+        let [own, guests] = &self.node_tables;
+        Ok(own.lookup(key)?.or(guests.lookup(key)?))
     }
 
     /// Number of embryonic flows. Walks the table: for `status`, not for a loop.
@@ -282,15 +292,18 @@ impl Maps {
     ///
     /// Those of the lookup and the update.
     pub fn end_node_flow(&self, key: &FlowKey, seen: &Flow) -> io::Result<bool> {
-        let Some(flow) = self.node_flows.lookup(key)?.filter(|flow| flow.id() == seen.id()) else {
-            return Ok(false);
-        };
-        if !matches!(key.proto, proto::TCP | proto::SCTP) {
-            return self.node_flows.delete(key);
+        for table in &self.node_tables {
+            let Some(flow) = table.lookup(key)?.filter(|flow| flow.id() == seen.id()) else {
+                continue;
+            };
+            if !matches!(key.proto, proto::TCP | proto::SCTP) {
+                return table.delete(key);
+            }
+            let ended = Flow { word: Flow::ended(flow.word), ..flow };
+            table.update(key, &ended, Write::Any)?;
+            return Ok(true);
         }
-        let ended = Flow { word: Flow::ended(flow.word), ..flow };
-        self.node_flows.update(key, &ended, Write::Any)?;
-        Ok(true)
+        Ok(false)
     }
 
     /// Writes a group's ownership: the one write of a takeover, and of each renewal of the lease.

@@ -94,7 +94,7 @@ impl Fwha {
         for flow in self.flows.iter() {
             let (key, flow) = flow?;
             if key.ends(false).iter().any(|(address, _)| *address == bytes) {
-                return Ok(TIMEOUTS.of(key.proto, &flow).map(|ns| ns / 1_000_000_000));
+                return Ok(TIMEOUTS.of(key.proto, &flow, 0).map(|ns| ns / 1_000_000_000));
             }
         }
         Ok(None)

@@ -485,7 +485,8 @@ impl Model {
         match (&flow.tracking, about.sequence) {
             (Tracking::Tcp(_), _) if self.is_unchecked(flow) => true,
             (Tracking::Tcp(connection), Some(sequence)) => {
-                connection.is_under_way(flow.direction(&about.tuple), sequence)
+                let direction = flow.direction(&about.tuple);
+                connection.is_under_way(direction, sequence, flow.bytes[direction as usize])
             }
             _ => true,
         }

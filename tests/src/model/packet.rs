@@ -208,9 +208,10 @@ impl Frame {
         };
         match (packet.protocol, &packet.transport) {
             (protocol::VRRP, _) => {
-                !is_group(self.destination)
-                    || packet.destination == IpAddr::V4(Ipv4Addr::new(224, 0, 0, 18))
-                    || packet.destination == IpAddr::V6(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0x12))
+                packet.hops_left == 255
+                    && (!is_group(self.destination)
+                        || packet.destination == IpAddr::V4(Ipv4Addr::new(224, 0, 0, 18))
+                        || packet.destination == IpAddr::V6(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0x12)))
             }
             (protocol::IGMP, _) => packet.source.is_ipv4() && is_group(self.destination),
             // Neighbour discovery, RFC 4861.

@@ -307,13 +307,16 @@ fn what_a_node_and_its_links_need_passes_before_all() {
         destination: destination.into(),
         ..there()
     };
+    let near = |ip: Ip| Ip { hops_left: 255, ..ip };
     for (name, frame, passes) in [
         ("ARP", ethernet([0xff; 6], [4; 6], 0x0806, &[]), true),
         ("LLDP", ethernet([1, 0x80, 0xc2, 0, 0, 14], [4; 6], 0x88cc, &[]), true),
         ("LLDP to somebody", ethernet([2; 6], [4; 6], 0x88cc, &[]), false),
-        ("VRRP", group([224, 0, 0, 18]).frame(112, &[]), true),
-        ("VRRP to another group", group([224, 0, 0, 19]).frame(112, &[]), false),
-        ("unicast VRRP", there().frame(112, &[]), true),
+        ("VRRP", near(group([224, 0, 0, 18])).frame(112, &[]), true),
+        ("VRRP to another group", near(group([224, 0, 0, 19])).frame(112, &[]), false),
+        ("VRRP from afar", group([224, 0, 0, 18]).frame(112, &[]), false),
+        ("unicast VRRP", near(there()).frame(112, &[]), true),
+        ("unicast VRRP from afar", Ip { hops_left: 254, ..there() }.frame(112, &[]), false),
         ("IGMP", group([224, 0, 0, 22]).frame(2, &[]), true),
         ("unicast IGMP", there().frame(2, &[]), false),
         ("neighbour solicitation", icmpv6(255, &[], 135), true),

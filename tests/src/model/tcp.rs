@@ -587,10 +587,12 @@ impl Connection {
         sender.end = sender.end.max(end);
     }
 
-    /// Whether a segment with this sequence number is under way from a side, so that an error may be about it.
-    pub fn is_under_way(&self, direction: Direction, seq: Seq) -> bool {
+    /// Whether a segment with this sequence number is under way from a side, so that an error may be about it. `bytes` is what
+    /// the side has sent at layer 3: as long as nobody has answered, its SYN carried no more than that (RFC 7413).
+    pub fn is_under_way(&self, direction: Direction, seq: Seq, bytes: u64) -> bool {
         let (sender, other) = (&self.sides[direction as usize], &self.sides[direction.other() as usize]);
-        let oldest = sender.end.minus(other.max_window).minus(1);
+        let most = if other.seen() { other.max_window } else { bytes as u32 };
+        let oldest = sender.end.minus(most).minus(1);
         sender.seen() && !oldest.after(seq) && !seq.after(sender.end)
     }
 
@@ -876,10 +878,16 @@ mod tests {
     #[test]
     fn an_error_is_about_what_is_under_way() {
         let syn = Connection::begin(&segment(Kind::Syn, 1000, 0, None, 8192));
-        assert!(syn.is_under_way(Original, Seq(1000)) && syn.is_under_way(Original, Seq(1001)));
-        assert!(!syn.is_under_way(Original, Seq(999)) && !syn.is_under_way(Original, Seq(1002)));
+        assert!(syn.is_under_way(Original, Seq(1000), 0) && syn.is_under_way(Original, Seq(1001), 0));
+        assert!(!syn.is_under_way(Original, Seq(999), 0) && !syn.is_under_way(Original, Seq(1002), 0));
+        assert!(syn.is_under_way(Original, Seq(960), 40) && !syn.is_under_way(Original, Seq(959), 40));
         let connection = established([8192, 500]);
-        assert!(connection.is_under_way(Original, Seq(500)) && !connection.is_under_way(Original, Seq(499)));
-        assert!(connection.is_under_way(Reply, Seq(5001)) && !connection.is_under_way(Reply, Seq(5002)));
+        assert!(
+            connection.is_under_way(Original, Seq(500), 99)
+                && !connection.is_under_way(Original, Seq(499), 99)
+        );
+        assert!(
+            connection.is_under_way(Reply, Seq(5001), 99) && !connection.is_under_way(Reply, Seq(5002), 99)
+        );
     }
 }

@@ -5,7 +5,7 @@ use std::net::Ipv6Addr;
 use etherparse::PacketBuilder;
 use fwha_common::drop::DropReason;
 use fwha_common::flow::{FlowState, proto};
-use fwha_common::rule::{Interface, Rule, ZONE_NODE};
+use fwha_common::rule::{Action, Interface, Rule, ZONE_NODE};
 use fwha_common::settings::Counter;
 use fwha_tests::needs_root;
 
@@ -302,7 +302,7 @@ fn what_ended_here_for_want_of_a_route_is_forwarded_when_it_comes() {
         for _ in 0..2 {
             assert_eq!(rig.send(Port::Lan, &packet).verdict, Pass, "the stack says that there is no route");
         }
-        assert_eq!(rig.node_flows.get(&key, 0).unwrap().packets(), [2, 0]);
+        assert_eq!(rig.node_guests.get(&key, 0).unwrap().packets(), [2, 0]);
         assert_eq!(rig.send(Port::Lan, &udp(CLIENT, NODE, b"")).verdict, Pass);
         ip(&["route", "add", "default", "via", "10.0.0.128"], "");
         rig.configure(|settings| settings.route_generation += 1);
@@ -315,6 +315,34 @@ fn what_ended_here_for_want_of_a_route_is_forwarded_when_it_comes() {
             assert_eq!(rig.send(Port::Lan, &udp(CLIENT, NODE, b"")).verdict, Pass);
         }
         assert_eq!(rig.counter(Counter::FibLookups), looked_up + 1, "once for all routes as they are");
+    });
+}
+
+#[test]
+fn no_default_route_leads_to_an_address_of_many_or_none() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        let mut refuse = Rule { to: ZONE_NODE, ..accept("refused") };
+        refuse.decision.action = Action::Reject as u8;
+        rig.load_rules(&[Rule { from: LAN, to: WAN, ..accept("out") }, refuse]);
+        ip(&["route", "add", "default", "via", "10.0.0.128"], "");
+        rig.configure(|settings| settings.route_generation += 1);
+        for plain in [false, true] {
+            if plain {
+                rig.set_plain_routes(&[("0.0.0.0", 0, Some(Port::Wan)), NETWORKS[0]]);
+            }
+            for address in [[224, 0, 0, 251], [239, 1, 2, 3], [255; 4], [0, 1, 2, 3]] {
+                let frame = udp(CLIENT, End { address, ..SERVER }, b"");
+                let outcome = rig.send(Port::Lan, &frame);
+                assert_eq!(
+                    outcome.verdict,
+                    Drop(DropReason::Reject),
+                    "{address:?}: to nobody, and no answer from there"
+                );
+            }
+            let frame = udp(CLIENT, End { address: [240, 0, 0, 1], ..SERVER }, b"");
+            assert_eq!(rig.send(Port::Lan, &frame).verdict, Forward);
+        }
     });
 }
 

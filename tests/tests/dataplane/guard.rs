@@ -2,12 +2,14 @@
 
 use fwha_common::drop::DropReason;
 use fwha_common::flow::{Flow, FlowState, proto};
-use fwha_common::rule::ZONE_NODE;
+use fwha_common::rule::{Rule, ZONE_NODE};
 use fwha_common::settings::Counter;
 use fwha_tests::needs_root;
 
 use crate::packets::{CLIENT, End, NODE, SERVER, echo, ethernet, icmp_error, key, tcp, udp};
-use crate::rig::{CLIENT_MAC, Hook, LAN, LAN_MAC, Port, Rig, Verdict, accept, at_both_hooks};
+use crate::rig::{
+    CLIENT_MAC, Hook, LAN, LAN_MAC, Port, Rig, Verdict, accept, accept_service, at_both_hooks, keys,
+};
 
 use Verdict::{Drop, Forward, Pass};
 
@@ -145,15 +147,45 @@ fn what_comes_in_ends_no_flow_of_the_node() {
 }
 
 #[test]
+fn a_flood_to_the_node_pushes_out_none_of_its_sessions() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        rig.load_rules(&[accept("all")]);
+        let session = key(CLIENT, NODE, proto::TCP);
+        assert_eq!(rig.send(Port::Lan, &tcp(CLIENT, NODE, "S")).verdict, Pass);
+        assert!(rig.leave(Port::Lan, None, 0, &tcp(NODE, CLIENT, "S.")));
+        assert!(rig.node_flow(&session).unwrap().1, "nobody is known to be there");
+        assert_eq!(rig.send(Port::Lan, &tcp(CLIENT, NODE, ".")).verdict, Pass);
+        assert!(!rig.node_flow(&session).unwrap().1);
+        let question = (udp(SELF, PEER, b"question"), udp(PEER, SELF, b"answer"));
+        assert!(rig.leave(Port::Lan, None, 0, &question.0));
+        rig.load_rules(&[Rule { to: ZONE_NODE, ..accept_service(proto::TCP, 22, 22, "ssh") }]);
+        let guest = |n: u16| End { address: [192, 168, 100, 101], port: n, ..CLIENT };
+        for n in 1..=2 * 16_384 {
+            assert_eq!(rig.send(Port::Lan, &tcp(guest(n), NODE, "S")).verdict, Pass);
+            if n % 16 == 0 {
+                // What the node says again, when its guest was pushed out long ago.
+                assert!(rig.leave(Port::Lan, None, 0, &tcp(NODE, guest(n / 4), "S.")));
+            }
+        }
+        assert!(keys(&rig.node_guests).len() > 1000);
+        assert_eq!(keys(&rig.node_flows).len(), 2);
+        assert_eq!(rig.send(Port::Lan, &tcp(CLIENT, NODE, "P.")).verdict, Pass, "a session");
+        assert_eq!(rig.send(Port::Lan, &question.1).verdict, Pass, "an answer to the node");
+    });
+}
+
+#[test]
 fn what_an_operator_has_ended_goes_on_only_anew() {
     needs_root!();
     at_both_hooks(|rig| {
         // As the daemon does.
         let end = |rig: &mut Rig, proto| {
             let key = key(CLIENT, NODE, proto);
-            let mut flow = rig.node_flows.get(&key, 0).unwrap();
+            let (mut flow, guest) = rig.node_flow(&key).unwrap();
             flow.word = Flow::ended(flow.word);
-            rig.node_flows.insert(key, flow, 0).unwrap();
+            let table = if guest { &mut rig.node_guests } else { &mut rig.node_flows };
+            table.insert(key, flow, 0).unwrap();
         };
         let come = |rig: &mut Rig, flags| rig.send(Port::Lan, &tcp(CLIENT, NODE, flags)).verdict;
         let leave = |rig: &mut Rig, flags| assert!(rig.leave(Port::Lan, None, 0, &tcp(NODE, CLIENT, flags)));

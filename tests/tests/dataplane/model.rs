@@ -211,7 +211,7 @@ impl Seen {
             packets: flow.packets(),
             bytes: flow.bytes(),
             windows,
-            timeout_ns: Timeouts::KERNEL.of(protocol, flow).expect("a state"),
+            timeout_ns: Timeouts::KERNEL.of(protocol, flow, 0).expect("a state"),
         }
     }
 }
@@ -295,6 +295,7 @@ impl Audience for Pair<'_> {
         // How long those of the node live is nothing that the model knows.
         self.model.node.clear();
         rig::clear(&mut self.rig.node_flows);
+        rig::clear(&mut self.rig.node_guests);
         for table in [&mut self.rig.flows as &mut dyn Table, &mut self.rig.embryonic] {
             for (key, mut flow) in table.flows() {
                 flow.set_created_ns(flow.created_ns().saturating_sub(ns));
@@ -337,7 +338,11 @@ impl Audience for Pair<'_> {
         self.compare("embryonic", &self.model.embryonic, &self.rig.embryonic.flows())?;
         let (model, kernel): (BTreeSet<_>, BTreeSet<_>) = (
             self.model.node.keys().map(|key| format!("{:?}", flow_key(key))).collect(),
-            keys(&self.rig.node_flows).iter().map(|key| format!("{key:?}")).collect(),
+            [&self.rig.node_flows, &self.rig.node_guests]
+                .into_iter()
+                .flat_map(keys)
+                .map(|key| format!("{key:?}"))
+                .collect(),
         );
         if model != kernel {
             return Err(TestCaseError::fail(format!("flows of the node: {model:?} and {kernel:?}")));

@@ -36,6 +36,23 @@ fn establish(rig: &mut Rig) {
     }
 }
 
+/// Four bytes of data.
+fn data(from: End, to: End, seq: u32, ack: u32) -> Vec<u8> {
+    let builder = PacketBuilder::ethernet2(from.macs.0, from.macs.1).ipv4(from.address, to.address, 64);
+    let mut frame = Vec::new();
+    builder.tcp(from.port, to.port, seq, 8192).ack(ack).write(&mut frame, b"data").expect("a segment");
+    frame
+}
+
+/// Makes the client's connection one that a peer has told of, and that nothing was seen of here.
+fn inherit(rig: &mut Rig) {
+    rig.edit(&key(CLIENT, SERVER, proto::TCP), |flow| {
+        flow.ways = Default::default();
+        flow.word = Flow::word(flow.state(), flow.flags() | Flow::INHERITED, flow.zones());
+        flow.node = 2;
+    });
+}
+
 #[test]
 fn a_backup_and_a_node_whose_lease_ran_out_forward_nothing() {
     needs_root!();
@@ -86,16 +103,90 @@ fn what_still_comes_to_a_node_that_has_handed_over_is_forwarded_and_told_in_its_
 }
 
 #[test]
+fn what_comes_to_a_node_that_has_handed_over_may_be_about_what_went_through_the_next() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        establish(rig);
+        // The client's data went through the next owner; what the server says to it still comes here.
+        let answer = data(SERVER, CLIENT, 1001, 500_000);
+        assert_eq!(rig.send(Port::Wan, &answer).verdict, Drop(DropReason::TcpWindow));
+        rig.set_group(LEAVING);
+        assert_eq!(rig.send(Port::Wan, &answer).verdict, Forward);
+        assert_eq!(rig.send(Port::Lan, &data(CLIENT, SERVER, 500_000, 1005)).verdict, Forward);
+        rig.set_group(OWNER);
+        assert_eq!(
+            rig.send(Port::Wan, &answer).verdict,
+            Drop(DropReason::TcpWindow),
+            "it moved nothing here"
+        );
+    });
+}
+
+#[test]
+fn a_forged_segment_does_not_end_an_inherited_connection() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        let real =
+            [(Port::Lan, data(CLIENT, SERVER, 1001, 1001)), (Port::Wan, data(SERVER, CLIENT, 1001, 1005))];
+        let [forward, back] = &real;
+        for (seq, ack) in [(900_000_000, 700_000_000), (3_000_000_000, 3_500_000_000), (1001, 3_500_000_000)]
+        {
+            for forged in
+                [(Port::Lan, data(CLIENT, SERVER, seq, ack)), (Port::Wan, data(SERVER, CLIENT, seq, ack))]
+            {
+                for order in [
+                    [&forged, forward, back],
+                    [&forged, back, forward],
+                    [forward, &forged, back],
+                    [back, &forged, forward],
+                ] {
+                    establish(rig);
+                    inherit(rig);
+                    for (port, segment) in order.into_iter().chain([forward, back, forward]) {
+                        assert_eq!(rig.send(*port, segment).verdict, Forward, "{seq} {ack}");
+                    }
+                    // Both ends were heard, and agree: what is far away is held against them.
+                    let late = data(SERVER, CLIENT, 2_000_000_000, 2_000_000_000);
+                    assert_eq!(
+                        rig.send(Port::Wan, &late).verdict,
+                        Drop(DropReason::TcpWindow),
+                        "{seq} {ack}"
+                    );
+                    assert_eq!(rig.send(Port::Wan, &back.1).verdict, Forward);
+                    rig::clear(&mut rig.flows);
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn an_error_about_data_passes_before_the_other_end_was_heard() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        establish(rig);
+        inherit(rig);
+        let segment = data(CLIENT, SERVER, 1001, 1001);
+        let too_big = crate::packets::icmp_error(SERVER, CLIENT, 3, &segment);
+        assert_eq!(rig.send(Port::Lan, &segment).verdict, Forward);
+        assert_eq!(
+            rig.send(Port::Wan, &too_big).verdict,
+            Forward,
+            "nothing comes from the server until this is through"
+        );
+        assert_eq!(rig.send(Port::Wan, &data(SERVER, CLIENT, 1001, 1005)).verdict, Forward);
+        let old = crate::packets::icmp_error(SERVER, CLIENT, 3, &data(CLIENT, SERVER, 900_000_000, 1001));
+        assert_eq!(rig.send(Port::Wan, &old).verdict, Drop(DropReason::IcmpUnrelated));
+    });
+}
+
+#[test]
 fn a_takeover_goes_on_with_replicated_flows_under_its_own_term() {
     needs_root!();
     at_both_hooks(|rig| {
         establish(rig);
         // As a record from the peer would have it: another node's identity, never seen here, no next hops.
-        rig.edit(&key(CLIENT, SERVER, proto::TCP), |flow| {
-            flow.ways = Default::default();
-            flow.word = Flow::word(flow.state(), flow.flags() | Flow::INHERITED, flow.zones());
-            flow.node = 2;
-        });
+        inherit(rig);
         rig.events();
         rig.set_group(Group { since_ns: 1 << 62, term: TERM + 1, ..OWNER });
         // Nobody knows yet which reset is right: it goes on to whom it concerns, and closes nothing.
@@ -116,19 +207,8 @@ fn a_flow_that_comes_back_is_taken_as_its_next_packets_say() {
     at_both_hooks(|rig| {
         establish(rig);
         let flow = |rig: &Rig| rig.flows.get(&key(CLIENT, SERVER, proto::TCP), 0).unwrap();
-        let far = |from: End, to: End, seq: u32, ack: u32| {
-            let builder =
-                PacketBuilder::ethernet2(from.macs.0, from.macs.1).ipv4(from.address, to.address, 64);
-            let mut frame = Vec::new();
-            builder
-                .tcp(from.port, to.port, seq, 8192)
-                .ack(ack)
-                .write(&mut frame, b"data")
-                .expect("a segment");
-            frame
-        };
         let (beyond, back) =
-            (far(CLIENT, SERVER, 900_000_000, 700_000_000), far(SERVER, CLIENT, 700_000_000, 900_000_000));
+            (data(CLIENT, SERVER, 900_000_000, 700_000_000), data(SERVER, CLIENT, 700_000_000, 900_000_000));
         assert_eq!(rig.send(Port::Lan, &beyond).verdict, Drop(DropReason::TcpWindow));
         // Another node has it for a while, and carries the connection on.
         rig.set_group(BACKUP);
@@ -149,7 +229,7 @@ fn a_flow_that_comes_back_is_taken_as_its_next_packets_say() {
             }
         }
         assert_eq!(
-            rig.send(Port::Lan, &far(CLIENT, SERVER, 901_000_000, 700_000_000)).verdict,
+            rig.send(Port::Lan, &data(CLIENT, SERVER, 901_000_000, 700_000_000)).verdict,
             Drop(DropReason::TcpWindow)
         );
         // Elsewhere more was sent than a comparison of sequence numbers spans.
@@ -158,8 +238,8 @@ fn a_flow_that_comes_back_is_taken_as_its_next_packets_say() {
         let since_ns = now_ns() + 1_000_000_000;
         rig.set_group(Group { since_ns, term: TERM + 4, ..OWNER });
         for (port, segment) in [
-            (Port::Lan, far(CLIENT, SERVER, 3_900_000_000, 700_000_500)),
-            (Port::Wan, far(SERVER, CLIENT, 700_000_500, 3_900_000_000)),
+            (Port::Lan, data(CLIENT, SERVER, 3_900_000_000, 700_000_500)),
+            (Port::Wan, data(SERVER, CLIENT, 700_000_500, 3_900_000_000)),
         ] {
             assert_eq!(rig.send(port, &segment).verdict, Forward);
         }
@@ -234,7 +314,7 @@ fn a_backup_answers_on_its_own_addresses() {
         let node = NODE;
         assert_eq!(rig.send(Port::Lan, &tcp(CLIENT, node, "S")).verdict, Pass);
         assert_eq!(rig.send(Port::Lan, &tcp(CLIENT, node, ".")).verdict, Pass, "known from then on");
-        let flow = rig.node_flows.get(&key(CLIENT, node, proto::TCP), 0).unwrap();
+        let flow = rig.node_guests.get(&key(CLIENT, node, proto::TCP), 0).unwrap();
         assert_eq!(flow.zones(), [1, ZONE_NODE]);
         let telnet = crate::packets::End { port: 23, ..node };
         assert_eq!(rig.send(Port::Lan, &tcp(CLIENT, telnet, "S")).verdict, Drop(DropReason::NoRule));

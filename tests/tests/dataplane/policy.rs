@@ -8,7 +8,7 @@ use fwha_common::ruleset::{MAX_RULES, Ruleset};
 use fwha_common::settings::Counter;
 use fwha_tests::needs_root;
 
-use crate::packets::{CLIENT, End, NODE, SERVER, echo, ethernet, ip, tcp, udp};
+use crate::packets::{CLIENT, End, NODE, SERVER, echo, edit_ip, ethernet, ip, tcp, udp};
 use crate::rig::{LAN, LAN_MAC, Port, Rig, Verdict, WAN, accept, accept_service, at_both_hooks, with_action};
 
 use Verdict::{Drop, Forward, Pass};
@@ -287,6 +287,8 @@ fn own_protocols() -> Vec<(&'static str, Vec<u8>)> {
     let multicast = |to: End, proto, payload: &[u8]| {
         ip(End { macs: (CLIENT.macs.0, to.macs.1), ..CLIENT }, to, proto, payload)
     };
+    let near = |frame: Vec<u8>| edit_ip(&frame, |header| header.time_to_live = 255);
+    let advert = [0x31, 61, 100, 1, 0, 100, 0, 0, 10, 0, 0, 12];
     let icmpv6 = |hop_limit: u8, next: u8, payload: &[u8]| {
         let mut packet = vec![0x60, 0, 0, 0, 0, payload.len() as u8, next, hop_limit];
         packet.extend([0; 32]);
@@ -295,11 +297,8 @@ fn own_protocols() -> Vec<(&'static str, Vec<u8>)> {
     };
     vec![
         ("ARP", ethernet([0xff; 6], CLIENT.macs.0, 0x0806, &[0; 46])),
-        (
-            "VRRP",
-            multicast(group([224, 0, 0, 18]), proto::VRRP, &[0x31, 61, 100, 1, 0, 100, 0, 0, 10, 0, 0, 12]),
-        ),
-        ("unicast VRRP", ip(CLIENT, NODE, proto::VRRP, &[0x31, 61, 100, 1, 0, 100, 0, 0, 10, 0, 0, 12])),
+        ("VRRP", near(multicast(group([224, 0, 0, 18]), proto::VRRP, &advert))),
+        ("unicast VRRP", near(ip(CLIENT, NODE, proto::VRRP, &advert))),
         ("IGMP", multicast(group([224, 0, 0, 22]), 2, &[0x11, 0, 0, 0, 0, 0, 0, 0])),
         ("neighbour solicitation", icmpv6(255, 58, &[135, 0, 0, 0, 0, 0, 0, 0])),
         ("neighbour advertisement", icmpv6(255, 58, &[136, 0, 0, 0, 0, 0, 0, 0])),

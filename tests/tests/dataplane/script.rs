@@ -759,7 +759,8 @@ fn stranger(stranger: Stranger) -> (usize, Vec<u8>) {
             (LAN, frame)
         }
         Stranger::Vrrp => {
-            let ip = Ip::new(([1, 0, 0x5e, 0, 0, 18], CLIENT_MAC), client, v4(224, 0, 0, 18));
+            let mut ip = Ip::new(([1, 0, 0x5e, 0, 0, 18], CLIENT_MAC), client, v4(224, 0, 0, 18));
+            ip.hops_left = 255;
             (LAN, ip.frame(protocol::VRRP, &[0x31, 61, 100, 1, 0, 100, 0, 0, 10, 0, 0, 12]))
         }
     }

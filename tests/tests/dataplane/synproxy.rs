@@ -216,7 +216,7 @@ fn flow_keys(table: &dyn Table) -> Vec<FlowKey> {
 
 /// Nothing is in any table.
 fn assert_no_trace(rig: &Rig) {
-    let tables: [&dyn Table; 3] = [&rig.flows, &rig.embryonic, &rig.node_flows];
+    let tables: [&dyn Table; 4] = [&rig.flows, &rig.embryonic, &rig.node_flows, &rig.node_guests];
     for table in tables {
         assert_eq!(flow_keys(table), []);
     }
@@ -657,6 +657,6 @@ fn connections_to_the_node_itself_are_its_stacks() {
         rule.decision.flags = Decision::SYN_PROXY;
         rig.load_rules(&[rule]);
         assert_eq!(rig.send(Port::Lan, &tcp(CLIENT, NODE, "S")).verdict, Pass);
-        assert_eq!(keys(&rig.node_flows), [key_v4(CLIENT, NODE, proto::TCP)]);
+        assert_eq!(keys(&rig.node_guests), [key_v4(CLIENT, NODE, proto::TCP)]);
     });
 }

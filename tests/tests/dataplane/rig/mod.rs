@@ -151,6 +151,7 @@ pub struct Rig {
     /// Known and recent bits.
     bloom: [Array<MapData, u64>; 2],
     pub node_flows: HashMap<MapData, FlowKey, Flow>,
+    pub node_guests: HashMap<MapData, FlowKey, Flow>,
     fragments: HashMap<MapData, DatagramKey, Datagram>,
     interfaces: HashMap<MapData, InterfaceKey, Interface>,
     plain_routes: Array<MapData, PlainRoutes>,
@@ -325,6 +326,7 @@ impl Rig {
             },
             bloom: [take!(name::BLOOM), take!(name::BLOOM_RECENT)],
             node_flows: take!(name::NODE_FLOWS),
+            node_guests: take!(name::NODE_GUESTS),
             fragments: take!(name::FRAGMENTS),
             interfaces: take!(name::INTERFACES),
             plain_routes: take!(name::PLAIN_ROUTES),

@@ -216,6 +216,15 @@ impl Rig {
         clear(&mut self.flows);
         self.embryonic.clear();
         clear(&mut self.node_flows);
+        clear(&mut self.node_guests);
+    }
+
+    /// The flow of the node itself with a key, and whether it is a guest's.
+    pub fn node_flow(&self, key: &FlowKey) -> Option<(Flow, bool)> {
+        let own = self.node_flows.get(key, 0).ok().map(|flow| (flow, false));
+        let guest = self.node_guests.get(key, 0).ok().map(|flow| (flow, true));
+        assert!(own.is_none() || guest.is_none(), "in one table at most");
+        own.or(guest)
     }
 
     /// Forgets all datagrams in fragments.
