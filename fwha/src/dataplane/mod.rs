@@ -6,7 +6,7 @@
 //! [`Dataplane::close`] takes it away.
 //!
 //! ```text
-//! <pin dir>/abi10/<MAP>              maps; the version is that of their layouts
+//! <pin dir>/abi11/<MAP>              maps; the version is that of their layouts
 //! <pin dir>/programs/<build>/<NAME>  programs; a daemon of the same build need not load them again
 //! <pin dir>/links/<interface>:<hook> links; they outlive a change of layouts
 //! <pin dir>/numbering/<hash>         an empty directory: what numbers in the maps mean
