@@ -58,6 +58,11 @@ pub fn conversation() -> Vec<Step> {
     [OPENING, CLOSING].concat()
 }
 
+/// How long a conversation lasts, from its first step to its last, in good order.
+pub fn lasts(steps: &[Step]) -> Duration {
+    TICK * GAP * (steps.len() as u32 - 1)
+}
+
 /// The cables of client and server, through one of the nodes.
 pub struct Wire {
     client: Side,
