@@ -63,7 +63,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             figure("base_ns", "generator, ns", 0),
             ARRIVED,
         ],
-        rivals: vec![Contender::Nftables.name(), Contender::Iptables.name()],
+        rivals: vec![Contender::Nftables.name(), Contender::NftablesSet.name(), Contender::Iptables.name()],
         ..Table::default()
     };
     let mut report = Report::new("ruleset");
