@@ -21,6 +21,7 @@ use aya::programs::xdp::{XdpLinkId, XdpMode};
 use aya::programs::{TestRun as _, TestRunAttrs, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use fwha_tests::lab::{Host, Lab};
+use fwha_tests::sys::{Feature, set_feature};
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::time::{ClockId, clock_gettime};
@@ -261,6 +262,19 @@ impl Live {
         }
         self.moved = 0;
         Ok(())
+    }
+
+    /// Has the node's interfaces hand up each packet by itself. A veth may turn receive coalescing on when an XDP program comes, by
+    /// the kernel (6.18 does not), so this is for when it is there.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn end_coalescing(lab: &Lab) -> Result<()> {
+        lab.within(Host::Fw1, || {
+            CABLES.iter().try_for_each(|(name, ..)| set_feature(name, Feature::Gro, false))
+        })?
+        .context("turn receive coalescing off on the node")
     }
 
     fn detach(&mut self, bare: Bare, links: Vec<XdpLinkId>) -> Result<()> {

@@ -191,7 +191,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Puts a contender on the node.
+    /// Puts a contender on the node, whose interfaces coalesce nothing then.
     ///
     /// # Errors
     ///
@@ -200,6 +200,7 @@ impl Stage {
         self.live.put(&self.lab, None)?;
         let running = contender.start(&mut self.lab, policy)?;
         self.live.put(&self.lab, contender.bare())?;
+        Live::end_coalescing(&self.lab)?;
         Ok(running)
     }
 
