@@ -2,7 +2,8 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -314,12 +315,25 @@ pub fn tracked_max() -> Result<u32> {
     Ok(max - max / 8)
 }
 
-/// The most flows that the kernel tracks.
+/// The most flows that the kernel tracks. Connection tracking that is a module is loaded, as the first rule would do it.
 ///
 /// # Errors
 ///
 /// When the kernel has no connection tracking.
 pub fn conntrack_max() -> Result<u32> {
-    let file = "/proc/sys/net/netfilter/nf_conntrack_max";
-    Ok(fs::read_to_string(file).with_context(|| format!("read {file}"))?.trim().parse()?)
+    conntrack_setting("nf_conntrack_max")
+}
+
+/// A number among the kernel's settings of connection tracking.
+///
+/// # Errors
+///
+/// As [`conntrack_max`].
+pub fn conntrack_setting(name: &str) -> Result<u32> {
+    let file = format!("/proc/sys/net/netfilter/{name}");
+    if !Path::new(&file).exists() {
+        // Without modules there is nothing to load; what is missing then is said below.
+        let _ = Command::new("modprobe").arg("nf_conntrack").stderr(Stdio::null()).status();
+    }
+    Ok(fs::read_to_string(&file).with_context(|| format!("read {file}"))?.trim().parse()?)
 }

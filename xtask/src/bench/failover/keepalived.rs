@@ -13,6 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::blackout::{self, Blackout};
+use crate::bench::contender::tracked_max;
 use crate::bench::replication::LOAD_RATE;
 use crate::bench::replication::conntrackd::{self, Conntrackd, States};
 use crate::bench::replication::pair::LONG;
@@ -175,13 +176,6 @@ impl Daemon {
         let pid = fs::read_to_string(&self.files.vrrp_pid).context("keepalived's process for VRRP")?;
         Ok(Pid::from_raw(pid.trim().parse().context("the number of a process")?))
     }
-}
-
-/// The most flows that the kernel tracks, with some room for others than those of the bench.
-fn tracked_max() -> Result<u32> {
-    let file = "/proc/sys/net/netfilter/nf_conntrack_max";
-    let max: u32 = fs::read_to_string(file).with_context(|| format!("read {file}"))?.trim().parse()?;
-    Ok(max - max / 8)
 }
 
 /// The virtual address on either side.

@@ -13,6 +13,7 @@ use super::conntrackd::{Conntrackd, States};
 use super::pair::{Fwha, LONG};
 use super::traffic::{OPENING, Wire};
 use super::{LOAD_RATE, Plan};
+use crate::bench::contender::tracked_max;
 use crate::bench::figures::Series;
 
 /// The steps of a takeover that are shown, as `fwhactl events` names them.
@@ -44,9 +45,7 @@ pub fn run(lab: &Lab, plan: &Plan, spinner: &ProgressBar) -> Result<(String, Val
     }
     let mut commits = Vec::new();
     if plan.rival {
-        let max: u32 = std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_max")?.trim().parse()?;
-        // Some room is left for what else the kernel tracks.
-        let most = max - max / 8;
+        let most = tracked_max()?;
         for &flows in &plan.takeover_flows {
             let flows = flows.min(most);
             spinner.set_message(format!("conntrackd's commit of {flows} flows"));
