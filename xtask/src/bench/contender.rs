@@ -293,6 +293,11 @@ impl Running {
                 for program in ["iptables-restore", "ip6tables-restore"] {
                     lab.exec(Host::Fw1, &[program, &file.to_string_lossy()])?;
                 }
+                // The chains of the variant by nf_tables are hooked in until their tables are gone. Those of the legacy one stay as
+                // long as the namespace.
+                if conntrackd::missing(&[("nft", "nftables")]).is_empty() {
+                    lab.exec(Host::Fw1, &["nft", "flush", "ruleset"])?;
+                }
             }
             Self::Conntrackd(pair) => return pair.stop(lab),
             Self::Fwha(node) => {

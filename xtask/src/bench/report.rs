@@ -233,7 +233,10 @@ pub fn machine() -> String {
         let words = said.split_whitespace().map(|word| word.trim_matches(['v', ',', '(', ')']));
         let version =
             words.filter(|word| word.starts_with(|c: char| c.is_ascii_digit())).find(|w| w.contains('.'))?;
-        Some(format!(", {program} {version}"))
+        // There are two programs of the name iptables.
+        let variant = ["(nf_tables)", "(legacy)"].into_iter().find(|variant| said.contains(variant));
+        let variant = variant.map(|variant| format!(" {variant}")).unwrap_or_default();
+        Some(format!(", {program} {version}{variant}"))
     };
     let versions: String =
         ["nft", "iptables", "conntrackd", "keepalived", "iperf3"].into_iter().filter_map(version).collect();

@@ -12,6 +12,8 @@ use fwha_tests::pair::PATIENCE;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::TIMEOUTS;
+
 /// The same policy as the lab's config file. conntrackd's own datagrams are not tracked.
 const RULESET: &str = "table inet filter {
     chain own-in {
@@ -30,6 +32,10 @@ const RULESET: &str = "table inet filter {
     }
 }
 ";
+
+/// How long the kernel remembers a connection that has ended, in seconds: its setting, and what that is by itself, as with fwha.
+const TIME_WAIT: &str = "nf_conntrack_tcp_timeout_time_wait";
+const TIME_WAIT_DEFAULT: &str = "120";
 
 /// What it needs, and the names of Debian's packages.
 pub const NEEDS: [(&str, &str); 3] =
@@ -78,14 +84,10 @@ impl Conntrackd {
         for node in Node::ALL {
             // The rules first: they load the kernel's connection tracking, if need be.
             lab.exec(node.host(), &["nft", "--file", &ruleset.to_string_lossy()])?;
-            for (name, value) in [
-                // As fwha's config file of this suite has it.
-                ("nf_conntrack_tcp_timeout_time_wait", "1"),
-                // fwha takes no connection in the middle either.
-                ("nf_conntrack_tcp_loose", "0"),
-            ] {
-                lab.within(node.host(), || fs::write(format!("/proc/sys/net/netfilter/{name}"), value))?
-                    .with_context(|| format!("set {name}"))?;
+            // fwha takes no connection in the middle either.
+            set(lab, node, "nf_conntrack_tcp_loose", "0")?;
+            if lab.options().extra_config.contains(TIMEOUTS) {
+                set(lab, node, TIME_WAIT, "1")?;
             }
         }
         let [fw1, fw2] = Node::ALL.map(|node| Daemon::start(lab, node, states));
@@ -204,9 +206,16 @@ impl Conntrackd {
             daemon.process.wait()?;
             lab.exec(daemon.node.host(), &["nft", "flush", "ruleset"])?;
             lab.exec(daemon.node.host(), &["conntrack", "-F"])?;
+            set(lab, daemon.node, TIME_WAIT, TIME_WAIT_DEFAULT)?;
         }
         Ok(())
     }
+}
+
+/// A setting of a node's connection tracking.
+fn set(lab: &Lab, node: Node, name: &str, value: &str) -> Result<()> {
+    lab.within(node.host(), || fs::write(format!("/proc/sys/net/netfilter/{name}"), value))?
+        .with_context(|| format!("set {name}"))
 }
 
 impl Daemon {
