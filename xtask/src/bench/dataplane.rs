@@ -186,7 +186,7 @@ fn measure(plan: &Plan, spinner: &ProgressBar, object: &[u8], fwha: &[u8], most:
     let mut bench = Bench { rig: Rig::new(plan.cpu, object, fwha, most, plan.has_steps())?, plan, spinner };
     let mut report = Report {
         plan: plan.clone(),
-        machine: bench.rig.machine()?,
+        machine: bench.rig.machine(),
         sizes: bench.rig.sizes(),
         ..Report::default()
     };

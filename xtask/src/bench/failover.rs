@@ -23,6 +23,7 @@ use self::cluster::Cluster;
 use self::report::{Row, Sample};
 use super::replication::{LOAD_RATE, TIMEOUTS, traffic};
 use crate::bench::plot;
+use crate::bench::report::machine;
 use crate::cargo::{build_bins, spinner};
 
 /// Measure for how long users are cut off when the Active dies, beside keepalived with conntrackd
@@ -246,7 +247,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         }
         // Who ends it early has the figures up to then.
         if let Some(path) = &args.json {
-            let json = report::json(&rows);
+            let json = report::json(&rows, &machine());
             fs::write(path, format!("{json:#}\n")).with_context(|| format!("write {}", path.display()))?;
         }
     }
@@ -254,7 +255,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if let Some(dir) = &args.plot {
         plot::draw(dir, "failover", &[report::table(&rows)])?;
     }
-    print!("{}", report::text(&rows));
+    print!("failover\n{}\n\n{}", machine(), report::text(&rows));
     println!("\nIt took {} s, at a load of {}.", began.elapsed().as_secs(), load()?);
     if args.quick {
         println!(

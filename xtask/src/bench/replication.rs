@@ -21,7 +21,7 @@ use fwha_tests::lab::{Lab, LabOptions};
 use fwha_tests::root::is_root;
 use serde_json::{Map, Value};
 
-use super::plot;
+use super::{plot, report};
 use crate::cargo::{build_bins, spinner};
 
 /// Measure what it costs to keep a second node informed, beside conntrackd
@@ -175,7 +175,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     lab.remove()?;
     spinner.finish_and_clear();
-    println!("{}", texts.join("\n"));
+    let machine = report::machine();
+    println!("replication\n{machine}\n\n{}", texts.join("\n"));
+    figures.insert("machine".to_owned(), machine.into());
     if let Some(path) = &args.json {
         fs::write(path, format!("{:#}\n", Value::Object(figures)))
             .with_context(|| format!("write {}", path.display()))?;

@@ -24,6 +24,7 @@ use super::firewall::{Firewall, ROUTE_GENERATION};
 use super::order::Order;
 use super::report::Size;
 use super::traffic::{Kind, LEAP, Place, Traffic};
+use crate::bench::report::machine;
 
 /// MACs of the node's interfaces.
 pub const LAN_MAC: [u8; 6] = [2, 0, 0, 0, 1, 1];
@@ -268,11 +269,8 @@ impl Rig {
     }
 
     /// The machine, in a line.
-    pub fn machine(&self) -> Result<String> {
-        let cpuinfo = fs::read_to_string("/proc/cpuinfo").context("read /proc/cpuinfo")?;
-        let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split(": ").nth(1));
-        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").context("read the kernel's release")?;
-        Ok(format!("{}, CPU {}, Linux {}", model.unwrap_or("unknown processor"), self.cpu, kernel.trim()))
+    pub fn machine(&self) -> String {
+        format!("{}; on CPU {}", machine(), self.cpu)
     }
 
     /// Gives `program` packets, and returns the mean time of one.

@@ -70,7 +70,7 @@ const RIVALS: [(Contender, &str); 2] =
 /// The table.
 pub fn text(rows: &[Row]) -> String {
     let mut text = format!(
-        "{:<28} {:>8} {:>5}  {:>8} {:>8} {:>8}  {:>8} {:>8}  {:>7} {:>7}  {:>8} {:>8}\n",
+        "{:<28} {:>8} {:>5}  {:>22} {:>8} {:>8}  {:>8} {:>8}  {:>18} {:>7}  {:>8} {:>8}\n",
         "",
         "flows",
         "runs",
@@ -90,25 +90,25 @@ pub fn text(rows: &[Row]) -> String {
         let of = |rival| row.of(rows, rival).map_or("-".to_owned(), |part| format!("{part:.3}"));
         let _ = writeln!(
             text,
-            "{:<28} {:>8} {:>5}  {:>8.1} {:>8.1} {:>8.0}  {:>8} {:>8}  {:>7.0} {:>7.0}  {:>8} {:>8}",
+            "{:<28} {:>8} {:>5}  {:>22} {:>8.1} {:>8.0}  {:>8} {:>8}  {:>18} {:>7.0}  {:>8} {:>8}",
             row.contender.name(),
             row.present,
             row.samples.len(),
-            outages.median(),
+            outages.spread(1),
             outages.quantile(1.0),
             row.series(|sample| sample.probe.lost as f64).median(),
             format!("{}/{}", row.sum(|s| s.held.lost), row.sum(|s| s.held.held)),
             format!("{}/{}", row.sum(|s| s.dialled.failed), row.sum(|s| s.dialled.dialled)),
-            still.median(),
+            still.spread(0),
             still.quantile(1.0),
             of(RIVALS[0].0),
             of(RIVALS[1].0),
         );
     }
     text += "\n\
-        outage: without answers to a probe of 1 kHz, ms, median and worst; lost: probes without an answer, median;\n\
+        outage: without answers to a probe of 1 kHz, ms, median (quartiles) and worst; lost: probes without an answer, median;\n\
         conn.: connections that were lost, of those held; new: of those begun meanwhile, failed;\n\
-        still: the longest that a connection waited for an answer, ms, median and worst;\n\
+        still: the longest that a connection waited for an answer, ms, median (quartiles) and worst;\n\
         of 10 ms, of 1 s: the median outage, as part of that of keepalived with such adverts.\n";
     if rows.iter().any(|row| row.present < row.flows) {
         text += "flows: fewer than asked for, because nf_conntrack_max admits no more.\n";
@@ -149,7 +149,7 @@ pub fn table(rows: &[Row]) -> Table {
 }
 
 /// The same, and more, for programs.
-pub fn json(rows: &[Row]) -> Value {
+pub fn json(rows: &[Row], machine: &str) -> Value {
     let rows = rows.iter().map(|row| {
         let outages = row.outages();
         let of = |rival| row.of(rows, rival);
@@ -164,12 +164,13 @@ pub fn json(rows: &[Row]) -> Value {
         json!({
             "contender": row.contender.name(), "flows": row.present, "flows_asked_for": row.flows,
             "outage_ms": outages.json(), "outage_worst_ms": outages.quantile(1.0),
+            "still_ms": row.series(|sample| sample.held.wait_max_ms).json(),
             "connections_lost": row.sum(|s| s.held.lost), "connections_held": row.sum(|s| s.held.held),
             "of_keepalived_10_ms": of(RIVALS[0].0), "of_keepalived_1_s": of(RIVALS[1].0),
             "steps": steps, "runs": each.collect::<Vec<_>>(),
         })
     });
-    json!({ "rows": rows.collect::<Vec<_>>() })
+    json!({ "machine": machine, "rows": rows.collect::<Vec<_>>() })
 }
 
 #[cfg(test)]
@@ -198,7 +199,7 @@ mod tests {
         ];
         assert_eq!(rows[0].of(&rows, Contender::Keepalived), Some(0.01));
         assert_eq!(rows[0].of(&rows, Contender::KeepalivedFastest), None);
-        let json = json(&rows);
+        let json = json(&rows, "a machine");
         assert_eq!(json.pointer("/rows/0/outage_worst_ms"), Some(&30.0.into()));
         assert_eq!(json.pointer("/rows/0/steps/decided_ms/median"), Some(&24.0.into()));
         assert!(text(&rows).contains("0/600"));
