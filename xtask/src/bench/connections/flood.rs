@@ -13,7 +13,7 @@ use super::{Args, Contender, Figure, Policy, Report, Stage, Table};
 
 /// Connections that are held meanwhile, each of which says a word now and then.
 const HELD: u32 = 100;
-/// Connections that are opened in a second meanwhile.
+/// Connections that are opened in a second meanwhile, and before it, while all is quiet.
 const DIALLED: u32 = 20;
 /// Streams whose goodput is measured.
 const STREAMS: u32 = 4;
@@ -46,6 +46,7 @@ pub fn run(stage: &mut Stage, args: &Args, report: &mut Report) -> Result<()> {
             Figure { name: "box_percent", heading: "flood, % of the box", decimals: 0 },
             Figure { name: "at_home_percent", heading: "of it on its CPU, %", decimals: 0 },
             Figure { name: "lost", heading: "connections lost", decimals: 0 },
+            Figure { name: "new_failed", heading: "new ones that failed", decimals: 0 },
         ],
         rivals: vec![Contender::Nftables.name()],
         ..Table::default()
@@ -70,9 +71,10 @@ pub fn run(stage: &mut Stage, args: &Args, report: &mut Report) -> Result<()> {
             let began = Instant::now();
             let sent = live.send(lab, &NEW, Size::Shortest, &syns(packets))?;
             let took = began.elapsed().as_secs_f64();
+            ensure!(streams.is_finished(), "the streams outlasted the flood, of {took:.1} s");
             Ok((streams.join().ok().context("the streams panicked")??, sent, took))
         })?;
-        let lost = held.end()?.0.lost;
+        let (held, dialled) = held.end()?;
         let at_home = sent.at_home as f64 / sent.arrived as f64;
         ensure!(at_home > 0.9, "of the flood only {:.0} % stayed on its CPU", at_home * 1e2);
         let figures = [
@@ -82,7 +84,8 @@ pub fn run(stage: &mut Stage, args: &Args, report: &mut Report) -> Result<()> {
             sent.part() * 1e2,
             sent.busy.as_secs_f64() / took / cpus as f64 * 1e2,
             at_home * 1e2,
-            lost as f64,
+            held.lost as f64,
+            dialled.failed as f64,
         ];
         table.push(&[], contender.name(), &figures);
         running.stop(&stage.lab)
