@@ -19,6 +19,9 @@ use crate::bench::figures::Series;
 /// Changes of one connection: five of its states, and its end.
 const CHANGES: u32 = 6;
 
+/// No live connection is known for so many seconds: it lasts for a tenth, waits for one, and is swept.
+const LIVES_S: u32 = 5;
+
 /// What is measured.
 const FIGURES: [(&str, &str, usize); 5] = [
     ("seconds", "bulk, s", 2),
@@ -53,6 +56,12 @@ pub fn run(lab: &Lab, plan: &Plan, spinner: &ProgressBar) -> Result<(String, Val
         })?;
         next = end;
         let (seconds, flows, lag) = lasted;
+        // Live connections that are there by then are among them.
+        let (least, live) = (plan.bulk_flows, plan.live_rate / CHANGES * LIVES_S);
+        ensure!(
+            (f64::from(least)..=f64::from(least + live)).contains(&flows),
+            "a bulk of {flows} flows, where there are {least} and at most {live} live ones"
+        );
         let resident = resident(fwha.pid(Node::Fw2))? as f64 / 1e6;
         let ms = |part| lag.quantile(part);
         for (series, figure) in
