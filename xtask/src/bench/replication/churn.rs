@@ -21,7 +21,7 @@ use super::Plan;
 use super::lag::Lag;
 use super::pair::{Fwha, LONG};
 use super::traffic::{Wire, conversation, mac};
-use super::usage::{Cpu, resident};
+use super::usage::{Cpu, resident, since};
 use crate::bench::dataplane::order::Order;
 use crate::bench::dataplane::rig::{self, Action, Hook, Words};
 use crate::bench::figures::Series;
@@ -31,6 +31,8 @@ use crate::build_ebpf;
 const TICK: Duration = Duration::from_millis(10);
 /// In this time the last flow has expired, and been swept.
 const EXPIRY: Duration = Duration::from_millis(2_500);
+/// So long the daemons are watched without a connection.
+const IDLE: Duration = Duration::from_secs(1);
 /// Ticks that a connection lasts.
 const LASTS: u32 = 30;
 /// The generator's slot for the program.
@@ -143,14 +145,21 @@ fn measure(
     let cpu = |fwha: &Fwha| -> Result<[Cpu; 2]> {
         Ok([Cpu::of(fwha.pid(Node::Fw1))?, Cpu::of(fwha.pid(Node::Fw2))?])
     };
-    let (before, cpu_before) = (counters(fwha)?, cpu(fwha)?);
+    // What the daemons do without a connection.
+    let (idle_before, began) = (cpu(fwha)?, Instant::now());
+    sleep(IDLE);
+    let idle = since(&cpu(fwha)?, &idle_before);
+    let idle_for = began.elapsed().as_secs_f64();
+
+    let (before, cpu_before, began) = (counters(fwha)?, cpu(fwha)?, Instant::now());
     let lag = Lag::of(fwha.pair().node(Node::Fw1))?;
     let flows = rate * plan.churn_seconds;
     let took = lab.within(Host::Fw1, || injector.play(flows, rate))??;
     let settling = Instant::now();
     // Not to ask costs the daemons nothing.
     sleep(EXPIRY);
-    let used = cpu(fwha)?;
+    let used = since(&cpu(fwha)?, &cpu_before);
+    let lasted = began.elapsed().as_secs_f64() / idle_for;
     let lag = Lag::of(fwha.pair().node(Node::Fw1))?.since(&lag);
     empty(lab, fwha)?;
     let settled = settling.elapsed().as_secs_f64();
@@ -158,9 +167,8 @@ fn measure(
     // All figures are for each that came to be.
     let (created, offered) = (rise[0], f64::from(flows));
     ensure!(created >= offered * CREATED_MIN, "of {flows} connections only {created} came to be");
-    let us = |i: usize| used[i].since(&cpu_before[i]).total() as f64 / created / 1e3;
-    let active = used[0].since(&cpu_before[0]);
-    let sweeper: u64 = active.threads().filter(|(name, _)| *name == "fwha-sweeper").map(|(_, ns)| ns).sum();
+    let us =
+        |of: fn(&Cpu) -> u64, i: usize| (of(&used[i]) as f64 - of(&idle[i]) as f64 * lasted) / created / 1e3;
     Ok([
         created / took.as_secs_f64(),
         lag.quantile(0.5),
@@ -171,12 +179,17 @@ fn measure(
         rise[3],
         rise[4],
         settled,
-        us(0),
-        sweeper as f64 / created / 1e3,
-        us(1),
+        us(Cpu::total, 0),
+        us(sweeper, 0),
+        us(Cpu::total, 1),
         resident(fwha.pid(Node::Fw1))? as f64 / 1e6,
         resident(fwha.pid(Node::Fw2))? as f64 / 1e6,
     ])
+}
+
+/// Of which by the sweeper.
+fn sweeper(cpu: &Cpu) -> u64 {
+    cpu.threads().filter(|(name, _)| *name == "fwha-sweeper").map(|(_, ns)| ns).sum()
 }
 
 /// Waits until both nodes have proved that they hold no flows.

@@ -13,7 +13,7 @@ use super::Plan;
 use super::conntrackd::{Conntrackd, States};
 use super::pair::Fwha;
 use super::traffic::{Wire, conversation, lasts};
-use super::usage::{Cpu, Link, own_cpu};
+use super::usage::{Cpu, Link, own_cpu, since};
 use crate::bench::figures::Series;
 use crate::bench::report::{self, Figure, Table};
 
@@ -190,14 +190,14 @@ fn measure(lab: &Lab, plan: &Plan, row: &mut Row) -> Result<()> {
     // What the daemons do without a connection.
     let (before, began) = (running.cpu()?, Instant::now());
     sleep(Duration::from_secs(plan.seconds.min(2).into()));
-    let idle = now_minus(&running.cpu()?, &before);
+    let idle = since(&running.cpu()?, &before);
     let idle_for = began.elapsed().as_secs_f64();
 
     let (before, link, own, began) = (running.cpu()?, Link::of(lab, Node::Fw1)?, own_cpu()?, Instant::now());
     let took = wire.play(WARM_UP..WARM_UP + flows, plan.rate, &steps)?;
     let own = own_cpu()? - own;
     gone(lab, &running)?;
-    let used = now_minus(&running.cpu()?, &before);
+    let used = since(&running.cpu()?, &before);
     let link = Link::of(lab, Node::Fw1)?.since(link);
     let lasted = began.elapsed().as_secs_f64() / idle_for;
 
@@ -224,10 +224,6 @@ fn measure(lab: &Lab, plan: &Plan, row: &mut Row) -> Result<()> {
         }
     }
     running.stop(lab)
-}
-
-fn now_minus(now: &[Cpu; 2], before: &[Cpu; 2]) -> [Cpu; 2] {
-    [now[0].since(&before[0]), now[1].since(&before[1])]
 }
 
 /// Waits until both nodes have forgotten all flows.

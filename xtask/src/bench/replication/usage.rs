@@ -44,6 +44,11 @@ impl Cpu {
     }
 }
 
+/// What the processes on both nodes have used since then.
+pub fn since(now: &[Cpu; 2], before: &[Cpu; 2]) -> [Cpu; 2] {
+    [now[0].since(&before[0]), now[1].since(&before[1])]
+}
+
 /// Nanoseconds of CPU that the calling thread has used, with what the kernel did in its place: the packets that it sent.
 pub fn own_cpu() -> Result<u64> {
     let stat = fs::read_to_string("/proc/thread-self/schedstat").context("read schedstat")?;
