@@ -92,8 +92,8 @@ fn rate(stage: &mut Stage, args: &Args, report: &mut Report) -> Result<()> {
         Contender::Replicating,
     ])?;
     if quick {
-        // `bench replication` has conntrackd.
-        contenders.retain(|contender| matches!(contender, Contender::Nftables | Contender::Replicating));
+        // `share` has fwha without a peer.
+        contenders.retain(|contender| *contender != Contender::Xdp);
     }
     let mut table = Table {
         name: "rate",

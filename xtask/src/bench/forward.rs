@@ -62,11 +62,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     };
     numbers.sort_unstable();
     let packets = if quick { 10_000 } else { 200_000 };
-    let mut contenders = args.options.contenders(&CONTENDERS)?;
-    if quick {
-        // `bench replication` has both.
-        contenders.retain(|contender| !contender.replicates());
-    }
+    let contenders = args.options.contenders(&CONTENDERS)?;
     let mut growth =
         table("growth", "Established TCP over IPv4, shortest packets, by the number of flows", vec!["flows"]);
     let mut kinds = table("kinds", &format!("Other packets, {FEW} flows"), vec!["packets", "bytes"]);

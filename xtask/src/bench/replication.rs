@@ -186,7 +186,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         plot::draw(dir, "replication", &pictures)?;
     }
     if args.quick {
-        println!("\nQuick: everything works, but the figures are those of runs that are too short.");
+        println!("\nQuick: all that was run works, but the figures are those of runs that are too short.");
     }
     Ok(ExitCode::SUCCESS)
 }

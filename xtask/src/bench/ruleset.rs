@@ -44,10 +44,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         (true, false) => vec![10, 100, 1_000, 10_000],
     };
     let packets = if quick { 10_000 } else { 100_000 };
-    let mut contenders = args.options.contenders(&CONTENDERS)?;
-    if quick {
-        contenders.retain(|contender| *contender != Contender::Tc);
-    }
+    let contenders = args.options.contenders(&CONTENDERS)?;
     // Whoever remembers flows has room for as many: a larger table costs more, also one that nobody is in.
     let max_flows = conntrack_max().unwrap_or(MAX_FLOWS);
     let mut stage = Stage::lay_for(&args.options, "ruleset", max_flows)?;

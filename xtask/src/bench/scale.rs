@@ -40,15 +40,12 @@ const SETTLE: Duration = Duration::from_secs(1);
 pub fn run(args: &Args) -> Result<ExitCode> {
     let quick = args.options.quick;
     let flows = if quick { 2_000 } else { FLOWS.min(tracked_max().unwrap_or(FLOWS)) };
-    let mut contenders = args.options.contenders(&[
+    let contenders = args.options.contenders(&[
         Contender::Nftables,
         Contender::Conntrackd,
         Contender::Xdp,
         Contender::Replicating,
     ])?;
-    if quick {
-        contenders.retain(|contender| matches!(contender, Contender::Nftables | Contender::Xdp));
-    }
     let mut stage = Stage::lay(&args.options, "scale")?;
     let mut table = Table {
         name: "memory",

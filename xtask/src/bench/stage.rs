@@ -75,7 +75,9 @@ impl Options {
     pub fn publish(&self, report: &Report) -> Result<()> {
         report.publish(self.json.as_deref(), self.plot.as_deref())?;
         if self.quick {
-            println!("\nQuick: everything works, but the figures are those of runs that are too short.");
+            println!(
+                "\nQuick: all that was run works, but the figures are those of runs that are too short."
+            );
         }
         println!();
         Ok(())

@@ -32,7 +32,8 @@ pub fn run(stage: &mut Stage, args: &Args, report: &mut Report) -> Result<()> {
         Contender::Replicating,
     ])?;
     if args.options.quick {
-        contenders.retain(|contender| *contender == Contender::Tc);
+        // At tc it is as at XDP; `rate` has the pairs.
+        contenders.retain(|contender| !contender.replicates() && *contender != Contender::Xdp);
     }
     let mut table = Table {
         name: "http",
