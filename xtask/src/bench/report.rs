@@ -224,7 +224,8 @@ pub fn machine() -> String {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let cpuinfo = read("/proc/cpuinfo");
     let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split(": ").nth(1));
-    let cpus = std::thread::available_parallelism().map_or(0, usize::from);
+    // Those of the machine: the calling thread may be bound to one.
+    let cpus = cpuinfo.lines().filter(|line| line.starts_with("processor")).count();
     let load = read("/proc/loadavg");
     let load = load.split(' ').next().unwrap_or_default();
     let version = |program: &str| {
