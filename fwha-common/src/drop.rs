@@ -114,6 +114,8 @@ reasons! {
     SynCookie = 37, "syn_cookie";
     /// For a virtual address itself, which the nodes of its group do not accept (`accept = false`).
     VipNotAccepted = 38, "vip_not_accepted";
+    /// A new flow whose set in the embryonic table other CPUs were changing all the time.
+    EmbryonicBusy = 39, "embryonic_busy";
 }
 
 /// Number of reasons.

@@ -781,7 +781,7 @@ impl NewFlow {
 #[inline(always)]
 pub fn insert_embryonic(flow: &'static mut Flow, key: &FlowKey, hash: u64) -> Result<FlowRef, DropReason> {
     if !embryonic::insert(key, hash, flow) {
-        return Err(DropReason::TableFull);
+        return Err(DropReason::EmbryonicBusy);
     }
     maps::count(Counter::Embryonic, 1);
     Ok(FlowRef(flow))

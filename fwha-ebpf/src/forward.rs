@@ -281,12 +281,18 @@ pub fn send(
     Ok(Verdict::Forward)
 }
 
-/// Whether a packet is longer than its route takes; of a super-packet of `segment_size`, its segments.
+/// What a tunnel puts before the payload of a segment within it, at most: its own header, and those of IPv6 and TCP with
+/// options.
+const TUNNEL: u32 = 16 + 40 + 60;
+
+/// Whether a packet may be longer than its route takes; of a super-packet of `segment_size`, its segments. Those of what is in
+/// a tunnel have headers that are not read here; the stack, which gets what is too long, looks at them.
 #[inline(always)]
 pub fn too_long(ip: &Ip, segment_size: u32, mtu: u16) -> bool {
-    let longest = match segment_size {
-        0 => ip.len,
-        size => size + ip.header_len,
+    let longest = match (segment_size, ip.payload) {
+        (0, _) => ip.len,
+        (size, Payload::Tcp | Payload::Udp) => size + ip.header_len,
+        (size, _) => size + ip.header_len + TUNNEL,
     };
     mtu != 0 && longest > mtu as u32
 }
@@ -334,4 +340,20 @@ fn clamp_mss(
 fn checksum_after_hop(checksum: u16) -> u16 {
     let sum = checksum as u32 + u16::to_be(0x0100) as u32;
     (sum + (sum >= 0xffff) as u32) as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_merged_segments_of_a_tunnel_may_be_too_long_for_is_left_to_the_stack() {
+        let of = |payload| Ip { payload, len: 20_000, header_len: 20 + 20, ..Ip::EMPTY };
+        assert!(!too_long(&of(Payload::Tcp), 1460, 1500) && too_long(&of(Payload::Tcp), 1460, 1499));
+        // IPv4, GRE, IPv4, TCP with timestamps: segments of 1,500 bytes.
+        let tunnel = Ip { header_len: 20, ..of(Payload::Other) };
+        assert!(too_long(&tunnel, 1424, 1492));
+        assert!(!too_long(&tunnel, 1000, 1492), "with no headers of it");
+        assert!(!too_long(&Ip { len: 1492, ..tunnel }, 0, 1492));
+    }
 }
