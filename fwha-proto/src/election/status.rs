@@ -162,7 +162,7 @@ impl Election {
 
     fn group_status(&self, g: usize, now: Time) -> GroupStatus {
         let group = &self.groups[g];
-        let mut active: Vec<NodeId> = self.known_actives(g).collect();
+        let mut active: Vec<NodeId> = self.known_actives(g, now).collect();
         if group.is_active() {
             active.insert(0, self.me());
         }
@@ -216,9 +216,14 @@ impl Election {
     }
 
     /// Other nodes that said they are Active, here or to a third one, and of which nothing else is known since.
-    fn known_actives(&self, g: usize) -> impl Iterator<Item = NodeId> {
+    fn known_actives(&self, g: usize, now: Time) -> impl Iterator<Item = NodeId> {
         let group = self.groups[g].config.group;
-        let lost = |p: &Peer| matches!(p.state(), PeerState::Dead | PeerState::Left | PeerState::Unknown);
+        let lost = move |p: &Peer| match p.state() {
+            PeerState::Dead | PeerState::Left | PeerState::Unknown => true,
+            // Its data plane answers, and forwards no more: its daemon hangs, or is no more.
+            PeerState::Silent | PeerState::SyncLost => p.suspicion.answers() && p.suspicion.lapsed(now),
+            PeerState::Alive | PeerState::Suspect => false,
+        };
         let said = move |p: &Peer| p.group(group).is_some_and(|r| r.role == Role::Active) && !lost(p);
         let told = move |p: &Peer| self.told_actives(g).any(|(node, _)| node == p.node);
         self.peers.iter().filter(move |p| said(p) || told(p)).map(|p| p.node)
@@ -226,7 +231,7 @@ impl Election {
 
     /// The node that is Active for a group as far as known here.
     pub(super) fn active_node(&self, g: usize) -> Option<NodeId> {
-        self.groups[g].is_active().then(|| self.me()).or_else(|| self.known_actives(g).next())
+        self.groups[g].is_active().then(|| self.me()).or_else(|| self.known_actives(g, self.clock).next())
     }
 
     /// Why a node cannot take a group, for people.

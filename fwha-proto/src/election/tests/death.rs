@@ -225,3 +225,21 @@ fn who_slept_while_a_silent_peer_came_back_asks_before_it_takes_over() {
         }
     }
 }
+
+#[test]
+fn who_hangs_or_was_killed_and_has_lost_its_lease_is_active_no_more_for_status() {
+    for fell in [Rig::hang, Rig::kill_daemon] {
+        let mut rig = Rig::pair(1);
+        let known = |rig: &mut Rig| rig.command(2, |e, now| e.status(now).groups[0].active.clone());
+        assert_eq!(known(&mut rig), [1]);
+        fell(&mut rig, 1);
+        rig.run(ms(500));
+        assert_eq!((rig.peer_state(2, 1), known(&mut rig)), (PeerState::Silent, vec![1]), "its lease runs");
+        let took = rig.run_until(ms(2000), |r| r.role(2, 0) == Some(Role::Active));
+        took.expect("its lease ends");
+        for _ in 0..50 {
+            rig.run(ms(100));
+            assert_eq!((rig.peer_state(2, 1), known(&mut rig)), (PeerState::Silent, vec![2]));
+        }
+    }
+}

@@ -89,6 +89,9 @@ fn a_daemon_that_hangs_is_fenced_before_its_peer_takes_over_and_gives_way_when_i
         assert!(after_ms > LEASE_MS - YOUNGER_MS, "the peer took over while the lease ran: {after_ms} ms");
         assert!(!crosses(lab, 9002, 20)?, "{hung} forwards although its lease is over");
 
+        // What the hung one said last is no split brain.
+        assert_eq!(pair.node(peer).ctl(&["status"])?["groups"][0].get("also_active"), None);
+
         // It still has the addresses, and whoever asks for one is told of the peer's alone.
         let addresses = lab.exec(hung.host(), &["ip", "-oneline", "address"])?;
         assert!(addresses.contains(LAN_VIP), "{addresses}");
