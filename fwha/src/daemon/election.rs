@@ -39,13 +39,13 @@ use super::surveyor;
 use super::vips::{self, Takeover};
 use crate::api::Step;
 use crate::dataplane::Maps;
-use crate::socket::{EchoSocket, ProbeSocket, Refused, SyncSocket, VrrpSocket};
+use crate::socket::{EchoSocket, ProbeSocket, Received, Refused, SyncSocket, VrrpSocket};
 use crate::sys::clock::{KernelClock, wall_ns};
 use crate::sys::sched;
 
 /// Below the kernel's own threads that a packet needs, above everything ordinary.
 const PRIORITY: u8 = 20;
-/// Packets taken from one socket before the others have their turn.
+/// Packets taken from one socket before the others have their turn, those that are refused among them.
 const BURST: usize = 64;
 /// Turns after which time goes on whatever still waits: a flood must not stop the clock.
 const TURNS: usize = 16;
@@ -256,6 +256,8 @@ pub struct Thread {
     pub snapshot: Arc<ArcSwap<Snapshot>>,
     /// Between heartbeats.
     pub heartbeat_interval: Duration,
+    /// What the sockets for heartbeats have refused that others stand in for now.
+    pub refused: Refused,
     /// Told when everything has been handed over.
     pub done: oneshot::Sender<()>,
 }
@@ -323,11 +325,8 @@ impl Thread {
     }
 
     fn show(&self, lateness: Lateness) {
-        let mut snapshot = Snapshot { lateness, ..Snapshot::of(&self.election, self.now()) };
-        for refused in self.sockets.heartbeats.iter().map(SyncSocket::refused) {
-            snapshot.refused.ttl += refused.ttl;
-            snapshot.refused.length += refused.length;
-        }
+        let refused = self.sockets.heartbeats.iter().map(SyncSocket::refused).fold(self.refused, |sum, one| sum + one);
+        let snapshot = Snapshot { lateness, refused, ..Snapshot::of(&self.election, self.now()) };
         self.snapshot.store(Arc::new(snapshot));
     }
 
@@ -353,15 +352,20 @@ impl Thread {
         };
         for (link, socket) in self.sockets.heartbeats.iter().enumerate() {
             for n in 1..=BURST {
-                let (len, at) = match socket.receive(&mut buffer) {
-                    Ok(Some(datagram)) => (datagram.payload.len(), arrived(datagram.waited, &self.clock)),
-                    Ok(None) => break,
+                let accepted = match socket.receive(&mut buffer) {
+                    Ok(Received::Accepted(datagram)) => {
+                        Some((datagram.payload.len(), arrived(datagram.waited, &self.clock)))
+                    }
+                    Ok(Received::Refused) => None,
+                    Ok(Received::Nothing) => break,
                     Err(error) => {
                         tracing::debug!(link, "heartbeat socket: {error}");
                         break;
                     }
                 };
-                self.election.heartbeat_datagram(at, link as u8, &mut buffer[..len]);
+                if let Some((len, at)) = accepted {
+                    self.election.heartbeat_datagram(at, link as u8, &mut buffer[..len]);
+                }
                 more |= n == BURST;
             }
         }
@@ -370,49 +374,52 @@ impl Thread {
         for (zone, socket) in vrrp {
             for n in 1..=BURST {
                 match socket.receive(&mut buffer) {
-                    Ok(Some(packet)) => {
+                    Ok(Received::Accepted(packet)) => {
                         let at = arrived(packet.waited, &self.clock);
                         self.election.vrrp_packet(at, zone, &packet.envelope, packet.message);
-                        more |= n == BURST;
                     }
-                    Ok(None) => break,
+                    Ok(Received::Refused) => {}
+                    Ok(Received::Nothing) => break,
                     Err(error) => {
                         tracing::debug!(zone, "VRRP socket: {error}");
                         break;
                     }
                 }
+                more |= n == BURST;
             }
         }
         for socket in &self.sockets.echoes {
             for n in 1..=BURST {
                 match socket.receive() {
-                    Ok(Some(reply)) => {
+                    Ok(Received::Accepted(reply)) => {
                         let at = arrived(reply.waited, &self.clock);
                         self.election.witness_reply(at, reply.source, reply.nonce);
-                        more |= n == BURST;
                     }
-                    Ok(None) => break,
+                    Ok(Received::Refused) => {}
+                    Ok(Received::Nothing) => break,
                     Err(error) => {
                         tracing::debug!("echo socket: {error}");
                         break;
                     }
                 }
+                more |= n == BURST;
             }
         }
         for (&via, socket) in &self.sockets.probes {
             for n in 1..=BURST {
                 match socket.receive() {
-                    Ok(Some(frame)) => {
+                    Ok(Received::Accepted(frame)) => {
                         let at = arrived(frame.waited, &self.clock);
                         self.election.probe_reply(at, via, &frame.probe);
-                        more |= n == BURST;
                     }
-                    Ok(None) => break,
+                    Ok(Received::Refused) => {}
+                    Ok(Received::Nothing) => break,
                     Err(error) => {
                         tracing::debug!(?via, "probe socket: {error}");
                         break;
                     }
                 }
+                more |= n == BURST;
             }
         }
         more
@@ -445,7 +452,7 @@ impl Thread {
                 }
                 Command::Heartbeats(link, socket) => {
                     if let Some(place) = self.sockets.heartbeats.get_mut(usize::from(link)) {
-                        *place = socket;
+                        self.refused = self.refused + std::mem::replace(place, socket).refused();
                     }
                 }
                 Command::Vrrp(zone, sockets) => {

@@ -479,6 +479,7 @@ impl Running {
             names: Arc::clone(&names),
             snapshot: Arc::clone(&election_status),
             heartbeat_interval: config.cluster.heartbeat_interval,
+            refused: Refused::default(),
             done,
         };
 

@@ -34,7 +34,7 @@ use super::table::{Deletion, Table};
 use crate::dataplane::Maps;
 use crate::dataplane::events::Events;
 use crate::dataplane::maps::FlowWalk;
-use crate::socket::{Refused, SyncSocket};
+use crate::socket::{Received, Refused, SyncSocket};
 use crate::sys::clock::KernelClock;
 use crate::sys::sched;
 
@@ -488,18 +488,13 @@ impl Thread {
     /// Puts another socket on a sync link. What the one before has refused stays counted.
     fn reopen(&mut self, link: u8, socket: SyncSocket) {
         if let Some(place) = self.sockets.get_mut(usize::from(link)) {
-            let before = std::mem::replace(place, socket).refused();
-            self.refused.ttl += before.ttl;
-            self.refused.length += before.length;
+            self.refused = self.refused + std::mem::replace(place, socket).refused();
         }
     }
 
     /// What all sockets have refused so far, those that are no more among them.
     fn refused(&self) -> Refused {
-        self.sockets.iter().map(SyncSocket::refused).fold(self.refused, |sum, one| Refused {
-            ttl: sum.ttl + one.ttl,
-            length: sum.length + one.length,
-        })
+        self.sockets.iter().map(SyncSocket::refused).fold(self.refused, |sum, one| sum + one)
     }
 
     fn buckets(&self, group: GroupId) -> Buckets {
@@ -547,17 +542,18 @@ impl Thread {
         for (link, socket) in self.sockets.iter().enumerate() {
             for n in 0..DATAGRAM_BURST {
                 match socket.receive(&mut buffer) {
-                    Ok(Some(datagram)) => {
+                    Ok(Received::Accepted(datagram)) => {
                         let (len, now) = (datagram.payload.len(), Time::from_nanos(self.clock.now_ns()));
                         self.replication.datagram(now, link as u8, &mut buffer[..len]);
-                        taken = taken.max(if n + 1 == DATAGRAM_BURST { Taken::Burst } else { Taken::Some });
                     }
-                    Ok(None) => break,
+                    Ok(Received::Refused) => {}
+                    Ok(Received::Nothing) => break,
                     Err(error) => {
                         tracing::debug!(link, "replication socket: {error}");
                         break;
                     }
                 }
+                taken = taken.max(if n + 1 == DATAGRAM_BURST { Taken::Burst } else { Taken::Some });
             }
         }
         taken

@@ -12,7 +12,7 @@ use std::{
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{PRIORITY_CONTROL, TOS_CONTROL};
+use super::{PRIORITY_CONTROL, Received, TOS_CONTROL};
 use crate::sys::{
     random::random_u64,
     socket::{receive, set_option, set_option_bytes},
@@ -98,27 +98,26 @@ impl EchoSocket {
         self.socket.send_to(&echo, &SocketAddr::new(target, 0).into()).map(drop)
     }
 
-    /// The next reply to a request of this socket, if there is one.
+    /// The next reply, if there is one. Those to requests of others are refused.
     ///
     /// # Errors
     ///
     /// Those of `recvmsg(2)`.
-    pub fn receive(&self) -> io::Result<Option<EchoReply>> {
+    pub fn receive(&self) -> io::Result<Received<EchoReply>> {
         let mut buffer = [0; BUFFER_LEN];
-        loop {
-            let Some(arrival) = receive(&self.socket, &mut buffer)? else { return Ok(None) };
-            let packet = &buffer[..arrival.len.min(BUFFER_LEN)];
-            // Of IPv4 a raw socket has the header, too.
-            let header = if self.v6 { 0 } else { usize::from(packet.first().unwrap_or(&0) & 0xf) * 4 };
-            let message = packet.get(header..).unwrap_or(&[]);
-            let meant = message.first() == Some(&reply_type(self.v6))
-                && message.get(4..6) == Some(&self.identifier.to_be_bytes());
-            let nonce = message.get(8..ECHO_LEN).and_then(|data| data.try_into().ok());
-            if let (true, Some(nonce), Some(source)) = (meant, nonce, arrival.source) {
-                let (source, nonce) = (source.ip(), u64::from_be_bytes(nonce));
-                return Ok(Some(EchoReply { source, nonce, waited: arrival.waited }));
-            }
-        }
+        let Some(arrival) = receive(&self.socket, &mut buffer)? else { return Ok(Received::Nothing) };
+        let packet = &buffer[..arrival.len.min(BUFFER_LEN)];
+        // Of IPv4 a raw socket has the header, too.
+        let header = if self.v6 { 0 } else { usize::from(packet.first().unwrap_or(&0) & 0xf) * 4 };
+        let message = packet.get(header..).unwrap_or(&[]);
+        let meant = message.first() == Some(&reply_type(self.v6))
+            && message.get(4..6) == Some(&self.identifier.to_be_bytes());
+        let nonce = message.get(8..ECHO_LEN).and_then(|data| data.try_into().ok());
+        let (true, Some(nonce), Some(source)) = (meant, nonce, arrival.source) else {
+            return Ok(Received::Refused);
+        };
+        let (source, nonce) = (source.ip(), u64::from_be_bytes(nonce));
+        Ok(Received::Accepted(EchoReply { source, nonce, waited: arrival.waited }))
     }
 }
 

@@ -20,6 +20,28 @@ pub use probe::ProbeSocket;
 pub use sync::{Refused, SyncSocket};
 pub use vrrp::VrrpSocket;
 
+/// What a look into a socket found. What is refused counts as a look: whoever sends much of it would hold a thread that
+/// waits for the next one that is not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Received<T> {
+    /// Nothing, for now.
+    Nothing,
+    /// Something that is not for the reader; there may be more.
+    Refused,
+    /// What the reader wants.
+    Accepted(T),
+}
+
+impl<T> Received<T> {
+    /// What the reader wants, if it is that.
+    pub fn accepted(self) -> Option<T> {
+        match self {
+            Self::Accepted(wanted) => Some(wanted),
+            Self::Nothing | Self::Refused => None,
+        }
+    }
+}
+
 /// Class selector 6, "internetwork control" (RFC 4594), as a TOS byte.
 const TOS_CONTROL: u32 = 0xc0;
 

@@ -9,6 +9,7 @@ use std::{
 use fwha_common::probe::{ETHERTYPE, FRAME_LEN, Probe};
 use socket2::Socket;
 
+use super::Received;
 use crate::sys::{
     bytes_of, from_bytes,
     socket::{packet_socket, receive},
@@ -63,23 +64,20 @@ impl ProbeSocket {
         self.socket.send(&frame).map(drop)
     }
 
-    /// The next probe, if there is one. Frames that are too short are skipped; padding is ignored.
+    /// The next probe, if there is one. Frames that are too short are refused; padding is ignored.
     ///
     /// # Errors
     ///
     /// Those of `recvmsg(2)`; `ENETDOWN` once after the interface went down.
-    pub fn receive(&self) -> io::Result<Option<ProbeFrame>> {
+    pub fn receive(&self) -> io::Result<Received<ProbeFrame>> {
         let mut frame = [0; FRAME_LEN];
-        loop {
-            let Some(arrival) = receive(&self.socket, &mut frame)? else { return Ok(None) };
-            if arrival.len < FRAME_LEN {
-                continue;
-            }
-            let (Some(probe), Ok(source)) = (from_bytes(&frame[ETHERNET..]), frame[6..12].try_into()) else {
-                continue;
-            };
-            return Ok(Some(ProbeFrame { source, probe, waited: arrival.waited }));
-        }
+        let Some(arrival) = receive(&self.socket, &mut frame)? else { return Ok(Received::Nothing) };
+        let (true, Some(probe), Ok(source)) =
+            (arrival.len >= FRAME_LEN, from_bytes(&frame[ETHERNET..]), frame[6..12].try_into())
+        else {
+            return Ok(Received::Refused);
+        };
+        Ok(Received::Accepted(ProbeFrame { source, probe, waited: arrival.waited }))
     }
 }
 

@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    ops::Add,
     os::fd::{AsFd, BorrowedFd},
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
@@ -10,7 +11,7 @@ use std::{
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{PRIORITY_CONTROL, TOS_CONTROL};
+use super::{PRIORITY_CONTROL, Received, TOS_CONTROL};
 use crate::sys::socket::{receive, set_option};
 
 /// The TTL of every datagram. A received one with less came from beyond the link.
@@ -37,6 +38,14 @@ pub struct Refused {
     pub ttl: u64,
     /// Datagrams longer than the reader's buffer.
     pub length: u64,
+}
+
+impl Add for Refused {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { ttl: self.ttl + other.ttl, length: self.length + other.length }
+    }
 }
 
 /// A UDP socket on one sync link, or an [`absent`](Self::absent) one. Several threads may use it.
@@ -108,30 +117,29 @@ impl SyncSocket {
         }
     }
 
-    /// The next datagram from the link, if there is one. Others are counted in
-    /// [`refused`](Self::refused).
+    /// The next datagram, if there is one. It is refused, and counted in [`refused`](Self::refused), if it is not from the
+    /// link or too long for `buffer`.
     ///
     /// # Errors
     ///
     /// Those of `recvmsg(2)`.
-    pub fn receive<'a>(&self, buffer: &'a mut [u8]) -> io::Result<Option<Datagram<'a>>> {
-        let (arrival, source) = loop {
-            let arrival = match receive(&self.socket, buffer) {
-                Ok(Some(arrival)) => arrival,
-                Ok(None) => return Ok(None),
-                // The peer's kernel said that nobody listens there; not an arrival.
-                Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => continue,
-                Err(e) => return Err(e),
-            };
-            if arrival.ttl != Some(TTL) {
-                self.refused_ttl.fetch_add(1, Ordering::Relaxed);
-            } else if arrival.truncated {
-                self.refused_length.fetch_add(1, Ordering::Relaxed);
-            } else if let Some(SocketAddr::V4(source)) = arrival.source {
-                break (arrival, source);
-            }
+    pub fn receive<'a>(&self, buffer: &'a mut [u8]) -> io::Result<Received<Datagram<'a>>> {
+        let arrival = match receive(&self.socket, buffer) {
+            Ok(Some(arrival)) => arrival,
+            Ok(None) => return Ok(Received::Nothing),
+            // The peer's kernel said that nobody listens there; not an arrival.
+            Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => return Ok(Received::Refused),
+            Err(e) => return Err(e),
         };
-        Ok(Some(Datagram { source, payload: &buffer[..arrival.len], waited: arrival.waited }))
+        if arrival.ttl != Some(TTL) {
+            self.refused_ttl.fetch_add(1, Ordering::Relaxed);
+        } else if arrival.truncated {
+            self.refused_length.fetch_add(1, Ordering::Relaxed);
+        } else if let Some(SocketAddr::V4(source)) = arrival.source {
+            let payload = &buffer[..arrival.len];
+            return Ok(Received::Accepted(Datagram { source, payload, waited: arrival.waited }));
+        }
+        Ok(Received::Refused)
     }
 
     /// What was refused so far.

@@ -11,7 +11,7 @@ use fwha_common::flow::proto;
 use fwha_proto::vrrp::packet::{Envelope, GROUP_V4, GROUP_V6, TTL};
 use socket2::{Domain, InterfaceIndexOrAddress, Protocol, Socket, Type};
 
-use super::{PRIORITY_CONTROL, TOS_CONTROL};
+use super::{PRIORITY_CONTROL, Received, TOS_CONTROL};
 use crate::sys::socket::{Arrival, receive, send_from, set_option};
 
 /// A received VRRP packet. Only the IP header was looked at, by the kernel: that the TTL is [`TTL`]
@@ -87,20 +87,19 @@ impl VrrpSocket {
         send_from(&self.socket, self.ifindex, source, to, message)
     }
 
-    /// The next packet, if there is one. What is not whole, or no IP, is skipped.
+    /// The next packet, if there is one. What is not whole, or no IP, is refused.
     ///
     /// # Errors
     ///
     /// Those of `recvmsg(2)`; `ENETDOWN` once after the interface went down.
-    pub fn receive<'a>(&self, buffer: &'a mut [u8]) -> io::Result<Option<VrrpPacket<'a>>> {
+    pub fn receive<'a>(&self, buffer: &'a mut [u8]) -> io::Result<Received<VrrpPacket<'a>>> {
         let read = if self.v6 { unwrap_v6 } else { unwrap_v4 };
-        loop {
-            let Some(arrival) = receive(&self.socket, buffer)? else { return Ok(None) };
-            if let Some((envelope, header)) = read(&arrival, buffer).filter(|_| !arrival.truncated) {
-                let message = &buffer[header..arrival.len];
-                return Ok(Some(VrrpPacket { envelope, message, waited: arrival.waited }));
-            }
-        }
+        let Some(arrival) = receive(&self.socket, buffer)? else { return Ok(Received::Nothing) };
+        let Some((envelope, header)) = read(&arrival, buffer).filter(|_| !arrival.truncated) else {
+            return Ok(Received::Refused);
+        };
+        let message = &buffer[header..arrival.len];
+        Ok(Received::Accepted(VrrpPacket { envelope, message, waited: arrival.waited }))
     }
 }
 
