@@ -67,13 +67,11 @@ fn summary(config: &Config) -> String {
     )
 }
 
-/// What is worth a thought, and the interfaces and hooks that this machine lacks if it is `node`.
+/// What is worth a thought, and the interfaces and hooks that this machine lacks if it is `node`; last what keeps the node from
+/// starting here.
 fn warnings(config: &Config, node: Option<NodeId>) -> Vec<String> {
     let mut warnings = config.warnings.clone();
     let exists = |name: &str| nix::net::if_::if_nametoindex(name).is_ok();
-    if let Some(Err(missing)) = node.map(|node| config.check_interfaces(node, exists)) {
-        warnings.extend(missing.headlines());
-    }
     if let Some(Err(missing)) = node.map(|node| config.check_sync_interfaces(node, exists)) {
         warnings.extend(missing.headlines());
     }
@@ -105,12 +103,29 @@ fn warnings(config: &Config, node: Option<NodeId>) -> Vec<String> {
     for witness in config.cluster.witness.iter().filter(|w| node.is_some() && is_here(**w)) {
         warnings.push(format!("witness {witness} is an address of this machine: it answers whatever is cut"));
     }
-    if let Some(node) = node
-        && let Err(error) = resources::check(config, node)
-    {
-        warnings.push(error.to_string());
-    }
+    let obstacles = node.map_or_else(Vec::new, |node| obstacles(config, node, exists));
     warnings
+        .extend(obstacles.iter().map(|what| format!("{what} (until then `fwha run` does not start here)")));
+    warnings
+}
+
+/// What keeps the node from starting on this machine as it is.
+fn obstacles(config: &Config, node: NodeId, exists: impl Fn(&str) -> bool) -> Vec<String> {
+    let mut obstacles = Vec::new();
+    if let Err(missing) = config.check_interfaces(node, exists) {
+        obstacles.extend(missing.headlines());
+    }
+    let sync = config.node(node).into_iter().flat_map(|node| &node.sync);
+    obstacles.extend(sync.filter_map(|link| ports::small_mtu(&link.interface, mtu(&link.interface)?)));
+    if let Err(error) = resources::check(config, node) {
+        obstacles.push(error.to_string());
+    }
+    obstacles
+}
+
+/// The MTU of an interface, in bytes; none if there is no such interface.
+fn mtu(interface: &str) -> Option<u32> {
+    std::fs::read_to_string(format!("/sys/class/net/{interface}/mtu")).ok()?.trim().parse().ok()
 }
 
 /// Whether the interface of a sync link has its address.

@@ -69,7 +69,10 @@ fn a_good_file_is_summed_up_with_warnings() {
     assert!(output.status.success());
     let last = stdout.lines().last().unwrap();
     assert!(
-        last.starts_with("warning: ") && last.ends_with(":7:23: check-fw1 has no interface \"fwha-none0\""),
+        last.starts_with("warning: ")
+            && last.ends_with(
+                ":7:23: check-fw1 has no interface \"fwha-none0\" (until then `fwha run` does not start here)"
+            ),
         "{stdout}"
     );
 

@@ -105,12 +105,10 @@ pub async fn look(config: &Config, node: &Node, links: &[Link]) -> Result<Vec<Po
             continue;
         }
         let link = link.with_context(|| format!("there is no interface {name}"))?.clone();
-        if matches!(via, Via::Sync(_)) && link.mtu < MTU_MIN {
-            bail!(
-                "sync interface {name} has an MTU of {}, and replication needs {MTU_MIN}: \
-                 `ip link set {name} mtu {MTU}`",
-                link.mtu
-            );
+        if matches!(via, Via::Sync(_))
+            && let Some(problem) = small_mtu(name, link.mtu)
+        {
+            bail!(problem);
         }
         let own = addresses.own(link.index).await?;
         let [v4, v6] = [false, true].map(|v6| speaks_vrrp(config, via, v6));
@@ -160,6 +158,15 @@ fn unreached(config: &Config, via: Via, others: &[Address]) -> Vec<IpNet> {
         nets.any(|net| net.contains(&vip.addr()))
     };
     here.flat_map(|vip| &vip.addresses).filter(|vip| !reached(vip)).copied().collect()
+}
+
+/// What is wrong with the MTU of a sync interface, if it is too small.
+pub fn small_mtu(name: &str, mtu: u32) -> Option<String> {
+    (mtu < MTU_MIN).then(|| {
+        format!(
+            "sync interface {name} has an MTU of {mtu}, and replication needs {MTU_MIN}: `ip link set {name} mtu {MTU}`"
+        )
+    })
 }
 
 /// The MTU that datagrams of replication must fit into.
