@@ -121,7 +121,7 @@ use self::state::State;
 use self::trackers::Trackers;
 use crate::config::{self, Config, GroupId, Node};
 use crate::dataplane::{self, Dataplane, Maps, ZoneInterface};
-use crate::netlink::{Link, Monitor};
+use crate::netlink::{Link, Monitor, NetworkEvent};
 use crate::policy::Policy;
 use crate::socket::{Refused, SyncSocket};
 use crate::sys::clock::KernelClock;
@@ -257,8 +257,13 @@ async fn run_node(config: &Arc<Config>, node: &Node, run_dir: &RunDir, state: St
         tokio::select! {
             events = Network::next(&mut monitor) => {
                 events.iter().for_each(|event| running.trackers.follow(event));
-                running.network.handle(&mut dataplane, events).await;
-                plain.changed();
+                if events.contains(&NetworkEvent::NeighbourMoved) {
+                    plain.neighbour_moved(&dataplane.maps());
+                }
+                if events.iter().any(|event| *event != NetworkEvent::NeighbourMoved) {
+                    running.network.handle(&mut dataplane, events).await;
+                    plain.changed();
+                }
             }
             () = running.network.due() => running.network.reconcile(&mut dataplane),
             () = plain.due() => plain.tell(&dataplane.maps()).await,

@@ -98,6 +98,8 @@ impl Network {
                     }
                 }
                 NetworkEvent::LinkChanged(link) => self.link_changed(dataplane, &link).await,
+                // The plain routes have to do with it, too.
+                NetworkEvent::NeighbourMoved => {}
                 NetworkEvent::LinkRemoved(_) => {}
                 NetworkEvent::AddressAdded(address) => _ = addressed.insert(address.ifindex),
                 NetworkEvent::AddressRemoved(address) => {

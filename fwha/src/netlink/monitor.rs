@@ -30,9 +30,10 @@ const BUFFER: i32 = 1 << 20;
 /// A change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NetworkEvent {
-    /// Next hops looked up before may be wrong: a route, an address, a link, or the MAC of a known
-    /// neighbour changed.
+    /// Next hops looked up before may be wrong: a route, an address or a link changed.
     RouteChanged,
+    /// Next hops looked up before may be wrong, and routes are as they were: a known neighbour went, or has another MAC.
+    NeighbourMoved,
     /// An interface is new, or its state, MAC, MTU or name changed.
     LinkChanged(Link),
     /// An interface is gone. This is what it last was.
@@ -233,7 +234,7 @@ impl Table {
             Some(mac) => self.neighbours.insert(key, mac),
             None => self.neighbours.remove(&key),
         };
-        pending.route_changed |= old.is_some() && old != mac;
+        pending.neighbour_moved |= old.is_some() && old != mac;
     }
 }
 
@@ -242,6 +243,7 @@ impl Table {
 struct Pending {
     lost: bool,
     route_changed: bool,
+    neighbour_moved: bool,
     links: Vec<NetworkEvent>,
     addresses: Vec<NetworkEvent>,
 }
@@ -257,8 +259,11 @@ impl Pending {
 
     fn into_events(self) -> Vec<NetworkEvent> {
         let lost = self.lost.then_some(NetworkEvent::EventsLost);
-        let routes = self.route_changed.then_some(NetworkEvent::RouteChanged);
-        lost.into_iter().chain(self.links).chain(self.addresses).chain(routes).collect()
+        let next_hops = match (self.route_changed, self.neighbour_moved) {
+            (true, _) => Some(NetworkEvent::RouteChanged),
+            (false, moved) => moved.then_some(NetworkEvent::NeighbourMoved),
+        };
+        lost.into_iter().chain(self.links).chain(self.addresses).chain(next_hops).collect()
     }
 }
 

@@ -214,7 +214,7 @@ fn an_unsolicited_advertisement_corrects_the_peers_neighbour_entry() {
             let (mut monitor, _) = Follower::start().await;
             let garp = a.within(|| Garp::open(ia, mac).unwrap());
             assert_eq!(garp.announce([vip6(ia, 1).address]).unwrap(), 1);
-            until(&mut monitor, |e| *e == NetworkEvent::RouteChanged).await;
+            until(&mut monitor, |e| *e == NetworkEvent::NeighbourMoved).await;
         });
     });
     let text: Vec<String> = mac.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -317,11 +317,11 @@ fn changes_are_seen_and_noise_is_not() {
             expect_silence(&a, &mut monitor, "idle", "renamed").await;
 
             a.ip("neigh replace 10.9.0.77 lladdr 02:00:00:00:00:99 dev near nud reachable");
-            assert_eq!(next(&mut monitor).await, NetworkEvent::RouteChanged);
+            assert_eq!(next(&mut monitor).await, NetworkEvent::NeighbourMoved);
             expect_silence(&a, &mut monitor, "idle", "renamed").await;
 
             a.ip("neigh del 10.9.0.78 dev near");
-            assert_eq!(next(&mut monitor).await, NetworkEvent::RouteChanged);
+            assert_eq!(next(&mut monitor).await, NetworkEvent::NeighbourMoved);
 
             a.ip("route add 10.77.0.0/16 via 10.9.0.2");
             until(&mut monitor, |e| *e == NetworkEvent::RouteChanged).await;
@@ -554,7 +554,7 @@ fn a_neighbour_that_is_confirmed_changes_no_route_but_one_that_moved_does() {
                     Err(_) => _ = use_stale(&in_use, 1).await.unwrap(),
                 }
             };
-            assert_eq!(event, NetworkEvent::RouteChanged);
+            assert_eq!(event, NetworkEvent::NeighbourMoved);
             becomes("").await;
         });
     });
