@@ -1,17 +1,34 @@
 //! `fwhactl keygen`: makes a cluster key, and replaces it. Needs no daemon.
 
-use std::io::{self, Write};
+use std::{
+    io::{self, Write},
+    path::Path,
+};
 
 use anyhow::anyhow;
+use serde::Serialize;
 
-use crate::{args::KeygenArgs, config::key};
+use super::print_json;
+use crate::{
+    args::{KeygenArgs, Output},
+    config::key,
+};
 
-pub(super) fn run(args: &KeygenArgs) -> anyhow::Result<()> {
+/// What was done, for programs.
+#[derive(Serialize)]
+struct Reply<'a> {
+    file: &'a Path,
+    /// `made`, `rotated` or `finished`.
+    done: &'static str,
+}
+
+pub(super) fn run(output: Output, args: &KeygenArgs) -> anyhow::Result<()> {
     let path = &args.file;
     let shown = path.display();
-    let (done, next) = match (args.rotate, args.finish) {
+    let (done, what, next) = match (args.rotate, args.finish) {
         (true, _) => (
             key::rotate(path),
+            "rotated",
             format!(
                 "{shown} has a new key, and the one before: copy it to every node, `systemctl reload fwha` on each; \
                  when `fwhactl status` warns of no node any more, `fwhactl keygen --finish {shown}`"
@@ -19,10 +36,12 @@ pub(super) fn run(args: &KeygenArgs) -> anyhow::Result<()> {
         ),
         (_, true) => (
             key::finish(path),
+            "finished",
             format!("{shown} has the new key only: copy it to every node, `systemctl reload fwha` on each"),
         ),
         _ => (
             key::generate(path),
+            "made",
             format!("made {shown}: copy it to every node of the cluster, keep it secret"),
         ),
     };
@@ -33,6 +52,8 @@ pub(super) fn run(args: &KeygenArgs) -> anyhow::Result<()> {
         };
         anyhow!("{shown} {error}{remedy}")
     })?;
-    writeln!(io::stdout(), "{next}")?;
-    Ok(())
+    match output {
+        Output::Json => print_json(&mut io::stdout(), &Reply { file: path, done: what }),
+        Output::Table => Ok(writeln!(io::stdout(), "{next}")?),
+    }
 }

@@ -68,7 +68,7 @@ async fn dispatch(args: Fwhactl) -> anyhow::Result<ExitCode> {
         CtlVerb::Standby(args) => standby::run(&ctl, &args).await?,
         CtlVerb::Reload(args) => return reload::run(&ctl, &args).await,
         CtlVerb::Resource(args) => resource::run(&ctl, args).await?,
-        CtlVerb::Keygen(args) => keygen::run(&args)?,
+        CtlVerb::Keygen(args) => keygen::run(ctl.output, &args)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -2,6 +2,8 @@
 
 use std::io::{self, Write};
 
+use anyhow::bail;
+
 use super::{
     Ctl, print_json,
     term::{Grid, Paint},
@@ -13,6 +15,9 @@ use crate::{
 
 pub(super) async fn run(ctl: &Ctl, args: &StatsArgs) -> anyhow::Result<()> {
     if args.prometheus {
+        if ctl.output == Output::Json {
+            bail!("--prometheus is a text format of its own: leave out -o json");
+        }
         let text = ctl.client.text(path::METRICS).await?;
         io::stdout().write_all(&text)?;
         return Ok(());
