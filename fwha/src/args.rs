@@ -104,7 +104,8 @@ pub enum Output {
 pub enum CtlVerb {
     /// Show groups, peers, replication and warnings.
     ///
-    /// Exits with 3 when a group has not exactly one active node, or when the daemon hangs and what it says is old.
+    /// Exits with 3 when a group has not exactly one active node, or when the daemon hangs: it does not answer, or what it
+    /// says is old.
     Status(StatusArgs),
     /// List the flow table.
     Flows(FlowsArgs),
@@ -209,7 +210,7 @@ pub struct DeleteArgs {
 #[derive(Debug, Args)]
 pub struct FilterArgs {
     /// Terms that a flow must match: proto=tcp, src=10.0.0.0/8, dst=…, sport=…, dport=22,
-    /// state=established, zone=lan.
+    /// state=established, zone=lan, origin=local.
     #[arg(value_name = "FILTER")]
     pub terms: Vec<String>,
     /// Only flows that began at this node, or that came from a peer.
@@ -223,7 +224,7 @@ pub struct StatsArgs {
     /// Only these counters.
     #[arg(value_enum)]
     pub section: Option<StatsSection>,
-    /// All metrics in Prometheus' text format.
+    /// All metrics in Prometheus' text format; not with `-o json`.
     #[arg(long, conflicts_with = "section")]
     pub prometheus: bool,
 }

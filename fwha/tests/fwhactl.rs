@@ -546,6 +546,25 @@ async fn status_exits_with_3_when_a_thread_hangs() {
 }
 
 #[tokio::test]
+async fn status_exits_with_3_when_the_daemon_does_not_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("fwha.sock");
+    let _hangs = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let run = fwhactl(&socket, &["status"]).await;
+    assert_eq!((run.code, run.stdout.as_str()), (3, ""));
+    let why = "does not answer: it is starting, or hangs";
+    assert!(run.stderr.contains(why) && run.stderr.lines().count() == 1, "{}", run.stderr);
+}
+
+#[tokio::test]
+async fn metrics_are_no_json() {
+    let daemon = FakeDaemon::start(status(), 0);
+    let run = daemon.ctl(&["-o", "json", "stats", "--prometheus"]).await;
+    assert_eq!((run.code, run.stdout.as_str()), (1, ""));
+    assert_eq!(run.stderr, "fwhactl: --prometheus is a text format of its own: leave out -o json\n");
+}
+
+#[tokio::test]
 async fn flows_are_listed_filtered_and_counted() {
     let daemon = FakeDaemon::start(status(), 4);
     let run = daemon.ctl(&["-o", "json", "flows"]).await;
@@ -1118,6 +1137,9 @@ async fn keygen_makes_a_private_key_once() {
     assert_eq!((run.code, run.stderr.as_str()), (0, ""));
     assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o7777, 0o600);
     fwha::config::key::read(&file).unwrap();
+    let run = fwhactl(Path::new("/nonexistent"), &["-o", "json", "keygen", "--rotate", name]).await;
+    let said: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!(said, serde_json::json!({ "file": name, "done": "rotated" }));
     let before = std::fs::read(&file).unwrap();
     let run = fwhactl(Path::new("/nonexistent"), &["keygen", name]).await;
     assert_eq!(

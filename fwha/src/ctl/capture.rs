@@ -4,9 +4,9 @@ mod decode;
 mod pcapng;
 
 use std::{
-    fs::OpenOptions,
+    fs::{File, OpenOptions, Permissions},
     io::{self, BufWriter, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::Path,
     process,
     sync::Arc,
@@ -33,7 +33,7 @@ pub(super) async fn run(ctl: &Ctl, args: &CaptureArgs) -> anyhow::Result<()> {
     let interrupted = interruption()?;
     let query =
         CaptureQuery { reasons: args.reasons.clone(), count: args.count, snap_len: Some(args.snap_len) };
-    let mut lines = ctl.client.lines(path::CAPTURE, &query).await?;
+    let mut lines = ctl.client.follow(path::CAPTURE, &query).await?;
     // Not before: a capture that cannot be must not cost the file of an earlier one.
     let mut sink = Sink::open(ctl, args)?;
     tell(format_args!("capturing dropped packets, up to {} bytes of each", args.snap_len));
@@ -107,6 +107,31 @@ fn interruption() -> anyhow::Result<Arc<Notify>> {
     Ok(interrupted)
 }
 
+/// Opens a file that only its owner may read, for it holds what other people sent each other, and empties it. What somebody
+/// else has laid there, in `/tmp` for example, is not followed. Pipes and devices are taken as they are.
+fn private(path: &Path) -> io::Result<File> {
+    // The kernel's own links lead to what this process has open.
+    let open = ["/dev/stdout", "/dev/stderr", "/dev/fd", "/proc"].iter().any(|own| path.starts_with(own));
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).mode(0o600);
+    if !open {
+        options.custom_flags(libc::O_NOFOLLOW);
+    }
+    let file = options.open(path)?;
+    let found = file.metadata()?;
+    if found.is_file() && !open {
+        // Who else owns it could read it whatever its mode.
+        if found.uid() != nix::unistd::geteuid().as_raw() {
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, "it belongs to another user"));
+        }
+        file.set_permissions(Permissions::from_mode(0o600))?;
+    }
+    if found.is_file() {
+        file.set_len(0)?;
+    }
+    Ok(file)
+}
+
 /// Where packets go.
 enum Sink {
     /// To standard output, a line each.
@@ -124,9 +149,7 @@ impl Sink {
             }
             Box::new(io::stdout())
         } else {
-            // It holds what other people sent each other.
-            let opened = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(file);
-            Box::new(opened.with_context(|| cannot_write(args))?)
+            Box::new(private(file).with_context(|| cannot_write(args))?)
         };
         let application = concat!("fwhactl ", env!("CARGO_PKG_VERSION"));
         Ok(Self::File(pcapng::Writer::new(BufWriter::new(out), application, args.snap_len)?))
@@ -187,4 +210,26 @@ fn comment(packet: &DroppedPacket) -> String {
     let reason = DropReason::ALL.iter().find(|reason| reason.as_str() == packet.reason);
     let explanation = reason.map_or(String::new(), |reason| format!(": {}", reason.explain()));
     format!("{} at {}{explanation}", packet.reason, packet.hook)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::symlink};
+
+    use super::*;
+
+    #[test]
+    fn a_file_of_packets_is_private_and_no_link_is_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, link) = (dir.path().join("file"), dir.path().join("link"));
+        fs::write(&file, "of an earlier capture").unwrap();
+        fs::set_permissions(&file, Permissions::from_mode(0o644)).unwrap();
+        symlink(&file, &link).unwrap();
+        assert_eq!(private(&link).unwrap_err().raw_os_error(), Some(libc::ELOOP));
+        assert_eq!(fs::metadata(&file).unwrap().mode() & 0o777, 0o644);
+        private(&file).unwrap();
+        let found = fs::metadata(&file).unwrap();
+        assert_eq!((found.len(), found.mode() & 0o777), (0, 0o600));
+        private(Path::new("/dev/null")).unwrap();
+    }
 }

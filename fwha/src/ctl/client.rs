@@ -23,9 +23,9 @@ use crate::api::{ApiError, WARNING_HEADER, path};
 
 /// A daemon that has not begun to answer after this hangs.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// The same if it may have to load programs first: the verifier takes a second or two, where others want the processors
-/// many times as long.
-const VERIFIER_TIMEOUT: Duration = Duration::from_secs(60);
+/// The same if it has much to do first: to walk a table of millions of flows, or to load programs, where the verifier takes a
+/// second or two, and many times as long if others want the processors. Between two pieces of an answer of many lines, too.
+const WORK_TIMEOUT: Duration = Duration::from_secs(60);
 /// The longest answer that is one object, and the longest line of one that is many.
 const ANSWER_LEN_MAX: usize = 16 << 20;
 
@@ -54,6 +54,11 @@ impl ConnectError {
         }
     }
 }
+
+/// A daemon that is there and says nothing.
+#[derive(Debug, thiserror::Error)]
+#[error("the fwha daemon at {} does not answer: it is starting, or hangs", .0.display())]
+pub(super) struct Silent(PathBuf);
 
 /// A client of one daemon. Each request has a connection of its own.
 pub(super) struct Client {
@@ -90,6 +95,11 @@ impl Client {
 
     /// Asks for many objects, one a line.
     pub(super) async fn lines(&self, path: &str, query: &impl Serialize) -> anyhow::Result<Lines> {
+        Ok(Lines { patience: WORK_TIMEOUT, ..self.follow(path, query).await? })
+    }
+
+    /// As [`Self::lines`], of what happens: the next line may take its time.
+    pub(super) async fn follow(&self, path: &str, query: &impl Serialize) -> anyhow::Result<Lines> {
         let query = serde_urlencoded::to_string(query)?;
         let target = if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") };
         let response = self.send(Method::GET, &target, Bytes::new()).await?;
@@ -99,7 +109,7 @@ impl Client {
     /// Sends one object and gets many, one a line.
     pub(super) async fn post_lines(&self, path: &str, body: &impl Serialize) -> anyhow::Result<Lines> {
         let response = self.send(Method::POST, path, serde_json::to_vec(body)?.into()).await?;
-        Ok(Lines::of(response, &self.socket))
+        Ok(Lines { patience: WORK_TIMEOUT, ..Lines::of(response, &self.socket) })
     }
 
     /// Sends a request; gives the answer if its status says success.
@@ -114,8 +124,9 @@ impl Client {
         if !body.is_empty() {
             request = request.header("content-type", "application/json");
         }
-        let loads = [path::EXPLAIN_PACKET, path::RELOAD].iter().any(|path| target.starts_with(path));
-        let patience = if loads { VERIFIER_TIMEOUT } else { ANSWER_TIMEOUT };
+        let works = [path::EXPLAIN_PACKET, path::RELOAD, path::FLOWS_DELETE];
+        let works = works.iter().any(|path| target.starts_with(path));
+        let patience = if works { WORK_TIMEOUT } else { ANSWER_TIMEOUT };
         let response = timeout(patience, sender.send_request(request.body(Full::new(body))?))
             .await
             .with_context(|| self.silent())?
@@ -156,8 +167,8 @@ impl Client {
         }
     }
 
-    fn silent(&self) -> String {
-        format!("the fwha daemon at {} does not answer: it hangs", self.socket.display())
+    fn silent(&self) -> Silent {
+        Silent(self.socket.clone())
     }
 
     fn broken(&self) -> String {
@@ -169,9 +180,11 @@ fn broken(socket: &Path) -> String {
     format!("the fwha daemon at {} broke off", socket.display())
 }
 
-/// Lines of an answer as they come. They may take their time: events do.
+/// Lines of an answer as they come.
 pub(super) struct Lines {
     socket: PathBuf,
+    /// For how long there may be nothing.
+    patience: Duration,
     body: Incoming,
     buffer: Vec<u8>,
     /// Where in `buffer` the next line begins.
@@ -182,7 +195,8 @@ pub(super) struct Lines {
 impl Lines {
     fn of(response: Response<Incoming>, socket: &Path) -> Self {
         let socket = socket.to_owned();
-        Self { socket, body: response.into_body(), buffer: Vec::new(), start: 0, ended: false }
+        let (body, patience) = (response.into_body(), Duration::MAX);
+        Self { socket, patience, body, buffer: Vec::new(), start: 0, ended: false }
     }
 
     /// Why there are no more lines, though there should be: the daemon is gone, or gave this answer up.
@@ -216,7 +230,8 @@ impl Lines {
             if self.buffer.len() > ANSWER_LEN_MAX {
                 bail!("the daemon sends a line that does not end");
             }
-            match self.body.frame().await {
+            let frame = timeout(self.patience, self.body.frame()).await;
+            match frame.map_err(|_| Silent(self.socket.clone()))? {
                 Some(Ok(frame)) => {
                     if let Some(data) = frame.data_ref() {
                         self.buffer.extend_from_slice(data);

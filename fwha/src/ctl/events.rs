@@ -12,7 +12,12 @@ use crate::{
 };
 
 pub(super) async fn run(ctl: &Ctl, args: &EventsArgs) -> anyhow::Result<()> {
-    let mut lines = ctl.client.lines(path::EVENTS, &EventsQuery { follow: args.follow }).await?;
+    let query = EventsQuery { follow: args.follow };
+    let mut lines = if args.follow {
+        ctl.client.follow(path::EVENTS, &query).await?
+    } else {
+        ctl.client.lines(path::EVENTS, &query).await?
+    };
     let mut out = io::stdout().lock();
     while let Some(line) = lines.next().await? {
         let mut text = Vec::new();

@@ -9,7 +9,9 @@ use std::{
 use tokio::time::MissedTickBehavior;
 
 use super::{
-    Ctl, print, print_json,
+    Ctl,
+    client::Silent,
+    print, print_json, tell,
     term::{self, Grid, Paint, Style},
 };
 use crate::{
@@ -19,7 +21,7 @@ use crate::{
     args::{Output, StatusArgs},
 };
 
-/// The exit code when a group has not exactly one Active node, or a thread of the daemon hangs.
+/// The exit code when a group has not exactly one Active node, or the daemon hangs, as a whole or one of its threads.
 const TROUBLED: u8 = 3;
 
 /// Between two pictures of `--watch`.
@@ -29,7 +31,14 @@ pub(super) async fn run(ctl: &Ctl, args: &StatusArgs) -> anyhow::Result<ExitCode
     if args.watch {
         return watch(ctl).await;
     }
-    let status: Status = ctl.client.get(path::STATUS).await?;
+    let status: Status = match ctl.client.get(path::STATUS).await {
+        Ok(status) => status,
+        Err(error) if error.is::<Silent>() => {
+            tell(format_args!("{error:#}"));
+            return Ok(ExitCode::from(TROUBLED));
+        }
+        Err(error) => return Err(error),
+    };
     let mut out = Vec::new();
     draw(&mut out, ctl, &status)?;
     print(&out)?;
