@@ -21,6 +21,8 @@ use crate::api;
 
 /// How long a move may take before the client is told that it did not happen.
 const MOVE_WAIT: Duration = Duration::from_secs(5);
+/// How long replication may take to show how it stands after a move: twenty times what it does.
+const SHOW_WAIT: Duration = Duration::from_secs(1);
 /// Between two looks at the election while a group moves.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 /// What ends a standby.
@@ -66,12 +68,14 @@ pub(super) async fn switchover(
     });
     match outcome.await {
         Some(Ok(())) => {
+            let took_ms = began.elapsed().as_secs_f64() * 1e3;
             released.moved();
+            server.see_replication().await;
             Ok(Json(api::SwitchoverReply {
                 group: server.names.group(id).to_owned(),
                 from: server.names.me().to_owned(),
                 to: name.to_owned(),
-                took_ms: began.elapsed().as_secs_f64() * 1e3,
+                took_ms,
             }))
         }
         Some(Err(reason)) => Err(server.not_moved(id, &reason)),
@@ -207,6 +211,18 @@ impl Server {
             }
         }
         None
+    }
+
+    /// Waits until replication has shown how it stands now, so that what a client sees next is not of before the move.
+    async fn see_replication(&self) {
+        let moved = self.now();
+        let shown = async {
+            while self.replication_status.load().at < moved {
+                tokio::time::sleep(LOOK_INTERVAL).await;
+            }
+        };
+        // If it shows nothing, `status` says that the thread hangs.
+        let _ = tokio::time::timeout(SHOW_WAIT, shown).await;
     }
 
     /// Why a group did not move, and where it is.

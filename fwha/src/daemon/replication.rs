@@ -346,6 +346,7 @@ impl Thread {
                 match command {
                     Command::Owned { group, term } => {
                         self.gain(now, &mut table, group, term);
+                        snapshot_due = Time::ZERO;
                         // Of these flows the data plane knew better than another owner, who is none any more.
                         waiting = waiting | table.take_deferred().into_values().collect();
                     }
@@ -354,6 +355,7 @@ impl Thread {
                         while self.read_events() == Taken::Burst {}
                         table.changed(now, group, false);
                         self.replication.set_ownership(now, self.buckets(group), Ownership::NotOwned);
+                        snapshot_due = Time::ZERO;
                         // A new owner may have been heard before this one gave way.
                         for (key, bucket) in table.take_deferred() {
                             match self.replication.get(&key) {
