@@ -19,6 +19,7 @@
 //! | `POST /v1/bulk` [`TransferRequest`] | a [`Transfer`] a line |
 //! | `POST /v1/resync` [`TransferRequest`] | a [`Transfer`] a line |
 //! | `POST /v1/reload` [`ReloadRequest`] | [`ReloadReply`] |
+//! | `POST /v1/resource/cleanup` [`ResourceRequest`] | [`ResourceReply`] |
 //! | `GET /v1/capture?`[`CaptureQuery`] | a [`CaptureLine`] a line, as packets are dropped |
 //!
 //! While the node is on standby, every answer has a header [`WARNING_HEADER`] that says so.

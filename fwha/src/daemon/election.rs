@@ -325,7 +325,8 @@ impl Thread {
     }
 
     fn show(&self, lateness: Lateness) {
-        let refused = self.sockets.heartbeats.iter().map(SyncSocket::refused).fold(self.refused, |sum, one| sum + one);
+        let refused =
+            self.sockets.heartbeats.iter().map(SyncSocket::refused).fold(self.refused, |sum, one| sum + one);
         let snapshot = Snapshot { lateness, refused, ..Snapshot::of(&self.election, self.now()) };
         self.snapshot.store(Arc::new(snapshot));
     }

@@ -187,6 +187,7 @@ pub(super) async fn delete(
     filter: Result<Json<api::FlowFilter>, JsonRejection>,
 ) -> Result<Json<api::FlowsDeleted>, Problem> {
     let Json(filter) = filter?;
+    server.know_zone(&filter)?;
     let deleted = tokio::task::spawn_blocking(move || server.delete(&filter)).await??;
     Ok(Json(deleted))
 }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
@@ -39,6 +40,8 @@ use crate::api;
 const CONNECTIONS: usize = 16;
 /// How long one of them may last in all. Prometheus gives a scrape ten seconds by default.
 const CONNECTION_TIME: Duration = Duration::from_secs(10);
+/// Between two attempts to have a port that another has, or whose address is not there yet.
+const BIND_INTERVAL: Duration = Duration::from_secs(3);
 /// What the text format is called (Prometheus, exposition formats, version 0.0.4).
 const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// Powers of two of a microsecond that are buckets of the histogram: 64 µs to 8 s.
@@ -55,13 +58,37 @@ const REFUSED: [&str; 8] = [
     "version",
 ];
 
-/// Serves metrics, and nothing else, on a TCP port.
-pub(super) async fn listen(listener: TcpListener, server: Arc<Server>) {
+/// Serves metrics, and nothing else, on a TCP port, once that can be had. Without it the node does all else that it should.
+pub(super) async fn listen(address: SocketAddr, server: Arc<Server>) {
+    let listener = bind(address, &server.no_metrics, BIND_INTERVAL).await;
     let router = Router::new().route(api::path::METRICS, get(metrics)).with_state(server);
     let listener =
         Bounded { listener, places: Arc::new(Semaphore::new(CONNECTIONS)), lifetime: CONNECTION_TIME };
     if let Err(error) = serve(listener, router).await {
         tracing::error!("metrics are gone: {error}");
+    }
+}
+
+/// Opens the port; as long as it cannot be had, `problem` says why, and it is tried again.
+async fn bind(address: SocketAddr, problem: &ArcSwapOption<String>, every: Duration) -> TcpListener {
+    loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => {
+                if problem.swap(None).is_some() {
+                    tracing::info!("metrics: listening on {address} now");
+                }
+                return listener;
+            }
+            Err(error) => {
+                let text = format!("no metrics: cannot listen on {address}: {error}");
+                let said = problem.load().as_deref() == Some(&text);
+                if !said {
+                    tracing::error!("{text}");
+                    problem.store(Some(Arc::new(text)));
+                }
+            }
+        }
+        sleep(every).await;
     }
 }
 
@@ -232,6 +259,10 @@ impl Server {
         text.gauge("fwha_uptime_seconds", "Since the daemon started.", |m| m.add(&[], uptime));
         let (election, replication) = (self.election_status.load(), self.replication_status.load());
         thread_metrics(&mut text, &self.threads(&election, &replication));
+        let warnings = self.status(counts).warnings.len();
+        text.gauge("fwha_warnings", "Warnings of `fwhactl status` now.", |m| m.add(&[], warnings));
+        let help = "Times that an address or route could not be set, removed or listed.";
+        text.counter("fwha_address_failures_total", help, |m| m.add(&[], self.troubles.failures()));
         self.election_metrics(&mut text, &election);
         self.sync_metrics(&mut text, &replication);
         self.link_metrics(&mut text, &replication);
@@ -519,7 +550,8 @@ const fn described(counter: Counter) -> Option<(&'static str, &'static str)> {
 fn message_metrics(text: &mut Text, snapshot: &election::Snapshot) {
     text.counter(
         "fwha_election_messages_total",
-        "Heartbeats, probes and VRRP messages, by the families and names of `fwhactl stats link` and `vrrp`.",
+        "Heartbeats, probes, VRRP messages and questions to witnesses and of reach, by the families and names of \
+         `fwhactl stats link` and `vrrp`.",
         |m| {
             for (family, name, count) in election_counters(snapshot) {
                 m.add(&[("family", family), ("name", name)], count);
@@ -610,6 +642,21 @@ mod tests {
             tokio::task::yield_now().await;
         }
         server.abort();
+    }
+
+    #[tokio::test]
+    async fn a_port_that_another_has_is_taken_when_it_is_free() {
+        let other = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = other.local_addr().unwrap();
+        let problem = Arc::new(ArcSwapOption::empty());
+        let told = Arc::clone(&problem);
+        let bound = tokio::spawn(async move { bind(address, &told, Duration::from_millis(10)).await });
+        while problem.load().is_none() {
+            tokio::task::yield_now().await;
+        }
+        drop(other);
+        assert_eq!(bound.await.unwrap().local_addr().unwrap(), address);
+        assert!(problem.load().is_none());
     }
 
     #[tokio::test]

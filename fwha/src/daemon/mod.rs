@@ -19,6 +19,7 @@
 //! | [`replication`] | replication thread |
 //! | [`table`] | flows of peers on their way into the kernel |
 //! | [`vips`] | addresses and gratuitous ARP |
+//! | [`troubles`] | what it cannot do |
 //! | [`readdress`] | addresses on their way from one group to another |
 //! | [`announcements`] | gratuitous ARP in its turn |
 //! | `claims` | virtual addresses that somebody else says he has |
@@ -35,6 +36,7 @@
 //! | [`ports`] | this node's interfaces and the sockets on them |
 //! | [`state`] | what survives a reboot |
 //! | [`server`], `flows`, `moves`, `explain`, `transfer`, `warnings` | control API |
+//! | [`rises`] | what should not happen and lately did |
 //! | [`reload`] | another config file under way |
 //! | `metrics` | the same for Prometheus |
 //! | [`events`] | event log |
@@ -70,6 +72,7 @@ pub mod readdress;
 pub mod reload;
 pub mod replication;
 pub mod resources;
+pub mod rises;
 pub mod server;
 pub mod state;
 pub mod surveyor;
@@ -77,6 +80,7 @@ pub mod sweeper;
 pub mod table;
 pub mod trackers;
 mod transfer;
+pub mod troubles;
 pub mod vips;
 mod warnings;
 
@@ -90,7 +94,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use fwha_common::BUCKETS;
 use fwha_common::group::Group;
 use fwha_common::rule::name_hash;
@@ -99,7 +103,7 @@ use fwha_proto::heartbeat::{Role, Via};
 use fwha_proto::replication::{self as proto_replication, Replication};
 use fwha_proto::seal::{Identity, KeyRing};
 use fwha_proto::time::Time;
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -117,8 +121,10 @@ use self::ports::Port;
 use self::reload::Reading;
 use self::replication::OwnedGroups;
 use self::resources::Resources;
+use self::rises::Rises;
 use self::state::State;
 use self::trackers::Trackers;
+use self::troubles::Troubles;
 use crate::config::{self, Config, GroupId, Node};
 use crate::dataplane::{self, Dataplane, Maps, ZoneInterface};
 use crate::netlink::{Link, Monitor, NetworkEvent};
@@ -231,7 +237,7 @@ async fn run_node(config: &Arc<Config>, node: &Node, run_dir: &RunDir, state: St
     let mut ports = ports::look(config, node, &links).await?;
     let sync = ports::sync_sockets(config, node, &mut ports)?;
     let (heartbeats, replication) = sync.into_iter().map(|s| (s.heartbeats, s.replication)).unzip();
-    let found = Found { ports, heartbeats, replication, metrics: bind_metrics(config).await, links };
+    let found = Found { ports, heartbeats, replication, links };
     let (mut dataplane, flow_events) = Dataplane::open(dataplane_options(config, node, &found.links))?;
     let kept = Kept { state, standby };
     let mut running = match Running::start(config, node, found, kept, &dataplane, flow_events, listener) {
@@ -362,19 +368,6 @@ struct Found {
     ports: Vec<Port>,
     heartbeats: Vec<SyncSocket>,
     replication: Vec<SyncSocket>,
-    /// What `[metrics]` asks for, or why it cannot be.
-    metrics: Option<Result<TcpListener, String>>,
-}
-
-/// Opens the port that `[metrics]` asks for. Without it the node does all else that it should.
-async fn bind_metrics(config: &Config) -> Option<Result<TcpListener, String>> {
-    let address = config.metrics.listen?;
-    let bound = TcpListener::bind(address).await;
-    Some(bound.map_err(|error| {
-        let problem = format!("no metrics: cannot listen on {address}: {error}");
-        tracing::error!("{problem}");
-        problem
-    }))
 }
 
 /// What an earlier run has left for this one.
@@ -423,6 +416,7 @@ impl Running {
         let (resources, resource_tasks) =
             Resources::start(config, node.id, here, clock, &events, &names, &election_mailbox);
         let election_status = Arc::new(ArcSwap::from_pointee(election::Snapshot::of(&machine, now)));
+        let troubles = Arc::new(Troubles::default());
         let vips = vips::Thread {
             groups: ports::group_addresses(config, &found.ports),
             routes: ports::group_routes(config, &found.ports),
@@ -440,6 +434,7 @@ impl Running {
             resources: resources.clone(),
             maps: Arc::clone(&maps),
             defence: claims::Defence::default(),
+            troubles: Arc::clone(&troubles),
         };
 
         let replication_options =
@@ -525,12 +520,14 @@ impl Running {
             replication_status,
             attached: Arc::clone(&attached),
             resources: resources.clone(),
-            problems: found.metrics.iter().filter_map(|m| m.as_ref().err()).cloned().collect(),
+            troubles,
+            rises: Rises::default(),
+            no_metrics: ArcSwapOption::empty(),
         };
         let server = Arc::new(server);
-        let mut servers = Vec::new();
-        if let Some(Ok(listener)) = found.metrics {
-            servers.push(tokio::spawn(metrics::listen(listener, Arc::clone(&server))));
+        let mut servers = vec![tokio::spawn(Arc::clone(&server).watch_losses())];
+        if let Some(address) = config.metrics.listen {
+            servers.push(tokio::spawn(metrics::listen(address, Arc::clone(&server))));
         }
         servers.push(tokio::spawn(async move {
             if let Err(error) = axum::serve(listener, server::routes(server)).await {

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::{JsonRejection, QueryRejection};
@@ -27,7 +27,7 @@ use fwha_proto::election::reach::{Path, ReachStatus};
 use fwha_proto::election::status::TrackerStatus;
 use fwha_proto::election::witness::WitnessStatus;
 use fwha_proto::heartbeat::{NodeState, PeerState, Role};
-use fwha_proto::replication::SyncState;
+use fwha_proto::replication::{SyncState, Warning};
 use fwha_proto::resource::Report;
 use fwha_proto::seal::OpenError;
 use fwha_proto::time::Time;
@@ -48,9 +48,11 @@ use super::network::Attached;
 use super::reload;
 use super::replication::{self, PeerSnapshot, Snapshot};
 use super::resources::Resources;
+use super::rises::Rises;
 use super::state::State as Kept;
 use super::sweeper::expiry_ns;
 use super::transfer;
+use super::troubles::Troubles;
 use crate::api::{self, ApiError, path};
 use crate::config::Config;
 use crate::dataplane::maps::FlowWalk;
@@ -115,8 +117,12 @@ pub struct Server {
     pub attached: Arc<ArcSwap<Attached>>,
     /// What follows the groups.
     pub resources: Resources,
-    /// What could not be had at the start, and that the node does without.
-    pub problems: Vec<String>,
+    /// What cannot be done with addresses and routes.
+    pub troubles: Arc<Troubles>,
+    /// When totals of what should not happen rose.
+    pub rises: Rises,
+    /// Why there are no metrics on the port of `[metrics]`.
+    pub no_metrics: ArcSwapOption<String>,
 }
 
 /// An answer that is not the one asked for.
@@ -219,6 +225,7 @@ async fn list_flows(
     filter: Result<Query<api::FlowFilter>, QueryRejection>,
 ) -> Result<Response, Problem> {
     let Query(filter) = filter?;
+    server.know_zone(&filter)?;
     let (sender, receiver) = mpsc::channel::<std::io::Result<Bytes>>(PIECES);
     tokio::task::spawn_blocking(move || {
         for table in [Table::Main, Table::Embryonic, Table::Node] {
@@ -296,6 +303,20 @@ impl Server {
         })
     }
 
+    /// Refuses a filter by a zone that there is not, which no flow would match: it was misspelt.
+    pub(super) fn know_zone(&self, filter: &api::FlowFilter) -> Result<(), Problem> {
+        let config = self.config();
+        let mut known: Vec<&str> = config.zones.iter().map(|zone| zone.name.as_str()).collect();
+        known.push(self.names.zone(0));
+        match &filter.zone {
+            Some(zone) if !known.contains(&zone.as_str()) => {
+                let problem = format!("there is no zone {zone:?}: known are {}", known.join(", "));
+                Err(Problem(StatusCode::BAD_REQUEST, problem))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The peer of this name; all of them if there is none.
     pub(super) fn peer_named(&self, name: Option<&str>) -> Result<Option<NodeId>, Problem> {
         let node = name.map(|name| self.node_named(name)).transpose()?;
@@ -355,12 +376,13 @@ impl Server {
         Ok(counts)
     }
 
-    fn status(&self, flows: api::FlowCounts) -> api::Status {
+    pub(super) fn status(&self, flows: api::FlowCounts) -> api::Status {
         let snapshot = self.election_status.load();
         let election = &snapshot.status;
         let replication = self.replication_status.load();
         let config = self.config();
-        let mut warnings = [&config.warnings[..], &self.problems].concat();
+        let mut warnings = config.warnings.clone();
+        warnings.extend(self.no_metrics.load().as_deref().cloned());
         warnings.extend(self.own_warnings(&snapshot, &replication));
         let groups = election.groups.iter().map(|g| self.group_status(g)).collect::<Vec<_>>();
         warnings.extend(groups.iter().filter_map(api::GroupStatus::trouble));
@@ -379,7 +401,9 @@ impl Server {
             if peer.deaf {
                 reasons.push("does not hear our heartbeats".into());
             }
-            if peer.other_config.is_some() {
+            // Replication says it with the remedy.
+            let told = sync.is_some_and(|sync| sync.warnings.contains(&Warning::ConfigDiffers));
+            if peer.other_config.is_some() && !told {
                 reasons.push("runs with another cluster file".into());
             }
             warnings.extend(reasons.iter().map(|r| format!("{name}: {r}")));
@@ -443,8 +467,16 @@ impl Server {
         election: &election::Snapshot,
         replication: &Snapshot,
     ) -> [api::ThreadStatus; 2] {
-        let threads = [("election", election.at), ("replication", replication.at)];
-        threads.map(|(name, at)| api::ThreadStatus { name: name.to_owned(), silent_ms: self.ms_since(at) })
+        [self.thread("election", election.at), self.replication_thread(replication)]
+    }
+
+    /// The one that replicates.
+    pub(super) fn replication_thread(&self, replication: &Snapshot) -> api::ThreadStatus {
+        self.thread("replication", replication.at)
+    }
+
+    fn thread(&self, name: &str, shown: Time) -> api::ThreadStatus {
+        api::ThreadStatus { name: name.to_owned(), silent_ms: self.ms_since(shown) }
     }
 
     fn group_status(&self, group: &fwha_proto::election::status::GroupStatus) -> api::GroupStatus {

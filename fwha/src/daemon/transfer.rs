@@ -128,16 +128,23 @@ impl Watch {
     }
 }
 
-/// Tells how far transfers are until none is left.
+/// Tells how far transfers are until none is left, or nobody knows any more.
 async fn watch(server: Arc<Server>, mut watched: BTreeMap<NodeId, Watch>, lines: mpsc::Sender<Bytes>) {
     let mut ticks = tokio::time::interval(PROGRESS_INTERVAL);
     while !watched.is_empty() {
         ticks.tick().await;
         let snapshot = server.replication_status.load_full();
+        let hangs = server.replication_thread(&snapshot).hangs();
         let mut text = Vec::new();
         watched.retain(|node, watch| {
             let Some(peer) = snapshot.peers.get(node) else { return false };
-            let line = watch.line(server.names.node(*node), peer);
+            let name = server.names.node(*node);
+            let line = if hangs {
+                let why = format!("how far it is with {name} is not known: the replication thread hangs");
+                failed(name.to_owned(), watch.direction, why)
+            } else {
+                watch.line(name, peer)
+            };
             push_line(&mut text, &line);
             line.state == api::TransferState::Running
         });

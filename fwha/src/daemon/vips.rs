@@ -23,13 +23,14 @@ use super::claims::Defence;
 use super::election::Snapshot;
 use super::events::{EventLog, step};
 use super::hooks::Hooks;
-use super::limit::Limits;
+use super::limit::{Limit, Limits};
 use super::names::Names;
 use super::readdress::{Arrived, Leaving};
 use super::resources::Resources;
+use super::troubles::{Complaint, Troubles};
 use crate::api::Step;
 use crate::dataplane::Maps;
-use crate::netlink::{Address, Addresses, Garp, Routes, Routing};
+use crate::netlink::{Address, Addresses, Garp, NetlinkError, Routes, Routing};
 use crate::sys::clock::KernelClock;
 use crate::sys::sched;
 
@@ -102,18 +103,6 @@ pub enum Command {
     Stop(oneshot::Sender<()>),
 }
 
-/// What there may be to complain of, one lasting beside another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Complaint {
-    Claims,
-    Leftovers,
-    List,
-    Leaving,
-    Vip(GroupId),
-    Route,
-    RouteInTheWay,
-}
-
 type Complaints = Limits<Complaint>;
 
 /// What the thread works with.
@@ -150,6 +139,8 @@ pub struct Thread {
     pub maps: Arc<Maps>,
     /// Against others that claim the addresses.
     pub defence: Defence,
+    /// What cannot be done, for `status`.
+    pub troubles: Arc<Troubles>,
 }
 
 impl Thread {
@@ -191,6 +182,8 @@ impl Thread {
         let mut takeovers: BTreeMap<GroupId, Takeover> = BTreeMap::new();
         let mut untold: BTreeMap<GroupId, Change> = BTreeMap::new();
         let mut complaints = Complaints::default();
+        // To list routes takes long where there are many.
+        let mut relist = Limit::default();
         let mut fresh: Option<(Instant, Vec<(GroupId, Address)>)> = None;
         self.remove_strays(&addresses, &here, &mut complaints).await;
         self.repair_routes(&routes, &here, &mut complaints).await;
@@ -206,8 +199,9 @@ impl Thread {
                 Some(Command::Add { group, mut takeover }) => {
                     here.insert(group);
                     self.leaving.retain(|leaving| leaving.to != group);
-                    if let Err(error) = addresses.add(self.of(group), self.lifetime()).await {
-                        self.tell("vip-error", group, format!("{error}"));
+                    let added = addresses.add(self.of(group), self.lifetime()).await;
+                    if let Err(error) = self.note_vips(group, added) {
+                        self.tell("vip-error", group, error);
                     }
                     takeover.steps.push(self.step("vips", takeover.decided));
                     if !self.routes_of(group).is_empty() {
@@ -221,14 +215,20 @@ impl Thread {
                     self.resources.tell(group, false);
                     here.remove(&group);
                     takeovers.remove(&group);
+                    self.troubles.over(Complaint::Vip(group));
                     if let Err(error) = routes.remove(self.routes_of(group)).await {
-                        self.tell("route-error", group, format!("{error}"));
+                        let error = error.to_string();
+                        self.troubles.failed(Complaint::RouteLeftovers, error.clone());
+                        self.tell("route-error", group, error);
                     }
                     self.announcements.forget(group);
                     let mut gone = self.of(group).to_vec();
                     gone.extend(self.leaving.extract_if(.., |l| l.from == group).map(|l| l.address));
                     if let Err(error) = addresses.remove(&gone).await {
-                        self.tell("vip-error", group, format!("{error}"));
+                        // It is tried again with the next repair.
+                        let error = error.to_string();
+                        self.troubles.failed(Complaint::Leftovers, error.clone());
+                        self.tell("vip-error", group, error);
                     }
                 }
                 Some(Command::Split(change)) => self.hooks.tell(&change),
@@ -276,6 +276,10 @@ impl Thread {
                     self.defend(&here, &mut complaints);
                     let wanted = self.routes_here(&here);
                     self.add_routes(&routes, &wanted, &mut complaints).await;
+                    let wrong = [Complaint::RouteLeftovers, Complaint::RouteInTheWay];
+                    if wrong.iter().any(|what| self.troubles.has(*what)) && relist.pass().is_some() {
+                        self.repair_routes(&routes, &here, &mut complaints).await;
+                    }
                     // Once more: a switch port may have blocked the first time.
                     if fresh.as_ref().is_some_and(|(at, _)| at.elapsed() >= REPAIR_INTERVAL)
                         && let Some((_, addresses)) = fresh.take()
@@ -449,11 +453,15 @@ impl Thread {
         let mut keep: Vec<Address> = here.iter().flat_map(|g| self.of(*g)).copied().collect();
         keep.extend(self.leaving.iter().map(|l| l.address));
         match addresses.remove_leftovers(&interfaces, &keep).await {
-            Ok(removed) if !removed.is_empty() => {
-                tracing::info!("removed {} virtual addresses that do not belong here now", removed.len());
+            Ok(removed) => {
+                self.troubles.over(Complaint::Leftovers);
+                if !removed.is_empty() {
+                    tracing::info!("removed {} virtual addresses that do not belong here now", removed.len());
+                }
             }
-            Ok(_) => {}
             Err(error) => {
+                let text = format!("cannot remove addresses that do not belong here: {error}");
+                self.troubles.failed(Complaint::Leftovers, text);
                 if let Some(held) = complaints.pass(Complaint::Leftovers) {
                     tracing::warn!(held, "cannot remove leftover addresses: {error}");
                 }
@@ -468,8 +476,9 @@ impl Thread {
     /// Adds what is missing of these. The kernel knows what is there; to list it takes long where a routing
     /// daemon has filled the table.
     async fn add_routes(&self, routes: &Routes, wanted: &[Routing], complaints: &mut Complaints) {
-        if let Err(error) = routes.add(wanted).await {
-            self.complain_of_route(Complaint::Route, format!("{error}"), complaints);
+        match routes.add(wanted).await {
+            Ok(_) => self.troubles.over(Complaint::Route),
+            Err(error) => self.complain_of_route(Complaint::Route, error.to_string(), complaints),
         }
     }
 
@@ -483,53 +492,83 @@ impl Thread {
                 list.iter().filter(|routing| !other.contains(routing)).copied().collect()
             };
             let removed = routes.remove(&without(&present, &wanted)).await;
-            let foreign = routes.add(&without(&wanted, &present)).await?;
-            removed.map(|()| foreign)
+            Ok::<_, NetlinkError>((removed, routes.add(&without(&wanted, &present)).await))
         };
-        match repaired.await {
+        let (removed, added) = match repaired.await {
+            Ok(done) => done,
+            Err(error) => (Err(error), Ok(Vec::new())),
+        };
+        match removed {
+            Ok(()) => self.troubles.over(Complaint::RouteLeftovers),
+            Err(error) => self.complain_of_route(Complaint::RouteLeftovers, error.to_string(), complaints),
+        }
+        match added {
+            Ok(foreign) if foreign.is_empty() => self.troubles.over(Complaint::RouteInTheWay),
             Ok(foreign) => {
-                if !foreign.is_empty() {
-                    let all: Vec<String> = foreign.iter().map(ToString::to_string).collect();
-                    let text = format!("another is in the way of {}", all.join(", "));
-                    self.complain_of_route(Complaint::RouteInTheWay, text, complaints);
-                }
+                let all: Vec<String> = foreign.iter().map(ToString::to_string).collect();
+                let text = format!("another is in the way of {}", all.join(", "));
+                self.complain_of_route(Complaint::RouteInTheWay, text, complaints);
             }
-            Err(error) => self.complain_of_route(Complaint::Route, format!("{error}"), complaints),
+            Err(error) => self.complain_of_route(Complaint::Route, error.to_string(), complaints),
         }
     }
 
     fn complain_of_route(&self, complaint: Complaint, text: String, complaints: &mut Complaints) {
+        self.troubles.failed(complaint, format!("routes: {text}"));
         if complaints.pass(complaint).is_some() {
             let now = Time::from_nanos(self.clock.now_ns());
             self.events.record(now, "route-error", None, text, Vec::new());
         }
     }
 
+    /// Takes note of whether the addresses of a group could be added; if not, says why.
+    fn note_vips(&self, group: GroupId, added: Result<(), NetlinkError>) -> Result<(), String> {
+        let done = added.map_err(|error| error.to_string());
+        match &done {
+            Ok(()) => self.troubles.over(Complaint::Vip(group)),
+            Err(error) => {
+                let text = format!("group {}: {error}", self.names.group(group));
+                self.troubles.failed(Complaint::Vip(group), text);
+            }
+        }
+        done
+    }
+
     /// Makes what is there what should be, and renews its lifetime.
     async fn repair(&mut self, addresses: &Addresses, here: &BTreeSet<GroupId>, complaints: &mut Complaints) {
         self.remove_strays(addresses, here, complaints).await;
         if here.is_empty() {
+            self.troubles.over(Complaint::List);
+            self.troubles.over(Complaint::Leaving);
             return;
         }
         let interfaces: Vec<u32> = self.announcements.interfaces().collect();
         let present = match addresses.list(&interfaces).await {
             Ok(present) => present,
             Err(error) => {
+                self.troubles.failed(Complaint::List, format!("cannot list addresses: {error}"));
                 if let Some(held) = complaints.pass(Complaint::List) {
                     tracing::warn!(held, "cannot list addresses: {error}");
                 }
                 return;
             }
         };
+        self.troubles.over(Complaint::List);
         let stay: Vec<Address> = self.leaving.iter().map(|l| l.address).collect();
-        if let Err(error) = addresses.add(&stay, self.lifetime()).await
-            && let Some(held) = complaints.pass(Complaint::Leaving)
-        {
-            tracing::warn!(held, "cannot keep addresses until another node has them: {error}");
+        match addresses.add(&stay, self.lifetime()).await {
+            Ok(()) => self.troubles.over(Complaint::Leaving),
+            Err(error) => {
+                let text = format!("cannot keep addresses until another node has them: {error}");
+                if let Some(held) = complaints.pass(Complaint::Leaving) {
+                    tracing::warn!(held, "{text}");
+                }
+                self.troubles.failed(Complaint::Leaving, text);
+            }
         }
         for &group in here {
             let missing = self.of(group).iter().filter(|a| !present.contains(a)).count();
-            match addresses.add(self.of(group), self.lifetime()).await {
+            let added = addresses.add(self.of(group), self.lifetime()).await;
+            match self.note_vips(group, added) {
                 Ok(()) if missing > 0 => {
                     let text = format!("{missing} of its addresses were missing and were added again");
                     self.tell("vip-repair", group, text);
@@ -538,7 +577,7 @@ impl Thread {
                 Ok(()) => {}
                 Err(error) => {
                     if complaints.pass(Complaint::Vip(group)).is_some() {
-                        self.tell("vip-error", group, format!("{error}"));
+                        self.tell("vip-error", group, error);
                     }
                 }
             }

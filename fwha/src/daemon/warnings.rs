@@ -1,5 +1,6 @@
 //! What `status` warns of when this daemon or this machine is to blame, not a peer.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use fwha_common::drop::DropReason;
@@ -15,6 +16,7 @@ use super::election;
 use super::moves;
 use super::network::Attached;
 use super::replication::Snapshot;
+use super::rises::LOOK_INTERVAL;
 use super::server::Server;
 use crate::dataplane::{AttachKind, stack_forwards_ipv6};
 use crate::netlink::ipsec;
@@ -144,9 +146,6 @@ impl Server {
                 now.since(late.last).as_secs()
             ));
         }
-        if !config.replication.enabled && config.nodes.len() > 1 {
-            warnings.push("replication is off: a takeover breaks all connections".into());
-        }
         if let Some(stranger) = election.status.stranger.filter(|s| now.since(s.at) < STRANGER_MEMORY) {
             warnings.push(self.stranger(&stranger));
         }
@@ -186,28 +185,53 @@ impl Server {
                 "{policies} IPsec policies: what the programs forward does not meet them, and would leave in the clear"
             ));
         }
+        warnings.extend(self.losses(replication));
+        warnings.extend(self.troubles.texts());
+        warnings
+    }
+
+    /// What finds no room, as long as that goes on; the totals are in the counters.
+    pub(super) fn losses(&self, replication: &Snapshot) -> Vec<String> {
+        let now = self.now();
+        let mut warnings = Vec::new();
         let count = |name| replication.counters.iter().find(|(n, _)| *n == name).map_or(0, |(_, n)| *n);
         let (full, failed) = (count("apply_full"), count("apply_failed"));
-        if full + failed > 0 {
+        if self.rises.lately(now, "peers", full + failed) {
             warnings.push(format!(
-                "{full} flows of peers found no room in the flow table, {failed} could not be written"
+                "{full} flows of peers found no room in the flow table so far, {failed} could not be written, some of \
+                 them in the last minute"
             ));
         }
-        if let Ok(refused @ 1..) =
-            self.maps.drops().map(|drops| drops.get(DropReason::TableFull as usize).copied().unwrap_or(0))
+        // What cannot be read now is read again soon.
+        let refused =
+            self.maps.drops().ok().and_then(|drops| drops.get(DropReason::TableFull as usize).copied());
+        if let Some(refused) = refused
+            && self.rises.lately(now, "table_full", refused)
         {
-            let max = config.cluster.max_flows;
+            let max = self.config().cluster.max_flows;
             warnings.push(format!(
-                "{refused} answers to new flows found the flow table full so far: raise max-flows ({max}), or set [limits]"
+                "{refused} answers to new flows found the flow table full so far, some of them in the last minute: raise \
+                 max-flows ({max}), or set [limits]"
             ));
         }
-        if let Ok(lost @ 1..) =
-            self.maps.counters().map(|c| c.get(Counter::EventsLost as usize).copied().unwrap_or(0))
+        let lost = self.maps.counters().ok().and_then(|all| all.get(Counter::EventsLost as usize).copied());
+        if let Some(lost) = lost
+            && self.rises.lately(now, "events_lost", lost)
         {
-            warnings
-                .push(format!("{lost} flow events were lost so far, and made up for by comparing tables"));
+            warnings.push(format!(
+                "{lost} flow events were lost so far, some of them in the last minute, and made up for by comparing tables"
+            ));
         }
         warnings
+    }
+
+    /// Looks at what [`Self::losses`] tells of from time to time, for as long as the node runs.
+    pub(super) async fn watch_losses(self: Arc<Self>) {
+        let mut looks = tokio::time::interval(LOOK_INTERVAL);
+        loop {
+            looks.tick().await;
+            self.losses(&self.replication_status.load());
+        }
     }
 
     fn stranger(&self, stranger: &Stranger) -> String {
