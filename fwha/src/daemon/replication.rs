@@ -547,6 +547,7 @@ impl Thread {
                     Ok(Received::Accepted(datagram)) => {
                         let (len, now) = (datagram.payload.len(), Time::from_nanos(self.clock.now_ns()));
                         self.replication.datagram(now, link as u8, &mut buffer[..len]);
+                        taken = taken.max(Taken::Some);
                     }
                     Ok(Received::Refused) => {}
                     Ok(Received::Nothing) => break,
@@ -555,7 +556,9 @@ impl Thread {
                         break;
                     }
                 }
-                taken = taken.max(if n + 1 == DATAGRAM_BURST { Taken::Burst } else { Taken::Some });
+                if n + 1 == DATAGRAM_BURST {
+                    taken = Taken::Burst;
+                }
             }
         }
         taken
