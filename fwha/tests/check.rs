@@ -69,14 +69,17 @@ fn a_good_file_is_summed_up_with_warnings() {
     assert!(output.status.success());
     let last = stdout.lines().last().unwrap();
     assert!(
-        last.starts_with("warning: ")
-            && last.ends_with(
-                ":7:23: check-fw1 has no interface \"fwha-none0\" (until then `fwha run` does not start here)"
-            ),
+        last.starts_with("warning: ") && last.ends_with(":7:23: check-fw1 has no interface \"fwha-none0\""),
         "{stdout}"
     );
 
     assert!(!stdout.contains("note: "), "{stdout}");
+
+    // One of a zone keeps the node from starting, one of a sync link does not.
+    let output = check(&path, &["--node", "check-fw2"]);
+    let stdout = text(&output.stdout);
+    let missing = "\"fwha-none1\" (until then `fwha run` does not start here)\n";
+    assert!(output.status.success() && stdout.contains(missing), "{stdout}");
 
     let tracker = "[[tracker]]\nname = \"up\"\ninterface = \"fwha-none2\"\n";
     std::fs::write(&path, format!("{CONFIG}{tracker}")).unwrap();
