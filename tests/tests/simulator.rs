@@ -163,8 +163,9 @@ fn a_seed_gives_the_same_run_each_time() {
 
 #[test]
 fn nodes_that_say_in_sync_are_really_compared() {
-    let run = |seed| sim::run(seed, Roles::Told, Wish { nodes: Some(2), ..Wish::default() });
-    let proofs: u64 = (0..20).map(|seed| run(seed).map_or(0, |s| s.proofs)).sum();
+    let wish = || Wish { nodes: Some(2), ..Wish::default() };
+    let run = |seed| sim::run(seed, Roles::Told, wish()).unwrap_or_else(|failure| panic!("{failure}"));
+    let proofs: u64 = (0..20).map(|seed| run(seed).proofs).sum();
     assert!(proofs > 1000, "{proofs}");
 }
 
