@@ -5,11 +5,13 @@ use std::os::unix::fs::FileTypeExt as _;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use fwha::netlink::Addresses;
 use fwha::sys::bpf::{AttachType, tcx_links};
 use fwha_tests::lab::{LAN_VIP, Lab, LabOptions, Node};
 use fwha_tests::pair::{PATIENCE, Pair};
 use fwha_tests::scenario::in_lab;
 use fwha_tests::traffic::mono_ms;
+use nix::net::if_::if_nametoindex;
 
 /// Everything of a box that a node changes: addresses, programs, settings, pins, sockets.
 fn picture(lab: &Lab, node: Node) -> Result<Vec<String>> {
@@ -22,9 +24,8 @@ fn picture(lab: &Lab, node: Node) -> Result<Vec<String>> {
     for interface in ["lan", "wan", "sync"] {
         found.push(lab.exec(host, &["tc", "qdisc", "show", "dev", interface])?);
         for hook in [AttachType::BPF_TCX_INGRESS, AttachType::BPF_TCX_EGRESS] {
-            let links = lab.within(host, || -> Result<_> {
-                Ok(tcx_links(nix::net::if_::if_nametoindex(interface)?, hook)?)
-            })??;
+            let links =
+                lab.within(host, || -> Result<_> { Ok(tcx_links(if_nametoindex(interface)?, hook)?) })??;
             found.extend(links.iter().map(|link| format!("link {link} at {hook:?} of {interface}")));
         }
         for setting in
@@ -102,17 +103,36 @@ fn after_a_kill_and_a_cleanup_the_machine_is_as_it_was() {
     });
 }
 
+/// Gives the addresses that a daemon has left a lifetime that outlasts any start of the next.
+fn prolong(lab: &Lab, node: Node) -> Result<()> {
+    lab.within(node.host(), || -> Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let interfaces = [if_nametoindex("lan")?, if_nametoindex("wan")?];
+            let addresses = Addresses::new()?;
+            let left = addresses.list(&interfaces).await?;
+            ensure!(left.len() == 2, "too late to see anything: {left:?}");
+            Ok(addresses.add(&left, PATIENCE * 10).await?)
+        })
+    })?
+}
+
 #[test]
 fn a_daemon_that_is_back_after_its_lease_removes_the_addresses_that_were_left() {
     let lease = Some(Duration::from_millis(500));
     in_lab(LabOptions { lease, ..LabOptions::default() }, |lab| {
         let (mut pair, killed) = Pair::settled(lab)?;
+        let removed = "removed 2 virtual addresses that do not belong here now";
+        assert!(!pair.node(killed).log()?.contains(removed));
         pair.node_mut(killed).kill()?;
+        prolong(lab, killed)?;
         pair.wait_for_role(lab, killed.peer(), "active")?;
-        assert!(has_vip(lab, killed)?, "too late to see anything");
+        assert!(has_vip(lab, killed)?);
         pair.restart(lab, killed)?;
         pair.wait_for_role(lab, killed, "backup")?;
         assert!(!has_vip(lab, killed)?);
+        let log = pair.node(killed).log()?;
+        assert!(log.contains(removed), "{log}");
         Ok(())
     });
 }
