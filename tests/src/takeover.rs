@@ -96,7 +96,11 @@ impl Outcome {
 
     fn check_taken_over(&self) -> Result<()> {
         ensure!(role(&self.status) == Some("active"), "{} is not active: {}", self.survivor(), self.status);
-        ensure!(self.probe.answered > 0, "the probe had no answer at all");
+        ensure!(
+            self.probe.answered_at_mono_ms > self.lost_at_mono_ms,
+            "no probe was answered that was sent after the active node was lost: {:?}",
+            self.probe
+        );
         Ok(())
     }
 }

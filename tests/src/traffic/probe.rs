@@ -55,6 +55,8 @@ pub struct ProbeReport {
     pub sent: u64,
     /// Different probes answered.
     pub answered: u64,
+    /// When the last one of these was sent.
+    pub answered_at_mono_ms: f64,
     /// Probes without an answer.
     pub lost: u64,
     /// Of those, the ones that did not reach the echo. Known up to the last answer.
@@ -193,11 +195,14 @@ fn collect(socket: &UdpSocket, answered: &AtomicU64, sending: &AtomicBool) -> An
 }
 
 fn summarise(sent_ns: &[u64], answers: &Answers, interval: Duration, late: Duration) -> ProbeReport {
-    let (mut outage, mut outage_at, mut first_lost) = (0, 0, None);
+    let (mut outage, mut outage_at, mut first_lost, mut last_answered) = (0, 0, None, 0);
     for (seq, &at) in sent_ns.iter().enumerate() {
         if !is_noted(&answers.seen, seq as u64) {
             first_lost.get_or_insert(at);
-        } else if let Some(from) = first_lost.take()
+            continue;
+        }
+        last_answered = at;
+        if let Some(from) = first_lost.take()
             && at - from > outage
         {
             (outage, outage_at) = (at - from, from);
@@ -215,6 +220,7 @@ fn summarise(sent_ns: &[u64], answers: &Answers, interval: Duration, late: Durat
     ProbeReport {
         sent,
         answered: answers.unique,
+        answered_at_mono_ms: ms(last_answered),
         lost: sent.saturating_sub(answers.unique),
         lost_forward: if answers.unique == 0 { 0 } else { (highest + 1).saturating_sub(arrived) },
         duplicates: answers.duplicates,
@@ -284,6 +290,7 @@ mod tests {
     fn an_outage_that_does_not_end_counts_to_the_last_probe() {
         let report = report(200, |seq| seq < 100);
         assert_eq!((report.lost, report.outage_ms, report.outage_at_mono_ms), (100, 99.0, 100.0));
+        assert_eq!(report.answered_at_mono_ms, 99.0);
     }
 
     #[test]
