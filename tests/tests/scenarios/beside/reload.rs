@@ -340,7 +340,7 @@ fn a_new_address_comes_alone_and_a_removed_one_goes_alone() {
             Ok(announced(&arp, Duration::from_secs(5))?.is_empty().then_some(()))
         })?;
         let before = standing(pair)?;
-        let probe = Probe::start(lab)?;
+        let mut probe = Probe::start(lab)?;
         let old: Vec<_> =
             ["wan", "lan"].map(|i| addresses(lab, active, i)).into_iter().collect::<Result<_>>()?;
 
@@ -365,7 +365,8 @@ fn a_new_address_comes_alone_and_a_removed_one_goes_alone() {
         println!("announced {heard:?}, neighbour {}", ping.trim());
         let status = pair.node(active).ctl(&["status"])?;
         ensure!(status["groups"][0]["vips"].to_string().contains(NEW_VIP), "{status}");
-        pair.settle(lab)?;
+        ensure!(pair.settle(lab)? == active);
+        ensure!(standing(pair)? == before, "{before:?} {:?}", standing(pair)?);
         for node in Node::ALL {
             for words in ["another cluster file", "does not hear"] {
                 wait_for_warning(lab, pair.node(node), words, false)?;
@@ -382,6 +383,7 @@ fn a_new_address_comes_alone_and_a_removed_one_goes_alone() {
         pair.node(active).ctl(&["switchover"])?;
         let active = active.peer();
         ensure!(pair.settle(lab)? == active);
+        let before = standing(pair)?;
         let wan = addresses(lab, active, "wan")?;
         ensure!(
             wan.iter().any(|a| a.contains(NEW_VIP)) && wan.iter().any(|a| a.contains(INET_VIP)),
@@ -397,8 +399,11 @@ fn a_new_address_comes_alone_and_a_removed_one_goes_alone() {
         ensure!(after == rest, "{after:?} {rest:?}");
         ensure!(announced(&arp, Duration::from_secs(2))?.is_empty(), "nothing is new");
 
+        probe.wait_for_more_answers()?;
         let report = probe.end()?;
-        println!("probe: {report:?}; {before:?} {:?}", standing(pair)?);
+        println!("probe: {report:?}");
+        ensure!(report.duplicates == 0, "{report:?}");
+        ensure!(standing(pair)? == before, "{before:?} {:?}", standing(pair)?);
         Ok(())
     });
 }
@@ -515,7 +520,7 @@ fn virtual_routers_of_ipv6_come_under_way() {
         }
         let (mut pair, active) = Pair::settled(lab)?;
         lab.route6_through_group()?;
-        let probe = Probe::start(lab)?;
+        let mut probe = Probe::start(lab)?;
         let ping = |to: &str, wait: &str| lab.try_exec(Host::Client, &["ping", "-c1", wait, to]);
         ensure!(!ping(SERVER6, "-W1")?.status.success(), "there is no next hop yet");
 
@@ -537,7 +542,7 @@ fn virtual_routers_of_ipv6_come_under_way() {
         pair.node_mut(active).kill()?;
         pair.wait_for_role(lab, active.peer(), "active")?;
         lab.wait_for_answer(Host::Client, SERVER6)?;
-        drop(probe);
+        probe.wait_for_more_answers()?;
         Ok(())
     });
 }
