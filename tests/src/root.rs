@@ -47,6 +47,21 @@ pub fn skip_for_kernel(what: &str) {
     let _ = writeln!(std::io::stderr(), "{test}: skipped: needs {what}, which this kernel does not have");
 }
 
+/// Says that the calling test is left for want of something that this machine does not have, as [`needed`] does.
+///
+/// # Panics
+///
+/// When `CI=true`.
+pub fn skip_for_machine(what: &str) {
+    let test = std::thread::current().name().unwrap_or("test").to_owned();
+    assert!(
+        std::env::var("CI").as_deref() != Ok("true"),
+        "{test} needs {what}, and CI=true forbids skipping it"
+    );
+    // A direct write: the harness captures `eprintln!` of tests that pass.
+    let _ = writeln!(std::io::stderr(), "{test}: skipped: needs {what}");
+}
+
 /// True when a file of a Debian package is missing, and the calling test must be skipped for want of it; says so as
 /// [`needed`] does.
 ///

@@ -8,7 +8,8 @@ use fwha_common::embryonic::{PLACES, Site};
 use fwha_common::flow::{FLOW_STATES, TIMEOUT_CLASSES, proto};
 use fwha_common::settings::{Counter, Timeouts};
 use fwha_tests::needs_root;
-use nix::sched::{CpuSet, sched_setaffinity};
+use fwha_tests::root::skip_for_machine;
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
 use crate::packets::{CLIENT, End, SERVER, key, tcp, udp};
@@ -115,15 +116,26 @@ fn flows_of_one_fingerprint_are_told_apart() {
     });
 }
 
-/// Runs `work` on two CPUs at once, with 0 and 1.
-fn on_two_cpus(work: impl Fn(usize) + Sync) {
+/// Two CPUs that this process may run on; if there are none, says so.
+fn two_cpus() -> Option<[usize; 2]> {
+    let allowed = sched_getaffinity(Pid::from_raw(0)).expect("the CPUs of this process");
+    let mut cpus = (0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or(false));
+    let two = cpus.next().zip(cpus.next());
+    if two.is_none() {
+        skip_for_machine("two CPUs");
+    }
+    two.map(|(one, other)| [one, other])
+}
+
+/// Runs `work` on both CPUs at once, with 0 and 1.
+fn on_two_cpus(cpus: [usize; 2], work: impl Fn(usize) + Sync) {
     thread::scope(|scope| {
-        for cpu in 0..2 {
+        for (n, cpu) in cpus.into_iter().enumerate() {
             let work = &work;
             scope.spawn(move || {
                 let mut cpus = CpuSet::new();
                 cpus.set(cpu).and_then(|()| sched_setaffinity(Pid::from_raw(0), &cpus)).expect("a CPU");
-                work(cpu);
+                work(n);
             });
         }
     });
@@ -132,7 +144,8 @@ fn on_two_cpus(work: impl Fn(usize) + Sync) {
 #[test]
 fn two_cpus_take_flows_out_of_a_set_at_once() {
     needs_root!();
-    at_both_hooks(|rig| {
+    let Some(cpus) = two_cpus() else { return };
+    at_both_hooks(move |rig| {
         if rig.hook == Hook::Tc {
             return;
         }
@@ -145,7 +158,7 @@ fn two_cpus_take_flows_out_of_a_set_at_once() {
         ports.iter().for_each(|port| begin(rig, *port));
         let full = rig.drop_count(DropReason::TableFull);
         let answers = [0, 1].map(|n| udp(SERVER, client(ports[n]), b""));
-        on_two_cpus(|cpu| rig.run_often(Port::Wan, &answers[cpu], 100_000));
+        on_two_cpus(cpus, |n| rig.run_often(Port::Wan, &answers[n], 100_000));
         assert_eq!(rig.drop_count(DropReason::NotSyn), 0, "none loses against the other CPU for good");
         assert_eq!(rig.drop_count(DropReason::TableFull) - full, 200_000);
         rig.embryonic.check();
@@ -158,7 +171,8 @@ fn two_cpus_take_flows_out_of_a_set_at_once() {
 #[test]
 fn two_cpus_put_a_flow_into_a_set_at_once() {
     needs_root!();
-    at_both_hooks(|rig| {
+    let Some(cpus) = two_cpus() else { return };
+    at_both_hooks(move |rig| {
         if rig.hook == Hook::Tc {
             return;
         }
@@ -168,7 +182,7 @@ fn two_cpus_put_a_flow_into_a_set_at_once() {
         let (before, passed) = (rig.counter(Counter::Embryonic), rig.counter(Counter::Passed));
         for round in 0..ROUNDS {
             let frame = udp(client(round), nobody, b"");
-            on_two_cpus(|_| rig.run_often(Port::Lan, &frame, REPEATS));
+            on_two_cpus(cpus, |_| rig.run_often(Port::Lan, &frame, REPEATS));
             rig.embryonic.check();
         }
         let begun = rig.counter(Counter::Embryonic) - before;
