@@ -15,12 +15,13 @@ use etherparse::{SlicedPacket, TcpOptionElement, TransportSlice};
 use fwha_tests::frames::{Ip, Tcp, flag};
 use fwha_tests::lab::{Attach, Host, Node};
 use fwha_tests::pair::PATIENCE;
+use fwha_tests::root::skip_for_kernel;
 use fwha_tests::sys::packet_socket;
 use nix::errno::Errno;
 use serde_json::Value;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use rig::{CLAMPED, Family, PROXIED, REJECTED, Rig, Running, Scenario, play, skipped};
+use rig::{CLAMPED, Family, PROXIED, REJECTED, Rig, Running, Scenario, play};
 
 /// All in one lab for each hook, because to settle takes a pair longer than most of them do.
 const SCENARIOS: [Scenario; 8] = [
@@ -394,7 +395,7 @@ fn sctp(rig: &Rig<'_>) -> Result<()> {
         let open = || Socket::new(Domain::for_address(server), Type::STREAM, Some(Protocol::SCTP));
         let listener = match rig.lab.within(Host::Server, open)? {
             Err(error) if error.raw_os_error() == Some(Errno::EPROTONOSUPPORT as i32) => {
-                skipped("needs a kernel with SCTP (CONFIG_IP_SCTP)");
+                skip_for_kernel("SCTP (CONFIG_IP_SCTP)");
                 return Ok(());
             }
             listener => listener?,

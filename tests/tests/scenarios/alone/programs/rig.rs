@@ -159,7 +159,7 @@ fn missing(programs: &[(&str, &str)]) -> Option<String> {
 }
 
 /// Says that something is not tested, and why.
-pub fn skipped(why: &str) {
+fn skipped(why: &str) {
     let test = thread::current().name().unwrap_or("test").to_owned();
     // A direct write: the harness captures `eprintln!` of tests that pass.
     let _ = writeln!(std::io::stderr(), "{test}: skipped: {why}");
