@@ -4,6 +4,7 @@
 //! /run/fwha-lab/fwha-PID-RANDOM/owner     PID and its start time: a stale lab is one whose owner is gone
 //! /run/fwha-lab/fwha-PID-RANDOM/kept      present: the owner left it standing on purpose
 //! /run/netns/fwha-PID-RANDOM-HOST         the boxes
+//! CGROUP2/fwha-PID-RANDOM-HOST            control groups of boxes that have one
 //! ```
 
 use std::collections::BTreeMap;
@@ -108,6 +109,15 @@ impl Entry {
             .with_context(|| format!("start {} on {}", command.get_program().display(), host.name()))
     }
 
+    /// Makes a control group (version 2) for a box. It goes with the lab.
+    pub fn control_group(&self, host: Host) -> Result<PathBuf> {
+        let group = control_groups_dir()?.context("no cgroup2 is mounted")?.join(self.namespace(host));
+        let open = lock(&self.open);
+        ensure!(*open, "the lab is being removed");
+        fs::create_dir(&group).with_context(|| format!("make {}", group.display()))?;
+        Ok(group)
+    }
+
     /// Leaves the lab standing.
     pub fn mark_kept(&self) -> Result<()> {
         fs::write(self.dir.join("kept"), "").context("mark the lab as kept")?;
@@ -186,10 +196,12 @@ fn kept(id: &str) -> bool {
     Path::new(ROOT).join(id).join("kept").exists()
 }
 
-/// Verifies that no process, namespace or file of a lab is left.
+/// Verifies that no process, namespace, control group or file of a lab is left.
 pub fn check_gone(id: &str) -> Result<()> {
     let left: Vec<String> = ids()?.into_iter().filter(|found| found == id).collect();
     ensure!(left.is_empty(), "something of lab {id} is left in {NETNS_DIR} or {ROOT}");
+    let groups = control_groups(id)?;
+    ensure!(groups.is_empty(), "{groups:?} of lab {id} are left");
     Ok(())
 }
 
@@ -249,7 +261,7 @@ fn owner_line(pid: u32) -> Result<String> {
     Ok(format!("{pid} {}", start.context("read the start time of a process")?))
 }
 
-/// Ends every process in the lab's boxes, then removes boxes and files. Goes on after an error and returns the first.
+/// Ends every process in the lab's boxes, then removes control groups, boxes and files. Goes on after an error and returns the first.
 /// Another process may be removing the same stale lab: what is gone is gone.
 fn remove_by_id(id: &str) -> Result<()> {
     let namespaces: Vec<String> = Host::ALL
@@ -258,6 +270,7 @@ fn remove_by_id(id: &str) -> Result<()> {
         .filter(|name| netns_inode(name).is_some())
         .collect();
     let mut result = end_processes(&namespaces);
+    result = result.and(remove_control_groups(id));
     for name in &namespaces {
         let deleted = wiring::ip(&["netns", "delete", name], "");
         result = result.and(if netns_inode(name).is_some() { deleted } else { Ok(()) });
@@ -287,6 +300,48 @@ fn end_processes(namespaces: &[String]) -> Result<()> {
         }
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// Where control groups of version 2 are.
+fn control_groups_dir() -> Result<Option<PathBuf>> {
+    let mounts = fs::read_to_string("/proc/self/mounts").context("read the mounts")?;
+    let mut fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    Ok(fields.find(|f| f.get(2) == Some(&"cgroup2")).map(|f| PathBuf::from(f[1])))
+}
+
+/// Those of a lab's boxes.
+fn control_groups(id: &str) -> Result<Vec<PathBuf>> {
+    let Some(dir) = control_groups_dir()? else { return Ok(Vec::new()) };
+    let groups = Host::ALL.iter().map(|host| dir.join(format!("{id}-{}", host.name())));
+    Ok(groups.filter(|group| group.exists()).collect())
+}
+
+/// Processes leave their groups a moment after they were killed.
+fn remove_control_groups(id: &str) -> Result<()> {
+    let deadline = Instant::now() + KILL_TIMEOUT;
+    for group in control_groups(id)? {
+        while let Err(error) = remove_groups(&group) {
+            if !group.exists() {
+                break;
+            }
+            if Instant::now() >= deadline {
+                return Err(error).with_context(|| format!("remove {}", group.display()));
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+    Ok(())
+}
+
+/// Removes a control group and those below it.
+fn remove_groups(group: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(group)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_groups(&entry.path())?;
+        }
+    }
+    fs::remove_dir(group)
 }
 
 fn netns_inode(name: &str) -> Option<u64> {

@@ -500,6 +500,15 @@ impl Lab {
         Ok(self.spawn(node.host(), &mut command)?.wait_with_output()?)
     }
 
+    /// Makes a control group (version 2) for a node. It goes with the lab.
+    ///
+    /// # Errors
+    ///
+    /// When there are none of version 2, or the kernel refuses.
+    pub fn control_group(&self, node: Node) -> Result<PathBuf> {
+        self.entry.control_group(node.host())
+    }
+
     /// Starts `fwha-traffic` on a box; every line it prints is one event of type `E`.
     ///
     /// # Errors

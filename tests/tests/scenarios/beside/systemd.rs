@@ -1,11 +1,8 @@
 //! The service as it is shipped, under a systemd of its own on either node: what `packaging/fwha.service` promises.
 
 use std::fs;
-use std::io::{self, BufRead as _, BufReader};
-use std::path::{Path, PathBuf};
+use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Output, Stdio};
-use std::thread;
-use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use fwha_tests::lab::{KEY_FILE, LAN_VIP, Lab, LabOptions, Node, binary};
@@ -62,13 +59,11 @@ struct Machine {
     child: Child,
     /// Of its first process.
     pid: String,
-    cgroup: PathBuf,
 }
 
 impl Machine {
     fn boot(lab: &Lab, node: Node) -> Result<Self> {
-        let cgroup = cgroup2()?.join(format!("{}-{node}", lab.id()));
-        fs::create_dir(&cgroup).with_context(|| format!("make {}", cgroup.display()))?;
+        let cgroup = lab.control_group(node)?;
         let bin = binary("fwha", lab.options().bin_dir.as_deref())?;
         let bin = bin.parent().context("the directory of the programs")?;
         // The first shell goes to the control group, so that it is the root of what the machine sees.
@@ -89,7 +84,7 @@ impl Machine {
         command.arg(lab.dir()).arg(node.name()).arg(bin).args([UNIT, KEY_FILE, SYSTEMD]);
         command.stdout(Stdio::piped());
         let child = lab.spawn(node.host(), &mut command)?;
-        let mut machine = Self { node, child, pid: String::new(), cgroup };
+        let mut machine = Self { node, child, pid: String::new() };
         let said = machine.child.stdout.take().context("the machine's output")?;
         BufReader::new(said).read_line(&mut machine.pid)?;
         machine.pid.truncate(machine.pid.trim_end().len());
@@ -142,31 +137,7 @@ impl Drop for Machine {
         // All of it goes with the one that made its namespaces. These fail only when it has gone already.
         let _ = self.child.kill();
         let _ = self.child.wait();
-        // Its processes leave the groups a moment after they were killed.
-        let deadline = Instant::now() + PATIENCE;
-        while remove_groups(&self.cgroup).is_err() && Instant::now() < deadline {
-            thread::yield_now();
-        }
     }
-}
-
-/// Removes a control group and those below it.
-fn remove_groups(group: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(group)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            remove_groups(&entry.path())?;
-        }
-    }
-    fs::remove_dir(group)
-}
-
-/// Where the control groups of version 2 are.
-fn cgroup2() -> Result<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mounts")?;
-    let mut fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-    let mount = fields.find(|f| f.get(2) == Some(&"cgroup2")).context("no cgroup2 is mounted")?;
-    Ok(PathBuf::from(mount[1]))
 }
 
 #[test]
