@@ -660,6 +660,15 @@ impl Lab {
         Ok(Map::HashMap(map).try_into()?)
     }
 
+    /// Runs `work` on a thread of its own in the nodes' mount namespace, where the pins are.
+    ///
+    /// # Errors
+    ///
+    /// When the namespace cannot be entered.
+    pub fn in_mounts<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        self.entry.in_mounts(work)
+    }
+
     /// The last lines of every node's log, for a failure report.
     pub fn log_tails(&self, lines: usize) -> String {
         node::log_tails(self.dir(), lines)

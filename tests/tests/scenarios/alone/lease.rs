@@ -1,11 +1,14 @@
 //! Ownership is a lease: a daemon that hangs loses it, one that is back in time keeps it.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::net::{Ipv4Addr, UdpSocket};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use fwha::sys::bpf::open_pinned;
 use fwha_tests::lab::{CLIENT, Host, LAN_VIP, Lab, LabOptions, Node, SERVER};
 use fwha_tests::pair::{PATIENCE, Pair, event_ms, role};
 use fwha_tests::scenario::with_pair;
@@ -109,12 +112,30 @@ fn a_daemon_that_hangs_is_fenced_before_its_peer_takes_over_and_gives_way_when_i
     });
 }
 
+/// Every pin of the nodes, and the kernel's numbers of what it holds: of a map, of a program, of a link and its program.
+fn pinned(lab: &Lab) -> Result<Vec<(PathBuf, String)>> {
+    let pins = lab.pins()?;
+    let numbers = |pin: &Path| -> Result<String> {
+        let path = Path::new("/sys/fs/bpf").join(pin);
+        if path.is_dir() {
+            return Ok(String::new());
+        }
+        let object = open_pinned(&path).with_context(|| pin.display().to_string())?;
+        let info = fs::read_to_string(format!("/proc/thread-self/fdinfo/{}", object.as_raw_fd()))?;
+        let numbers: Vec<&str> = info.lines().filter(|line| line.contains("_id:")).collect();
+        Ok(numbers.join(", "))
+    };
+    lab.in_mounts(|| pins.into_iter().map(|pin| Ok((pin.clone(), numbers(&pin)?))).collect())?
+}
+
 #[test]
 fn a_daemon_that_is_back_within_its_lease_keeps_its_role_its_term_and_its_data_plane() {
     // Longer than a debug build needs to start on a busy machine.
     with_pair(LabOptions { lease: Some(Duration::from_secs(10)), ..LabOptions::default() }, |lab, pair| {
         let restarted = pair.settle(lab)?;
-        let before = (pair.roles()?, lab.pins()?);
+        let before = (pair.roles()?, pinned(lab)?);
+        let numbered = |kind: &str| before.1.iter().any(|(_, numbers)| numbers.contains(kind));
+        assert!(["map_id:", "prog_id:", "link_id:"].into_iter().all(numbered), "{:?}", before.1);
         let mut probe = Probe::start(lab)?;
 
         pair.node_mut(restarted).kill()?;
@@ -124,7 +145,7 @@ fn a_daemon_that_is_back_within_its_lease_keeps_its_role_its_term_and_its_data_p
         println!("SIGKILL: back after {:.0} ms", mono_ms() - dead_ms);
 
         assert_eq!(pair.settle(lab)?, restarted);
-        assert_eq!((pair.roles()?, lab.pins()?), before);
+        assert_eq!((pair.roles()?, pinned(lab)?), before);
         let events = pair.node(restarted.peer()).ctl_lines(&["events"])?;
         let moved = events.iter().any(|e| e["kind"] == "role" && event_ms(e) > dead_ms);
         assert!(!moved, "the peer's role changed: {events:?}");
@@ -134,6 +155,7 @@ fn a_daemon_that_is_back_within_its_lease_keeps_its_role_its_term_and_its_data_p
             "restart within the lease: {} of {} probes lost, outage {:.1} ms",
             report.lost, report.sent, report.outage_ms
         );
+        assert_eq!(report.lost, 0, "{report:?}");
         Ok(())
     });
 }
