@@ -5,7 +5,7 @@ use std::{
     os::unix::{fs::PermissionsExt, net::UnixListener as StdListener},
     path::{Path, PathBuf},
     process::Stdio,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use axum::{
@@ -26,6 +26,10 @@ use fwha::api::{
     ResourceStatus, Role, RoleExplanation, StandbyReply, StandbyRequest, Stat, Stats, Status, Step,
     SwitchoverReply, SwitchoverRequest, SyncStatus, ThreadStatus, TrackerStatus, Transfer, TransferRequest,
     TransferState, WARNING_HEADER, WitnessStatus, ZoneInterfaceStatus, path,
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
 };
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -879,15 +883,36 @@ async fn a_capture_whose_output_is_blocked_is_ended_by_the_second_signal() {
         let verb = [&["capture", "--drops", "--reason", "unfiltered"][..], to].concat();
         let mut child =
             command(&daemon.socket(), &verb).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-        let pid = nix::unistd::Pid::from_raw(child.id().unwrap().cast_signed());
-        // Long enough for more than a pipe holds.
-        for _ in 0..2 {
-            tokio::time::sleep(Duration::from_millis(500)).await;
-            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
-        }
+        let pid = Pid::from_raw(child.id().unwrap().cast_signed());
+        until("the pipe to be full", || waits_to_write(pid)).await;
+        kill(pid, Signal::SIGTERM).unwrap();
+        // Until then a second one would be the first again.
+        until("the first signal to be taken", || !is_pending(pid, Signal::SIGTERM)).await;
+        kill(pid, Signal::SIGTERM).unwrap();
         let ended = tokio::time::timeout(Duration::from_secs(20), child.wait()).await;
         assert_eq!(ended.expect("it ends").unwrap().code(), Some(128 + 15), "{verb:?}");
     }
+}
+
+async fn until(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Whether the first thread of a process sleeps in a write to standard output (`proc_pid_syscall(5)`).
+fn waits_to_write(pid: Pid) -> bool {
+    let call = std::fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap();
+    call.starts_with(&format!("{} 0x1 ", libc::SYS_write))
+}
+
+/// Whether a signal was sent to a process that none of its threads has taken yet (`proc_pid_status(5)`).
+fn is_pending(pid: Pid, signal: Signal) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let pending = status.lines().find_map(|line| line.strip_prefix("ShdPnd:")).unwrap();
+    u64::from_str_radix(pending.trim(), 16).unwrap() & (1 << (signal as i32 - 1)) != 0
 }
 
 /// What tcpdump prints, in UTC and ns; nothing if it is not there, which in CI is a failure.
