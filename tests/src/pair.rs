@@ -122,6 +122,19 @@ impl Pair {
         })
     }
 
+    /// Waits until the Active has sent so many more rounds of advertisements, whatever their interval is then: time for
+    /// anything to happen that would.
+    ///
+    /// # Errors
+    ///
+    /// When it does not in time.
+    pub fn wait_for_adverts(&self, lab: &Lab, active: Node, rounds: u64) -> Result<()> {
+        const SENT: &str = "vrrp.vrrp_tx.adverts";
+        // One in each of two zones.
+        let least = self.node(active).count(SENT)? + 2 * rounds;
+        self.wait_for_count(lab, active, SENT, least).map(drop)
+    }
+
     /// Role and term of both nodes: what must not change when nothing is to move.
     ///
     /// # Errors

@@ -2,18 +2,10 @@
 
 use anyhow::{Context as _, Result};
 use fwha_tests::lab::{Cable, Host, INET_VIP, Lab, LabOptions, Node};
-use fwha_tests::pair::{Pair, active_node, peer_state, role};
+use fwha_tests::pair::{active_node, peer_state, role};
 use fwha_tests::scenario::with_pair;
 use fwha_tests::takeover;
 use fwha_tests::traffic::Probe;
-
-/// Waits until a node has sent several more rounds of advertisements, whatever their interval is then.
-fn several_adverts(lab: &Lab, pair: &Pair, active: Node) -> Result<()> {
-    const ADVERTS: u64 = 6;
-    let sent = pair.node(active).count("vrrp.vrrp_tx.adverts")?;
-    pair.wait_for_count(lab, active, "vrrp.vrrp_tx.adverts", sent + ADVERTS)?;
-    Ok(())
-}
 
 #[test]
 fn losing_the_sync_link_alone_moves_nothing_and_a_death_after_it_is_still_noticed() {
@@ -29,7 +21,7 @@ fn losing_the_sync_link_alone_moves_nothing_and_a_death_after_it_is_still_notice
                 peer_state(status) == Some("sync-lost")
             })?;
         }
-        several_adverts(lab, pair, active)?;
+        pair.wait_for_adverts(lab, active, 3)?;
         assert_eq!(pair.roles()?, before);
 
         lab.heal(active, Cable::Sync)?;
