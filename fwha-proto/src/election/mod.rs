@@ -672,9 +672,10 @@ impl Election {
         }
     }
 
-    /// What this node says of each group of which it is a member.
+    /// What this node says of each group; of those of which it is no member, only of a term that has been and that no
+    /// Active knows. All members may have forgotten it, and the replication here refuses flows of a lower one.
     fn records(&self) -> Vec<GroupRecord> {
-        let member = |g: &usize| self.groups[*g].place.is_some();
+        let speaks = |g: &usize| self.groups[*g].place.is_some() || self.knows_term(*g);
         let record = |g: usize| {
             let group = &self.groups[g];
             let in_term = self.top_active(g).filter(|(_, r)| r.term == group.term);
@@ -693,7 +694,13 @@ impl Election {
                 hears: in_term.map(|(node, _)| node).filter(|_| !group.is_active()),
             }
         };
-        (0..self.groups.len()).filter(member).map(record).collect()
+        (0..self.groups.len()).filter(speaks).map(record).collect()
+    }
+
+    /// Whether this node knows of a higher term of a group than all Actives that it hears.
+    fn knows_term(&self, g: usize) -> bool {
+        let term = self.groups[g].term;
+        term > 0 && self.actives(g).all(|(_, active)| active.term < term)
     }
 
     fn say_goodbye(&mut self) {

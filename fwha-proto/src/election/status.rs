@@ -240,9 +240,11 @@ impl Election {
         let Some(peer) = self.peers.iter().find(|p| p.node == node) else {
             return "this node".into();
         };
+        // One that is none may say which term has been.
+        let member = self.groups[g].others().any(|other| other == node);
         match (peer.state(), peer.last.as_ref().map(|h| h.node), peer.group(group)) {
-            (PeerState::Alive, Some(NodeState::Running), Some(record)) => record.role.to_string(),
-            (PeerState::Alive, Some(NodeState::Running), None) => "not a member of the group".into(),
+            (PeerState::Alive, Some(NodeState::Running), Some(record)) if member => record.role.to_string(),
+            (PeerState::Alive, Some(NodeState::Running), _) => "not a member of the group".into(),
             (PeerState::Alive, Some(state), _) => state.to_string(),
             (state, ..) => state.to_string(),
         }

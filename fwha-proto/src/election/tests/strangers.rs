@@ -423,3 +423,33 @@ fn an_advertisement_that_is_forged_or_replayed_takes_nothing_where_adverts_are_s
         assert_eq!(rig.counter(1, "vrrp_discarded", "hmac_missing") > 0, enforced);
     }
 }
+
+#[test]
+fn a_node_that_is_no_member_remembers_a_term_that_all_members_have_forgotten() {
+    let mut rig = Rig::new(3, 1, |_, config| config.groups[0].members.truncate(2));
+    (1..=3).for_each(|n| rig.start(n));
+    rig.run(ms(6000));
+    assert_eq!((rig.actives(0), rig.node(1).owned[&0].0), (vec![1], 1));
+    let says = |rig: &Rig| {
+        let heard = rig.node(1).election.as_ref().unwrap().status(rig.now).peers;
+        heard.into_iter().find(|p| p.node == 3).unwrap().roles
+    };
+    assert_eq!(says(&rig), [], "it is no member");
+    // Its replication refuses flows of a lower term.
+    rig.command(3, |e, now| e.past_term(now, 0, 7));
+    rig.run(ms(50));
+    assert_eq!((rig.actives(0), rig.node(1).owned[&0].0), (vec![1], 8));
+    assert_eq!(says(&rig), [], "the Active knows by now");
+    // Both members lose their power, and what they knew.
+    (1..=2).for_each(|n| rig.kill(n));
+    rig.run(ms(1000));
+    (1..=2).for_each(|n| rig.start(n));
+    rig.run(ms(6000));
+    assert_eq!((rig.actives(0), rig.node(1).owned[&0].0), (vec![1], 9));
+    assert_eq!(says(&rig), []);
+    let now = rig.now;
+    let refused = rig.election(1).switchover(now, 0, Some(3));
+    assert!(
+        matches!(refused, Err(CommandError::NotCandidate { state, .. }) if state == "not a member of the group")
+    );
+}
