@@ -210,8 +210,10 @@ impl Core {
         };
         let slot = self.table.at_mut(i);
         let old = slot.entry;
+        // What the kernel map of a bucket's owner holds is the truth, also where its event told of an earlier state.
+        let differs = told == Told::Seen && entry.version == old.version && entry.state != old.state;
         let newer = if old.id == entry.id {
-            slot.live && entry.version > old.version
+            slot.live && (entry.version > old.version || differs && self.owned.contains(entry.bucket))
         } else {
             told == Told::Seen
                 || entry.began_after(&old).unwrap_or_else(|| {
@@ -429,9 +431,10 @@ impl Core {
             counters.rejected_owned += 1;
             return false;
         }
-        // What a data plane made of it that is the owner's no more may have the version of something else that the owner did.
-        let same =
-            slot.live && !slot.strayed && slot.entry.id == entry.id && slot.entry.version == entry.version;
+        // What a data plane made of it that is the owner's no more may have the version of something else that the owner did;
+        // and an owner may find another state in its kernel map than it has told.
+        let known = (slot.entry.id, slot.entry.version, slot.entry.state);
+        let same = slot.live && !slot.strayed && known == (entry.id, entry.version, entry.state);
         if same && slot.entry.bucket == entry.bucket {
             counters.unchanged_received += 1;
             self.mirror(i, from, false);

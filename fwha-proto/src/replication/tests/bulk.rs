@@ -145,6 +145,33 @@ fn lost_events_are_made_good_by_reconciliation() {
     assert_eq!((local.reconciled, local.vanished), (10, 10));
 }
 
+#[test]
+fn a_state_that_no_event_told_is_made_good_on_all_nodes() {
+    let mut rig = Rig::new(3, 1, |_| {});
+    rig.promote(1, Rig::used());
+    rig.run(500 * MS);
+    (0..40).for_each(|n| rig.create(1, n));
+    rig.run(100 * MS);
+    // The data plane could not give this change a version of its own, see `change` in fwha-ebpf.
+    let changed = |rig: &mut Rig, id: NodeId, state| {
+        let flow = rig.node(id).kernel.get_mut(&Rig::key(3)).unwrap();
+        flow.word = Flow::with_state(flow.word, state);
+    };
+    changed(&mut rig, 1, FlowState::FinWait);
+    assert!(rig.difference().is_some());
+    rig.reconcile(1);
+    rig.run(100 * MS);
+    assert_eq!(rig.difference(), None);
+    assert_eq!(rig.nodes[0].replication.counters().reconciled, 1);
+    // Of a bucket of another owner the kernel map proves nothing.
+    changed(&mut rig, 2, FlowState::Established);
+    rig.reconcile(2);
+    assert_eq!(rig.nodes[1].replication.counters().reconciled, 0);
+    assert_eq!(rig.nodes[1].replication.get(&Rig::key(3)).unwrap().state(), FlowState::FinWait);
+    changed(&mut rig, 2, FlowState::FinWait);
+    rig.converge(HEALED_WITHIN);
+}
+
 /// The sweeper finds that flow 1 has expired; then its key is used again, and the deletion takes the new flow. Node 1 hears of
 /// the new flow and of the deletion in either order.
 #[test]
