@@ -317,7 +317,7 @@ impl Diff {
         self.snapshot = Some(Snapshot { number, bucket, flows, until: now + KEEP });
     }
 
-    /// Takes an answer. `lag` is the age of the oldest change that the peer has not acknowledged.
+    /// Takes an answer. `lag` is the age of the oldest change on its way to the peer.
     pub(super) fn take_list(&mut self, core: &Core, now: Time, lag: Duration, list: List) {
         let Some(asking) = &mut self.asking else { return };
         if asking.ask.is_none_or(|ask| (ask.number, ask.bucket) != (list.number, list.bucket)) {

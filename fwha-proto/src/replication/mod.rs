@@ -680,7 +680,8 @@ impl Replication {
     /// fall back to an earlier state if this node is lost now.
     pub fn at_risk(&self) -> u64 {
         let all = || self.core.owned.iter().map(|b| u64::from(self.core.table.count(b))).sum();
-        self.peers.iter().filter_map(|p| p.at_risk(&self.core)).min().unwrap_or_else(all)
+        let peers = self.peers.iter().filter_map(|p| p.at_risk(&self.core));
+        peers.map(|flows| flows.iter().sum()).min().unwrap_or_else(all)
     }
 
     /// Counters that belong to no peer.

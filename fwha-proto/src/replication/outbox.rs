@@ -54,6 +54,8 @@ pub(super) struct Outbox {
     alive_at: Time,
 
     pub(super) bulk: Bulk,
+    /// Since when a change of each bucket is owed that was let go, and goes with the bucket as a whole.
+    owed: Box<[Time; BUCKETS]>,
     pub(super) proof: Proof,
     hello_due: bool,
     claims_due: bool,
@@ -78,6 +80,7 @@ impl Outbox {
             silent: false,
             alive_at: now + KEEPALIVE_EVERY,
             bulk: Bulk::new(now, peer, bit),
+            owed: Box::new([Time::NEVER; BUCKETS]),
             proof: Proof::new(now),
             hello_due: true,
             claims_due: true,
@@ -104,19 +107,53 @@ impl Outbox {
         self.queue.len()
     }
 
-    /// Flows of owned buckets that the peer is not known to hold as they are: all of those whose digests
-    /// it has not found equal, and changes that it has not acknowledged of the others.
-    pub(super) fn at_risk(&self, core: &Core) -> u64 {
-        let proved = self.proof.agreed & core.owned;
-        let unproved: u64 = (core.owned - proved).iter().map(|b| u64::from(core.table.count(b))).sum();
-        let queued: u64 = proved.iter().map(|b| u64::from(self.queued[usize::from(b)])).sum();
-        let carried = self.flight.carried().filter(|c| c.since.is_some() && proved.contains(c.bucket));
-        unproved + queued + carried.count() as u64
+    /// By bucket, flows of owned ones that the peer is not known to hold as they are: all where it has not found the
+    /// digest equal, or a change was let go; else those with changes that it has not acknowledged.
+    pub(super) fn at_risk(&self, core: &Core) -> [u64; BUCKETS] {
+        let proved = (self.proof.agreed & core.owned) - self.owing().map(|(b, _)| b).collect();
+        let mut flows = [0; BUCKETS];
+        for bucket in core.owned.iter() {
+            let b = usize::from(bucket);
+            let queued = u64::from(self.queued[b]);
+            flows[b] = if proved.contains(bucket) { queued } else { u64::from(core.table.count(bucket)) };
+        }
+        for c in self.flight.carried().filter(|c| c.since.is_some() && proved.contains(c.bucket)) {
+            flows[usize::from(c.bucket)] += 1;
+        }
+        flows
     }
 
-    /// Time of the oldest change that is not acknowledged.
+    /// Time of the oldest change that is not acknowledged: one on its way, or one that goes with its bucket.
     pub(super) fn oldest(&self) -> Option<Time> {
+        self.oldest_sent().into_iter().chain(self.owing().map(|(_, since)| since)).min()
+    }
+
+    /// Time of the oldest change that is queued or in flight.
+    pub(super) fn oldest_sent(&self) -> Option<Time> {
         self.queue.front().map(|q| q.since).into_iter().chain(self.flight.oldest()).min()
+    }
+
+    /// The buckets of which a change is owed that was let go, and since when.
+    fn owing(&self) -> impl Iterator<Item = (u8, Time)> + '_ {
+        let left = self.bulk.wanted | self.bulk.active;
+        left.iter().map(|b| (b, self.owed[usize::from(b)])).filter(|&(_, since)| since != Time::NEVER)
+    }
+
+    /// A change of this bucket that is so old is let go: the peer gets it with the bucket as a whole.
+    fn owe(&mut self, core: &Core, bucket: u8, since: Time) {
+        if core.owned.contains(bucket) {
+            self.bulk.want(core, Buckets::one(bucket));
+            let owed = &mut self.owed[usize::from(bucket)];
+            *owed = since.min(*owed);
+        }
+    }
+
+    /// Of buckets of which nothing is left to send nothing is owed.
+    fn settle_debts(&mut self) {
+        let left = self.bulk.wanted | self.bulk.active;
+        for bucket in (Buckets::ALL - left).iter() {
+            self.owed[usize::from(bucket)] = Time::NEVER;
+        }
     }
 
     // ---- What is to be sent ------------------------------------------------------------------
@@ -130,7 +167,7 @@ impl Outbox {
         counters: &mut Counters,
     ) -> Option<Event> {
         if self.silent {
-            self.bulk.want(core, Buckets::one(core.table.at(i).entry.bucket));
+            self.owe(core, core.table.at(i).entry.bucket, now);
             return None;
         }
         let (crowded, may_have) = (core.crowded(), core.may_have(i, self.bit));
@@ -145,7 +182,7 @@ impl Outbox {
             counters.coalesced += 1;
         } else if self.queue.len() >= core.options.queue_max || (!live && crowded) {
             counters.overflow += 1;
-            self.bulk.want(core, Buckets::one(bucket));
+            self.owe(core, bucket, now);
             let news = !self.full;
             self.full = true;
             return news.then_some(Event::Overflow { peer: self.peer });
@@ -185,6 +222,7 @@ impl Outbox {
     /// This node has lost these buckets.
     pub(super) fn give_up(&mut self, core: &mut Core, buckets: Buckets) {
         self.bulk.give_up(core, buckets);
+        self.settle_debts();
         self.proof.give_up(buckets);
         self.claims_due = true;
     }
@@ -236,6 +274,7 @@ impl Outbox {
             self.flight.recycle(sent.flows);
         }
         self.settled = settled;
+        self.settle_debts();
         events.extend(self.bulk.finish(now, counters));
     }
 
@@ -288,7 +327,11 @@ impl Outbox {
                 slot.awaiting &= !self.bit;
                 core.table.release(c.slot);
                 counters.overflow += 1;
-                self.bulk.want(core, Buckets::one(c.bucket));
+                if c.since.is_some() {
+                    self.owe(core, c.bucket, since);
+                } else {
+                    self.bulk.want(core, Buckets::one(c.bucket));
+                }
                 if c.bulk {
                     self.bulk.settle(c.bucket);
                 }
@@ -315,10 +358,15 @@ impl Outbox {
         if self.silent_at() > now {
             return;
         }
-        let on_its_way = self.queue.iter().map(|q| q.bucket).chain(self.flight.carried().map(|c| c.bucket));
-        let missed: Buckets = on_its_way.collect();
+        let queued = self.queue.iter().map(|q| (q.bucket, Some(q.since)));
+        let on_its_way = queued.chain(self.flight.carried().map(|c| (c.bucket, c.since)));
+        // What a bulk carried is no change.
+        let missed: Vec<_> =
+            on_its_way.map(|(bucket, since)| (bucket, since.unwrap_or(Time::NEVER))).collect();
         self.clear(core);
-        self.bulk.want(core, missed);
+        for (bucket, since) in missed {
+            self.owe(core, bucket, since);
+        }
         self.silent = true;
         self.alive_at = now;
         self.hello_due = true;

@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use fwha_common::BUCKETS;
+
 use super::buckets::Buckets;
 use super::core::Core;
 use super::diff::{Diff, Failure};
@@ -299,7 +301,7 @@ impl Peer {
                 (Record::Zones(zones), _) => inbox.zones = Some(map_zones(&core.options.zones, &zones)),
                 (Record::ListAsk(ask), _) => outbox.diff.take_ask(core, now, &ask),
                 (Record::List(list), _) => {
-                    let lag = outbox.oldest().map_or(Duration::ZERO, |since| now.since(since));
+                    let lag = outbox.oldest_sent().map_or(Duration::ZERO, |since| now.since(since));
                     outbox.diff.take_list(core, now, lag, list);
                 }
                 (Record::Resync(buckets), _) => outbox.take_resync(core, seq, buckets),
@@ -483,9 +485,9 @@ impl Peer {
         }
     }
 
-    /// Flows that are lost if this node is lost now, were this the only peer; `None` if the peer does not
+    /// By bucket, flows that are lost if this node is lost now, were this the only peer; `None` if the peer does not
     /// answer.
-    pub(super) fn at_risk(&self, core: &Core) -> Option<u64> {
+    pub(super) fn at_risk(&self, core: &Core) -> Option<[u64; BUCKETS]> {
         let outbox = self.session.as_ref().map(|s| &s.outbox).filter(|o| !o.silent())?;
         Some(outbox.at_risk(core))
     }

@@ -32,6 +32,52 @@ fn a_dead_peer_costs_nothing_that_grows() {
 }
 
 #[test]
+fn what_the_queue_had_no_room_for_is_at_risk_and_late_until_it_is_there() {
+    let mut rig = settled(|o| {
+        o.queue_max = 16;
+        o.bulk_bytes_per_s = 1_000_000;
+        o.max_flows = 10_000;
+    });
+    assert_eq!(rig.nodes[0].replication.at_risk(), 0);
+    (0..2000).for_each(|n| rig.create(1, n));
+    assert_eq!((counters(&rig, 1).overflow, rig.nodes[0].replication.at_risk()), (1984, 2000));
+    rig.run(20 * MS);
+    let status = rig.nodes[0].replication.status(rig.now).next().unwrap();
+    assert_eq!((status.state, status.queued, status.lag), (SyncState::Bulk, 0, 20 * MS));
+    let there = rig.node(2).kernel.len() as u64;
+    assert!((50..1000).contains(&there), "1 MB/s are some 400 flows in 20 ms: {there}");
+    assert!((2000 - there..2000).contains(&rig.nodes[0].replication.at_risk()));
+    rig.converge(HEALED_WITHIN);
+    assert_eq!(rig.nodes[0].replication.at_risk(), 0);
+    // What an operator has sent once more is there already.
+    let _ = rig.node(1).replication.request_bulk(None);
+    let status = rig.nodes[0].replication.status(rig.now).next().unwrap();
+    assert_eq!((status.state, status.lag), (SyncState::Bulk, Duration::ZERO));
+    assert_eq!(rig.nodes[0].replication.at_risk(), 0);
+}
+
+#[test]
+fn the_lag_of_a_silent_peer_is_that_of_the_oldest_change_it_has_missed() {
+    let mut rig = settled(|_| {});
+    let lag = |rig: &Rig| rig.nodes[0].replication.status(rig.now).next().unwrap().lag;
+    rig.cut = vec![(1, 2), (2, 1)];
+    rig.run(4000 * MS);
+    assert_eq!((state(&rig, 1), lag(&rig)), (SyncState::Silent, Duration::ZERO), "it has missed nothing");
+    rig.create(1, 1);
+    rig.run(500 * MS);
+    rig.create(1, 2);
+    rig.run(500 * MS);
+    assert_eq!(lag(&rig), 1000 * MS);
+    rig.converge(HEALED_WITHIN);
+    assert_eq!(lag(&rig), Duration::ZERO);
+    rig.create(1, 3);
+    rig.cut = vec![(1, 2), (2, 1)];
+    rig.run(4000 * MS);
+    assert_eq!((state(&rig, 1), lag(&rig)), (SyncState::Silent, 4000 * MS), "it was on its way");
+    rig.converge(HEALED_WITHIN);
+}
+
+#[test]
 fn a_full_table_refuses_counts_and_does_not_storm() {
     let mut rig = settled(|o| o.max_flows = if o.identity.node == 2 { 50 } else { 100 });
     (0..80).for_each(|n| rig.create(1, n));
