@@ -180,12 +180,16 @@ impl Outbox {
         }
         if queued {
             counters.coalesced += 1;
-        } else if self.queue.len() >= core.options.queue_max || (!live && crowded) {
+        } else if self.queue.len() >= core.options.queue_max {
             counters.overflow += 1;
             self.owe(core, bucket, now);
             let news = !self.full;
             self.full = true;
             return news.then_some(Event::Overflow { peer: self.peer });
+        } else if !live && crowded {
+            counters.deletions_dropped += 1;
+            self.owe(core, bucket, now);
+            return None;
         } else {
             slot.queued |= self.bit;
             self.queue.push_back(Queued { slot: i, bucket, since: now });

@@ -102,6 +102,9 @@ counters! {
         swept,
         /// Changes that found the queue full: their buckets are sent as a whole later.
         overflow,
+        /// Deletions that were not kept until the peer has heard of them, because so many are kept already: their buckets
+        /// are sent as a whole.
+        deletions_dropped,
         /// Comparisons of a bucket's digest that agreed.
         digest_equal,
         /// Comparisons of a bucket's digest that did not.

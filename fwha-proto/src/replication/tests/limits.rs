@@ -78,6 +78,20 @@ fn the_lag_of_a_silent_peer_is_that_of_the_oldest_change_it_has_missed() {
 }
 
 #[test]
+fn deletions_that_are_too_many_to_be_kept_are_no_full_queue() {
+    let mut rig = settled(|o| o.max_flows = 10_000);
+    (0..5000).for_each(|n| rig.create(1, n));
+    rig.run(500 * MS);
+    (0..5000).for_each(|n| rig.delete(1, n));
+    let c = counters(&rig, 1);
+    assert!(c.deletions_dropped > 800, "{}", c.deletions_dropped);
+    assert_eq!(c.overflow, 0);
+    rig.converge(HEALED_WITHIN);
+    assert_eq!(rig.node(2).kernel.len(), 0);
+    assert!(!rig.node(1).events.contains(&Event::Overflow { peer: 2 }));
+}
+
+#[test]
 fn a_full_table_refuses_counts_and_does_not_storm() {
     let mut rig = settled(|o| o.max_flows = if o.identity.node == 2 { 50 } else { 100 });
     (0..80).for_each(|n| rig.create(1, n));
