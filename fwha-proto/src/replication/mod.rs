@@ -94,6 +94,15 @@ pub struct PeerOptions {
     pub name: String,
 }
 
+/// Buckets that move together.
+#[derive(Clone, Debug)]
+pub struct GroupOptions {
+    /// The buckets.
+    pub buckets: Buckets,
+    /// The nodes that may own them. All nodes hold their flows.
+    pub members: Vec<NodeId>,
+}
+
 /// What [`Replication`] is made of.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -105,6 +114,8 @@ pub struct Options {
     pub name: String,
     /// All other nodes.
     pub peers: Vec<PeerOptions>,
+    /// Which buckets move together, and between which nodes. None: all of them, between all nodes.
+    pub groups: Vec<GroupOptions>,
     /// Hash of the cluster file.
     pub config_hash: u64,
     /// Hash of the rules.
@@ -138,6 +149,7 @@ impl Options {
             keys: keys.into(),
             name: name.into(),
             peers: Vec::new(),
+            groups: Vec::new(),
             config_hash: 0,
             rules_hash: 0,
             zones: Vec::new(),
@@ -676,12 +688,22 @@ impl Replication {
         self.peers.iter().find(|p| p.node() == peer).map(|p| p.sync_state(&self.core))
     }
 
-    /// Owned flows that no peer which answers is known to hold as they are: at most so many are lost or
-    /// fall back to an earlier state if this node is lost now.
+    /// Owned flows that no peer which answers, and may own their group ([`Options::groups`]), is known to hold as they
+    /// are: at most so many are lost or fall back to an earlier state if this node is lost now.
     pub fn at_risk(&self) -> u64 {
-        let all = || self.core.owned.iter().map(|b| u64::from(self.core.table.count(b))).sum();
-        let peers = self.peers.iter().filter_map(|p| p.at_risk(&self.core));
-        peers.map(|flows| flows.iter().sum()).min().unwrap_or_else(all)
+        let core = &self.core;
+        let peers: Vec<_> = self.peers.iter().filter_map(|p| Some((p.node(), p.at_risk(core)?))).collect();
+        let of_group = |buckets: Buckets, members: Option<&[NodeId]>| -> u64 {
+            let owned = core.owned & buckets;
+            let members =
+                peers.iter().filter(|(node, _)| members.is_none_or(|members| members.contains(node)));
+            let least = members.map(|(_, flows)| owned.iter().map(|b| flows[usize::from(b)]).sum()).min();
+            least.unwrap_or_else(|| owned.iter().map(|b| u64::from(core.table.count(b))).sum())
+        };
+        if core.options.groups.is_empty() {
+            return of_group(Buckets::ALL, None);
+        }
+        core.options.groups.iter().map(|group| of_group(group.buckets, Some(&group.members))).sum()
     }
 
     /// Counters that belong to no peer.

@@ -754,10 +754,16 @@ fn replication_options(
     mtu: u16,
 ) -> proto_replication::Options {
     let peers = config.nodes.iter().filter(|n| n.id != node.id);
+    let owner = config.bucket_groups();
+    let groups = config.groups.iter().map(|group| proto_replication::GroupOptions {
+        buckets: (0..=u8::MAX).filter(|&b| owner[usize::from(b)] == group.id).collect(),
+        members: group.nodes.iter().map(|&(node, _)| node).collect(),
+    });
     let proto_replication::Settings { config_hash, rules_hash, bulk_bytes_per_s, filter } =
         replication_settings(config);
     proto_replication::Options {
         peers: peers.map(|n| proto_replication::PeerOptions { node: n.id, name: n.name.clone() }).collect(),
+        groups: groups.collect(),
         config_hash,
         rules_hash,
         zones: config.zones.iter().map(|z| name_hash(&z.name)).collect(),

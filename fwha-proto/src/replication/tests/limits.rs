@@ -92,6 +92,25 @@ fn deletions_that_are_too_many_to_be_kept_are_no_full_queue() {
 }
 
 #[test]
+fn what_only_a_node_holds_that_may_not_own_it_is_at_risk() {
+    let mut rig = Rig::new(3, 1, |o| {
+        let group = |buckets, members: &[NodeId]| GroupOptions { buckets, members: members.into() };
+        o.groups = vec![group((0..8).collect(), &[1, 2]), group((8..16).collect(), &[3, 1])];
+    });
+    rig.promote(1, Rig::used());
+    rig.run(500 * MS);
+    (0..32).for_each(|n| rig.create(1, n));
+    rig.run(500 * MS);
+    assert_eq!(rig.nodes[0].replication.at_risk(), 0);
+    rig.kill(2);
+    rig.run(4000 * MS);
+    assert_eq!(rig.nodes[0].replication.at_risk(), 16);
+    rig.kill(3);
+    rig.run(4000 * MS);
+    assert_eq!(rig.nodes[0].replication.at_risk(), 32);
+}
+
+#[test]
 fn a_full_table_refuses_counts_and_does_not_storm() {
     let mut rig = settled(|o| o.max_flows = if o.identity.node == 2 { 50 } else { 100 });
     (0..80).for_each(|n| rig.create(1, n));

@@ -21,8 +21,8 @@ use super::inbox::{Inbox, Place};
 use super::rig::{Faults, Rig, USED};
 use super::wire::{Record, Writer};
 use super::{
-    Buckets, Counters, Difference, Event, Failure, Filter, Found, Kind, Options, Output, Ownership, Policy,
-    Settings, Summary, SyncState, Unready, Warning,
+    Buckets, Counters, Difference, Event, Failure, Filter, Found, GroupOptions, Kind, Options, Output,
+    Ownership, Policy, Settings, Summary, SyncState, Unready, Warning,
 };
 use crate::NodeId;
 use crate::seal::{Channel, ClusterKey, Identity, KeyRing, Opened, Purpose, cluster_id};
