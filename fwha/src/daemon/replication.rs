@@ -54,8 +54,8 @@ const BATCH: usize = 512;
 const WALK_CHUNK: usize = 2048;
 /// Between two snapshots for `status` and for the election.
 const SNAPSHOT_INTERVAL: Duration = Duration::from_millis(20);
-/// Between the beginnings of two comparisons: each walks the whole table, and its buckets are not
-/// proved equal to a peer's meanwhile.
+/// From the end of a comparison to the beginning of the next at least: each walks the whole table, and its buckets are
+/// neither sent as a whole nor proved equal to a peer's meanwhile.
 const WALK_INTERVAL: Duration = Duration::from_secs(1);
 /// The longest datagram on a sync link.
 const BUFFER_LEN: usize = 9216;
@@ -253,6 +253,13 @@ impl PeerSnapshot {
 struct Comparison {
     walk: FlowWalk,
     buckets: Buckets,
+    began: Time,
+}
+
+/// When the next comparison may begin after one: not before as much time has passed as it took. However large the table
+/// is and however long events are lost, half of the time is left to prove and send its buckets.
+fn next_comparison(began: Time, ended: Time) -> Time {
+    ended + WALK_INTERVAL.max(ended.since(began))
 }
 
 /// Everything that the thread works with.
@@ -335,10 +342,9 @@ impl Thread {
                 waiting = Buckets::ALL;
             }
             if comparison.is_none() && !waiting.is_empty() && now >= comparison_due {
-                comparison_due = now + WALK_INTERVAL;
                 let buckets = std::mem::take(&mut waiting);
                 self.replication.reconcile_begin(buckets);
-                comparison = Some(Comparison { walk: FlowWalk::new(WALK_CHUNK), buckets });
+                comparison = Some(Comparison { walk: FlowWalk::new(WALK_CHUNK), buckets, began: now });
             }
             self.letters.acknowledge();
             while let Some(command) = self.letters.take() {
@@ -416,6 +422,7 @@ impl Thread {
                 match self.compare(now, &mut c.walk) {
                     Ok(true) => {}
                     Ok(false) => {
+                        comparison_due = next_comparison(c.began, now);
                         comparison = None;
                         if self.replication.missed() && self.replication.counters().vanished > vanished {
                             // There is room now for what had none, until a peer fills it again.
@@ -426,6 +433,7 @@ impl Thread {
                         // An end now would declare flows dead that were only not seen.
                         tracing::warn!("cannot walk the flow table, will try again: {error}");
                         waiting = waiting | c.buckets;
+                        comparison_due = next_comparison(c.began, now);
                         comparison = None;
                     }
                 }

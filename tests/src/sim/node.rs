@@ -22,7 +22,7 @@ const EVENT_BURST: usize = 16;
 const WALK_CHUNK: usize = 8;
 /// From one chunk to the next.
 const WALK_PAUSE: Duration = Duration::from_micros(200);
-/// Between the beginnings of two comparisons.
+/// From the end of a comparison to the beginning of the next.
 pub const WALK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// For how long after a change of ownership the former owner tells what it did, and the new one listens.
@@ -215,7 +215,6 @@ impl Node {
             daemon.waiting = Buckets::ALL;
         }
         if daemon.walk.is_none() && !daemon.waiting.is_empty() && now >= daemon.walk_due {
-            daemon.walk_due = now + WALK_INTERVAL;
             daemon.replication.reconcile_begin(std::mem::take(&mut daemon.waiting));
             daemon.walk = Some(Walk { at: 0, next: now });
         }
@@ -315,6 +314,7 @@ impl Node {
             let vanished = daemon.replication.counters().vanished;
             daemon.replication.reconcile_end(clock);
             daemon.walk = None;
+            daemon.walk_due = now + WALK_INTERVAL;
             if daemon.replication.missed() && daemon.replication.counters().vanished > vanished {
                 daemon.walk_due = now;
             }

@@ -130,3 +130,10 @@ fn what_a_socket_has_refused_stays_counted_when_another_takes_its_place() {
         assert_eq!(thread.refused(), refused);
     });
 }
+
+#[test]
+fn walks_leave_as_much_time_as_they_take() {
+    let [began, soon, late] = [10_000, 10_200, 14_000].map(Time::from_millis);
+    assert_eq!(next_comparison(began, soon), Time::from_millis(11_200), "not 1 s after it began");
+    assert_eq!(next_comparison(began, late), Time::from_millis(18_000));
+}
