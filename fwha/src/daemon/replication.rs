@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
-use fwha_common::flow::{Flow, FlowId, FlowKey};
+use fwha_common::flow::{Flow, FlowEvent, FlowId, FlowKey};
 use fwha_common::{BUCKETS, MAX_GROUPS};
 use fwha_proto::NodeId;
 use fwha_proto::election::GroupId;
@@ -45,6 +45,9 @@ const NICE: i8 = -10;
 const GATHER: Duration = Duration::from_millis(1);
 /// Flow events taken before datagrams have their turn.
 const EVENT_BURST: usize = 4096;
+/// Events that the largest ring holds, 64 MiB, each with a head of 8 bytes: so many are taken at most where all that were
+/// told before are to be known. What is told meanwhile may go on without end.
+const RING_EVENTS: usize = (64 << 20) / (size_of::<FlowEvent>() + 8);
 /// Datagrams taken from one socket before the others have their turn, and before they are acknowledged. What some
 /// hundreds hold takes longer to write into the kernel's table than a sender waits before it takes them for lost.
 const DATAGRAM_BURST: usize = 32;
@@ -242,6 +245,15 @@ enum Taken {
     Burst,
 }
 
+/// Takes bursts until there is no more, or as much was taken as a ring holds.
+fn take_ring(mut burst: impl FnMut() -> Taken) {
+    for _ in 0..RING_EVENTS.div_ceil(EVENT_BURST) {
+        if burst() != Taken::Burst {
+            return;
+        }
+    }
+}
+
 impl PeerSnapshot {
     /// The number of this session: another one knows nothing of what was asked for in it.
     pub fn session(&self) -> u64 {
@@ -358,7 +370,7 @@ impl Thread {
                     }
                     Command::Disowned { group } => {
                         // What the data plane did while it was the owner goes out as the owner's.
-                        while self.read_events() == Taken::Burst {}
+                        self.read_ring();
                         table.changed(now, group, false);
                         self.replication.set_ownership(now, self.buckets(group), Ownership::NotOwned);
                         snapshot_due = Time::ZERO;
@@ -373,7 +385,7 @@ impl Thread {
                     }
                     Command::Expired(flows) => {
                         // What the data plane told before, or it would bring them back.
-                        while self.read_events() == Taken::Burst {}
+                        self.read_ring();
                         self.replication.local_delete_batch(now, &flows);
                     }
                     Command::Reconcile(buckets) => waiting = waiting | buckets,
@@ -482,7 +494,7 @@ impl Thread {
             self.gain(now, table, group, term);
         }
         // The ring may tell of flows that are gone: the walk that finds that out begins behind it.
-        while self.read_events() == Taken::Burst {}
+        self.read_ring();
     }
 
     /// This node owns a group.
@@ -544,6 +556,11 @@ impl Thread {
             EVENT_BURST => Taken::Burst,
             _ => Taken::Some,
         }
+    }
+
+    /// Takes all events that the ring holds now.
+    fn read_ring(&mut self) {
+        take_ring(|| self.read_events());
     }
 
     fn read_sockets(&mut self) -> Taken {

@@ -137,3 +137,18 @@ fn walks_leave_as_much_time_as_they_take() {
     assert_eq!(next_comparison(began, soon), Time::from_millis(11_200), "not 1 s after it began");
     assert_eq!(next_comparison(began, late), Time::from_millis(18_000));
 }
+
+#[test]
+fn a_ring_that_fills_as_fast_as_it_is_read_ends() {
+    let (mut taken, mut left) = (0, 3);
+    take_ring(|| {
+        taken += EVENT_BURST;
+        Taken::Burst
+    });
+    assert!((RING_EVENTS..RING_EVENTS + EVENT_BURST).contains(&taken), "{taken}");
+    take_ring(|| {
+        left -= 1;
+        if left == 0 { Taken::Some } else { Taken::Burst }
+    });
+    assert_eq!(left, 0, "and what it holds is read");
+}
