@@ -42,6 +42,7 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
+use fwha_proto::NodeId;
 use fwha_proto::replication::Buckets;
 
 use self::storm::Storm;
@@ -101,6 +102,8 @@ pub struct Shape {
     pub steps: usize,
     /// The nodes elect who owns what; else the storm says so.
     pub elected: bool,
+    /// The members of each group, bit n for node n: at least two. All nodes hold the flows of all groups.
+    pub members: [u16; GROUPS],
     /// A bug that all nodes have.
     pub planted: Option<Planted>,
 }
@@ -151,7 +154,7 @@ impl Shape {
         let nodes = nodes.unwrap_or(drawn);
         let sizes = [(64, 1000), (64, 1000), (200, 1000), (64, 40), (200, 60)];
         let (keys, max_flows) = random.one_of(if elected { &sizes[..3] } else { &sizes });
-        Self {
+        let mut shape = Self {
             nodes,
             links: random.one_of(&[1, 1, 2, 3]),
             keys,
@@ -161,8 +164,20 @@ impl Shape {
             bulk_bytes_per_s: random.one_of(&[20_000_000, 1_000_000, 100_000]),
             steps: 40 + random.below(160),
             elected,
+            members: [(1 << (nodes + 1)) - 2; GROUPS],
             planted: None,
+        };
+        for members in &mut shape.members {
+            while elected && members.count_ones() > 2 && random.once_in(2) {
+                *members &= !(2 << random.below(nodes.into()));
+            }
         }
+        shape
+    }
+
+    /// Whether a node is a member of a group.
+    pub const fn is_member(&self, node: NodeId, group: Group) -> bool {
+        self.members[group as usize] & 1 << node != 0
     }
 
     /// Whether tables may become full.

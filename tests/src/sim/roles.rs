@@ -111,7 +111,8 @@ impl World {
             .collect();
         let members = |g: usize| -> Vec<(NodeId, u8)> {
             let priority = |n: NodeId| if g == 0 { 200 - n * 30 } else { 50 + n * 30 };
-            let mut members: Vec<_> = self.ids().map(|n| (n, priority(n))).collect();
+            let members = self.ids().filter(|&n| self.shape.is_member(n, g as Group));
+            let mut members: Vec<_> = members.map(|n| (n, priority(n))).collect();
             members.sort_by_key(|&(_, priority)| std::cmp::Reverse(priority));
             members
         };

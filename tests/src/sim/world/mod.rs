@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use fwha_common::flow::{Flow, FlowId, FlowKey};
 use fwha_proto::NodeId;
-use fwha_proto::replication::{Options, PeerOptions, PeerStatus, Replication, SyncState, stays};
+use fwha_proto::replication::{
+    GroupOptions, Options, PeerOptions, PeerStatus, Replication, SyncState, stays,
+};
 use fwha_proto::seal::{Identity, KeyRing, cluster_id};
 use fwha_proto::time::Time;
 
@@ -342,6 +344,11 @@ impl World {
         let mut options = Options::new(identity, self.keys.clone(), &format!("fw{id}"));
         options.zones = vec![11, 12];
         options.peers = self.ids().map(|n| PeerOptions { node: n, name: format!("fw{n}") }).collect();
+        let group = |group| GroupOptions {
+            buckets: buckets_of(group),
+            members: self.ids().filter(|&n| self.shape.is_member(n, group)).collect(),
+        };
+        options.groups = (0..GROUPS as Group).map(group).collect();
         options.max_flows = self.shape.max_flows;
         options.queue_max = self.shape.queue_max;
         options.links = self.shape.links;
