@@ -49,8 +49,8 @@ pub(super) struct Bulk {
     /// From the first bucket until none is left.
     round: Option<Round>,
     begin_due: bool,
-    /// Bytes that may be sent now, as earned until `credit_at`.
-    credit: u64,
+    /// Bytes that may be sent now, as earned until `credit_at`. Below 0 is what the last datagram took beyond it.
+    credit: i64,
     credit_at: Time,
 }
 
@@ -233,7 +233,7 @@ impl Bulk {
         counters: &mut Counters,
     ) {
         self.earn(core, now);
-        if self.credit == 0 || self.begin_due {
+        if self.credit <= 0 || self.begin_due {
             return;
         }
         let before = d.sent.flows.len();
@@ -245,7 +245,7 @@ impl Bulk {
             self.walked.insert(bucket);
         }
         if d.sent.flows.len() > before {
-            self.credit = self.credit.saturating_sub(d.w.len() as u64);
+            self.credit -= d.w.len() as i64;
         }
     }
 
@@ -254,7 +254,8 @@ impl Bulk {
         let most = rate * BURST.as_millis() as u64 / 1000 + u64::from(core.options.mtu);
         let earned = u128::from(rate) * now.since(self.credit_at).as_nanos() / 1_000_000_000;
         if earned > 0 {
-            let earned = u64::try_from(earned).unwrap_or(most);
+            let most = i64::try_from(most).unwrap_or(i64::MAX);
+            let earned = i64::try_from(earned).unwrap_or(most);
             self.credit = self.credit.saturating_add(earned).min(most);
             self.credit_at = now;
         }

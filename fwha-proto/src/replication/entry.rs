@@ -4,6 +4,8 @@ use fwha_common::flow::{Flow, FlowId, FlowKey, FlowState};
 
 /// When flows of two nodes began is known to a unit of [`Flow::created_ns`], and a millisecond of the wire.
 const CREATED_ERROR: u64 = 2 << 20;
+/// A data plane keeps when a flow began modulo this: after 834 days of a node's life it begins again at 0.
+const CREATED_WRAP: u64 = 1 << 56;
 
 /// A flow without what is true on one node only (next hops, generations, ktime of a peer). Times
 /// are this node's `CLOCK_MONOTONIC`; on the wire they are ages.
@@ -92,8 +94,9 @@ impl Entry {
         if (self.id.node, self.id.epoch) == (other.id.node, other.id.epoch) {
             return Some(self.id.number > other.id.number);
         }
-        let known = self.created_ns.abs_diff(other.created_ns) > CREATED_ERROR;
-        known.then_some(self.created_ns > other.created_ns)
+        let later = self.created_ns.wrapping_sub(other.created_ns) & (CREATED_WRAP - 1);
+        let apart = later.min(CREATED_WRAP - later);
+        (apart > CREATED_ERROR).then_some(later < CREATED_WRAP / 2)
     }
 }
 
@@ -132,4 +135,25 @@ impl Mix {
 const fn fold(a: u64, b: u64) -> u64 {
     let product = (a as u128).wrapping_mul(b as u128);
     product as u64 ^ (product >> 64) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_later_of_two_flows_is_known_after_years_too() {
+        let entry = |node, created_ns| {
+            let id = FlowId { node, epoch: 1, number: 1, zero: [0; 3] };
+            Entry { created_ns, ..Entry::from_flow(&FlowKey::default(), &Flow::of(id)) }
+        };
+        const SECOND: u64 = 1_000_000_000;
+        // As a data plane says it, and as it follows from an age.
+        for wrapped in [0, CREATED_WRAP] {
+            let (old, new) = (entry(2, CREATED_WRAP - SECOND), entry(1, wrapped + SECOND));
+            assert_eq!((new.began_after(&old), old.began_after(&new)), (Some(true), Some(false)));
+        }
+        let near = entry(2, 7 * SECOND + CREATED_ERROR);
+        assert_eq!(near.began_after(&entry(1, 7 * SECOND)), None);
+    }
 }

@@ -33,6 +33,23 @@ fn a_fresh_peer_gets_everything_while_live_changes_go_first() {
 }
 
 #[test]
+fn a_bulk_is_no_faster_than_its_rate() {
+    let mut rig = Rig::new(2, 1, |o| {
+        o.max_flows = 20_000;
+        o.bulk_bytes_per_s = 100_000;
+    });
+    rig.kill(2);
+    rig.promote(1, Rig::used());
+    (0..20_000).for_each(|n| rig.create(1, n));
+    rig.run(100 * MS);
+    rig.revive(2, true);
+    rig.run(1000 * MS);
+    // Some 60 bytes each, in datagrams that take what is earned in 14 ms.
+    let sent = counters(&rig, 1).bulk_records_sent;
+    assert!((500..4000).contains(&sent), "{sent}");
+}
+
+#[test]
 fn an_operator_sends_or_asks_for_everything_and_sees_how_far_it_is() {
     let mut rig = settled(|o| {
         o.max_flows = 20_000;
