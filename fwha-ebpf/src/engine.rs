@@ -133,7 +133,10 @@ fn track(
         Found::Embryonic(flow) => (Some(flow), true),
         Found::Node(flow) => {
             let reply = flow.is_reply(src_is_b);
-            if eth.dst.is_group() || forward::ends_here(packet, settings, ip, flow.ways(reply).0) {
+            if eth.dst.is_group()
+                || zone::ends_on_link(ip)
+                || forward::ends_here(packet, settings, ip, flow.ways(reply).0)
+            {
                 vip::accept(packet, ip)?;
                 flow.follow(key, ip, reply, now, packet.segments(), false);
                 return Ok(Verdict::Pass);

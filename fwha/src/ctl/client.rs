@@ -24,7 +24,7 @@ use crate::api::{ApiError, WARNING_HEADER, path};
 /// A daemon that has not begun to answer after this hangs.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The same if it has much to do first: to walk a table of millions of flows, or to load programs, where the verifier takes a
-/// second or two, and many times as long if others want the processors. Between two pieces of an answer of many lines, too.
+/// second or two, and many times as long if others want the processors.
 const WORK_TIMEOUT: Duration = Duration::from_secs(60);
 /// The longest answer that is one object, and the longest line of one that is many.
 const ANSWER_LEN_MAX: usize = 16 << 20;
@@ -93,9 +93,10 @@ impl Client {
         self.object(path, response).await
     }
 
-    /// Asks for many objects, one a line.
+    /// Asks for many objects, one a line. Those that match may be far apart in a large table, so while none comes the daemon
+    /// is asked whether it is there.
     pub(super) async fn lines(&self, path: &str, query: &impl Serialize) -> anyhow::Result<Lines> {
-        Ok(Lines { patience: WORK_TIMEOUT, ..self.follow(path, query).await? })
+        Ok(Lines { patience: ANSWER_TIMEOUT, ..self.follow(path, query).await? })
     }
 
     /// As [`Self::lines`], of what happens: the next line may take its time.
@@ -109,7 +110,7 @@ impl Client {
     /// Sends one object and gets many, one a line.
     pub(super) async fn post_lines(&self, path: &str, body: &impl Serialize) -> anyhow::Result<Lines> {
         let response = self.send(Method::POST, path, serde_json::to_vec(body)?.into()).await?;
-        Ok(Lines { patience: WORK_TIMEOUT, ..Lines::of(response, &self.socket) })
+        Ok(Lines { patience: ANSWER_TIMEOUT, ..Lines::of(response, &self.socket) })
     }
 
     /// Sends a request; gives the answer if its status says success.
@@ -183,7 +184,7 @@ fn broken(socket: &Path) -> String {
 /// Lines of an answer as they come.
 pub(super) struct Lines {
     socket: PathBuf,
-    /// For how long there may be nothing.
+    /// After so long without anything the daemon is asked whether it is there.
     patience: Duration,
     body: Incoming,
     buffer: Vec<u8>,
@@ -230,8 +231,14 @@ impl Lines {
             if self.buffer.len() > ANSWER_LEN_MAX {
                 bail!("the daemon sends a line that does not end");
             }
-            let frame = timeout(self.patience, self.body.frame()).await;
-            match frame.map_err(|_| Silent(self.socket.clone()))? {
+            let Ok(frame) = timeout(self.patience, self.body.frame()).await else {
+                let aside = Client::new(self.socket.clone());
+                // It has warned once.
+                aside.warned.call_once(|| {});
+                aside.get::<serde::de::IgnoredAny>(path::STATUS).await?;
+                continue;
+            };
+            match frame {
                 Some(Ok(frame)) => {
                     if let Some(data) = frame.data_ref() {
                         self.buffer.extend_from_slice(data);
@@ -246,5 +253,48 @@ impl Lines {
     /// Whether the next line is here already; if not, now is the time to flush.
     pub(super) fn more_is_here(&self) -> bool {
         self.buffer[self.start..].contains(&b'\n')
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    /// Takes a connection and reads what is asked there.
+    async fn asked(listener: &UnixListener) -> (UnixStream, String) {
+        let mut stream = listener.accept().await.unwrap().0;
+        let mut request = Vec::new();
+        while !request.ends_with(b"\r\n\r\n") {
+            request.push(stream.read_u8().await.unwrap());
+        }
+        (stream, String::from_utf8(request).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_daemon_that_says_nothing_for_long_is_asked_whether_it_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("fwha.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let daemon = tokio::spawn(async move {
+            let (mut flows, _) = asked(&listener).await;
+            flows.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").await.unwrap();
+            for _ in 0..3 {
+                let (mut aside, request) = asked(&listener).await;
+                assert!(request.starts_with("GET /v1/status "), "{request}");
+                aside.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").await.unwrap();
+            }
+            flows.write_all(b"7\r\n{\"n\":1}\r\n1\r\n\n\r\n0\r\n\r\n").await.unwrap();
+            // Whoever asks once more finds nobody.
+            drop(listener);
+            flows
+        });
+        let followed = Client::new(socket).follow("/v1/flows", &()).await.unwrap();
+        let mut lines = Lines { patience: Duration::from_millis(20), ..followed };
+        assert_eq!(lines.next().await.unwrap().unwrap(), br#"{"n":1}"#);
+        assert_eq!(lines.next().await.unwrap(), None);
+        daemon.await.unwrap();
     }
 }

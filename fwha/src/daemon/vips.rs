@@ -23,7 +23,7 @@ use super::claims::Defence;
 use super::election::Snapshot;
 use super::events::{EventLog, step};
 use super::hooks::Hooks;
-use super::limit::{Limit, Limits};
+use super::limit::Limits;
 use super::names::Names;
 use super::readdress::{Arrived, Leaving};
 use super::resources::Resources;
@@ -39,6 +39,9 @@ const PRIORITY: u8 = 19;
 /// How often what is there is compared with what should be, whatever was told, and its lifetime
 /// renewed.
 const REPAIR_INTERVAL: Duration = Duration::from_secs(1);
+/// How often all routes are listed while some are in the way or left over. That takes long where there are many, and who is to add
+/// addresses waits.
+const RELIST_INTERVAL: Duration = Duration::from_secs(60);
 /// By how much the lifetime of an address exceeds the lease: netlink may wait that long for a lock.
 const LIFETIME_SLACK: Duration = Duration::from_secs(3);
 
@@ -182,8 +185,7 @@ impl Thread {
         let mut takeovers: BTreeMap<GroupId, Takeover> = BTreeMap::new();
         let mut untold: BTreeMap<GroupId, Change> = BTreeMap::new();
         let mut complaints = Complaints::default();
-        // To list routes takes long where there are many.
-        let mut relist = Limit::default();
+        let mut listed = Instant::now();
         let mut fresh: Option<(Instant, Vec<(GroupId, Address)>)> = None;
         self.remove_strays(&addresses, &here, &mut complaints).await;
         self.repair_routes(&routes, &here, &mut complaints).await;
@@ -277,7 +279,10 @@ impl Thread {
                     let wanted = self.routes_here(&here);
                     self.add_routes(&routes, &wanted, &mut complaints).await;
                     let wrong = [Complaint::RouteLeftovers, Complaint::RouteInTheWay];
-                    if wrong.iter().any(|what| self.troubles.has(*what)) && relist.pass().is_some() {
+                    if wrong.iter().any(|what| self.troubles.has(*what))
+                        && listed.elapsed() >= RELIST_INTERVAL
+                    {
+                        listed = Instant::now();
                         self.repair_routes(&routes, &here, &mut complaints).await;
                     }
                     // Once more: a switch port may have blocked the first time.

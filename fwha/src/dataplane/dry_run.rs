@@ -152,7 +152,7 @@ impl Stage {
             flows: table(&ebpf, name::FLOWS)?,
             embryonic: table(&ebpf, name::EMBRYONIC)?,
             fingerprints: table(&ebpf, name::FINGERPRINTS)?,
-            node_tables: [table(&ebpf, name::NODE_FLOWS)?, table(&ebpf, name::NODE_GUESTS)?],
+            node_tables: [table(&ebpf, name::NODE_GUESTS)?, table(&ebpf, name::NODE_FLOWS)?],
             sources: table(&ebpf, name::SOURCES)?,
             rule_hits: counters(&ebpf, name::RULE_HITS)?,
             counters: counters(&ebpf, name::COUNTERS)?,
@@ -206,7 +206,7 @@ impl Stage {
         let main = self.flows.lookup(key).map_err(map_error(name::FLOWS))?;
         let set = self.embryonic.lookup(&0).map_err(map_error(name::EMBRYONIC))?;
         let young = set.and_then(|set| set.flows().find_map(|(k, flow)| (k == key).then_some(*flow)));
-        let [own, guests] = &self.node_tables;
+        let [guests, own] = &self.node_tables;
         let of_node = |table: &FlowMap| table.lookup(key).map_err(map_error(name::NODE_FLOWS));
         let node_flow = of_node(own)?.or(of_node(guests)?);
         Ok(Outcome {

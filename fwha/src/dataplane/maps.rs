@@ -139,7 +139,7 @@ impl Maps {
             bloom: Bloom::open(pins, in_force.bucket_key)?,
             embryonic: map(pins, name::EMBRYONIC)?,
             fingerprints: map(pins, name::FINGERPRINTS)?,
-            node_tables: [map(pins, name::NODE_FLOWS)?, map(pins, name::NODE_GUESTS)?],
+            node_tables: [map(pins, name::NODE_GUESTS)?, map(pins, name::NODE_FLOWS)?],
             groups: map(pins, name::GROUPS)?,
             zone_buckets: map(pins, name::ZONE_BUCKETS)?,
             vips: map(pins, name::VIPS)?,
@@ -221,7 +221,8 @@ impl Maps {
         Ok(gone)
     }
 
-    /// Flows that begin or end at this node: its own, and its guests'.
+    /// Flows that begin or end at this node: its guests', and its own. In this order: a connection that is established while
+    /// they are walked moves from the first table to the second.
     pub fn node_tables(&self) -> &[FlowMap; 2] {
         &self.node_tables
     }
@@ -232,8 +233,9 @@ impl Maps {
     ///
     /// Those of the lookup.
     pub fn node_flow(&self, key: &FlowKey) -> io::Result<Option<Flow>> {
-        let [own, guests] = &self.node_tables;
-        Ok(own.lookup(key)?.or(guests.lookup(key)?))
+        let [guests, own] = &self.node_tables;
+        let guest = guests.lookup(key)?;
+        Ok(own.lookup(key)?.or(guest))
     }
 
     /// Number of embryonic flows. Walks the table: for `status`, not for a loop.
@@ -292,18 +294,26 @@ impl Maps {
     ///
     /// Those of the lookup and the update.
     pub fn end_node_flow(&self, key: &FlowKey, seen: &Flow) -> io::Result<bool> {
+        let mut done = false;
+        // In both: it may be moving from one to the other.
         for table in &self.node_tables {
             let Some(flow) = table.lookup(key)?.filter(|flow| flow.id() == seen.id()) else {
                 continue;
             };
             if !matches!(key.proto, proto::TCP | proto::SCTP) {
-                return table.delete(key);
+                done |= table.delete(key)?;
+                continue;
             }
             let ended = Flow { word: Flow::ended(flow.word), ..flow };
-            table.update(key, &ended, Write::Any)?;
-            return Ok(true);
+            match table.update(key, &ended, Write::Existing) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                written => {
+                    written?;
+                    done = true;
+                }
+            }
         }
-        Ok(false)
+        Ok(done)
     }
 
     /// Writes a group's ownership: the one write of a takeover, and of each renewal of the lease.
