@@ -136,12 +136,7 @@ pub fn read(packet: &impl Packet, ip: &mut Ip, at: usize, room: u32) -> Result<(
     let mut decides = Chunk::None as u8;
     let mut i = 0;
     while i < CHUNKS && offset + 4 <= room && offset < OFFSET_MAX {
-        let head: Window<4> = match window(packet, at + bounded::<{ OFFSET_MAX - 1 }>(offset)) {
-            Ok(head) => head,
-            // It is there, but tc has it elsewhere, as drivers put long packets apart.
-            Err(_) if i != 0 => break,
-            Err(reason) => return Err(reason),
-        };
+        let head: Window<4> = window(packet, at + bounded::<{ OFFSET_MAX - 1 }>(offset))?;
         let kind = head.u8::<0>();
         let len = u16::from_be(head.u16::<2>()) as u32;
         if len < 4 || offset + len > room && !ip.is_fragment() {

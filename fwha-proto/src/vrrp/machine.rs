@@ -225,10 +225,12 @@ impl Machine {
     }
 
     /// Backup: when the Active's silence lasts Active_Down_Interval, reckoned with at most
-    /// `interval_cs` and from no earlier than `from`. In version 2 the interval is what it is.
+    /// `interval_cs` and from no earlier than `from`. In version 2 the interval is what it is; and while nothing was heard of
+    /// the Active: it may have begun anew, and not know that it is to be quick.
     pub fn silent_at(&self, from: Time, interval_cs: u16) -> Time {
         let start = from.max(self.since).max(self.heard.unwrap_or(Time::ZERO));
-        let interval_cs = if self.v2 { self.learned_cs } else { self.learned_cs.min(interval_cs) };
+        let normal = self.v2 || self.heard.is_none_or(|at| at < self.since);
+        let interval_cs = if normal { self.learned_cs } else { self.learned_cs.min(interval_cs) };
         self.active_down.min(start + self.down_interval(interval_cs))
     }
 }
