@@ -31,6 +31,10 @@ const ONCE_FAILED: &[(u64, &str)] = &[
 
 /// The same where nodes elect who owns what.
 const ONCE_FAILED_ELECTED: &[(u64, &str)] = &[
+    (
+        1934,
+        "a Backup back from a fault reckoned with a quick Active, which had begun anew and did not know that it was not heard",
+    ),
     (51, "a node started alone in term 1, and its peer, which knew term 2, never took its flows"),
     (103, "a daemon restarted, forgot the terms and took over in a lower one than that of its flows"),
     (61, "all were started anew: one knew a higher term from its flows, and never took those of the owner"),

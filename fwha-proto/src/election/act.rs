@@ -154,8 +154,10 @@ impl Election {
         }
         (group.preempt_since, group.held) = (None, None);
         if was_active || role == Role::Backup {
+            let normal = group.config.advert_interval_cs;
             for (i, machine) in group.machines.iter_mut().enumerate() {
-                machine.become_backup(now, heard.filter(|(at, _)| *at == i).map(|(_, interval)| interval));
+                let learned = heard.filter(|(at, _)| *at == i).map(|(_, interval)| interval);
+                machine.become_backup(now, learned, normal);
             }
         }
         self.set_role(g, role, cause);

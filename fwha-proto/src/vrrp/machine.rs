@@ -173,12 +173,13 @@ impl Machine {
     }
 
     /// The role is given up, or was never had: wait for the Active's advertisements, at the
-    /// interval `learned_cs` if one is known.
-    pub fn become_backup(&mut self, now: Time, learned_cs: Option<u16>) {
+    /// interval `learned_cs` if one is known, else at the configured one, `normal_cs`. The own may be shorter for the moment, and
+    /// of whoever is Active that is not known.
+    pub fn become_backup(&mut self, now: Time, learned_cs: Option<u16>, normal_cs: u16) {
         self.active = false;
         self.since = now;
         self.heard = learned_cs.map(|_| now);
-        self.learned_cs = learned_cs.unwrap_or(self.interval_cs);
+        self.learned_cs = learned_cs.unwrap_or(normal_cs);
         self.active_down = now + self.down_interval(self.learned_cs);
     }
 
@@ -224,13 +225,13 @@ impl Machine {
         self.heard.map(|at| at + centiseconds(self.learned_cs))
     }
 
-    /// Backup: when the Active's silence lasts Active_Down_Interval, reckoned with at most
-    /// `interval_cs` and from no earlier than `from`. In version 2 the interval is what it is; and while nothing was heard of
-    /// the Active: it may have begun anew, and not know that it is to be quick.
+    /// Backup: when the silence lasts Active_Down_Interval of an Active that was heard before `from` and would advertise from
+    /// then on with at most `interval_cs`, and at once. Of another the interval is the one that it said last, as in version
+    /// 2, which has one only: it may have begun anew since, and not know that it is to be quick.
     pub fn silent_at(&self, from: Time, interval_cs: u16) -> Time {
         let start = from.max(self.since).max(self.heard.unwrap_or(Time::ZERO));
-        let normal = self.v2 || self.heard.is_none_or(|at| at < self.since);
-        let interval_cs = if normal { self.learned_cs } else { self.learned_cs.min(interval_cs) };
+        let quick = !self.v2 && self.heard.is_some_and(|at| (self.since..from).contains(&at));
+        let interval_cs = if quick { self.learned_cs.min(interval_cs) } else { self.learned_cs };
         self.active_down.min(start + self.down_interval(interval_cs))
     }
 }
@@ -362,9 +363,9 @@ mod tests {
     #[test]
     fn giving_way_adopts_the_interval_of_the_winner() {
         let mut m = active(100);
-        m.become_backup(T, Some(10));
+        m.become_backup(T, Some(10), 100);
         assert_eq!(m.next(), T + active_down_interval(100, 10));
-        m.become_backup(T, None);
+        m.become_backup(T, None, 100);
         assert_eq!(m.next(), T + active_down_interval(100, 100));
     }
 
@@ -405,7 +406,7 @@ mod tests {
         assert_eq!(m.next(), T + ms(9500));
         m.advert(T + ms(10), &advert(150, 300), true, true);
         assert_eq!(m.next(), T + ms(9510));
-        m.become_backup(T + ms(20), None);
+        m.become_backup(T + ms(20), None, 300);
         assert_eq!(m.next(), T + ms(9520));
     }
 
