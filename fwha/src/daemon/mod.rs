@@ -126,6 +126,7 @@ use self::state::State;
 use self::trackers::Trackers;
 use self::troubles::Troubles;
 use crate::config::{self, Config, GroupId, Node};
+use crate::dataplane::maps::route_generation_after;
 use crate::dataplane::{self, Dataplane, Maps, ZoneInterface};
 use crate::netlink::{Link, Monitor, NetworkEvent};
 use crate::policy::Policy;
@@ -661,7 +662,7 @@ fn set_up_dataplane(
         s.cluster = identity.cluster;
         s.epoch = identity.epoch as u32;
         s.node = identity.node;
-        s.route_generation = s.route_generation.wrapping_add(1).max(1);
+        s.route_generation = route_generation_after(s.route_generation);
     })?;
     maps.load_rules(&config.dataplane_rules())?;
     Ok(())

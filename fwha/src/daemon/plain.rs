@@ -9,6 +9,7 @@ use std::time::Duration;
 use fwha_common::route::Prefix;
 use tokio::time::{Instant, sleep_until};
 
+use crate::dataplane::maps::route_generation_after;
 use crate::dataplane::{DataplaneError, Maps};
 use crate::netlink::plain::plain_routes;
 
@@ -63,8 +64,7 @@ impl PlainRoutes {
         if let Some((told, routes)) = &mut self.told
             && *told == generation
         {
-            // As `Maps::next_route_generation` counts.
-            let next = generation.wrapping_add(1).max(1);
+            let next = route_generation_after(generation);
             publish(maps, next, routes)?;
             *told = next;
         }

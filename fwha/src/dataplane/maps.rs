@@ -51,6 +51,11 @@ type EmbryonicWalk = Walk<u32, EmbryonicSet>;
 /// What is known of sources, by address as in a flow key.
 type SourceMap = Map<[u32; 4], Source>;
 
+/// The route generation that follows; 0 is none, of next hops that were never looked up.
+pub fn route_generation_after(generation: u32) -> u32 {
+    generation.wrapping_add(1).max(1)
+}
+
 /// The maps of a data plane.
 #[derive(Debug)]
 pub struct Maps {
@@ -381,7 +386,7 @@ impl Maps {
     ///
     /// Those of the update.
     pub fn next_route_generation(&self) -> Result<(), DataplaneError> {
-        self.update_settings(|s| s.route_generation = s.route_generation.wrapping_add(1).max(1))
+        self.update_settings(|s| s.route_generation = route_generation_after(s.route_generation))
     }
 
     /// Puts a ruleset in force. It is written to a map of its own and takes the place of the present one in one
