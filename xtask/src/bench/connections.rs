@@ -113,16 +113,17 @@ fn rate(stage: &mut Stage, args: &Args, report: &mut Report) -> Result<()> {
     };
     stage.rounds(&contenders, args.options.rounds(), |stage, contender, _| {
         let measured = WARM_UP..WARM_UP + flows;
-        let base = stage.base(Bare::Sink, |stage| open(stage, measured.clone())?.checked())?;
+        let base = stage.base(Bare::Sink, |stage| stage.again(|stage| open(stage, measured.clone())))?;
         let mut running = stage.start(contender, Policy::default())?;
-        open(stage, 0..WARM_UP)?.checked()?;
+        stage.again(|stage| open(stage, 0..WARM_UP))?;
         let mut before = 0;
         if contender.replicates() {
             before = told(stage, &running, WARM_UP.into(), 0)?.0;
         }
         let began = Instant::now();
-        let sent = open(stage, measured)?.checked()?;
+        let sent = open(stage, measured)?;
         let opened = began.elapsed();
+        let sent = stage.enough(sent)?;
         let per_flow = |sent: Sent| sent.ns() * HANDSHAKE as f64;
         let (known, took) = if contender.replicates() {
             let (known, last) = told(stage, &running, before + u64::from(flows), before)?;
@@ -225,10 +226,10 @@ fn share(stage: &mut Stage, args: &Args, report: &mut Report) -> Result<()> {
         // Some flows begin, and packets of the others follow.
         let go = |stage: &mut Stage, tick: u32| -> Result<[Sent; 2]> {
             let first = FLOWS + tick * each;
-            let new = open(stage, first..first + each)?.checked()?;
+            let new = open(stage, first..first + each)?;
             let seed = round * ticks + tick;
-            let sent = stage.both_ways(Kind::Tcp4, Size::Shortest, FLOWS, beside_each, seed)?.checked()?;
-            Ok([new, sent])
+            let sent = stage.both_ways(Kind::Tcp4, Size::Shortest, FLOWS, beside_each, seed)?;
+            Ok([stage.enough(new)?, sent])
         };
         let base = stage.base(Bare::Sink, |stage| {
             let mut base = [Series::default(), Series::default()];

@@ -86,12 +86,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             let mut bases = Vec::new();
             stage.base(Bare::Sink, |stage| {
                 for &flows in &numbers {
-                    bases.push(
-                        stage.both_ways(Kind::Tcp4, Size::Shortest, flows, packets, round)?.checked()?.ns(),
-                    );
+                    bases.push(stage.both_ways(Kind::Tcp4, Size::Shortest, flows, packets, round)?.ns());
                 }
                 for &(kind, size) in others {
-                    bases.push(stage.both_ways(kind, size, FEW, packets, round)?.checked()?.ns());
+                    bases.push(stage.both_ways(kind, size, FEW, packets, round)?.ns());
                 }
                 Ok(())
             })?;
@@ -101,7 +99,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
                 |stage: &mut Stage, table: &mut Table, keys: &[String], kind, size, flows| -> Result<()> {
                     // The first packets find nothing in the caches.
                     stage.both_ways(kind, size, flows, packets / 10, round)?;
-                    let sent = stage.both_ways(kind, size, flows, packets, round)?.checked()?;
+                    let sent = stage.both_ways(kind, size, flows, packets, round)?;
                     let base = bases.next().unwrap_or(f64::NAN);
                     let figures = [sent.ns() - base, sent.part() * 1e3 / sent.ns(), base, sent.part() * 1e2];
                     table.push(keys, contender.name(), &figures);

@@ -66,14 +66,16 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let mut report = Report::new("ruleset");
     stage.rounds(&contenders, args.options.rounds(), |stage, contender, round| {
         let place = Place::Random { flows: FLOWS, packets, seed: round };
-        let send = |stage: &mut Stage| -> Result<Sent> {
+        let once = |stage: &mut Stage| -> Result<Sent> {
             let before = stage.live.received(&stage.lab)?;
             let sent = stage.live.send(&stage.lab, &DENIED, Size::Shortest, &place)?;
             ensure!(sent.arrived == 0, "{} denied packets got through", sent.arrived);
             // The node is where they are to arrive; it receives some others, too.
             let arrived = stage.live.received(&stage.lab)? - before;
-            Sent { arrived: arrived.min(sent.packets), ..sent }.checked()
+            let arrived = arrived.min(sent.packets);
+            Ok(Sent { arrived, at_home: arrived, ..sent })
         };
+        let send = |stage: &mut Stage| stage.again(once);
         for &rules in &numbers {
             let base = stage.base(Bare::Drop, send)?.ns();
             let mut running = stage.start(contender, Policy { ports: rules })?;

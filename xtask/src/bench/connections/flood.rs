@@ -71,12 +71,19 @@ pub fn run(stage: &mut Stage, args: &Args, report: &mut Report) -> Result<()> {
             let began = Instant::now();
             let sent = live.send(lab, &NEW, Size::Shortest, &syns(packets))?;
             let took = began.elapsed().as_secs_f64();
-            ensure!(streams.is_finished(), "the streams outlasted the flood, of {took:.1} s");
+            ensure!(
+                args.options.quick || streams.is_finished(),
+                "the streams outlasted the flood, of {took:.1} s"
+            );
             Ok((streams.join().ok().context("the streams panicked")??, sent, took))
         })?;
         let (held, dialled) = held.end()?;
         let at_home = sent.at_home as f64 / sent.arrived as f64;
-        ensure!(at_home > 0.9, "of the flood only {:.0} % stayed on its CPU", at_home * 1e2);
+        ensure!(
+            args.options.quick || at_home > 0.9,
+            "of the flood only {:.0} % stayed on its CPU",
+            at_home * 1e2
+        );
         let figures = [
             goodput / quiet * 1e2,
             quiet,
