@@ -293,7 +293,7 @@ fn begin(
     if !local {
         plain = forward::plain_way_there(settings, ip);
         if plain != 0 {
-            match maps::known_interface(plain, settings) {
+            match maps::interface_there(plain, settings) {
                 Some(there) if there.zone != Interface::NO_ZONE => zones[1] = there.zone,
                 _ => plain = 0,
             }

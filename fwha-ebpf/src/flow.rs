@@ -636,10 +636,15 @@ impl FlowRef {
             _ => {}
         }
         self.touch(reply, now, packets, ip.len);
-        if matches!(stepped, Step::To(FlowState::Established)) && self.zone(true) == ZONE_NODE {
+        // SAFETY: see `word`.
+        let flow = unsafe { &mut *self.0 };
+        if sent && reply && ip.payload == Payload::Tcp && ip.tcp.flags & tcp::SYN != 0 {
+            flow.ways[1].end = ip.tcp.seq.wrapping_add(1);
+        }
+        // Only who has heard what the node's stack began with can acknowledge it; data may have gone with it (RFC 7413).
+        let answers = ip.payload != Payload::Tcp || ip.tcp.ack.wrapping_sub(flow.ways[1].end) < 1 << 16;
+        if matches!(stepped, Step::To(FlowState::Established)) && self.zone(true) == ZONE_NODE && answers {
             // A handshake is over, so somebody is there.
-            // SAFETY: see `word`.
-            let flow = unsafe { &*self.0 };
             let _ = maps::NODE_FLOWS.insert(key, flow, BPF_ANY as u64);
             let _ = maps::NODE_GUESTS.remove(key);
         }

@@ -281,17 +281,17 @@ pub fn send(
     Ok(Verdict::Forward)
 }
 
-/// What a tunnel puts before the payload of a segment within it, at most: its own header, and those of IPv6 and TCP with
-/// options.
-const TUNNEL: u32 = 16 + 40 + 60;
+/// What a tunnel puts before the payload of a segment within it, at most: its own header, and those of Ethernet with a tag, IPv6
+/// and TCP with options.
+const TUNNEL: u32 = 16 + 18 + 40 + 60;
 
 /// Whether a packet may be longer than its route takes; of a super-packet of `segment_size`, its segments. Those of what is in
-/// a tunnel have headers that are not read here; the stack, which gets what is too long, looks at them.
+/// a tunnel, by UDP too, have headers that are not read here; the stack, which gets what is too long, looks at them.
 #[inline(always)]
 pub fn too_long(ip: &Ip, segment_size: u32, mtu: u16) -> bool {
     let longest = match (segment_size, ip.payload) {
         (0, _) => ip.len,
-        (size, Payload::Tcp | Payload::Udp) => size + ip.header_len,
+        (size, Payload::Tcp) => size + ip.header_len,
         (size, _) => size + ip.header_len + TUNNEL,
     };
     mtu != 0 && longest > mtu as u32
@@ -354,6 +354,10 @@ mod tests {
         let tunnel = Ip { header_len: 20, ..of(Payload::Other) };
         assert!(too_long(&tunnel, 1424, 1492));
         assert!(!too_long(&tunnel, 1000, 1492), "with no headers of it");
+        assert!(
+            too_long(&of(Payload::Udp), 1398, 1492),
+            "VXLAN: headers of 1398 bytes in 1492 there are none"
+        );
         assert!(!too_long(&Ip { len: 1492, ..tunnel }, 0, 1492));
     }
 }

@@ -442,6 +442,10 @@ fn route(ctx: *mut c_void, ifindex: u32, ip: &Ip, back: bool, hop: &mut NextHop)
         return RouteKind::None;
     };
     let (src, dst) = if back { (&ip.dst, &ip.src) } else { (&ip.src, &ip.dst) };
+    // For a source that is no host's, or of its link, IPv6's lookup answers nothing (`rt6_need_strict` in net/ipv6/route.c,
+    // asked by `bpf_ipv6_fib_lookup`). Of the way back of what goes to one it tells by no source at all.
+    let first = u32::from_be(src[0]);
+    let nobody = back && (first >> 24 == 0xff || first >> 22 == 0xfe80 >> 6);
     // The kernel writes its answer over the question: family and destination are then the router's.
     let mut look_up = |flags| {
         // SAFETY: integers and unions of integers only.
@@ -459,7 +463,9 @@ fn route(ctx: *mut c_void, ifindex: u32, ip: &Ip, back: bool, hop: &mut NextHop)
         if ip.v6 {
             params.family = AF_INET6;
             params.__bindgen_anon_2.flowinfo = u32::to_be((ip.tos as u32) << 20);
-            params.__bindgen_anon_3.ipv6_src = *src;
+            if !nobody {
+                params.__bindgen_anon_3.ipv6_src = *src;
+            }
             params.__bindgen_anon_4.ipv6_dst = *dst;
         } else {
             params.family = AF_INET;

@@ -118,9 +118,11 @@ static KNOWN_ROUTES: PerCpuArray<KnownRoute, { 1 << KNOWN_ROUTES_BITS }> = PerCp
 
 const KNOWN_ROUTES_BITS: u32 = 10;
 
-/// Interfaces that a CPU has looked up in the present route generation, by index.
+/// Interfaces that a CPU has looked up in the present route generation, by index: in one half those by which packets came, in the
+/// other those to which plain routes lead.
 #[btf_map]
-static KNOWN_INTERFACES: PerCpuArray<KnownInterface, { KNOWN_INTERFACES_LEN as usize }> = PerCpuArray::new();
+static KNOWN_INTERFACES: PerCpuArray<KnownInterface, { 2 * KNOWN_INTERFACES_LEN as usize }> =
+    PerCpuArray::new();
 
 const KNOWN_INTERFACES_LEN: u32 = 64;
 
@@ -323,27 +325,38 @@ pub fn interface(key: InterfaceKey) -> Option<Interface> {
     unsafe { INTERFACES.get(key).copied() }
 }
 
-/// The interface that the present packet came by, or that a plain route leads to, if it is one of ours. What a CPU has
-/// found out holds for a route generation: user space raises that when interfaces change, too.
+/// The interface that the present packet came by, if it is one of ours. What a CPU has found out holds for a route generation:
+/// user space raises that when interfaces change, too.
 #[inline(always)]
 pub fn known_interface(ifindex: u32, settings: &Settings) -> Option<&'static Interface> {
+    known_in(ifindex % KNOWN_INTERFACES_LEN, ifindex, settings)
+}
+
+/// As [`known_interface`], for one that a plain route leads to. It has places of its own: the one that the packet came by is
+/// looked at still.
+#[inline(always)]
+pub fn interface_there(ifindex: u32, settings: &Settings) -> Option<&'static Interface> {
+    known_in(KNOWN_INTERFACES_LEN + ifindex % KNOWN_INTERFACES_LEN, ifindex, settings)
+}
+
+#[inline(always)]
+fn known_in(place: u32, ifindex: u32, settings: &Settings) -> Option<&'static Interface> {
     let generation = route_generation(settings);
-    let known = KNOWN_INTERFACES.get_ptr_mut(ifindex % KNOWN_INTERFACES_LEN)?;
+    let known = KNOWN_INTERFACES.get_ptr_mut(place)?;
     // SAFETY: the element belongs to this CPU, which runs one of our programs at a time.
     unsafe {
         let is_it = (*known).generation == generation && (*known).ifindex == ifindex;
-        if is_it || get_to_know(ifindex, generation) { Some(&(*known).interface) } else { None }
+        if is_it || get_to_know(place, ifindex, generation) { Some(&(*known).interface) } else { None }
     }
 }
 
-/// Looks up an interface for [`known_interface`]; whether it is one of ours. Not inlined, so that the verifier looks at what
+/// Looks up an interface for [`known_in`]; whether it is one of ours. Not inlined, so that the verifier looks at what
 /// follows once.
 #[inline(never)]
-fn get_to_know(ifindex: u32, generation: u32) -> bool {
-    let (Some(interface), Some(known)) = (
-        interface(InterfaceKey::untagged(ifindex)),
-        KNOWN_INTERFACES.get_ptr_mut(ifindex % KNOWN_INTERFACES_LEN),
-    ) else {
+fn get_to_know(place: u32, ifindex: u32, generation: u32) -> bool {
+    let (Some(interface), Some(known)) =
+        (interface(InterfaceKey::untagged(ifindex)), KNOWN_INTERFACES.get_ptr_mut(place))
+    else {
         return false;
     };
     // SAFETY: as above.

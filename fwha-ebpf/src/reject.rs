@@ -115,7 +115,14 @@ impl Sum {
     /// The pseudo-header of `len` bytes of `protocol` (RFC 9293, 3.1; RFC 8200, 8.1).
     #[inline(always)]
     pub fn pseudo(ip: &Ip, protocol: u8, len: u16) -> Self {
-        let mut sum = Self((protocol as u16).to_be() as u64 + len.to_be() as u64);
+        let Self(addresses) = Self::addresses(ip);
+        Self(addresses + (protocol as u16).to_be() as u64 + len.to_be() as u64)
+    }
+
+    /// The addresses of a packet.
+    #[inline(always)]
+    fn addresses(ip: &Ip) -> Self {
+        let mut sum = Self::ZERO;
         if ip.v6 {
             sum = sum.word(ip.src[0]).word(ip.src[1]).word(ip.src[2]);
             sum = sum.word(ip.dst[0]).word(ip.dst[1]).word(ip.dst[2]);
@@ -202,13 +209,9 @@ fn tcp_reset<P: Packet, const L3: usize>(packet: &mut P, ip: &Ip) -> Option<()> 
     tcp.set_u8::<13>(if answers { RST } else { RST | ACK });
     tcp.set_u16::<14>(0);
     tcp.set_u32::<16>(0);
-    let sum = Sum::pseudo(ip, proto::TCP, 20)
-        .word(tcp.u32::<0>())
-        .word(tcp.u32::<4>())
-        .word(tcp.u32::<8>())
-        .word(tcp.u32::<12>());
-    tcp.set_u16::<16>(sum.checksum());
-    Some(())
+    let rest = Sum::ZERO.word(tcp.u32::<0>()).word(tcp.u32::<4>()).word(tcp.u32::<8>()).word(tcp.u32::<12>());
+    let pseudo = Sum::pseudo(ip, proto::TCP, 20).fold();
+    packet.checksum((ETH_LEN + L3 + 16) as u32, pseudo, rest.fold()).ok()
 }
 
 #[inline(always)]
@@ -269,20 +272,21 @@ fn unreachable_v6(packet: &mut impl Packet, ip: &Ip) -> Option<()> {
     icmp.set_u32::<44>(ip.dst[3]);
     icmp.set_u32::<48>(carried[0]);
     icmp.set_u32::<52>(carried[1]);
-    let sum = Sum::pseudo(ip, proto::ICMPV6, LEN as u16)
+    // Its pseudo-header has the addresses that are quoted, too.
+    let addresses = Sum::addresses(ip).fold();
+    let pseudo = Sum(addresses as u64 + (proto::ICMPV6 as u16).to_be() as u64 + (LEN as u16).to_be() as u64);
+    let sum = Sum(pseudo.0 + addresses as u64)
         .word(u32::to_be(0x0104_0000))
         .word(first)
         .word(second)
-        .word(ip.src[0])
-        .word(ip.src[1])
-        .word(ip.src[2])
-        .word(ip.src[3])
-        .word(ip.dst[0])
-        .word(ip.dst[1])
-        .word(ip.dst[2])
-        .word(ip.dst[3])
         .word(carried[0])
         .word(carried[1]);
     icmp.set_u16::<2>(sum.checksum());
-    Some(())
+    // Where the checksum of the datagram before was left to the hardware, that finishes what now lies in its place, too: of
+    // ICMPv4 it makes zero, what it has to be, and here as well if it finds the sum of the pseudo-header.
+    let pseudo = pseudo.fold();
+    packet.checksum((ETH_LEN + V6 + UDP_CHECKSUM) as u32, pseudo, !pseudo).ok()
 }
+
+/// Where a datagram has its checksum (RFC 768), and an ICMP error four bytes that mean nothing.
+const UDP_CHECKSUM: usize = 6;

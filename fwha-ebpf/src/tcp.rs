@@ -506,10 +506,13 @@ pub fn window(
         raise(&raw mut other.end, sack);
     }
     if segment.flags & ACK != 0 {
-        if own.flags & Way::ACKED == 0 || before(own.maxack, ack) {
+        if own.flags & Way::ACKED == 0 {
             own.maxack = ack;
+            own.flags |= Way::ACKED;
         }
-        own.flags |= Way::ACKED;
+        // Should it stay behind, nothing makes up for it in a connection that is idle then.
+        // SAFETY: as above.
+        unsafe { raise(&raw mut own.maxack, ack) };
     }
     if other.maxwin != 0 && before(other.edge, end) {
         other.maxwin = other.maxwin.wrapping_add(end.wrapping_sub(other.edge));

@@ -4,14 +4,14 @@ use std::net::Ipv6Addr;
 
 use etherparse::PacketBuilder;
 use fwha_common::drop::DropReason;
-use fwha_common::flow::{FlowState, proto};
+use fwha_common::flow::{FlowState, NextHop, proto};
 use fwha_common::rule::{Action, Interface, Rule, ZONE_NODE};
 use fwha_common::settings::Counter;
 use fwha_tests::needs_root;
 
 use crate::packets::{CLIENT, End, NODE, SERVER, edit_ip, icmp_error, key, tcp, udp};
 use crate::rig::{
-    Hook, LAN, Port, Rig, Sent, Table, Verdict, WAN, WAN_MAC, WAN_MTU, accept, at_both_hooks, ip,
+    Hook, LAN, LAN_MAC, Port, Rig, Sent, Table, Verdict, WAN, WAN_MAC, WAN_MTU, accept, at_both_hooks, ip,
 };
 
 use Verdict::{Drop, Forward, Pass};
@@ -141,6 +141,34 @@ fn the_kernel_has_the_last_word_on_a_forged_source() {
         rig.set_plain_routes(&[("192.168.100.1", 32, None), NETWORKS[0], NETWORKS[1]]);
         let own = tcp(End { address: [192, 168, 100, 1], ..CLIENT }, SERVER, "S");
         assert_eq!(rig.send(Port::Lan, &own).verdict, Drop(DropReason::Spoofed));
+    });
+}
+
+#[test]
+fn the_interface_that_a_flow_leaves_by_is_not_taken_for_the_one_that_it_came_by() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        let zone = |zone, mac, flags| Interface { zone, mac, flags, ..Interface::default() };
+        for loose in [Port::Wan, Port::Lan] {
+            let flags = |port| if port == loose { Interface::LOOSE } else { 0 };
+            rig.set_interface(Port::Lan, zone(LAN, LAN_MAC, flags(Port::Lan)));
+            rig.set_interface(Port::Wan, zone(WAN, WAN_MAC, flags(Port::Wan)));
+            rig.set_plain_routes(&NETWORKS);
+            let foreign = tcp(End { address: [203, 0, 113, 7], ..CLIENT }, SERVER, "S");
+            let wanted = if loose == Port::Lan { Forward } else { Drop(DropReason::Spoofed) };
+            assert_eq!(rig.send(Port::Lan, &foreign).verdict, wanted, "{loose:?} takes all sources");
+        }
+        // The way back is looked up with the first packet, for the MTU there.
+        rig.set_interface(Port::Lan, zone(LAN, LAN_MAC, 0));
+        let mut rule = Rule { from: LAN, to: WAN, ..accept("lan-out") };
+        rule.decision.mss = 1200;
+        rig.load_rules(&[rule]);
+        rig.set_plain_routes(&NETWORKS);
+        assert_eq!(rig.send(Port::Lan, &tcp(CLIENT, SERVER, "S")).verdict, Forward);
+        assert_eq!(rig.send(Port::Wan, &tcp(SERVER, CLIENT, "S.")).verdict, Forward);
+        let flow = rig.flows.get(&key(CLIENT, SERVER, proto::TCP), 0).expect("it was answered");
+        let ways = flow.ways.map(|way| way.out);
+        assert_eq!(ways, [Port::Wan, Port::Lan].map(|port| NextHop::out(rig.ifindex(port), false, false)));
     });
 }
 

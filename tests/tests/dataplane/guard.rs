@@ -163,6 +163,13 @@ fn a_flood_to_the_node_pushes_out_none_of_its_sessions() {
         let guest = |n: u16| End { address: [192, 168, 100, 101], port: n, ..CLIENT };
         for n in 1..=2 * 16_384 {
             assert_eq!(rig.send(Port::Lan, &tcp(guest(n), NODE, "S")).verdict, Pass);
+            if n % 16 == 1 {
+                // It is answered; who cannot hear that acknowledges nothing that was sent.
+                assert!(rig.leave(Port::Lan, None, 0, &tcp(NODE, guest(n), "S.")));
+                let mut forged = tcp(guest(n), NODE, ".");
+                forged[42] ^= n as u8 | 1;
+                assert_eq!(rig.send(Port::Lan, &forged).verdict, Pass);
+            }
             if n % 16 == 0 {
                 // What the node says again, when its guest was pushed out long ago.
                 assert!(rig.leave(Port::Lan, None, 0, &tcp(NODE, guest(n / 4), "S.")));

@@ -1,5 +1,7 @@
 //! Policy: zones, rules, and what passes without any.
 
+use std::net::Ipv6Addr;
+
 use etherparse::PacketBuilder;
 use fwha_common::drop::DropReason;
 use fwha_common::flow::{FlowKey, proto};
@@ -314,6 +316,32 @@ fn own_protocols_pass(rig: &mut Rig, when: &str) {
         assert_eq!(sent.verdict, Pass, "{name} {when}");
         assert_eq!(sent.frame, frame, "{name} is left as it is");
     }
+}
+
+#[test]
+fn what_goes_to_many_over_ipv6_is_held_against_the_route_to_its_source() {
+    needs_root!();
+    at_both_hooks(|rig| {
+        rig.load_rules(&[Rule { to: ZONE_NODE, ..accept_service(proto::UDP, 547, 547, "dhcp") }]);
+        let from = |address: &str, to: &str| {
+            let [src, dst] = [address, to].map(|a| a.parse::<Ipv6Addr>().expect("an address").octets());
+            let mac = if dst[0] == 0xff { [0x33, 0x33, 0, 1, 0, 3] } else { LAN_MAC };
+            let builder = PacketBuilder::ethernet2(CLIENT.macs.0, mac).ipv6(src, dst, 8).udp(547, 547);
+            let mut frame = Vec::new();
+            builder.write(&mut frame, b"relayed").expect("a datagram");
+            frame
+        };
+        for to in ["ff05::1:3", "ff02::1:2", "2001:db8:1::1"] {
+            for (source, verdict) in [
+                ("2001:db8:1::100", Pass),
+                ("fe80::100", Pass),
+                ("2001:db8:2::128", Drop(DropReason::Spoofed)),
+                ("2001:db8:9::1", Drop(DropReason::Spoofed)),
+            ] {
+                assert_eq!(rig.send(Port::Lan, &from(source, to)).verdict, verdict, "{source} to {to}");
+            }
+        }
+    });
 }
 
 #[test]
