@@ -235,7 +235,8 @@ pub struct GroupRecord {
     pub priority: u8,
     /// The sender follows, or was, the last Active so closely that it holds that one's flows.
     pub warm: bool,
-    /// The sender is Active because an operator moved the group there: no preemption.
+    /// The sender, or the Active that it follows in this term, is Active because an operator moved the group there: no
+    /// preemption.
     pub moved: bool,
     /// The highest term that the sender knows; the term of its ownership while Active.
     pub term: u32,

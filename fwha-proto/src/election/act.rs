@@ -86,7 +86,10 @@ impl Election {
         }
         let group = &self.groups[g];
         let id = group.config.group;
-        let heard = self.peers.iter().filter(|p| p.alive()).filter_map(|p| p.group(id)).map(|r| r.term);
+        // Of a term whose Active this node hears that one tells it itself, or has left it already.
+        let told = |r: &&GroupRecord| r.hears.and_then(|node| self.peer(node)).is_some_and(Peer::alive);
+        let heard = self.peers.iter().filter(|p| p.alive()).filter_map(|p| p.group(id));
+        let heard = heard.filter(|r| !told(r)).map(|r| r.term);
         let known = heard.max().unwrap_or(0).max(group.past_term);
         let other = self.actives(g).next().is_some() || self.told_actives(g).next().is_some();
         if !group.is_active() || known <= group.term || other {
@@ -147,7 +150,7 @@ impl Election {
         group.announce.clear();
         group.refresh = None;
         group.handover = None;
-        group.moved = false;
+        (group.moved, group.moved_to) = (false, None);
         group.vacant_since = None;
         if let Some(claim) = group.claim.take() {
             group.term = group.term.max(claim.term);

@@ -230,12 +230,15 @@ impl Election {
             return;
         };
         let Outranked { since, instance, interval_cs, sender } = outranked;
-        if self.has_authority(g, sender) {
+        let opening = self.config.heartbeat_interval * OPENING_BEATS;
+        // One that has said goodbye speaks no more: that was the last word of the Active before, which came another way.
+        let has_left = sender
+            .and_then(|node| self.peer(node))
+            .is_some_and(|peer| peer.state() == PeerState::Left && since < peer.suspicion.since() + opening);
+        if has_left || self.has_authority(g, sender) {
             self.groups[g].outranked = None;
             self.counters.count("vrrp_rx", "ignored");
-        } else if group.config.members.len() == 1
-            || now >= since + self.config.heartbeat_interval * OPENING_BEATS
-        {
+        } else if group.config.members.len() == 1 || now >= since + opening {
             self.groups[g].outranked = None;
             self.groups[g].foreign = true;
             self.be_after(g, Role::Backup, Cause::VrrpOutranked, Some((instance, interval_cs)));

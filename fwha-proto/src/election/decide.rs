@@ -96,6 +96,7 @@ impl Election {
             if self.groups[g].is_active() && now >= self.groups[g].lease_until {
                 self.be(g, Role::Backup, Cause::LeaseLapsed);
             }
+            self.remember_move(g);
             self.raise(g);
             self.yield_to_vrrp(g);
             self.note_splits(g);
@@ -110,6 +111,15 @@ impl Election {
                     Judgement::Withdraw => self.withdraw(g),
                 }
             }
+        }
+    }
+
+    /// Active: learns from a Backup that an operator moved the group here before the daemon ended and came back.
+    fn remember_move(&mut self, g: usize) {
+        let group = &self.groups[g];
+        let reminds = |r: &GroupRecord| r.moved && r.hears == Some(self.me()) && r.term == group.term;
+        if group.is_active() && group.cause == Cause::Resumed && self.candidates(g).any(|(_, r)| reminds(r)) {
+            self.groups[g].moved = true;
         }
     }
 
@@ -173,6 +183,7 @@ impl Election {
             (Some(_), Some(h)) if self.is_candidate(g, h.to) => Judgement::Stay,
             (Some((role, cause)), _) => match self.best_candidate(g) {
                 Some(to) => Judgement::Offer(to),
+                None if self.is_about_to_answer(g) => Judgement::Stay,
                 None => Judgement::Be(role, cause),
             },
             (None, Some(_)) => Judgement::Stay,
@@ -187,6 +198,10 @@ impl Election {
         let top = self.top_active(g).map(|(node, r)| (node, *r));
         if let Some((node, record)) = top {
             self.groups[g].vacant_since = None;
+            // Its daemon forgets that when it ends; it is reminded if it comes back within its lease.
+            let owner = (node, record.term);
+            let moved = record.moved && record.offered_to.is_none() || self.groups[g].moved_to == Some(owner);
+            self.groups[g].moved_to = moved.then_some(owner);
             if record.offered_to == Some(me) {
                 return Judgement::Take(Cause::Offered);
             }
@@ -208,7 +223,7 @@ impl Election {
                 || untried
                 || other_config
                 || unconnected.is_some()
-                || record.moved
+                || moved
                 || record.offered_to.is_some()
             {
                 self.groups[g].preempt_since = None;
@@ -223,7 +238,7 @@ impl Election {
             return Judgement::Stay;
         }
         self.groups[g].preempt_since = None;
-        if self.told_actives(g).next().is_some() {
+        if self.told_actives(g).next().is_some() || self.is_being_taken(g) {
             self.groups[g].vacant_since = None;
             return Judgement::Stay;
         }
@@ -330,6 +345,17 @@ impl Election {
         told.filter_map(|r| Some((r.hears?, r.term))).filter(move |(node, _)| unheard(*node))
     }
 
+    /// Whether a member that is heard here has taken the role in a term of which it has told another, and not this node yet:
+    /// one heartbeat of it was lost.
+    fn is_being_taken(&self, g: usize) -> bool {
+        let group = &self.groups[g];
+        let id = group.config.group;
+        let record =
+            |node: NodeId| self.peer(node).filter(|peer| peer.alive()).and_then(|peer| peer.group(id));
+        let told = group.others().filter_map(|node| record(node));
+        told.filter_map(|r| Some((r.term, record(r.hears?)?))).any(|(term, taker)| taker.term < term)
+    }
+
     /// The other members that could be Active.
     pub(super) fn candidates(&self, g: usize) -> impl Iterator<Item = (NodeId, &GroupRecord)> {
         let (group, now) = (&self.groups[g], self.clock);
@@ -344,6 +370,20 @@ impl Election {
         let group = &self.groups[g];
         let mut others = group.others().filter_map(|node| self.peer(node));
         others.any(|peer| matches!(standing(peer, group.config.group, self.clock), Standing::Pending))
+    }
+
+    /// Whether a member that could be Active has just fallen silent: mostly its daemon could not run for a moment, and takes
+    /// an offer when it can. It is waited for as long as for the answer to an offer.
+    fn is_about_to_answer(&self, g: usize) -> bool {
+        let (group, now) = (&self.groups[g], self.clock);
+        let mut silent = group.others().filter_map(|node| self.peer(node)).filter(|peer| {
+            matches!(peer.state(), PeerState::Suspect | PeerState::Silent)
+                && now < peer.suspicion.since() + self.config.handover_timeout
+        });
+        let running = |peer: &Peer| peer.last.as_ref().is_some_and(|last| last.node == NodeState::Running);
+        silent.any(|peer| {
+            running(peer) && peer.group(group.config.group).is_some_and(|r| r.role == Role::Backup)
+        })
     }
 
     pub(super) fn is_candidate(&self, g: usize, node: NodeId) -> bool {

@@ -223,7 +223,7 @@ impl Election {
                     name(active),
                     self.zone_name(zone)
                 ),
-                None if record.moved => {
+                None if group.moved_to.is_some() => {
                     format!("this node is preferred, but an operator moved the group to {}", name(active))
                 }
                 None => {

@@ -106,6 +106,8 @@ pub(super) struct Group {
     pub splits: (u64, Duration),
     /// An operator moved the group here.
     pub moved: bool,
+    /// Backup: the Active to which an operator moved the group, and the term that it had said so in.
+    pub moved_to: Option<(NodeId, u32)>,
     /// This node holds the flows of the last Active.
     pub warm: bool,
     /// The member that was last known to be Active, if not this one.
@@ -159,6 +161,7 @@ impl Group {
             split: None,
             splits: (0, Duration::ZERO),
             moved: false,
+            moved_to: None,
             warm: false,
             last_active: None,
             vacant_since: None,

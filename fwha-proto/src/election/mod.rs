@@ -685,7 +685,10 @@ impl Election {
                 role: group.role,
                 priority: group.priority(),
                 warm: group.warm,
-                moved: group.handover.map_or(group.moved, |h| h.moved),
+                moved: match group.handover {
+                    Some(handover) => handover.moved,
+                    None => group.moved || group.moved_to.is_some_and(|(_, term)| term == group.term),
+                },
                 term: group.term,
                 age_ms: group.age_ms(self.clock),
                 heard: if group.is_active() { 0 } else { group.heard(self.clock) },

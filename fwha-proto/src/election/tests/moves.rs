@@ -39,6 +39,99 @@ fn a_switchover_holds_against_preemption_until_its_node_is_lost() {
 }
 
 #[test]
+fn a_switchover_holds_although_the_daemon_that_got_the_group_is_restarted() {
+    let mut rig = Rig::pair_with(1, |_, c| c.groups[0].preempt = true);
+    rig.command(1, |e, now| e.switchover(now, 0, Some(2))).unwrap();
+    rig.run(ms(1000));
+    for _ in 0..2 {
+        rig.kill_daemon(2);
+        rig.run(ms(100));
+        rig.start(2);
+        rig.run(ms(30_000));
+        assert_eq!(rig.actives(0), [2]);
+        let now = rig.now;
+        assert!(rig.election(2).status(now).groups[0].moved, "an operator is told of it");
+    }
+    // It is gone with the role.
+    rig.command(2, |e, now| e.switchover(now, 0, None)).unwrap();
+    rig.run(ms(1000));
+    rig.kill(1);
+    rig.run(ms(5000));
+    rig.start(1);
+    rig.run(ms(5000));
+    assert_eq!(rig.actives(0), [1]);
+}
+
+#[test]
+fn one_lost_heartbeat_of_three_nodes_does_not_disturb_a_move() {
+    for preempt in [false, true] {
+        for phase in 0..20 {
+            // To the node before is told too late, or to the third.
+            for (deaf, priorities) in [(1, [150, 120, 100]), (3, [120, 100, 150])] {
+                let mut rig = Rig::new(3, phase, move |_, c| {
+                    c.groups[0].members = (1..).zip(priorities).collect();
+                    c.groups[0].preempt = preempt && deaf == 1;
+                    c.groups[0].preempt_delay = ms(500);
+                });
+                (1..=3).for_each(|n| rig.start(n));
+                rig.run(ms(8000));
+                if rig.actives(0) != [1] {
+                    let active = rig.actives(0)[0];
+                    rig.command(active, |e, now| e.switchover(now, 0, Some(1))).unwrap();
+                }
+                rig.run(ms(2000) + Duration::from_micros(500 * phase));
+                assert_eq!(rig.actives(0), [1]);
+                let then = rig.now;
+                rig.cut(2, deaf, SYNC);
+                rig.command(1, |e, now| e.switchover(now, 0, Some(2))).unwrap();
+                rig.run(ms(14));
+                rig.heal();
+                rig.run(ms(3000));
+                let taken = |n| rig.events(n, then).iter().filter(|e| is_active(e)).count();
+                assert_eq!((rig.actives(0), [1, 2, 3].map(taken)), (vec![2], [0, 1, 0]), "{phase} {deaf}");
+            }
+        }
+    }
+}
+
+/// Whether a node has become Active, or says so anew.
+fn is_active(event: &Event) -> bool {
+    matches!(event, Event::Role { to: Role::Active, .. })
+}
+
+#[test]
+fn a_planned_move_waits_for_a_taker_that_is_silent_for_a_moment() {
+    for (offered, phase) in (0..10).flat_map(|phase| [(false, phase), (true, phase)]) {
+        let mut rig = Rig::pair(phase);
+        rig.run(ms(phase));
+        let then = rig.now;
+        if offered {
+            rig.hang(2);
+            rig.command(1, |e, now| e.shutdown(now));
+            rig.run(ms(35));
+        } else {
+            rig.hang(2);
+            rig.run(ms(27));
+            assert_ne!(rig.peer_state(1, 2), PeerState::Alive);
+            rig.command(1, |e, now| e.shutdown(now));
+            rig.run(ms(8));
+        }
+        assert_eq!(rig.actives(0), [1], "{phase}");
+        rig.resume(2);
+        rig.run(ms(200));
+        assert_eq!(rig.actives(0), [2], "{phase}");
+        assert_eq!(role_causes(&rig, 2, then), [(Role::Active, Cause::Offered)], "{phase}");
+    }
+    // It is not waited for as long as it likes.
+    let mut rig = Rig::pair(1);
+    rig.hang(2);
+    rig.run(ms(27));
+    rig.command(1, |e, now| e.shutdown(now));
+    let took = rig.run_until(ms(3000), |r| r.node(1).done).unwrap();
+    assert!(took <= ms(1100), "{took:?}");
+}
+
+#[test]
 fn a_switchover_that_cannot_be_is_refused_with_the_reason() {
     let mut rig = Rig::pair(1);
     let refused = rig.command(2, |e, now| e.switchover(now, 0, None)).unwrap_err();
