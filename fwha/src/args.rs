@@ -305,6 +305,9 @@ pub struct SwitchoverArgs {
     /// The node to move to; the most preferred one that is ready, if left out.
     #[arg(long, value_name = "NODE")]
     pub to: Option<String>,
+    /// Also to a node that does not hold this node's flows: their connections are then lost.
+    #[arg(long)]
+    pub force: bool,
     /// Return only when the group could be moved back without loss: when its new node is in sync with this one.
     #[arg(long)]
     pub wait: bool,
@@ -356,7 +359,7 @@ pub struct StandbyArgs {
     /// Stand by, or take part again.
     #[arg(value_enum)]
     pub standby: Switch,
-    /// Also if no other node can have this node's groups now: they are then down.
+    /// Also if no other node can have this node's groups now, or none holds its flows: they are then lost.
     #[arg(long)]
     pub force: bool,
 }

@@ -14,6 +14,9 @@ pub struct SwitchoverRequest {
     /// The node to move to; the most preferred one that is ready, if left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub to: Option<String>,
+    /// Also to a node that does not hold the flows of this one.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
 }
 
 /// The group has moved.
@@ -35,7 +38,7 @@ pub struct SwitchoverReply {
 pub struct StandbyRequest {
     /// Which.
     pub on: bool,
-    /// Also if a group is then without any node.
+    /// Also if a group is then without any node, or with one that does not hold the flows of this one.
     pub force: bool,
 }
 
@@ -98,6 +101,9 @@ pub struct ReloadReply {
     pub applied: bool,
     /// The differences.
     pub changes: Vec<ConfigChange>,
+    /// What is worth a thought in the file (`fwha check` says it, too) and was not in the one before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// Hash of the config in force, 16 hexadecimal digits.
     pub config_hash: String,
     /// Flows that were ended, with `revalidate`.

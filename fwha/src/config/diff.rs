@@ -193,7 +193,13 @@ impl Changes {
 
     fn nodes(&mut self, old: &[Node], new: &[Node]) {
         for (before, now) in self.named("node", (old, new), |n| &n.name, true) {
-            let Node { id: _, name, sync } = before;
+            let Node { id, name, sync } = before;
+            if *id != now.id {
+                self.restart(format!(
+                    "node {name:?} would have another number, by which nodes with the old file do not know it: new nodes go to \
+                     the end, and nodes before it stay"
+                ));
+            }
             if sync != &now.sync {
                 self.restart(format!("node {name:?}: sync"));
             }

@@ -17,7 +17,7 @@ use std::{
     fs::{File, OpenOptions},
     io::{Read, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use fwha_proto::seal::{ClusterKey, KeyRing};
@@ -58,6 +58,9 @@ pub enum KeyError {
     /// It exists already, so no key is written to it.
     #[error("exists already; a key is never overwritten")]
     Exists,
+    /// A change of it was begun and has not ended, or goes on now; this file holds what was to be.
+    #[error("is changed by somebody else, or was until the machine failed: {} is there", .0.display())]
+    Unfinished(PathBuf),
     /// The system refused.
     #[error("{0}")]
     Io(#[from] std::io::Error),
@@ -72,6 +75,9 @@ impl KeyError {
             Self::Exposed(_) => format!("chmod 600 {path}"),
             Self::TooShort(_) | Self::Malformed => {
                 format!("copy it again from another node, or remove it and run `fwhactl keygen {path}`")
+            }
+            Self::Unfinished(beside) => {
+                format!("unless somebody changes it right now, remove {} and do it again", beside.display())
             }
             Self::Exists => "move it away first, or choose another name".into(),
             Self::Rotating => format!("when every node has this file: fwhactl keygen --finish {path}"),
@@ -223,7 +229,13 @@ pub fn finish(path: &Path) -> Result<(), KeyError> {
 fn replace(path: &Path, keys: &Keys) -> Result<(), KeyError> {
     let name = path.file_name().ok_or(KeyError::NotAFile)?.to_string_lossy();
     let beside = path.with_file_name(format!(".{name}.new"));
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
+    let mut file =
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside).map_err(|e| {
+            match e.kind() {
+                std::io::ErrorKind::AlreadyExists => KeyError::Unfinished(beside.clone()),
+                _ => KeyError::Io(e),
+            }
+        })?;
     let written = write(&mut file, keys).and_then(|()| Ok(std::fs::rename(&beside, path)?));
     if written.is_err() {
         // As above.
@@ -318,6 +330,12 @@ mod tests {
         }
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        let beside = dir.path().join(format!(".{}.new", path.file_name().unwrap().to_string_lossy()));
+        std::fs::write(&beside, "half").unwrap();
+        let unfinished = rotate(&path).unwrap_err();
+        for text in [unfinished.to_string(), unfinished.remedy(&path)] {
+            assert!(text.contains(&*beside.to_string_lossy()), "{text}");
+        }
     }
 
     #[test]

@@ -67,6 +67,11 @@ impl Service {
         matches!(self.proto, 0 | proto::TCP)
     }
 
+    /// The port of it at which hosts are most likely logged in to: that of SSH, or the first.
+    pub(super) const fn login(&self) -> u16 {
+        if self.port_min <= 22 && 22 <= self.port_max { 22 } else { self.port_min }
+    }
+
     /// Whether it takes all that `other` does.
     pub(super) fn covers(&self, other: &Self) -> bool {
         (self.proto == 0 || self.proto == other.proto)

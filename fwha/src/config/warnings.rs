@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use super::{
     Config, ZoneId,
     groups::{Group, Vip},
-    rules::Rule,
+    rules::{Rule, Service},
 };
 
 /// Rules are compared with each other up to so many: that takes the square of their number.
@@ -134,11 +134,13 @@ fn sync(config: &Config, warnings: &mut Vec<String>) {
     }
 }
 
-/// Whether a rule admits some TCP to the node from some host.
+/// Whether a rule admits some TCP to the node from some host: port 22, or another that may be where its SSH is, which that of
+/// the metrics is not.
 fn admits_tcp_to_node(config: &Config) -> bool {
     let admits = |rule: &&Rule| {
         rule.action == Action::Accept && matches!(rule.to, ZONE_NODE | ZONE_ANY) && rule.takes_tcp()
     };
+    let metrics = config.metrics.listen.map(|address| address.port());
     config.rules.iter().filter(admits).any(|rule| {
         let named = rule.source.iter().chain(&rule.destination).next();
         let any: IpAddr = match named {
@@ -146,14 +148,16 @@ fn admits_tcp_to_node(config: &Config) -> bool {
             _ => Ipv4Addr::LOCALHOST.into(),
         };
         let some = |list: &[IpNet]| FlowKey::address(octets(list.first().map_or(any, IpNet::addr)));
-        let service = rule.services.iter().find(|service| service.is_tcp());
-        let port =
-            service.map_or(22, |s| if (s.port_min..=s.port_max).contains(&22) { 22 } else { s.port_min });
+        let ports: Vec<u16> = match rule.services[..] {
+            [] => vec![22],
+            _ => rule.services.iter().filter(|service| service.is_tcp()).map(Service::login).collect(),
+        };
+        let ports = ports.into_iter().filter(|port| Some(*port) != metrics);
         let zones: Vec<ZoneId> = match rule.from {
             ZONE_ANY => config.zones.iter().map(|z| z.id).collect(),
             zone => vec![zone],
         };
-        zones.into_iter().any(|from| {
+        let admits = |port, from| {
             let query = Query {
                 src: some(&rule.source),
                 dst: some(&rule.destination),
@@ -163,7 +167,8 @@ fn admits_tcp_to_node(config: &Config) -> bool {
                 to: ZONE_NODE,
             };
             config.ruleset.find(&query).is_some_and(|decision| decision.action == Action::Accept as u8)
-        })
+        };
+        ports.into_iter().any(|port| zones.iter().any(|from| admits(port, *from)))
     })
 }
 

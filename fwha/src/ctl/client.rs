@@ -128,10 +128,11 @@ impl Client {
         let works = [path::EXPLAIN_PACKET, path::RELOAD, path::FLOWS_DELETE];
         let works = works.iter().any(|path| target.starts_with(path));
         let patience = if works { WORK_TIMEOUT } else { ANSWER_TIMEOUT };
-        let response = timeout(patience, sender.send_request(request.body(Full::new(body))?))
-            .await
-            .with_context(|| self.silent())?
-            .with_context(|| self.broken())?;
+        let response = timeout(patience, sender.send_request(request.body(Full::new(body))?)).await;
+        let response = match response.with_context(|| self.silent())? {
+            Ok(response) => response,
+            Err(error) => return Err(anyhow::Error::from(error).context(broken(&self.socket).await)),
+        };
         if let Some(warning) = response.headers().get(WARNING_HEADER).and_then(|w| w.to_str().ok()) {
             self.warned.call_once(|| {
                 // Nobody reads it, then.
@@ -164,21 +165,19 @@ impl Client {
         let body = http_body_util::Limited::new(response.into_body(), ANSWER_LEN_MAX);
         match timeout(ANSWER_TIMEOUT, body.collect()).await.with_context(|| self.silent())? {
             Ok(body) => Ok(body.to_bytes()),
-            Err(error) => Err(anyhow::anyhow!("{error}").context(self.broken())),
+            Err(error) => Err(anyhow::anyhow!("{error}").context(broken(&self.socket).await)),
         }
     }
 
     fn silent(&self) -> Silent {
         Silent(self.socket.clone())
     }
-
-    fn broken(&self) -> String {
-        broken(&self.socket)
-    }
 }
 
-fn broken(socket: &Path) -> String {
-    format!("the fwha daemon at {} broke off", socket.display())
+/// Why there is no answer, or no more of it, though there should be: the daemon is gone, or gave this one up.
+async fn broken(socket: &Path) -> String {
+    let what = if UnixStream::connect(socket).await.is_ok() { "broke off" } else { "has gone" };
+    format!("the fwha daemon at {} {what}", socket.display())
 }
 
 /// Lines of an answer as they come.
@@ -200,12 +199,9 @@ impl Lines {
         Self { socket, patience, body, buffer: Vec::new(), start: 0, ended: false }
     }
 
-    /// Why there are no more lines, though there should be: the daemon is gone, or gave this answer up.
+    /// Why there are no more lines, though there should be.
     pub(super) async fn broken(&self) -> anyhow::Error {
-        match UnixStream::connect(&self.socket).await {
-            Ok(_) => anyhow::anyhow!(broken(&self.socket)),
-            Err(_) => anyhow::anyhow!("the fwha daemon at {} has gone", self.socket.display()),
-        }
+        anyhow::anyhow!(broken(&self.socket).await)
     }
 
     /// The next line that is not empty; `None` after the last.

@@ -33,6 +33,9 @@ pub(super) async fn run(ctl: &Ctl, args: &ReloadArgs) -> anyhow::Result<ExitCode
         Output::Table => table(&mut out, &reply)?,
     }
     print(&out)?;
+    if ctl.output == Output::Table {
+        reply.warnings.iter().for_each(|warning| tell(format_args!("warning: {warning}")));
+    }
     let restarts = reply.changes.iter().filter(|c| c.restart).count();
     if restarts == 0 {
         return Ok(ExitCode::SUCCESS);

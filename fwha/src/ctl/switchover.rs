@@ -17,7 +17,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 const SYNC_WAIT: Duration = Duration::from_secs(60);
 
 pub(super) async fn run(ctl: &Ctl, args: SwitchoverArgs) -> anyhow::Result<()> {
-    let request = SwitchoverRequest { group: args.group, to: args.to };
+    let request = SwitchoverRequest { group: args.group, to: args.to, force: args.force };
     let reply: SwitchoverReply = ctl.client.post(path::SWITCHOVER, &request).await?;
     let mut out = Vec::new();
     match ctl.output {

@@ -259,8 +259,15 @@ impl Server {
         text.gauge("fwha_uptime_seconds", "Since the daemon started.", |m| m.add(&[], uptime));
         let (election, replication) = (self.election_status.load(), self.replication_status.load());
         thread_metrics(&mut text, &self.threads(&election, &replication));
-        let warnings = self.status(counts).warnings.len();
-        text.gauge("fwha_warnings", "Warnings of `fwhactl status` now.", |m| m.add(&[], warnings));
+        let (file, all) = (config.warnings.len(), self.status(counts).warnings.len());
+        text.gauge(
+            "fwha_warnings",
+            "Warnings of `fwhactl status` now: about the config file, and others.",
+            |m| {
+                m.add(&[("about", "file")], file);
+                m.add(&[("about", "state")], all.saturating_sub(file));
+            },
+        );
         let help = "Times that an address or route could not be set, removed or listed.";
         text.counter("fwha_address_failures_total", help, |m| m.add(&[], self.troubles.failures()));
         self.election_metrics(&mut text, &election);

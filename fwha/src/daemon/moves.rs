@@ -23,6 +23,8 @@ use crate::api;
 const MOVE_WAIT: Duration = Duration::from_secs(5);
 /// How long replication may take to show how it stands after a move: twenty times what it does.
 const SHOW_WAIT: Duration = Duration::from_secs(1);
+/// How long the taker may take to hold all flows before a move is refused: just after another move it does not yet.
+const FLOWS_WAIT: Duration = Duration::from_secs(2);
 /// Between two looks at the election while a group moves.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 /// What ends a standby.
@@ -53,6 +55,9 @@ pub(super) async fn switchover(
     let Json(request) = request?;
     let id = server.group_named(request.group.as_deref())?;
     let to = request.to.as_deref().map(|name| server.node_named(name)).transpose()?;
+    if !request.force {
+        server.check_flows_known(|group| group == id, to).await?;
+    }
     let (began, asked) = (Instant::now(), server.now());
     let released = server.release(|group| group == id, to).await;
     let to = server.command(|reply| Command::Switchover { group: id, to, reply }).await?;
@@ -93,6 +98,9 @@ pub(super) async fn standby(
             if on { ": standby holds until the daemon ends only" } else { ": the node stays on standby" };
         Problem(StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}{undone}"))
     };
+    if on && !force {
+        server.check_flows_known(|_| true, None).await?;
+    }
     let began = Instant::now();
     let before = server.election_status.load_full();
     if !on {
@@ -165,19 +173,65 @@ impl Server {
     /// Stops what runs with those of the groups that can move from here: to a node, or to any.
     async fn release(&self, moves: impl Fn(GroupId) -> bool, to: Option<NodeId>) -> Released {
         let election = self.election_status.load_full();
-        let ready = |peer: &PeerStatus| {
-            peer.state == PeerState::Alive
-                && peer.node_state == Some(NodeState::Running)
-                && to.is_none_or(|to| peer.node == to)
-        };
+        let here = self.takers(&election, moves, to).filter(|(_, takers)| !takers.is_empty());
+        self.resources.release(here.map(|(group, _)| group)).await
+    }
+
+    /// Those of the groups that are here, and who can take each: a node, or any.
+    fn takers<'a>(
+        &self,
+        election: &'a Snapshot,
+        moves: impl Fn(GroupId) -> bool,
+        to: Option<NodeId>,
+    ) -> impl Iterator<Item = (GroupId, Vec<&'a PeerStatus>)> {
         let config = self.config();
-        let member = |group: GroupId, node: NodeId| {
-            config.groups.iter().any(|g| g.id == group && g.nodes.iter().any(|(n, _)| *n == node))
-        };
-        let away = |group| election.status.peers.iter().any(|peer| ready(peer) && member(group, peer.node));
-        let here = election.status.groups.iter();
-        let here = here.filter(|g| g.role == Role::Active && moves(g.group) && away(g.group));
-        self.resources.release(here.map(|g| g.group)).await
+        let here = election.status.groups.iter().filter(move |g| g.role == Role::Active && moves(g.group));
+        here.map(move |here| {
+            let member = |node: NodeId| {
+                config.groups.iter().any(|g| g.id == here.group && g.nodes.iter().any(|(n, _)| *n == node))
+            };
+            let takers = election.status.peers.iter().filter(|peer| {
+                peer.state == PeerState::Alive
+                    && peer.node_state == Some(NodeState::Running)
+                    && to.is_none_or(|to| peer.node == to)
+                    && member(peer.node)
+            });
+            (here.group, takers.collect())
+        })
+    }
+
+    /// Waits until connections survive that the groups move from here.
+    ///
+    /// # Errors
+    /// When nobody of those that can take one comes to say that it holds all of this node's flows.
+    async fn check_flows_known(
+        &self,
+        moves: impl Fn(GroupId) -> bool,
+        to: Option<NodeId>,
+    ) -> Result<(), Problem> {
+        if !self.config().replication.enabled {
+            return Ok(());
+        }
+        let began = Instant::now();
+        let mut looks = tokio::time::interval(LOOK_INTERVAL);
+        loop {
+            looks.tick().await;
+            let election = self.election_status.load_full();
+            let lacks = |(_, takers): &(GroupId, Vec<&PeerStatus>)| {
+                !takers.is_empty() && !takers.iter().any(|peer| peer.in_sync)
+            };
+            let Some((group, takers)) = self.takers(&election, &moves, to).find(lacks) else { return Ok(()) };
+            if began.elapsed() >= FLOWS_WAIT {
+                let names: Vec<&str> = takers.iter().map(|peer| self.names.node(peer.node)).collect();
+                let reason = format!(
+                    "{} does not hold all flows of {}, whose connections would be lost (wait for in-sync in \
+                     `fwhactl status`; `--force` does it all the same)",
+                    names.join(" or "),
+                    self.names.me()
+                );
+                return Err(self.not_moved(group, &reason));
+            }
+        }
     }
 
     /// Gives the election a command and waits for its answer.

@@ -47,6 +47,8 @@ pub type Requests = mpsc::UnboundedSender<Request>;
 pub struct Outcome {
     /// The differences.
     pub changes: Vec<diff::Change>,
+    /// Warnings about the file that the one before did not have.
+    pub warnings: Vec<String>,
     /// Whether the file is in force.
     pub applied: bool,
 }
@@ -114,7 +116,10 @@ impl Running {
         }
         let text = match &outcome {
             Ok(Outcome { changes, .. }) if changes.is_empty() => return outcome,
-            Ok(Outcome { changes, applied: true }) => summary(changes.iter()),
+            Ok(Outcome { changes, warnings, applied: true }) => {
+                warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+                summary(changes.iter())
+            }
             Ok(Outcome { changes, .. }) => {
                 let restarts = changes.iter().filter(|change| change.restart);
                 format!("nothing was changed: a restart is needed for {}", summary(restarts))
@@ -138,6 +143,8 @@ impl Running {
         let old = self.config.load_full();
         let me = self.network.node.id;
         let changes = diff::diff(&old, &new, me);
+        let warnings = new.warnings.iter().filter(|warning| !old.warnings.contains(warning));
+        let warnings = warnings.cloned().collect();
         let other_macs = |zone: &Zone| old.has_virtual_macs(zone.id) != new.has_virtual_macs(zone.id);
         let interfaces = old.zones != new.zones || new.zones.iter().any(other_macs);
         let links = if interfaces { links().map_err(anyhow::Error::from)? } else { Vec::new() };
@@ -160,7 +167,7 @@ impl Running {
             self.network.config = Arc::clone(&new);
             self.config.store(new);
         }
-        Ok(Outcome { changes, applied })
+        Ok(Outcome { changes, warnings, applied })
     }
 
     fn set_interfaces(
@@ -268,7 +275,7 @@ pub(super) async fn reload(
     let (reply, answer) = oneshot::channel();
     let gone = || Problem(StatusCode::SERVICE_UNAVAILABLE, "the daemon is shutting down".into());
     server.reload.send(Request { dry_run, reply }).map_err(|_| gone())?;
-    let Outcome { changes, applied } =
+    let Outcome { changes, warnings, applied } =
         answer.await.map_err(|_| gone())?.map_err(|refused| match refused {
             Refused::Mistakes(errors) => {
                 let found = match errors.mistakes().len() {
@@ -290,6 +297,7 @@ pub(super) async fn reload(
         node: server.names.me().to_owned(),
         applied,
         changes: changes.collect(),
+        warnings,
         config_hash: format!("{:016x}", server.config().hash),
         flows_ended,
         took_ms: began.elapsed().as_secs_f64() * 1e3,

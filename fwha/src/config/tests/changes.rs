@@ -58,6 +58,21 @@ fn rules_are_known_by_their_names() {
 }
 
 #[test]
+fn a_node_is_added_at_the_end() {
+    const NODE: &str =
+        "[[node]]\nname = \"fw3\"\nsync = [{ interface = \"sync\", address = \"172.16.0.3\" }]\n";
+    let first = "[[node]]\nname = \"fw1\"";
+    let last = "\n[[zone]]\nname = \"inet\"";
+    assert_eq!(changes(&[(last, &format!("{NODE}{last}"))]), ["node \"fw3\" added"]);
+    let told = changes(&[(first, &format!("{NODE}{first}"))]);
+    assert_eq!(told[0], "node \"fw3\" added");
+    for (text, name) in told[1..].iter().zip(["fw1", "fw2"]) {
+        assert!(text.starts_with(&format!("node {name:?} would have another number")), "{text}");
+    }
+    assert_eq!(told.len(), 3);
+}
+
+#[test]
 fn addresses_come_and_go_and_move() {
     const ONE: &str = "\"10.0.0.12/24\"";
     assert_eq!(

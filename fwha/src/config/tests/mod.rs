@@ -325,6 +325,13 @@ fn being_locked_out_is_warned_of() {
     ] {
         assert_eq!(doubts(ADMIN, other), [""; 0], "{other}");
     }
+    let metrics = |service: &str| {
+        let rule = format!("services = [{service}]\naction = \"accept\"");
+        let file = with(ADMIN, &rule) + "\n[metrics]\nlisten = \"127.0.0.1:9761\"\n";
+        parse(&file).unwrap_or_else(|e| panic!("{e}")).warnings.iter().any(|w| w == LOCKED)
+    };
+    assert!(metrics("\"tcp/9761\""), "who reads metrics does not log in");
+    assert!(!metrics("\"tcp/9761\", \"tcp/2222\""));
     let closed = "[[rule]]\nname = \"none\"\naction = \"drop\"\n\n[[rule]]\nname = \"lan-out\"";
     let warnings = doubts("[[rule]]\nname = \"lan-out\"", closed);
     assert!(warnings.iter().any(|w| w == LOCKED), "{warnings:?}");

@@ -6,6 +6,7 @@ use anyhow::{Result, ensure};
 use fwha::sys::bpf::{AttachType, tcx_links};
 use fwha_tests::lab::{INET_VIP, LAN_VIP, Lab, LabOptions, LineProcess, Node};
 use fwha_tests::pair::{PATIENCE, active_node, event_ms, peer_state, role};
+use fwha_tests::root::is_missing;
 use fwha_tests::scenario::with_pair;
 use fwha_tests::traffic::Probe;
 use serde_json::Value;
@@ -124,6 +125,39 @@ fn a_switchover_moves_the_group_and_back_and_tells_its_steps() {
         let refused = pair.node(first).ctl_output(&["switchover", "--to", "fw9"])?;
         let said = String::from_utf8_lossy(&refused.stderr).into_owned();
         assert!(said.contains("there is no node \"fw9\": known are fw1, fw2"), "{said}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_group_moves_to_a_node_that_lacks_flows_only_by_force() {
+    if is_missing("/usr/sbin/nft", "nftables") {
+        return;
+    }
+    with_pair(LabOptions::default(), |lab, pair| {
+        let active = pair.settle(lab)?;
+        let taker = active.peer();
+        let holds = |holds: bool| move |status: &Value| status["peers"][0]["holds_flows"] == holds;
+        pair.wait_for_status(lab, active, "the peer to hold all flows", holds(true))?;
+        // Replication does not get there any more, and heartbeats do.
+        let deaf = "add table inet deaf; add chain inet deaf in { type filter hook input priority 0; }; \
+                    add rule inet deaf in udp dport 4762 drop";
+        lab.exec(taker.host(), &["nft", deaf])?;
+        let status = pair.wait_for_status(lab, active, "the peer to say that it does not", holds(false))?;
+        assert_eq!(peer_state(&status), Some("alive"), "{status}");
+
+        for command in [&["switchover"][..], &["switchover", "--to", taker.name()], &["standby", "on"]] {
+            let refused = pair.node(active).ctl_output(command)?;
+            assert_eq!(refused.status.code(), Some(1), "{command:?}: {}", said(&refused));
+            let reason = format!("{taker} does not hold all flows of {active}");
+            assert!(said(&refused).contains(&reason), "{command:?}: {}", said(&refused));
+            assert!(said(&refused).contains("--force"), "{command:?}: {}", said(&refused));
+        }
+        let status = pair.node(active).ctl(&["status"])?;
+        assert_eq!((role(&status), status["standby"] == true), (Some("active"), false), "{status}");
+
+        let reply = pair.node(active).ctl(&["switchover", "--force"])?;
+        assert_eq!(reply["to"].as_str(), Some(taker.name()));
         Ok(())
     });
 }

@@ -175,6 +175,15 @@ fn rules_change_at_once_and_what_lives_goes_on_until_it_is_judged_again() {
         }
         reload_both(pair, &[], "nothing changed\n")?;
 
+        // A file by which nobody can log in is one without mistakes, and is told of before it is in force.
+        const LOGIN: &str = "services = [\"tcp/22\", \"icmp\"]";
+        edit(lab, LOGIN, "services = [\"icmp\"]")?;
+        let (_, problem, code) = reload(pair.node(active), &["--dry-run"])?;
+        ensure!(code == 0 && problem.contains("nobody can log in"), "{code} {problem}");
+        edit(lab, "services = [\"icmp\"]", LOGIN)?;
+        let (_, problem, _) = reload(pair.node(active), &["--dry-run"])?;
+        ensure!(problem.is_empty(), "what is so already is not told again: {problem}");
+
         // Counters belong to names.
         ensure!(pair.node(active).count("rules.web-in")? == 2, "a connection, a stream");
         ensure!(pair.node(active).count("rules.lan-out")? >= hits, "those before the reload count");
