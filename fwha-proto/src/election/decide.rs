@@ -352,7 +352,7 @@ impl Election {
         let id = group.config.group;
         let record =
             |node: NodeId| self.peer(node).filter(|peer| peer.alive()).and_then(|peer| peer.group(id));
-        let told = group.others().filter_map(|node| record(node));
+        let told = group.others().filter_map(&record);
         told.filter_map(|r| Some((r.term, record(r.hears?)?))).any(|(term, taker)| taker.term < term)
     }
 
