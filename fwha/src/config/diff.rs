@@ -77,7 +77,7 @@ pub fn diff(old: &Config, new: &Config, me: NodeId) -> Vec<Change> {
         true,
     );
     changes.nodes(nodes, &new.nodes);
-    changes.zones(zones, new, me);
+    changes.zones((nodes, zones), new, me);
     changes.groups((old, groups), (new, &new.groups));
     changes.rules((old, rules), (new, &new.rules));
     changes.hooks(hooks, &new.hooks);
@@ -206,14 +206,15 @@ impl Changes {
         }
     }
 
-    fn zones(&mut self, old: &[Zone], new: &Config, me: NodeId) {
-        for (before, now) in self.named("zone", (old, &new.zones), |z| &z.name, true) {
+    fn zones(&mut self, (nodes, zones): (&[Node], &[Zone]), new: &Config, me: NodeId) {
+        for (before, now) in self.named("zone", (zones, &new.zones), |z| &z.name, true) {
             let Zone { id: _, name, interfaces: _, attach, anti_spoofing } = before;
             for node in &new.nodes {
-                let of = |zone: &Zone| zone.interfaces.get(&node.id).cloned().unwrap_or_default();
-                let (before, now) = (of(before), of(now));
+                let of = |zone: &Zone, id| zone.interfaces.get(&id).cloned().unwrap_or_default();
+                let was = nodes.iter().find(|was| was.name == node.name);
+                let (before, now) = (was.map_or_else(Vec::new, |was| of(before, was.id)), of(now, node.id));
                 // Addresses and VRRP are on the first. Those of other nodes are for them to know.
-                let restart = node.id == me && before.first() != now.first();
+                let restart = was.is_some_and(|was| was.id == me) && before.first() != now.first();
                 let what = format!("zone {name:?}: interfaces of {}", node.name);
                 self.setting(&what, &list(before, "none"), &list(now, "none"), restart);
             }

@@ -63,13 +63,17 @@ fn a_node_is_added_at_the_end() {
         "[[node]]\nname = \"fw3\"\nsync = [{ interface = \"sync\", address = \"172.16.0.3\" }]\n";
     let first = "[[node]]\nname = \"fw1\"";
     let last = "\n[[zone]]\nname = \"inet\"";
-    assert_eq!(changes(&[(last, &format!("{NODE}{last}"))]), ["node \"fw3\" added"]);
+    let zones = ["inet\": interfaces of fw3: none -> wan", "lan\": interfaces of fw3: none -> lan"];
+    let zones = zones.map(|zone| format!("zone \"{zone}"));
+    let end = changes(&[(last, &format!("{NODE}{last}"))]);
+    assert_eq!(end[0], "!node \"fw3\" added");
+    assert_eq!(end[1..], zones);
     let told = changes(&[(first, &format!("{NODE}{first}"))]);
-    assert_eq!(told[0], "node \"fw3\" added");
+    assert_eq!(told[0], "!node \"fw3\" added");
     for (text, name) in told[1..].iter().zip(["fw1", "fw2"]) {
-        assert!(text.starts_with(&format!("node {name:?} would have another number")), "{text}");
+        assert!(text.starts_with(&format!("!node {name:?} would have another number")), "{text}");
     }
-    assert_eq!(told.len(), 3);
+    assert_eq!(told[3..], zones);
 }
 
 #[test]
