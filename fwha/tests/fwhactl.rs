@@ -753,7 +753,7 @@ async fn events_of_a_daemon_that_has_gone_do_not_end_well() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("fwha.sock");
         let answer = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n".to_owned() + rest;
-        let server = answer_once(&socket, answer);
+        let server = answer_once(StdListener::bind(&socket).unwrap(), answer);
         let run = fwhactl(&socket, &["events", "--follow"]).await;
         server.join().unwrap();
         let said = format!("fwhactl: the fwha daemon at {} has gone\n", socket.display());
@@ -761,9 +761,8 @@ async fn events_of_a_daemon_that_has_gone_do_not_end_well() {
     }
 }
 
-/// A daemon that gives one answer, and is gone.
-fn answer_once(socket: &Path, answer: String) -> std::thread::JoinHandle<()> {
-    let listener = StdListener::bind(socket).unwrap();
+/// A daemon that gives one answer, and listens no more.
+fn answer_once(listener: StdListener, answer: String) -> std::thread::JoinHandle<()> {
     std::thread::spawn(move || {
         use std::io::{Read, Write};
         let (mut stream, _) = listener.accept().unwrap();
@@ -1080,19 +1079,29 @@ async fn without_a_daemon_one_line_says_so() {
 
 #[tokio::test]
 async fn a_daemon_that_answers_nonsense_or_breaks_off_is_named() {
+    const BROKEN: &str = "broke off";
     for (answer, expected) in [
         ("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}", "is not understood: its version may be another"),
         ("HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n", "answered 404 Not Found to /v1/status"),
-        ("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n{", "broke off"),
-        ("", "broke off"),
+        ("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n{", BROKEN),
+        ("", BROKEN),
     ] {
-        let dir = tempfile::tempdir().unwrap();
-        let socket = dir.path().join("fwha.sock");
-        let server = answer_once(&socket, answer.to_owned());
-        let run = fwhactl(&socket, &["status"]).await;
-        server.join().unwrap();
-        assert_eq!((run.code, run.stdout.as_str()), (1, ""), "{answer}");
-        assert!(run.stderr.contains(expected) && run.stderr.lines().count() == 1, "{}", run.stderr);
+        for lives in [false, true] {
+            let expected = match (expected, lives) {
+                (BROKEN, false) => "has gone",
+                (expected, _) => expected,
+            };
+            let dir = tempfile::tempdir().unwrap();
+            let socket = dir.path().join("fwha.sock");
+            let listener = StdListener::bind(&socket).unwrap();
+            let after = lives.then(|| listener.try_clone().unwrap());
+            let server = answer_once(listener, answer.to_owned());
+            let run = fwhactl(&socket, &["status"]).await;
+            server.join().unwrap();
+            drop(after);
+            assert_eq!((run.code, run.stdout.as_str()), (1, ""), "{answer}");
+            assert!(run.stderr.contains(expected) && run.stderr.lines().count() == 1, "{}", run.stderr);
+        }
     }
 }
 
