@@ -305,7 +305,7 @@ pub struct SwitchoverArgs {
     /// The node to move to; the most preferred one that is ready, if left out.
     #[arg(long, value_name = "NODE")]
     pub to: Option<String>,
-    /// Also to a node that does not hold this node's flows: their connections are then lost.
+    /// Also to a node that is not in sync with this one: connections may then be lost.
     #[arg(long)]
     pub force: bool,
     /// Return only when the group could be moved back without loss: when its new node is in sync with this one.
@@ -359,7 +359,8 @@ pub struct StandbyArgs {
     /// Stand by, or take part again.
     #[arg(value_enum)]
     pub standby: Switch,
-    /// Also if no other node can have this node's groups now, or none holds its flows: they are then lost.
+    /// Also if no other node can have this node's groups now (they are then down), or the one that gets them is not in sync with
+    /// it (connections may then be lost).
     #[arg(long)]
     pub force: bool,
 }

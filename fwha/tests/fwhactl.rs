@@ -112,7 +112,7 @@ fn status() -> Status {
             }],
         }],
         peers: vec![PeerStatus {
-            holds_flows: true,
+            in_sync: true,
             name: "fw2".into(),
             state: "alive".into(),
             since_ms: Some(3_000),

@@ -390,12 +390,18 @@ impl Election {
         self.candidates(g).any(|(candidate, _)| candidate == node)
     }
 
-    /// The best other member; one that says it does not hear this node would not hear an offer.
-    pub(super) fn best_candidate(&self, g: usize) -> Option<NodeId> {
+    /// Those of them, the best first; one that says it does not hear this node would not hear an offer.
+    pub(super) fn best_candidates(&self, g: usize) -> Vec<NodeId> {
         let hears = |node| self.peer(node).is_some_and(|peer| !peer.deaf);
-        self.candidates(g)
-            .max_by_key(|(node, r)| (hears(*node), self.rank(g, *node, r)))
-            .map(|(node, _)| node)
+        let ranked = self.candidates(g).map(|(node, r)| (hears(node), self.rank(g, node, r), node));
+        let mut ranked: Vec<_> = ranked.collect();
+        ranked.sort_unstable_by(|a, b| b.cmp(a));
+        ranked.into_iter().map(|(.., node)| node).collect()
+    }
+
+    /// The best of them.
+    pub(super) fn best_candidate(&self, g: usize) -> Option<NodeId> {
+        self.best_candidates(g).first().copied()
     }
 
     /// By what candidates for a vacant group are told apart; the greatest is the best.

@@ -76,6 +76,8 @@ pub struct GroupStatus {
     pub warm: bool,
     /// An operator moved the group here.
     pub moved: bool,
+    /// Who could take it, the best first: that one gets it in a move to no node in particular.
+    pub candidates: Vec<NodeId>,
     /// Whom the group is being handed to.
     pub handover: Option<NodeId>,
     /// The last offer of the group that was not taken.
@@ -180,6 +182,7 @@ impl Election {
             trackers: self.trackers(g, now),
             warm: group.warm,
             moved: group.moved,
+            candidates: self.best_candidates(g),
             handover: group.handover.map(|h| h.to),
             refusal: group.refusal.clone(),
             split: group.split.is_some(),

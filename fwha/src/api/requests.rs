@@ -14,7 +14,7 @@ pub struct SwitchoverRequest {
     /// The node to move to; the most preferred one that is ready, if left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub to: Option<String>,
-    /// Also to a node that does not hold the flows of this one.
+    /// Also to a node that is not in sync with this one.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub force: bool,
 }
@@ -38,7 +38,7 @@ pub struct SwitchoverReply {
 pub struct StandbyRequest {
     /// Which.
     pub on: bool,
-    /// Also if a group is then without any node, or with one that does not hold the flows of this one.
+    /// Also if a group is then without any node, or with one that is not in sync with this one.
     pub force: bool,
 }
 

@@ -239,9 +239,9 @@ pub struct PeerStatus {
     /// It says that an operator has put it on standby.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub standby: bool,
-    /// It says that it holds all flows of this node: connections survive a move to it.
+    /// It says that its table and that of this node agree: connections survive a move to it.
     #[serde(default)]
-    pub holds_flows: bool,
+    pub in_sync: bool,
     /// Why, if there is more to say.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,

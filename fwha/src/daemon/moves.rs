@@ -8,9 +8,8 @@ use axum::extract::{Json, State};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::Response;
 use fwha_proto::NodeId;
-use fwha_proto::election::status::PeerStatus;
 use fwha_proto::election::{CommandError, GroupId};
-use fwha_proto::heartbeat::{NodeState, PeerState, Role};
+use fwha_proto::heartbeat::{NodeState, Role};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -173,37 +172,13 @@ impl Server {
     /// Stops what runs with those of the groups that can move from here: to a node, or to any.
     async fn release(&self, moves: impl Fn(GroupId) -> bool, to: Option<NodeId>) -> Released {
         let election = self.election_status.load_full();
-        let here = self.takers(&election, moves, to).filter(|(_, takers)| !takers.is_empty());
-        self.resources.release(here.map(|(group, _)| group)).await
+        self.resources.release(takers(&election, moves, to).map(|(group, _)| group)).await
     }
 
-    /// Those of the groups that are here, and who can take each: a node, or any.
-    fn takers<'a>(
-        &self,
-        election: &'a Snapshot,
-        moves: impl Fn(GroupId) -> bool,
-        to: Option<NodeId>,
-    ) -> impl Iterator<Item = (GroupId, Vec<&'a PeerStatus>)> {
-        let config = self.config();
-        let here = election.status.groups.iter().filter(move |g| g.role == Role::Active && moves(g.group));
-        here.map(move |here| {
-            let member = |node: NodeId| {
-                config.groups.iter().any(|g| g.id == here.group && g.nodes.iter().any(|(n, _)| *n == node))
-            };
-            let takers = election.status.peers.iter().filter(|peer| {
-                peer.state == PeerState::Alive
-                    && peer.node_state == Some(NodeState::Running)
-                    && to.is_none_or(|to| peer.node == to)
-                    && member(peer.node)
-            });
-            (here.group, takers.collect())
-        })
-    }
-
-    /// Waits until connections survive that the groups move from here.
+    /// Waits until connections survive that the groups move from here: to a node, or to the best.
     ///
     /// # Errors
-    /// When nobody of those that can take one comes to say that it holds all of this node's flows.
+    /// When a taker does not come to say that its tables and those of this node agree.
     async fn check_flows_known(
         &self,
         moves: impl Fn(GroupId) -> bool,
@@ -217,16 +192,17 @@ impl Server {
         loop {
             looks.tick().await;
             let election = self.election_status.load_full();
-            let lacks = |(_, takers): &(GroupId, Vec<&PeerStatus>)| {
-                !takers.is_empty() && !takers.iter().any(|peer| peer.in_sync)
+            let in_sync =
+                |node: NodeId| election.status.peers.iter().any(|peer| peer.node == node && peer.in_sync);
+            let Some((group, taker)) = takers(&election, &moves, to).find(|(_, taker)| !in_sync(*taker))
+            else {
+                return Ok(());
             };
-            let Some((group, takers)) = self.takers(&election, &moves, to).find(lacks) else { return Ok(()) };
             if began.elapsed() >= FLOWS_WAIT {
-                let names: Vec<&str> = takers.iter().map(|peer| self.names.node(peer.node)).collect();
                 let reason = format!(
-                    "{} does not hold all flows of {}, whose connections would be lost (wait for in-sync in \
-                     `fwhactl status`; `--force` does it all the same)",
-                    names.join(" or "),
+                    "{} is not in sync with {}, whose connections may be lost (see `fwhactl status`; `--force` does it all \
+                     the same)",
+                    self.names.node(taker),
                     self.names.me()
                 );
                 return Err(self.not_moved(group, &reason));
@@ -292,4 +268,17 @@ impl Server {
         };
         Problem(StatusCode::CONFLICT, format!("group {name} was not moved: {reason}; {here}"))
     }
+}
+
+/// Those of the groups that are here and can move: to a node, or to the best.
+fn takers(
+    election: &Snapshot,
+    moves: impl Fn(GroupId) -> bool,
+    to: Option<NodeId>,
+) -> impl Iterator<Item = (GroupId, NodeId)> {
+    let here = election.status.groups.iter().filter(move |g| g.role == Role::Active && moves(g.group));
+    here.filter_map(move |group| {
+        let taker = group.candidates.iter().find(|node| to.is_none_or(|to| **node == to))?;
+        Some((group.group, *taker))
+    })
 }

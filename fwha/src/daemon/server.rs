@@ -424,7 +424,7 @@ impl Server {
                 state: peer.state.as_str().to_owned(),
                 since_ms: (peer.since != Time::ZERO).then(|| self.ms_since(peer.since)),
                 standby,
-                holds_flows: peer.in_sync,
+                in_sync: peer.in_sync,
                 reason: reasons.join("; "),
                 refused,
                 links: peer.links.iter().map(|l| self.link_status(l, sync)).collect(),

@@ -130,26 +130,26 @@ fn a_switchover_moves_the_group_and_back_and_tells_its_steps() {
 }
 
 #[test]
-fn a_group_moves_to_a_node_that_lacks_flows_only_by_force() {
+fn a_group_moves_to_a_node_that_is_not_in_sync_only_by_force() {
     if is_missing("/usr/sbin/nft", "nftables") {
         return;
     }
     with_pair(LabOptions::default(), |lab, pair| {
         let active = pair.settle(lab)?;
         let taker = active.peer();
-        let holds = |holds: bool| move |status: &Value| status["peers"][0]["holds_flows"] == holds;
-        pair.wait_for_status(lab, active, "the peer to hold all flows", holds(true))?;
+        let in_sync = |holds: bool| move |status: &Value| status["peers"][0]["in_sync"] == holds;
+        pair.wait_for_status(lab, active, "the peer to be in sync", in_sync(true))?;
         // Replication does not get there any more, and heartbeats do.
         let deaf = "add table inet deaf; add chain inet deaf in { type filter hook input priority 0; }; \
                     add rule inet deaf in udp dport 4762 drop";
         lab.exec(taker.host(), &["nft", deaf])?;
-        let status = pair.wait_for_status(lab, active, "the peer to say that it does not", holds(false))?;
+        let status = pair.wait_for_status(lab, active, "the peer to say that it does not", in_sync(false))?;
         assert_eq!(peer_state(&status), Some("alive"), "{status}");
 
         for command in [&["switchover"][..], &["switchover", "--to", taker.name()], &["standby", "on"]] {
             let refused = pair.node(active).ctl_output(command)?;
             assert_eq!(refused.status.code(), Some(1), "{command:?}: {}", said(&refused));
-            let reason = format!("{taker} does not hold all flows of {active}");
+            let reason = format!("{taker} is not in sync with {active}");
             assert!(said(&refused).contains(&reason), "{command:?}: {}", said(&refused));
             assert!(said(&refused).contains("--force"), "{command:?}: {}", said(&refused));
         }
