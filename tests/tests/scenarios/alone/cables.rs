@@ -6,6 +6,7 @@ use fwha_tests::pair::{active_node, peer_state, role};
 use fwha_tests::scenario::with_pair;
 use fwha_tests::takeover;
 use fwha_tests::traffic::Probe;
+use serde_json::Value;
 
 #[test]
 fn losing_the_sync_link_alone_moves_nothing_and_a_death_after_it_is_still_noticed() {
@@ -120,7 +121,11 @@ fn a_switch_that_is_dead_for_both_nodes_takes_no_other_zone_with_it() {
 
         lab.heal(other, Cable::Lan)?;
         pair.wait_for_role(lab, other, "active")?;
+        let cut = |status: &Value| status["warnings"].to_string().contains("zone inet has no carrier");
+        pair.wait_for_status(lab, other, "the loss to be named", cut)?;
         lab.heal(other, Cable::Wan)?;
+        // Before the other has more than it, which would count.
+        pair.wait_for_status(lab, other, "its carrier to be seen", |status| !cut(status))?;
         lab.heal(active, Cable::All)?;
         assert_eq!(pair.settle(lab)?, other);
         let status = pair.node(active).ctl(&["status"])?;
