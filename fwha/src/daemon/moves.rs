@@ -22,8 +22,8 @@ use crate::api;
 const MOVE_WAIT: Duration = Duration::from_secs(5);
 /// How long replication may take to show how it stands after a move: twenty times what it does.
 const SHOW_WAIT: Duration = Duration::from_secs(1);
-/// How long the taker may take to hold all flows before a move is refused: just after another move it does not yet.
-const FLOWS_WAIT: Duration = Duration::from_secs(2);
+/// How long the taker may take to be in sync before a move is refused: just after another move it is not yet.
+const IN_SYNC_WAIT: Duration = Duration::from_secs(2);
 /// Between two looks at the election while a group moves.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 /// What ends a standby.
@@ -55,7 +55,7 @@ pub(super) async fn switchover(
     let id = server.group_named(request.group.as_deref())?;
     let to = request.to.as_deref().map(|name| server.node_named(name)).transpose()?;
     if !request.force {
-        server.check_flows_known(|group| group == id, to).await?;
+        server.check_in_sync(|group| group == id, to).await?;
     }
     let (began, asked) = (Instant::now(), server.now());
     let released = server.release(|group| group == id, to).await;
@@ -98,7 +98,7 @@ pub(super) async fn standby(
         Problem(StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}{undone}"))
     };
     if on && !force {
-        server.check_flows_known(|_| true, None).await?;
+        server.check_in_sync(|_| true, None).await?;
     }
     let began = Instant::now();
     let before = server.election_status.load_full();
@@ -179,7 +179,7 @@ impl Server {
     ///
     /// # Errors
     /// When a taker does not come to say that its tables and those of this node agree.
-    async fn check_flows_known(
+    async fn check_in_sync(
         &self,
         moves: impl Fn(GroupId) -> bool,
         to: Option<NodeId>,
@@ -198,7 +198,7 @@ impl Server {
             else {
                 return Ok(());
             };
-            if began.elapsed() >= FLOWS_WAIT {
+            if began.elapsed() >= IN_SYNC_WAIT {
                 let reason = format!(
                     "{} is not in sync with {}, whose connections may be lost (see `fwhactl status`; `--force` does it all \
                      the same)",
