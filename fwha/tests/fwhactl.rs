@@ -753,7 +753,7 @@ async fn events_of_a_daemon_that_has_gone_do_not_end_well() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("fwha.sock");
         let answer = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n".to_owned() + rest;
-        let server = answer_once(StdListener::bind(&socket).unwrap(), answer);
+        let server = answer_once(StdListener::bind(&socket).unwrap(), answer, false);
         let run = fwhactl(&socket, &["events", "--follow"]).await;
         server.join().unwrap();
         let said = format!("fwhactl: the fwha daemon at {} has gone\n", socket.display());
@@ -762,10 +762,15 @@ async fn events_of_a_daemon_that_has_gone_do_not_end_well() {
 }
 
 /// A daemon that gives one answer, and listens no more.
-fn answer_once(listener: StdListener, answer: String) -> std::thread::JoinHandle<()> {
+fn answer_once(listener: StdListener, answer: String, lives: bool) -> std::thread::JoinHandle<()> {
     std::thread::spawn(move || {
         use std::io::{Read, Write};
         let (mut stream, _) = listener.accept().unwrap();
+        if !lives {
+            // To close it is not enough: a process that another test just begins has it, too, until it runs.
+            let address = listener.local_addr().unwrap();
+            std::fs::remove_file(address.as_pathname().unwrap()).unwrap();
+        }
         drop(listener);
         let mut request = Vec::new();
         while !request.ends_with(b"\r\n\r\n") {
@@ -1095,7 +1100,7 @@ async fn a_daemon_that_answers_nonsense_or_breaks_off_is_named() {
             let socket = dir.path().join("fwha.sock");
             let listener = StdListener::bind(&socket).unwrap();
             let after = lives.then(|| listener.try_clone().unwrap());
-            let server = answer_once(listener, answer.to_owned());
+            let server = answer_once(listener, answer.to_owned(), lives);
             let run = fwhactl(&socket, &["status"]).await;
             server.join().unwrap();
             drop(after);
